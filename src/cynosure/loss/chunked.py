@@ -1,0 +1,246 @@
+"""The driver: chunks of hidden rows -> logits buffer -> row kernel -> gradient GEMMs.
+
+N tokens, n of them counted, D hidden size, V vocabulary, R chunk rows
+hidden (N, D)  weight (V, D)  bias (V,)  buffer (R, V)  loss, upstream (n,)
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cynosure.loss.options import RowOptions, accumulation_dtype
+from cynosure.loss.plan import Backend, block_rows, choose_chunk_tokens
+from cynosure.loss.targets import Batch, rows_between, take_rows
+
+DWEIGHT_BLOCK = 4096  # rows of dW whose half-precision product is added while it is still in the CPU's cache
+
+
+class Head(NamedTuple):
+    """The matrix that turns hidden states into logits."""
+
+    weight: Tensor  # (V, D)
+    bias: Tensor | None  # (V,)
+
+
+class Job(NamedTuple):
+    """Everything constant about one call."""
+
+    batch: Batch
+    options: RowOptions
+    backend: Backend
+    dtype: torch.dtype  # that the matrix products run in: autocast's, else the inputs'
+    dweight_dtype: torch.dtype  # the weight's own
+    chunk_tokens: int | None
+
+
+class Chunk(NamedTuple):
+    """Counted rows start to stop, their hidden states and a buffer with their logits."""
+
+    start: int
+    stop: int
+    hidden: Tensor  # (r, D)
+    logits: Tensor  # (r, V)
+
+
+class Wanted(NamedTuple):
+    """Which gradients are asked for."""
+
+    dhidden: bool
+    dweight: bool
+    dbias: bool
+
+
+NOTHING = Wanted(False, False, False)
+
+
+def logits_chunks(
+    hidden: Tensor, head: Head, rows: Tensor | None, n_rows: int, chunk_tokens: int | None
+) -> Iterator[Chunk]:
+    """Logits of the n counted rows, R at a time, in one reused buffer: one GEMM in all."""
+    vocab_size = head.weight.shape[0]
+    n_chunk = choose_chunk_tokens(n_rows, vocab_size, hidden.dtype, chunk_tokens)
+    buffer = hidden.new_empty(n_chunk, vocab_size) if n_rows else None
+    for start in range(0, n_rows, n_chunk):
+        assert buffer is not None
+        stop = min(start + n_chunk, n_rows)
+        h = hidden[rows_between(rows, start, stop)]
+        logits = buffer[: stop - start]
+        if head.bias is None:
+            torch.mm(h, head.weight.t(), out=logits)
+        else:
+            torch.addmm(head.bias, h, head.weight.t(), out=logits)
+        yield Chunk(start, stop, h, logits)
+
+
+def blocks(n_rows: int, vocab_size: int, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[int, int]]:
+    """Pieces of n rows that a row kernel takes one at a time."""
+    n_block = block_rows(max(n_rows, 1), vocab_size, dtype, device)
+    for start in range(0, n_rows, n_block):
+        yield start, min(start + n_block, n_rows)
+
+
+def visit(logits: Tensor, kernel: Callable[[Tensor, int, int], None], write_back: bool = False) -> None:
+    """Hand the kernel (z, start, stop), block after block of logits (r, V), in the accumulation dtype.
+
+    Half-precision rows pass through a scratch block; others are worked on in place.
+    """
+    dtype = accumulation_dtype(logits.dtype)
+    for start, stop in blocks(len(logits), logits.shape[1], logits.dtype, logits.device):
+        block = logits[start:stop]
+        z = block.to(dtype)
+        kernel(z, start, stop)
+        if write_back and z.dtype != block.dtype:
+            block.copy_(z)
+
+
+class Gradients:
+    """dhidden (N, D), dweight (V, D) and dbias (V,), added up chunk by chunk, `1 / unit` of their size.
+
+    dW of half-precision inputs is added up in float32 and narrowed to the weight's dtype as the last chunk is added:
+    one visit less. A single chunk needs no accumulator at all.
+    """
+
+    def __init__(self, hidden: Tensor, head: Head, job: Job, wanted: Wanted, unit: float) -> None:
+        self.unit, self.job = unit, job
+        dtype = accumulation_dtype(job.dtype)
+        new = torch.zeros_like if job.batch.inputs is not None else torch.empty_like
+        self.dhidden = new(hidden, memory_format=torch.contiguous_format) if wanted.dhidden else None
+        self.dweight: Tensor | None = None
+        self.sum_dweight: Tensor | None = None
+        if wanted.dweight:
+            make = torch.empty if job.batch.n_rows else torch.zeros
+            self.dweight = make(head.weight.shape, dtype=job.dweight_dtype, device=hidden.device)
+        self.dbias = torch.zeros(len(head.weight), dtype=dtype, device=hidden.device) if wanted.dbias else None
+
+    def add(self, chunk: Chunk, head: Head) -> None:
+        """Two GEMMs: what the chunk, now holding d(logits), adds to each gradient."""
+        dlogits, rows = chunk.logits, self.job.batch.inputs
+        if self.dhidden is not None:
+            if rows is None:
+                torch.mm(dlogits, head.weight, out=self.dhidden[chunk.start : chunk.stop])
+            else:
+                self.dhidden.index_copy_(0, rows[chunk.start : chunk.stop], dlogits @ head.weight)
+        if self.dweight is not None and self.dweight.dtype == accumulation_dtype(dlogits.dtype) == dlogits.dtype:
+            _add_product(self.dweight, chunk)
+        elif self.dweight is not None:
+            self._add_narrow_product(self.dweight, chunk)
+        if self.dbias is not None:
+            for start, stop in blocks(len(dlogits), dlogits.shape[1], dlogits.dtype, dlogits.device):
+                self.dbias += dlogits[start:stop].sum(0, dtype=self.dbias.dtype)
+
+    def _add_narrow_product(self, dweight: Tensor, chunk: Chunk) -> None:
+        """dW += d(logits).T @ hidden of half-precision factors, through float32."""
+        first, last = chunk.start == 0, chunk.stop == self.job.batch.n_rows
+        if self.sum_dweight is None:
+            wide = accumulation_dtype(chunk.logits.dtype)
+            in_place = (first and last) or dweight.dtype == wide
+            self.sum_dweight = dweight if in_place else torch.empty_like(dweight, dtype=wide)
+        product = chunk.hidden.new_empty(DWEIGHT_BLOCK, chunk.hidden.shape[1])
+        for start in range(0, len(dweight), DWEIGHT_BLOCK):
+            stop = min(start + DWEIGHT_BLOCK, len(dweight))
+            part = torch.mm(chunk.logits[:, start:stop].t(), chunk.hidden, out=product[: stop - start])
+            total = self.sum_dweight[start:stop]
+            total = total.copy_(part) if first else total.add_(part)
+            if last and self.sum_dweight is not dweight:
+                dweight[start:stop] = total
+        if last:
+            self.sum_dweight = None
+
+    def take(self, upstream: Tensor | None, dtypes: list[torch.dtype | None]) -> list[Tensor | None]:
+        """The gradients times unit and upstream (a 0-d tensor), in these dtypes. They are handed over: call once."""
+        factor: float | Tensor = self.unit
+        if upstream is not None:  # read on a CPU, where 1 saves a visit of dW; elsewhere that would wait for the device
+            factor = factor * (upstream.item() if upstream.device.type == "cpu" else upstream)
+        parts = (self.dhidden, self.dweight, self.dbias)
+        self.dhidden = self.dweight = self.dbias = None
+        one = isinstance(factor, float) and factor == 1.0
+        scaled = [d if d is None or one else d.mul_(factor) for d in parts]
+        return [None if d is None else d.to(dtype) for d, dtype in zip(scaled, dtypes, strict=True)]
+
+
+def _add_product(dweight: Tensor, chunk: Chunk) -> None:
+    """dW += d(logits).T @ hidden, inside the GEMM."""
+    if chunk.start == 0:
+        torch.mm(chunk.logits.t(), chunk.hidden, out=dweight)
+    else:
+        dweight.addmm_(chunk.logits.t(), chunk.hidden)
+
+
+def compute(
+    job: Job,
+    hidden: Tensor,
+    head: Head,
+    upstream: Tensor | None = None,
+    wanted: Wanted = NOTHING,
+) -> tuple[Tensor, Gradients | None]:
+    """Loss (n,) of every counted row: one GEMM. With upstream (n,), the gradients wanted of sum(upstream * loss): two."""
+    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+        hidden = hidden.to(job.dtype)
+        head = Head(head.weight.to(job.dtype), None if head.bias is None else head.bias.to(job.dtype))
+        loss = torch.empty(job.batch.n_rows, dtype=accumulation_dtype(job.dtype), device=hidden.device)
+        gradients = None
+        if upstream is not None and any(wanted):
+            unit = _unit(upstream, job.dtype)
+            gradients = Gradients(hidden, head, job, wanted, unit)
+            upstream = upstream / unit
+        else:
+            upstream = None
+        for chunk in logits_chunks(hidden, head, job.batch.inputs, job.batch.n_rows, job.chunk_tokens):
+            visit(chunk.logits, _row_kernel(job, chunk.start, loss, upstream), write_back=gradients is not None)
+            if gradients is not None:
+                gradients.add(chunk, head)
+    return loss, gradients
+
+
+def _row_kernel(job: Job, offset: int, loss: Tensor, upstream: Tensor | None) -> Callable[[Tensor, int, int], None]:
+    batch = job.batch
+
+    def kernel(z: Tensor, start: int, stop: int) -> None:
+        start, stop = start + offset, stop + offset
+        target = batch.target.rows(rows_between(batch.targets, start, stop), batch.k[start:stop])
+        up = None if upstream is None else upstream[start:stop]
+        loss[start:stop] = job.backend.loss_rows(z, target, job.options, up)
+
+    return kernel
+
+
+def _unit(upstream: Tensor, dtype: torch.dtype) -> float:
+    """A power of two near the largest upstream: d(logits) in float16 are held relative to it.
+
+    A mean over 100,000 tokens scales them by 1e-5, which float16 would round to nothing before any loss scaling helps.
+    """
+    if dtype != torch.float16 or upstream.numel() == 0:
+        return 1.0
+    largest = upstream.abs().max().item()
+    return 2.0 ** math.floor(math.log2(largest)) if 0 < largest < math.inf else 1.0
+
+
+def compute_logits(job: Job, logits: Tensor) -> Tensor:
+    """Loss (n,) of every counted row of logits (..., V) that are there already."""
+    loss = torch.empty(job.batch.n_rows, dtype=accumulation_dtype(logits.dtype), device=logits.device)
+    with torch.no_grad():
+        _visit_given(job, logits, loss, None, None)
+    return loss
+
+
+def compute_dlogits(job: Job, logits: Tensor, upstream: Tensor) -> Tensor:
+    """d(logits) (..., V) of sum(upstream * loss), recomputed from the logits."""
+    with torch.no_grad():
+        new = torch.zeros if job.batch.inputs is not None else torch.empty
+        dlogits = new(logits.shape, dtype=logits.dtype, device=logits.device)
+        _visit_given(job, logits, torch.empty_like(upstream), upstream, dlogits.view(-1, logits.shape[-1]))
+    return dlogits
+
+
+def _visit_given(job: Job, logits: Tensor, loss: Tensor, upstream: Tensor | None, dlogits: Tensor | None) -> None:
+    rows, dtype = job.batch.inputs, loss.dtype
+    kernel = _row_kernel(job, 0, loss, upstream)
+    for start, stop in blocks(job.batch.n_rows, logits.shape[-1], logits.dtype, logits.device):
+        at = rows_between(rows, start, stop)
+        z = take_rows(logits, at).to(dtype, copy=True)
+        kernel(z, start, stop)
+        if dlogits is not None:
+            dlogits[at] = z.to(dlogits.dtype)

@@ -1,0 +1,232 @@
+"""The public operations: check, pair, compute, reduce.
+
+... leading shape, N tokens in all, D hidden size, V vocabulary
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cynosure.loss.autograd import FusedRows, FusedSum, LogitsRows
+from cynosure.loss.chunked import Head, Job
+from cynosure.loss.compiler import uncompiled
+from cynosure.loss.options import ReduceOptions, Reduction, RowOptions, accumulation_dtype
+from cynosure.loss.plan import check_chunk_tokens, choose_backend
+from cynosure.loss.targets import Batch, TargetLike, check_target, make_batch
+
+
+@uncompiled
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    target: TargetLike,
+    *,
+    bias: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    class_weight: Tensor | None = None,
+    token_weight: Tensor | None = None,
+    normalizer: float | Tensor | None = None,
+    shift: int = 0,
+    backend: str | None = None,
+    chunk_tokens: int | None = None,
+) -> Tensor:
+    """Cross-entropy of `hidden @ weight.T + bias` without ever holding those N x V logits.
+
+    Equal to `F.cross_entropy(F.linear(hidden, weight, bias), target, ...)` wherever that takes the same arguments, but
+    that a batch with nothing to average gives 0.0 (with a graph) instead of NaN, and that the loss is float32 for
+    narrower inputs too. Every option combines with every other. Formulas: `docs/math.md`, and
+    `cynosure.loss.reference` as code.
+
+    Args:
+        hidden: (..., D) hidden states, floating point.
+        weight: (V, D) output embedding, hidden's dtype (autocast casts both as it does for `F.linear`).
+        target: class indices (...); or probabilities (..., V); or a pair of class indices (..., K) and their
+            probabilities (..., K), every other class having none. Constants.
+        bias: (V,), hidden's dtype.
+        ignore_index: class indices of this value are ignored: they cost nothing and get no gradient.
+        reduction: "mean" over the normalizer, "sum", or "none" for (...) losses with 0 where ignored.
+        label_smoothing: epsilon in [0, 1]; the target becomes (1 - epsilon) y + epsilon / V.
+        z_loss: coefficient of lse^2, added to each token's loss.
+        softcap: logits become softcap * tanh(logits / softcap), after the scale.
+        scale: logits are multiplied by it.
+        class_weight: (V,) weight of each class, a constant.
+        token_weight: (...) weight of each token, aligned with the target; 0 means ignored. May require grad.
+        normalizer: what "mean" divides by, a constant: a number or 0-d tensor, say the number of tokens in the whole
+            accumulated or distributed batch. By default the sum of token weights times class_weight[target].
+        shift: k pairs hidden[..., :T-k, :] with target[..., k:], without copies; 1 is next-token prediction.
+        backend: a name of `cynosure.loss.plan.backends()`, or None to choose.
+        chunk_tokens: rows of logits held at once, or None to choose.
+
+    Returns:
+        0-d, or (...) - (..., T - shift) under shift - for "none". float32, or float64 for float64 inputs.
+
+    Raises:
+        ValueError, TypeError: an argument of the wrong shape, dtype, device or value, which the message names.
+        IndexError: a class index outside [0, V), with its position.
+
+    Gradients reach hidden, weight, bias and token_weight, where they require them, in three matrix products (four
+    for "none"); second derivatives and forward mode raise NotImplementedError. Under `torch.compile` the call is a
+    graph break.
+
+    >>> import torch
+    >>> hidden = torch.tensor([[2.0, 0.0], [0.0, 1.0]], requires_grad=True)
+    >>> weight = torch.eye(2)
+    >>> loss = linear_cross_entropy(hidden, weight, torch.tensor([0, 0]))
+    >>> round(loss.item(), 4)  # the mean of ln(1 + e^-2), sure and right, and ln(1 + e), wrong
+    0.7201
+    >>> loss.backward()
+    >>> hidden.grad[1]  # (softmax - one-hot) / 2 tokens, through the identity
+    tensor([-0.3655,  0.3655])
+    """
+    check_head(hidden, weight, bias)
+    options = RowOptions(label_smoothing, z_loss, softcap, scale, class_weight)
+    reduce = ReduceOptions(ignore_index, reduction, token_weight, normalizer, shift)
+    check_chunk_tokens(chunk_tokens)
+    job = _make_job(hidden, weight.shape[0], target, options, reduce, backend, matmul_dtype(hidden))
+    job = job._replace(chunk_tokens=chunk_tokens, dweight_dtype=weight.dtype)
+    rows = hidden.reshape(-1, hidden.shape[-1])
+    if reduction == "none":
+        return _spread(_apply(FusedRows, rows, weight, bias, job), job.batch)
+    return _apply(FusedSum, rows, weight, bias, job.batch.weight, job)
+
+
+@uncompiled
+def cross_entropy(
+    logits: Tensor,
+    target: TargetLike,
+    *,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    class_weight: Tensor | None = None,
+    token_weight: Tensor | None = None,
+    normalizer: float | Tensor | None = None,
+    shift: int = 0,
+    backend: str | None = None,
+) -> Tensor:
+    """Cross-entropy of logits (..., V) that are there already; classes last. Options, result and errors as above.
+
+    Beside the logits and their gradient no memory of their size is taken: probabilities are recomputed in the backward.
+
+    >>> import torch
+    >>> cross_entropy(torch.zeros(3, 5, 100), torch.zeros(3, 5, dtype=torch.long), shift=1)  # ln 100
+    tensor(4.6052)
+    """
+    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+        raise TypeError(f"logits must be a floating-point tensor, got {_kind(logits)}")
+    if logits.ndim == 0 or logits.shape[-1] == 0:
+        raise ValueError(f"logits must have shape (..., V) with V >= 1, got {tuple(logits.shape)}")
+    options = RowOptions(label_smoothing, z_loss, softcap, scale, class_weight)
+    reduce = ReduceOptions(ignore_index, reduction, token_weight, normalizer, shift)
+    job = _make_job(logits, logits.shape[-1], target, options, reduce, backend, logits.dtype)
+    losses = _apply(LogitsRows, logits, job)
+    return _spread(losses, job.batch) if reduction == "none" else (losses * job.batch.weight).sum()
+
+
+@uncompiled
+def token_logprobs(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    *,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    shift: int = 0,
+    ignore_index: int = -100,
+    backend: str | None = None,
+    chunk_tokens: int | None = None,
+) -> Tensor:
+    """Differentiable log p(target) of every token, in nats: what DPO, GRPO and distillation build on.
+
+    Arguments and errors as of `linear_cross_entropy`, class indices alone. Returns (...), or (..., T - shift); 0.0
+    where ignored. float32, or float64 for float64 inputs.
+
+    >>> import torch
+    >>> logprobs = token_logprobs(torch.zeros(2, 8), torch.randn(10, 8), torch.tensor([3, -100]))
+    >>> logprobs.exp()  # one in ten, and ignored
+    tensor([0.1000, 1.0000])
+    """
+    if not isinstance(target, Tensor) or target.is_floating_point():
+        raise TypeError(f"target must be class indices, got {_kind(target)}")
+    return -linear_cross_entropy(
+        hidden, weight, target, bias=bias, softcap=softcap, scale=scale, shift=shift, ignore_index=ignore_index,
+        reduction="none", backend=backend, chunk_tokens=chunk_tokens,
+    )  # fmt: skip
+
+
+def check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Head:
+    """hidden (..., D), weight (V, D) and bias (V,) of one dtype on one device, or a clear error."""
+    for name, x in (("hidden", hidden), ("weight", weight), ("bias", bias)):
+        if x is None and name == "bias":
+            continue
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise TypeError(f"{name} must be a floating-point tensor, got {_kind(x)}")
+        if x.device != hidden.device:
+            raise ValueError(f"{name} is on {x.device}, but hidden is on {hidden.device}")
+        if x.dtype != hidden.dtype and not torch.is_autocast_enabled(hidden.device.type):
+            raise TypeError(
+                f"{name} is {x.dtype}, but hidden is {hidden.dtype}: cast one of them, or use torch.autocast"
+            )
+    if hidden.ndim == 0 or weight.ndim != 2 or hidden.shape[-1] != weight.shape[1] or weight.shape[0] == 0:
+        raise ValueError(
+            f"hidden must have shape (..., D) and weight (V, D) with the same D and V >= 1, "
+            f"got {tuple(hidden.shape)} and {tuple(weight.shape)}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must have shape ({weight.shape[0]},), as weight has rows, got {tuple(bias.shape)}")
+    return Head(weight, bias)
+
+
+def matmul_dtype(hidden: Tensor) -> torch.dtype:
+    """What `F.linear` computes in: autocast's dtype where that is on (it leaves float64 alone), else hidden's."""
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device) and hidden.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return hidden.dtype
+
+
+def _make_job(
+    rows: Tensor, vocab_size: int, target: TargetLike, options: RowOptions, reduce: ReduceOptions, backend: str | None,
+    dtype: torch.dtype,
+) -> Job:  # fmt: skip
+    lead, weight = rows.shape[:-1], options.class_weight
+    if weight is not None:
+        if weight.shape != (vocab_size,):
+            raise ValueError(f"class_weight must have shape ({vocab_size},), the vocabulary, got {tuple(weight.shape)}")
+        if weight.device != rows.device:
+            raise ValueError(f"class_weight is on {weight.device}, but hidden or logits is on {rows.device}")
+        options = replace(options, class_weight=weight.to(accumulation_dtype(dtype)))
+    checked = check_target(target, lead, vocab_size, rows.device, reduce.ignore_index)
+    batch = make_batch(checked, lead, options, reduce, dtype)
+    return Job(batch, options, choose_backend(backend)[0], dtype, dtype, None)
+
+
+def _kind(x: object) -> str:
+    return f"a tensor of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+
+
+def _spread(losses: Tensor, batch: Batch) -> Tensor:
+    """Losses (n,) of the counted rows times their weights, in the result's shape, 0 elsewhere."""
+    losses = losses * batch.weight
+    if batch.outputs is not None:
+        losses = losses.new_zeros(batch.shape.numel()).index_copy(0, batch.outputs, losses)
+    return losses.view(batch.shape)
+
+
+def _apply(function: Any, *args: Any) -> Tensor:
+    """Apply an autograd function; without grad mode its inputs ask for no gradient, so none is made ahead."""
+    if not torch.is_grad_enabled():
+        args = tuple(x.detach() if isinstance(x, Tensor) else x for x in args)
+    result: Tensor = function.apply(*args)
+    return result

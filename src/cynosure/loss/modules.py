@@ -1,0 +1,86 @@
+"""The loss as nn.Module: options at construction, tensors at the call."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from cynosure.loss.functional import cross_entropy, linear_cross_entropy
+from cynosure.loss.targets import TargetLike
+
+_NUMBERS = ("ignore_index", "reduction", "label_smoothing", "z_loss", "softcap", "scale", "shift", "backend")
+
+
+class _Loss(nn.Module):
+    """Keeps the options; class weights are a buffer, so that they move with the module."""
+
+    options_allowed: tuple[str, ...] = _NUMBERS
+    class_weight: Tensor | None
+
+    def __init__(self, *, class_weight: Tensor | None = None, **options: Any) -> None:
+        super().__init__()
+        unknown = sorted(set(options) - set(self.options_allowed))
+        if unknown:
+            allowed = ", ".join((*self.options_allowed, "class_weight"))
+            raise TypeError(f"{type(self).__name__} has no option {unknown[0]!r}: there are {allowed}")
+        self.register_buffer("class_weight", class_weight)
+        self.options = options
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+
+
+class LinearCrossEntropyLoss(_Loss):
+    """`linear_cross_entropy` as a module. It owns no weight: the head's is given at the call, tied or not.
+
+    >>> import torch
+    >>> criterion = LinearCrossEntropyLoss(label_smoothing=0.1, shift=1)
+    >>> head = torch.nn.Linear(8, 100)
+    >>> loss = criterion(torch.randn(2, 5, 8), head.weight, torch.randint(100, (2, 5)), bias=head.bias)
+    >>> loss.shape
+    torch.Size([])
+    """
+
+    options_allowed = (*_NUMBERS, "chunk_tokens")
+
+    def forward(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        target: TargetLike,
+        *,
+        bias: Tensor | None = None,
+        token_weight: Tensor | None = None,
+        normalizer: float | Tensor | None = None,
+    ) -> Tensor:
+        """Loss of hidden (..., D) under the head weight (V, D); see `linear_cross_entropy`."""
+        return linear_cross_entropy(
+            hidden, weight, target, bias=bias, token_weight=token_weight, normalizer=normalizer,
+            class_weight=self.class_weight, **self.options,
+        )  # fmt: skip
+
+
+class CrossEntropyLoss(_Loss):
+    """`cross_entropy` as a module, for logits (..., V) that are there already.
+
+    >>> import torch
+    >>> round(CrossEntropyLoss(reduction="sum")(torch.zeros(3, 2), torch.tensor([0, 1, -100])).item(), 4)  # 2 ln 2
+    1.3863
+    """
+
+    def forward(
+        self,
+        logits: Tensor,
+        target: TargetLike,
+        *,
+        token_weight: Tensor | None = None,
+        normalizer: float | Tensor | None = None,
+    ) -> Tensor:
+        """Loss of logits (..., V); see `cross_entropy`."""
+        return cross_entropy(
+            logits,
+            target,
+            token_weight=token_weight,
+            normalizer=normalizer,
+            class_weight=self.class_weight,
+            **self.options,
+        )

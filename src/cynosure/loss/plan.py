@@ -1,0 +1,166 @@
+"""How a loss will be computed, and why: backend, chunk rows, matrix products, bytes."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from cynosure.loss import rows_torch
+from cynosure.loss.options import Reduction, accumulation_dtype, check_integer
+
+MIB = 2**20
+# A few hundred rows keep the matrix products at full speed; measured figures in docs/performance.md.
+CHUNK_TOKENS = 224
+MIN_LOGITS_BYTES = 16 * MIB  # small vocabularies take more rows: fewer, larger products
+MAX_LOGITS_BYTES = 224 * MIB  # huge ones take fewer
+BLOCK_BYTES = 4 * MIB  # a row kernel's piece of the buffer: stays in the CPU's last-level cache
+
+
+class Backend(NamedTuple):
+    """A row kernel: the two functions documented in `rows_torch`."""
+
+    name: str
+    loss_rows: Callable[..., torch.Tensor]
+    stats_rows: Callable[..., rows_torch.StatsRows]
+
+
+BACKENDS = {"torch": Backend("torch", rows_torch.loss_rows, rows_torch.stats_rows)}
+
+
+class BackendStatus(NamedTuple):
+    """Whether a backend can run here, and the reason."""
+
+    name: str
+    available: bool
+    reason: str
+
+
+def backends() -> list[BackendStatus]:
+    """Every backend there is, best first.
+
+    >>> [status.name for status in backends()]
+    ['torch']
+    """
+    return [BackendStatus("torch", True, "torch operations run on any device and in any float dtype")]
+
+
+def choose_backend(name: str | None) -> tuple[Backend, str]:
+    """The backend of that name, or the best one for None, and why; a name that cannot run is an error."""
+    if name is None:
+        best = next(status for status in backends() if status.available)
+        return BACKENDS[best.name], best.reason
+    if name not in BACKENDS:
+        known = ", ".join(repr(status.name) for status in backends())
+        raise ValueError(f"unknown backend {name!r}: there is {known}, or None to choose")
+    return BACKENDS[name], "asked for by name"
+
+
+def check_chunk_tokens(chunk_tokens: int | None) -> None:
+    """None, or an integer of at least 1."""
+    if chunk_tokens is not None:
+        check_integer("chunk_tokens", chunk_tokens)
+        if chunk_tokens < 1:
+            raise ValueError(f"chunk_tokens must be at least 1, or None to choose, got {chunk_tokens}")
+
+
+def choose_chunk_tokens(n_tokens: int, vocab_size: int, dtype: torch.dtype, chunk_tokens: int | None) -> int:
+    """Rows of logits held at once: as asked, else by size, in chunks as even as they come."""
+    if chunk_tokens is not None:
+        return max(1, min(chunk_tokens, n_tokens))
+    row_bytes = vocab_size * dtype.itemsize
+    most = max(CHUNK_TOKENS, MIN_LOGITS_BYTES // row_bytes)
+    most = max(1, min(most, MAX_LOGITS_BYTES // row_bytes))
+    n_chunks = max(1, math.ceil(n_tokens / most))
+    return max(1, math.ceil(n_tokens / n_chunks))
+
+
+def block_rows(chunk_tokens: int, vocab_size: int, dtype: torch.dtype, device: torch.device) -> int:
+    """Rows a kernel takes at a time: what fits the cache on a CPU, the whole chunk elsewhere."""
+    if device.type != "cpu":
+        return chunk_tokens
+    return max(1, min(chunk_tokens, BLOCK_BYTES // (vocab_size * accumulation_dtype(dtype).itemsize)))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one call costs. Bytes are beyond the inputs and the gradients themselves.
+
+    `accumulator_bytes` is the float32 copy of dW that half-precision weights are accumulated in.
+    """
+
+    backend: str
+    reason: str
+    n_tokens: int
+    vocab_size: int
+    dtype: torch.dtype
+    chunk_tokens: int
+    n_chunks: int
+    n_gemms: int
+    logits_bytes: int
+    scratch_bytes: int
+    accumulator_bytes: int
+    full_logits_bytes: int
+
+    def __str__(self) -> str:
+        def size(n_bytes: int) -> str:
+            return f"{n_bytes / MIB:,.1f} MiB"
+
+        return "\n".join(
+            [
+                f"backend      {self.backend} ({self.reason})",
+                f"chunks       {self.n_chunks} of {self.chunk_tokens} tokens, {self.n_gemms} matrix products each",
+                f"logits       {size(self.logits_bytes)} held, instead of {size(self.full_logits_bytes)}",
+                f"scratch      {size(self.scratch_bytes)}",
+                f"accumulator  {size(self.accumulator_bytes)}",
+            ]
+        )
+
+
+def explain(
+    n_tokens: int,
+    hidden_size: int,
+    vocab_size: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    reduction: Reduction = "mean",
+    requires_grad: bool = True,
+    backend: str | None = None,
+    chunk_tokens: int | None = None,
+) -> Plan:
+    """How `linear_cross_entropy` would treat these shapes: backend and reason, chunk rows, GEMMs, bytes.
+
+    hidden (n_tokens, hidden_size), weight (vocab_size, hidden_size), both of `dtype`, every target counted; both
+    gradients wanted if `requires_grad`. Raises ValueError for an unknown backend or a chunk below 1.
+
+    >>> plan = explain(1024, 640, 262_144, dtype=torch.bfloat16)
+    >>> plan.n_gemms, plan.full_logits_bytes // plan.logits_bytes
+    (3, 4)
+    >>> print(explain(1024, 640, 262_144))
+    backend      torch (torch operations run on any device and in any float dtype)
+    chunks       5 of 205 tokens, 3 matrix products each
+    logits       205.0 MiB held, instead of 1,024.0 MiB
+    scratch      0.0 MiB
+    accumulator  0.0 MiB
+    """
+    check_chunk_tokens(chunk_tokens)
+    chosen, reason = choose_backend(backend)
+    rows = choose_chunk_tokens(n_tokens, vocab_size, dtype, chunk_tokens)
+    half, n_chunks = accumulation_dtype(dtype) != dtype, math.ceil(n_tokens / rows)
+    block = block_rows(rows, vocab_size, dtype, torch.device(device))
+    return Plan(
+        backend=chosen.name,
+        reason=reason,
+        n_tokens=n_tokens,
+        vocab_size=vocab_size,
+        dtype=dtype,
+        chunk_tokens=rows,
+        n_chunks=n_chunks,
+        n_gemms=1 if not requires_grad else 4 if reduction == "none" else 3,
+        logits_bytes=rows * vocab_size * dtype.itemsize,
+        scratch_bytes=block * vocab_size * 4 if half else 0,
+        accumulator_bytes=vocab_size * hidden_size * 4 if half and requires_grad and n_chunks > 1 else 0,
+        full_logits_bytes=n_tokens * vocab_size * dtype.itemsize,
+    )

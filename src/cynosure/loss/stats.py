@@ -1,0 +1,116 @@
+"""Per-token figures in one pass, no logits kept, no gradient."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cynosure.loss.chunked import Head, logits_chunks, visit
+from cynosure.loss.compiler import uncompiled
+from cynosure.loss.functional import check_head, matmul_dtype
+from cynosure.loss.options import ReduceOptions, RowOptions, accumulation_dtype
+from cynosure.loss.plan import check_chunk_tokens, choose_backend
+from cynosure.loss.targets import Batch, check_target, make_batch, rows_between, take_rows
+
+
+class TokenStats(NamedTuple):
+    """Figures of every token, each (...) unless said: nats, probabilities, ids. Ignored: NaN, or -1 in integers."""
+
+    nll: Tensor  # -log p(target), nats
+    lse: Tensor  # log of the sum of exp(logits)
+    entropy: Tensor  # of the whole distribution, nats
+    rank: Tensor  # int64: 1 + the number of logits strictly above the target's, so ties share the best rank
+    argmax: Tensor  # int64: the likeliest token, the first of equals
+    confidence: Tensor  # its probability
+    margin: Tensor  # the likeliest's probability less the second's
+    brier: Tensor  # sum over the vocabulary of (p - y)^2, y one-hot
+    top_ids: Tensor  # (..., topk) int64, likeliest first
+    top_logprobs: Tensor  # (..., topk)
+    nll_at_temperature: Tensor  # (..., n_temperatures): nll with logits / T
+
+
+@uncompiled
+def token_stats(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    *,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    shift: int = 0,
+    ignore_index: int = -100,
+    topk: int = 0,
+    temperatures: list[float] | None = None,
+    backend: str | None = None,
+    chunk_tokens: int | None = None,
+) -> TokenStats:
+    """What a model's distribution says of each target: loss, rank, entropy, confidence and more, from one GEMM.
+
+    Arguments and errors as of `linear_cross_entropy`, class indices alone. `topk` is the number of likeliest tokens
+    listed, at most V; `temperatures`, all positive, divide the logits after the cap. Figures are float32, or float64
+    for float64 inputs, of shape (...), or (..., T - shift).
+
+    >>> import torch
+    >>> stats = token_stats(torch.eye(3)[:1], torch.tensor([[3.0, 0, 0], [1.0, 0, 0]]), torch.tensor([1]), topk=2)
+    >>> stats.rank, stats.top_ids
+    (tensor([2]), tensor([[0, 1]]))
+    >>> round(stats.nll.item(), 4)  # ln(1 + e^2)
+    2.1269
+    """
+    head = check_head(hidden, weight, bias)
+    if not isinstance(target, Tensor) or target.is_floating_point():
+        raise TypeError("target must be a tensor of class indices")
+    check_chunk_tokens(chunk_tokens)
+    vocab_size = weight.shape[0]
+    if not isinstance(topk, int) or not 0 <= topk <= vocab_size:
+        raise ValueError(f"topk must be an integer from 0 to {vocab_size}, the vocabulary, got {topk!r}")
+    temperatures = [float(t) for t in temperatures or []]
+    if not all(0 < t < float("inf") for t in temperatures):
+        raise ValueError(f"temperatures must be positive and finite, got {temperatures}")
+    options = RowOptions(softcap=softcap, scale=scale)
+    reduce = ReduceOptions(ignore_index=ignore_index, reduction="none", shift=shift)
+    kernel = choose_backend(backend)[0].stats_rows
+    dtype, lead = matmul_dtype(hidden), hidden.shape[:-1]
+    batch = make_batch(
+        check_target(target, lead, vocab_size, hidden.device, ignore_index), lead, options, reduce, dtype
+    )
+    figures = _Figures(batch, topk, len(temperatures), accumulation_dtype(dtype), hidden.device)
+    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+        rows = hidden.reshape(-1, hidden.shape[-1]).to(dtype)
+        head = Head(weight.to(dtype), None if bias is None else bias.to(dtype))
+        for chunk in logits_chunks(rows, head, batch.inputs, batch.n_rows, chunk_tokens):
+
+            def visit_block(z: Tensor, start: int, stop: int, offset: int = chunk.start) -> None:
+                at = rows_between(batch.targets, start + offset, stop + offset)
+                index = take_rows(target.unsqueeze(-1), at)[:, 0].long()
+                figures.put(start + offset, stop + offset, kernel(z, index, options, topk, temperatures))
+
+            visit(chunk.logits, visit_block)
+    return figures.stats()
+
+
+class _Figures:
+    """The figures of all tokens, filled block by block."""
+
+    def __init__(self, batch: Batch, topk: int, n_temperatures: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.batch = batch
+        widths = {"top_ids": (topk,), "top_logprobs": (topk,), "nll_at_temperature": (n_temperatures,)}
+        self.parts = []
+        for name in TokenStats._fields:
+            is_id = name in ("rank", "argmax", "top_ids")
+            shape = (batch.shape.numel(), *widths.get(name, ()))
+            self.parts.append(
+                torch.full(shape, -1, device=device)
+                if is_id
+                else torch.full(shape, torch.nan, dtype=dtype, device=device)
+            )
+
+    def put(self, start: int, stop: int, figures: tuple[Tensor, ...]) -> None:
+        """The figures of counted rows start to stop."""
+        at = rows_between(self.batch.outputs, start, stop)
+        for whole, part in zip(self.parts, figures, strict=True):
+            whole[at] = part
+
+    def stats(self) -> TokenStats:
+        return TokenStats(*(part.view(*self.batch.shape, *part.shape[1:]) for part in self.parts))

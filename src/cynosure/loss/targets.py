@@ -1,0 +1,224 @@
+"""Targets of every kind, and the rows of a batch that count.
+
+Class indices are handled as a distribution over K = 1 entries, sparse targets over K, dense ones over all V, so that
+a row kernel knows two shapes alone: (classes, probability) and probability.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cynosure.loss.options import ReduceOptions, RowOptions, accumulation_dtype
+
+TargetLike = Tensor | tuple[Tensor, Tensor]
+
+
+class TargetRows(NamedTuple):
+    """The targets of r rows, as a row kernel reads them."""
+
+    classes: Tensor | None  # (r, K) int64, or None where probability covers the vocabulary
+    probability: Tensor  # (r, K) or (r, V), in the accumulation dtype
+    k: Tensor  # (r,) multiplier of the z-loss: the class weight for class indices, else 1
+
+
+@dataclass(frozen=True)
+class Target:
+    """A checked target: (..., K) indices with (..., K) probabilities, or (..., V) probabilities."""
+
+    classes: Tensor | None
+    probability: Tensor | None  # None: class indices, all probability 1
+    ignored: Tensor | None  # (...) bool, for class indices alone
+
+    @property
+    def device(self) -> torch.device:
+        """Where the target lives."""
+        part = self.classes if self.classes is not None else self.probability
+        assert part is not None
+        return part.device
+
+    @property
+    def is_class(self) -> bool:
+        """True for class indices, False for distributions."""
+        return self.probability is None
+
+    def rows(self, at: "slice | Tensor", k: Tensor) -> TargetRows:
+        """The targets at these flat rows, k (r,) being theirs."""
+        classes = None if self.classes is None else take_rows(self.classes, at).long()
+        if self.probability is None:
+            return TargetRows(classes, torch.ones_like(k)[:, None], k)
+        return TargetRows(classes, take_rows(self.probability, at).to(k.dtype), k)
+
+
+class Batch(NamedTuple):
+    """The n rows that count: where they stand, and what the reduction does with them."""
+
+    target: Target
+    n_rows: int
+    inputs: Tensor | None  # (n,) flat rows of hidden or logits; None: all of them, in order
+    targets: Tensor | None  # (n,) flat rows of the target, likewise
+    outputs: Tensor | None  # (n,) flat rows of a result of shape `shape`, likewise
+    shape: torch.Size  # of an unreduced result: (..., T - shift)
+    k: Tensor  # (n,)
+    weight: Tensor  # (n,) what each row's loss is multiplied by: the token weight, over the normalizer for "mean"
+
+
+def take_rows(x: Tensor, at: "slice | Tensor") -> Tensor:
+    """Rows (r, C) of x (..., C) by flat position, without copying the rest, whatever x's strides."""
+    n_rows, n_columns = x.shape[:-1].numel(), x.shape[-1]
+    if x.is_contiguous():
+        return x.view(n_rows, n_columns)[at]
+    if x.ndim == 2:
+        return x[at]
+    if isinstance(at, slice):
+        at = torch.arange(n_rows, device=x.device)[at]
+    return x[torch.unravel_index(at, x.shape[:-1])]
+
+
+def rows_between(rows: Tensor | None, start: int, stop: int) -> "slice | Tensor":
+    """The flat rows behind counted rows start to stop."""
+    return slice(start, stop) if rows is None else rows[start:stop]
+
+
+def check_target(
+    target: TargetLike, lead: torch.Size, vocab_size: int, device: torch.device, ignore_index: int
+) -> Target:
+    """Class indices (...), probabilities (..., V) or (indices (..., K), probabilities (..., K)), or a clear error."""
+    if isinstance(target, (tuple, list)):
+        if len(target) != 2:
+            raise TypeError(f"a sparse target is a pair (indices, probabilities), got {len(target)} items")
+        return _check_sparse(target[0], target[1], lead, vocab_size, device)
+    _check_tensor("target", target, device)
+    if target.is_floating_point():
+        _check_shape("target (probabilities)", target, (*lead, vocab_size))
+        _check_constant("target", target)
+        return Target(None, target, None)
+    _check_integral("target", target)
+    _check_shape("target (class indices)", target, tuple(lead))
+    ignored = target == ignore_index
+    _check_range("target", target, ~ignored, vocab_size, f", or ignore_index={ignore_index}")
+    return Target(target.unsqueeze(-1), None, ignored)
+
+
+def _check_sparse(
+    index: Tensor, probability: Tensor, lead: torch.Size, vocab_size: int, device: torch.device
+) -> Target:
+    _check_tensor("target indices", index, device)
+    _check_tensor("target probabilities", probability, device)
+    _check_integral("target indices", index)
+    if not probability.is_floating_point():
+        raise TypeError(f"target probabilities must be floating point, got {probability.dtype}")
+    if index.ndim != len(lead) + 1 or index.shape[:-1] != lead:
+        raise ValueError(f"target indices must have shape {_text((*lead, 'K'))}, got {tuple(index.shape)}")
+    _check_shape("target probabilities", probability, tuple(index.shape))
+    _check_constant("target probabilities", probability)
+    _check_range("target indices", index, torch.ones_like(index, dtype=torch.bool), vocab_size, "")
+    return Target(index, probability, None)
+
+
+def make_batch(target: Target, lead: torch.Size, row: RowOptions, options: ReduceOptions, dtype: torch.dtype) -> Batch:
+    """Pair inputs with targets, leave out the ignored ones, weigh the rest. `lead` is hidden's or logits' (...)."""
+    shift, device = options.shift, target.device
+    _check_shift(shift, lead)
+    _check_token_weight(options.token_weight, lead, device)
+    shape = torch.Size((*lead[:-1], lead[-1] - shift)) if shift else lead
+    outputs = _counted(target, options, shape, device)
+    batch = Batch(target, shape.numel(), None, None, None, shape, torch.empty(0), torch.empty(0))
+    if outputs is not None or shift:
+        batch = _paired(batch, torch.arange(shape.numel(), device=device) if outputs is None else outputs, shift)
+    return _weighed(batch, row.class_weight, options, accumulation_dtype(dtype))
+
+
+def _counted(target: Target, options: ReduceOptions, shape: torch.Size, device: torch.device) -> Tensor | None:
+    """Flat places in the result whose target counts, or None if all do."""
+    counted = torch.ones(shape, dtype=torch.bool, device=device)
+    if target.ignored is not None:
+        counted &= ~_shifted(target.ignored, options.shift)
+    weight = options.token_weight
+    if weight is not None and not weight.requires_grad:  # a learned weight of 0 still has a gradient: the row's loss
+        counted &= _shifted(weight, options.shift) != 0
+    return None if bool(counted.all()) else counted.reshape(-1).nonzero()[:, 0]
+
+
+def _shifted(x: Tensor, shift: int) -> Tensor:
+    return x[..., shift:] if shift else x
+
+
+def _paired(batch: Batch, outputs: Tensor, shift: int) -> Batch:
+    """hidden[..., t, :] goes with target[..., t + shift]: rows of T - shift pairs inside rows of T tokens."""
+    if shift == 0:
+        return batch._replace(n_rows=len(outputs), inputs=outputs, targets=outputs, outputs=outputs)
+    inputs = outputs + outputs // max(batch.shape[-1], 1) * shift
+    return batch._replace(n_rows=len(outputs), inputs=inputs, targets=inputs + shift, outputs=outputs)
+
+
+def _weighed(batch: Batch, class_weight: Tensor | None, options: ReduceOptions, dtype: torch.dtype) -> Batch:
+    classes, device = batch.target.classes, batch.target.device
+    at = rows_between(batch.targets, 0, batch.n_rows)
+    k = torch.ones(batch.n_rows, dtype=dtype, device=device)
+    if batch.target.is_class and class_weight is not None:
+        assert classes is not None
+        k = class_weight.to(dtype)[take_rows(classes, at)[:, 0].long()]
+    weight = torch.ones_like(k)
+    if options.token_weight is not None:
+        weight = options.token_weight.reshape(-1)[at].to(dtype)
+    if options.reduction != "mean":
+        return batch._replace(k=k, weight=weight)
+    if options.normalizer is None:
+        normalizer = (weight * k).sum()
+    else:
+        normalizer = torch.as_tensor(options.normalizer, dtype=dtype, device=device).detach()
+    if normalizer == 0:  # nothing to average over: the loss is 0.0, not 0 / 0
+        nothing = torch.empty(0, dtype=torch.long, device=device)
+        return batch._replace(n_rows=0, inputs=nothing, targets=nothing, outputs=nothing, k=k[:0], weight=weight[:0])
+    return batch._replace(k=k, weight=weight / normalizer)
+
+
+def _check_shift(shift: int, lead: torch.Size) -> None:
+    if shift and not lead:
+        raise ValueError(f"shift={shift} needs a sequence dimension, but hidden or logits is a single row")
+    if shift and shift > lead[-1]:
+        raise ValueError(f"shift must be at most the sequence length {lead[-1]}, got {shift}")
+
+
+def _check_token_weight(weight: Tensor | None, lead: torch.Size, device: torch.device) -> None:
+    if weight is not None:
+        _check_tensor("token_weight", weight, device)
+        _check_shape("token_weight", weight, tuple(lead))
+
+
+def _check_tensor(name: str, x: object, device: torch.device) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+    if x.device != device:
+        raise ValueError(f"{name} is on {x.device}, but hidden or logits is on {device}")
+
+
+def _check_integral(name: str, x: Tensor) -> None:
+    if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+        raise TypeError(f"{name} must be integers (class indices) or floating point (probabilities), got {x.dtype}")
+
+
+def _check_constant(name: str, x: Tensor) -> None:
+    if x.requires_grad:
+        raise ValueError(f"{name} must be a constant: it has requires_grad=True; pass its .detach()")
+
+
+def _check_shape(name: str, x: Tensor, expected: tuple[int, ...]) -> None:
+    if tuple(x.shape) != expected:
+        raise ValueError(f"{name} must have shape {_text(expected)}, got {tuple(x.shape)}")
+
+
+def _check_range(name: str, x: Tensor, counted: Tensor, vocab_size: int, otherwise: str) -> None:
+    bad = counted & ((x < 0) | (x >= vocab_size))
+    if bool(bad.any()):
+        place = tuple(bad.nonzero()[0].tolist())
+        raise IndexError(
+            f"{name}[{', '.join(map(str, place))}] is {int(x[place])}, "
+            f"but it must be in [0, {vocab_size}), the vocabulary{otherwise}"
+        )
+
+
+def _text(shape: tuple[object, ...]) -> str:
+    return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
