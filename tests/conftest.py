@@ -1,0 +1,22 @@
+"""What every test shares. Models come from installed packages: no test may reach for the network."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture
+def poison_empty() -> Iterator[None]:
+    """Memory that torch hands out uninitialised holds NaN (floats) or the largest value (integers), not lucky zeros.
+
+    Torch does it itself in deterministic mode, for `empty` and its kin in Python and inside its own operations.
+    """
+    was = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(was[0], warn_only=was[1])

@@ -1,0 +1,35 @@
+"""The fixtures do what they promise."""
+
+import pytest
+import torch
+
+
+def uninitialised(dtype: torch.dtype) -> list[torch.Tensor]:
+    """One tensor (2, 3) from each way to ask for memory as it is."""
+    like = torch.zeros(2, 3, dtype=dtype)
+    return [
+        torch.empty(2, 3, dtype=dtype),
+        torch.empty_like(like),
+        like.new_empty(2, 3),
+        torch.empty_strided((2, 3), (1, 2), dtype=dtype),
+        like.new_empty_strided((2, 3), (1, 2)),
+        torch.zeros(0, dtype=dtype).resize_(2, 3),
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.usefixtures("poison_empty")
+def test_empty_floats_are_poisoned(dtype: torch.dtype) -> None:
+    for tensor in uninitialised(dtype):
+        assert tensor.isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
+@pytest.mark.usefixtures("poison_empty")
+def test_empty_integers_are_poisoned(dtype: torch.dtype) -> None:
+    for tensor in uninitialised(dtype):
+        assert (tensor == torch.iinfo(dtype).max).all()
+
+
+def test_poison_is_gone_after_the_test() -> None:
+    assert not torch.are_deterministic_algorithms_enabled()

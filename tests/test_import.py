@@ -1,0 +1,86 @@
+"""Importing is cheap, and a missing extra is named in one line. Each check runs in an interpreter of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# Parts of torch that cost seconds and that `import torch` leaves out.
+HEAVY_TORCH = ("torch._dynamo", "torch._inductor", "torch.onnx", "torch.utils.tensorboard")
+
+NEW_MODULES = f"""
+import sys, torch
+before = set(sys.modules)
+{{statement}}
+new = set(sys.modules) - before
+foreign = {{{{name.partition(".")[0] for name in new}}}} - {{{{"cynosure", "torch"}}}} - sys.stdlib_module_names
+heavy = {{{{name for name in {HEAVY_TORCH} if name in new}}}}
+print(*sorted((foreign | heavy) - {{{{name.partition(".")[0] for name in before}}}}))
+"""
+
+WITHOUT = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Absent())
+sys.argv = ["cynosure", *{arguments}]
+from cynosure.cli.entry import main
+main()
+"""
+
+
+def python(code: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | ({"PYTHONPATH": str(path)} if path else {})
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False, timeout=120
+    )
+
+
+def brings(statement: str, path: Path | None = None) -> set[str]:
+    """What `statement` imports beyond the standard library and what `import torch` has brought already."""
+    done = python(NEW_MODULES.format(statement=statement), path)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("statement", ["import cynosure", "import cynosure; cynosure.linear_cross_entropy"])
+def test_import_brings_torch_and_nothing_else(statement: str) -> None:
+    assert brings(statement) == set()
+
+
+@pytest.mark.parametrize("name", ["rich", "typer", "transformers", "datasets", "torch._dynamo"])
+def test_a_heavy_import_is_found(name: str, tmp_path: Path) -> None:
+    package = tmp_path / "pretender"
+    package.mkdir()
+    (package / "__init__.py").write_text(f"def __getattr__(attribute):\n    import {name}\n    return 1\n")
+    assert name not in brings("import pretender", tmp_path)
+    assert name in brings("import pretender; pretender.loss", tmp_path)
+
+
+def test_import_alone_leaves_torch_out() -> None:
+    done = python("import sys, cynosure.cli.entry; print('torch' in sys.modules)")
+    assert done.stdout == "False\n", done.stderr
+
+
+def without(blocked: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command line where one package is not installed."""
+    return python(WITHOUT.format(blocked={blocked}, arguments=list(arguments)))
+
+
+def test_the_command_line_without_its_extra() -> None:
+    done = without("typer", "--help")
+    assert done.stderr == "cynosure's command line needs the 'lm' extra: pip install 'cynosure[lm]'\n"
+    assert done.stdout == ""
+    assert done.returncode == 2
+
+
+def test_a_command_without_its_package() -> None:
+    done = without("transformers", "predict", "smollm2", "Hello")
+    line = "cynosure: this command needs the package 'transformers': pip install 'cynosure[lm]'\n"
+    assert (done.returncode, done.stderr) == (2, line)

@@ -1,0 +1,108 @@
+"""Arrows point downwards only: each wing of the package imports what stands before it on the data's path."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "src" / "cynosure"
+ORDER = ("loss", "text", "models", "measure", "train", "report", "bench", "cli")
+GROUND = {"loss", "text"}  # import no other wing
+MODEL_FREE = {"measure/stats.py"}  # statistics need no model
+
+
+def imported(tree: ast.AST, package: tuple[str, ...]) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of every import in a module of `package`, also in functions and by import_module("...")."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            stem = package[: len(package) + 1 - node.level] if node.level else ()
+            base = ".".join((*stem, *([node.module] if node.module else [])))
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = ast.unparse(node.func).rpartition(".")[2]
+            if called in ("import_module", "__import__"):
+                yield node.lineno, str(node.args[0].value)
+
+
+def complaint(wing: str, name: str) -> str | None:
+    """Why a module of `wing` may not import `name`, or None when it may."""
+    parts = name.split(".")
+    if parts[0] != "cynosure" or parts[1:] == ["__version__"]:
+        return None
+    target = parts[1] if len(parts) > 1 else ""
+    if target not in ORDER:
+        return f"imports {name}: the index is for users, import the wing itself"
+    if target == wing:
+        return None
+    if wing in GROUND:
+        return f"imports {name}: {wing}/ imports no other wing"
+    if ORDER.index(target) > ORDER.index(wing):
+        return f"imports {name}: {target}/ stands after {wing}/"
+    return None
+
+
+def violations(package: Path) -> list[str]:
+    """One line for every import in the package that points the wrong way."""
+    found = []
+    for file in sorted(package.rglob("*.py")):
+        path = file.relative_to(package)
+        if len(path.parts) == 1:
+            continue  # the index and __main__ stand above all wings
+        wing = path.parts[0]
+        if wing not in ORDER:
+            found.append(f"{path}: {wing}/ is not one of {', '.join(ORDER)}")
+            continue
+        for line, name in imported(ast.parse(file.read_text()), ("cynosure", *path.parts[:-1])):
+            why = complaint(wing, name)
+            if why is None and path.as_posix() in MODEL_FREE and name.startswith("cynosure.models"):
+                why = f"imports {name}: statistics need no model"
+            if why:
+                found.append(f"{path}:{line}: {why}")
+    return found
+
+
+def test_imports_point_downwards() -> None:
+    assert violations(PACKAGE) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("loss/plan.py", "import cynosure.text"),
+        ("loss/plan.py", "from cynosure.models.head import Head"),
+        ("loss/plan.py", "from cynosure import models"),
+        ("loss/plan.py", "from .. import measure"),
+        ("loss/plan.py", "from ..measure.score import score"),
+        ("loss/deep/plan.py", "from ...measure.score import score"),
+        ("loss/plan.py", "from cynosure import linear_cross_entropy"),
+        ("text/tokens.py", "from cynosure.loss import explain"),
+        ("models/head.py", "def f():\n    from cynosure.measure import score"),
+        ("measure/score.py", "import importlib\nimportlib.import_module('cynosure.cli.app')"),
+        ("measure/stats.py", "from cynosure.models import load"),
+        ("extra/odd.py", "import math"),
+    ],
+)
+def test_an_upward_import_is_found(path: str, code: str, tmp_path: Path) -> None:
+    file = tmp_path / path
+    file.parent.mkdir(parents=True)
+    file.write_text(code)
+    assert len(violations(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("loss/plan.py", "import torch\nfrom cynosure.loss.targets import check\nfrom . import targets"),
+        ("models/head.py", "from cynosure.loss import explain\nfrom ..text import tokens"),
+        ("cli/app.py", "from cynosure import __version__\nfrom cynosure.bench import harness"),
+        ("__init__.py", "from cynosure.cli import app"),
+    ],
+)
+def test_a_downward_import_is_allowed(path: str, code: str, tmp_path: Path) -> None:
+    file = tmp_path / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(code)
+    assert violations(tmp_path) == []
