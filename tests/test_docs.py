@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<body>.*?)^```$(?=(?P<rest>.*))", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```(?P<language>\w*)[^\n]*\n(?P<body>.*?)^```$(?=(?P<rest>.*))", re.MULTILINE | re.DOTALL)
 OUTPUT = re.compile(r"\s*```text\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 LOOSELY = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
