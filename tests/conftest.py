@@ -5,8 +5,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from jaxtyping import install_import_hook
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# Below the public operations annotations are checked at run time; above, a wrong type gets an error of our own.
+BELOW = ("reference", "chunked", "rows_torch", "autograd")
+install_import_hook([f"cynosure.loss.{module}" for module in BELOW], "beartype.beartype")
 
 
 @pytest.fixture

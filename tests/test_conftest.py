@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+from jaxtyping import TypeCheckError
+
+from cynosure.loss import reference
 
 
 def uninitialised(dtype: torch.dtype) -> list[torch.Tensor]:
@@ -33,3 +36,8 @@ def test_empty_integers_are_poisoned(dtype: torch.dtype) -> None:
 
 def test_poison_is_gone_after_the_test() -> None:
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_annotations_are_checked() -> None:
+    with pytest.raises(TypeCheckError, match="logits"):
+        reference.forward([0.0], reference.Terms(torch.ones(1, 1), torch.ones(1)))  # type: ignore[arg-type]
