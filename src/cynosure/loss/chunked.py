@@ -176,7 +176,7 @@ def compute(
     upstream: Tensor | None = None,
     wanted: Wanted = NOTHING,
 ) -> tuple[Tensor, Gradients | None]:
-    """Loss (n,) of every counted row: one GEMM. With upstream (n,), the gradients wanted of sum(upstream * loss): two."""
+    """Loss (n,) of every counted row: one GEMM. Two more give the gradients of sum(upstream * loss)."""
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         hidden = hidden.to(job.dtype)
         head = Head(head.weight.to(job.dtype), None if head.bias is None else head.bias.to(job.dtype))

@@ -11,8 +11,7 @@ from cynosure.loss import rows_torch
 from cynosure.loss.options import Reduction, accumulation_dtype, check_integer
 
 MIB = 2**20
-# A few hundred rows keep the matrix products at full speed; measured figures in docs/performance.md.
-CHUNK_TOKENS = 224
+CHUNK_TOKENS = 224  # on a CPU 128 rows or more keep the matrix products within a tenth of their full speed
 MIN_LOGITS_BYTES = 16 * MIB  # small vocabularies take more rows: fewer, larger products
 MAX_LOGITS_BYTES = 224 * MIB  # huge ones take fewer
 BLOCK_BYTES = 4 * MIB  # a row kernel's piece of the buffer: stays in the CPU's last-level cache

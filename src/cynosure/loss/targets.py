@@ -67,8 +67,8 @@ class Batch(NamedTuple):
 def take_rows(x: Tensor, at: "slice | Tensor") -> Tensor:
     """Rows (r, C) of x (..., C) by flat position, without copying the rest, whatever x's strides."""
     n_rows, n_columns = x.shape[:-1].numel(), x.shape[-1]
-    if x.is_contiguous():
-        return x.view(n_rows, n_columns)[at]
+    if x.is_contiguous() or x.ndim == 1:
+        return x.reshape(n_rows, n_columns)[at]
     if x.ndim == 2:
         return x[at]
     if isinstance(at, slice):
