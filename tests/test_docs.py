@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -63,3 +64,35 @@ def test_a_wrong_block_is_found(block: str, error: type[Exception]) -> None:
 
 def test_blocks_share_a_namespace_and_may_elide() -> None:
     run("```python\nx = 2\n```\n\n```sh\nrm\n```\n```python\nprint(x / 3)\n```\n\n```text\n0.66...\n```\n", "right.md")
+
+
+def verbs(command: Any, path: str = "cynosure") -> dict[str, str]:
+    """The help text of every command below `command`, by what one types to run it."""
+    below = getattr(command, "commands", None)
+    if below is None:
+        return {path: command.help or ""}
+    return {verb: text for name in below for verb, text in verbs(below[name], f"{path} {name}").items()}
+
+
+def undocumented(command: Any, documents: str) -> list[str]:
+    """The commands that have no help text or that the documents do not mention."""
+    return [path for path, text in verbs(command).items() if not text.strip() or path not in documents]
+
+
+def test_every_command_is_documented() -> None:
+    from cynosure.cli.app import app
+
+    command = typer.main.get_command(app)
+    assert {"cynosure predict", "cynosure score", "cynosure check", "cynosure info"} <= set(verbs(command))
+    assert undocumented(command, "".join(path.read_text() for path in DOCUMENTS)) == []
+
+
+def test_an_undocumented_command_is_found() -> None:
+    app = typer.Typer()
+    app.command("silent")(lambda: None)
+    app.command("secret", help="Told nowhere.")(lambda: None)
+    app.command("told", help="Told.")(lambda: None)
+    assert undocumented(typer.main.get_command(app), "`cynosure silent`, `cynosure told`") == [
+        "cynosure silent",
+        "cynosure secret",
+    ]
