@@ -1,0 +1,166 @@
+"""What a model expects next, and how surprised it is by what comes."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from cynosure.loss import TokenStats, token_stats
+from cynosure.models import LanguageModel, hidden_states, read_head
+from cynosure.text import prefix_token, token_texts, tokenize
+
+SURE = 0.5
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A token the model may expect next."""
+
+    id: int
+    token: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Surprise:
+    """A token that came, with what came before it known: its probability and rank, and its loss."""
+
+    id: int
+    token: str
+    probability: float
+    rank: int
+    nll_nats: float
+    expected: Candidate  # the likeliest token in its place
+
+    @property
+    def nll_bits(self) -> float:
+        return self.nll_nats / math.log(2)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The top of a model's distribution after a text, and the loss of the truth if that was given."""
+
+    model: str
+    text: str
+    entropy_nats: float
+    top: tuple[Candidate, ...]
+    truth: tuple[Surprise, ...]
+
+    @property
+    def nll_nats(self) -> float:
+        """The loss of the whole truth: of its tokens one after another, added."""
+        return math.fsum(token.nll_nats for token in self.truth)
+
+    @property
+    def perplexity(self) -> float:
+        """What the loss would mean as the perplexity of a text whose tokens all had it."""
+        return math.exp(min(709.0, self.nll_nats / len(self.truth)))
+
+    def reading(self) -> str:
+        """One plain sentence for someone who has never read a loss."""
+        return read_surprise(self.truth, self.nll_nats)
+
+    def to_json(self) -> dict[str, Any]:
+        """The prediction as plain values; `truth` is None where none was given."""
+        truth = None
+        if self.truth:
+            truth = {
+                "tokens": [asdict(token) | {"nll_bits": token.nll_bits} for token in self.truth],
+                "probability": math.exp(-self.nll_nats),
+                "nll_nats": self.nll_nats,
+                "nll_bits": self.nll_nats / math.log(2),
+                "perplexity": self.perplexity,
+                "reading": self.reading(),
+            }
+        top = [asdict(candidate) for candidate in self.top]
+        return {"model": self.model, "text": self.text, "entropy_nats": self.entropy_nats, "top": top, "truth": truth}
+
+
+def read_surprise(truth: tuple[Surprise, ...], nll_nats: float) -> str:
+    """Sure and right, unsure, or sure and wrong: the reading of the token that cost most."""
+    worst = max(truth, key=lambda token: token.nll_nats)
+    came, likely = f"“{worst.token}”", f"“{worst.expected.token}”"
+    p, best = percent(worst.probability), percent(worst.expected.probability)
+    start = "" if len(truth) == 1 else f"Most of the {nll_nats:.2f} nats come from one token. "
+    if worst.rank == 1 and worst.probability >= SURE:
+        return start + f"Sure and right: the model gave {came} {p}, so its coming is little surprise and the loss is low."
+    if worst.rank == 1:
+        return start + f"Right but unsure: {came} was its first guess, yet at {p} only, and the doubt is what it pays for."
+    if worst.expected.probability >= SURE:
+        return start + f"Sure and wrong: it gave {likely} {best} and {came} only {p}, the costliest kind of mistake."
+    return start + f"Unsure: its first guess was {likely} at {best}, and {came} had {p}; a spread bet costs a middling loss."
+
+
+def percent(p: float) -> str:
+    """A probability for reading.
+
+    >>> percent(0.6184), percent(0.00012), percent(3e-9)
+    ('61.8%', '0.012%', '3e-07%')
+    """
+    return f"{100 * p:.1f}%" if p >= 0.01 else f"{100 * p:.2g}%"
+
+
+def predict(model: LanguageModel, text: str, *, truth: str | None = None, top: int = 10) -> Prediction:
+    """The `top` likeliest next tokens after a text, and the loss of `truth`, token by token, if it is given.
+
+    Raises ValueError when there is nothing to predict from, the text is longer than the model's positions, the truth is
+    empty, or `top` is below 1.
+    """
+    if top < 1:
+        raise ValueError(f"top must be at least 1, got {top}")
+    before, after = split_tokens(model, text, truth)
+    x = torch.tensor([*before, *after])
+    if len(before) == 0:
+        raise ValueError(f"nothing to predict from: the text is empty and {model.name} has no token to begin with")
+    if model.max_positions is not None and len(x) > model.max_positions:
+        raise ValueError(f"the text is {len(x)} tokens long, more than the {model.max_positions} positions of {model.name}")
+    head = read_head(model.model)
+    n_rows = max(1, len(after))
+    with torch.inference_mode():
+        hidden = hidden_states(model.model, x[None, : len(before) + n_rows - 1].to(model.device))[0, -n_rows:]
+        target = torch.tensor(after or [0], device=model.device)
+        stats = token_stats(
+            hidden,
+            head.weight,
+            target,
+            bias=head.bias,
+            scale=head.scale,
+            softcap=head.softcap,
+            topk=min(top, head.weight.shape[0]),
+        )
+    rows = [candidates(model, stats, row) for row in range(n_rows)]
+    surprises = tuple(surprise(model, stats, row, id_, rows[row][0]) for row, id_ in enumerate(after))
+    return Prediction(model.name, text, float(stats.entropy[0]), rows[0], surprises)
+
+
+def split_tokens(model: LanguageModel, text: str, truth: str | None) -> tuple[list[int], list[int]]:
+    """The tokens of the text, led by the prefix, and those of the truth as they follow it.
+
+    Both are tokenized together, as they would be in a document; where a token spans the seam, apart.
+    """
+    prefix = prefix_token(model.tokenizer)
+    own: list[int] = tokenize(model.tokenizer, text).ids.tolist()
+    before = own if prefix is None else [prefix, *own]
+    if truth is None:
+        return before, []
+    together: list[int] = tokenize(model.tokenizer, text + truth).ids.tolist()
+    same = together[: len(own)] == own
+    after: list[int] = together[len(own) :] if same else tokenize(model.tokenizer, truth).ids.tolist()
+    if not after:
+        raise ValueError(f"the truth {truth!r} holds no token")
+    return before, after
+
+
+def candidates(model: LanguageModel, stats: TokenStats, row: int) -> tuple[Candidate, ...]:
+    """The listed tokens of one position, likeliest first."""
+    ids = stats.top_ids[row].cpu().numpy()
+    probabilities = stats.top_logprobs[row].exp().tolist()
+    return tuple(map(Candidate, ids.tolist(), token_texts(model.tokenizer, ids), probabilities))
+
+
+def surprise(model: LanguageModel, stats: TokenStats, row: int, id_: int, expected: Candidate) -> Surprise:
+    nll, rank = float(stats.nll[row]), int(stats.rank[row])
+    (token,) = token_texts(model.tokenizer, torch.tensor([id_]).numpy())
+    return Surprise(id_, token, math.exp(-nll), rank, nll, expected)

@@ -1,0 +1,134 @@
+"""The fused loss against a model's own `model(..., labels=...)`: its value and its gradients."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cynosure.loss import linear_cross_entropy
+from cynosure.models.head import Head, hidden_states, read_head
+
+TOLERANCE = 1e-5
+IGNORED = -100
+
+
+class Check(NamedTuple):
+    """One comparison: values, or norms of tensors. Differences are relative: |a - b| / |b|.
+
+    Passed is what lies within 1e-5 of the model's own, or nearer to float64 than the model's own does: with low losses
+    float32 itself leaves more than that.
+    """
+
+    name: str
+    ours: float
+    theirs: float
+    difference: float
+    ours_from_exact: float
+    theirs_from_exact: float
+
+    @property
+    def passed(self) -> bool:
+        return self.difference <= TOLERANCE or self.ours_from_exact <= self.theirs_from_exact
+
+
+class LossAndGradients(NamedTuple):
+    """A loss, and its gradients with respect to the hidden states and the head's weight."""
+
+    loss: Tensor
+    d_hidden: Tensor
+    d_weight: Tensor
+
+
+def check(model: Any, input_ids: Tensor) -> list[Check]:
+    """Compare the fused loss with the model's own on (T,) tokens, T >= 4; the model must be float32.
+
+    Compared are the logits (head, bias, scale, softcap), the loss of shifted labels with its gradients, the same with
+    half the labels ignored, and the loss divided by `num_items_in_batch` where the model takes that.
+
+    Raises ValueError when the model's head cannot be read, the model is not float32, or there are too few tokens.
+    """
+    if model.dtype != torch.float32:
+        raise ValueError(f"the check is made in float32, the model is {model.dtype}")
+    if input_ids.ndim != 1 or len(input_ids) < 4:
+        raise ValueError(f"the check needs at least 4 tokens in one row, got shape {tuple(input_ids.shape)}")
+    head = read_head(model)
+    ids = input_ids.to(head.weight.device)[None]
+    with torch.no_grad():
+        hidden = hidden_states(model, ids)
+        theirs = model(input_ids=ids, use_cache=False).logits
+        checks = [compare("logits", head.logits(hidden), theirs, wide(head).logits(hidden.double()))]
+    return checks + list(losses(model, head, ids, hidden))
+
+
+def losses(model: Any, head: Head, ids: Tensor, hidden: Tensor) -> Iterator[Check]:
+    """The comparisons of losses and gradients: labels whole, half ignored, and normalised over several batches."""
+    partly = ids.clone()
+    partly[:, : ids.shape[1] // 2] = IGNORED
+    for labels, which in ((ids, ""), (partly, ", half the labels ignored")):
+        theirs, ours = own_loss(model, head, ids, labels), fused_loss(head, labels, hidden)
+        exact = plain_loss(wide(head), labels, hidden.double())
+        yield compare(f"loss{which}", ours.loss, theirs.loss, exact.loss)
+        yield compare(f"d hidden{which}", ours.d_hidden, theirs.d_hidden, exact.d_hidden)
+        yield compare(f"d weight{which}", ours.d_weight, theirs.d_weight, exact.d_weight)
+    if getattr(model, "accepts_loss_kwargs", True):
+        items = 3 * ids.shape[1]  # as if this were one of several micro-batches
+        their_loss = own_loss(model, head, ids, partly, num_items_in_batch=items).loss
+        our_loss = fused_loss(head, partly, hidden, items).loss
+        n_counted = int((partly[:, 1:] != IGNORED).sum())
+        yield compare("loss / num_items_in_batch", our_loss, their_loss, exact.loss * (n_counted / items))
+
+
+def own_loss(model: Any, head: Head, ids: Tensor, labels: Tensor, **options: int) -> LossAndGradients:
+    """`model(..., labels=...)`, its hidden states cut off from the body so that only the head's gradient counts."""
+    cut: list[Tensor] = []
+
+    def detach(_: Any, __: Any, output: Any) -> Any:
+        cut.append(output.last_hidden_state.detach().requires_grad_())
+        output.last_hidden_state = cut[-1]
+        return output
+
+    hook = model.base_model.register_forward_hook(detach)
+    try:
+        weight = model.get_output_embeddings().weight
+        with torch.enable_grad():
+            loss = model(input_ids=ids, labels=labels, use_cache=False, **options).loss
+            d_hidden, d_weight = torch.autograd.grad(loss, [cut[-1], weight])
+    finally:
+        hook.remove()
+    return LossAndGradients(loss.detach(), d_hidden, d_weight[: head.weight.shape[0]])
+
+
+def fused_loss(head: Head, labels: Tensor, hidden: Tensor, normalizer: float | None = None) -> LossAndGradients:
+    """The same from `linear_cross_entropy`, which makes no full logits."""
+    leaf, weight = hidden.detach().clone().requires_grad_(), head.weight.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        loss = linear_cross_entropy(
+            leaf, weight, labels, bias=head.bias, scale=head.scale, softcap=head.softcap, shift=1, normalizer=normalizer
+        )
+        d_hidden, d_weight = torch.autograd.grad(loss, [leaf, weight])
+    return LossAndGradients(loss.detach(), d_hidden, d_weight)
+
+
+def plain_loss(head: Head, labels: Tensor, hidden: Tensor) -> LossAndGradients:
+    """The same from full logits: in float64 the truth both are measured against."""
+    leaf, weight = hidden.detach().clone().requires_grad_(), head.weight.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        logits = head._replace(weight=weight).logits(leaf[:, :-1])
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
+        d_hidden, d_weight = torch.autograd.grad(loss, [leaf, weight])
+    return LossAndGradients(loss.detach(), d_hidden, d_weight)
+
+
+def wide(head: Head) -> Head:
+    """The head in float64."""
+    return head._replace(weight=head.weight.double(), bias=None if head.bias is None else head.bias.double())
+
+
+def compare(name: str, ours: Tensor, theirs: Tensor, exact: Tensor) -> Check:
+    a, b = ours.double(), theirs.double()
+
+    def relative(x: Tensor, y: Tensor) -> float:
+        return (x - y).norm().item() / max(y.norm().item(), 1e-30)
+
+    return Check(name, a.norm().item(), b.norm().item(), relative(a, b), relative(a, exact), relative(b, exact))

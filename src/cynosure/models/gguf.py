@@ -1,0 +1,199 @@
+"""GGUF files: dequantised once, by transformers, and kept as safetensors in the user's cache directory."""
+
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+log = logging.getLogger(__name__)
+
+LAYOUT = 1  # of a cached conversion; raise it when what is written changes
+NOTES = "cynosure.json"  # what a conversion remembers of its source
+# Vocabularies whose digits are split one by one before the byte-level merges; transformers leaves that out.
+DIGIT_SPLITTING = frozenset({"smollm", "starcoder", "refact", "command-r"})
+
+
+@dataclass(frozen=True)
+class GgufFile:
+    """A GGUF file by its name, held in one part or in several to be joined."""
+
+    name: str
+    parts: tuple[Path, ...]
+
+    def sha256(self) -> str:
+        """The hash of the whole file; about a second a gigabyte."""
+        digest = hashlib.sha256()
+        for part in self.parts:
+            with part.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What stands beside the converted weights."""
+
+    name: str  # to be shown wherever figures stand
+    source: str
+    sha256: str
+    quantisation: str
+    transformers: str
+
+
+def cache_directory() -> Path:
+    """`$CYNOSURE_CACHE`, else `$XDG_CACHE_HOME/cynosure`, else `~/.cache/cynosure`."""
+    if chosen := os.environ.get("CYNOSURE_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cynosure"
+
+
+def dequantised(file: GgufFile) -> Path:
+    """The folder of safetensors, config and tokenizer that a GGUF file becomes; converted if it is not cached yet.
+
+    The cache is keyed by the file's SHA-256. Of several processes that want the same file one converts and the others
+    wait; an interrupted conversion leaves nothing that is taken for a whole one.
+
+    Raises ValueError when the file is not GGUF or of an architecture that transformers does not read.
+    """
+    check_magic(file)
+    key = file.sha256()
+    home = cache_directory() / "gguf"
+    folder = home / f"{key}-v{LAYOUT}"
+    if folder.is_dir():
+        return folder
+    home.mkdir(parents=True, exist_ok=True)
+    with FileLock(home / f"{key}.lock"):
+        if not folder.is_dir():
+            partial = home / f"{key}.partial"
+            shutil.rmtree(partial, ignore_errors=True)  # what an interrupted conversion left
+            try:
+                convert(file, key, partial)
+                partial.rename(folder)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def read_notes(folder: Path) -> Notes | None:
+    """The notes of a converted GGUF, or None for any other folder."""
+    try:
+        return Notes(**json.loads((folder / NOTES).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+
+
+def check_magic(file: GgufFile) -> None:
+    with file.parts[0].open("rb") as opened:
+        if opened.read(4) != b"GGUF":
+            raise ValueError(f"{file.parts[0]} is not a GGUF file: it does not begin with the bytes 'GGUF'")
+
+
+def convert(file: GgufFile, key: str, folder: Path) -> None:
+    """Dequantise the file to float32 and write model, tokenizer and notes into `folder`."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, __version__
+
+    log.info("dequantising %s: only this once, about half a minute for 100 MB", file.name)
+    folder.mkdir()
+    whole = joined(file, folder)
+    source: Any = {"pretrained_model_name_or_path": folder, "gguf_file": whole.name}
+    with quiet_transformers():
+        try:
+            metadata = read_metadata(whole)
+            tokenizer = AutoTokenizer.from_pretrained(**source)
+            model = AutoModelForCausalLM.from_pretrained(
+                **source, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+            )
+        except Exception as error:  # a damaged file raises whatever its bytes lead to
+            raise ValueError(f"transformers cannot read {file.name}: {error}") from error
+        split_digits(tokenizer, metadata)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    whole.unlink()
+    kind = quantisation(metadata)
+    notes = Notes(display_name(file.name, kind), file.name, key, kind, __version__)
+    (folder / NOTES).write_text(json.dumps(asdict(notes), indent=1), encoding="utf-8")
+
+
+def joined(file: GgufFile, folder: Path) -> Path:
+    """The file in one piece inside `folder`: a link when it already is, else a copy of its parts."""
+    whole = folder / file.name
+    if len(file.parts) == 1:
+        try:
+            whole.symlink_to(file.parts[0].resolve())
+            return whole
+        except OSError:  # no links on this file system
+            pass
+    with whole.open("wb") as out:
+        for part in file.parts:
+            with part.open("rb") as opened:
+                shutil.copyfileobj(opened, out, 1 << 20)
+    return whole
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The metadata that transformers leaves unread: the file type and the tokenizer's family."""
+    from gguf import GGUFReader
+
+    fields = GGUFReader(path).fields
+    wanted = ("general.file_type", "tokenizer.ggml.model", "tokenizer.ggml.pre")
+    return {name: fields[name].contents() for name in wanted if name in fields}
+
+
+def quantisation(metadata: dict[str, Any]) -> str:
+    """The quantisation a file states, such as `Q4_K_M`."""
+    from gguf import LlamaFileType
+
+    try:
+        return re.sub("^(MOSTLY|ALL)_", "", LlamaFileType(metadata["general.file_type"]).name)
+    except (KeyError, ValueError):
+        return "unknown quantisation"
+
+
+def display_name(file_name: str, kind: str) -> str:
+    """The name that stands beside figures: the file's, for the metadata's own name drops what the file's says.
+
+    >>> display_name("SmolLM2-135M-Instruct.Q4_1.gguf", "Q4_1")
+    'SmolLM2-135M-Instruct (Q4_1 GGUF, dequantised)'
+    """
+    stem = file_name.removesuffix(".gguf")
+    stem = re.sub(rf"[-._]{re.escape(kind)}$", "", stem, flags=re.IGNORECASE)
+    return f"{stem} ({kind} GGUF, dequantised)"
+
+
+def split_digits(tokenizer: Any, metadata: dict[str, Any]) -> None:
+    """Split digits one by one where the file's tokenizer family does (llama.cpp's `tokenizer.ggml.pre`)."""
+    from tokenizers import pre_tokenizers
+
+    if metadata.get("tokenizer.ggml.model") == "gpt2" and metadata.get("tokenizer.ggml.pre") in DIGIT_SPLITTING:
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without transformers' warnings and progress bars; one bar heeds no setting, so stderr is kept from it."""
+    from transformers.utils import logging as their_logging
+
+    level, bars = their_logging.get_verbosity(), their_logging.is_progress_bar_enabled()
+    their_logging.set_verbosity_error()
+    their_logging.disable_progress_bar()
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        their_logging.set_verbosity(level)
+        if bars:
+            their_logging.enable_progress_bar()
