@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PEERS := .venv-peers/bin
-ADDRESS := 1941-Roosevelt-1
+ADDRESS := 1790-Washington-1
 
 # Everything runs on packaged models: nothing is fetched once the packages are installed.
 export HF_HUB_OFFLINE := 1
