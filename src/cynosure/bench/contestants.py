@@ -1,0 +1,191 @@
+"""Who takes part: each contestant is one function from inputs to a step, which is forward and backward.
+
+h (N, D) hidden states, w (V, D) the head, t (N,) class indices; the loss is the mean in nats.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:  # the parent process looks names up here and must not pay for torch
+    from torch import Tensor
+
+
+class Unavailable(Exception):
+    """Why a contestant cannot take part here; the table says so."""
+
+
+class Inputs(NamedTuple):
+    """What every contestant is given."""
+
+    hidden: "Tensor"  # (N, D)
+    weight: "Tensor"  # (V, D), of the same dtype
+    target: "Tensor"  # (N,) int64
+
+
+class Outputs(NamedTuple):
+    """What a step hands back: torch tensors, or arrays of a library that speaks DLPack."""
+
+    loss: Any  # 0-d
+    dhidden: Any  # (N, D)
+    dweight: Any  # (V, D)
+
+
+Step = Callable[[], Outputs]
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """`build` does what is needed once, compilation included, and gives the step that is timed.
+
+    It raises Unavailable, or ImportError, where it cannot run. A contestant that is not `checked` computes no loss.
+    """
+
+    name: str
+    title: str
+    build: Callable[[Inputs], Step]
+    dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    checked: bool = True
+
+
+def torch_step(inputs: Inputs, loss_of: "Callable[[Tensor, Tensor, Tensor], Tensor]") -> Step:
+    """Forward and backward of a loss written in torch."""
+    hidden, weight = (x.detach().requires_grad_() for x in (inputs.hidden, inputs.weight))
+
+    def step() -> Outputs:
+        loss = loss_of(hidden, weight, inputs.target)
+        loss.backward()  # type: ignore[no-untyped-call]
+        outputs = Outputs(loss.detach(), hidden.grad, weight.grad)
+        hidden.grad = weight.grad = None
+        return outputs
+
+    return step
+
+
+def build_cynosure(inputs: Inputs) -> Step:
+    from cynosure.loss import linear_cross_entropy
+
+    return torch_step(inputs, linear_cross_entropy)
+
+
+def build_eager(inputs: Inputs) -> Step:
+    import torch.nn.functional as F
+
+    return torch_step(inputs, lambda h, w, t: F.cross_entropy(F.linear(h, w), t))
+
+
+def build_eager_float(inputs: Inputs) -> Step:
+    import torch.nn.functional as F
+
+    return torch_step(inputs, lambda h, w, t: F.cross_entropy(F.linear(h, w).float(), t))
+
+
+def build_compile(inputs: Inputs) -> Step:
+    import torch
+    import torch.nn.functional as F
+
+    compiled = torch.compile(lambda h, w, t: F.cross_entropy(F.linear(h, w).float(), t), dynamic=False)
+    step = torch_step(inputs, compiled)
+    step()  # compiles, for this very shape
+    return step
+
+
+def build_torch_fused(inputs: Inputs) -> Step:
+    return torch_step(inputs, torch_fused())
+
+
+def build_torch_chunked(inputs: Inputs) -> Step:
+    import torch
+
+    fused = torch_fused()
+    options = torch.nn.LinearCrossEntropyOptions()
+    return torch_step(inputs, lambda h, w, t: fused(h, w, t, options=options))
+
+
+def torch_fused() -> "Callable[..., Tensor]":
+    """`F.linear_cross_entropy`, where this torch has it."""
+    import torch
+
+    found: Callable[..., Tensor] | None = getattr(torch.nn.functional, "linear_cross_entropy", None)
+    if found is None:
+        raise Unavailable(f"torch {torch.__version__} has no F.linear_cross_entropy: it comes with 2.13")
+    return found
+
+
+def build_cce(inputs: Inputs) -> Step:
+    if find_spec("cut_cross_entropy") and not find_spec("triton"):
+        raise Unavailable("cut_cross_entropy imports triton, which is not installed, even for its CPU path")
+    from cut_cross_entropy import linear_cross_entropy
+
+    step = torch_step(inputs, lambda h, w, t: linear_cross_entropy(h, w, t, impl="torch_compile"))
+    step()  # compiles
+    return step
+
+
+def build_jax(inputs: Inputs) -> Step:
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    def loss_of(h: Any, w: Any, t: Any) -> Any:
+        logits = (h @ w.T).astype(jnp.float32)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, t).mean()
+
+    arrays = [jax.dlpack.from_dlpack(x.detach()) for x in (*inputs[:2], inputs.target.int())]
+    compiled = jax.jit(jax.value_and_grad(loss_of, (0, 1))).lower(*arrays).compile()
+
+    def step() -> Outputs:
+        loss, (dhidden, dweight) = jax.block_until_ready(compiled(*arrays))
+        return Outputs(loss, dhidden, dweight)
+
+    return step
+
+
+def build_limit(inputs: Inputs) -> Step:
+    from cynosure.bench.limit import whole_gemms
+
+    return lambda: whole_gemms(inputs)
+
+
+def build_limit_chunked(inputs: Inputs) -> Step:
+    from cynosure.bench.limit import chunked_gemms
+
+    return lambda: chunked_gemms(inputs)
+
+
+OURS = "cynosure"
+EAGER = "eager"
+LIMITS = ("limit", "limit-chunked")
+
+LOSS_CONTESTANTS = {
+    contestant.name: contestant
+    for contestant in (
+        Contestant(OURS, "cynosure.linear_cross_entropy(h, W, t)", build_cynosure),
+        Contestant(EAGER, "F.cross_entropy(F.linear(h, W), t)", build_eager),
+        Contestant(
+            "eager-float",
+            "F.cross_entropy(F.linear(h, W).float(), t), which in float32 is the eager one",
+            build_eager_float,
+            ("bfloat16",),
+        ),
+        Contestant("compile", "torch.compile of F.cross_entropy(F.linear(h, W).float(), t)", build_compile),
+        Contestant("torch-fused", "F.linear_cross_entropy(h, W, t)", build_torch_fused),
+        Contestant(
+            "torch-chunked",
+            "F.linear_cross_entropy(h, W, t, options=LinearCrossEntropyOptions())",
+            build_torch_chunked,
+        ),
+        Contestant("cce", 'cut_cross_entropy.linear_cross_entropy(h, W, t, impl="torch_compile")', build_cce),
+        Contestant(
+            "jax", "optax.softmax_cross_entropy_with_integer_labels under jax.jit, logits in float32", build_jax
+        ),
+        Contestant("limit", "the three matrix products alone, all rows at once", build_limit, checked=False),
+        Contestant(
+            "limit-chunked",
+            "the three matrix products alone, in our chunks of rows",
+            build_limit_chunked,
+            checked=False,
+        ),
+    )
+}

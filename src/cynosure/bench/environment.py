@@ -1,0 +1,87 @@
+"""What a figure depends on besides the code that is timed."""
+
+import os
+import platform
+import re
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("cynosure", "torch", "triton", "cut-cross-entropy", "jax", "jaxlib", "optax", "numpy", "transformers")
+
+
+def environment() -> dict[str, Any]:
+    """CPU, threads, BLAS, versions and commit, as the workers see them."""
+    import torch
+
+    return {
+        "cpu": cpu_model(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": memory_bytes(),
+        "blas": blas(torch.__config__.show()),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "versions": versions(),
+        "commit": commit(),
+    }
+
+
+def cpu_model() -> str:
+    """What the processor calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    named = {key.strip(): value.strip() for key, value in fields.items()}
+    if "model name" not in named:
+        return platform.machine()
+    return f"{named['model name']} (family {named.get('cpu family')}, model {named.get('model')})"
+
+
+def memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def blas(configuration: str) -> str:
+    """The libraries behind torch's matrix products, out of `torch.__config__.show()`.
+
+    >>> blas("  - Intel(R) MKL-DNN v3.12.0 (Git Hash 80af)\\n  - Build settings: BLAS_INFO=mkl, USE_CUDA=0")
+    'mkl, oneDNN 3.12.0'
+    """
+    library = re.search(r"BLAS_INFO=(\w+)", configuration)
+    onednn = re.search(r"MKL-DNN v([\d.]+)", configuration)
+    return ", ".join([library[1] if library else "unknown", *([f"oneDNN {onednn[1]}"] if onednn else [])])
+
+
+def versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def commit() -> str | None:
+    """The commit of the source tree this package runs from, `-dirty` if src/ differs from it; None outside of one."""
+    source = Path(__file__).parents[2]
+    if source.name != "src":
+        return None
+    try:
+        head = git(source, "rev-parse", "HEAD")
+        return f"{head}-dirty" if git(source, "status", "--porcelain", "--", ".") else head
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip()

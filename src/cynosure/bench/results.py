@@ -1,0 +1,89 @@
+"""What a bench found: plain records, which become the table and the JSON."""
+
+from dataclasses import asdict, dataclass, field
+from statistics import median
+from typing import Any, Literal
+
+Status = Literal["ok", "red", "cut off", "missing", "failed"]
+
+LIMIT = "limit"
+
+
+@dataclass
+class Row:
+    """One contestant in one case. Only `ok` has a figure; every other status has a reason."""
+
+    contestant: str
+    title: str
+    status: Status = "ok"
+    reason: str | None = None
+    seconds: list[float] = field(default_factory=list)
+    extra_bytes: list[int] = field(default_factory=list)
+    errors: dict[str, float] | None = None
+    allowed: dict[str, float] | None = None
+    memory_method: str | None = None
+
+    @property
+    def seconds_median(self) -> float | None:
+        return median(self.seconds) if self.status == "ok" and self.seconds else None
+
+    @property
+    def peak_extra_bytes(self) -> int | None:
+        return max(self.extra_bytes) if self.status == "ok" and self.extra_bytes else None
+
+    def to_json(self) -> dict[str, Any]:
+        record = asdict(self)
+        if self.status != "ok":
+            record |= {"seconds": [], "extra_bytes": []}  # no figure on a red check, nor on half a race
+        return record | {"seconds_median": self.seconds_median, "peak_extra_bytes": self.peak_extra_bytes}
+
+
+@dataclass
+class Case:
+    """One head, number of tokens and dtype, and everyone in it."""
+
+    head: str
+    title: str
+    vocab_size: int
+    hidden_size: int
+    n_tokens: int
+    dtype: str
+    rows: list[Row]
+
+    def row(self, name: str) -> Row | None:
+        return next((row for row in self.rows if row.contestant == name), None)
+
+    @property
+    def limit_seconds(self) -> float | None:
+        """The matrix products alone, the better of the ways to make them."""
+        found = [row.seconds_median for row in self.rows if row.contestant.startswith(LIMIT)]
+        return min((seconds for seconds in found if seconds), default=None)
+
+    @property
+    def accumulator_bytes(self) -> int:
+        """One float32 copy of a half-precision weight: what an exact dW may be added up in."""
+        return 4 * self.vocab_size * self.hidden_size if self.dtype in ("bfloat16", "float16") else 0
+
+    def to_json(self) -> dict[str, Any]:
+        record = {key: value for key, value in vars(self).items() if key != "rows"}
+        record |= {"limit_seconds": self.limit_seconds, "accumulator_bytes": self.accumulator_bytes}
+        return record | {"rows": [row.to_json() for row in self.rows]}
+
+
+@dataclass
+class Report:
+    """Everything, with what it depends on."""
+
+    command: str
+    date: str
+    settings: dict[str, Any]
+    environment: dict[str, Any]
+    cases: list[Case]
+    skipped: dict[str, str]  # head -> why
+
+    def green(self, name: str) -> bool:
+        """Whether no check of this contestant is red."""
+        return all(row.status != "red" for case in self.cases if (row := case.row(name)))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"bench": "loss"} | vars(self) | {"cases": [case.to_json() for case in self.cases]}

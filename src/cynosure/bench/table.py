@@ -1,0 +1,100 @@
+"""The report as tables for a terminal."""
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from cynosure.bench.contestants import EAGER, OURS
+from cynosure.bench.results import Case, Report, Row
+
+MIB = 2**20
+NONE = "–"  # noqa: RUF001
+HOW = (
+    "Seconds of forward and backward: median (least to most) of interleaved runs, a process each. "
+    "Memory: peak beyond inputs and gradients, MiB; in half precision also beyond one float32 accumulator of W's size. "
+    "Errors: relative to float64; gradients in the Frobenius norm, estimated by random projections. "
+    "A figure stands only where no error exceeds twice that of F.cross_entropy(F.linear(h, W), t) in the same dtype "
+    "(for the loss, plus one rounding of the dtype). Whoever is slow in the first run is run once."
+)
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Every case as a table, and how to read them."""
+    for case in report.cases:
+        console.print(case_table(case), "", sep="\n")
+    for head, reason in report.skipped.items():
+        console.print(f"[bold]{head}[/] skipped: {reason}")
+    if report.cases:
+        titles = {row.contestant: row.title for case in report.cases for row in case.rows}
+        width = max(map(len, titles))
+        console.print(*[Text(f"{name:{width}}  {title}", style="dim") for name, title in titles.items()], sep="\n")
+        console.print(Text(f"\n{HOW}\n\n{machine(report)}", style="dim"))
+
+
+def machine(report: Report) -> str:
+    about = report.environment
+    named = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version)
+    return f"{about['cpu']}, {about['threads']} threads, BLAS {about['blas']}; {named}; commit {about['commit']}"
+
+
+def case_table(case: Case) -> RenderableType:
+    """One case; below it why a figure is missing, and the comparison that matters most."""
+    half = case.accumulator_bytes > 0
+    table = Table(title=title(case), title_justify="left", title_style="bold", box=None, padding=(0, 1))
+    table.add_column("contestant")
+    accumulator = ["- accum."] if half else []
+    for heading in ("seconds", "", "/ ours", "/ limit", "memory", *accumulator, "loss err.", "dhidden err.", "dW err."):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in sorted(case.rows, key=lambda row: row.seconds_median or float("inf")):
+        table.add_row(*cells(case, row, half), style="bold" if row.contestant == OURS else "")
+    notes = [Text(f"  {row.contestant}: {row.reason}", "yellow") for row in case.rows if row.reason]
+    return Group(table, *notes, *[Text(f"  {line}") for line in verdicts(case)])
+
+
+def title(case: Case) -> str:
+    return (
+        f"{case.head} ({case.title}): N = {case.n_tokens:,}, D = {case.hidden_size:,}, V = {case.vocab_size:,}, "
+        f"{case.dtype}"
+    )
+
+
+def cells(case: Case, row: Row, half: bool) -> list[str]:
+    seconds, memory, errors = row.seconds_median, row.peak_extra_bytes, row.errors or {}
+    ours = case.row(OURS)
+    spread = f"{min(row.seconds):.2f} to {max(row.seconds):.2f}" if seconds and len(row.seconds) > 1 else ""
+    accumulated = [mib(None if memory is None else memory - case.accumulator_bytes)] if half else []
+    return [
+        row.contestant,
+        row.status if seconds is None else f"{seconds:.3f}",
+        spread,
+        ratio(seconds, ours.seconds_median if ours else None),
+        ratio(seconds, case.limit_seconds),
+        mib(memory),
+        *accumulated,
+        *(f"{errors[name]:.1e}" if name in errors else NONE for name in ("loss", "dhidden", "dweight")),
+    ]
+
+
+def ratio(seconds: float | None, other: float | None) -> str:
+    return f"{seconds / other:.2f}" if seconds and other else NONE
+
+
+def mib(n_bytes: int | None) -> str:
+    return NONE if n_bytes is None else f"{n_bytes / MIB:,.0f}"
+
+
+def verdicts(case: Case) -> list[str]:
+    """Ours against the plain two calls, in a sentence each."""
+    ours, lines = case.row(OURS), []
+    for row in case.rows:
+        if not row.contestant.startswith(EAGER) or ours is None:
+            continue
+        if ours.seconds_median is None or row.seconds_median is None or not row.peak_extra_bytes:
+            continue
+        extra = max(0, (ours.peak_extra_bytes or 0) - case.accumulator_bytes)
+        beyond = " (ours beyond the accumulator)" if case.accumulator_bytes else ""
+        lines.append(
+            f"ours / {row.contestant}: {ours.seconds_median / row.seconds_median:.2f} of the time, "
+            f"{extra / row.peak_extra_bytes:.1%} of the memory{beyond}"
+        )
+    return lines

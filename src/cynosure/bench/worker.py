@@ -1,0 +1,105 @@
+"""One process, one contestant: it does what the parent asks over a pipe, and works only while it is asked.
+
+parent                                  worker
+{"task": "build", "n_tokens": N}        {} or {"unavailable": reason} or {"failed": reason}
+{"task": "run", "compare": bool}        {"seconds", "extra_bytes", "memory_method", "errors", "allowed"} or the same
+None                                    ends
+"""
+
+import os
+import sys
+import time
+from multiprocessing.connection import Connection
+from typing import Any
+
+from cynosure.bench.contestants import Contestant, Outputs, Step, Unavailable
+from cynosure.bench.prepared import Prepared
+
+MISLEADING = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # where set, they force a kernel on OpenBLAS
+SETTINGS = {"JAX_PLATFORMS": "cpu", "TORCHINDUCTOR_COMPILE_THREADS": "1"}  # no pool of compilers beside the runs
+
+
+class Worker:
+    """The contestant at one number of tokens."""
+
+    def __init__(self, contestant: Contestant, prepared: Prepared, dtype: str) -> None:
+        self.contestant, self.prepared, self.dtype = contestant, prepared, dtype
+        self.n_tokens = 0
+        self.step: Step | None = None
+
+    def answer(self, message: dict[str, Any]) -> dict[str, Any]:
+        """What was asked for, or why there is none of it."""
+        try:
+            building = message["task"] == "build"
+            return self.build(message["n_tokens"]) if building else self.run(message["compare"])
+        except Unavailable as reason:
+            return {"unavailable": str(reason)}
+        except ModuleNotFoundError as error:
+            return {"unavailable": f"{error.name} is not installed"}
+        except Exception as error:  # whatever a peer raises is its reason in the table
+            return {"failed": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"}
+
+    def build(self, n_tokens: int) -> dict[str, Any]:
+        from cynosure.bench.inputs import load_inputs
+
+        self.step, self.n_tokens = None, n_tokens
+        inputs = load_inputs(self.prepared, self.dtype, n_tokens)
+        inputs.weight.sum()  # maps every page, so that inputs do not count as memory of the run
+        self.step = self.contestant.build(inputs)
+        return {}
+
+    def run(self, compare: bool) -> dict[str, Any]:
+        from cynosure.bench.memory import PeakMemory
+
+        assert self.step is not None
+        with PeakMemory() as memory:
+            start = time.perf_counter()
+            outputs = self.step()
+            seconds = time.perf_counter() - start
+        extra_bytes = memory.n_bytes - outputs.dhidden.nbytes - outputs.dweight.nbytes
+        reply = {"seconds": seconds, "extra_bytes": max(0, extra_bytes), "memory_method": memory.method}
+        return reply | (self.compare(outputs) if compare and self.contestant.checked else {})
+
+    def compare(self, outputs: Outputs) -> dict[str, Any]:
+        import torch
+
+        from cynosure.bench.inputs import load_truth
+        from cynosure.bench.reference import allowed, errors_of
+
+        truth, eager = load_truth(self.prepared, self.dtype, self.n_tokens)
+        bounds = allowed(eager, getattr(torch, self.dtype))
+        return {"errors": errors_of(outputs, truth)._asdict(), "allowed": bounds._asdict()}
+
+
+def serve(pipe: Connection, log: str, contestant: Contestant, prepared: Prepared, dtype: str) -> None:
+    """The whole life of a worker."""
+    settle(log)
+    worker = Worker(contestant, prepared, dtype)
+    while (message := pipe.recv()) is not None:
+        pipe.send(worker.answer(message))
+
+
+def prepare_inputs(pipe: Connection, log: str, name: str, dtypes: list[str], tokens: list[int]) -> None:
+    """A process that makes a head's files and describes the machine: it sends {"say": line}, and at last one reply."""
+    settle(log)
+    from cynosure.bench.environment import environment
+    from cynosure.bench.inputs import prepare
+
+    try:
+        made = prepare(name, dtypes, tokens, lambda line: pipe.send({"say": line}))
+        pipe.send({"prepared": made, "environment": environment()})
+    except ModuleNotFoundError as error:
+        pipe.send({"unavailable": f"{error.name} is not installed"})
+    except (FileNotFoundError, ValueError) as error:
+        pipe.send({"unavailable": str(error)})
+
+
+def settle(log: str) -> None:
+    """What a peer prints goes to a file; settings that would mislead a library go before any is loaded."""
+    for name in MISLEADING:
+        os.environ.pop(name, None)
+    os.environ.update(SETTINGS)
+    sys.stdout.flush()
+    with open(log, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)

@@ -1,0 +1,113 @@
+"""The check that stands before every figure: it passes what is right and fails what is not."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cynosure.bench.contestants import LOSS_CONTESTANTS, Contestant, Inputs, Outputs
+from cynosure.bench.inputs import load_inputs
+from cynosure.bench.prepared import Prepared
+from cynosure.bench.race import complaints
+from cynosure.bench.reference import compute_truth, errors_of, probes
+from cynosure.bench.worker import Worker
+from tests.bench.planted import planted
+
+
+def answers(contestant: Contestant, prepared: Prepared, dtype: str = "float32", n_tokens: int = 300) -> dict:
+    """What a worker says to `build`, and if that went well to `run`."""
+    worker = Worker(contestant, prepared, dtype)
+    built = worker.answer({"task": "build", "n_tokens": n_tokens})
+    return built or worker.answer({"task": "run", "compare": True})
+
+
+def float64_outputs(inputs: Inputs) -> Outputs:
+    """By autograd, through full float64 logits."""
+    hidden, weight = (x.detach().double().requires_grad_() for x in inputs[:2])
+    loss = F.cross_entropy(F.linear(hidden, weight), inputs.target)
+    return Outputs(loss.detach(), *torch.autograd.grad(loss, (hidden, weight)))
+
+
+@pytest.mark.parametrize("block_bytes", [1, 900 * 8 * 128, 2**30])
+def test_truth_is_that_of_autograd(prepared: Prepared, block_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cynosure.bench.reference.BLOCK_BYTES", block_bytes)
+    inputs = load_inputs(prepared, "float32", 300)
+    errors = errors_of(float64_outputs(inputs), compute_truth(inputs))
+    assert max(errors) < 1e-13
+
+
+def test_projections_estimate_the_frobenius_error(prepared: Prepared) -> None:
+    inputs = load_inputs(prepared, "float32", 300)
+    right = float64_outputs(inputs)
+    noise = torch.randn(right.dweight.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    wrong = right._replace(dweight=right.dweight + 0.01 * noise * right.dweight.norm() / noise.norm())
+    assert errors_of(wrong, compute_truth(inputs)).dweight == pytest.approx(0.01, rel=0.25)
+
+
+def test_probes_are_the_same_at_every_call() -> None:
+    for first, second in zip(probes(24, 900), probes(24, 900), strict=True):
+        assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["cynosure", "eager", "eager-float"])
+def test_a_right_contestant_is_green(prepared: Prepared, name: str, dtype: str) -> None:
+    answer = answers(LOSS_CONTESTANTS[name], prepared, dtype)
+    assert complaints(answer["errors"], answer["allowed"]) == ""
+    assert answer["seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "what"), [("scaled", "dweight"), ("one_row", "dhidden"), ("offset", "loss"), ("nan", "loss")]
+)
+def test_a_wrong_contestant_is_red(prepared: Prepared, name: str, what: str) -> None:
+    answer = answers(planted(name), prepared)
+    assert complaints(answer["errors"], answer["allowed"]).startswith(f"{what} is off by ")
+
+
+def test_the_limit_is_not_checked(prepared: Prepared) -> None:
+    for name in ("limit", "limit-chunked"):
+        assert "errors" not in answers(LOSS_CONTESTANTS[name], prepared)
+
+
+def test_chunked_products_are_the_whole_ones(prepared: Prepared) -> None:
+    from cynosure.bench.limit import chunked_gemms, whole_gemms
+
+    inputs = load_inputs(prepared, "float32", 600)
+    whole, chunked = whole_gemms(inputs), chunked_gemms(inputs)
+    torch.testing.assert_close(chunked.dhidden, whole.dhidden)
+    torch.testing.assert_close(chunked.dweight, whole.dweight)
+
+
+@pytest.mark.parametrize(
+    ("name", "reply"),
+    [
+        ("raise", {"failed": "RuntimeError: no room"}),
+        ("unavailable", {"unavailable": "needs a GPU"}),
+        ("not_installed", {"unavailable": "a_peer_that_is_not_there is not installed"}),
+    ],
+)
+def test_a_reason_is_given(prepared: Prepared, name: str, reply: dict[str, str]) -> None:
+    assert answers(planted(name), prepared) == reply
+
+
+def test_memory_is_what_a_step_takes_beyond_its_outputs(prepared: Prepared) -> None:
+    hungry = answers(planted("hungry"), prepared)["extra_bytes"]
+    assert 190 * 2**20 < hungry < 260 * 2**20
+    assert answers(LOSS_CONTESTANTS["cynosure"], prepared)["extra_bytes"] < 32 * 2**20
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_both_ways_to_see_the_peak(kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cynosure.bench.memory import PeakMemory, can_reset_peak
+
+    if kept and not can_reset_peak():
+        pytest.skip("this kernel keeps no peak that can be reset")
+    monkeypatch.setattr("cynosure.bench.memory.can_reset_peak", lambda: kept)
+    with PeakMemory() as before:
+        pass
+    with PeakMemory() as memory:
+        for _ in range(20):  # long enough for a sample
+            torch.ones(25 * 2**20)
+    assert ("VmHWM" in memory.method) is kept
+    assert before.n_bytes < 20 * 2**20
+    assert 90 * 2**20 < memory.n_bytes < 130 * 2**20
