@@ -81,16 +81,26 @@ class Prediction:
 def read_surprise(truth: tuple[Surprise, ...], nll_nats: float) -> str:
     """Sure and right, unsure, or sure and wrong: the reading of the token that cost most."""
     worst = max(truth, key=lambda token: token.nll_nats)
-    came, likely = f"“{worst.token}”", f"“{worst.expected.token}”"
+    came, likely = visible(worst.token), visible(worst.expected.token)
     p, best = percent(worst.probability), percent(worst.expected.probability)
-    start = "" if len(truth) == 1 else f"Most of the {nll_nats:.2f} nats come from one token. "
+    start = "" if len(truth) == 1 else f"Most of the {nll_nats:.2f} nats come from {came}. "
     if worst.rank == 1 and worst.probability >= SURE:
-        return start + f"Sure and right: the model gave {came} {p}, so its coming is little surprise and the loss is low."
+        return start + f"Sure and right: the model gave {came} {p}, so it is hardly surprised and the loss is low."
     if worst.rank == 1:
-        return start + f"Right but unsure: {came} was its first guess, yet at {p} only, and the doubt is what it pays for."
+        return start + f"Right but unsure: {came} was its first guess, yet at only {p}, and the doubt is what it pays for."
     if worst.expected.probability >= SURE:
         return start + f"Sure and wrong: it gave {likely} {best} and {came} only {p}, the costliest kind of mistake."
-    return start + f"Unsure: its first guess was {likely} at {best}, and {came} had {p}; a spread bet costs a middling loss."
+    return start + f"Unsure: its first guess was {likely} at {best}, and it gave {came} {p}; the less it gave, the higher the loss."
+
+
+def visible(token: str) -> str:
+    """A token in quotes, with line ends and other control characters written out.
+
+    >>> print(visible(" dog"), visible("\\n"))
+    " dog" "\\n"
+    """
+    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in token)
+    return f'"{plain}"'
 
 
 def percent(p: float) -> str:

@@ -65,7 +65,7 @@ def losses(model: Any, head: Head, ids: Tensor, hidden: Tensor) -> Iterator[Chec
     """The comparisons of losses and gradients: labels whole, half ignored, and normalised over several batches."""
     partly = ids.clone()
     partly[:, : ids.shape[1] // 2] = IGNORED
-    for labels, which in ((ids, ""), (partly, ", half the labels ignored")):
+    for labels, which in ((ids, ""), (partly, ", half ignored")):
         theirs, ours = own_loss(model, head, ids, labels), fused_loss(head, labels, hidden)
         exact = plain_loss(wide(head), labels, hidden.double())
         yield compare(f"loss{which}", ours.loss, theirs.loss, exact.loss)

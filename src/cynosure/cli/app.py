@@ -1,0 +1,76 @@
+"""The command line as a whole: its verbs, and what becomes of an error."""
+
+import logging
+import sys
+from typing import Annotated
+
+import typer
+
+from cynosure import __version__
+from cynosure.cli import bench, check, common, info, predict, score
+
+app = typer.Typer(
+    name="cynosure",
+    help="The cross-entropy of language models: computed exactly, measured honestly.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(predict.predict)
+app.command()(score.score)
+app.command()(check.check)
+app.command()(info.info)
+app.add_typer(bench.app, name="bench")
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"cynosure {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def cynosure(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """The cross-entropy of language models: computed exactly, measured honestly."""
+
+
+def main() -> None:
+    """Run the command line. Exit status: 0 done, 1 a check failed, 2 bad usage or input, said in one line."""
+    common.settings.debug = False
+    logging.getLogger("cynosure").setLevel(logging.INFO)
+    try:
+        status = app(standalone_mode=False)
+    except ModuleNotFoundError:
+        raise  # a missing extra: the entry says which
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read the output has seen enough
+        sys.exit(0)
+    except (KeyboardInterrupt, typer.Abort):
+        common.complain("interrupted")
+        sys.exit(130)
+    except Exception as error:
+        if common.settings.debug:
+            raise
+        common.complain(one_line(error))
+        sys.exit(2)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def one_line(error: Exception) -> str:
+    """What went wrong and where, in one line; errors that are nobody's input carry their type."""
+    if hasattr(error, "format_message"):  # of the command line's own parser
+        context = getattr(error, "ctx", None)
+        message = error.format_message() if error.args or str(error) else ""
+        return f"{message} (see {context.command_path if context else 'cynosure'} --help)"
+    message = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror.lower()}"
+    if isinstance(error, ValueError | OSError):
+        return message
+    return f"{type(error).__name__}: {message} (--debug shows where)"

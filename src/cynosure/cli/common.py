@@ -1,0 +1,67 @@
+"""What the verbs share: their options, where output goes, and how numbers are written."""
+
+import json
+import logging
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+WIDTH = 100  # of what goes to a file or a pipe
+
+
+@dataclass
+class Settings:
+    """Set by options of any verb, read where an error ends."""
+
+    debug: bool = False
+
+
+settings = Settings()
+
+
+def set_debug(debug: bool) -> None:
+    settings.debug = settings.debug or debug
+
+
+MODEL_HELP = "A hub id, a folder, a .gguf file, or the installed smollm2 or gemma3-270m."
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)]
+Format = Annotated[Literal["table", "json"], typer.Option("--format", help="What goes to stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no notes, errors only.")]
+Debug = Annotated[bool, typer.Option("--debug", callback=set_debug, help="Show the traceback of an error.")]
+Dtype = Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16 or float16.")]
+Device = Annotated[str, typer.Option(help="auto (an accelerator if there is one), cpu, cuda, mps...")]
+Tokenizer = Annotated[str | None, typer.Option(help="Take the tokenizer from this folder or hub id.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the hub.")]
+
+
+def complain(message: str) -> None:
+    print(f"cynosure: {message}", file=sys.stderr)
+
+
+def show_notes(quiet: bool) -> None:
+    """Let the library's notes, such as a conversion that takes a while, through to stderr."""
+    logger = logging.getLogger("cynosure")
+    logger.handlers.clear()
+    logger.addHandler(logging.NullHandler() if quiet else logging.StreamHandler(sys.stderr))
+    logger.handlers[0].setFormatter(logging.Formatter("cynosure: %(message)s"))
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def stdout() -> "Console":
+    """Where tables go: as wide as the terminal, or wide enough for whole lines in a file."""
+    from rich.console import Console
+
+    console = Console(highlight=False, emoji=False, markup=False)
+    return console if console.is_terminal else Console(width=WIDTH, highlight=False, emoji=False, markup=False)
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+

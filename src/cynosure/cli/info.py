@@ -1,0 +1,106 @@
+"""`cynosure info`: versions, devices, backends, and why each is or is not there."""
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from cynosure.cli import common
+
+PACKAGES = ("cynosure", "torch", "transformers", "tokenizers", "safetensors", "gguf", "datasets", "accelerate", "numpy")
+
+
+def info(format: common.Format = "table", quiet: common.Quiet = False, debug: common.Debug = False) -> None:
+    """What is here, and why or why not.
+
+    Versions, processors, backends, packaged models and the cache.
+    """
+    facts = gather()
+    if format == "json":
+        common.print_json(facts)
+    else:
+        show(facts)
+
+
+def gather() -> dict[str, Any]:
+    """Everything `info` tells, as plain values."""
+    import torch
+
+    from cynosure.loss.plan import backends
+    from cynosure.models.gguf import cache_directory
+    from cynosure.models.load import find_device
+    from cynosure.models.packaged import PACKAGED
+
+    accelerator = find_device("auto")
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    cache = cache_directory()
+    return {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "packages": {name: installed(name) for name in PACKAGES},
+        "cpu": {
+            "name": cpu_name(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "capability": torch.backends.cpu.get_cpu_capability(),
+        },
+        "device": str(accelerator),
+        "accelerators": names or ([str(accelerator)] if accelerator.type != "cpu" else []),
+        "backends": [status._asdict() for status in backends()],
+        "models": {name: packaged_status(name) for name in PACKAGED},
+        "cache": {"folder": str(cache), "bytes": folder_bytes(cache)},
+    }
+
+
+def installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def cpu_name() -> str:
+    """The processor as the system names it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def packaged_status(name: str) -> str:
+    """Where a packaged model's file lies, or how to install it."""
+    from cynosure.models.packaged import packaged_parts
+
+    try:
+        parts = packaged_parts(name)
+    except FileNotFoundError as error:
+        return str(error)
+    return f"{parts[0]}" + (f" and {len(parts) - 1} more parts" if len(parts) > 1 else "")
+
+
+def folder_bytes(folder: Any) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def show(facts: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    cpu, cache = facts["cpu"], facts["cache"]
+    table.add_row("python", f"{facts['python']} on {facts['system']}")
+    for name, found in facts["packages"].items():
+        table.add_row(name, found or "not installed")
+    table.add_row("cpu", f"{cpu['name']}, {cpu['cores']} cores, {cpu['threads']} threads, {cpu['capability']}")
+    table.add_row("accelerators", ", ".join(facts["accelerators"]) or "none that torch can use")
+    table.add_row("device auto", facts["device"])
+    for backend in facts["backends"]:
+        state = "available" if backend["available"] else "not available"
+        table.add_row(f"backend {backend['name']}", f"{state}: {backend['reason']}")
+    for name, state in facts["models"].items():
+        table.add_row(f"model {name}", state)
+    table.add_row("cache", f"{cache['folder']}, {cache['bytes'] / 1e6:,.0f} MB")
+    common.stdout().print(table)

@@ -1,0 +1,107 @@
+"""`cynosure predict`: what a model expects next, and how surprised it is by what comes."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cynosure.cli import common
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from cynosure.measure import Prediction
+
+BAR = 24
+
+
+def predict(
+    model: common.Model,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="The text so far.", show_default=False)],
+    truth: Annotated[str | None, typer.Option(help="What comes next, to be given its loss; mind a leading space.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many of the likeliest tokens to list.")] = 10,
+    dtype: common.Dtype = "auto",
+    device: common.Device = "auto",
+    tokenizer: common.Tokenizer = None,
+    revision: common.Revision = None,
+    format: common.Format = "table",
+    quiet: common.Quiet = False,
+    debug: common.Debug = False,
+) -> None:
+    """What comes next, and what the truth costs.
+
+    Prints the likeliest tokens after a text, and the loss of what really follows.
+    """
+    from cynosure import measure, models
+
+    common.show_notes(quiet)
+    loaded = models.load(model, dtype=dtype, device=device, tokenizer=tokenizer, revision=revision)
+    prediction = measure.predict(loaded, text, truth=truth, top=top)
+    if format == "json":
+        common.print_json(prediction.to_json())
+    else:
+        show(prediction)
+
+
+def show(prediction: "Prediction") -> None:
+    from cynosure.measure.predict import visible
+
+    console = common.stdout()
+    console.print(prediction.model, style="bold")
+    console.print(f"after {visible(prediction.text)}\n")
+    console.print(top_table(prediction))
+    console.print(
+        f"\nentropy {prediction.entropy_nats:.3f} nats: the loss to expect here if the model's probabilities are right"
+    )
+    if prediction.truth:
+        console.print()
+        console.print(truth_table(prediction))
+        console.print()
+        console.print(prediction.reading())
+        console.print(perplexity_line(prediction))
+
+
+def top_table(prediction: "Prediction") -> "Table":
+    """The likeliest tokens, their probabilities, and bars that share one scale."""
+    from rich.bar import Bar
+    from rich.table import Table
+
+    from cynosure.measure.predict import percent, visible
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("rank", justify="right")
+    table.add_column("token")
+    table.add_column("probability", justify="right")
+    table.add_column("")
+    largest = prediction.top[0].probability
+    for rank, candidate in enumerate(prediction.top, 1):
+        bar = Bar(largest, 0, candidate.probability, width=BAR, color="cyan")
+        table.add_row(str(rank), visible(candidate.token), percent(candidate.probability), bar)
+    return table
+
+
+def truth_table(prediction: "Prediction") -> "Table":
+    """The tokens of the truth one by one, and their sum when there are several."""
+    from rich.table import Table
+
+    from cynosure.measure.predict import percent, visible
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("truth")
+    for name in ("probability", "rank", "loss in nats", "in bits"):
+        table.add_column(name, justify="right")
+    for token in prediction.truth:
+        row = percent(token.probability), f"{token.rank:,}", f"{token.nll_nats:.4f}", f"{token.nll_bits:.4f}"
+        table.add_row(visible(token.token), *row)
+    if len(prediction.truth) > 1:
+        values = prediction.to_json()["truth"]
+        row = percent(values["probability"]), "", f"{values['nll_nats']:.4f}", f"{values['nll_bits']:.4f}"
+        table.add_row("all of it", *row, style="bold")
+    return table
+
+
+def perplexity_line(prediction: "Prediction") -> str:
+    mean = prediction.nll_nats / len(prediction.truth)
+    return (
+        f"A text that cost {mean:.2f} nats a token throughout would have a perplexity of {prediction.perplexity:,.2f}: "
+        f"as hard to guess as a fair draw among that many tokens."
+    )
