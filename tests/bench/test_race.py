@@ -1,20 +1,20 @@
 """The whole race on a tiny head, a process each."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
 import pytest
 from rich.console import Console
-from typer.testing import CliRunner
 
 from cynosure.bench.contestants import LOSS_CONTESTANTS
 from cynosure.bench.prepared import Prepared
 from cynosure.bench.race import Settings, bench_loss
 from cynosure.bench.results import Report, Row
 from cynosure.bench.table import print_report
-from cynosure.cli.bench import app
+from cynosure.cli.app import main
 from tests.bench.conftest import HEAD
 from tests.bench.planted import planted
 
@@ -90,8 +90,13 @@ def test_the_table_sets_ours_against_the_others(report: Report) -> None:
     assert f"ours / eager: {ours / eager:.2f} of the time" in shown(report)
     cells = line(report, "eager").split()
     assert cells[1] == f"{eager:.3f}"
-    assert cells[5:7] == [f"{eager / ours:.2f}", f"{eager / (case.limit_seconds or 0):.2f}"]
+    assert cells[3:5] == [f"{eager / ours:.2f}", f"{eager / (case.limit_seconds or 0):.2f}"]
     assert case.limit_seconds == min(row(report, name).seconds_median for name in ("limit", "limit-chunked"))
+
+
+def test_json_holds_no_nan() -> None:
+    red = Row("x", "x", "red", "wrong", errors={"loss": float("nan"), "dweight": 0.5})
+    assert red.to_json()["errors"] == {"loss": None, "dweight": 0.5}
 
 
 def test_the_report_says_what_its_figures_depend_on(report: Report) -> None:
@@ -117,12 +122,24 @@ def test_a_head_that_is_not_installed_is_said(report: Report, monkeypatch: pytes
     assert "smollm2 skipped: not here" in shown(skipped)
 
 
-def invoke(*arguments: str) -> tuple[int, str, str]:
-    done = CliRunner().invoke(app, ["loss", *arguments])
-    return done.exit_code, done.stdout, done.stderr
+Invoke = Callable[..., tuple[int, str, str]]
 
 
-def test_the_command(prepared: Prepared, tmp_path: Path) -> None:
+@pytest.fixture
+def invoke(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Invoke:
+    """Runs `cynosure bench loss`: exit status, stdout, stderr."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["cynosure", "bench", "loss", *arguments])
+        with pytest.raises(SystemExit) as done:
+            main()
+        out, err = capsys.readouterr()
+        return int(done.value.code or 0), out, err
+
+    return run
+
+
+def test_the_command(prepared: Prepared, invoke: Invoke, tmp_path: Path) -> None:
     path = tmp_path / "loss.json"
     code, out, err = invoke(
         "--heads", HEAD, "--contestants", "cynosure,eager", "--dtypes", "bfloat16", "--tokens", "300", "--runs", "1",
@@ -130,20 +147,23 @@ def test_the_command(prepared: Prepared, tmp_path: Path) -> None:
     )  # fmt: skip
     assert (code, err) == (0, "")
     assert json.loads(out) == json.loads(path.read_text())
+    assert json.loads(out)["command"].startswith(f"cynosure bench loss --heads {HEAD} ")
     (case,) = json.loads(out)["cases"]
     assert case["accumulator_bytes"] == 900 * 24 * 4
     assert [(row["contestant"], row["status"]) for row in case["rows"]] == [("cynosure", "ok"), ("eager", "ok")]
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_command_fails_where_ours_is_red(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_fails_where_ours_is_red(
+    prepared: Prepared, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(LOSS_CONTESTANTS, "cynosure", replace(planted("scaled"), name="cynosure"))
     arguments = ("--heads", HEAD, "--contestants", "cynosure", "--dtypes", "float32", "--tokens", "300", "--runs", "1")
     code, out, err = invoke(*arguments)
     assert code == 1
     assert "red" in line_of(out, "cynosure")
-    assert err.endswith("cynosure: a check of our own gradients is red\n")
-    assert f"{HEAD}, float32, 300 tokens: cynosure" in err
+    assert err.endswith("cynosure: a check of our own gradients failed\n")
+    assert err.startswith(f"[0/4] {HEAD}: preparing inputs\n")
 
 
 def line_of(text: str, name: str) -> str:
@@ -164,7 +184,7 @@ def line_of(text: str, name: str) -> str:
         (("--json", "nowhere/loss.json"), "--json: there is no folder nowhere"),
     ],
 )
-def test_bad_usage_is_said_in_one_line(arguments: tuple[str, ...], said: str) -> None:
+def test_bad_usage_is_said_in_one_line(invoke: Invoke, arguments: tuple[str, ...], said: str) -> None:
     code, out, err = invoke(*arguments)
     assert (code, out) == (2, "")
     assert said in err

@@ -1,5 +1,6 @@
 """What a bench found: plain records, which become the table and the JSON."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any, Literal
@@ -35,6 +36,8 @@ class Row:
         record = asdict(self)
         if self.status != "ok":
             record |= {"seconds": [], "extra_bytes": []}  # no figure on a red check, nor on half a race
+        if self.errors:
+            record["errors"] = {name: x if math.isfinite(x) else None for name, x in self.errors.items()}
         return record | {"seconds_median": self.seconds_median, "peak_extra_bytes": self.peak_extra_bytes}
 
 

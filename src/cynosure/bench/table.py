@@ -10,7 +10,7 @@ from cynosure.bench.results import Case, Report, Row
 MIB = 2**20
 NONE = "–"  # noqa: RUF001
 HOW = (
-    "Seconds of forward and backward: median (least to most) of interleaved runs, a process each. "
+    "Seconds of forward and backward: median (least-most) of interleaved runs, a process each. "
     "Memory: peak beyond inputs and gradients, MiB; in half precision also beyond one float32 accumulator of W's size. "
     "Errors: relative to float64; gradients in the Frobenius norm, estimated by random projections. "
     "A figure stands only where no error exceeds twice that of F.cross_entropy(F.linear(h, W), t) in the same dtype "
@@ -23,7 +23,7 @@ def print_report(report: Report, console: Console) -> None:
     for case in report.cases:
         console.print(case_table(case), "", sep="\n")
     for head, reason in report.skipped.items():
-        console.print(f"[bold]{head}[/] skipped: {reason}")
+        console.print(Text(f"{head} skipped: {reason}", "yellow"))
     if report.cases:
         titles = {row.contestant: row.title for case in report.cases for row in case.rows}
         width = max(map(len, titles))
@@ -40,15 +40,15 @@ def machine(report: Report) -> str:
 def case_table(case: Case) -> RenderableType:
     """One case; below it why a figure is missing, and the comparison that matters most."""
     half = case.accumulator_bytes > 0
-    table = Table(title=title(case), title_justify="left", title_style="bold", box=None, padding=(0, 1))
+    table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("contestant")
-    accumulator = ["- accum."] if half else []
-    for heading in ("seconds", "", "/ ours", "/ limit", "memory", *accumulator, "loss err.", "dhidden err.", "dW err."):
+    accumulator = ["- accum"] if half else []
+    for heading in ("seconds", "", "/ ours", "/ limit", "memory", *accumulator, "loss err", "dh err", "dW err"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in sorted(case.rows, key=lambda row: row.seconds_median or float("inf")):
         table.add_row(*cells(case, row, half), style="bold" if row.contestant == OURS else "")
     notes = [Text(f"  {row.contestant}: {row.reason}", "yellow") for row in case.rows if row.reason]
-    return Group(table, *notes, *[Text(f"  {line}") for line in verdicts(case)])
+    return Group(Text(title(case), "bold"), table, *notes, *[Text(f"  {line}") for line in verdicts(case)])
 
 
 def title(case: Case) -> str:
@@ -61,8 +61,8 @@ def title(case: Case) -> str:
 def cells(case: Case, row: Row, half: bool) -> list[str]:
     seconds, memory, errors = row.seconds_median, row.peak_extra_bytes, row.errors or {}
     ours = case.row(OURS)
-    spread = f"{min(row.seconds):.2f} to {max(row.seconds):.2f}" if seconds and len(row.seconds) > 1 else ""
-    accumulated = [mib(None if memory is None else memory - case.accumulator_bytes)] if half else []
+    spread = f"{min(row.seconds):.2f}-{max(row.seconds):.2f}" if seconds and len(row.seconds) > 1 else ""
+    beyond = None if memory is None else max(0, memory - case.accumulator_bytes)
     return [
         row.contestant,
         row.status if seconds is None else f"{seconds:.3f}",
@@ -70,7 +70,7 @@ def cells(case: Case, row: Row, half: bool) -> list[str]:
         ratio(seconds, ours.seconds_median if ours else None),
         ratio(seconds, case.limit_seconds),
         mib(memory),
-        *accumulated,
+        *([mib(beyond)] if half else []),
         *(f"{errors[name]:.1e}" if name in errors else NONE for name in ("loss", "dhidden", "dweight")),
     ]
 

@@ -3,19 +3,19 @@
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from cynosure.cli import common
 
-app = typer.Typer(no_args_is_help=True, help="Side by side with every peer that is installed, and with the limit.")
+LINE_SECONDS = 10  # between lines of progress where there is no terminal
 
-WIDTH = 120  # of tables that go to a file
+app = typer.Typer(no_args_is_help=True)
 
 
 @app.callback()
@@ -25,54 +25,49 @@ def bench() -> None:
 
 @app.command()
 def loss(
-    contestants: Annotated[
-        str, typer.Option(help="Names, comma-separated; `all` or e.g. `cynosure,eager,limit`.")
-    ] = "all",
-    heads: Annotated[str, typer.Option(help="`gemma3-270m`, `smollm2`, `synthetic:VxD`.")] = "gemma3-270m,smollm2",
-    dtypes: Annotated[str, typer.Option(help="`float32`, `bfloat16`.")] = "float32,bfloat16",
-    tokens: Annotated[str, typer.Option(help="Numbers of tokens; by default each head's own.")] = "",
-    runs: Annotated[int, typer.Option(help="Timed runs of each; one for whoever takes over 10 s.")] = 3,
+    heads: Annotated[str, typer.Option(help="Comma-separated: gemma3-270m, smollm2, synthetic:VxD.")] = (
+        "gemma3-270m,smollm2"
+    ),
+    tokens: Annotated[str, typer.Option(help="Numbers of tokens. [default: each head's own]", show_default=False)] = "",
+    dtypes: Annotated[str, typer.Option(help="float32, bfloat16.")] = "float32,bfloat16",
+    contestants: Annotated[str, typer.Option(help="all, or some: cynosure,eager,limit...")] = "all",
+    runs: Annotated[int, typer.Option(help="Timed runs of each; whoever takes over 10 s has one.")] = 3,
     cutoff: Annotated[float, typer.Option(help="Seconds after which a run is ended.")] = 60.0,
-    json_path: Annotated[Path | None, typer.Option("--json", help="Write the report here as well.")] = None,
-    format: Annotated[Literal["table", "json"], typer.Option(help="What goes to stdout.")] = "table",
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the report to this file as well.")
+    ] = None,
+    format: common.Format = "table",
+    quiet: common.Quiet = False,
+    debug: common.Debug = False,
 ) -> None:
-    """Forward and backward of the loss: time, peak memory and errors, beside the peers and the limit.
+    """Time, peak memory and errors of the loss, forward and backward.
 
-    Gradients are checked against float64 before anything is timed. The first time inputs are prepared, for minutes.
-    Exit status 1 when a check of ours fails.
+    One process for each contestant, their runs interleaved. Gradients are checked against float64 before anything is
+    timed: who fails has no figure. The first time, inputs are made from the installed models, which takes minutes. Exit
+    status 1 when our own check fails.
     """
-    from rich.console import Console
-
     from cynosure.bench.contestants import OURS
     from cynosure.bench.race import Settings, bench_loss, find_contestants
     from cynosure.bench.table import print_report
 
-    try:
-        chosen = find_contestants(names(contestants))
-        counts = tuple(whole_number("--tokens", name) for name in names(tokens)) or None
-        settings = Settings(names(heads), names(dtypes), counts, runs, cutoff_seconds=cutoff)
-        if json_path is not None and not json_path.parent.is_dir():
-            raise ValueError(f"--json: there is no folder {json_path.parent}")
-    except ValueError as error:
-        typer.echo(f"cynosure: {error}", err=True)
-        raise typer.Exit(2) from None
-    with progress(Console(stderr=True), quiet) as say:
+    common.show_notes(quiet)
+    chosen = find_contestants(names(contestants))
+    counts = tuple(whole_number("--tokens", name) for name in names(tokens)) or None
+    settings = Settings(names(heads), names(dtypes), counts, runs, cutoff_seconds=cutoff)
+    if json_path is not None and not json_path.parent.is_dir():
+        raise ValueError(f"--json: there is no folder {json_path.parent}")
+    with shown_progress(quiet) as say:
         report = bench_loss(settings, chosen, say)
-    record = json.dumps(report.to_json(), indent=1)
     if json_path is not None:
-        partial = json_path.with_name(f"{json_path.name}.{os.getpid()}.partial")
-        partial.write_text(record + "\n")
-        partial.replace(json_path)
+        write_whole(json_path, json.dumps(report.to_json(), indent=1, allow_nan=False) + "\n")
     if format == "json":
-        print(record)
+        common.print_json(report.to_json())
     else:
-        print_report(report, Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False))
+        print_report(report, common.stdout())
     if not report.cases:
-        typer.echo("cynosure: no head could be prepared", err=True)
-        raise typer.Exit(2)
+        raise ValueError("no head could be prepared: " + "; ".join(report.skipped.values()))
     if not report.green(OURS):
-        typer.echo("cynosure: a check of our own gradients is red", err=True)
+        common.complain("a check of our own gradients failed")
         raise typer.Exit(1)
 
 
@@ -87,9 +82,31 @@ def whole_number(option: str, text: str) -> int:
     return int(text)
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Written beside, then renamed."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 @contextmanager
-def progress(console: "Console", quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
-    """A bar with the time left on a terminal, plain lines elsewhere, nothing when quiet."""
+def shown_progress(quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar with the time left on a terminal, a plain line now and then elsewhere, nothing when quiet."""
+    if quiet:
+        yield lambda done, total, text: None
+    elif sys.stderr.isatty():
+        with bar() as say:
+            yield say
+    else:
+        yield lines()
+
+
+@contextmanager
+def bar() -> Iterator[Callable[[int, int, str], None]]:
+    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -99,15 +116,19 @@ def progress(console: "Console", quiet: bool) -> Iterator[Callable[[int, int, st
         TimeRemainingColumn,
     )
 
-    if quiet or not console.is_terminal:
-
-        def line(done: int, total: int, text: str) -> None:
-            if not quiet:
-                print(f"[{done}/{total}] {text}", file=sys.stderr, flush=True)
-
-        yield line
-        return
     columns = (BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(TextColumn("{task.description}"), *columns, console=console, transient=True) as bar:
-        task = bar.add_task("starting", total=None)
-        yield lambda done, total, text: bar.update(task, completed=done, total=total, description=text)
+    with Progress(*columns, TextColumn("{task.description}"), console=Console(stderr=True), transient=True) as display:
+        task = display.add_task("", total=None)
+        yield lambda done, total, text: display.update(task, completed=done, total=total, description=text)
+
+
+def lines() -> Callable[[int, int, str], None]:
+    last = float(-LINE_SECONDS)
+
+    def say(done: int, total: int, text: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= LINE_SECONDS:
+            last = time.monotonic()
+            print(f"[{done}/{total}] {text}", file=sys.stderr, flush=True)
+
+    return say
