@@ -1,5 +1,9 @@
 """The check that stands before every figure: it passes what is right and fails what is not."""
 
+import pickle
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -49,9 +53,11 @@ def test_probes_are_the_same_at_every_call() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["cynosure", "eager", "eager-float"])
+@pytest.mark.parametrize("name", ["cynosure", "eager", "eager-float", "torch-fused", "jax"])
 def test_a_right_contestant_is_green(prepared: Prepared, name: str, dtype: str) -> None:
     answer = answers(LOSS_CONTESTANTS[name], prepared, dtype)
+    if "unavailable" in answer:
+        pytest.skip(answer["unavailable"])
     assert complaints(answer["errors"], answer["allowed"]) == ""
     assert answer["seconds"] > 0
 
@@ -88,6 +94,26 @@ def test_chunked_products_are_the_whole_ones(prepared: Prepared) -> None:
 )
 def test_a_reason_is_given(prepared: Prepared, name: str, reply: dict[str, str]) -> None:
     assert answers(planted(name), prepared) == reply
+
+
+def test_an_older_torch_is_named(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(F, "linear_cross_entropy", raising=False)
+    for name in ("torch-fused", "torch-chunked"):
+        assert "has no F.linear_cross_entropy" in answers(LOSS_CONTESTANTS[name], prepared)["unavailable"]
+
+
+def test_what_cce_lacks_is_named(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cynosure.bench.contestants.find_spec", lambda name: None if name == "triton" else object())
+    assert answers(LOSS_CONTESTANTS["cce"], prepared)["unavailable"].startswith("cut_cross_entropy imports triton")
+
+
+def test_the_parent_holds_no_torch(prepared: Prepared) -> None:
+    code = (
+        "import pickle, sys; import cynosure.bench.race, cynosure.bench.table, cynosure.cli.bench; "
+        "pickle.load(sys.stdin.buffer); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(prepared), capture_output=True, check=True)
+    assert done.stdout == b"False\n"
 
 
 def test_memory_is_what_a_step_takes_beyond_its_outputs(prepared: Prepared) -> None:

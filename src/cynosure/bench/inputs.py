@@ -65,7 +65,7 @@ def synthetic(name: str, n_rows: int) -> Prepared:
     """A random head whose logits have about the spread of a real model's, and random targets."""
     vocab_size, hidden_size = (int(size) for size in name.removeprefix("synthetic:").split("x"))
     folder = bench_folder(f"synthetic-{vocab_size}x{hidden_size}")
-    made = Prepared(name, "random weights", vocab_size, hidden_size, folder, n_rows, torch.__version__)
+    made = Prepared(name, "random weights", vocab_size, hidden_size, folder, n_rows, str(torch.__version__))
     generator = torch.Generator().manual_seed(0)
     if not made.weight_file("float32").exists():
         weight = torch.randn(vocab_size, hidden_size, generator=generator) * (2 / hidden_size**0.5)
@@ -86,7 +86,7 @@ def packaged(name: str, n_rows: int, say: Say) -> Prepared:
     source, title = locate(name)
     config = AutoConfig.from_pretrained(source).get_text_config()
     folder = bench_folder(f"{name}-{Path(source).name[:16]}")
-    made = Prepared(name, title, config.vocab_size, config.hidden_size, folder, n_rows, torch.__version__)
+    made = Prepared(name, title, config.vocab_size, config.hidden_size, folder, n_rows, str(torch.__version__))
     if not (made.rows_file.exists() and made.weight_file("float32").exists()):
         say(f"{name}: hidden states of {n_rows:,} tokens of real text (once)")
         make_rows(made)
