@@ -16,6 +16,10 @@ NO_FORWARD = (
     "the fused loss has no forward-mode derivative: use reverse mode (backward), or "
     "torch.nn.functional.cross_entropy on full logits"
 )
+NO_TRANSFORMS = (
+    "the fused loss does not run under the transforms of torch.func (grad, vjp, jvp, vmap): use torch.autograd.grad or "
+    "backward, or torch.nn.functional.cross_entropy on full logits"
+)
 
 
 class _FirstOrder(Function):
@@ -27,10 +31,11 @@ class _FirstOrder(Function):
 
 
 class _RefuseSecond(Function):
-    """The identity on a first derivative; its own derivative is an error."""
+    """The identity on a first derivative. It also hangs on what that was made from, so that its own derivative, which
+    is an error, is met on every path and never silently left out."""
 
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor) -> Tensor:
+    def forward(ctx: Any, gradient: Tensor, *made_from: Tensor | None) -> Tensor:
         return gradient.view_as(gradient)
 
     @staticmethod
@@ -38,11 +43,12 @@ class _RefuseSecond(Function):
         raise NotImplementedError(NO_SECOND)
 
 
-def _first_order(gradients: list[Tensor | None]) -> list[Tensor | None]:
-    """The gradients, attached under create_graph=True to an error rather than to nothing."""
+def _first_order(gradients: list[Tensor | None], ctx: Any, upstream: Tensor) -> list[Tensor | None]:
+    """The gradients, which under create_graph=True lead to an error where a second derivative would begin."""
     if not torch.is_grad_enabled():
         return gradients
-    return [None if g is None else _RefuseSecond.apply(g.detach().requires_grad_()) for g in gradients]  # type: ignore[no-untyped-call]
+    made_from = (*ctx.saved_tensors, upstream)
+    return [None if g is None else _RefuseSecond.apply(g, *made_from) for g in gradients]  # type: ignore[no-untyped-call]
 
 
 class FusedSum(_FirstOrder):
@@ -69,7 +75,7 @@ class FusedSum(_FirstOrder):
             gradients = compute(ctx.job, hidden, Head(weight, bias), row_weight, ctx.wanted)[1]
         parts: list[Tensor | None] = [None] * 3 if gradients is None else gradients.take(dsum.detach(), ctx.dtypes)
         drow_weight = dsum.detach() * ctx.saved_tensors[4] if ctx.needs_input_grad[3] else None
-        return (*_first_order([*parts, drow_weight]), None)
+        return (*_first_order([*parts, drow_weight], ctx, dsum), None)
 
 
 class FusedRows(_FirstOrder):
@@ -88,7 +94,7 @@ class FusedRows(_FirstOrder):
         gradients = compute(ctx.job, hidden, Head(weight, bias), upstream[0].detach(), wanted)[1]
         dtypes = [None if x is None else x.dtype for x in (hidden, weight, bias)]
         parts: list[Tensor | None] = [None] * 3 if gradients is None else gradients.take(None, dtypes)
-        return (*_first_order(parts), None)
+        return (*_first_order(parts, ctx, upstream[0]), None)
 
 
 class LogitsRows(_FirstOrder):
@@ -103,4 +109,18 @@ class LogitsRows(_FirstOrder):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
         (logits,) = ctx.saved_tensors
-        return (*_first_order([compute_dlogits(ctx.job, logits, upstream[0].detach())]), None)
+        dlogits = compute_dlogits(ctx.job, logits, upstream[0].detach())
+        return (*_first_order([dlogits], ctx, upstream[0]), None)
+
+
+def apply(function: type[Function], *args: Any) -> Tensor:
+    """Apply one of these functions; without grad mode its inputs ask for no gradient, so none is made ahead."""
+    if not torch.is_grad_enabled():
+        args = tuple(x.detach() if isinstance(x, Tensor) else x for x in args)
+    try:
+        result: Tensor = function.apply(*args)  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        if "functorch transforms" in str(error):
+            raise NotImplementedError(NO_TRANSFORMS) from error
+        raise
+    return result

@@ -4,12 +4,11 @@
 """
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from cynosure.loss.autograd import FusedRows, FusedSum, LogitsRows
+from cynosure.loss.autograd import FusedRows, FusedSum, LogitsRows, apply
 from cynosure.loss.chunked import Head, Job
 from cynosure.loss.compiler import uncompiled
 from cynosure.loss.options import ReduceOptions, Reduction, RowOptions, accumulation_dtype
@@ -72,8 +71,8 @@ def linear_cross_entropy(
         IndexError: a class index outside [0, V), with its position.
 
     Gradients reach hidden, weight, bias and token_weight, where they require them, in three matrix products (four
-    for "none"); second derivatives and forward mode raise NotImplementedError. Under `torch.compile` the call is a
-    graph break.
+    for "none"); second derivatives, forward mode and `torch.func` raise NotImplementedError. Under `torch.compile` the
+    call is a graph break.
 
     >>> import torch
     >>> hidden = torch.tensor([[2.0, 0.0], [0.0, 1.0]], requires_grad=True)
@@ -93,8 +92,8 @@ def linear_cross_entropy(
     job = job._replace(chunk_tokens=chunk_tokens, dweight_dtype=weight.dtype)
     rows = hidden.reshape(-1, hidden.shape[-1])
     if reduction == "none":
-        return _spread(_apply(FusedRows, rows, weight, bias, job), job.batch)
-    return _apply(FusedSum, rows, weight, bias, job.batch.weight, job)
+        return _spread(apply(FusedRows, rows, weight, bias, job), job.batch)
+    return apply(FusedSum, rows, weight, bias, job.batch.weight, job)
 
 
 @uncompiled
@@ -129,7 +128,7 @@ def cross_entropy(
     options = RowOptions(label_smoothing, z_loss, softcap, scale, class_weight)
     reduce = ReduceOptions(ignore_index, reduction, token_weight, normalizer, shift)
     job = _make_job(logits, logits.shape[-1], target, options, reduce, backend, logits.dtype)
-    losses = _apply(LogitsRows, logits, job)
+    losses = apply(LogitsRows, logits, job)
     return _spread(losses, job.batch) if reduction == "none" else (losses * job.batch.weight).sum()
 
 
@@ -222,11 +221,3 @@ def _spread(losses: Tensor, batch: Batch) -> Tensor:
     if batch.outputs is not None:
         losses = losses.new_zeros(batch.shape.numel()).index_copy(0, batch.outputs, losses)
     return losses.view(batch.shape)
-
-
-def _apply(function: Any, *args: Any) -> Tensor:
-    """Apply an autograd function; without grad mode its inputs ask for no gradient, so none is made ahead."""
-    if not torch.is_grad_enabled():
-        args = tuple(x.detach() if isinstance(x, Tensor) else x for x in args)
-    result: Tensor = function.apply(*args)
-    return result
