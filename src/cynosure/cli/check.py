@@ -10,17 +10,19 @@ if TYPE_CHECKING:
     from cynosure.models.check import Check
 
 N_TOKENS = 64  # full logits of so few are made here for once
-# Whatever TEXT lacks of 64 tokens: products of a few rows are less exact, and that is not what is checked.
+# Whatever TEXT lacks of 64 tokens.
 FILLER = (
-    "The loss of a language model is its surprise at the text it reads. Each word costs as much as the model thought it "
-    "unlikely: a sure and right guess costs almost nothing, a sure and wrong one a great deal. In 1948 Claude Shannon "
-    "measured the entropy of English with nothing but patient readers, who guessed one letter after another."
+    "The loss of a language model is its surprise at the text it reads. Each word costs as much as the model "
+    "thought it unlikely: a sure and right guess costs almost nothing, a sure and wrong one a great deal. "
+    "In 1948 Claude Shannon measured the entropy of English with nothing but patient readers, who guessed one letter after another."
 )
 
 
 def check(
     model: common.Model,
-    text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="Text to check on; its first 64 tokens are taken.")] = None,
+    text: Annotated[
+        str | None, typer.Argument(metavar="[TEXT]", help="Text to check on; its first 64 tokens are taken.")
+    ] = None,
     device: common.Device = "auto",
     tokenizer: common.Tokenizer = None,
     revision: common.Revision = None,
@@ -30,8 +32,8 @@ def check(
 ) -> None:
     """Prove our loss equal to the model's own.
 
-    The fused loss, which makes no full logits, is compared with model(..., labels=...) in float32: the logits, the loss,
-    its gradients, ignored labels, and division by num_items_in_batch. Exit status 1 when one of them differs.
+    The fused loss, which makes no full logits, is compared with model(..., labels=...) in float32: the logits, the
+    loss, its gradients, ignored labels, and division by num_items_in_batch. Exit status 1 when one of them differs.
     """
     import torch
 

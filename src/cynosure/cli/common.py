@@ -64,4 +64,3 @@ def stdout() -> "Console":
 
 def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
-

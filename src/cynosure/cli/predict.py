@@ -17,7 +17,9 @@ BAR = 24
 def predict(
     model: common.Model,
     text: Annotated[str, typer.Argument(metavar="TEXT", help="The text so far.", show_default=False)],
-    truth: Annotated[str | None, typer.Option(help="What comes next, to be given its loss; mind a leading space.")] = None,
+    truth: Annotated[
+        str | None, typer.Option(help="What comes next, to be given its loss; mind a leading space.")
+    ] = None,
     top: Annotated[int, typer.Option(min=1, help="How many of the likeliest tokens to list.")] = 10,
     dtype: common.Dtype = "auto",
     device: common.Device = "auto",

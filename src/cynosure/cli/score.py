@@ -27,18 +27,28 @@ def score(
     ],
     protocol: Annotated[str, typer.Option(help="sliding, or rolling as in lm-evaluation-harness.")] = "sliding",
     window: Annotated[
-        int | None, typer.Option(help="Positions seen at once. [default: 1024, or all the model has]", show_default=False)
+        int | None,
+        typer.Option(help="Positions seen at once. [default: 1024, or all the model has]", show_default=False),
     ] = None,
     stride: Annotated[
-        int | None, typer.Option(help="Tokens scored by each further window. [default: half the window]", show_default=False)
+        int | None,
+        typer.Option(help="Tokens scored by each further window. [default: half the window]", show_default=False),
     ] = None,
     dtype: common.Dtype = "auto",
     device: common.Device = "auto",
-    batch_tokens: Annotated[int, typer.Option(help="Positions computed at once: speed and memory only.")] = 4096,
+    batch_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Positions computed at once: speed and memory only. [default: 1024 on a CPU, else 16384]",
+            show_default=False,
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Score the first documents only, this many.")] = None,
     tokenizer: common.Tokenizer = None,
     revision: common.Revision = None,
-    errors: Annotated[Literal["strict", "replace"], typer.Option(help="What is done about text that is not UTF-8.")] = "strict",
+    errors: Annotated[
+        Literal["strict", "replace"], typer.Option(help="What is done about text that is not UTF-8.")
+    ] = "strict",
     format: common.Format = "table",
     quiet: common.Quiet = False,
     debug: common.Debug = False,
@@ -167,8 +177,8 @@ def show(summary: "Summary", device: str) -> None:
     console.print(summary.model, style="bold")
     documents = values["documents"]
     console.print(
-        f"{summary.protocol} windows of {summary.window:,} tokens, stride {summary.stride:,}; {summary.dtype} on {device}; "
-        f"{documents:,} document{'' if documents == 1 else 's'}\n"
+        f"{summary.protocol} windows of {summary.window:,} tokens, stride {summary.stride:,}; "
+        f"{summary.dtype} on {device}; {documents:,} document{'' if documents == 1 else 's'}\n"
     )
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column()
@@ -184,9 +194,13 @@ def rows(summary: "Summary") -> Iterator[tuple[str, str, str]]:
     figures, values = summary.figures, summary.to_json()
     perplexity = number(figures["token_perplexity"].value)
     yield "nats per token", number(figures["nats_per_token"].value, 4), "the loss: mean surprise of a token, in nats"
-    yield "token perplexity", perplexity, "as hard as guessing among so many equally likely tokens"
+    yield "token perplexity", perplexity, "like guessing among that many equal choices"
     yield "word perplexity", number(figures["word_perplexity"].value), "the same counted per word"
-    yield "bits per byte", number(figures["bits_per_byte"].value, 4), "comparable across tokenizers; 8 is knowing nothing"
+    yield (
+        "bits per byte",
+        number(figures["bits_per_byte"].value, 4),
+        "comparable across tokenizers; 8 is knowing nothing",
+    )
     yield "bits per character", number(figures["bits_per_char"].value, 4), ""
     yield "top-1 accuracy", f"{values['top1_accuracy']:.1%}", "how often the likeliest token was right"
     yield "mean entropy", number(values["mean_entropy"], 4), "nats: the loss the model itself expected"

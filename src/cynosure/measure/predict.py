@@ -87,10 +87,15 @@ def read_surprise(truth: tuple[Surprise, ...], nll_nats: float) -> str:
     if worst.rank == 1 and worst.probability >= SURE:
         return start + f"Sure and right: the model gave {came} {p}, so it is hardly surprised and the loss is low."
     if worst.rank == 1:
-        return start + f"Right but unsure: {came} was its first guess, yet at only {p}, and the doubt is what it pays for."
+        return (
+            start + f"Right but unsure: {came} was its first guess, yet at only {p}, and the doubt is what it pays for."
+        )
     if worst.expected.probability >= SURE:
         return start + f"Sure and wrong: it gave {likely} {best} and {came} only {p}, the costliest kind of mistake."
-    return start + f"Unsure: its first guess was {likely} at {best}, and it gave {came} {p}; the less it gave, the higher the loss."
+    return (
+        start
+        + f"Unsure: its first guess was {likely} at {best}; {came} had {p}, and the less it has the more it costs."
+    )
 
 
 def visible(token: str) -> str:
@@ -125,7 +130,9 @@ def predict(model: LanguageModel, text: str, *, truth: str | None = None, top: i
     if len(before) == 0:
         raise ValueError(f"nothing to predict from: the text is empty and {model.name} has no token to begin with")
     if model.max_positions is not None and len(x) > model.max_positions:
-        raise ValueError(f"the text is {len(x)} tokens long, more than the {model.max_positions} positions of {model.name}")
+        raise ValueError(
+            f"the text is {len(x)} tokens long, more than the {model.max_positions} positions of {model.name}"
+        )
     head = read_head(model.model)
     n_rows = max(1, len(after))
     with torch.inference_mode():

@@ -76,18 +76,18 @@ def score(
     protocol: str = "sliding",
     window: int | None = None,
     stride: int | None = None,
-    batch_tokens: int = 4096,
+    batch_tokens: int | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Summary:
     """Score documents under a protocol and sum up.
 
-    `window` is the number of positions the model sees at once, by default 1024 or as many as the model has; `stride`, of
-    `sliding` alone, how many tokens each further window scores, by default half the window. `batch_tokens` is how many
-    positions go through the model at once: it changes speed and memory, not the figures. `progress` is called after
-    every batch.
+    `window` is the number of positions the model sees at once, by default 1024 or as many as the model has; `stride`,
+    of `sliding` alone, how many tokens each further window scores, by default half the window. `batch_tokens` is how
+    many positions go through the model at once, by default 1024 on a CPU and 16384 elsewhere: it changes speed and
+    memory, not the figures. `progress` is called after every batch.
 
-    Raises ValueError for a protocol, window or stride that makes no sense here, for a model whose head cannot be read or
-    that gives NaN, and when there is not one token to score.
+    Raises ValueError for a protocol, window or stride that makes no sense here, for a model whose head cannot be read
+    or that gives NaN, and when there is not one token to score.
     """
     plan = make_plan(model, protocol, window, stride, batch_tokens)
     start = time.perf_counter()
@@ -111,7 +111,9 @@ def score(
     )
 
 
-def make_plan(model: LanguageModel, protocol: str, window: int | None, stride: int | None, batch_tokens: int) -> Plan:
+def make_plan(
+    model: LanguageModel, protocol: str, window: int | None, stride: int | None, batch_tokens: int | None
+) -> Plan:
     """Settle and check how to score with a model."""
     most = model.max_positions
     if window is None:
@@ -119,11 +121,15 @@ def make_plan(model: LanguageModel, protocol: str, window: int | None, stride: i
     stride = check_protocol(protocol, window, stride)
     if most is not None and window > most:
         raise ValueError(f"window {window} is more than the {most} positions of {model.name}")
+    if batch_tokens is None:
+        batch_tokens = 1024 if model.device.type == "cpu" else 16384
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}")
     prefix = prefix_token(model.tokenizer)
     if prefix is None and protocol == "rolling":
-        raise ValueError(f"rolling needs a BOS or EOS token, and the tokenizer of {model.name} has neither: use sliding")
+        raise ValueError(
+            f"rolling needs a BOS or EOS token, and the tokenizer of {model.name} has neither: use sliding"
+        )
     return Plan(model, read_head(model.model), prefix, protocol, window, stride, batch_tokens)
 
 
@@ -149,9 +155,7 @@ def prepare(plan: Plan, document: Document) -> Pending:
     return Pending(document, tokens, x, list(windows(len(x), plan.window, plan.stride)))
 
 
-def score_pool(
-    plan: Plan, pool: list[Pending], progress: Callable[[Progress], None]
-) -> Iterator[DocumentTokens]:
+def score_pool(plan: Plan, pool: list[Pending], progress: Callable[[Progress], None]) -> Iterator[DocumentTokens]:
     for batch in batches([(pending, window) for pending in pool for window in pending.windows], plan.batch_tokens):
         progress(score_batch(plan, batch))
     yield from (pending.result() for pending in pool)
@@ -177,7 +181,9 @@ def score_batch(plan: Plan, batch: list[Row]) -> Progress:
     for row, (pending, window) in zip(ids, batch, strict=True):
         row[: window.n_seen] = pending.x[window.see_start : window.see_stop]
     hidden = hidden_states(plan.model.model, ids.to(device))
-    scored = [row[window.n_seen - window.n_scored : window.n_seen] for row, (_, window) in zip(hidden, batch, strict=True)]
+    scored = [
+        row[window.n_seen - window.n_scored : window.n_seen] for row, (_, window) in zip(hidden, batch, strict=True)
+    ]
     target = torch.cat([pending.x[window.score_start : window.see_stop + 1] for pending, window in batch])
     stats = token_stats(
         torch.cat(scored), head.weight, target.to(device), bias=head.bias, scale=head.scale, softcap=head.softcap

@@ -185,15 +185,17 @@ def split_digits(tokenizer: Any, metadata: dict[str, Any]) -> None:
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Without transformers' warnings and progress bars; one bar heeds no setting, so stderr is kept from it."""
-    from transformers.utils import logging as their_logging
+    from transformers.utils import logging
 
-    level, bars = their_logging.get_verbosity(), their_logging.is_progress_bar_enabled()
-    their_logging.set_verbosity_error()
-    their_logging.disable_progress_bar()
+    theirs: Any = logging
+
+    level, bars = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
+    theirs.set_verbosity_error()
+    theirs.disable_progress_bar()
     try:
         with redirect_stderr(io.StringIO()):
             yield
     finally:
-        their_logging.set_verbosity(level)
+        theirs.set_verbosity(level)
         if bars:
-            their_logging.enable_progress_bar()
+            theirs.enable_progress_bar()

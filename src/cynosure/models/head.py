@@ -13,7 +13,7 @@ SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap
 
 
 class Head(NamedTuple):
-    """logits = cap(scale * (hidden @ weight.T + bias)), cap(x) = softcap * tanh(x / softcap), or x without a softcap."""
+    """logits = cap(scale * (hidden @ weight.T + bias)), with cap(x) = softcap * tanh(x / softcap), or x itself."""
 
     weight: Tensor  # (V, D)
     bias: Tensor | None  # (V,)
@@ -68,9 +68,9 @@ def read_head(model: Any) -> Head:
 
 def candidates(config: Any) -> Iterator[tuple[float, float | None]]:
     """(scale, softcap) as the configuration may mean them, the likeliest first."""
-    numbers = {name: getattr(config, name, None) for name in (*SCALES, *SOFTCAPS)}
-    numbers = {name: float(x) for name, x in numbers.items() if isinstance(x, int | float) and x > 0}
-    scales = []
+    values = {name: getattr(config, name, None) for name in (*SCALES, *SOFTCAPS)}
+    numbers = {name: float(x) for name, x in values.items() if isinstance(x, int | float) and x > 0}
+    scales: list[float] = []
     for name in SCALES:
         if name in numbers:
             pair = numbers[name], 1 / numbers[name]

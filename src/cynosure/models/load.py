@@ -91,14 +91,14 @@ def locate(name: str) -> tuple[Path | str, str]:
         if not path.is_file():
             raise FileNotFoundError(f"no such model file: {name}")
         return converted(GgufFile(path.name, (path,)))
-    if path.is_dir():
+    if name and path.is_dir():
         if not (path / "config.json").is_file():
             inside = sorted(file.name for file in path.glob("*.gguf"))
             hint = f": give the file, {path / inside[0]}" if inside else ""
             raise FileNotFoundError(f"folder {name} holds no model: it has no config.json{hint}")
         notes = read_notes(path)
         return path, notes.name if notes else path.resolve().name
-    if path.exists():
+    if name and path.exists():
         raise ValueError(f"{name} is not a model: give a folder, a .gguf file, a hub id or {' or '.join(PACKAGED)}")
     if name.startswith(("/", ".", "~")) or name.count("/") > 1 or not name:
         raise FileNotFoundError(f"no such model folder: {name!r}")

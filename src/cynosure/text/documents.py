@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 COLUMN = "text"
-DATASET = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+){0,2}")
+DATASET = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:\w[\w.-]*){0,2}")
 
 
 class Document(NamedTuple):

@@ -150,5 +150,3 @@ def running_stops(offsets: list[tuple[int, int]], n_chars: int) -> Iterator[int]
     for i, (_, stop) in enumerate(offsets):
         reached = n_chars if i == len(offsets) - 1 else max(reached, stop)
         yield reached
-
-

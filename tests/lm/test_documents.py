@@ -1,0 +1,129 @@
+"""Texts come as they stand, and what cannot be read is said with its place."""
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from cynosure.text import find_sources, read_documents
+
+
+def read(*names: Path | str, errors: str = "strict", limit: int | None = None) -> list[tuple[str, str]]:
+    return [
+        tuple(document) for document in read_documents(find_sources(list(map(str, names))), errors=errors, limit=limit)
+    ]
+
+
+def write_jsonl(path: Path, *rows: object) -> Path:
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return path
+
+
+def test_a_file_is_read_byte_for_byte(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_bytes("\ufeffa\r\nb\ré \n\n".encode())
+    assert read(file) == [(str(file), "\ufeffa\r\nb\ré \n\n")]
+
+
+def test_folders_are_walked_in_order_and_hidden_files_left_out(tmp_path: Path) -> None:
+    for name in ("b.txt", "a/z.md", "a/b.txt", ".hidden", ".git/config"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    write_jsonl(tmp_path / "c.jsonl", {"text": "row"})
+    assert [text for _, text in read(tmp_path)] == ["a/b.txt", "a/z.md", "b.txt", "row"]
+
+
+def test_globs(tmp_path: Path) -> None:
+    for name in ("2.txt", "1.txt", "3.md"):
+        (tmp_path / name).write_text(name)
+    assert [text for _, text in read(tmp_path / "*.txt")] == ["1.txt", "2.txt"]
+
+
+def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\r\nb")))
+    assert read("-") == [("<stdin>", "a\r\nb")]
+
+
+def test_jsonl_and_parquet_give_a_document_a_row(tmp_path: Path) -> None:
+    lines = write_jsonl(tmp_path / "a.jsonl", {"text": "one\n", "id": 1}, {"text": "zwei ö"})
+    table = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"id": [1, 2], "text": ["three", ""]}), table)
+    assert read(lines, table) == [
+        (f"{lines}:1", "one\n"),
+        (f"{lines}:2", "zwei ö"),
+        (f"{table}:0", "three"),
+        (f"{table}:1", ""),
+    ]
+    assert len(read(lines, table, limit=3)) == 3
+
+
+def test_a_dataset_is_streamed_from_its_test_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def load_dataset(path: str, config: str | None, split: str | None, streaming: bool) -> object:
+        assert (path, config, streaming) == ("org/name", "small", True)
+        rows = {
+            part: datasets.IterableDataset.from_generator(lambda p=part: iter([{"text": p}]))
+            for part in ("train", "test")
+        }
+        return rows[split] if split else datasets.IterableDatasetDict(rows)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert read("org/name:small") == [("org/name:test:0", "test")]
+    assert read("org/name:small:train") == [("org/name:train:0", "train")]
+
+
+def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:
+    file = tmp_path / "latin.txt"
+    file.write_bytes(b"na\xefve")
+    with pytest.raises(ValueError, match=r"latin\.txt is not UTF-8: byte 0xef at offset 2"):
+        read(file)
+    assert read(file, errors="replace") == [(str(file), "na\ufffdve")]
+    lines = tmp_path / "a.jsonl"
+    lines.write_bytes(b'{"text": "a"}\n{"text": "\xff"}')
+    with pytest.raises(ValueError, match=r"a\.jsonl is not UTF-8: byte 0xff at offset 24"):
+        read(lines)
+    lines.write_text('{"text": "a\\ud800"}')
+    with pytest.raises(ValueError, match=r"a\.jsonl:1 is not UTF-8: a lone surrogate at character 1"):
+        read(lines)
+    assert read(lines, errors="replace") == [(f"{lines}:1", "a\ufffd")]
+
+
+def test_what_is_not_there(tmp_path: Path) -> None:
+    for name in ("no-such.txt", str(tmp_path / "x"), "./x", "a/b/c"):
+        with pytest.raises(FileNotFoundError, match="no such text"):
+            read(name)
+    with pytest.raises(FileNotFoundError, match="no files in"):
+        read(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no files in"):
+        read(tmp_path / "*.txt")
+    with pytest.raises(ValueError, match="no file, folder or glob 'no-such-dataset' here, and no dataset"):
+        read("no-such-dataset")
+
+
+def test_tables_without_text(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"a\.jsonl:2 has no text in a column 'text': it has body"):
+        read(write_jsonl(tmp_path / "a.jsonl", {"text": "x"}, {"body": "x"}))
+    with pytest.raises(ValueError, match=r"a\.jsonl:1 has no text in a column 'text': it has list"):
+        read(write_jsonl(tmp_path / "a.jsonl", ["x"]))
+    (tmp_path / "b.jsonl").write_text('\n{"text": }')
+    with pytest.raises(ValueError, match=r"b\.jsonl line 2 is not JSON: Expecting value at column 10"):
+        read(tmp_path / "b.jsonl")
+    parquet.write_table(pyarrow.table({"body": ["x"]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a\.parquet has no column 'text': it has body"):
+        read(tmp_path / "a.parquet")
+    (tmp_path / "b.parquet").write_text("PAR?")
+    with pytest.raises(ValueError, match=r"b\.parquet is not a Parquet file"):
+        read(tmp_path / "b.parquet")
+
+
+def test_options_are_checked(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    with pytest.raises(ValueError, match="errors must be 'strict' or 'replace', got 'ignore'"):
+        read(tmp_path, errors="ignore")
+    with pytest.raises(ValueError, match="limit must be at least 1 document, got 0"):
+        read(tmp_path, limit=0)

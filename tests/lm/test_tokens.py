@@ -1,0 +1,133 @@
+"""The bytes of tokens add up to the bytes of the text, or are disowned."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cynosure.models import LanguageModel
+from cynosure.text import prefix_token, token_texts, tokenize
+from cynosure.text.tokens import adds_bos
+from tests.lm.conftest import byte_tokenizer, piece_tokenizer, word_tokenizer
+
+BYTES = byte_tokenizer()
+PIECES = piece_tokenizer(dummy_prefix=False)
+TEXTS = [
+    "",
+    " ",
+    "the cat",
+    " the cats  sat.\n\n",
+    "naïve café",
+    "猫は🐈‍⬛",
+    "\x00\r\n\t",
+    "\ufeff½",
+    "e\u0301",
+    "<s> a",
+]
+
+
+def closes(tokenizer: Any, text: str) -> None:
+    tokens = tokenize(tokenizer, text)
+    assert tokens.drift is None
+    assert tokens.n_bytes is not None
+    assert tokens.n_chars is not None
+    assert len(tokens.n_bytes) == len(tokens.n_chars) == len(tokens.ids)
+    assert tokens.n_bytes.sum() == len(text.encode())
+    assert tokens.n_chars.sum() == len(text)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize(
+    "tokenizer", [BYTES, PIECES, piece_tokenizer(dummy_prefix=True), word_tokenizer(lowercase=False)]
+)
+def test_bytes_and_characters_close(tokenizer: Any, text: str) -> None:
+    if tokenizer.unk_token == "[UNK]" and not text.strip():
+        pytest.skip("WordPiece makes no token of white space alone")
+    closes(tokenizer, text)
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_bytes_close_on_any_text(text: str) -> None:
+    closes(BYTES, text)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_smollm2_closes(smollm2: LanguageModel, text: str) -> None:
+    closes(smollm2.tokenizer, text)
+
+
+def test_a_character_belongs_to_the_token_of_its_first_byte() -> None:
+    tokens = tokenize(BYTES, "é猫")  # é is one merge, 猫 three bytes
+    assert tokens.n_bytes is not None
+    assert tokens.n_chars is not None
+    assert tokens.n_bytes.tolist() == [2, 1, 1, 1]
+    assert tokens.n_chars.tolist() == [1, 1, 0, 0]
+
+
+def test_the_space_a_tokenizer_puts_before_a_text_is_not_the_texts() -> None:
+    tokens = tokenize(piece_tokenizer(dummy_prefix=True), "a b")
+    assert tokens.n_bytes is not None
+    assert tokens.n_bytes.tolist() == [1, 1, 1]  # "▁a", "▁", "b"
+
+
+def test_byte_fallback_counts_raw_bytes() -> None:
+    tokens = tokenize(PIECES, "a猫")
+    assert PIECES.convert_ids_to_tokens(tokens.ids.tolist())[1:] == ["<0xE7>", "<0x8C>", "<0xAB>"]
+    assert tokens.n_bytes is not None
+    assert tokens.n_bytes.tolist() == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("text", ["The cat", "a \N{ROMAN NUMERAL SIX}"])
+def test_a_normaliser_is_found_out(text: str) -> None:
+    tokenizer = word_tokenizer(lowercase=True)
+    tokens = tokenize(tokenizer, text)
+    assert tokens.n_bytes is None
+    assert tokens.n_chars is None
+    assert tokens.drift is not None
+    assert "normalises the text" in tokens.drift
+
+
+def test_a_literal_low_line_of_sentencepiece_is_found_out() -> None:
+    tokens = tokenize(PIECES, "a▁a")  # read as a space: three bytes become one
+    assert tokens.n_bytes is None or tokens.n_bytes.sum() == len("a▁a".encode())
+
+
+def test_smollm2_splits_digits_as_its_file_says(smollm2: LanguageModel) -> None:
+    """The tokens llama.cpp makes of it with the same file (`tokenizer.ggml.pre` is smollm)."""
+    ids = tokenize(smollm2.tokenizer, "in 2024 ½ ²\n\n1\n\n1").ids.tolist()
+    names = smollm2.tokenizer.convert_ids_to_tokens(ids)
+    assert names == ["in", "Ġ", "2", "0", "2", "4", "Ġ", "Â½", "Ġ", "Â²", "ĊĊ", "1", "ĊĊ", "1"]
+
+
+def test_special_tokens_of_smollm2_are_its_files(smollm2: LanguageModel) -> None:
+    tokenizer = smollm2.tokenizer
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (1, 2, 2)
+    assert not adds_bos(tokenizer)
+    assert smollm2.model.config.tie_word_embeddings
+
+
+@pytest.mark.parametrize(
+    ("special", "expected"),
+    [({"bos_token": "<s>", "eos_token": "</s>"}, 0), ({"eos_token": "</s>"}, 0), ({}, None)],
+)
+def test_the_prefix_is_bos_else_eos_else_none(special: dict[str, str], expected: int | None) -> None:
+    assert prefix_token(byte_tokenizer(special=special)) == expected
+
+
+def test_special_tokens_are_never_added_to_a_text() -> None:
+    tokenizer = byte_tokenizer(adds_bos=True)
+    assert adds_bos(tokenizer)
+    assert not adds_bos(BYTES)
+    assert tokenize(tokenizer, "a").ids.tolist() == tokenizer.convert_tokens_to_ids(["a"])
+
+
+@pytest.mark.parametrize("tokenizer", [BYTES, PIECES, word_tokenizer(lowercase=False)])
+def test_tokens_read_as_text(tokenizer: Any) -> None:
+    ids = tokenize(tokenizer, "the cat").ids
+    assert "".join(token_texts(tokenizer, ids)).replace(" ", "") == "thecat"
+    if tokenizer is not BYTES:
+        return
+    assert token_texts(tokenizer, tokenize(tokenizer, " the猫").ids) == [" the", "\\xe7", "\\x8c", "\\xab"]
+    assert token_texts(tokenizer, np.array([0])) == ["<s>"]
