@@ -113,4 +113,5 @@ class _Figures:
             whole[at] = part
 
     def stats(self) -> TokenStats:
-        return TokenStats(*(part.view(*self.batch.shape, *part.shape[1:]) for part in self.parts))
+        """All of them, in the shape of the result."""
+        return TokenStats(*(part.view((*self.batch.shape, *part.shape[1:])) for part in self.parts))

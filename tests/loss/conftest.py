@@ -1,0 +1,23 @@
+"""Every test here takes its backends from the package: a new one adds a parameter, and no test."""
+
+import pytest
+import torch
+
+from cynosure.loss.plan import backends
+
+
+def backend_params():
+    return [
+        pytest.param(name, marks=[] if available else pytest.mark.skip(reason=reason))
+        for name, available, reason in backends()
+    ]
+
+
+@pytest.fixture(params=backend_params(), scope="session")
+def backend(request):
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
