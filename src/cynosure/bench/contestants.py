@@ -5,6 +5,7 @@ h (N, D) hidden states, w (V, D) the head, t (N,) class indices; the loss is the
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -118,9 +119,11 @@ def build_cce(inputs: Inputs) -> Step:
         raise Unavailable("cut_cross_entropy imports triton, which is not installed, even for its CPU path")
     from cut_cross_entropy import linear_cross_entropy
 
-    step = torch_step(inputs, lambda h, w, t: linear_cross_entropy(h, w, t, impl="torch_compile"))
-    step()  # compiles
-    return step
+    loss_of = partial(linear_cross_entropy, impl="torch_compile")
+    # Compiled once for any number of tokens: with so few that no other dimension is equal, and copies, not views.
+    few = inputs._replace(hidden=inputs.hidden[:61].clone(), target=inputs.target[:61].clone())
+    torch_step(few, loss_of)()
+    return torch_step(inputs, loss_of)
 
 
 def build_jax(inputs: Inputs) -> Step:

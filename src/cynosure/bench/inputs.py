@@ -23,10 +23,10 @@ Say = Callable[[str], None]
 
 
 def load_inputs(prepared: Prepared, dtype: str, n_tokens: int) -> Inputs:
-    """The first n rows; the weight is mapped from its file, not read."""
+    """The first n rows, copied; the weight is mapped from its file, not read."""
     rows = torch.load(prepared.rows_file)
     weight = torch.load(prepared.weight_file(dtype), mmap=True)
-    return Inputs(rows["hidden"][:n_tokens].to(weight.dtype), weight, rows["target"][:n_tokens])
+    return Inputs(rows["hidden"][:n_tokens].to(weight.dtype, copy=True), weight, rows["target"][:n_tokens].clone())
 
 
 def load_truth(prepared: Prepared, dtype: str, n_tokens: int) -> tuple[Truth, Errors]:
