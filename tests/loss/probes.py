@@ -38,26 +38,25 @@ class Gemms(TorchDispatchMode):
 
 
 class Allocations(TorchDispatchMode):
-    """Sizes, in elements, of every storage made inside it. Storages are kept alive, so that none is counted twice."""
+    """The largest storage made inside it, in elements, and how many there are of at least `large` of them."""
 
-    def __init__(self, *inputs):
+    def __init__(self, *inputs, large=float("inf")):
         super().__init__()
         self.known = {x.untyped_storage().data_ptr() for x in tree_leaves(inputs) if torch.is_tensor(x)}
-        self.made = {}
+        self.large = large
+        self.kept = {}  # large storages are kept alive, so that none is counted twice nor two as one
+        self.largest = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         for x in tree_leaves(result):
             if torch.is_tensor(x) and x.untyped_storage().data_ptr() not in self.known:
                 storage = x.untyped_storage()
-                self.made[storage.data_ptr()] = (storage, storage.nbytes() // x.itemsize)
+                size = storage.nbytes() // x.itemsize
+                self.largest = max(self.largest, size)
+                if size >= self.large:
+                    self.kept[storage.data_ptr()] = storage
         return result
-
-    def largest(self):
-        return max(size for _, size in self.made.values())
-
-    def count(self, at_least):
-        return sum(size >= at_least for _, size in self.made.values())
 
 
 def max_error(x, truth):

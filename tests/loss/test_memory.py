@@ -7,7 +7,7 @@ from cynosure.loss import cross_entropy, explain, linear_cross_entropy, token_lo
 from tests.loss.cases import KINDS, REDUCTIONS, make_case, upstream_like
 from tests.loss.probes import Allocations, Gemms
 
-N, D, V, CHUNK = 240, 3, 4500, 4
+N, D, V, CHUNK = 120, 2, 2100, 4
 # The largest that may be held: a chunk of logits, dweight, dhidden, the N x K of a sparse target.
 ALLOWED = max(CHUNK * V, V * D, N * D, N * 3)
 
@@ -35,8 +35,8 @@ def inputs_of(case):
 
 @pytest.mark.parametrize("options", ONE_EACH, ids=lambda o: "-".join(o) or "plain")
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=["float64", "bfloat16"])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_no_full_logits(dtype, reduction, kind, options, backend):
     case = make_case(lead=(2, N // 2), d=D, v=V, kind=kind, reduction=reduction, **options).to(dtype)
     case, leaves = leaves_of(case)
@@ -44,14 +44,14 @@ def test_no_full_logits(dtype, reduction, kind, options, backend):
         loss = case.call(linear_cross_entropy, backend=backend, chunk_tokens=CHUNK)
         for _ in range(2):
             torch.autograd.grad(loss, leaves, upstream_like(loss), retain_graph=True)
-    assert made.largest() <= ALLOWED
+    assert made.largest <= ALLOWED
 
 
 def test_the_watch_sees_full_logits():
     case, _ = leaves_of(make_case(lead=(2, N // 2), d=D, v=V))
     with Allocations(inputs_of(case)) as made:
         torch.nn.functional.linear(case.hidden, case.weight)
-    assert made.largest() == N * V
+    assert made.largest == N * V
 
 
 @pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["plain", "everything"])
@@ -66,7 +66,7 @@ def test_an_expanded_distribution_stays_one_row(strided, reduction, options, bac
     with Allocations(inputs_of(case)) as made:
         loss = case.call(linear_cross_entropy, backend=backend, chunk_tokens=CHUNK)
         torch.autograd.grad(loss, leaves, upstream_like(loss))
-    assert made.largest() <= ALLOWED
+    assert made.largest <= ALLOWED
 
 
 @pytest.mark.parametrize("layout", [lambda x: x.mT.contiguous().mT, lambda x: x.flip(0)], ids=["transposed", "flipped"])
@@ -76,7 +76,7 @@ def test_a_distribution_of_odd_strides_is_not_copied_whole(layout, backend):
     case, leaves = leaves_of(case)
     with Allocations(inputs_of(case)) as made:
         torch.autograd.grad(case.call(linear_cross_entropy, backend=backend, chunk_tokens=CHUNK), leaves)
-    assert made.largest() <= ALLOWED
+    assert made.largest <= ALLOWED
 
 
 def test_logprobs_and_stats_hold_no_full_logits(backend):
@@ -86,22 +86,22 @@ def test_logprobs_and_stats_hold_no_full_logits(backend):
         logprobs = case.call(token_logprobs, backend=backend, chunk_tokens=CHUNK)
         torch.autograd.grad(logprobs, leaves, upstream_like(logprobs))
         case.call(token_stats, topk=3, temperatures=[0.5, 1.0, 2.0], backend=backend, chunk_tokens=CHUNK)
-    assert made.largest() <= ALLOWED
+    assert made.largest <= ALLOWED
 
 
 @pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["plain", "everything"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_of_logits_already_there_only_their_gradient_is_made(reduction, kind, options, backend):
-    """But for a piece of fixed size: twice the tokens are visited in more pieces, not in larger ones."""
-    case = make_case(lead=(2, N), d=D, v=V, kind=kind, reduction=reduction, **options).without("bias")
+    """But for a piece of fixed size: a long batch is visited in more pieces, not in larger ones."""
+    case = make_case(lead=(2, 4 * N), d=D, v=V, kind=kind, reduction=reduction, **options).without("bias")
     logits = (case.hidden @ case.weight.T).requires_grad_()
     with Allocations(logits, inputs_of(case)) as forward:
         loss = cross_entropy(logits, case.target, backend=backend, **case.options)
-    assert forward.largest() <= logits.numel() // 4
-    with Allocations(logits, inputs_of(case)) as backward:
+    assert forward.largest <= logits.numel() // 4
+    with Allocations(logits, inputs_of(case), large=logits.numel() // 4 + 1) as backward:
         loss.backward(upstream_like(loss))
-    assert backward.count(at_least=logits.numel() // 4 + 1) == 1
+    assert len(backward.kept) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -120,7 +120,7 @@ def test_explain_tells_the_truth(reduction, requires_grad, dtype, backend):
             loss.sum().backward()
     assert (plan.backend, plan.chunk_tokens, plan.n_chunks) == (backend, CHUNK, N // CHUNK)
     assert plan.n_gemms == gemms.count(N, D, V)
-    assert made.largest() <= ALLOWED
+    assert made.largest <= ALLOWED
     assert 0 < plan.logits_bytes <= CHUNK * V * 4
     assert plan.full_logits_bytes == N * V * dtype.itemsize
     assert plan.accumulator_bytes == (V * D * 4 if requires_grad and dtype == torch.bfloat16 else 0)

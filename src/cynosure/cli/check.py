@@ -14,7 +14,8 @@ N_TOKENS = 64  # full logits of so few are made here for once
 FILLER = (
     "The loss of a language model is its surprise at the text it reads. Each word costs as much as the model "
     "thought it unlikely: a sure and right guess costs almost nothing, a sure and wrong one a great deal. "
-    "In 1948 Claude Shannon measured the entropy of English with nothing but patient readers, who guessed one letter after another."
+    "In 1948 Claude Shannon measured the entropy of English with nothing but patient readers, "
+    "who guessed one letter after another."
 )
 
 

@@ -15,7 +15,7 @@ from cynosure.loss.options import RowOptions, accumulation_dtype
 from cynosure.loss.plan import Backend, block_rows, choose_chunk_tokens
 from cynosure.loss.targets import Batch, rows_between, take_rows
 
-DWEIGHT_BLOCK = 4096  # rows of dW whose half-precision product is added while it is still in the CPU's cache
+DWEIGHT_BLOCK = 2048  # rows of dW whose half-precision product is added while it is still in the CPU's cache
 
 
 class Head(NamedTuple):

@@ -14,7 +14,7 @@ MIB = 2**20
 CHUNK_TOKENS = 224  # on a CPU 128 rows or more keep the matrix products within a tenth of their full speed
 MIN_LOGITS_BYTES = 16 * MIB  # small vocabularies take more rows: fewer, larger products
 MAX_LOGITS_BYTES = 224 * MIB  # huge ones take fewer
-BLOCK_BYTES = 4 * MIB  # a row kernel's piece of the buffer: stays in the CPU's last-level cache
+BLOCK_BYTES = 2 * MIB  # a row kernel's piece of the buffer: stays in the CPU's last-level cache
 
 
 class Backend(NamedTuple):

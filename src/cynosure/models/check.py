@@ -45,8 +45,8 @@ def check(model: Any, input_ids: Tensor) -> list[Check]:
 
     Compared are the logits (head, bias, scale, softcap), the loss of shifted labels with its gradients, the same with
     half the labels ignored, and the loss divided by `num_items_in_batch` where the model takes that.
-    Full logits are made for once, so that a few dozen tokens are best; fewer than 32 would test torch's matrix products,
-    which of a dozen rows or less may be a hundred times less exact.
+    Full logits are made for once, so that a few dozen tokens are best; fewer than 32 would test torch's matrix
+    products, which of a dozen rows or less may be a hundred times less exact.
 
     Raises ValueError when the model's head cannot be read, the model is not float32, or there are too few tokens.
     """
