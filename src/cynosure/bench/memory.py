@@ -6,6 +6,7 @@ Elsewhere a thread looks at the resident set every few milliseconds, and may mis
 
 import ctypes
 import gc
+import os
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -86,6 +87,6 @@ def status_bytes(field: str) -> int:
 
 def give_back_free_memory() -> None:
     """What the C library holds free goes back to the system, where it can, so that the next run has to take it anew."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    trim = None if os.name == "nt" else getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
