@@ -122,7 +122,7 @@ def cross_entropy(
     tensor(4.6052)
     """
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
-        raise TypeError(f"logits must be a floating-point tensor, got {_kind(logits)}")
+        raise TypeError(f"logits must be a floating-point tensor, got {kind(logits)}")
     if logits.ndim == 0 or logits.shape[-1] == 0:
         raise ValueError(f"logits must have shape (..., V) with V >= 1, got {tuple(logits.shape)}")
     options = RowOptions(label_smoothing, z_loss, softcap, scale, class_weight)
@@ -157,7 +157,7 @@ def token_logprobs(
     tensor([0.1000, 1.0000])
     """
     if not isinstance(target, Tensor) or target.is_floating_point():
-        raise TypeError(f"target must be class indices, got {_kind(target)}")
+        raise TypeError(f"target must be class indices, got {kind(target)}")
     return -linear_cross_entropy(
         hidden, weight, target, bias=bias, softcap=softcap, scale=scale, shift=shift, ignore_index=ignore_index,
         reduction="none", backend=backend, chunk_tokens=chunk_tokens,
@@ -170,7 +170,7 @@ def check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Head:
         if x is None and name == "bias":
             continue
         if not isinstance(x, Tensor) or not x.is_floating_point():
-            raise TypeError(f"{name} must be a floating-point tensor, got {_kind(x)}")
+            raise TypeError(f"{name} must be a floating-point tensor, got {kind(x)}")
         if x.device != hidden.device:
             raise ValueError(f"{name} is on {x.device}, but hidden is on {hidden.device}")
         if x.dtype != hidden.dtype and not torch.is_autocast_enabled(hidden.device.type):
@@ -211,7 +211,8 @@ def _make_job(
     return Job(batch, options, choose_backend(backend)[0], dtype, dtype, None)
 
 
-def _kind(x: object) -> str:
+def kind(x: object) -> str:
+    """What an argument is, for a message about what it should have been."""
     return f"a tensor of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
 
 

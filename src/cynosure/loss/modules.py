@@ -1,10 +1,13 @@
 """The loss as nn.Module: options at construction, tensors at the call."""
 
+from dataclasses import fields
 from typing import Any
 
 from torch import Tensor, nn
 
 from cynosure.loss.functional import cross_entropy, linear_cross_entropy
+from cynosure.loss.options import ReduceOptions, RowOptions
+from cynosure.loss.plan import check_chunk_tokens, choose_backend
 from cynosure.loss.targets import TargetLike
 
 _NUMBERS = ("ignore_index", "reduction", "label_smoothing", "z_loss", "softcap", "scale", "shift", "backend")
@@ -22,6 +25,10 @@ class _Loss(nn.Module):
         if unknown:
             allowed = ", ".join((*self.options_allowed, "class_weight"))
             raise TypeError(f"{type(self).__name__} has no option {unknown[0]!r}: there are {allowed}")
+        for record in (RowOptions, ReduceOptions):  # raises now what the first call would
+            record(**{field.name: options[field.name] for field in fields(record) if field.name in options})
+        check_chunk_tokens(options.get("chunk_tokens"))
+        choose_backend(options.get("backend"))
         self.register_buffer("class_weight", class_weight)
         self.options = options
 

@@ -28,6 +28,8 @@ class RowOptions:
             _check_number("softcap", self.softcap, "None or finite and positive", low=0.0)
             if self.softcap == 0:
                 raise ValueError("softcap must be None or finite and positive, got 0")
+        if self.class_weight is not None and not isinstance(self.class_weight, Tensor):
+            raise TypeError(f"class_weight must be None or a tensor, got {type(self.class_weight).__name__}")
         if self.class_weight is not None and self.class_weight.requires_grad:
             raise ValueError("class_weight must be a constant: it has requires_grad=True; pass class_weight.detach()")
 
@@ -43,8 +45,7 @@ class ReduceOptions:
     shift: int = 0
 
     def __post_init__(self) -> None:
-        if self.reduction not in get_args(Reduction):
-            raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {self.reduction!r}")
+        check_reduction(self.reduction)
         check_integer("ignore_index", self.ignore_index)
         check_integer("shift", self.shift)
         if self.shift < 0:
@@ -60,6 +61,12 @@ class ReduceOptions:
                 raise ValueError(f"normalizer must be a number or a 0-d tensor, got shape {tuple(normalizer.shape)}")
             normalizer = normalizer.item()
         _check_number("normalizer", normalizer, "finite and not negative", low=0.0)
+
+
+def check_reduction(reduction: str) -> None:
+    """Refuse anything but the three there are."""
+    if reduction not in get_args(Reduction):
+        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
 
 
 def check_integer(name: str, value: object) -> None:

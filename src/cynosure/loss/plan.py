@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from cynosure.loss import rows_torch
-from cynosure.loss.options import Reduction, accumulation_dtype, check_integer
+from cynosure.loss.options import Reduction, accumulation_dtype, check_integer, check_reduction
 
 MIB = 2**20
 CHUNK_TOKENS = 224  # on a CPU 128 rows or more keep the matrix products within a tenth of their full speed
@@ -132,7 +132,7 @@ def explain(
     """How `linear_cross_entropy` would treat these shapes: backend and reason, chunk rows, GEMMs, bytes.
 
     hidden (n_tokens, hidden_size), weight (vocab_size, hidden_size), both of `dtype`, every target counted; both
-    gradients wanted if `requires_grad`. Raises ValueError for an unknown backend or a chunk below 1.
+    gradients wanted if `requires_grad`. Raises ValueError for a size, chunk, reduction or backend there cannot be.
 
     >>> plan = explain(1024, 640, 262_144, dtype=torch.bfloat16)
     >>> plan.n_gemms, plan.full_logits_bytes // plan.logits_bytes
@@ -145,6 +145,14 @@ def explain(
     accumulator  0.0 MiB
     """
     check_chunk_tokens(chunk_tokens)
+    check_reduction(reduction)
+    for name, size, least in (
+        ("n_tokens", n_tokens, 0),
+        ("hidden_size", hidden_size, 1),
+        ("vocab_size", vocab_size, 1),
+    ):
+        if size < least:
+            raise ValueError(f"{name} must be at least {least}, got {size}")
     chosen, reason = choose_backend(backend)
     rows = choose_chunk_tokens(n_tokens, vocab_size, dtype, chunk_tokens)
     half, n_chunks = accumulation_dtype(dtype) != dtype, math.ceil(n_tokens / rows)

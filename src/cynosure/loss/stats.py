@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cynosure.loss.chunked import Head, logits_chunks, visit
 from cynosure.loss.compiler import uncompiled
-from cynosure.loss.functional import check_head, matmul_dtype
+from cynosure.loss.functional import check_head, kind, matmul_dtype
 from cynosure.loss.options import ReduceOptions, RowOptions, accumulation_dtype
 from cynosure.loss.plan import check_chunk_tokens, choose_backend
 from cynosure.loss.targets import Batch, check_target, make_batch, rows_between, take_rows
@@ -60,7 +60,7 @@ def token_stats(
     """
     head = check_head(hidden, weight, bias)
     if not isinstance(target, Tensor) or target.is_floating_point():
-        raise TypeError("target must be a tensor of class indices")
+        raise TypeError(f"target must be class indices, got {kind(target)}")
     check_chunk_tokens(chunk_tokens)
     vocab_size = weight.shape[0]
     if not isinstance(topk, int) or not 0 <= topk <= vocab_size:
