@@ -177,7 +177,7 @@ def test_errors_are_one_line_and_status_2(run, tiny_folder: Path, text: Path, tm
 def test_debug_shows_where(tiny_folder: Path) -> None:
     command = [sys.executable, "-m", "cynosure", "score", str(tiny_folder), "no-such.txt", "--debug"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "Traceback" in done.stderr
     assert "FileNotFoundError: no such text" in done.stderr
 

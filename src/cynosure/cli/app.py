@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -56,7 +57,7 @@ def main() -> None:
         sys.exit(130)
     except Exception as error:
         if common.settings.debug:
-            raise
+            traceback.print_exc()
         common.complain(one_line(error))
         sys.exit(2)
     sys.exit(status if isinstance(status, int) else 0)

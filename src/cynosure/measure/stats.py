@@ -49,7 +49,7 @@ def exact_sum(values: Floats) -> Fraction:
 
 
 def count_words(text: str) -> int:
-    r"""Words as lm-evaluation-harness counts them, `len(re.split(r"\\s+", text))`: space at an edge adds an empty one.
+    r"""Words as lm-evaluation-harness counts them, `len(re.split(r"\s+", text))`: space at an edge adds an empty one.
 
     >>> count_words("to be or"), count_words(" to be or")
     (3, 4)

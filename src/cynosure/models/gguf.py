@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, dataclass
@@ -105,6 +106,7 @@ def convert(file: GgufFile, key: str, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, __version__
 
     log.info("dequantising %s: only this once, about half a minute for 100 MB", file.name)
+    start = time.monotonic()
     folder.mkdir()
     whole = joined(file, folder)
     source: Any = {"pretrained_model_name_or_path": folder, "gguf_file": whole.name}
@@ -124,6 +126,7 @@ def convert(file: GgufFile, key: str, folder: Path) -> None:
     kind = quantisation(metadata)
     notes = Notes(display_name(file.name, kind), file.name, key, kind, __version__)
     (folder / NOTES).write_text(json.dumps(asdict(notes), indent=1), encoding="utf-8")
+    log.info("dequantised in %.0f s", time.monotonic() - start)
 
 
 def joined(file: GgufFile, folder: Path) -> Path:

@@ -45,6 +45,8 @@ def read_head(model: Any) -> Head:
     layer = model.get_output_embeddings()
     weight = getattr(layer, "weight", None)
     name = type(model).__name__
+    if model.base_model is model:
+        raise ValueError(f"{name} has no body apart from its head")
     if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point():
         raise ValueError(f"{name} has no plain output matrix: its head cannot be computed apart from the model")
     vocab_size = weight.shape[0]
