@@ -183,10 +183,10 @@ LOSS_CONTESTANTS = {
         Contestant(
             "jax", "optax.softmax_cross_entropy_with_integer_labels under jax.jit, logits in float32", build_jax
         ),
-        Contestant("limit", "the three matrix products alone, all rows at once", build_limit, checked=False),
+        Contestant("limit", "the three matrix products alone by torch, all rows at once", build_limit, checked=False),
         Contestant(
             "limit-chunked",
-            "the three matrix products alone, in our chunks of rows",
+            "the three matrix products alone by torch, in our chunks of rows",
             build_limit_chunked,
             checked=False,
         ),
