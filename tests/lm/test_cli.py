@@ -174,6 +174,14 @@ def test_errors_are_one_line_and_status_2(run, tiny_folder: Path, text: Path, tm
         assert message in done.err, done.err
 
 
+def test_without_arguments_comes_the_help(run) -> None:
+    for arguments in ((), ("bench",)):
+        done = run(*arguments)
+        assert (done.status, done.out) == (2, "")
+        assert done.err.startswith("Usage: cynosure")
+        assert "Commands:" in done.err
+
+
 def test_debug_shows_where(tiny_folder: Path) -> None:
     command = [sys.executable, "-m", "cynosure", "score", str(tiny_folder), "no-such.txt", "--debug"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

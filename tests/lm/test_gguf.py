@@ -218,6 +218,7 @@ def test_loading_says_what_is_wrong(tmp_path: Path, tiny_folder: Path) -> None:
         str(tmp_path / "no.gguf"): "no such model file",
         "./nowhere": "no such model folder: './nowhere'",
         "": "no such model folder: ''",
+        "smolm2": r"no model 'smolm2' \(did you mean smollm2\?\)",
         "no-such-model": r"no model 'no-such-model' \(offline: HF_HUB_OFFLINE is set\): .* packaged \(smollm2, gemma",
         str(tmp_path / "broken"): "cannot load the model in .*broken: .*nonsense",
     }

@@ -46,7 +46,7 @@ def main() -> None:
     common.settings.debug = False
     logging.getLogger("cynosure").setLevel(logging.INFO)
     try:
-        status = app(standalone_mode=False)
+        status = app(prog_name="cynosure", standalone_mode=False)
     except ModuleNotFoundError:
         raise  # a missing extra: the entry says which
     except BrokenPipeError:
@@ -58,7 +58,10 @@ def main() -> None:
     except Exception as error:
         if common.settings.debug:
             traceback.print_exc()
-        common.complain(one_line(error))
+        if type(error).__name__ == "NoArgsIsHelpError":  # nothing was asked for: the help itself
+            print(error, file=sys.stderr)
+        else:
+            common.complain(one_line(error))
         sys.exit(2)
     sys.exit(status if isinstance(status, int) else 0)
 
@@ -67,8 +70,7 @@ def one_line(error: Exception) -> str:
     """What went wrong and where, in one line; errors that are nobody's input carry their type."""
     if hasattr(error, "format_message"):  # of the command line's own parser
         context = getattr(error, "ctx", None)
-        message = error.format_message() if error.args or str(error) else ""
-        return f"{message} (see {context.command_path if context else 'cynosure'} --help)"
+        return f"{error.format_message()} (see {context.command_path if context else 'cynosure'} --help)"
     message = " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror.lower()}"

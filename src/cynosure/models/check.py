@@ -28,8 +28,12 @@ class Check(NamedTuple):
     theirs_from_exact: float
 
     @property
+    def equal(self) -> bool:
+        return self.difference <= TOLERANCE
+
+    @property
     def passed(self) -> bool:
-        return self.difference <= TOLERANCE or self.ours_from_exact <= self.theirs_from_exact
+        return self.equal or self.ours_from_exact <= self.theirs_from_exact
 
 
 class LossAndGradients(NamedTuple):

@@ -1,6 +1,6 @@
 """A model and its tokenizer, from a hub id, a folder, a `.gguf` file or the name of a packaged model."""
 
-import logging
+import difflib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +10,6 @@ import torch
 
 from cynosure.models.gguf import GgufFile, dequantised, quiet_transformers, read_notes
 from cynosure.models.packaged import PACKAGED, packaged_parts
-
-log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -119,8 +117,11 @@ def from_pretrained(kind: Any, source: Path | str, revision: str | None, what: s
         reason = str(error).strip().partition("\n")[0]
         if isinstance(source, Path):
             raise ValueError(f"cannot load the {what} in {source}: {reason}") from error
+        like = difflib.get_close_matches(source, PACKAGED, n=1)
+        meant = f" (did you mean {like[0]}?)" if like else ""
+        packaged = ", ".join(PACKAGED)
         offline = " (offline: HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
         raise ValueError(
-            f"no {what} {source!r}{offline}: neither a folder or file here, nor packaged ({', '.join(PACKAGED)}), "
+            f"no {what} {source!r}{meant}{offline}: neither a folder or file here, nor packaged ({packaged}), "
             f"and the hub says: {reason}"
         ) from error
