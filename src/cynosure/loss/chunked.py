@@ -75,25 +75,27 @@ def logits_chunks(
         yield Chunk(start, stop, h, logits)
 
 
-def blocks(n_rows: int, vocab_size: int, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[int, int]]:
-    """Pieces of n rows that a row kernel takes one at a time."""
-    n_block = block_rows(max(n_rows, 1), vocab_size, dtype, device)
+def visit(
+    backend: Backend, logits: Tensor, kernel: Callable[[Tensor, int, int], None], write_back: bool = False
+) -> None:
+    """Hand the kernel (z, start, stop), block after block of logits (r, V), which are its to overwrite.
+
+    A dtype that the backend does not read passes through a scratch block in the accumulation dtype.
+    """
+    direct = logits.dtype in backend.dtypes
+    for start, stop in blocks(backend, logits, len(logits)):
+        block = logits[start:stop]
+        z = block if direct else block.to(accumulation_dtype(logits.dtype))
+        kernel(z, start, stop)
+        if write_back and not direct:
+            block.copy_(z)
+
+
+def blocks(backend: Backend, logits: Tensor, n_rows: int, copied: bool = False) -> Iterator[tuple[int, int]]:
+    """Pieces of n rows of such logits (..., V) that a row kernel takes one at a time, small if copied for it."""
+    n_block = block_rows(backend, n_rows, logits.shape[-1], logits.dtype, logits.device, copied)
     for start in range(0, n_rows, n_block):
         yield start, min(start + n_block, n_rows)
-
-
-def visit(logits: Tensor, kernel: Callable[[Tensor, int, int], None], write_back: bool = False) -> None:
-    """Hand the kernel (z, start, stop), block after block of logits (r, V), in the accumulation dtype.
-
-    Half-precision rows pass through a scratch block; others are worked on in place.
-    """
-    dtype = accumulation_dtype(logits.dtype)
-    for start, stop in blocks(len(logits), logits.shape[1], logits.dtype, logits.device):
-        block = logits[start:stop]
-        z = block.to(dtype)
-        kernel(z, start, stop)
-        if write_back and z.dtype != block.dtype:
-            block.copy_(z)
 
 
 class Gradients:
@@ -128,7 +130,7 @@ class Gradients:
         elif self.dweight is not None:
             self._add_narrow_product(self.dweight, chunk)
         if self.dbias is not None:
-            for start, stop in blocks(len(dlogits), dlogits.shape[1], dlogits.dtype, dlogits.device):
+            for start, stop in blocks(self.job.backend, dlogits, len(dlogits)):
                 self.dbias += dlogits[start:stop].sum(0, dtype=self.dbias.dtype)
 
     def _add_narrow_product(self, dweight: Tensor, chunk: Chunk) -> None:
@@ -189,7 +191,8 @@ def compute(
         else:
             upstream = None
         for chunk in logits_chunks(hidden, head, job.batch.inputs, job.batch.n_rows, job.chunk_tokens):
-            visit(chunk.logits, _row_kernel(job, chunk.start, loss, upstream), write_back=gradients is not None)
+            kernel = _row_kernel(job, chunk.start, loss, upstream)
+            visit(job.backend, chunk.logits, kernel, write_back=gradients is not None)
             if gradients is not None:
                 gradients.add(chunk, head)
     return loss, gradients
@@ -236,11 +239,16 @@ def compute_dlogits(job: Job, logits: Tensor, upstream: Tensor) -> Tensor:
 
 
 def _visit_given(job: Job, logits: Tensor, loss: Tensor, upstream: Tensor | None, dlogits: Tensor | None) -> None:
-    rows, dtype = job.batch.inputs, loss.dtype
-    kernel = _row_kernel(job, 0, loss, upstream)
-    for start, stop in blocks(job.batch.n_rows, logits.shape[-1], logits.dtype, logits.device):
+    """The kernel works where d(logits) go, or where the logits lie if it leaves them; else on copies."""
+    rows, kernel = job.batch.inputs, _row_kernel(job, 0, loss, upstream)
+    direct = job.backend.in_place and rows is None and logits.dtype in job.backend.dtypes and logits.stride(-1) == 1
+    for start, stop in blocks(job.backend, logits, job.batch.n_rows, copied=not direct):
         at = rows_between(rows, start, stop)
-        z = take_rows(logits, at).to(dtype, copy=True)
+        z = take_rows(logits, at)
+        if direct:
+            kernel(z if dlogits is None else dlogits[at].copy_(z), start, stop)
+            continue
+        z = z.to(loss.dtype, copy=True, memory_format=torch.contiguous_format)
         kernel(z, start, stop)
         if dlogits is not None:
             dlogits[at] = z.to(dlogits.dtype)

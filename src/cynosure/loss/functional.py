@@ -208,7 +208,7 @@ def _make_job(
         options = replace(options, class_weight=weight.to(accumulation_dtype(dtype)))
     checked = check_target(target, lead, vocab_size, rows.device, reduce.ignore_index)
     batch = make_batch(checked, lead, options, reduce, dtype)
-    return Job(batch, options, choose_backend(backend)[0], dtype, dtype, None)
+    return Job(batch, options, choose_backend(backend, rows.device)[0], dtype, dtype, None)
 
 
 def kind(x: object) -> str:

@@ -7,25 +7,51 @@ from typing import NamedTuple
 
 import torch
 
-from cynosure.loss import rows_torch
+from cynosure.loss import rows_native, rows_torch
+from cynosure.loss.native.library import library
 from cynosure.loss.options import Reduction, accumulation_dtype, check_integer, check_reduction
 
 MIB = 2**20
 CHUNK_TOKENS = 224  # on a CPU 128 rows or more keep the matrix products within a tenth of their full speed
 MIN_LOGITS_BYTES = 16 * MIB  # small vocabularies take more rows: fewer, larger products
 MAX_LOGITS_BYTES = 224 * MIB  # huge ones take fewer
-BLOCK_BYTES = 2 * MIB  # a row kernel's piece of the buffer: stays in the CPU's last-level cache
+BLOCK_BYTES = 2 * MIB  # what torch operations visit at a time: it stays in the CPU's last-level cache
+NATIVE_BLOCK_BYTES = 64 * MIB  # enough rows for every thread; a dense target's are converted for as many
 
 
 class Backend(NamedTuple):
-    """A row kernel: the two functions documented in `rows_torch`."""
+    """A row kernel: the two functions documented in `rows_torch`, and what they can be handed.
+
+    Logits of another dtype reach it in the accumulation dtype, block by block. One that works `in_place` needs no copy
+    of logits that must not be changed unless it is to leave their gradient there.
+    """
 
     name: str
     loss_rows: Callable[..., torch.Tensor]
     stats_rows: Callable[..., rows_torch.StatsRows]
+    dtypes: tuple[torch.dtype, ...]
+    block_bytes: int  # of logits (in the accumulation dtype) at a time on a CPU
+    in_place: bool
 
 
-BACKENDS = {"torch": Backend("torch", rows_torch.loss_rows, rows_torch.stats_rows)}
+def native(instructions: str) -> Backend:
+    """The C++ kernel with one of its instruction sets."""
+    kernel = rows_native.NativeRows(instructions)
+    return Backend(
+        f"native-{instructions}", kernel.loss_rows, kernel.stats_rows, rows_native.DTYPES, NATIVE_BLOCK_BYTES, True
+    )
+
+
+BACKENDS = {
+    backend.name: backend
+    for backend in (
+        *(native(instructions) for instructions in ("avx512", "avx2", "portable")),
+        Backend(
+            "torch", rows_torch.loss_rows, rows_torch.stats_rows, (torch.float32, torch.float64), BLOCK_BYTES, False
+        ),
+    )
+}
+NATIVE = "native"  # stands for the best of them
 
 
 class BackendStatus(NamedTuple):
@@ -36,24 +62,38 @@ class BackendStatus(NamedTuple):
     reason: str
 
 
-def backends() -> list[BackendStatus]:
-    """Every backend there is, best first.
+def backends(device: str | torch.device = "cpu") -> list[BackendStatus]:
+    """Every backend there is for tensors on this device, best first.
 
     >>> [status.name for status in backends()]
-    ['torch']
+    ['native-avx512', 'native-avx2', 'native-portable', 'torch']
     """
-    return [BackendStatus("torch", True, "torch operations run on any device and in any float dtype")]
+    return [_status(name, torch.device(device)) for name in BACKENDS]
 
 
-def choose_backend(name: str | None) -> tuple[Backend, str]:
+def _status(name: str, device: torch.device) -> BackendStatus:
+    if name == "torch":
+        return BackendStatus(name, True, "torch operations run on any device and in any float dtype")
+    instructions, found = name.removeprefix("native-"), library()
+    if device.type != "cpu":
+        return BackendStatus(name, False, f"it works in a CPU's memory, the tensors are on {device.type}")
+    if found.functions is None:
+        return BackendStatus(name, False, found.reason)
+    if instructions not in found.instructions:
+        return BackendStatus(name, False, f"this processor has no {instructions.upper()}")
+    return BackendStatus(name, True, "C++, compiled for any processor" if instructions == "portable" else "C++")
+
+
+def choose_backend(name: str | None, device: str | torch.device = "cpu") -> tuple[Backend, str]:
     """The backend of that name, or the best one for None, and why; a name that cannot run is an error."""
-    if name is None:
-        best = next(status for status in backends() if status.available)
-        return BACKENDS[best.name], best.reason
-    if name not in BACKENDS:
-        known = ", ".join(repr(status.name) for status in backends())
+    statuses = [status for status in backends(device) if name in (None, status.name, status.name.partition("-")[0])]
+    if not statuses:
+        known = ", ".join(repr(known) for known in (NATIVE, *BACKENDS))
         raise ValueError(f"unknown backend {name!r}: there is {known}, or None to choose")
-    return BACKENDS[name], "asked for by name"
+    for status in statuses:
+        if status.available:
+            return BACKENDS[status.name], "asked for by name" if name else f"the best here: {status.reason}"
+    raise ValueError(f"backend {name!r} cannot run here: {statuses[0].reason}")
 
 
 def check_chunk_tokens(chunk_tokens: int | None) -> None:
@@ -75,11 +115,14 @@ def choose_chunk_tokens(n_tokens: int, vocab_size: int, dtype: torch.dtype, chun
     return max(1, math.ceil(n_tokens / n_chunks))
 
 
-def block_rows(chunk_tokens: int, vocab_size: int, dtype: torch.dtype, device: torch.device) -> int:
-    """Rows a kernel takes at a time: what fits the cache on a CPU, the whole chunk elsewhere."""
+def block_rows(
+    backend: Backend, n_rows: int, vocab_size: int, dtype: torch.dtype, device: torch.device, copied: bool = False
+) -> int:
+    """Rows a kernel takes at a time: all of them but on a CPU."""
     if device.type != "cpu":
-        return chunk_tokens
-    return max(1, min(chunk_tokens, BLOCK_BYTES // (vocab_size * accumulation_dtype(dtype).itemsize)))
+        return max(1, n_rows)
+    n_bytes = backend.block_bytes if dtype in backend.dtypes and not copied else BLOCK_BYTES
+    return max(1, min(n_rows, n_bytes // (vocab_size * accumulation_dtype(dtype).itemsize)))
 
 
 @dataclass(frozen=True)
@@ -153,10 +196,10 @@ def explain(
     ):
         if size < least:
             raise ValueError(f"{name} must be at least {least}, got {size}")
-    chosen, reason = choose_backend(backend)
+    chosen, reason = choose_backend(backend, device)
     rows = choose_chunk_tokens(n_tokens, vocab_size, dtype, chunk_tokens)
     half, n_chunks = accumulation_dtype(dtype) != dtype, math.ceil(n_tokens / rows)
-    block = block_rows(rows, vocab_size, dtype, torch.device(device))
+    block = block_rows(chosen, rows, vocab_size, dtype, torch.device(device))
     return Plan(
         backend=chosen.name,
         reason=reason,
@@ -167,7 +210,7 @@ def explain(
         n_chunks=n_chunks,
         n_gemms=1 if not requires_grad else 4 if reduction == "none" else 3,
         logits_bytes=rows * vocab_size * dtype.itemsize,
-        scratch_bytes=block * vocab_size * 4 if half else 0,
+        scratch_bytes=0 if dtype in chosen.dtypes else block * vocab_size * 4,
         accumulator_bytes=vocab_size * hidden_size * 4 if half and requires_grad and n_chunks > 1 else 0,
         full_logits_bytes=n_tokens * vocab_size * dtype.itemsize,
     )

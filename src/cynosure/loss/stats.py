@@ -70,7 +70,7 @@ def token_stats(
         raise ValueError(f"temperatures must be positive and finite, got {temperatures}")
     options = RowOptions(softcap=softcap, scale=scale)
     reduce = ReduceOptions(ignore_index=ignore_index, reduction="none", shift=shift)
-    kernel = choose_backend(backend)[0].stats_rows
+    chosen, _ = choose_backend(backend, hidden.device)
     dtype, lead = matmul_dtype(hidden), hidden.shape[:-1]
     batch = make_batch(
         check_target(target, lead, vocab_size, hidden.device, ignore_index), lead, options, reduce, dtype
@@ -84,9 +84,10 @@ def token_stats(
             def visit_block(z: Tensor, start: int, stop: int, offset: int = chunk.start) -> None:
                 at = rows_between(batch.targets, start + offset, stop + offset)
                 index = take_rows(target.unsqueeze(-1), at)[:, 0].long()
-                figures.put(start + offset, stop + offset, kernel(z, index, options, topk, temperatures))
+                found = chosen.stats_rows(z, index, options, topk, temperatures)
+                figures.put(start + offset, stop + offset, found)
 
-            visit(chunk.logits, visit_block)
+            visit(chosen, chunk.logits, visit_block)
     return figures.stats()
 
 

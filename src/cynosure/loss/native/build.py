@@ -1,0 +1,94 @@
+"""Compile the C++ row kernel: run by the package's build, and by `python build.py` after a change of the sources.
+
+Needs nothing but Python and a C++17 compiler with GCC's vector types (g++ or clang++). One source is compiled once for
+each instruction set; which one runs is chosen when it is used, so that the library works on any processor of its
+architecture.
+"""
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+LIBRARY = "rows.so"
+MISSING = "missing.txt"  # why there is no library
+FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-pthread",
+    "-Wall",
+]
+AVX2 = ["-mavx2", "-mfma"]
+INSTRUCTIONS = {
+    "portable": [],
+    "avx2": AVX2,
+    "avx512": [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"],
+}
+
+
+class CannotBuild(Exception):
+    """Why the kernel cannot be compiled here."""
+
+
+def find_compiler() -> list[str]:
+    """$CXX, or the first C++ compiler there is."""
+    if "CXX" in os.environ:
+        return shlex.split(os.environ["CXX"])
+    for name in ("c++", "g++", "clang++"):
+        if shutil.which(name):
+            return [name]
+    raise CannotBuild("no C++ compiler (c++, g++, clang++) was found when cynosure was installed")
+
+
+def run(command: list[str]) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise CannotBuild(f"the compiler {command[0]} could not be run: {error.strerror}") from error
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or [""]
+        raise CannotBuild(f"{command[0]} failed: {lines[0].strip()}")
+    sys.stderr.write(done.stderr)
+
+
+def compile_library(folder: Path) -> Path:
+    """Compile into `folder`, beside and renamed. Raises CannotBuild."""
+    compiler = find_compiler()
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    sets = {name: flags for name, flags in INSTRUCTIONS.items() if x86 or not flags}
+    with tempfile.TemporaryDirectory() as scratch:
+        objects = [str(Path(scratch, "rows.o"))]
+        run([*compiler, *FLAGS, "-c", str(HERE / "rows.cpp"), "-o", objects[0]])
+        for name, flags in sets.items():
+            objects.append(str(Path(scratch, f"{name}.o")))
+            source = str(HERE / "passes.cpp")
+            run([*compiler, *FLAGS, *flags, f"-DPASSES=passes_{name}", "-c", source, "-o", objects[-1]])
+        partial = folder / f"{LIBRARY}.{os.getpid()}.partial"
+        run([*compiler, *FLAGS, "-shared", *objects, "-o", str(partial)])
+    return partial.replace(folder / LIBRARY)
+
+
+def build(folder: Path = HERE) -> str | None:
+    """The library in `folder`, or the reason why there is none, which is left there too."""
+    missing = folder / MISSING
+    try:
+        compile_library(folder)
+    except CannotBuild as error:
+        (folder / LIBRARY).unlink(missing_ok=True)
+        missing.write_text(f"{error}\n", encoding="utf-8")
+        return str(error)
+    missing.unlink(missing_ok=True)
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(build())

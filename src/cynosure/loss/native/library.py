@@ -1,0 +1,81 @@
+"""The compiled library through ctypes: no ABI of torch's or Python's, and the GIL let go while it works."""
+
+import ctypes
+from ctypes import c_double, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from cynosure.loss.native.build import HERE, LIBRARY, MISSING
+
+INSTRUCTIONS = ("portable", "avx2", "avx512")  # by their index in rows.cpp
+STORED = {"float32": 0, "float64": 1, "bfloat16": 2}
+AGAIN = "install a C++ compiler (g++ or clang++), then: pip install --force-reinstall --no-deps cynosure"
+
+
+class Logits(ctypes.Structure):
+    """`Logits` of rows.h."""
+
+    _fields_ = [
+        ("data", c_void_p), ("stored", c_int64), ("n_rows", c_int64), ("vocab_size", c_int64), ("stride", c_int64),
+        ("scale", c_double), ("softcap", c_double), ("instructions", c_int64), ("n_threads", c_int64),
+    ]  # fmt: skip
+
+
+class LossRows(ctypes.Structure):
+    """`LossRows` of rows.h."""
+
+    _fields_ = [
+        ("logits", Logits), ("classes", c_void_p), ("probability", c_void_p), ("n_classes", c_int64),
+        ("probability_stride", c_int64), ("k", c_void_p), ("class_weight", c_void_p), ("upstream", c_void_p),
+        ("label_smoothing", c_double), ("z_loss", c_double), ("loss", c_void_p),
+    ]  # fmt: skip
+
+
+class StatsRows(ctypes.Structure):
+    """`StatsRows` of rows.h."""
+
+    _fields_ = [
+        ("logits", Logits), ("target", c_void_p), ("beta", c_void_p), ("topk", c_int64), ("n_beta", c_int64),
+        ("equal_steps", c_int64), ("nll", c_void_p), ("lse", c_void_p), ("entropy", c_void_p),
+        ("confidence", c_void_p), ("margin", c_void_p), ("brier", c_void_p), ("rank", c_void_p), ("argmax", c_void_p),
+        ("top_ids", c_void_p), ("top_logprobs", c_void_p), ("nll_at_temperature", c_void_p),
+    ]  # fmt: skip
+
+
+class Library(NamedTuple):
+    """The functions, where there are any, or the reason why not."""
+
+    functions: ctypes.CDLL | None
+    instructions: tuple[str, ...]  # that this processor has, best first
+    reason: str
+
+
+@cache
+def library() -> Library:
+    """The library beside this file, loaded once."""
+    return load(HERE)
+
+
+def load(folder: Path) -> Library:
+    """The library in `folder`; whatever is wrong with it is a reason, not an error."""
+    path = folder / LIBRARY
+    if not path.exists():
+        missing = folder / MISSING
+        why = missing.read_text(encoding="utf-8").strip() if missing.exists() else "it was not compiled"
+        return Library(None, (), f"{why}; {AGAIN}")
+    try:
+        functions = ctypes.CDLL(str(path))
+        layout = functions.cynosure_layout
+        layout.restype = functions.cynosure_instructions.restype = c_int64
+        if layout() != ctypes.sizeof(LossRows) << 16 | ctypes.sizeof(StatsRows):
+            return Library(None, (), f"{path} was compiled from other sources; {AGAIN}")
+        bits = functions.cynosure_instructions()
+    except (OSError, AttributeError) as error:
+        return Library(None, (), f"{path} cannot be loaded: {error}; {AGAIN}")
+    functions.cynosure_loss_rows.argtypes = functions.cynosure_stats_rows.argtypes = [c_void_p]
+    functions.cynosure_loss_rows.restype = functions.cynosure_stats_rows.restype = None
+    functions.cynosure_exp.argtypes = [c_void_p, c_void_p, c_int64, c_int64]
+    functions.cynosure_exp.restype = None
+    found = tuple(name for i, name in enumerate(INSTRUCTIONS) if bits >> i & 1)
+    return Library(functions, found[::-1], "")

@@ -1,0 +1,326 @@
+// The dense passes of one instruction set. Compiled once for each, with -DPASSES=passes_<name>.
+#include "passes.h"
+
+#include <type_traits>
+
+#include "simd.h"
+
+namespace {
+
+constexpr int64_t PIECE = 4096;  // elements added up in F before the sum goes on in double: no drift at any V
+
+// ---- how a logit is read: z = cap(scale x) --------------------------------------------------------------------------
+
+template <class F>
+struct Plain {
+    F scale;
+    explicit Plain(const Cap& cap) : scale(F(cap.scale)) {}
+    INLINE Vector<F> z(Vector<F> x) const { return x * scale; }
+    INLINE Vector<F> slope(Vector<F>) const { return all<F>(scale); }
+};
+
+template <class F>
+struct Capped {
+    F scale, softcap;
+    explicit Capped(const Cap& cap) : scale(F(cap.scale)), softcap(F(cap.softcap)) {}
+    INLINE Vector<F> z(Vector<F> x) const { return tanh_of<F>(x * scale / softcap) * softcap; }
+    INLINE Vector<F> slope(Vector<F> z) const {
+        Vector<F> t = z / softcap;
+        return (1 - t * t) * scale;
+    }
+};
+
+// ---- what is subtracted from it: the dense part of the target --------------------------------------------------------
+
+template <class F>
+struct NoTarget {
+    static constexpr bool any = false;
+    explicit NoTarget(const Dense&) {}
+    template <class Lanes>
+    INLINE Vector<F> q(int64_t, Lanes) const {
+        return Vector<F>{};
+    }
+};
+
+template <class F>
+struct Uniform {
+    static constexpr bool any = true;
+    F share;
+    explicit Uniform(const Dense& dense) : share(F(dense.share)) {}
+    template <class Lanes>
+    INLINE Vector<F> q(int64_t, Lanes) const {
+        return all<F>(share);
+    }
+};
+
+template <class F>
+struct General {
+    static constexpr bool any = true;
+    const F *probability, *class_weight;
+    F keep, share;
+    explicit General(const Dense& dense)
+        : probability((const F*)dense.probability),
+          class_weight((const F*)dense.class_weight),
+          keep(F(dense.keep)),
+          share(F(dense.share)) {}
+    template <class Lanes>
+    INLINE Vector<F> q(int64_t i, Lanes lanes) const {
+        Vector<F> q = all<F>(share);
+        if (probability) q = q + lanes.load(probability + i) * keep;
+        if (class_weight) q = q * lanes.load(class_weight + i);
+        return q;
+    }
+};
+
+// ---- vector by vector, the last one in part --------------------------------------------------------------------------
+
+template <class F>
+struct AllLanes {
+    template <class T>
+    INLINE Vector<F> load(const T* x) const {
+        return ::load(x);
+    }
+    template <class T>
+    INLINE void store(T* x, Vector<F> v) const {
+        ::store(x, v);
+    }
+    INLINE Vector<F> keep(Vector<F> v, F = 0) const { return v; }
+    INLINE Mask<F> keep_mask(Mask<F> mask) const { return mask; }
+};
+
+template <class F>
+struct SomeLanes {
+    int n;
+    template <class T>
+    INLINE Vector<F> load(const T* x) const {
+        return load_some<T, F>(x, n, F(0));
+    }
+    template <class T>
+    INLINE void store(T* x, Vector<F> v) const {
+        store_some(x, n, v);
+    }
+    INLINE Vector<F> keep(Vector<F> v, F otherwise = 0) const {
+        for (int i = n; i < Real<F>::lanes; i++) v[i] = otherwise;
+        return v;
+    }
+    INLINE Mask<F> keep_mask(Mask<F> mask) const {
+        for (int i = n; i < Real<F>::lanes; i++) mask[i] = 0;
+        return mask;
+    }
+};
+
+template <class T, class F = typename Stored<std::remove_const_t<T>>::Computed, class Body>
+INLINE void each(T* row, int64_t begin, int64_t end, Body body) {
+    int64_t i = begin;
+    for (; i + Real<F>::lanes <= end; i += Real<F>::lanes) body(AllLanes<F>{}.load(row + i), i, AllLanes<F>{});
+    if (i < end) {
+        SomeLanes<F> some{int(end - i)};
+        body(some.load(row + i), i, some);
+    }
+}
+
+template <class Body>
+INLINE void pieces(int64_t begin, int64_t end, Body body) {
+    for (int64_t i = begin; i < end; i += PIECE) body(i, i + PIECE < end ? i + PIECE : end);
+}
+
+// ---- the passes ------------------------------------------------------------------------------------------------------
+
+template <class T, class C>
+Top2 top2(const T* row, int64_t n, C cap) {
+    typedef typename Stored<T>::Computed F;
+    const F none = -F(__builtin_inf());
+    Vector<F> first = all<F>(none), second = first;
+    each<const T>(row, 0, n, [&](Vector<F> x, int64_t, auto lanes) {
+        x = lanes.keep(x * cap.scale, none);
+        second = larger<F>(second, where<F>(x > first, first, x));
+        first = larger<F>(first, x);
+    });
+    F best = none, next = none;
+    for (int i = 0; i < 2 * Real<F>::lanes; i++) {
+        const F x = i % 2 ? second[i / 2] : first[i / 2];
+        if (x > best) {
+            next = best;
+            best = x;
+        } else if (x > next) {
+            next = x;
+        }
+    }
+    const F scale = cap.scale;
+    cap.scale = 1;  // what is compared is scaled already
+    Top2 top{double(cap.z(all<F>(best))[0]), double(cap.z(all<F>(next))[0])};
+    cap.scale = scale;
+    return top;
+}
+
+template <class T, class C, class Q>
+Sums sums(const T* row, int64_t begin, int64_t end, double m, C cap, Q target) {
+    typedef typename Stored<T>::Computed F;
+    Sums total;
+    pieces(begin, end, [&](int64_t from, int64_t to) {
+        Vector<F> exp{}, dot{}, mass{};
+        each<const T>(row, from, to, [&](Vector<F> x, int64_t i, auto lanes) {
+            x = cap.z(x) - F(m);
+            exp += lanes.keep(exp_of<F>(x));
+            if (Q::any) {
+                Vector<F> q = lanes.keep(target.q(i, lanes));
+                mass += q;
+                dot += where<F>(q == 0, Vector<F>{}, q * x);
+            }
+        });
+        total.exp += sum_lanes<F>(exp);
+        if (Q::any) {
+            total.mass += sum_lanes<F>(mass);
+            total.dot += sum_lanes<F>(dot);
+        }
+    });
+    return total;
+}
+
+template <class T, class C, class Q>
+void write(T* row, int64_t begin, int64_t end, double m, C cap, Q target, double a, double up) {
+    typedef typename Stored<T>::Computed F;
+    each<T>(row, begin, end, [&](Vector<F> x, int64_t i, auto lanes) {
+        Vector<F> z = cap.z(x);
+        Vector<F> dz = exp_of<F>(z - F(m)) * F(a);
+        if (Q::any) dz = dz - target.q(i, lanes) * F(up);
+        lanes.store(row + i, dz * cap.slope(z));
+    });
+}
+
+template <class T, class C>
+Figures figures(const T* row, int64_t begin, int64_t end, double m, double z_target, C cap) {
+    typedef typename Stored<T>::Computed F;
+    Figures total;
+    pieces(begin, end, [&](int64_t from, int64_t to) {
+        Vector<F> exp{}, square{}, surprise{};
+        Mask<F> above{};
+        each<const T>(row, from, to, [&](Vector<F> x, int64_t, auto lanes) {
+            Vector<F> z = cap.z(x);
+            Vector<F> below = z - F(m), e = lanes.keep(exp_of<F>(below));
+            exp += e;
+            square += e * e;
+            surprise += where<F>(e == 0, Vector<F>{}, below * e);
+            above -= lanes.keep_mask(Mask<F>(z > F(z_target)));
+        });
+        total.exp += sum_lanes<F>(exp);
+        total.exp_square += sum_lanes<F>(square);
+        total.surprise += sum_lanes<F>(surprise);
+        for (int i = 0; i < Real<F>::lanes; i++) total.above += above[i];
+    });
+    return total;
+}
+
+// beta in ascending order. Where their steps are equal, each further exponential is one multiplication.
+template <class T, class C>
+void temper(const T* row, int64_t n, double m, C cap, const double* beta, int64_t n_beta, bool equal_steps,
+            double* total) {
+    typedef typename Stored<T>::Computed F;
+    constexpr int group = 8;
+    for (int64_t j = 0; j < n_beta; j += group) {
+        const int n_group = n_beta - j < group ? int(n_beta - j) : group;
+        const F step = n_beta > 1 ? F(beta[1] - beta[0]) : F(0);
+        pieces(0, n, [&](int64_t from, int64_t to) {
+            Vector<F> sum[group] = {};
+            each<const T>(row, from, to, [&](Vector<F> x, int64_t, auto lanes) {
+                Vector<F> below = cap.z(x) - F(m);
+                Vector<F> e = lanes.keep(exp_of<F>(below * F(beta[j])));
+                const Vector<F> factor = equal_steps ? exp_of<F>(below * step) : e;
+                sum[0] += e;
+                for (int k = 1; k < n_group; k++) {
+                    e = equal_steps ? e * factor : lanes.keep(exp_of<F>(below * F(beta[j + k])));
+                    sum[k] += e;
+                }
+            });
+            for (int k = 0; k < n_group; k++) total[j + k] += sum_lanes<F>(sum[k]);
+        });
+    }
+}
+
+template <class T, class C>
+int64_t find(const T* row, int64_t begin, int64_t n, double bound, C cap) {
+    typedef typename Stored<T>::Computed F;
+    constexpr int lanes = Real<F>::lanes;
+    for (int64_t i = begin; i < n; i += lanes) {
+        const int count = n - i < lanes ? int(n - i) : lanes;
+        const Vector<F> x = count == lanes ? load(row + i) : load_some<T, F>(row + i, count, F(0));
+        const Mask<F> over = cap.z(x) > F(bound);
+        typename Real<F>::Int any = 0;
+        for (int k = 0; k < lanes; k++) any |= over[k];
+        if (any)
+            for (int k = 0; k < count; k++)
+                if (over[k]) return i + k;
+    }
+    return n;
+}
+
+// ---- by type -----------------------------------------------------------------------------------------------------------
+
+// Calls body(row, cap) with the row's own type and the reading of its logits.
+template <class Body>
+INLINE auto with_type(int64_t stored, const void* row, const Cap& cap, Body body) {
+    auto with_cap = [&](auto* typed) {
+        typedef typename Stored<std::remove_pointer_t<decltype(typed)>>::Computed F;
+        return cap.softcap > 0 ? body(typed, Capped<F>(cap)) : body(typed, Plain<F>(cap));
+    };
+    if (stored == FLOAT32) return with_cap((float*)row);
+    if (stored == FLOAT64) return with_cap((double*)row);
+    return with_cap((bfloat16*)row);
+}
+
+template <class F, class Body>
+INLINE auto with_target(const Dense& dense, Body body) {
+    if (!dense.any()) return body(NoTarget<F>(dense));
+    if (!dense.probability && !dense.class_weight) return body(Uniform<F>(dense));
+    return body(General<F>(dense));
+}
+
+template <class T>
+using Computed = typename Stored<std::remove_pointer_t<T>>::Computed;
+
+double cap_one_any(int64_t stored, double x, const Cap& cap) {
+    return with_type(stored, nullptr, cap, [&](auto* row, auto c) {
+        typedef Computed<decltype(row)> F;
+        return double(c.z(all<F>(F(x)))[0]);
+    });
+}
+
+Top2 top2_any(int64_t stored, const void* row, int64_t n, const Cap& cap) {
+    return with_type(stored, row, cap, [&](auto* x, auto c) { return top2(x, n, c); });
+}
+
+Sums sums_any(int64_t stored, const void* row, int64_t begin, int64_t end, double m, const Cap& cap,
+              const Dense& dense) {
+    return with_type(stored, row, cap, [&](auto* x, auto c) {
+        return with_target<Computed<decltype(x)>>(dense, [&](auto q) { return sums(x, begin, end, m, c, q); });
+    });
+}
+
+void write_any(int64_t stored, void* row, int64_t begin, int64_t end, double m, const Cap& cap, const Dense& dense,
+               double a, double up) {
+    with_type(stored, row, cap, [&](auto* x, auto c) {
+        with_target<Computed<decltype(x)>>(dense, [&](auto q) { write(x, begin, end, m, c, q, a, up); });
+    });
+}
+
+Figures figures_any(int64_t stored, const void* row, int64_t begin, int64_t end, double m, double z_target,
+                    const Cap& cap) {
+    return with_type(stored, row, cap, [&](auto* x, auto c) { return figures(x, begin, end, m, z_target, c); });
+}
+
+void temper_any(int64_t stored, const void* row, int64_t n, double m, const Cap& cap, const double* beta,
+                int64_t n_beta, int64_t equal_steps, double* sums) {
+    with_type(stored, row, cap, [&](auto* x, auto c) { temper(x, n, m, c, beta, n_beta, equal_steps != 0, sums); });
+}
+
+int64_t find_any(int64_t stored, const void* row, int64_t begin, int64_t n, double bound, const Cap& cap) {
+    return with_type(stored, row, cap, [&](auto* x, auto c) { return find(x, begin, n, bound, c); });
+}
+
+void exp_any(const float* x, float* y, int64_t n) {
+    each<const float>(x, 0, n, [&](Vector<float> v, int64_t i, auto lanes) { lanes.store(y + i, exp_of<float>(v)); });
+}
+
+}  // namespace
+
+extern const Passes PASSES = {cap_one_any, top2_any, sums_any, write_any, figures_any, temper_any, find_any, exp_any};

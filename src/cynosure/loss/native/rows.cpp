@@ -1,0 +1,344 @@
+// Rows of logits -> losses and gradients, or statistics: the targets, the threads and the choice of instructions.
+#include "rows.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <limits>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "passes.h"
+
+namespace {
+
+constexpr double NaN = std::numeric_limits<double>::quiet_NaN();
+constexpr double INF = std::numeric_limits<double>::infinity();
+
+const Passes& passes_of(int64_t instructions) {
+#if defined(__x86_64__)
+    if (instructions == 2) return passes_avx512;
+    if (instructions == 1) return passes_avx2;
+#endif
+    return passes_portable;
+}
+
+// Every call starts its threads and joins them: nothing is left that a fork could break.
+template <class Work>
+void for_rows(const Logits& logits, Work work) {
+    constexpr int64_t enough = 1 << 16;  // elements that are worth a thread
+    const int64_t busy = logits.n_rows * logits.vocab_size / enough;
+    const int64_t n_threads = std::max<int64_t>(1, std::min({logits.n_threads, logits.n_rows, busy}));
+    std::atomic<int64_t> next{0};
+    auto loop = [&] {
+        for (int64_t i; (i = next++) < logits.n_rows;) work(i);
+    };
+    std::vector<std::thread> threads;
+    for (int64_t i = 1; i < n_threads; i++) {
+        try {
+            threads.emplace_back(loop);
+        } catch (const std::system_error&) {
+            break;  // no more threads to be had: those there are do the work
+        }
+    }
+    loop();
+    for (auto& thread : threads) thread.join();
+}
+
+int64_t size_of(int64_t stored) { return stored == FLOAT64 ? 8 : stored == FLOAT32 ? 4 : 2; }
+
+// One row of logits.
+struct Row {
+    const Logits& of;
+    const Passes& passes;
+    char* data;
+    Cap cap;
+
+    Row(const Logits& logits, int64_t i)
+        : of(logits),
+          passes(passes_of(logits.instructions)),
+          data((char*)logits.data + i * logits.stride * size_of(logits.stored)),
+          cap{logits.scale, logits.softcap} {}
+
+    double stored(int64_t v) const {
+        if (of.stored == FLOAT64) return ((double*)data)[v];
+        if (of.stored == FLOAT32) return ((float*)data)[v];
+        const uint32_t bits = uint32_t(((uint16_t*)data)[v]) << 16;
+        float x;
+        std::copy_n((const char*)&bits, sizeof x, (char*)&x);
+        return x;
+    }
+    void store(int64_t v, double x) const {
+        if (of.stored == FLOAT64) {
+            ((double*)data)[v] = x;
+        } else if (of.stored == FLOAT32) {
+            ((float*)data)[v] = float(x);
+        } else {
+            const float narrow = float(x);
+            uint32_t bits;
+            std::copy_n((const char*)&narrow, sizeof bits, (char*)&bits);
+            const bool nan = narrow != narrow;
+            ((uint16_t*)data)[v] = nan ? uint16_t(bits >> 16 | 0x40) : uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+        }
+    }
+    double z(int64_t v) const { return passes.cap_one(of.stored, stored(v), cap); }
+    double slope(double z) const {
+        return cap.softcap > 0 ? cap.scale * (1 - z / cap.softcap * (z / cap.softcap)) : cap.scale;
+    }
+};
+
+// A `real` array of the call, by index.
+struct Reals {
+    const void* data;
+    bool wide;
+    Reals(const void* data, const Logits& logits) : data(data), wide(logits.stored == FLOAT64) {}
+    double operator[](int64_t i) const { return wide ? ((const double*)data)[i] : ((const float*)data)[i]; }
+    void put(int64_t i, double x) const {
+        if (wide)
+            ((double*)data)[i] = x;
+        else
+            ((float*)data)[i] = float(x);
+    }
+    const void* at(int64_t i) const { return (const char*)data + i * (wide ? 8 : 4); }
+};
+
+// ---- loss and gradient -----------------------------------------------------------------------------------------------
+
+struct Share {
+    int64_t v;
+    double q;  // that class v has beyond the dense part
+    double z;
+};
+
+class LossOfRow {
+   public:
+    LossOfRow(const LossRows& call, int64_t i)
+        : call(call), i(i), row(call.logits, i), n(call.logits.vocab_size), m(row.passes.top2(
+              call.logits.stored, row.data, n, row.cap).first) {
+        const double eps = call.label_smoothing;
+        dense = {nullptr, call.class_weight, 1 - eps, eps / n};
+        if (!call.classes) dense.probability = Reals(call.probability, call.logits).at(i * call.probability_stride);
+        for (int64_t j = 0; call.classes && j < call.n_classes; j++) add_share(j);
+        if (shares.size() > 1) merge_shares();
+    }
+
+    void run() {
+        if (!std::isfinite(m)) return spoil();
+        const Sums sums = all_sums();
+        if (sums.exp != sums.exp) return spoil();
+        const double log_s = std::log(sums.exp), k = Reals(call.k, call.logits)[i], lse = m + log_s;
+        const double loss = sums.mass * log_s - sums.dot + k * call.z_loss * lse * lse;
+        Reals(call.loss, call.logits).put(i, loss);
+        if (call.upstream) write_gradient(sums.exp, sums.mass + 2 * k * call.z_loss * lse);
+    }
+
+   private:
+    void add_share(int64_t j) {
+        const int64_t v = call.classes[i * call.n_classes + j];
+        double q = Reals(call.probability, call.logits)[i * call.probability_stride + j] * dense.keep;
+        if (call.class_weight) q *= Reals(call.class_weight, call.logits)[v];
+        shares.push_back({v, q, row.z(v)});
+    }
+
+    void merge_shares() {
+        std::sort(shares.begin(), shares.end(), [](const Share& a, const Share& b) { return a.v < b.v; });
+        size_t last = 0;
+        for (size_t j = 1; j < shares.size(); j++) {
+            if (shares[j].v == shares[last].v)
+                shares[last].q += shares[j].q;
+            else
+                shares[++last] = shares[j];
+        }
+        shares.resize(last + 1);
+    }
+
+    // What the dense part gives class v.
+    double dense_q(int64_t v) const {
+        return dense.share * (call.class_weight ? Reals(call.class_weight, call.logits)[v] : 1.);
+    }
+
+    // A sole class is left out of the dense pass and added in double: 1 - p of a sure guess keeps its digits.
+    bool alone() const { return shares.size() == 1; }
+
+    template <class Pass>
+    void over_ranges(Pass pass) const {
+        if (!alone()) return pass(0, n);
+        pass(0, shares[0].v);
+        pass(shares[0].v + 1, n);
+    }
+
+    Sums all_sums() const {
+        Sums sums;
+        over_ranges([&](int64_t begin, int64_t end) {
+            const Sums part = row.passes.sums(call.logits.stored, row.data, begin, end, m, row.cap, dense);
+            sums.exp += part.exp;
+            sums.dot += part.dot;
+            sums.mass += part.mass;
+        });
+        for (const Share& share : shares) {
+            const double q = share.q + (alone() ? dense_q(share.v) : 0);
+            if (alone()) sums.exp += std::exp(share.z - m);
+            sums.mass += q;
+            if (q != 0) sums.dot += q * (share.z - m);
+        }
+        return sums;
+    }
+
+    void write_gradient(double s, double per_p) const {
+        const double up = Reals(call.upstream, call.logits)[i], a = up * per_p / s;
+        over_ranges([&](int64_t begin, int64_t end) {
+            row.passes.write(call.logits.stored, row.data, begin, end, m, row.cap, dense, a, up);
+        });
+        for (const Share& share : shares) {
+            const double q = share.q + dense_q(share.v);
+            row.store(share.v, row.slope(share.z) * (a * std::exp(share.z - m) - up * q));
+        }
+    }
+
+    // An infinite or undefined row: so are its loss and gradient, as in torch.
+    void spoil() const {
+        Reals(call.loss, call.logits).put(i, NaN);
+        for (int64_t v = 0; call.upstream && v < n; v++) row.store(v, NaN);
+    }
+
+    const LossRows& call;
+    int64_t i;
+    Row row;
+    int64_t n;
+    double m;
+    Dense dense;
+    std::vector<Share> shares;
+};
+
+// ---- statistics --------------------------------------------------------------------------------------------------------
+
+class StatsOfRow {
+   public:
+    StatsOfRow(const StatsRows& call, int64_t i)
+        : call(call), i(i), row(call.logits, i), n(call.logits.vocab_size), target(call.target[i]) {
+        const Top2 top = row.passes.top2(call.logits.stored, row.data, n, row.cap);
+        m = top.first;
+        second = n > 1 ? top.second : -INF;
+        z_target = row.z(target);
+    }
+
+    void run() {
+        const Figures others = count();
+        const double gap = z_target - m, e = std::exp(gap), s = others.exp + e, log_s = std::log(s);
+        const auto put = [&](void* where, double x) { Reals(where, call.logits).put(i, x); };
+        put(call.nll, gap == 0 ? std::log1p(others.exp) : log_s - gap);
+        put(call.lse, m + log_s);
+        put(call.entropy, log_s - (others.surprise + (e == 0 ? 0 : gap * e)) / s);
+        put(call.confidence, 1 / s);
+        put(call.margin, -std::expm1(second - m) / s);
+        const double p_others = others.exp / s;
+        put(call.brier, p_others * p_others + others.exp_square / (s * s));
+        call.rank[i] = 1 + others.above;
+        call.argmax[i] = s != s ? first_undefined() : at_least(m);
+        top_k(log_s);
+        temperatures();
+    }
+
+   private:
+    Figures count() const {
+        Figures sum;
+        for (const auto& [begin, end] : {std::pair(int64_t(0), target), std::pair(target + 1, n)}) {
+            const Figures part =
+                row.passes.figures(call.logits.stored, row.data, begin, end, m, z_target, row.cap);
+            sum.exp += part.exp;
+            sum.exp_square += part.exp_square;
+            sum.surprise += part.surprise;
+            sum.above += part.above;
+        }
+        return sum;
+    }
+
+    int64_t above(double bound, int64_t begin = 0) const {
+        return row.passes.find(call.logits.stored, row.data, begin, n, bound, row.cap);
+    }
+
+    int64_t at_least(double z) const {
+        if (z == -INF) return 0;
+        const double below = call.logits.stored == FLOAT64 ? std::nextafter(z, -INF) : std::nextafter(float(z), -HUGE_VALF);
+        return std::min(above(below), n - 1);
+    }
+
+    int64_t first_undefined() const {
+        for (int64_t v = 0; v < n; v++)
+            if (const double z = row.z(v); z != z) return v;
+        return at_least(m);
+    }
+
+    // A heap of the k largest; from the k-th on only what is above its least is looked at.
+    void top_k(double log_s) const {
+        const int64_t k = call.topk;
+        if (k == 0) return;
+        typedef std::pair<double, int64_t> Entry;
+        std::vector<Entry> heap;
+        const auto better = [](const Entry& a, const Entry& b) { return a.first > b.first; };
+        for (int64_t v = 0; v < k; v++) heap.emplace_back(row.z(v), v);
+        std::make_heap(heap.begin(), heap.end(), better);
+        for (int64_t v = k; (v = above(heap.front().first, v)) < n; v++) {
+            std::pop_heap(heap.begin(), heap.end(), better);
+            heap.back() = {row.z(v), v};
+            std::push_heap(heap.begin(), heap.end(), better);
+        }
+        std::sort(heap.begin(), heap.end(), [](const Entry& a, const Entry& b) {
+            return a.first > b.first || (a.first == b.first && a.second < b.second);
+        });
+        for (int64_t j = 0; j < k; j++) {
+            call.top_ids[i * k + j] = heap[j].second;
+            Reals(call.top_logprobs, call.logits).put(i * k + j, heap[j].first - m - log_s);
+        }
+    }
+
+    void temperatures() const {
+        if (call.n_beta == 0) return;
+        std::vector<double> sums(call.n_beta);
+        row.passes.temper(call.logits.stored, row.data, n, m, row.cap, call.beta, call.n_beta, call.equal_steps,
+                          sums.data());
+        for (int64_t j = 0; j < call.n_beta; j++)
+            Reals(call.nll_at_temperature, call.logits)
+                .put(i * call.n_beta + j, std::log(sums[j]) - call.beta[j] * (z_target - m));
+    }
+
+    const StatsRows& call;
+    int64_t i;
+    Row row;
+    int64_t n, target;
+    double m, second, z_target;
+};
+
+}  // namespace
+
+extern "C" {
+
+int64_t cynosure_layout() { return int64_t(sizeof(LossRows) << 16 | sizeof(StatsRows)); }
+
+int64_t cynosure_instructions() {
+    int64_t found = 1;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    found |= avx2 ? 2 : 0;
+    found |= avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")
+                 ? 4
+                 : 0;
+#endif
+    return found;
+}
+
+void cynosure_loss_rows(const LossRows* call) {
+    for_rows(call->logits, [&](int64_t i) { LossOfRow(*call, i).run(); });
+}
+
+void cynosure_stats_rows(const StatsRows* call) {
+    for_rows(call->logits, [&](int64_t i) { StatsOfRow(*call, i).run(); });
+}
+
+void cynosure_exp(const float* x, float* y, int64_t n, int64_t instructions) {
+    passes_of(instructions).exp(x, y, n);
+}
+}

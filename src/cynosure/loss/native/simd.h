@@ -1,0 +1,186 @@
+// Vectors of one instruction set, through the compiler's own vector types: this file is compiled once for each.
+//
+// F is the type computed in (float, double), T the type stored (those and bfloat16). Nothing here may be instantiated
+// outside the anonymous namespace: two instruction sets must never share a function.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__)
+#define VECTOR_BYTES 64
+#elif defined(__AVX2__)
+#define VECTOR_BYTES 32
+#else
+#define VECTOR_BYTES 16
+#endif
+
+#define INLINE inline __attribute__((always_inline))
+
+namespace {
+
+struct bfloat16 {
+    uint16_t bits;
+};
+
+template <class F>
+struct Real;
+
+template <>
+struct Real<float> {
+    typedef float Vector __attribute__((vector_size(VECTOR_BYTES)));
+    typedef int32_t Mask __attribute__((vector_size(VECTOR_BYTES)));  // -1 where true
+    typedef int32_t Int;
+    static constexpr int lanes = VECTOR_BYTES / 4, mantissa = 23, bias = 127, terms = 7;
+    static constexpr float round = 12582912.f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
+    static constexpr float lowest = -88.f;      // exp of it and of anything below is 0
+    static constexpr float ln2_high = 0x1.62e4p-1f, ln2_low = 0x1.7f7d1cp-20f;
+};
+
+template <>
+struct Real<double> {
+    typedef double Vector __attribute__((vector_size(VECTOR_BYTES)));
+    typedef int64_t Mask __attribute__((vector_size(VECTOR_BYTES)));
+    typedef int64_t Int;
+    static constexpr int lanes = VECTOR_BYTES / 8, mantissa = 52, bias = 1023, terms = 13;
+    static constexpr double round = 6755399441055744.;
+    static constexpr double lowest = -709.;
+    static constexpr double ln2_high = 0x1.62e42feep-1, ln2_low = 0x1.a39ef35793c76p-33;
+};
+
+template <class T>
+struct Stored {
+    typedef T Computed;
+};
+template <>
+struct Stored<bfloat16> {
+    typedef float Computed;
+};
+
+template <class F>
+using Vector = typename Real<F>::Vector;
+template <class F>
+using Mask = typename Real<F>::Mask;
+
+template <class To, class From>
+INLINE To bitcast(From from) {
+    static_assert(sizeof(To) == sizeof(From), "the same bits");
+    To to;
+    memcpy(&to, &from, sizeof to);
+    return to;
+}
+
+template <class F>
+INLINE Vector<F> all(F x) {
+    return x - Vector<F>{};
+}
+
+template <class F>
+INLINE Vector<F> where(Mask<F> mask, Vector<F> a, Vector<F> b) {
+    return mask ? a : b;
+}
+
+// ---- loading and storing -------------------------------------------------------------------------------------------
+
+template <class F>
+INLINE Vector<F> load(const F* x) {
+    Vector<F> v;
+    memcpy(&v, x, sizeof v);
+    return v;
+}
+
+template <class F>
+INLINE void store(F* x, Vector<F> v) {
+    memcpy(x, &v, sizeof v);
+}
+
+typedef uint16_t Halves __attribute__((vector_size(VECTOR_BYTES / 2)));
+typedef uint32_t Words __attribute__((vector_size(VECTOR_BYTES)));
+
+INLINE Vector<float> load(const bfloat16* x) {
+    Halves h;
+    memcpy(&h, x, sizeof h);
+    return bitcast<Vector<float>>(__builtin_convertvector(h, Words) << 16);
+}
+
+INLINE void store(bfloat16* x, Vector<float> v) {  // to nearest, ties to even; NaN stays NaN
+    Words w = bitcast<Words>(v);
+    Words rounded = (w + 0x7fff + ((w >> 16) & 1)) >> 16;
+    rounded = (v != v) ? (w >> 16) | 0x40 : rounded;
+    Halves h = __builtin_convertvector(rounded, Halves);
+    memcpy(x, &h, sizeof h);
+}
+
+// The first n < lanes elements, `pad` behind them.
+template <class T, class F = typename Stored<T>::Computed>
+INLINE Vector<F> load_some(const T* x, int n, F pad) {
+    F some[Real<F>::lanes];
+    T copy[Real<F>::lanes] = {};
+    memcpy(copy, x, n * sizeof(T));
+    store(some, load(copy));
+    for (int i = n; i < Real<F>::lanes; i++) some[i] = pad;
+    return load(some);
+}
+
+template <class T, class F>
+INLINE void store_some(T* x, int n, F v) {
+    T copy[sizeof(v) / sizeof(v[0])];
+    store(copy, v);
+    memcpy(x, copy, n * sizeof(T));
+}
+
+// ---- sums and functions --------------------------------------------------------------------------------------------
+
+template <class F>
+INLINE double sum_lanes(Vector<F> v) {
+    double sum = 0;
+    for (int i = 0; i < Real<F>::lanes; i++) sum += v[i];
+    return sum;
+}
+
+template <class F>
+INLINE Vector<F> larger(Vector<F> a, Vector<F> b) {
+    return where<F>(a > b, a, b);
+}
+
+constexpr double inverse_factorial(int k) { return k <= 1 ? 1. : inverse_factorial(k - 1) / k; }
+
+// x = n ln 2 + r with |r| <= ln 2 / 2; gives 2^n, and e^r - 1 by its Taylor series (relative error of e^r: 5e-9 and
+// 4e-18). n is at least -bias, where 2^n counts as 0.
+template <class F>
+INLINE void split_exp(Vector<F> x, Vector<F>& power, Vector<F>& less_one) {
+    typedef Real<F> R;
+    Vector<F> shifted = x * all<F>(F(1.44269504088896340736)) + R::round;
+    Vector<F> n = shifted - R::round;
+    Vector<F> r = x - n * R::ln2_high;
+    r = r - n * R::ln2_low;
+    typename R::Mask bits = bitcast<typename R::Mask>(shifted) - bitcast<typename R::Int>(R::round) + R::bias;
+    power = bitcast<Vector<F>>(bits << R::mantissa);
+    Vector<F> series = all<F>(F(inverse_factorial(R::terms)));  // (e^r - 1) / r = sum of r^(k-1) / k!
+    for (int k = R::terms - 1; k >= 1; k--) series = series * r + F(inverse_factorial(k));
+    less_one = r * series;
+}
+
+// e^x for x <= 88 (709): 0 for what would be subnormal, NaN for NaN.
+template <class F>
+INLINE Vector<F> exp_of(Vector<F> x) {
+    x = where<F>(x < Real<F>::lowest, all<F>(Real<F>::lowest), x);
+    Vector<F> power, less_one;
+    split_exp<F>(x, power, less_one);
+    return power + power * less_one;
+}
+
+// tanh(x) = (e^2x - 1) / (e^2x + 1), without cancellation near 0; NaN for NaN.
+template <class F>
+INLINE Vector<F> tanh_of(Vector<F> x) {
+    const F most = sizeof(F) == 4 ? F(10) : F(20);  // tanh of it is 1 to the last bit
+    Vector<F> a = where<F>(x < 0, -x, x);
+    a = where<F>(a > most, all<F>(most), a);
+    Vector<F> power, less_one;
+    split_exp<F>(a + a, power, less_one);
+    Vector<F> t = power * less_one + (power - 1);
+    t = t / (t + 2);
+    return where<F>(x < 0, -t, t);
+}
+
+}  // namespace
