@@ -8,6 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from cynosure.loss.machine import cpu_name
+
 PACKAGES = ("cynosure", "torch", "triton", "cut-cross-entropy", "jax", "jaxlib", "optax", "numpy", "transformers")
 
 
@@ -16,7 +18,7 @@ def environment() -> dict[str, Any]:
     import torch
 
     return {
-        "cpu": cpu_model(),
+        "cpu": cpu_name(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -27,19 +29,6 @@ def environment() -> dict[str, Any]:
         "versions": versions(),
         "commit": commit(),
     }
-
-
-def cpu_model() -> str:
-    """What the processor calls itself."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    fields = dict(line.split(":", 1) for line in lines if ":" in line)
-    named = {key.strip(): value.strip() for key, value in fields.items()}
-    if "model name" not in named:
-        return platform.machine()
-    return f"{named['model name']} (family {named.get('cpu family')}, model {named.get('model')})"
 
 
 def memory_bytes() -> int | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from cynosure.bench.contestants import Inputs, build_eager
 from cynosure.bench.prepared import SYNTHETIC, Prepared
 from cynosure.bench.reference import Errors, Truth, compute_truth, errors_of
-from cynosure.models.gguf import cache_directory
+from cynosure.loss.machine import cache_directory
 
 LAYOUT = 1  # of the files; raise it when what is written changes
 WINDOW = 1024

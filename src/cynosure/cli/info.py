@@ -26,8 +26,8 @@ def gather() -> dict[str, Any]:
     """Everything `info` tells, as plain values."""
     import torch
 
+    from cynosure.loss.machine import cache_directory, cpu_name
     from cynosure.loss.plan import backends
-    from cynosure.models.gguf import cache_directory
     from cynosure.models.load import find_device
     from cynosure.models.packaged import PACKAGED
 
@@ -57,16 +57,6 @@ def installed(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def cpu_name() -> str:
-    """The processor as the system names it."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def packaged_status(name: str) -> str:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cynosure.loss.gemm import product
 from cynosure.loss.options import RowOptions, accumulation_dtype
 from cynosure.loss.plan import Backend, block_rows, choose_chunk_tokens
 from cynosure.loss.targets import Batch, rows_between, take_rows
@@ -62,16 +63,14 @@ def logits_chunks(
     """Logits of the n counted rows, R at a time, in one reused buffer: one GEMM in all."""
     vocab_size = head.weight.shape[0]
     n_chunk = choose_chunk_tokens(n_rows, vocab_size, hidden.dtype, chunk_tokens)
-    buffer = hidden.new_empty(n_chunk, vocab_size) if n_rows else None
+    buffer = hidden.new_empty(n_chunk if n_rows else 0, vocab_size)
     for start in range(0, n_rows, n_chunk):
-        assert buffer is not None
         stop = min(start + n_chunk, n_rows)
         h = hidden[rows_between(rows, start, stop)]
         logits = buffer[: stop - start]
-        if head.bias is None:
-            torch.mm(h, head.weight.t(), out=logits)
-        else:
-            torch.addmm(head.bias, h, head.weight.t(), out=logits)
+        if head.bias is not None:
+            logits.copy_(head.bias)
+        product(h, head.weight.t(), logits, add=head.bias is not None)
         yield Chunk(start, stop, h, logits)
 
 
@@ -121,12 +120,13 @@ class Gradients:
         """Two GEMMs: what the chunk, now holding d(logits), adds to each gradient."""
         dlogits, rows = chunk.logits, self.job.batch.inputs
         if self.dhidden is not None:
-            if rows is None:
-                torch.mm(dlogits, head.weight, out=self.dhidden[chunk.start : chunk.stop])
-            else:
-                self.dhidden.index_copy_(0, rows[chunk.start : chunk.stop], dlogits @ head.weight)
+            at = rows_between(rows, chunk.start, chunk.stop)
+            part = self.dhidden[at] if rows is None else self.dhidden.new_empty(len(dlogits), self.dhidden.shape[1])
+            product(dlogits, head.weight, part)
+            if rows is not None:
+                self.dhidden[at] = part
         if self.dweight is not None and self.dweight.dtype == accumulation_dtype(dlogits.dtype) == dlogits.dtype:
-            _add_product(self.dweight, chunk)
+            product(dlogits.t(), chunk.hidden, self.dweight, add=chunk.start > 0)
         elif self.dweight is not None:
             self._add_narrow_product(self.dweight, chunk)
         if self.dbias is not None:
@@ -140,10 +140,10 @@ class Gradients:
             wide = accumulation_dtype(chunk.logits.dtype)
             in_place = (first and last) or dweight.dtype == wide
             self.sum_dweight = dweight if in_place else torch.empty_like(dweight, dtype=wide)
-        product = chunk.hidden.new_empty(DWEIGHT_BLOCK, chunk.hidden.shape[1])
+        narrow = chunk.hidden.new_empty(DWEIGHT_BLOCK, chunk.hidden.shape[1])
         for start in range(0, len(dweight), DWEIGHT_BLOCK):
             stop = min(start + DWEIGHT_BLOCK, len(dweight))
-            part = torch.mm(chunk.logits[:, start:stop].t(), chunk.hidden, out=product[: stop - start])
+            part = torch.mm(chunk.logits[:, start:stop].t(), chunk.hidden, out=narrow[: stop - start])
             total = self.sum_dweight[start:stop]
             total = total.copy_(part) if first else total.add_(part)
             if last and self.sum_dweight is not dweight:
@@ -161,14 +161,6 @@ class Gradients:
         one = isinstance(factor, float) and factor == 1.0
         scaled = [d if d is None or one else d.mul_(factor) for d in parts]
         return [None if d is None else d.to(dtype) for d, dtype in zip(scaled, dtypes, strict=True)]
-
-
-def _add_product(dweight: Tensor, chunk: Chunk) -> None:
-    """dW += d(logits).T @ hidden, inside the GEMM."""
-    if chunk.start == 0:
-        torch.mm(chunk.logits.t(), chunk.hidden, out=dweight)
-    else:
-        dweight.addmm_(chunk.logits.t(), chunk.hidden)
 
 
 def compute(

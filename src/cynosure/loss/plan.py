@@ -8,13 +8,15 @@ from typing import NamedTuple
 import torch
 
 from cynosure.loss import rows_native, rows_torch
+from cynosure.loss.gemm import Gemm, choose_gemm
 from cynosure.loss.native.library import library
 from cynosure.loss.options import Reduction, accumulation_dtype, check_integer, check_reduction
 
 MIB = 2**20
-CHUNK_TOKENS = 224  # on a CPU 128 rows or more keep the matrix products within a tenth of their full speed
+MOST_CHUNK_TOKENS = 256  # on a CPU the matrix products gain a twentieth from 200 to 256 rows, and little after that
+LEAST_CHUNK_TOKENS = 205  # a short batch goes in fifths: a tenth of the memory of its full logits and their gradient
 MIN_LOGITS_BYTES = 16 * MIB  # small vocabularies take more rows: fewer, larger products
-MAX_LOGITS_BYTES = 224 * MIB  # huge ones take fewer
+MAX_LOGITS_BYTES = 256 * MIB  # huge ones take fewer
 BLOCK_BYTES = 2 * MIB  # what torch operations visit at a time: it stays in the CPU's last-level cache
 NATIVE_BLOCK_BYTES = 64 * MIB  # enough rows for every thread; a dense target's are converted for as many
 
@@ -109,7 +111,8 @@ def choose_chunk_tokens(n_tokens: int, vocab_size: int, dtype: torch.dtype, chun
     if chunk_tokens is not None:
         return max(1, min(chunk_tokens, n_tokens))
     row_bytes = vocab_size * dtype.itemsize
-    most = max(CHUNK_TOKENS, MIN_LOGITS_BYTES // row_bytes)
+    most = min(MOST_CHUNK_TOKENS, max(LEAST_CHUNK_TOKENS, n_tokens // 5))
+    most = max(most, MIN_LOGITS_BYTES // row_bytes)
     most = max(1, min(most, MAX_LOGITS_BYTES // row_bytes))
     n_chunks = max(1, math.ceil(n_tokens / most))
     return max(1, math.ceil(n_tokens / n_chunks))
@@ -134,6 +137,7 @@ class Plan:
 
     backend: str
     reason: str
+    gemm: Gemm
     n_tokens: int
     vocab_size: int
     dtype: torch.dtype
@@ -152,6 +156,7 @@ class Plan:
         return "\n".join(
             [
                 f"backend      {self.backend} ({self.reason})",
+                f"products     {self.gemm.provider} ({self.gemm.reason})",
                 f"chunks       {self.n_chunks} of {self.chunk_tokens} tokens, {self.n_gemms} matrix products each",
                 f"logits       {size(self.logits_bytes)} held, instead of {size(self.full_logits_bytes)}",
                 f"scratch      {size(self.scratch_bytes)}",
@@ -180,12 +185,13 @@ def explain(
     >>> plan = explain(1024, 640, 262_144, dtype=torch.bfloat16)
     >>> plan.n_gemms, plan.full_logits_bytes // plan.logits_bytes
     (3, 4)
-    >>> print(explain(1024, 640, 262_144))
-    backend      torch (torch operations run on any device and in any float dtype)
+    >>> print(explain(1024, 640, 262_144, dtype=torch.bfloat16, backend="torch"))
+    backend      torch (asked for by name)
+    products     torch (it alone has bfloat16 products on this device)
     chunks       5 of 205 tokens, 3 matrix products each
-    logits       205.0 MiB held, instead of 1,024.0 MiB
-    scratch      0.0 MiB
-    accumulator  0.0 MiB
+    logits       102.5 MiB held, instead of 512.0 MiB
+    scratch      2.0 MiB
+    accumulator  640.0 MiB
     """
     check_chunk_tokens(chunk_tokens)
     check_reduction(reduction)
@@ -203,6 +209,7 @@ def explain(
     return Plan(
         backend=chosen.name,
         reason=reason,
+        gemm=choose_gemm(2.0 * rows * hidden_size * vocab_size, dtype, torch.device(device)),
         n_tokens=n_tokens,
         vocab_size=vocab_size,
         dtype=dtype,

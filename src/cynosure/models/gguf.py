@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 import re
 import shutil
 import time
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+
+from cynosure.loss.machine import cache_directory
 
 log = logging.getLogger(__name__)
 
@@ -50,13 +51,6 @@ class Notes:
     sha256: str
     quantisation: str
     transformers: str
-
-
-def cache_directory() -> Path:
-    """`$CYNOSURE_CACHE`, else `$XDG_CACHE_HOME/cynosure`, else `~/.cache/cynosure`."""
-    if chosen := os.environ.get("CYNOSURE_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cynosure"
 
 
 def dequantised(file: GgufFile) -> Path:

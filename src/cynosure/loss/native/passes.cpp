@@ -124,10 +124,12 @@ INLINE void pieces(int64_t begin, int64_t end, Body body) {
     for (int64_t i = begin; i < end; i += PIECE) body(i, i + PIECE < end ? i + PIECE : end);
 }
 
+#define ALONE __attribute__((noinline))  // or a dozen loops share one function's registers
+
 // ---- the passes ------------------------------------------------------------------------------------------------------
 
 template <class T, class C>
-Top2 top2(const T* row, int64_t n, C cap) {
+ALONE Top2 top2(const T* row, int64_t n, C cap) {
     typedef typename Stored<T>::Computed F;
     const F none = -F(__builtin_inf());
     Vector<F> first = all<F>(none), second = first;
@@ -154,7 +156,7 @@ Top2 top2(const T* row, int64_t n, C cap) {
 }
 
 template <class T, class C, class Q>
-Sums sums(const T* row, int64_t begin, int64_t end, double m, C cap, Q target) {
+ALONE Sums sums(const T* row, int64_t begin, int64_t end, double m, C cap, Q target) {
     typedef typename Stored<T>::Computed F;
     Sums total;
     pieces(begin, end, [&](int64_t from, int64_t to) {
@@ -178,7 +180,7 @@ Sums sums(const T* row, int64_t begin, int64_t end, double m, C cap, Q target) {
 }
 
 template <class T, class C, class Q>
-void write(T* row, int64_t begin, int64_t end, double m, C cap, Q target, double a, double up) {
+ALONE void write(T* row, int64_t begin, int64_t end, double m, C cap, Q target, double a, double up) {
     typedef typename Stored<T>::Computed F;
     each<T>(row, begin, end, [&](Vector<F> x, int64_t i, auto lanes) {
         Vector<F> z = cap.z(x);
@@ -189,7 +191,7 @@ void write(T* row, int64_t begin, int64_t end, double m, C cap, Q target, double
 }
 
 template <class T, class C>
-Figures figures(const T* row, int64_t begin, int64_t end, double m, double z_target, C cap) {
+ALONE Figures figures(const T* row, int64_t begin, int64_t end, double m, double z_target, C cap) {
     typedef typename Stored<T>::Computed F;
     Figures total;
     pieces(begin, end, [&](int64_t from, int64_t to) {
@@ -213,7 +215,7 @@ Figures figures(const T* row, int64_t begin, int64_t end, double m, double z_tar
 
 // beta in ascending order. Where their steps are equal, each further exponential is one multiplication.
 template <class T, class C>
-void temper(const T* row, int64_t n, double m, C cap, const double* beta, int64_t n_beta, bool equal_steps,
+ALONE void temper(const T* row, int64_t n, double m, C cap, const double* beta, int64_t n_beta, bool equal_steps,
             double* total) {
     typedef typename Stored<T>::Computed F;
     constexpr int group = 8;
@@ -238,7 +240,7 @@ void temper(const T* row, int64_t n, double m, C cap, const double* beta, int64_
 }
 
 template <class T, class C>
-int64_t find(const T* row, int64_t begin, int64_t n, double bound, C cap) {
+ALONE int64_t find(const T* row, int64_t begin, int64_t n, double bound, C cap) {
     typedef typename Stored<T>::Computed F;
     constexpr int lanes = Real<F>::lanes;
     for (int64_t i = begin; i < n; i += lanes) {

@@ -1,0 +1,95 @@
+"""OpenBLAS as numpy and scipy bring it, or as the system has it: for float32 products where torch's own are slow.
+
+On AMD processors torch's MKL leaves AVX-512 alone; OpenBLAS does not. It is called through its C interface, which can
+add to what is there; numpy's cannot.
+"""
+
+import ctypes
+import ctypes.util
+from collections.abc import Iterator
+from ctypes import c_float, c_int, c_void_p
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+ROW_MAJOR, AS_IS, TRANSPOSED = 101, 111, 112
+# Wheels of numpy and scipy rename what they bring: (package, file, prefix, suffix, width of a dimension).
+WHEELS: tuple[tuple[str, str, str, str, type], ...] = (
+    ("numpy", "libscipy_openblas64_*", "scipy_", "64_", ctypes.c_int64),
+    ("scipy", "libscipy_openblas*", "scipy_", "", ctypes.c_int32),
+)
+
+
+class OpenBlas:
+    """One library: `product` is all that is asked of it."""
+
+    def __init__(self, path: str, prefix: str, suffix: str, dimension: type) -> None:
+        library = ctypes.CDLL(path)
+        self.path = path
+        self.sgemm = library[f"{prefix}cblas_sgemm{suffix}"]
+        self.sgemm.restype = None
+        self.sgemm.argtypes = [
+            *[c_int] * 3, *[dimension] * 3, c_float, c_void_p, dimension, c_void_p, dimension, c_float, c_void_p,
+            dimension,
+        ]  # fmt: skip
+        self.get_threads = library[f"{prefix}openblas_get_num_threads{suffix}"]
+        self.set_threads = library[f"{prefix}openblas_set_num_threads{suffix}"]
+        config = library[f"{prefix}openblas_get_config{suffix}"]
+        config.restype = ctypes.c_char_p
+        self.config = " ".join(config().decode().split()[:2])  # name and version
+
+    def product(self, a: Tensor, b: Tensor, out: Tensor, add: bool) -> None:
+        """out (M, N) = a (M, K) @ b (K, N), or += with `add`: float32, each of them with one stride of 1."""
+        (m, k), n = a.shape, b.shape[1]
+        (at, lda), (bt, ldb) = layout(a), layout(b)
+        threads, wanted = self.get_threads(), torch.get_num_threads()
+        self.set_threads(wanted)
+        try:
+            self.sgemm(
+                ROW_MAJOR, at, bt, m, n, k, 1.0, a.data_ptr(), lda, b.data_ptr(), ldb, float(add), out.data_ptr(),
+                out.stride(0),
+            )  # fmt: skip
+        finally:
+            self.set_threads(threads)
+
+
+def takes(*tensors: Tensor) -> bool:
+    """Whether the library can read these: float32 matrices in a CPU's memory that hold something, stored densely."""
+    return all(
+        x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0 and (by_rows(x) or by_rows(x.t()))
+        for x in tensors
+    )
+
+
+def by_rows(x: Tensor) -> bool:
+    return x.stride(1) == 1 and x.stride(0) >= x.shape[1]
+
+
+def layout(x: Tensor) -> tuple[int, int]:
+    """How BLAS is to read x, and its leading dimension."""
+    return (AS_IS, x.stride(0)) if by_rows(x) else (TRANSPOSED, x.stride(1))
+
+
+@cache
+def find_openblas() -> OpenBlas | None:
+    """The first that loads, of numpy's, scipy's and the system's."""
+    for path, prefix, suffix, dimension in candidates():
+        try:
+            return OpenBlas(path, prefix, suffix, dimension)
+        except (OSError, AttributeError):
+            continue
+    return None
+
+
+def candidates() -> Iterator[tuple[str, str, str, type]]:
+    for package, pattern, prefix, suffix, dimension in WHEELS:
+        spec = find_spec(package)
+        if spec is not None and spec.origin:
+            folder = Path(spec.origin).parents[1] / f"{package}.libs"
+            for path in sorted(folder.glob(pattern)):
+                yield str(path), prefix, suffix, dimension
+    if system := ctypes.util.find_library("openblas"):
+        yield system, "", "", ctypes.c_int32
