@@ -11,12 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cynosure.loss.gemm import product
+from cynosure.loss.gemm import product, sum_product
 from cynosure.loss.options import RowOptions, accumulation_dtype
 from cynosure.loss.plan import Backend, block_rows, choose_chunk_tokens
 from cynosure.loss.targets import Batch, rows_between, take_rows
-
-DWEIGHT_BLOCK = 2048  # rows of dW whose half-precision product is added while it is still in the CPU's cache
 
 
 class Head(NamedTuple):
@@ -136,18 +134,13 @@ class Gradients:
     def _add_narrow_product(self, dweight: Tensor, chunk: Chunk) -> None:
         """dW += d(logits).T @ hidden of half-precision factors, through float32."""
         first, last = chunk.start == 0, chunk.stop == self.job.batch.n_rows
-        if self.sum_dweight is None:
+        if first:
             wide = accumulation_dtype(chunk.logits.dtype)
-            in_place = (first and last) or dweight.dtype == wide
-            self.sum_dweight = dweight if in_place else torch.empty_like(dweight, dtype=wide)
-        narrow = chunk.hidden.new_empty(DWEIGHT_BLOCK, chunk.hidden.shape[1])
-        for start in range(0, len(dweight), DWEIGHT_BLOCK):
-            stop = min(start + DWEIGHT_BLOCK, len(dweight))
-            part = torch.mm(chunk.logits[:, start:stop].t(), chunk.hidden, out=narrow[: stop - start])
-            total = self.sum_dweight[start:stop]
-            total = total.copy_(part) if first else total.add_(part)
-            if last and self.sum_dweight is not dweight:
-                dweight[start:stop] = total
+            self.sum_dweight = dweight if last or dweight.dtype == wide else torch.empty_like(dweight, dtype=wide)
+        assert self.sum_dweight is not None
+        sum_product(
+            chunk.logits.t(), chunk.hidden, None if first else self.sum_dweight, dweight if last else self.sum_dweight
+        )
         if last:
             self.sum_dweight = None
 

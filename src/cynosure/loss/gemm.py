@@ -1,9 +1,11 @@
-"""Matrix products: by torch, or in float32 on a CPU by OpenBLAS where a trial shows it to be faster.
+"""Matrix products: by torch, or on a CPU by whoever a trial shows to be faster.
 
-The trial is made once on a machine and remembered in the cache folder. `$CYNOSURE_GEMM` names a provider instead, for
-every size, so that a run can be repeated bit for bit.
+In float32 that may be OpenBLAS, in bfloat16 our own kernel, which adds up in float32 inside the product. The trial is
+made once on a machine and remembered in the cache folder. `$CYNOSURE_GEMM` names a provider instead, for every size, so
+that a run can be repeated bit for bit; torch has the dtypes that the one named has not.
 """
 
+import ctypes
 import json
 import os
 import time
@@ -15,14 +17,16 @@ import torch
 from torch import Tensor
 
 from cynosure.loss.machine import cache_directory, cpu_name
-from cynosure.loss.openblas import OpenBlas, find_openblas, takes
+from cynosure.loss.native.library import Product, library
+from cynosure.loss.openblas import find_openblas
 
-PROVIDERS = ("torch", "openblas")
+RIVALS = {torch.float32: "openblas", torch.bfloat16: "native"}  # of torch
+PROVIDERS = ("torch", *RIVALS.values())
 VARIABLE = "CYNOSURE_GEMM"
 WORTH_IT = 1e9  # floating-point operations below which torch does them, whoever is faster
-TRIAL = (192, 640, 8192)  # M, K, N: 2 GFLOP, a hundredth of a second
+TRIAL = (192, 640, 8192)  # rows, hidden size, vocabulary: three products of 2 GFLOP, a hundredth of a second each
 TRIAL_RUNS = 4
-MUCH_FASTER = 1.1  # by less than this torch stays: its threads are awake already
+SUM_ROWS = 2048
 
 
 class Gemm(NamedTuple):
@@ -34,73 +38,139 @@ class Gemm(NamedTuple):
 
 def choose_gemm(flops: float, dtype: torch.dtype, device: torch.device) -> Gemm:
     """The provider for products of so many floating-point operations. Raises ValueError for a name there is not."""
-    if dtype != torch.float32 or device.type != "cpu":
+    if dtype not in RIVALS or device.type != "cpu":
         return Gemm("torch", f"it alone has {str(dtype).removeprefix('torch.')} products on this device")
     if asked := os.environ.get(VARIABLE):
         if asked not in PROVIDERS:
             raise ValueError(f"{VARIABLE} must be one of {', '.join(PROVIDERS)}, got {asked!r}")
-        if asked == "openblas" and find_openblas() is None:
-            raise ValueError(f"{VARIABLE}=openblas, but there is no OpenBLAS: numpy from PyPI brings one")
-        return Gemm(asked, f"asked for by {VARIABLE}")
+        if asked != "torch" and (missing := why_missing(asked)):
+            raise ValueError(f"{VARIABLE}={asked}, but {missing}")
+        return Gemm(asked if asked == RIVALS[dtype] else "torch", f"asked for by {VARIABLE}={asked}")
     if flops < WORTH_IT:
         return Gemm("torch", "the products are small")
-    return fastest(torch.get_num_threads())
+    return fastest(dtype, torch.get_num_threads())
+
+
+def why_missing(provider: str) -> str:
+    """Why one of the rivals is not there; nothing if it is."""
+    if provider == "openblas":
+        return "" if find_openblas() else "there is no OpenBLAS beside torch: numpy from PyPI brings one"
+    if library().functions is None:
+        return f"the C++ library is missing: {library().reason}"
+    return "" if library().bfloat16_products else "this processor has no bfloat16 products in AVX-512"
 
 
 def product(a: Tensor, b: Tensor, out: Tensor, add: bool = False, provider: str | None = None) -> Tensor:
     """out (M, N) = a (M, K) @ b (K, N), or += with `add`; by the provider named, or the one to choose."""
-    if provider is None:
-        provider = choose_gemm(2.0 * a.shape[0] * a.shape[1] * b.shape[1], a.dtype, a.device).provider
-    if provider == "openblas" and takes(a, b, out) and out.stride(1) == 1:
+    provider = provider or choose_for(a, b)
+    if provider == "openblas" and takes(torch.float32, a, b, out) and by_rows(out):
         blas = find_openblas()
         assert blas is not None
         blas.product(a, b, out, add)
         return out
+    if provider == "native" and not add and takes(torch.bfloat16, a, b, out) and by_rows(out):
+        native_product(a, b, None, out)
+        return out
     return out.addmm_(a, b) if add else torch.mm(a, b, out=out)
 
 
+def choose_for(a: Tensor, b: Tensor) -> str:
+    """The provider of a (M, K) @ b (K, N)."""
+    return choose_gemm(2.0 * a.shape[0] * a.shape[1] * b.shape[1], a.dtype, a.device).provider
+
+
+def sum_product(a: Tensor, b: Tensor, add: Tensor | None, out: Tensor, provider: str | None = None) -> None:
+    """out (M, N) = add + a (M, K) @ b (K, N) of half-precision factors; add and out may be one, and wider than they."""
+    provider = provider or choose_for(a, b)
+    if provider == "native" and takes(torch.bfloat16, a, b) and out.dtype in (torch.float32, torch.bfloat16):
+        native_product(a, b, add, out)
+        return
+    part = a.new_empty(SUM_ROWS, b.shape[1])
+    for start in range(0, len(out), SUM_ROWS):  # rows that are added while they are still in a CPU's cache
+        stop = min(start + SUM_ROWS, len(out))
+        made = torch.mm(a[start:stop], b, out=part[: stop - start])
+        if add is not None and add is out:
+            out[start:stop] += made
+        else:
+            out[start:stop] = made if add is None else add[start:stop].add_(made)
+
+
+def native_product(a: Tensor, b: Tensor, add: Tensor | None, out: Tensor) -> None:
+    """out = add + a @ b of bfloat16 factors, summed in float32; out in either dtype, add in float32."""
+    wide, narrow = (out.data_ptr(), None) if out.dtype == torch.float32 else (None, out.data_ptr())
+    added = (None, 0) if add is None else (add.data_ptr(), add.stride(0))
+    call = Product(
+        a.data_ptr(), *a.stride(), b.data_ptr(), *b.stride(), a.shape[0], b.shape[1], a.shape[1], *added, wide, narrow,
+        out.stride(0), torch.get_num_threads(),
+    )  # fmt: skip
+    functions = library().functions
+    assert functions is not None
+    functions.cynosure_product(ctypes.byref(call))
+
+
+def takes(dtype: torch.dtype, *tensors: Tensor) -> bool:
+    """Whether a provider other than torch can read these: matrices in a CPU's memory, stored densely, not empty."""
+    return all(
+        x.device.type == "cpu" and x.dtype == dtype and x.numel() > 0 and (by_rows(x) or by_rows(x.t()))
+        for x in tensors
+    )
+
+
+def by_rows(x: Tensor) -> bool:
+    """Whether rows are contiguous and do not overlap."""
+    return x.stride(1) == 1 and x.stride(0) >= x.shape[1]
+
+
 @cache
-def fastest(n_threads: int) -> Gemm:
-    """The faster provider of float32 products on this machine, as remembered or tried."""
-    blas = find_openblas()
-    if blas is None:
-        return Gemm("torch", "no OpenBLAS was found beside it: numpy from PyPI brings one")
-    if not agrees(blas):
-        return Gemm("torch", f"{blas.path} gives other products than torch")
+def fastest(dtype: torch.dtype, n_threads: int) -> Gemm:
+    """The faster provider of a dtype's products on this machine, as remembered or tried."""
+    rival = RIVALS[dtype]
+    if missing := why_missing(rival):
+        return Gemm("torch", missing)
+    if not agrees(rival, dtype):
+        return Gemm("torch", f"{rival} gives other products than torch")
     kernels = os.environ.get("OPENBLAS_CORETYPE", "its own choice of kernels")
-    key = f"{cpu_name()}, {n_threads} threads, torch {torch.__version__}, {blas.path}, {kernels}"
+    about = f"{find_openblas().path}, {kernels}" if rival == "openblas" else ""  # type: ignore[union-attr]
+    key = f"{dtype}, {cpu_name()}, {n_threads} threads, torch {torch.__version__}, {rival} {about}".strip()
     kept = cache_directory() / "gemm.json"
     rates = remembered(kept).get(key)
     if rates is None:
-        rates = {name: trial(name) for name in PROVIDERS}
+        rates = {name: trial(name, dtype) for name in ("torch", rival)}
         remember(kept, key, rates)
-    told = f"OpenBLAS {rates['openblas']:.0f} GFLOP/s, torch {rates['torch']:.0f} in a trial"
-    return Gemm("openblas" if rates["openblas"] > MUCH_FASTER * rates["torch"] else "torch", told)
+    told = f"{rival} {rates[rival]:.0f} GFLOP/s, torch {rates['torch']:.0f} in a trial"
+    return Gemm(max(("torch", rival), key=rates.__getitem__), told)
 
 
-def agrees(blas: OpenBlas) -> bool:
+def agrees(provider: str, dtype: torch.dtype) -> bool:
     """Whether its products are torch's, for every layout that is asked for."""
     generator = torch.Generator().manual_seed(0)
-    a, b = torch.randn(33, 65, generator=generator), torch.randn(65, 17, generator=generator)
+    a, b = (torch.randn(*shape, generator=generator).to(dtype) for shape in ((33, 65), (65, 17)))
+    truth = a.double() @ b.double()
+    tolerance = 8 * torch.finfo(dtype).eps
     for x, y in ((a, b), (a.t().contiguous().t(), b), (a, b.t().contiguous().t())):
-        out = torch.ones(33, 17)
-        blas.product(x, y, out, add=True)
-        blas.product(x, y, out, add=True)
-        if not torch.allclose(out, 2 * (a @ b) + 1, rtol=1e-4, atol=1e-4):
+        out = product(x, y, torch.empty(33, 17, dtype=dtype), provider=provider)
+        if not torch.allclose(out.double(), truth, rtol=tolerance, atol=8 * tolerance):
             return False
     return True
 
 
-def trial(provider: str) -> float:
-    """GFLOP/s of a product in float32."""
-    m, k, n = TRIAL
-    a, b, out = torch.ones(m, k), torch.ones(n, k).t(), torch.empty(m, n)
+def trial(provider: str, dtype: torch.dtype) -> float:
+    """GFLOP/s of a chunk's three products, the third added up in float32."""
+    rows, hidden_size, vocab_size = TRIAL
+    hidden, weight = torch.ones(rows, hidden_size, dtype=dtype), torch.ones(vocab_size, hidden_size, dtype=dtype)
+    logits, dhidden = torch.empty(rows, vocab_size, dtype=dtype), torch.empty_like(hidden)
+    dweight = torch.zeros(vocab_size, hidden_size)
     seconds = []
     for _ in range(TRIAL_RUNS):
         start = time.perf_counter()
-        product(a, b, out, provider=provider)
+        product(hidden, weight.t(), logits, provider=provider)
+        product(logits, weight, dhidden, provider=provider)
+        if dtype == dweight.dtype:
+            product(logits.t(), hidden, dweight, add=True, provider=provider)
+        else:
+            sum_product(logits.t(), hidden, dweight, dweight, provider)
         seconds.append(time.perf_counter() - start)
-    return round(2e-9 * m * k * n / min(seconds), 1)
+    return round(6e-9 * rows * hidden_size * vocab_size / min(seconds), 1)
 
 
 def remembered(path: Path) -> dict[str, dict[str, float]]:

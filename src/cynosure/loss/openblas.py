@@ -56,21 +56,11 @@ class OpenBlas:
             self.set_threads(threads)
 
 
-def takes(*tensors: Tensor) -> bool:
-    """Whether the library can read these: float32 matrices in a CPU's memory that hold something, stored densely."""
-    return all(
-        x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0 and (by_rows(x) or by_rows(x.t()))
-        for x in tensors
-    )
-
-
-def by_rows(x: Tensor) -> bool:
-    return x.stride(1) == 1 and x.stride(0) >= x.shape[1]
-
-
 def layout(x: Tensor) -> tuple[int, int]:
     """How BLAS is to read x, and its leading dimension."""
-    return (AS_IS, x.stride(0)) if by_rows(x) else (TRANSPOSED, x.stride(1))
+    if x.stride(1) == 1 and x.stride(0) >= x.shape[1]:
+        return AS_IS, x.stride(0)
+    return TRANSPOSED, x.stride(1)
 
 
 @cache

@@ -28,10 +28,11 @@ FLAGS = [
     "-Wall",
 ]
 AVX2 = ["-mavx2", "-mfma"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
 INSTRUCTIONS = {
     "portable": [],
     "avx2": AVX2,
-    "avx512": [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"],
+    "avx512": AVX512,
 }
 
 
@@ -66,12 +67,15 @@ def compile_library(folder: Path) -> Path:
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     sets = {name: flags for name, flags in INSTRUCTIONS.items() if x86 or not flags}
     with tempfile.TemporaryDirectory() as scratch:
-        objects = [str(Path(scratch, "rows.o"))]
+        objects = [str(Path(scratch, "rows.o"))]  # first: of functions they share the one for any processor is linked
         run([*compiler, *FLAGS, "-c", str(HERE / "rows.cpp"), "-o", objects[0]])
         for name, flags in sets.items():
             objects.append(str(Path(scratch, f"{name}.o")))
             source = str(HERE / "passes.cpp")
             run([*compiler, *FLAGS, *flags, f"-DPASSES=passes_{name}", "-c", source, "-o", objects[-1]])
+        if x86:
+            objects.append(str(Path(scratch, "gemm.o")))
+            run([*compiler, *FLAGS, *AVX512, "-mavx512bf16", "-c", str(HERE / "gemm.cpp"), "-o", objects[-1]])
         partial = folder / f"{LIBRARY}.{os.getpid()}.partial"
         run([*compiler, *FLAGS, "-shared", *objects, "-o", str(partial)])
     return partial.replace(folder / LIBRARY)

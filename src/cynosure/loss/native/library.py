@@ -43,11 +43,25 @@ class StatsRows(ctypes.Structure):
     ]  # fmt: skip
 
 
+class Product(ctypes.Structure):
+    """`Product` of gemm.h."""
+
+    _fields_ = [
+        ("a", c_void_p), ("a_row", c_int64), ("a_column", c_int64), ("b", c_void_p), ("b_row", c_int64),
+        ("b_column", c_int64), ("m", c_int64), ("n", c_int64), ("k", c_int64), ("add", c_void_p),
+        ("add_stride", c_int64), ("sum", c_void_p), ("narrow", c_void_p), ("stride", c_int64), ("n_threads", c_int64),
+    ]  # fmt: skip
+
+
+LAYOUT = ctypes.sizeof(LossRows) << 32 | ctypes.sizeof(StatsRows) << 16 | ctypes.sizeof(Product)
+
+
 class Library(NamedTuple):
     """The functions, where there are any, or the reason why not."""
 
     functions: ctypes.CDLL | None
     instructions: tuple[str, ...]  # that this processor has, best first
+    bfloat16_products: bool
     reason: str
 
 
@@ -63,19 +77,21 @@ def load(folder: Path) -> Library:
     if not path.exists():
         missing = folder / MISSING
         why = missing.read_text(encoding="utf-8").strip() if missing.exists() else "it was not compiled"
-        return Library(None, (), f"{why}; {AGAIN}")
+        return Library(None, (), False, f"{why}; {AGAIN}")
     try:
         functions = ctypes.CDLL(str(path))
         layout = functions.cynosure_layout
         layout.restype = functions.cynosure_instructions.restype = c_int64
-        if layout() != ctypes.sizeof(LossRows) << 16 | ctypes.sizeof(StatsRows):
-            return Library(None, (), f"{path} was compiled from other sources; {AGAIN}")
+        if layout() != LAYOUT:
+            return Library(None, (), False, f"{path} was compiled from other sources; {AGAIN}")
         bits = functions.cynosure_instructions()
     except (OSError, AttributeError) as error:
-        return Library(None, (), f"{path} cannot be loaded: {error}; {AGAIN}")
+        return Library(None, (), False, f"{path} cannot be loaded: {error}; {AGAIN}")
     functions.cynosure_loss_rows.argtypes = functions.cynosure_stats_rows.argtypes = [c_void_p]
     functions.cynosure_loss_rows.restype = functions.cynosure_stats_rows.restype = None
     functions.cynosure_exp.argtypes = [c_void_p, c_void_p, c_int64, c_int64]
     functions.cynosure_exp.restype = None
     found = tuple(name for i, name in enumerate(INSTRUCTIONS) if bits >> i & 1)
-    return Library(functions, found[::-1], "")
+    if products := bool(bits >> len(INSTRUCTIONS) & 1):
+        functions.cynosure_product.argtypes, functions.cynosure_product.restype = [c_void_p], None
+    return Library(functions, found[::-1], products, "")

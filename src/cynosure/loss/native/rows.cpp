@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "gemm.h"
 #include "passes.h"
 
 namespace {
@@ -314,7 +315,7 @@ class StatsOfRow {
 
 extern "C" {
 
-int64_t cynosure_layout() { return int64_t(sizeof(LossRows) << 16 | sizeof(StatsRows)); }
+int64_t cynosure_layout() { return int64_t(sizeof(LossRows) << 32 | sizeof(StatsRows) << 16 | sizeof(Product)); }
 
 int64_t cynosure_instructions() {
     int64_t found = 1;
@@ -322,10 +323,10 @@ int64_t cynosure_instructions() {
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     found |= avx2 ? 2 : 0;
-    found |= avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")
-                 ? 4
-                 : 0;
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    found |= avx512 ? 4 : 0;
+    found |= avx512 && __builtin_cpu_supports("avx512bf16") ? 8 : 0;
 #endif
     return found;
 }

@@ -38,9 +38,9 @@ struct StatsRows {
     void *top_logprobs, *nll_at_temperature;  // real, n_rows x topk, n_rows x n_beta
 };
 
-// Both structs' sizes, which Python compares with its own: a library left over from older sources is not used.
+// The structs' sizes, with gemm.h's, which Python compares with its own: a library left over from older sources is not used.
 int64_t cynosure_layout();
-// Which instruction sets this processor has, as bits: 1 << index.
+// Which instruction sets this processor has, as bits: 1 << index, and 8 for AVX-512's bfloat16 products.
 int64_t cynosure_instructions();
 void cynosure_loss_rows(const LossRows*);
 void cynosure_stats_rows(const StatsRows*);

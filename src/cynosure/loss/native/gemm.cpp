@@ -1,0 +1,369 @@
+// Products of bfloat16 matrices with float32 sums, in AVX-512's bfloat16 instructions.
+//
+// One instruction multiplies pairs along K: acc[n] += a[2k] b[2k, n] + a[2k+1] b[2k+1, n]. So both factors are packed as
+// pairs (32 bits): A in tiles of up to 12 rows, B in panels of 32 columns, [pair of K][row or column]. 12 x 32 sums fill
+// 24 registers. Three shapes are met in a loss, each cut into tasks along its longest side.
+#include "gemm.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+namespace {
+
+constexpr int64_t TILE = 12, PANEL = 32, MOST_K = 640, M_BLOCK = 192, N_BLOCK = 512;
+constexpr int64_t PAIRS = MOST_K / 2;
+
+struct Free {
+    void operator()(void* p) const { std::free(p); }
+};
+template <class T>
+using Buffer = std::unique_ptr<T[], Free>;
+
+template <class T>
+Buffer<T> allocate(int64_t n) {
+    const size_t bytes = (n * sizeof(T) + 127) / 64 * 64;
+    return Buffer<T>((T*)std::aligned_alloc(64, bytes));
+}
+
+struct Matrix {
+    const uint16_t* data;
+    int64_t outer, k;  // strides: of rows (of A) or columns (of B), and along K
+};
+
+// ---- packing -----------------------------------------------------------------------------------------------------------
+
+// 16 vectors of 16 words, transposed.
+inline void transpose(__m512i r[16]) {
+    __m512i t[16];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+        t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+        t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+        r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+        r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+        r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+        t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+        t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+        t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+        r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+        r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
+    }
+}
+
+inline uint32_t mask_of(int64_t n) { return n >= 32 ? ~0u : n <= 0 ? 0u : (1u << n) - 1; }
+
+// Up to 16 rows or columns of K elements from k0 on -> out[pair][width], zeros where there is nothing.
+void pack_16(const Matrix& x, int64_t first, int64_t count, int64_t k0, int64_t n_k, uint32_t* out, int64_t width) {
+    const __mmask16 lanes = mask_of(count), write = mask_of(std::min<int64_t>(width, 16));
+    const uint16_t* data = x.data + first * x.outer + k0 * x.k;
+    if (x.k == 1) {
+        for (int64_t k = 0; k < n_k; k += 32) {
+            __m512i r[16];
+            const __mmask32 in_k = mask_of(n_k - k);
+            for (int i = 0; i < 16; i++)
+                r[i] = i < count ? _mm512_maskz_loadu_epi16(in_k, data + i * x.outer + k) : _mm512_setzero_si512();
+            transpose(r);
+            const int64_t pairs = std::min<int64_t>(16, (n_k - k + 1) / 2);
+            for (int64_t p = 0; p < pairs; p++) _mm512_mask_storeu_epi32(out + (k / 2 + p) * width, write, r[p]);
+        }
+        return;
+    }
+    for (int64_t k = 0; k < n_k; k += 2) {
+        const __m512i even = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, data + k * x.k));
+        const __m512i odd = k + 1 < n_k
+                                ? _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, data + (k + 1) * x.k))
+                                : _mm512_setzero_si512();
+        _mm512_mask_storeu_epi32(out + k / 2 * width, write, _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
+    }
+}
+
+void pack_panel(const Matrix& b, int64_t first, int64_t count, int64_t k0, int64_t n_k, uint32_t* out) {
+    pack_16(b, first, std::min<int64_t>(count, 16), k0, n_k, out, PANEL);
+    pack_16(b, first + 16, std::max<int64_t>(count - 16, 0), k0, n_k, out + 16, PANEL);
+}
+
+// ---- memory, ahead of time ---------------------------------------------------------------------------------------------
+
+// A region that will be packed next: brought closer piece by piece while the sums run.
+struct Ahead {
+    const char* data = nullptr;
+    int64_t rows = 0, lines = 0, stride = 0;  // lines of 64 bytes in each row, bytes between rows
+
+    Ahead() = default;
+    Ahead(const Matrix& x, int64_t first, int64_t count, int64_t k0, int64_t n_k) {
+        const bool along_k = x.k == 1;
+        data = (const char*)(x.data + first * x.outer + k0 * x.k);
+        rows = along_k ? count : n_k;
+        lines = ((along_k ? n_k : count) * 2 + 63) / 64;
+        stride = 2 * (along_k ? x.outer : x.k);
+    }
+    // Piece i of n.
+    void fetch(int64_t i, int64_t n) const {
+        const int64_t total = rows * lines;
+        for (int64_t line = i * total / n; line < (i + 1) * total / n; line++)
+            _mm_prefetch(data + line / lines * stride + line % lines * 64, _MM_HINT_T1);
+    }
+};
+
+// ---- the sums --------------------------------------------------------------------------------------------------------
+
+// Where a block of sums comes from and goes to. Rows of all three have their own strides.
+struct Target {
+    const float* add;  // or null
+    float* sum;        // or null
+    uint16_t* narrow;  // or null
+    int64_t add_stride, stride;
+
+    Target at(int64_t row, int64_t column) const {
+        return {add ? add + row * add_stride + column : nullptr, sum ? sum + row * stride + column : nullptr,
+                narrow ? narrow + row * stride + column : nullptr, add_stride, stride};
+    }
+};
+
+// Whether a panel's rows are whole lines of the cache, which then need not be read before they are written.
+inline bool whole_lines(const Target& to) {
+    const uintptr_t bits = to.sum ? (uintptr_t)to.sum | to.stride * 4 : (uintptr_t)to.narrow | to.stride * 2;
+    return bits % 64 == 0;
+}
+
+template <int ROWS>
+__attribute__((noinline)) void tile(const uint32_t* a, const uint32_t* b, int64_t pairs, const Target& to,
+                                    int64_t columns) {
+    __m512 acc[ROWS][2];
+#pragma GCC unroll 12
+    for (int i = 0; i < ROWS; i++) acc[i][0] = acc[i][1] = _mm512_setzero_ps();
+    if (to.add)
+        for (int i = 0; i < ROWS; i++) {  // those of the next panel: these are here already
+            _mm_prefetch((const char*)(to.add + i * to.add_stride + PANEL), _MM_HINT_T0);
+            _mm_prefetch((const char*)(to.add + i * to.add_stride + PANEL + 16), _MM_HINT_T0);
+        }
+    for (int64_t p = 0; p < pairs; p++) {
+        const __m512bh left = (__m512bh)_mm512_load_si512(b + p * PANEL);
+        const __m512bh right = (__m512bh)_mm512_load_si512(b + p * PANEL + 16);
+#pragma GCC unroll 12
+        for (int i = 0; i < ROWS; i++) {
+            const __m512bh x = (__m512bh)_mm512_set1_epi32(a[p * TILE + i]);
+            acc[i][0] = _mm512_dpbf16_ps(acc[i][0], x, left);
+            acc[i][1] = _mm512_dpbf16_ps(acc[i][1], x, right);
+        }
+    }
+    const __mmask16 masks[2] = {(__mmask16)mask_of(columns), (__mmask16)mask_of(columns - 16)};
+    const bool whole = columns == PANEL && whole_lines(to);
+#pragma GCC unroll 12
+    for (int i = 0; i < ROWS; i++) {
+#pragma GCC unroll 2
+        for (int j = 0; j < 2; j++) {
+            if (to.add)
+                acc[i][j] = _mm512_add_ps(acc[i][j], _mm512_maskz_loadu_ps(masks[j], to.add + i * to.add_stride + 16 * j));
+            if (to.sum && whole && !to.add)
+                _mm512_stream_ps(to.sum + i * to.stride + 16 * j, acc[i][j]);
+            else if (to.sum)
+                _mm512_mask_storeu_ps(to.sum + i * to.stride + 16 * j, masks[j], acc[i][j]);
+        }
+        if (!to.narrow) continue;
+        const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh(acc[i][1], acc[i][0]);
+        if (whole)
+            _mm512_stream_si512((__m512i*)(to.narrow + i * to.stride), halves);
+        else
+            _mm512_mask_storeu_epi16(to.narrow + i * to.stride, mask_of(columns), halves);
+    }
+}
+
+typedef void (*Tile)(const uint32_t*, const uint32_t*, int64_t, const Target&, int64_t);
+constexpr Tile TILES[] = {tile<1>, tile<2>, tile<3>, tile<4>, tile<5>, tile<6>,
+                          tile<7>, tile<8>, tile<9>, tile<10>, tile<11>, tile<12>};
+
+// Rows in tiles as even as they come: 205 are 17 and 18 tiles' worth, not 17 of 12 and one of 1.
+struct Tiles {
+    int64_t rows, n;
+    explicit Tiles(int64_t rows) : rows(rows), n((rows + TILE - 1) / TILE) {}
+    int64_t begin(int64_t i) const { return i * rows / n; }
+    int64_t size(int64_t i) const { return begin(i + 1) - begin(i); }
+};
+
+void pack_tiles(const Matrix& a, int64_t first, int64_t rows, int64_t k0, int64_t n_k, uint32_t* out) {
+    const Tiles tiles(rows);
+    const int64_t size = (n_k + 1) / 2 * TILE;
+    for (int64_t i = 0; i < tiles.n; i++)
+        pack_16(a, first + tiles.begin(i), tiles.size(i), k0, n_k, out + i * size, TILE);
+}
+
+// Panel j of n_panels, between which the region ahead is shared out.
+void panel_product(const uint32_t* a, int64_t rows, const uint32_t* b, int64_t n_k, const Target& to, int64_t columns,
+                   const Ahead& ahead, int64_t j, int64_t n_panels) {
+    const Tiles tiles(rows);
+    const int64_t pairs = (n_k + 1) / 2;
+    for (int64_t i = 0; i < tiles.n; i++) {
+        ahead.fetch(j * tiles.n + i, n_panels * tiles.n);
+        TILES[tiles.size(i) - 1](a + i * pairs * TILE, b, pairs, to.at(tiles.begin(i), 0), columns);
+    }
+}
+
+int64_t tiles_size(int64_t rows, int64_t n_k) { return Tiles(rows).n * TILE * ((n_k + 1) / 2); }
+
+template <class Work>
+void share_out(int64_t n_threads, Work work) {
+    std::atomic<int64_t> next{0};
+    auto loop = [&](int64_t thread) {
+        work(thread, next);
+        _mm_sfence();  // streamed stores are seen before the threads are joined
+    };
+    std::vector<std::thread> threads;
+    for (int64_t i = 1; i < n_threads; i++) {
+        try {
+            threads.emplace_back(loop, i);
+        } catch (const std::system_error&) {
+            break;
+        }
+    }
+    loop(0);
+    for (auto& thread : threads) thread.join();
+}
+
+// ---- the three shapes ------------------------------------------------------------------------------------------------
+
+// K in parts as even as they come, each of an even length but the last.
+struct Parts {
+    int64_t k, n, size;
+    explicit Parts(int64_t k) : k(k), n((k + MOST_K - 1) / MOST_K), size(((k + n - 1) / n + 1) / 2 * 2) {}
+    int64_t begin(int64_t i) const { return i * size; }
+    int64_t length(int64_t i) const { return std::min(size, k - i * size); }
+};
+
+// N is long (logits): A stays packed, B passes a few panels at a time, so that a row's results lie together.
+void along_n(const Product& p, const Matrix& a, const Matrix& b, const Target& to) {
+    const Parts parts(p.k);
+    const int64_t n_blocks = (p.n + N_BLOCK - 1) / N_BLOCK, panel = PAIRS * PANEL;
+    std::vector<Buffer<uint32_t>> packed;
+    for (int64_t j = 0; j < parts.n; j++) {
+        packed.push_back(allocate<uint32_t>(tiles_size(p.m, parts.length(j))));
+        pack_tiles(a, 0, p.m, parts.begin(j), parts.length(j), packed.back().get());
+    }
+    const Tiles tiles(p.m);
+    share_out(p.n_threads, [&](int64_t, std::atomic<int64_t>& next) {
+        auto panels = allocate<uint32_t>(N_BLOCK / PANEL * panel);
+        auto part = allocate<float>(parts.n > 1 ? p.m * N_BLOCK : 0);
+        for (int64_t i = next++, after; i < n_blocks; i = after) {
+            after = next++;
+            const int64_t first = i * N_BLOCK, columns = std::min(N_BLOCK, p.n - first), later = after * N_BLOCK;
+            const Ahead ahead = after < n_blocks ? Ahead(b, later, std::min(N_BLOCK, p.n - later), 0, p.k) : Ahead();
+            for (int64_t j = 0; j < parts.n; j++) {
+                const int64_t pairs = (parts.length(j) + 1) / 2;
+                for (int64_t c = 0; c < columns; c += PANEL)
+                    pack_panel(b, first + c, std::min(PANEL, columns - c), parts.begin(j), parts.length(j),
+                               panels.get() + c / PANEL * panel);
+                Target step = to.at(0, first);
+                if (j > 0) step.add = part.get(), step.add_stride = N_BLOCK;
+                if (j + 1 < parts.n) step.sum = part.get(), step.narrow = nullptr, step.stride = N_BLOCK;
+                for (int64_t t = 0; t < tiles.n; t++) {
+                    ahead.fetch(j * tiles.n + t, parts.n * tiles.n);
+                    for (int64_t c = 0; c < columns; c += PANEL)
+                        TILES[tiles.size(t) - 1](packed[j].get() + t * pairs * TILE, panels.get() + c / PANEL * panel,
+                                                 pairs, step.at(tiles.begin(t), c), std::min(PANEL, columns - c));
+                }
+            }
+        }
+    });
+}
+
+// M is long (dW) and K short: B stays packed, A passes block by block.
+void along_m(const Product& p, const Matrix& a, const Matrix& b, const Target& to) {
+    const int64_t n_panels = (p.n + PANEL - 1) / PANEL, panel = (p.k + 1) / 2 * PANEL;
+    const int64_t n_blocks = (p.m + M_BLOCK - 1) / M_BLOCK;
+    auto packed = allocate<uint32_t>(n_panels * panel);
+    for (int64_t i = 0; i < n_panels; i++)
+        pack_panel(b, i * PANEL, std::min(PANEL, p.n - i * PANEL), 0, p.k, packed.get() + i * panel);
+    share_out(p.n_threads, [&](int64_t, std::atomic<int64_t>& next) {
+        auto tiles = allocate<uint32_t>(tiles_size(M_BLOCK, p.k));
+        for (int64_t i = next++, after; i < n_blocks; i = after) {
+            after = next++;
+            const int64_t first = i * M_BLOCK, rows = std::min(M_BLOCK, p.m - first), later = after * M_BLOCK;
+            const Ahead ahead = after < n_blocks ? Ahead(a, later, std::min(M_BLOCK, p.m - later), 0, p.k) : Ahead();
+            pack_tiles(a, first, rows, 0, p.k, tiles.get());
+            const Tiles in_block(rows);
+            for (int64_t t = 0; t < in_block.n; t++) {  // a tile against every panel: whole rows of the result at a time
+                for (int64_t j = 0; j < n_panels; j++) {
+                    ahead.fetch(t * n_panels + j, in_block.n * n_panels);
+                    TILES[in_block.size(t) - 1](tiles.get() + t * ((p.k + 1) / 2) * TILE, packed.get() + j * panel,
+                                                (p.k + 1) / 2, to.at(first + in_block.begin(t), j * PANEL),
+                                                std::min(PANEL, p.n - j * PANEL));
+                }
+            }
+        }
+    });
+}
+
+// K is long (dhidden): each thread adds up parts of K in sums of its own.
+void along_k(const Product& p, const Matrix& a, const Matrix& b, const Target& to) {
+    const Parts parts(p.k);
+    const int64_t n_panels = (p.n + PANEL - 1) / PANEL;
+    std::vector<Buffer<float>> sums(p.n_threads);
+    share_out(p.n_threads, [&](int64_t thread, std::atomic<int64_t>& next) {
+        auto tiles = allocate<uint32_t>(tiles_size(p.m, MOST_K));
+        auto panel = allocate<uint32_t>(PAIRS * PANEL);
+        auto& sum = sums[thread] = allocate<float>(p.m * p.n);
+        std::fill_n(sum.get(), p.m * p.n, 0.f);
+        for (int64_t i = next++, after; i < parts.n; i = after) {
+            after = next++;
+            const int64_t k = parts.begin(i), n_k = parts.length(i);
+            const bool more = after < parts.n;
+            const Ahead rows = more ? Ahead(a, 0, p.m, parts.begin(after), parts.length(after)) : Ahead();
+            const Ahead columns = more ? Ahead(b, 0, p.n, parts.begin(after), parts.length(after)) : Ahead();
+            pack_tiles(a, 0, p.m, k, n_k, tiles.get());
+            for (int64_t j = 0; j < n_panels; j++) {
+                const int64_t first = j * PANEL;
+                pack_panel(b, first, std::min(PANEL, p.n - first), k, n_k, panel.get());
+                const Target here{sum.get() + first, sum.get() + first, nullptr, p.n, p.n};
+                const bool second_half = 2 * j >= n_panels;
+                panel_product(tiles.get(), p.m, panel.get(), n_k, here, std::min(PANEL, p.n - first),
+                              second_half ? columns : rows, second_half ? j - (n_panels + 1) / 2 : j, (n_panels + 1) / 2);
+            }
+        }
+    });
+    for (int64_t i = 0; i < p.m; i++)
+        for (int64_t j = 0; j < p.n; j += 16) {
+            const __mmask16 mask = mask_of(p.n - j);
+            __m512 v = _mm512_setzero_ps();
+            for (auto& sum : sums)
+                if (sum) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, sum.get() + i * p.n + j));
+            const Target here = to.at(i, j);
+            if (here.add) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, here.add));
+            if (here.sum) _mm512_mask_storeu_ps(here.sum, mask, v);
+            if (here.narrow) _mm256_mask_storeu_epi16(here.narrow, mask, (__m256i)_mm512_cvtneps_pbh(v));
+        }
+}
+
+}  // namespace
+
+extern "C" void cynosure_product(const Product* p) {
+    const Matrix a{p->a, p->a_row, p->a_column}, b{p->b, p->b_column, p->b_row};
+    const Target to{p->add, p->sum, p->narrow, p->add_stride, p->stride};
+    if (p->k > MOST_K && p->k >= p->n)
+        along_k(*p, a, b, to);
+    else if (p->m > p->n && p->k <= MOST_K)
+        along_m(*p, a, b, to);
+    else
+        along_n(*p, a, b, to);
+}
+#endif
