@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cynosure.loss.gemm import product, sum_product
+from cynosure.loss.gemm import WeightSum, product
 from cynosure.loss.options import RowOptions, accumulation_dtype
 from cynosure.loss.plan import Backend, block_rows, choose_chunk_tokens
 from cynosure.loss.targets import Batch, rows_between, take_rows
@@ -108,7 +108,7 @@ class Gradients:
         new = torch.zeros_like if job.batch.inputs is not None else torch.empty_like
         self.dhidden = new(hidden, memory_format=torch.contiguous_format) if wanted.dhidden else None
         self.dweight: Tensor | None = None
-        self.sum_dweight: Tensor | None = None
+        self.sum_dweight: WeightSum | None = None
         if wanted.dweight:
             make = torch.empty if job.batch.n_rows else torch.zeros
             self.dweight = make(head.weight.shape, dtype=job.dweight_dtype, device=hidden.device)
@@ -126,23 +126,16 @@ class Gradients:
         if self.dweight is not None and self.dweight.dtype == accumulation_dtype(dlogits.dtype) == dlogits.dtype:
             product(dlogits.t(), chunk.hidden, self.dweight, add=chunk.start > 0)
         elif self.dweight is not None:
-            self._add_narrow_product(self.dweight, chunk)
+            first, last = chunk.start == 0, chunk.stop == self.job.batch.n_rows
+            if first:
+                self.sum_dweight = WeightSum(self.dweight, dlogits.dtype, 2.0 * dlogits.numel() * self.dweight.shape[1])
+            assert self.sum_dweight is not None
+            self.sum_dweight.add(dlogits.t(), chunk.hidden, first, last)
+            if last:
+                self.sum_dweight = None
         if self.dbias is not None:
             for start, stop in blocks(self.job.backend, dlogits, len(dlogits)):
                 self.dbias += dlogits[start:stop].sum(0, dtype=self.dbias.dtype)
-
-    def _add_narrow_product(self, dweight: Tensor, chunk: Chunk) -> None:
-        """dW += d(logits).T @ hidden of half-precision factors, through float32."""
-        first, last = chunk.start == 0, chunk.stop == self.job.batch.n_rows
-        if first:
-            wide = accumulation_dtype(chunk.logits.dtype)
-            self.sum_dweight = dweight if last or dweight.dtype == wide else torch.empty_like(dweight, dtype=wide)
-        assert self.sum_dweight is not None
-        sum_product(
-            chunk.logits.t(), chunk.hidden, None if first else self.sum_dweight, dweight if last else self.sum_dweight
-        )
-        if last:
-            self.sum_dweight = None
 
     def take(self, upstream: Tensor | None, dtypes: list[torch.dtype | None]) -> list[Tensor | None]:
         """The gradients times unit and upstream (a 0-d tensor), in these dtypes. They are handed over: call once."""

@@ -26,7 +26,7 @@ VARIABLE = "CYNOSURE_GEMM"
 WORTH_IT = 1e9  # floating-point operations below which torch does them, whoever is faster
 TRIAL = (192, 640, 8192)  # rows, hidden size, vocabulary: three products of 2 GFLOP, a hundredth of a second each
 TRIAL_RUNS = 4
-SUM_ROWS = 2048
+SUM_ROWS = 2048  # of a half-precision dW that torch makes at a time
 
 
 class Gemm(NamedTuple):
@@ -69,7 +69,7 @@ def product(a: Tensor, b: Tensor, out: Tensor, add: bool = False, provider: str 
         blas.product(a, b, out, add)
         return out
     if provider == "native" and not add and takes(torch.bfloat16, a, b, out) and by_rows(out):
-        native_product(a, b, None, out)
+        native_product(a, b, out)
         return out
     return out.addmm_(a, b) if add else torch.mm(a, b, out=out)
 
@@ -79,29 +79,54 @@ def choose_for(a: Tensor, b: Tensor) -> str:
     return choose_gemm(2.0 * a.shape[0] * a.shape[1] * b.shape[1], a.dtype, a.device).provider
 
 
-def sum_product(a: Tensor, b: Tensor, add: Tensor | None, out: Tensor, provider: str | None = None) -> None:
-    """out (M, N) = add + a (M, K) @ b (K, N) of half-precision factors; add and out may be one, and wider than they."""
-    provider = provider or choose_for(a, b)
-    if provider == "native" and takes(torch.bfloat16, a, b) and out.dtype in (torch.float32, torch.bfloat16):
-        native_product(a, b, add, out)
-        return
-    part = a.new_empty(SUM_ROWS, b.shape[1])
-    for start in range(0, len(out), SUM_ROWS):  # rows that are added while they are still in a CPU's cache
-        stop = min(start + SUM_ROWS, len(out))
-        made = torch.mm(a[start:stop], b, out=part[: stop - start])
-        if add is not None and add is out:
-            out[start:stop] += made
+class WeightSum:
+    """dW (V, D) of half-precision factors, added up chunk by chunk as float32 and then narrowed to its own dtype.
+
+    Our own products keep in `dweight` the upper half of each sum and in `low` the lower one; with torch's, or where dW
+    is wider than its factors, `wide` is a float32 matrix beside it, or it itself.
+    """
+
+    def __init__(self, dweight: Tensor, dtype: torch.dtype, flops: float) -> None:
+        self.dweight = dweight
+        self.native = dtype == torch.bfloat16 and choose_gemm(flops, dtype, dweight.device).provider == "native"
+        self.low: Tensor | None = None
+        self.wide: Tensor | None = None
+
+    def add(self, a: Tensor, b: Tensor, first: bool, last: bool) -> None:
+        """dW += a (V, K) @ b (K, D)."""
+        if first:
+            self.native = self.native and takes(torch.bfloat16, a, b)
+            whole = last or self.dweight.dtype == torch.float32
+            if self.native and not whole:
+                self.low = torch.empty_like(self.dweight)
+            elif not self.native:
+                self.wide = self.dweight if whole else torch.empty_like(self.dweight, dtype=torch.float32)
+        if self.native:
+            native_product(a, b, self.dweight, self.low, add=not first, keep_low=not last)
         else:
-            out[start:stop] = made if add is None else add[start:stop].add_(made)
+            self._add_by_rows(a, b, first, last)
+
+    def _add_by_rows(self, a: Tensor, b: Tensor, first: bool, last: bool) -> None:
+        assert self.wide is not None
+        part = a.new_empty(SUM_ROWS, b.shape[1])
+        for start in range(0, len(self.wide), SUM_ROWS):  # which are added while they are still in a CPU's cache
+            stop = min(start + SUM_ROWS, len(self.wide))
+            made = torch.mm(a[start:stop], b, out=part[: stop - start])
+            total = self.wide[start:stop]
+            total = total.copy_(made) if first else total.add_(made)
+            if last and self.wide is not self.dweight:
+                self.dweight[start:stop] = total
 
 
-def native_product(a: Tensor, b: Tensor, add: Tensor | None, out: Tensor) -> None:
-    """out = add + a @ b of bfloat16 factors, summed in float32; out in either dtype, add in float32."""
+def native_product(
+    a: Tensor, b: Tensor, out: Tensor, low: Tensor | None = None, add: bool = False, keep_low: bool = False
+) -> None:
+    """out = a @ b of bfloat16 factors, or += with `add`, summed in float32; out and low as gemm.h has them."""
     wide, narrow = (out.data_ptr(), None) if out.dtype == torch.float32 else (None, out.data_ptr())
-    added = (None, 0) if add is None else (add.data_ptr(), add.stride(0))
     call = Product(
-        a.data_ptr(), *a.stride(), b.data_ptr(), *b.stride(), a.shape[0], b.shape[1], a.shape[1], *added, wide, narrow,
-        out.stride(0), torch.get_num_threads(),
+        a.data_ptr(), *a.stride(), b.data_ptr(), *b.stride(), a.shape[0], b.shape[1], a.shape[1], wide, narrow,
+        None if low is None else low.data_ptr(), out.stride(0), add, keep_low and low is not None,
+        torch.get_num_threads(),
     )  # fmt: skip
     functions = library().functions
     assert functions is not None
@@ -155,20 +180,22 @@ def agrees(provider: str, dtype: torch.dtype) -> bool:
 
 
 def trial(provider: str, dtype: torch.dtype) -> float:
-    """GFLOP/s of a chunk's three products, the third added up in float32."""
+    """GFLOP/s of a chunk's three products."""
     rows, hidden_size, vocab_size = TRIAL
     hidden, weight = torch.ones(rows, hidden_size, dtype=dtype), torch.ones(vocab_size, hidden_size, dtype=dtype)
     logits, dhidden = torch.empty(rows, vocab_size, dtype=dtype), torch.empty_like(hidden)
-    dweight = torch.zeros(vocab_size, hidden_size)
+    dweight = torch.zeros_like(weight)
+    total = WeightSum(dweight, dtype, 0.0)
+    total.native = provider == "native"
     seconds = []
-    for _ in range(TRIAL_RUNS):
+    for i in range(TRIAL_RUNS):
         start = time.perf_counter()
         product(hidden, weight.t(), logits, provider=provider)
         product(logits, weight, dhidden, provider=provider)
-        if dtype == dweight.dtype:
+        if dtype == torch.float32:
             product(logits.t(), hidden, dweight, add=True, provider=provider)
         else:
-            sum_product(logits.t(), hidden, dweight, dweight, provider)
+            total.add(logits.t(), hidden, first=i == 0, last=False)
         seconds.append(time.perf_counter() - start)
     return round(6e-9 * rows * hidden_size * vocab_size / min(seconds), 1)
 

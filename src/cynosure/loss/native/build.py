@@ -25,7 +25,6 @@ FLAGS = [
     "-ffp-contract=fast",
     "-fno-math-errno",
     "-pthread",
-    "-Wall",
 ]
 AVX2 = ["-mavx2", "-mfma"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
@@ -58,7 +57,6 @@ def run(command: list[str]) -> None:
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or [""]
         raise CannotBuild(f"{command[0]} failed: {lines[0].strip()}")
-    sys.stderr.write(done.stderr)
 
 
 def compile_library(folder: Path) -> Path:

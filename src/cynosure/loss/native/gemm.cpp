@@ -71,7 +71,7 @@ inline void transpose(__m512i r[16]) {
     }
 }
 
-inline uint32_t mask_of(int64_t n) { return n >= 32 ? ~0u : n <= 0 ? 0u : (1u << n) - 1; }
+inline uint32_t mask_of(int64_t n) { return n >= 32 ? ~0u : n <= 0 ? 0u : (1u << n) - 1; }  // the first n lanes
 
 // Up to 16 rows or columns of K elements from k0 on -> out[pair][width], zeros where there is nothing.
 void pack_16(const Matrix& x, int64_t first, int64_t count, int64_t k0, int64_t n_k, uint32_t* out, int64_t width) {
@@ -128,23 +128,47 @@ struct Ahead {
 
 // ---- the sums --------------------------------------------------------------------------------------------------------
 
-// Where a block of sums comes from and goes to. Rows of all three have their own strides.
+// Where a block of sums comes from and goes to. Rows of all have their own strides.
 struct Target {
     const float* add;  // or null
-    float* sum;        // or null
-    uint16_t* narrow;  // or null
+    float* sum;        // or null: then `narrow` is the result,
+    uint16_t* narrow;  // and where `low` is, the upper half of a float32 of which `low` is the lower
+    uint16_t* low;
     int64_t add_stride, stride;
+    bool from_split, to_split;
 
     Target at(int64_t row, int64_t column) const {
-        return {add ? add + row * add_stride + column : nullptr, sum ? sum + row * stride + column : nullptr,
-                narrow ? narrow + row * stride + column : nullptr, add_stride, stride};
+        const auto move = [&](auto* p, int64_t stride) { return p ? p + row * stride + column : nullptr; };
+        return {move(add, add_stride), move(sum, stride), move(narrow, stride), move(low, stride), add_stride, stride,
+                from_split, to_split};
     }
 };
 
-// Whether a panel's rows are whole lines of the cache, which then need not be read before they are written.
-inline bool whole_lines(const Target& to) {
-    const uintptr_t bits = to.sum ? (uintptr_t)to.sum | to.stride * 4 : (uintptr_t)to.narrow | to.stride * 2;
-    return bits % 64 == 0;
+inline __m512i widened(const uint16_t* x, __mmask16 mask) {
+    return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, x));
+}
+
+// Up to 16 sums, with what is to be added to them, stored.
+inline void finish(__m512 v, const Target& to, __mmask16 mask) {
+    if (to.add) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, to.add));
+    if (to.from_split) {
+        const __m512i high = _mm512_slli_epi32(widened(to.narrow, mask), 16);
+        v = _mm512_add_ps(v, _mm512_castsi512_ps(_mm512_or_si512(high, widened(to.low, mask))));
+    }
+    if (to.sum) {
+        _mm512_mask_storeu_ps(to.sum, mask, v);
+    } else if (to.to_split) {
+        const __m512i bits = _mm512_castps_si512(v);
+        _mm256_mask_storeu_epi16(to.narrow, mask, _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16)));
+        _mm256_mask_storeu_epi16(to.low, mask, _mm512_cvtepi32_epi16(bits));
+    } else {
+        _mm256_mask_storeu_epi16(to.narrow, mask, (__m256i)_mm512_cvtneps_pbh(v));
+    }
+}
+
+inline void prefetch_rows(const void* data, int64_t rows, int64_t stride_bytes, int64_t lines) {
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < lines; j++) _mm_prefetch((const char*)data + i * stride_bytes + j * 64, _MM_HINT_T0);
 }
 
 template <int ROWS>
@@ -153,11 +177,9 @@ __attribute__((noinline)) void tile(const uint32_t* a, const uint32_t* b, int64_
     __m512 acc[ROWS][2];
 #pragma GCC unroll 12
     for (int i = 0; i < ROWS; i++) acc[i][0] = acc[i][1] = _mm512_setzero_ps();
-    if (to.add)
-        for (int i = 0; i < ROWS; i++) {  // those of the next panel: these are here already
-            _mm_prefetch((const char*)(to.add + i * to.add_stride + PANEL), _MM_HINT_T0);
-            _mm_prefetch((const char*)(to.add + i * to.add_stride + PANEL + 16), _MM_HINT_T0);
-        }
+    if (to.add) prefetch_rows(to.add + PANEL, ROWS, to.add_stride * 4, 2);  // for the next panel: these are here already
+    if (to.from_split) prefetch_rows(to.narrow + PANEL, ROWS, to.stride * 2, 1);
+    if (to.from_split) prefetch_rows(to.low + PANEL, ROWS, to.stride * 2, 1);
     for (int64_t p = 0; p < pairs; p++) {
         const __m512bh left = (__m512bh)_mm512_load_si512(b + p * PANEL);
         const __m512bh right = (__m512bh)_mm512_load_si512(b + p * PANEL + 16);
@@ -168,25 +190,10 @@ __attribute__((noinline)) void tile(const uint32_t* a, const uint32_t* b, int64_
             acc[i][1] = _mm512_dpbf16_ps(acc[i][1], x, right);
         }
     }
-    const __mmask16 masks[2] = {(__mmask16)mask_of(columns), (__mmask16)mask_of(columns - 16)};
-    const bool whole = columns == PANEL && whole_lines(to);
 #pragma GCC unroll 12
     for (int i = 0; i < ROWS; i++) {
-#pragma GCC unroll 2
-        for (int j = 0; j < 2; j++) {
-            if (to.add)
-                acc[i][j] = _mm512_add_ps(acc[i][j], _mm512_maskz_loadu_ps(masks[j], to.add + i * to.add_stride + 16 * j));
-            if (to.sum && whole && !to.add)
-                _mm512_stream_ps(to.sum + i * to.stride + 16 * j, acc[i][j]);
-            else if (to.sum)
-                _mm512_mask_storeu_ps(to.sum + i * to.stride + 16 * j, masks[j], acc[i][j]);
-        }
-        if (!to.narrow) continue;
-        const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh(acc[i][1], acc[i][0]);
-        if (whole)
-            _mm512_stream_si512((__m512i*)(to.narrow + i * to.stride), halves);
-        else
-            _mm512_mask_storeu_epi16(to.narrow + i * to.stride, mask_of(columns), halves);
+        finish(acc[i][0], to.at(i, 0), mask_of(columns));
+        finish(acc[i][1], to.at(i, 16), mask_of(columns - 16));
     }
 }
 
@@ -225,19 +232,17 @@ int64_t tiles_size(int64_t rows, int64_t n_k) { return Tiles(rows).n * TILE * ((
 template <class Work>
 void share_out(int64_t n_threads, Work work) {
     std::atomic<int64_t> next{0};
-    auto loop = [&](int64_t thread) {
-        work(thread, next);
-        _mm_sfence();  // streamed stores are seen before the threads are joined
-    };
+    auto loop = [&](int64_t thread) { work(thread, next); };
     std::vector<std::thread> threads;
     for (int64_t i = 1; i < n_threads; i++) {
         try {
             threads.emplace_back(loop, i);
         } catch (const std::system_error&) {
-            break;
+            break;  // no more threads to be had: this one does their work
         }
     }
     loop(0);
+    for (int64_t i = threads.size() + 1; i < n_threads; i++) loop(i);
     for (auto& thread : threads) thread.join();
 }
 
@@ -275,7 +280,8 @@ void along_n(const Product& p, const Matrix& a, const Matrix& b, const Target& t
                                panels.get() + c / PANEL * panel);
                 Target step = to.at(0, first);
                 if (j > 0) step.add = part.get(), step.add_stride = N_BLOCK;
-                if (j + 1 < parts.n) step.sum = part.get(), step.narrow = nullptr, step.stride = N_BLOCK;
+                if (j + 1 < parts.n)
+                    step = {step.add, part.get(), nullptr, nullptr, step.add_stride, N_BLOCK, false, false};
                 for (int64_t t = 0; t < tiles.n; t++) {
                     ahead.fetch(j * tiles.n + t, parts.n * tiles.n);
                     for (int64_t c = 0; c < columns; c += PANEL)
@@ -319,22 +325,23 @@ void along_k(const Product& p, const Matrix& a, const Matrix& b, const Target& t
     const Parts parts(p.k);
     const int64_t n_panels = (p.n + PANEL - 1) / PANEL;
     std::vector<Buffer<float>> sums(p.n_threads);
-    share_out(p.n_threads, [&](int64_t thread, std::atomic<int64_t>& next) {
+    share_out(p.n_threads, [&](int64_t thread, std::atomic<int64_t>&) {
         auto tiles = allocate<uint32_t>(tiles_size(p.m, MOST_K));
         auto panel = allocate<uint32_t>(PAIRS * PANEL);
         auto& sum = sums[thread] = allocate<float>(p.m * p.n);
         std::fill_n(sum.get(), p.m * p.n, 0.f);
-        for (int64_t i = next++, after; i < parts.n; i = after) {
-            after = next++;
+        const int64_t stop = (thread + 1) * parts.n / p.n_threads;  // the same parts at every call: the same sum
+        for (int64_t i = thread * parts.n / p.n_threads, after; i < stop; i = after) {
+            after = i + 1;
             const int64_t k = parts.begin(i), n_k = parts.length(i);
-            const bool more = after < parts.n;
+            const bool more = after < stop;
             const Ahead rows = more ? Ahead(a, 0, p.m, parts.begin(after), parts.length(after)) : Ahead();
             const Ahead columns = more ? Ahead(b, 0, p.n, parts.begin(after), parts.length(after)) : Ahead();
             pack_tiles(a, 0, p.m, k, n_k, tiles.get());
             for (int64_t j = 0; j < n_panels; j++) {
                 const int64_t first = j * PANEL;
                 pack_panel(b, first, std::min(PANEL, p.n - first), k, n_k, panel.get());
-                const Target here{sum.get() + first, sum.get() + first, nullptr, p.n, p.n};
+                const Target here{sum.get() + first, sum.get() + first, nullptr, nullptr, p.n, p.n, false, false};
                 const bool second_half = 2 * j >= n_panels;
                 panel_product(tiles.get(), p.m, panel.get(), n_k, here, std::min(PANEL, p.n - first),
                               second_half ? columns : rows, second_half ? j - (n_panels + 1) / 2 : j, (n_panels + 1) / 2);
@@ -347,10 +354,7 @@ void along_k(const Product& p, const Matrix& a, const Matrix& b, const Target& t
             __m512 v = _mm512_setzero_ps();
             for (auto& sum : sums)
                 if (sum) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, sum.get() + i * p.n + j));
-            const Target here = to.at(i, j);
-            if (here.add) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, here.add));
-            if (here.sum) _mm512_mask_storeu_ps(here.sum, mask, v);
-            if (here.narrow) _mm256_mask_storeu_epi16(here.narrow, mask, (__m256i)_mm512_cvtneps_pbh(v));
+            finish(v, to.at(i, j), mask);
         }
 }
 
@@ -358,12 +362,13 @@ void along_k(const Product& p, const Matrix& a, const Matrix& b, const Target& t
 
 extern "C" void cynosure_product(const Product* p) {
     const Matrix a{p->a, p->a_row, p->a_column}, b{p->b, p->b_column, p->b_row};
-    const Target to{p->add, p->sum, p->narrow, p->add_stride, p->stride};
+    const Target target{p->add ? p->sum : nullptr, p->sum, p->narrow, p->low, p->stride, p->stride,
+                        p->add && p->low, p->keep_low != 0};
     if (p->k > MOST_K && p->k >= p->n)
-        along_k(*p, a, b, to);
+        along_k(*p, a, b, target);
     else if (p->m > p->n && p->k <= MOST_K)
-        along_m(*p, a, b, to);
+        along_m(*p, a, b, target);
     else
-        along_n(*p, a, b, to);
+        along_n(*p, a, b, target);
 }
 #endif

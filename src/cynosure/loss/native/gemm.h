@@ -1,5 +1,8 @@
-// A product of bfloat16 matrices: out (M, N) = add + A (M, K) B (K, N), summed in float32. Strides in elements; of each
-// pair of strides one is 1. Mirrored field by field in library.py.
+// A product of bfloat16 matrices, summed in float32: out (M, N) = A (M, K) B (K, N), or += with `add`. Strides in
+// elements; of each pair of strides one is 1. Mirrored field by field in library.py.
+//
+// out is `sum` in float32, or `narrow` in bfloat16. With `low` beside it `narrow` is the upper half of a float32: read
+// where `add` asks for it, written where `keep_low` does; without `keep_low` the result is rounded to `narrow`.
 #pragma once
 
 #include <cstdint>
@@ -12,11 +15,10 @@ struct Product {
     const uint16_t* b;
     int64_t b_row, b_column;
     int64_t m, n, k;
-    const float* add;  // or null
-    int64_t add_stride;
-    float* sum;        // float32 result, or null
-    uint16_t* narrow;  // bfloat16 result, or null
-    int64_t stride;    // of the rows of the result
+    float* sum;
+    uint16_t *narrow, *low;
+    int64_t stride;  // of the rows of the result
+    int64_t add, keep_low;
     int64_t n_threads;
 };
 

@@ -48,8 +48,8 @@ class Product(ctypes.Structure):
 
     _fields_ = [
         ("a", c_void_p), ("a_row", c_int64), ("a_column", c_int64), ("b", c_void_p), ("b_row", c_int64),
-        ("b_column", c_int64), ("m", c_int64), ("n", c_int64), ("k", c_int64), ("add", c_void_p),
-        ("add_stride", c_int64), ("sum", c_void_p), ("narrow", c_void_p), ("stride", c_int64), ("n_threads", c_int64),
+        ("b_column", c_int64), ("m", c_int64), ("n", c_int64), ("k", c_int64), ("sum", c_void_p), ("narrow", c_void_p),
+        ("low", c_void_p), ("stride", c_int64), ("add", c_int64), ("keep_low", c_int64), ("n_threads", c_int64),
     ]  # fmt: skip
 
 
