@@ -120,7 +120,11 @@ def test_nan_in_memory_that_is_overwritten_goes_nowhere():
 def test_the_loss_is_within_the_bound(reduction, options, provider, dtype, monkeypatch):
     monkeypatch.setenv(VARIABLE, provider)
     case = make_case(lead=(3, 40), d=24, v=301, reduction=reduction, dtype=dtype, **options)
-    assert explain(120, 24, 301, dtype=dtype).gemm.provider == provider
+    plan = explain(120, 24, 301, dtype=dtype, chunk_tokens=32)
+    assert plan.gemm.provider == provider
+    assert (
+        plan.accumulator_bytes == 24 * 301 * {torch.float32: 0, torch.bfloat16: 2 if provider == "native" else 4}[dtype]
+    )
     ours = evaluate(linear_cross_entropy, case, chunk_tokens=32)
     theirs, truth = evaluate(oracle.loss, case), evaluate(oracle.loss, case.double())
     for name, x in ours.named().items():

@@ -7,6 +7,7 @@ from typing import Any
 
 from cynosure.cli import common
 
+LARGE = 1e12  # floating-point operations of a product for which the provider matters
 PACKAGES = ("cynosure", "torch", "transformers", "tokenizers", "safetensors", "gguf", "datasets", "accelerate", "numpy")
 
 
@@ -26,6 +27,7 @@ def gather() -> dict[str, Any]:
     """Everything `info` tells, as plain values."""
     import torch
 
+    from cynosure.loss.gemm import RIVALS, choose_gemm
     from cynosure.loss.machine import cache_directory, cpu_name
     from cynosure.loss.plan import backends
     from cynosure.models.load import find_device
@@ -47,6 +49,10 @@ def gather() -> dict[str, Any]:
         "device": str(accelerator),
         "accelerators": names or ([str(accelerator)] if accelerator.type != "cpu" else []),
         "backends": [status._asdict() for status in backends()],
+        "products": {
+            str(dtype).removeprefix("torch."): choose_gemm(LARGE, dtype, torch.device("cpu"))._asdict()
+            for dtype in RIVALS
+        },
         "models": {name: packaged_status(name) for name in PACKAGED},
         "cache": {"folder": str(cache), "bytes": folder_bytes(cache)},
     }
@@ -90,6 +96,8 @@ def show(facts: dict[str, Any]) -> None:
     for backend in facts["backends"]:
         state = "available" if backend["available"] else "not available"
         table.add_row(f"backend {backend['name']}", f"{state}: {backend['reason']}")
+    for dtype, gemm in facts["products"].items():
+        table.add_row(f"products in {dtype}", f"{gemm['provider']}: {gemm['reason']}")
     for name, state in facts["models"].items():
         table.add_row(f"model {name}", state)
     table.add_row("cache", f"{cache['folder']}, {cache['bytes'] / 1e6:,.0f} MB")

@@ -132,7 +132,8 @@ def block_rows(
 class Plan:
     """What one call costs. Bytes are beyond the inputs and the gradients themselves.
 
-    `accumulator_bytes` is the float32 copy of dW that half-precision weights are accumulated in.
+    `accumulator_bytes` is what half-precision dW is added up in beside itself: a float32 copy of it, or with our own
+    products the lower halves of float32 numbers.
     """
 
     backend: str
@@ -185,9 +186,9 @@ def explain(
     >>> plan = explain(1024, 640, 262_144, dtype=torch.bfloat16)
     >>> plan.n_gemms, plan.full_logits_bytes // plan.logits_bytes
     (3, 4)
-    >>> print(explain(1024, 640, 262_144, dtype=torch.bfloat16, backend="torch"))
+    >>> print(explain(1024, 640, 262_144, dtype=torch.float16, backend="torch"))
     backend      torch (asked for by name)
-    products     torch (it alone has bfloat16 products on this device)
+    products     torch (it alone has float16 products on this device)
     chunks       5 of 205 tokens, 3 matrix products each
     logits       102.5 MiB held, instead of 512.0 MiB
     scratch      2.0 MiB
@@ -206,10 +207,12 @@ def explain(
     rows = choose_chunk_tokens(n_tokens, vocab_size, dtype, chunk_tokens)
     half, n_chunks = accumulation_dtype(dtype) != dtype, math.ceil(n_tokens / rows)
     block = block_rows(chosen, rows, vocab_size, dtype, torch.device(device))
+    gemm = choose_gemm(2.0 * rows * hidden_size * vocab_size, dtype, torch.device(device))
+    summed = (2 if gemm.provider == "native" else 4) if half and requires_grad and n_chunks > 1 else 0
     return Plan(
         backend=chosen.name,
         reason=reason,
-        gemm=choose_gemm(2.0 * rows * hidden_size * vocab_size, dtype, torch.device(device)),
+        gemm=gemm,
         n_tokens=n_tokens,
         vocab_size=vocab_size,
         dtype=dtype,
@@ -218,6 +221,6 @@ def explain(
         n_gemms=1 if not requires_grad else 4 if reduction == "none" else 3,
         logits_bytes=rows * vocab_size * dtype.itemsize,
         scratch_bytes=0 if dtype in chosen.dtypes else block * vocab_size * 4,
-        accumulator_bytes=vocab_size * hidden_size * 4 if half and requires_grad and n_chunks > 1 else 0,
+        accumulator_bytes=vocab_size * hidden_size * summed,
         full_logits_bytes=n_tokens * vocab_size * dtype.itemsize,
     )
