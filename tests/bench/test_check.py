@@ -21,7 +21,7 @@ def answers(contestant: Contestant, prepared: Prepared, dtype: str = "float32", 
     """What a worker says to `build`, and if that went well to `run`."""
     worker = Worker(contestant, prepared, dtype)
     built = worker.answer({"task": "build", "n_tokens": n_tokens})
-    return built or worker.answer({"task": "run", "compare": True})
+    return built if set(built) - {"plan"} else worker.answer({"task": "run", "compare": True})
 
 
 def float64_outputs(inputs: Inputs) -> Outputs:
@@ -36,7 +36,7 @@ def test_truth_is_that_of_autograd(prepared: Prepared, block_bytes: int, monkeyp
     monkeypatch.setattr("cynosure.bench.reference.BLOCK_BYTES", block_bytes)
     inputs = load_inputs(prepared, "float32", 300)
     errors = errors_of(float64_outputs(inputs), compute_truth(inputs))
-    assert max(errors) < 1e-13
+    assert max(errors.values()) < 1e-13
 
 
 def test_projections_estimate_the_frobenius_error(prepared: Prepared) -> None:
@@ -44,7 +44,7 @@ def test_projections_estimate_the_frobenius_error(prepared: Prepared) -> None:
     right = float64_outputs(inputs)
     noise = torch.randn(right.dweight.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     wrong = right._replace(dweight=right.dweight + 0.01 * noise * right.dweight.norm() / noise.norm())
-    assert errors_of(wrong, compute_truth(inputs)).dweight == pytest.approx(0.01, rel=0.25)
+    assert errors_of(wrong, compute_truth(inputs))["dweight"] == pytest.approx(0.01, rel=0.25)
 
 
 def test_probes_are_the_same_at_every_call() -> None:
@@ -79,7 +79,7 @@ def test_chunked_products_are_the_whole_ones(prepared: Prepared) -> None:
     from cynosure.bench.limit import chunked_gemms, whole_gemms
 
     inputs = load_inputs(prepared, "float32", 600)
-    whole, chunked = whole_gemms(inputs), chunked_gemms(inputs)
+    whole, chunked = whole_gemms(inputs, "torch"), chunked_gemms(inputs, "torch")
     torch.testing.assert_close(chunked.dhidden, whole.dhidden)
     torch.testing.assert_close(chunked.dweight, whole.dweight)
 

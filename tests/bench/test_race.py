@@ -149,9 +149,36 @@ def test_the_command(prepared: Prepared, invoke: Invoke, tmp_path: Path) -> None
     assert json.loads(out) == json.loads(path.read_text())
     assert json.loads(out)["command"].startswith(f"cynosure bench loss --heads {HEAD} ")
     (case,) = json.loads(out)["cases"]
-    assert case["accumulator_bytes"] == 900 * 24 * 4
+    plan = case["rows"][0]["plan"]
+    assert (plan["products"], plan["chunk_tokens"]) == ("torch", 300)
+    assert case["accumulator_bytes"] == plan["accumulator_bytes"] == 0  # one chunk needs none
+    assert case["rows"][1]["plan"] is None
     assert [(row["contestant"], row["status"]) for row in case["rows"]] == [("cynosure", "ok"), ("eager", "ok")]
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_forward_alone(prepared: Prepared, invoke: Invoke) -> None:
+    names = ["cynosure", "stats", "stats-16", "eager", "limit", "limit-best", "limit-chunked"]
+    code, out, _ = invoke(
+        "--heads", HEAD, "--contestants", ",".join(names), "--dtypes", "float32", "--tokens", "300", "--runs", "1",
+        "--forward", "--format", "json",
+    )  # fmt: skip
+    assert code == 0
+    report = json.loads(out)
+    assert report["settings"]["backward"] is False
+    (case,) = report["cases"]
+    assert [row["contestant"] for row in case["rows"]] == names
+    for row in case["rows"]:
+        assert row["status"] == "ok", row
+        assert list(row["errors"] or {}) == ([] if row["contestant"].startswith("limit") else ["loss"])
+
+
+def test_statistics_have_no_backward(prepared: Prepared, invoke: Invoke) -> None:
+    code, out, _ = invoke(
+        "--heads", HEAD, "--contestants", "stats,eager", "--dtypes", "float32", "--tokens", "300", "--runs", "1",
+        "--format", "json",
+    )  # fmt: skip
+    assert [row["contestant"] for row in json.loads(out)["cases"][0]["rows"]] == ["eager"]
 
 
 def test_the_command_fails_where_ours_is_red(

@@ -1,4 +1,4 @@
-"""Who takes part: each contestant is one function from inputs to a step, which is forward and backward.
+"""Who takes part: each contestant is one function from inputs to a step: forward and backward, or forward alone.
 
 h (N, D) hidden states, w (V, D) the head, t (N,) class indices; the loss is the mean in nats.
 """
@@ -23,14 +23,15 @@ class Inputs(NamedTuple):
     hidden: "Tensor"  # (N, D)
     weight: "Tensor"  # (V, D), of the same dtype
     target: "Tensor"  # (N,) int64
+    backward: bool = True  # False: the loss alone is wanted, as when a text is scored
 
 
 class Outputs(NamedTuple):
     """What a step hands back: torch tensors, or arrays of a library that speaks DLPack."""
 
     loss: Any  # 0-d
-    dhidden: Any  # (N, D)
-    dweight: Any  # (V, D)
+    dhidden: Any = None  # (N, D), where the backward is wanted
+    dweight: Any = None  # (V, D)
 
 
 Step = Callable[[], Outputs]
@@ -40,7 +41,8 @@ Step = Callable[[], Outputs]
 class Contestant:
     """`build` does what is needed once, compilation included, and gives the step that is timed.
 
-    It raises Unavailable, or ImportError, where it cannot run. A contestant that is not `checked` computes no loss.
+    It raises Unavailable, or ImportError, where it cannot run. A contestant that is not `checked` computes no loss; one
+    that is not `trains` has no backward.
     """
 
     name: str
@@ -48,10 +50,13 @@ class Contestant:
     build: Callable[[Inputs], Step]
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
     checked: bool = True
+    trains: bool = True
 
 
 def torch_step(inputs: Inputs, loss_of: "Callable[[Tensor, Tensor, Tensor], Tensor]") -> Step:
-    """Forward and backward of a loss written in torch."""
+    """Forward, and backward where it is wanted, of a loss written in torch."""
+    if not inputs.backward:
+        return forward_step(inputs, loss_of)
     hidden, weight = (x.detach().requires_grad_() for x in (inputs.hidden, inputs.weight))
 
     def step() -> Outputs:
@@ -62,6 +67,29 @@ def torch_step(inputs: Inputs, loss_of: "Callable[[Tensor, Tensor, Tensor], Tens
         return outputs
 
     return step
+
+
+def forward_step(inputs: Inputs, loss_of: "Callable[[Tensor, Tensor, Tensor], Tensor]") -> Step:
+    import torch
+
+    def step() -> Outputs:
+        with torch.no_grad():
+            return Outputs(loss_of(inputs.hidden, inputs.weight, inputs.target))
+
+    return step
+
+
+def build_stats(inputs: Inputs) -> Step:
+    from cynosure.loss import token_stats
+
+    return torch_step(inputs, lambda h, w, t: token_stats(h, w, t, topk=10).nll.mean())
+
+
+def build_stats_16(inputs: Inputs) -> Step:
+    from cynosure.loss import token_stats
+
+    grid = [1 / (0.5 + 0.1 * i) for i in range(16)]  # equal steps in 1/T
+    return torch_step(inputs, lambda h, w, t: token_stats(h, w, t, topk=10, temperatures=grid).nll.mean())
 
 
 def build_cynosure(inputs: Inputs) -> Step:
@@ -136,11 +164,12 @@ def build_jax(inputs: Inputs) -> Step:
         return optax.softmax_cross_entropy_with_integer_labels(logits, t).mean()
 
     arrays = [jax.dlpack.from_dlpack(x.detach()) for x in (*inputs[:2], inputs.target.int())]
-    compiled = jax.jit(jax.value_and_grad(loss_of, (0, 1))).lower(*arrays).compile()
+    function = jax.value_and_grad(loss_of, (0, 1)) if inputs.backward else loss_of
+    compiled = jax.jit(function).lower(*arrays).compile()
 
     def step() -> Outputs:
-        loss, (dhidden, dweight) = jax.block_until_ready(compiled(*arrays))
-        return Outputs(loss, dhidden, dweight)
+        found = jax.block_until_ready(compiled(*arrays))
+        return Outputs(found[0], *found[1]) if inputs.backward else Outputs(found)
 
     return step
 
@@ -148,23 +177,33 @@ def build_jax(inputs: Inputs) -> Step:
 def build_limit(inputs: Inputs) -> Step:
     from cynosure.bench.limit import whole_gemms
 
-    return lambda: whole_gemms(inputs)
+    return lambda: whole_gemms(inputs, "torch")
+
+
+def build_limit_best(inputs: Inputs) -> Step:
+    from cynosure.bench.limit import best_provider, whole_gemms
+
+    provider = best_provider(inputs)
+    return lambda: whole_gemms(inputs, provider)
 
 
 def build_limit_chunked(inputs: Inputs) -> Step:
-    from cynosure.bench.limit import chunked_gemms
+    from cynosure.bench.limit import best_provider, chunked_gemms
 
-    return lambda: chunked_gemms(inputs)
+    provider = best_provider(inputs)
+    return lambda: chunked_gemms(inputs, provider)
 
 
 OURS = "cynosure"
 EAGER = "eager"
-LIMITS = ("limit", "limit-chunked")
+LIMITS = ("limit", "limit-best", "limit-chunked")
 
 LOSS_CONTESTANTS = {
     contestant.name: contestant
     for contestant in (
         Contestant(OURS, "cynosure.linear_cross_entropy(h, W, t)", build_cynosure),
+        Contestant("stats", "cynosure.token_stats(h, W, t, topk=10)", build_stats, trains=False),
+        Contestant("stats-16", "the same, and the loss at 16 temperatures", build_stats_16, trains=False),
         Contestant(EAGER, "F.cross_entropy(F.linear(h, W), t)", build_eager),
         Contestant(
             "eager-float",
@@ -183,10 +222,16 @@ LOSS_CONTESTANTS = {
         Contestant(
             "jax", "optax.softmax_cross_entropy_with_integer_labels under jax.jit, logits in float32", build_jax
         ),
-        Contestant("limit", "the three matrix products alone by torch, all rows at once", build_limit, checked=False),
+        Contestant("limit", "the matrix products alone by torch, all rows at once", build_limit, checked=False),
+        Contestant(
+            "limit-best",
+            "the same by the fastest library there is",
+            build_limit_best,
+            checked=False,
+        ),
         Contestant(
             "limit-chunked",
-            "the three matrix products alone by torch, in our chunks of rows",
+            "the same in our chunks of rows",
             build_limit_chunked,
             checked=False,
         ),

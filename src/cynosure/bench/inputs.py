@@ -57,7 +57,7 @@ def prepare(name: str, dtypes: list[str], tokens: list[int], say: Say) -> Prepar
 def keep_truth(made: Prepared, dtype: str, n_tokens: int) -> None:
     inputs = load_inputs(made, dtype, n_tokens)
     truth = compute_truth(inputs)
-    eager = errors_of(build_eager(inputs)(), truth)
+    eager = Errors(**errors_of(build_eager(inputs)(), truth))
     save(made.truth_file(dtype, n_tokens), {"truth": truth._asdict(), "eager": eager._asdict()})
 
 

@@ -1,33 +1,49 @@
-"""The limit: the three matrix products that any exact loss makes, and nothing around them.
+"""The limit: the matrix products that any exact loss makes, and nothing around them.
 
 logits (N, V) = h w^T, dhidden (N, D) = logits w, dweight (V, D) = logits^T h; the numbers mean nothing, the work does.
+Where the forward alone is raced, the first of them.
 """
 
 import torch
 
 from cynosure.bench.contestants import Inputs, Outputs
 from cynosure.loss import explain
+from cynosure.loss.gemm import product
+from cynosure.loss.plan import Plan
 
 
-def whole_gemms(inputs: Inputs) -> Outputs:
+def plan_of(inputs: Inputs) -> Plan:
+    """What our loss would do with them."""
+    (n_tokens, hidden_size), vocab_size = inputs.hidden.shape, len(inputs.weight)
+    dtype = inputs.hidden.dtype
+    return explain(n_tokens, hidden_size, vocab_size, dtype=dtype, requires_grad=inputs.backward)
+
+
+def best_provider(inputs: Inputs) -> str:
+    """In float32 whoever a trial shows to be fastest; half precision is torch's here: our own is part of our loss."""
+    return plan_of(inputs).gemm.provider if inputs.hidden.dtype == torch.float32 else "torch"
+
+
+def whole_gemms(inputs: Inputs, provider: str) -> Outputs:
     """All rows at once."""
     hidden, weight = inputs.hidden.detach(), inputs.weight.detach()
-    logits = hidden @ weight.t()
-    return Outputs(logits[0, 0], logits @ weight, logits.t() @ hidden)
+    logits = product(hidden, weight.t(), hidden.new_empty(len(hidden), len(weight)), provider=provider)
+    if not inputs.backward:
+        return Outputs(logits[0, 0])
+    dhidden = product(logits, weight, torch.empty_like(hidden), provider=provider)
+    return Outputs(logits[0, 0], dhidden, product(logits.t(), hidden, torch.empty_like(weight), provider=provider))
 
 
-def chunked_gemms(inputs: Inputs) -> Outputs:
+def chunked_gemms(inputs: Inputs, provider: str) -> Outputs:
     """As many rows at a time as our loss takes, through one reused buffer; dW is added up inside the product."""
     hidden, weight = inputs.hidden.detach(), inputs.weight.detach()
-    n_rows = explain(len(hidden), hidden.shape[1], len(weight), dtype=hidden.dtype).chunk_tokens
+    n_rows = plan_of(inputs).chunk_tokens
     buffer = hidden.new_empty(n_rows, len(weight))
-    dhidden, dweight = torch.empty_like(hidden), torch.empty_like(weight)
+    dhidden, dweight = (torch.empty_like(x) if inputs.backward else None for x in (hidden, weight))
     for start in range(0, len(hidden), n_rows):
         h = hidden[start : start + n_rows]
-        logits = torch.mm(h, weight.t(), out=buffer[: len(h)])
-        torch.mm(logits, weight, out=dhidden[start : start + n_rows])
-        if start == 0:
-            torch.mm(logits.t(), h, out=dweight)
-        else:
-            dweight.addmm_(logits.t(), h)
+        logits = product(h, weight.t(), buffer[: len(h)], provider=provider)
+        if dhidden is not None and dweight is not None:
+            product(logits, weight, dhidden[start : start + n_rows], provider=provider)
+            product(logits.t(), h, dweight, add=start > 0, provider=provider)
     return Outputs(buffer[0, 0], dhidden, dweight)

@@ -35,6 +35,7 @@ class Settings:
     runs: int = 3
     slow_seconds: float = 10.0  # whoever takes longer in the first run is run once
     cutoff_seconds: float = 60.0
+    backward: bool = True  # False: the forward alone
 
     def __post_init__(self) -> None:
         for head in self.heads:
@@ -76,10 +77,11 @@ class Out(Exception):
 class Racer:
     """A contestant's process, in one head and dtype; `left` is the row with which it left the race."""
 
-    def __init__(self, contestant: Contestant, prepared: Prepared, dtype: str, cutoff_seconds: float) -> None:
-        self.contestant, self.cutoff_seconds = contestant, cutoff_seconds
-        self.process = Process(serve, contestant, prepared, dtype)
+    def __init__(self, contestant: Contestant, prepared: Prepared, dtype: str, settings: Settings) -> None:
+        self.contestant, self.cutoff_seconds = contestant, settings.cutoff_seconds
+        self.process = Process(serve, contestant, prepared, dtype, settings.backward)
         self.left: Row | None = None
+        self.plan: dict[str, Any] | None = None
 
     def new_row(self) -> Row:
         row = Row(self.contestant.name, self.contestant.title)
@@ -100,14 +102,15 @@ class Racer:
 
     def build(self, n_tokens: int) -> None:
         seconds = BUILD_FACTOR * self.cutoff_seconds
-        self._ask({"task": "build", "n_tokens": n_tokens}, seconds, f"of getting ready for {n_tokens:,} tokens")
+        asked: dict[str, Any] = {"task": "build", "n_tokens": n_tokens}
+        self.plan = self._ask(asked, seconds, f"of getting ready for {n_tokens:,} tokens").get("plan")
 
     def run(self, row: Row, n_tokens: int, compare: bool) -> None:
         """One run, its figures put into the row."""
         reply = self._ask({"task": "run", "compare": compare}, self.cutoff_seconds, f"with {n_tokens:,} tokens")
         row.seconds.append(reply["seconds"])
         row.extra_bytes.append(reply["extra_bytes"])
-        row.memory_method = reply["memory_method"]
+        row.memory_method, row.plan = reply["memory_method"], self.plan
         if "errors" in reply:
             row.errors, row.allowed = reply["errors"], reply["allowed"]
             if wrong := complaints(row.errors, row.allowed):
@@ -146,7 +149,7 @@ class Steps:
 
 def bench_loss(settings: Settings, contestants: Iterable[Contestant], say: Say = lambda *_: None) -> Report:
     """Race the contestants through every head, dtype and number of tokens."""
-    field = list(contestants)
+    field = [contestant for contestant in contestants if contestant.trains or not settings.backward]
     steps = Steps(say, count_steps(settings, field))
     report = Report(
         command=shlex.join(["cynosure", *sys.argv[1:]]),
@@ -201,7 +204,7 @@ def race_dtype(
     racers: list[Racer] = []
     try:
         for contestant in contestants:
-            racer = Racer(contestant, prepared, dtype, settings.cutoff_seconds)
+            racer = Racer(contestant, prepared, dtype, settings)
             racers.append(racer)
             steps.next(f"{where}: {contestant.name}, gradients against float64")
             row = racer.new_row()

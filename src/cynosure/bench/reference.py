@@ -63,19 +63,23 @@ def compute_truth(inputs: Inputs) -> Truth:
     return Truth(torch.cat(nll).mean(), torch.cat(dhidden), dweight)
 
 
-def errors_of(outputs: Outputs, truth: Truth) -> Errors:
-    """How far a contestant's outputs are from the truth."""
-    loss, dhidden, dweight = (x if isinstance(x, Tensor) else from_dlpack(x) for x in outputs)
+def errors_of(outputs: Outputs, truth: Truth) -> dict[str, float]:
+    """How far a contestant's outputs are from the truth, by the names of `Errors`: the loss, and gradients if made."""
+    made = [x if isinstance(x, Tensor) else from_dlpack(x) for x in outputs if x is not None]
+    errors = {"loss": relative(made[0].double(), truth.loss)}
+    return errors | (gradient_errors(made[1], made[2], truth) if len(made) > 1 else {})
+
+
+def gradient_errors(dhidden: Tensor, dweight: Tensor, truth: Truth) -> dict[str, float]:
     by_hidden, by_vocab = probes(dhidden.shape[1], len(dweight))
     projected = torch.zeros_like(truth.dweight)
     n_block = max(1, BLOCK_BYTES // (8 * dweight.shape[1]))
     for start in range(0, len(dweight), n_block):
         projected += by_vocab[start : start + n_block].t() @ dweight[start : start + n_block].double()
-    return Errors(
-        relative(loss.double(), truth.loss),
-        relative(dhidden.double() @ by_hidden, truth.dhidden),
-        relative(projected, truth.dweight),
-    )
+    return {
+        "dhidden": relative(dhidden.double() @ by_hidden, truth.dhidden),
+        "dweight": relative(projected, truth.dweight),
+    }
 
 
 def relative(x: Tensor, truth: Tensor) -> float:

@@ -23,6 +23,7 @@ class Row:
     errors: dict[str, float] | None = None
     allowed: dict[str, float] | None = None
     memory_method: str | None = None
+    plan: dict[str, Any] | None = None  # ours alone: what it did, and why
 
     @property
     def seconds_median(self) -> float | None:
@@ -64,8 +65,9 @@ class Case:
 
     @property
     def accumulator_bytes(self) -> int:
-        """One float32 copy of a half-precision weight: what an exact dW may be added up in."""
-        return 4 * self.vocab_size * self.hidden_size if self.dtype in ("bfloat16", "float16") else 0
+        """What ours adds a half-precision dW up in beside itself, so that chunks cost no precision."""
+        plans = [row.plan for row in self.rows if row.plan]
+        return int(plans[0]["accumulator_bytes"]) if plans else 0
 
     def to_json(self) -> dict[str, Any]:
         record = {key: value for key, value in vars(self).items() if key != "rows"}

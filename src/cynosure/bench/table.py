@@ -10,8 +10,8 @@ from cynosure.bench.results import Case, Report, Row
 MIB = 2**20
 NONE = "–"  # noqa: RUF001
 HOW = (
-    "Seconds of forward and backward: median (least-most) of interleaved runs, a process each. "
-    "Memory: peak beyond inputs and gradients, MiB; in half precision also beyond one float32 accumulator of W's size. "
+    "Seconds: median (least-most) of interleaved runs, a process each. "
+    "Memory: peak beyond inputs and gradients, MiB; in half precision also beyond what ours adds dW up in (- accum). "
     "Errors: relative to float64; gradients in the Frobenius norm, estimated by random projections. "
     "A figure stands only where no error exceeds twice that of F.cross_entropy(F.linear(h, W), t) in the same dtype "
     "(for the loss, plus one rounding of the dtype). Whoever is slow in the first run is run once."
@@ -28,7 +28,10 @@ def print_report(report: Report, console: Console) -> None:
         titles = {row.contestant: row.title for case in report.cases for row in case.rows}
         width = max(map(len, titles))
         console.print(*[Text(f"{name:{width}}  {title}", style="dim") for name, title in titles.items()], sep="\n")
-        console.print(Text(f"\n{HOW}\n\n{machine(report)}", style="dim"))
+        what = (
+            "Forward and backward." if report.settings["backward"] else "The forward alone, as when a text is scored."
+        )
+        console.print(Text(f"\n{what} {HOW}\n\n{machine(report)}", style="dim"))
 
 
 def machine(report: Report) -> str:
@@ -84,8 +87,14 @@ def mib(n_bytes: int | None) -> str:
 
 
 def verdicts(case: Case) -> list[str]:
-    """Ours against the plain two calls, in a sentence each."""
+    """What ours did, and how it stands against the plain two calls, in a sentence each."""
     ours, lines = case.row(OURS), []
+    if ours and ours.plan:
+        lines.append(
+            "ours: rows by {backend}, products by {products} ({reason}), {chunk_tokens} tokens a chunk".format(
+                **ours.plan
+            )
+        )
     for row in case.rows:
         if not row.contestant.startswith(EAGER) or ours is None:
             continue

@@ -1,7 +1,7 @@
 """One process, one contestant: it does what the parent asks over a pipe, and works only while it is asked.
 
 parent                                  worker
-{"task": "build", "n_tokens": N}        {} or {"unavailable": reason} or {"failed": reason}
+{"task": "build", "n_tokens": N}        {} or {"plan"} or {"unavailable": reason} or {"failed": reason}
 {"task": "run", "compare": bool}        {"seconds", "extra_bytes", "memory_method", "errors", "allowed"} or the same
 None                                    ends
 """
@@ -12,7 +12,7 @@ import time
 from multiprocessing.connection import Connection
 from typing import Any
 
-from cynosure.bench.contestants import Contestant, Outputs, Step, Unavailable
+from cynosure.bench.contestants import OURS, Contestant, Outputs, Step, Unavailable
 from cynosure.bench.prepared import Prepared
 
 MISLEADING = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # where set, they force a kernel on OpenBLAS
@@ -22,8 +22,8 @@ SETTINGS = {"JAX_PLATFORMS": "cpu", "TORCHINDUCTOR_COMPILE_THREADS": "1"}  # no 
 class Worker:
     """The contestant at one number of tokens."""
 
-    def __init__(self, contestant: Contestant, prepared: Prepared, dtype: str) -> None:
-        self.contestant, self.prepared, self.dtype = contestant, prepared, dtype
+    def __init__(self, contestant: Contestant, prepared: Prepared, dtype: str, backward: bool = True) -> None:
+        self.contestant, self.prepared, self.dtype, self.backward = contestant, prepared, dtype, backward
         self.n_tokens = 0
         self.step: Step | None = None
 
@@ -41,12 +41,17 @@ class Worker:
 
     def build(self, n_tokens: int) -> dict[str, Any]:
         from cynosure.bench.inputs import load_inputs
+        from cynosure.bench.limit import plan_of
 
         self.step, self.n_tokens = None, n_tokens
-        inputs = load_inputs(self.prepared, self.dtype, n_tokens)
+        inputs = load_inputs(self.prepared, self.dtype, n_tokens)._replace(backward=self.backward)
         inputs.weight.sum()  # maps every page, so that inputs do not count as memory of the run
         self.step = self.contestant.build(inputs)
-        return {}
+        if self.contestant.name != OURS:
+            return {}
+        plan = plan_of(inputs)
+        told = {"backend": plan.backend, "products": plan.gemm.provider, "reason": plan.gemm.reason}
+        return {"plan": told | {"chunk_tokens": plan.chunk_tokens, "accumulator_bytes": plan.accumulator_bytes}}
 
     def run(self, compare: bool) -> dict[str, Any]:
         from cynosure.bench.memory import PeakMemory
@@ -56,7 +61,7 @@ class Worker:
             start = time.perf_counter()
             outputs = self.step()
             seconds = time.perf_counter() - start
-        extra_bytes = memory.n_bytes - outputs.dhidden.nbytes - outputs.dweight.nbytes
+        extra_bytes = memory.n_bytes - sum(x.nbytes for x in (outputs.dhidden, outputs.dweight) if x is not None)
         reply = {"seconds": seconds, "extra_bytes": max(0, extra_bytes), "memory_method": memory.method}
         return reply | (self.compare(outputs) if compare and self.contestant.checked else {})
 
@@ -67,14 +72,16 @@ class Worker:
         from cynosure.bench.reference import allowed, errors_of
 
         truth, eager = load_truth(self.prepared, self.dtype, self.n_tokens)
-        bounds = allowed(eager, getattr(torch, self.dtype))
-        return {"errors": errors_of(outputs, truth)._asdict(), "allowed": bounds._asdict()}
+        errors, bounds = errors_of(outputs, truth), allowed(eager, getattr(torch, self.dtype))._asdict()
+        return {"errors": errors, "allowed": {name: bounds[name] for name in errors}}
 
 
-def serve(pipe: Connection, log: str, contestant: Contestant, prepared: Prepared, dtype: str) -> None:
+def serve(
+    pipe: Connection, log: str, contestant: Contestant, prepared: Prepared, dtype: str, backward: bool = True
+) -> None:
     """The whole life of a worker."""
     settle(log)
-    worker = Worker(contestant, prepared, dtype)
+    worker = Worker(contestant, prepared, dtype, backward)
     while (message := pipe.recv()) is not None:
         pipe.send(worker.answer(message))
 

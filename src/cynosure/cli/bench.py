@@ -33,6 +33,7 @@ def loss(
     contestants: Annotated[str, typer.Option(help="all, or some: cynosure,eager,limit...")] = "all",
     runs: Annotated[int, typer.Option(help="Timed runs of each; whoever takes over 10 s has one.")] = 3,
     cutoff: Annotated[float, typer.Option(help="Seconds after which a run is ended.")] = 60.0,
+    forward: Annotated[bool, typer.Option("--forward", help="The forward alone, as when a text is scored.")] = False,
     json_path: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the report to this file as well.")
     ] = None,
@@ -53,7 +54,7 @@ def loss(
     common.show_notes(quiet)
     chosen = find_contestants(names(contestants))
     counts = tuple(whole_number("--tokens", name) for name in names(tokens)) or None
-    settings = Settings(names(heads), names(dtypes), counts, runs, cutoff_seconds=cutoff)
+    settings = Settings(names(heads), names(dtypes), counts, runs, cutoff_seconds=cutoff, backward=not forward)
     if json_path is not None and not json_path.parent.is_dir():
         raise ValueError(f"--json: there is no folder {json_path.parent}")
     with shown_progress(quiet) as say:
