@@ -174,7 +174,7 @@ def test_the_forward_alone(prepared: Prepared, invoke: Invoke) -> None:
 
 
 def test_statistics_have_no_backward(prepared: Prepared, invoke: Invoke) -> None:
-    code, out, _ = invoke(
+    _, out, _ = invoke(
         "--heads", HEAD, "--contestants", "stats,eager", "--dtypes", "float32", "--tokens", "300", "--runs", "1",
         "--format", "json",
     )  # fmt: skip
