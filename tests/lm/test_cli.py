@@ -133,10 +133,12 @@ def test_check_passes_and_fails(run, tiny_folder: Path, monkeypatch: pytest.Monk
 
 def test_info(run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CYNOSURE_CACHE", str(tmp_path))
+    monkeypatch.setenv("CYNOSURE_GEMM", "torch")  # no trial, of which the cache would keep the result
     (tmp_path / "x").write_bytes(b"1234")
     facts = json.loads(run("info", "--format", "json").out)
     assert facts["cache"] == {"folder": str(tmp_path), "bytes": 4}
     assert facts["backends"][-1]["name"] == "torch"
+    assert {gemm["provider"] for gemm in facts["products"].values()} == {"torch"}
     assert set(facts["models"]) == {"smollm2", "gemma3-270m"}
     table = run("info").out
     assert "backend torch" in table
