@@ -153,6 +153,17 @@ def test_autocast_keeps_a_float32_dweight(monkeypatch):
     assert_three_way(ours, theirs, evaluate(oracle.loss, case.double()).grads["weight"], eps=1e-6)
 
 
+@has_native
+def test_autocast_of_another_half_precision(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "native")
+    case = make_case(lead=(90,), d=24, v=301, dtype=torch.float16)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = evaluate(linear_cross_entropy, case, chunk_tokens=32).grads["weight"]
+        theirs = evaluate(oracle.loss, case).grads["weight"]
+    assert ours.dtype == torch.float16
+    assert_three_way(ours, theirs, evaluate(oracle.loss, case.double()).grads["weight"], eps=1e-6)
+
+
 @provider_params
 def test_statistics_come_through_it_too(provider, dtype, monkeypatch):
     case = make_case(lead=(40,), d=24, v=301, dtype=dtype, bias=True)

@@ -88,7 +88,8 @@ class WeightSum:
 
     def __init__(self, dweight: Tensor, dtype: torch.dtype, flops: float) -> None:
         self.dweight = dweight
-        self.native = dtype == torch.bfloat16 and choose_gemm(flops, dtype, dweight.device).provider == "native"
+        ours = dtype == torch.bfloat16 and dweight.dtype in (torch.bfloat16, torch.float32)
+        self.native = ours and choose_gemm(flops, dtype, dweight.device).provider == "native"
         self.low: Tensor | None = None
         self.wide: Tensor | None = None
 
