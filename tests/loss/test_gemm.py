@@ -142,25 +142,15 @@ def test_dweight_is_as_near_to_the_truth_as_torchs(chunk_tokens, monkeypatch):
 
 
 @has_native
-def test_autocast_keeps_a_float32_dweight(monkeypatch):
-    """Half-precision products of a float32 weight: each chunk is added to dW itself."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_autocast_gives_dweight_in_the_weights_own_dtype(dtype, monkeypatch):
+    """bfloat16 products of another weight: each chunk is added to a float32 dW itself, a float16 one is torch's."""
     monkeypatch.setenv(VARIABLE, "native")
-    case = make_case(lead=(90,), d=24, v=301, dtype=torch.float32)
+    case = make_case(lead=(90,), d=24, v=301, dtype=dtype)
     with torch.autocast("cpu", torch.bfloat16):
         ours = evaluate(linear_cross_entropy, case, chunk_tokens=32).grads["weight"]
         theirs = evaluate(oracle.loss, case).grads["weight"]
-    assert ours.dtype == torch.float32
-    assert_three_way(ours, theirs, evaluate(oracle.loss, case.double()).grads["weight"], eps=1e-6)
-
-
-@has_native
-def test_autocast_of_another_half_precision(monkeypatch):
-    monkeypatch.setenv(VARIABLE, "native")
-    case = make_case(lead=(90,), d=24, v=301, dtype=torch.float16)
-    with torch.autocast("cpu", torch.bfloat16):
-        ours = evaluate(linear_cross_entropy, case, chunk_tokens=32).grads["weight"]
-        theirs = evaluate(oracle.loss, case).grads["weight"]
-    assert ours.dtype == torch.float16
+    assert ours.dtype == dtype
     assert_three_way(ours, theirs, evaluate(oracle.loss, case.double()).grads["weight"], eps=1e-6)
 
 

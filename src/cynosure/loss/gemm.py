@@ -62,7 +62,8 @@ def why_missing(provider: str) -> str:
 
 def product(a: Tensor, b: Tensor, out: Tensor, add: bool = False, provider: str | None = None) -> Tensor:
     """out (M, N) = a (M, K) @ b (K, N), or += with `add`; by the provider named, or the one to choose."""
-    provider = provider or choose_for(a, b)
+    flops = 2.0 * a.shape[0] * a.shape[1] * b.shape[1]
+    provider = provider or choose_gemm(flops, a.dtype, a.device).provider
     if provider == "openblas" and takes(torch.float32, a, b, out) and by_rows(out):
         blas = find_openblas()
         assert blas is not None
@@ -72,11 +73,6 @@ def product(a: Tensor, b: Tensor, out: Tensor, add: bool = False, provider: str 
         native_product(a, b, out)
         return out
     return out.addmm_(a, b) if add else torch.mm(a, b, out=out)
-
-
-def choose_for(a: Tensor, b: Tensor) -> str:
-    """The provider of a (M, K) @ b (K, N)."""
-    return choose_gemm(2.0 * a.shape[0] * a.shape[1] * b.shape[1], a.dtype, a.device).provider
 
 
 class WeightSum:

@@ -93,7 +93,7 @@ struct SomeLanes {
     int n;
     template <class T>
     INLINE Vector<F> load(const T* x) const {
-        return load_some<T, F>(x, n, F(0));
+        return load_some<T, F>(x, n);
     }
     template <class T>
     INLINE void store(T* x, Vector<F> v) const {
@@ -245,7 +245,7 @@ ALONE int64_t find(const T* row, int64_t begin, int64_t n, double bound, C cap) 
     constexpr int lanes = Real<F>::lanes;
     for (int64_t i = begin; i < n; i += lanes) {
         const int count = n - i < lanes ? int(n - i) : lanes;
-        const Vector<F> x = count == lanes ? load(row + i) : load_some<T, F>(row + i, count, F(0));
+        const Vector<F> x = count == lanes ? load(row + i) : load_some<T, F>(row + i, count);
         const Mask<F> over = cap.z(x) > F(bound);
         typename Real<F>::Int any = 0;
         for (int k = 0; k < lanes; k++) any |= over[k];

@@ -121,15 +121,12 @@ INLINE void store(bfloat16* x, Vector<float> v) {  // to nearest, ties to even; 
     memcpy(x, &h, sizeof h);
 }
 
-// The first n < lanes elements, `pad` behind them.
+// The first n < lanes elements, zeros behind them.
 template <class T, class F = typename Stored<T>::Computed>
-INLINE Vector<F> load_some(const T* x, int n, F pad) {
-    F some[Real<F>::lanes];
+INLINE Vector<F> load_some(const T* x, int n) {
     T copy[Real<F>::lanes] = {};
     memcpy(copy, x, n * sizeof(T));
-    store(some, load(copy));
-    for (int i = n; i < Real<F>::lanes; i++) some[i] = pad;
-    return load(some);
+    return load(copy);
 }
 
 template <class T, class F>
