@@ -13,6 +13,7 @@ from cynosure.loss import token_stats
 from cynosure.loss.native import build
 from cynosure.loss.native.library import INSTRUCTIONS, library, load
 from cynosure.loss.options import RowOptions
+from cynosure.loss.pieces import Best, Piece, figures
 from cynosure.loss.plan import BACKENDS, backends, choose_backend
 from cynosure.loss.targets import TargetRows
 
@@ -35,6 +36,14 @@ def exp_of(x, name):
 def loss_rows(name, z, target, upstream=None, **options):
     rows = TargetRows(target[:, None], torch.ones(len(z), 1, dtype=real(z)), torch.ones(len(z), dtype=real(z)))
     return BACKENDS[name].loss_rows(z, rows, RowOptions(**options), upstream)
+
+
+def stats_rows(name, z, target, **options):
+    beta, best = torch.tensor([0.5, 2.0], dtype=torch.float64), Best.none(len(z), 2, z.device)
+    logit = z.gather(-1, target[:, None])[:, 0]
+    piece = Piece(0, z.shape[-1])
+    part = BACKENDS[name].stats_piece(z, piece, target, logit, RowOptions(**options), best, beta)
+    return figures(part, target, best, beta)
 
 
 def real(z):
@@ -84,16 +93,8 @@ def test_infinities_and_nan_as_in_the_torch_kernel(name, dtype, special, everywh
     tol = {"rtol": 1e-2, "atol": 1e-2} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-6}
     torch.testing.assert_close(ours, theirs, equal_nan=True, **tol)
     torch.testing.assert_close(dours.to(real(z)), dtheirs, equal_nan=True, **tol)
-    stats = [
-        BACKENDS[n].stats_rows(
-            x.clone(),
-            target,
-            RowOptions(**{k: v for k, v in options.items() if k in ("softcap", "scale")}),
-            2,
-            [0.5, 2.0],
-        )
-        for n, x in ((name, z), ("torch", z.to(real(z))))
-    ]
+    capped = {k: v for k, v in options.items() if k in ("softcap", "scale")}
+    stats = [stats_rows(n, x.clone(), target, **capped) for n, x in ((name, z), ("torch", z.to(real(z))))]
     for field in ("nll", "lse", "entropy", "rank", "argmax", "confidence", "margin", "brier", "nll_at_temperature"):
         a, b = (getattr(s, field) for s in stats)
         torch.testing.assert_close(a, b, equal_nan=True, msg=lambda m, field=field: f"{field}: {m}")

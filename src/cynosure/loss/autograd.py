@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from cynosure.loss.chunked import Gradients, Head, Job, Wanted, compute, compute_dlogits, compute_logits
+from cynosure.loss.forward import compute_loss
 
 NO_SECOND = (
     "the fused loss has no second derivative: for double backward (Hessian-vector products, gradient penalties) use "
@@ -60,7 +61,10 @@ class FusedSum(_FirstOrder):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, row_weight: Tensor, job: Job) -> Tensor:
         ctx.job, ctx.wanted = job, Wanted(*ctx.needs_input_grad[:3])
-        loss, ctx.gradients = compute(job, hidden, Head(weight, bias), row_weight, ctx.wanted)
+        if any(ctx.wanted):
+            loss, ctx.gradients = compute(job, hidden, Head(weight, bias), row_weight, ctx.wanted)
+        else:
+            loss, ctx.gradients = compute_loss(job, hidden, Head(weight, bias)), None
         ctx.dtypes = [None if x is None else x.dtype for x in (hidden, weight, bias)]
         ctx.save_for_backward(hidden, weight, bias, row_weight, loss)
         return (row_weight * loss).sum()
@@ -85,7 +89,7 @@ class FusedRows(_FirstOrder):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, job: Job) -> Tensor:
         ctx.job = job
         ctx.save_for_backward(hidden, weight, bias)
-        return compute(job, hidden, Head(weight, bias))[0]
+        return compute_loss(job, hidden, Head(weight, bias))
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
@@ -93,8 +97,7 @@ class FusedRows(_FirstOrder):
         wanted = Wanted(*ctx.needs_input_grad[:3])
         gradients = compute(ctx.job, hidden, Head(weight, bias), upstream[0].detach(), wanted)[1]
         dtypes = [None if x is None else x.dtype for x in (hidden, weight, bias)]
-        parts: list[Tensor | None] = [None] * 3 if gradients is None else gradients.take(None, dtypes)
-        return (*_first_order(parts, ctx, upstream[0]), None)
+        return (*_first_order(gradients.take(None, dtypes), ctx, upstream[0]), None)
 
 
 class LogitsRows(_FirstOrder):

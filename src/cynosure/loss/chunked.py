@@ -23,6 +23,14 @@ class Head(NamedTuple):
     weight: Tensor  # (V, D)
     bias: Tensor | None  # (V,)
 
+    def to(self, dtype: torch.dtype) -> "Head":
+        """Both in this dtype."""
+        return Head(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
+
+    def classes(self, at: "slice | Tensor") -> "Head":
+        """Of these classes alone."""
+        return Head(self.weight[at], None if self.bias is None else self.bias[at])
+
 
 class Job(NamedTuple):
     """Everything constant about one call."""
@@ -52,7 +60,11 @@ class Wanted(NamedTuple):
     dbias: bool
 
 
-NOTHING = Wanted(False, False, False)
+def linear(hidden: Tensor, head: Head, out: Tensor, provider: str | None = None) -> Tensor:
+    """out (r, V) = hidden (r, D) @ weight.T + bias."""
+    if head.bias is not None:
+        out.copy_(head.bias)
+    return product(hidden, head.weight.t(), out, add=head.bias is not None, provider=provider)
 
 
 def logits_chunks(
@@ -65,11 +77,7 @@ def logits_chunks(
     for start in range(0, n_rows, n_chunk):
         stop = min(start + n_chunk, n_rows)
         h = hidden[rows_between(rows, start, stop)]
-        logits = buffer[: stop - start]
-        if head.bias is not None:
-            logits.copy_(head.bias)
-        product(h, head.weight.t(), logits, add=head.bias is not None)
-        yield Chunk(start, stop, h, logits)
+        yield Chunk(start, stop, h, linear(h, head, buffer[: stop - start]))
 
 
 def visit(
@@ -149,30 +157,16 @@ class Gradients:
         return [None if d is None else d.to(dtype) for d, dtype in zip(scaled, dtypes, strict=True)]
 
 
-def compute(
-    job: Job,
-    hidden: Tensor,
-    head: Head,
-    upstream: Tensor | None = None,
-    wanted: Wanted = NOTHING,
-) -> tuple[Tensor, Gradients | None]:
-    """Loss (n,) of every counted row: one GEMM. Two more give the gradients of sum(upstream * loss)."""
+def compute(job: Job, hidden: Tensor, head: Head, upstream: Tensor, wanted: Wanted) -> tuple[Tensor, Gradients]:
+    """Loss (n,) of every counted row and the gradients of sum(upstream * loss): three GEMMs."""
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-        hidden = hidden.to(job.dtype)
-        head = Head(head.weight.to(job.dtype), None if head.bias is None else head.bias.to(job.dtype))
+        hidden, head = hidden.to(job.dtype), head.to(job.dtype)
         loss = torch.empty(job.batch.n_rows, dtype=accumulation_dtype(job.dtype), device=hidden.device)
-        gradients = None
-        if upstream is not None and any(wanted):
-            unit = _unit(upstream, job.dtype)
-            gradients = Gradients(hidden, head, job, wanted, unit)
-            upstream = upstream / unit
-        else:
-            upstream = None
+        unit = _unit(upstream, job.dtype)
+        gradients = Gradients(hidden, head, job, wanted, unit)
         for chunk in logits_chunks(hidden, head, job.batch.inputs, job.batch.n_rows, job.chunk_tokens):
-            kernel = _row_kernel(job, chunk.start, loss, upstream)
-            visit(job.backend, chunk.logits, kernel, write_back=gradients is not None)
-            if gradients is not None:
-                gradients.add(chunk, head)
+            visit(job.backend, chunk.logits, _row_kernel(job, chunk.start, loss, upstream / unit), write_back=True)
+            gradients.add(chunk, head)
     return loss, gradients
 
 

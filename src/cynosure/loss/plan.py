@@ -11,6 +11,7 @@ from cynosure.loss import rows_native, rows_torch
 from cynosure.loss.gemm import Gemm, choose_gemm
 from cynosure.loss.native.library import library
 from cynosure.loss.options import Reduction, accumulation_dtype, check_integer, check_reduction
+from cynosure.loss.pieces import LossPart, StatsPart
 
 MIB = 2**20
 MOST_CHUNK_TOKENS = 256  # on a CPU the matrix products gain a twentieth from 200 to 256 rows, and little after that
@@ -18,11 +19,14 @@ LEAST_CHUNK_TOKENS = 205  # a short batch goes in fifths: a tenth of the memory 
 MIN_LOGITS_BYTES = 16 * MIB  # small vocabularies take more rows: fewer, larger products
 MAX_LOGITS_BYTES = 256 * MIB  # huge ones take fewer
 BLOCK_BYTES = 2 * MIB  # what torch operations visit at a time: it stays in the CPU's last-level cache
+PIECE_BYTES = 24 * MIB  # of logits that are not turned into gradients: visited while they are in a CPU's cache
+ALIGNED = 64  # columns of a piece are a multiple of this, which suits every product
+PIECE_TOKENS = 2048  # and the rows of such a piece: each product packs the weights it reads anew
 NATIVE_BLOCK_BYTES = 64 * MIB  # enough rows for every thread; a dense target's are converted for as many
 
 
 class Backend(NamedTuple):
-    """A row kernel: the two functions documented in `rows_torch`, and what they can be handed.
+    """A row kernel: the functions documented in `rows_torch`, and what they can be handed.
 
     Logits of another dtype reach it in the accumulation dtype, block by block. One that works `in_place` needs no copy
     of logits that must not be changed unless it is to leave their gradient there.
@@ -30,7 +34,8 @@ class Backend(NamedTuple):
 
     name: str
     loss_rows: Callable[..., torch.Tensor]
-    stats_rows: Callable[..., rows_torch.StatsRows]
+    loss_piece: Callable[..., LossPart]
+    stats_piece: Callable[..., StatsPart]
     dtypes: tuple[torch.dtype, ...]
     block_bytes: int  # of logits (in the accumulation dtype) at a time on a CPU
     in_place: bool
@@ -39,20 +44,15 @@ class Backend(NamedTuple):
 def native(instructions: str) -> Backend:
     """The C++ kernel with one of its instruction sets."""
     kernel = rows_native.NativeRows(instructions)
-    return Backend(
-        f"native-{instructions}", kernel.loss_rows, kernel.stats_rows, rows_native.DTYPES, NATIVE_BLOCK_BYTES, True
-    )
+    functions = kernel.loss_rows, kernel.loss_piece, kernel.stats_piece
+    return Backend(f"native-{instructions}", *functions, rows_native.DTYPES, NATIVE_BLOCK_BYTES, True)
 
 
-BACKENDS = {
-    backend.name: backend
-    for backend in (
-        *(native(instructions) for instructions in ("avx512", "avx2", "portable")),
-        Backend(
-            "torch", rows_torch.loss_rows, rows_torch.stats_rows, (torch.float32, torch.float64), BLOCK_BYTES, False
-        ),
-    )
-}
+TORCH = Backend(
+    "torch", rows_torch.loss_rows, rows_torch.loss_piece, rows_torch.stats_piece, (torch.float32, torch.float64),
+    BLOCK_BYTES, False,
+)  # fmt: skip
+BACKENDS = {backend.name: backend for backend in (*map(native, ("avx512", "avx2", "portable")), TORCH)}
 NATIVE = "native"  # stands for the best of them
 
 
@@ -118,6 +118,17 @@ def choose_chunk_tokens(n_tokens: int, vocab_size: int, dtype: torch.dtype, chun
     return max(1, math.ceil(n_tokens / n_chunks))
 
 
+def choose_piece(
+    n_tokens: int, vocab_size: int, dtype: torch.dtype, device: torch.device, chunk_tokens: int | None
+) -> tuple[int, int]:
+    """Rows and columns of the logits held at once where no gradient is wanted: as even as they come."""
+    most = chunk_tokens or PIECE_TOKENS
+    rows = math.ceil(n_tokens / max(1, math.ceil(n_tokens / most)))
+    n_bytes = PIECE_BYTES if device.type == "cpu" else MAX_LOGITS_BYTES
+    columns = math.ceil(vocab_size / math.ceil(max(1, rows) * vocab_size * dtype.itemsize / n_bytes))
+    return max(1, rows), min(vocab_size, columns if columns < ALIGNED else math.ceil(columns / ALIGNED) * ALIGNED)
+
+
 def block_rows(
     backend: Backend, n_rows: int, vocab_size: int, dtype: torch.dtype, device: torch.device, copied: bool = False
 ) -> int:
@@ -132,6 +143,7 @@ def block_rows(
 class Plan:
     """What one call costs. Bytes are beyond the inputs and the gradients themselves.
 
+    `chunk_vocab` classes of the vocabulary are taken at a time: all, unless no gradient is wanted.
     `accumulator_bytes` is what half-precision dW is added up in beside itself: a float32 copy of it, or with our own
     products the lower halves of float32 numbers.
     """
@@ -143,6 +155,7 @@ class Plan:
     vocab_size: int
     dtype: torch.dtype
     chunk_tokens: int
+    chunk_vocab: int
     n_chunks: int
     n_gemms: int
     logits_bytes: int
@@ -154,11 +167,12 @@ class Plan:
         def size(n_bytes: int) -> str:
             return f"{n_bytes / MIB:,.1f} MiB"
 
+        by = f", by {self.chunk_vocab:,} classes" if self.chunk_vocab < self.vocab_size else ""
         return "\n".join(
             [
                 f"backend      {self.backend} ({self.reason})",
                 f"products     {self.gemm.provider} ({self.gemm.reason})",
-                f"chunks       {self.n_chunks} of {self.chunk_tokens} tokens, {self.n_gemms} matrix products each",
+                f"chunks       {self.n_chunks} of {self.chunk_tokens} tokens{by}, {self.n_gemms} matrix products each",
                 f"logits       {size(self.logits_bytes)} held, instead of {size(self.full_logits_bytes)}",
                 f"scratch      {size(self.scratch_bytes)}",
                 f"accumulator  {size(self.accumulator_bytes)}",
@@ -204,9 +218,11 @@ def explain(
         if size < least:
             raise ValueError(f"{name} must be at least {least}, got {size}")
     chosen, reason = choose_backend(backend, device)
-    rows = choose_chunk_tokens(n_tokens, vocab_size, dtype, chunk_tokens)
+    rows, columns = choose_chunk_tokens(n_tokens, vocab_size, dtype, chunk_tokens), vocab_size
+    if not requires_grad:
+        rows, columns = choose_piece(n_tokens, vocab_size, dtype, torch.device(device), chunk_tokens)
     half, n_chunks = accumulation_dtype(dtype) != dtype, math.ceil(n_tokens / rows)
-    block = block_rows(chosen, rows, vocab_size, dtype, torch.device(device))
+    block = block_rows(chosen, rows, columns, dtype, torch.device(device))
     gemm = choose_gemm(2.0 * rows * hidden_size * vocab_size, dtype, torch.device(device))
     summed = (2 if gemm.provider == "native" else 4) if half and requires_grad and n_chunks > 1 else 0
     return Plan(
@@ -217,10 +233,11 @@ def explain(
         vocab_size=vocab_size,
         dtype=dtype,
         chunk_tokens=rows,
+        chunk_vocab=columns,
         n_chunks=n_chunks,
         n_gemms=1 if not requires_grad else 4 if reduction == "none" else 3,
-        logits_bytes=rows * vocab_size * dtype.itemsize,
-        scratch_bytes=0 if dtype in chosen.dtypes else block * vocab_size * 4,
+        logits_bytes=rows * columns * dtype.itemsize,
+        scratch_bytes=0 if dtype in chosen.dtypes else block * columns * 4,
         accumulator_bytes=vocab_size * hidden_size * summed,
         full_logits_bytes=n_tokens * vocab_size * dtype.itemsize,
     )

@@ -1,4 +1,4 @@
-"""The row kernel in C++: the same two functions as `rows_torch`, for rows in a CPU's memory.
+"""The row kernel in C++: the same functions as `rows_torch`, for rows in a CPU's memory.
 
 One call takes a whole chunk, its rows shared out among as many threads as torch uses.
 """
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cynosure.loss.native.library import INSTRUCTIONS, STORED, Logits, LossRows, StatsRows, library
 from cynosure.loss.options import RowOptions, accumulation_dtype
-from cynosure.loss.rows_torch import StatsRows as Figures
+from cynosure.loss.pieces import Best, LossPart, Piece, StatsPart
 from cynosure.loss.targets import TargetRows
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -25,41 +25,51 @@ class NativeRows:
     def loss_rows(self, z: Tensor, target: TargetRows, options: RowOptions, upstream: Tensor | None = None) -> Tensor:
         """Loss (r,) of each row; with upstream (r,), z becomes upstream * d(loss)/d(logits)."""
         loss = torch.empty(len(z), dtype=accumulation_dtype(z.dtype))
+        self._visit(z, Piece(0, z.shape[-1]), target, options, upstream, loss=loss.data_ptr())
+        return loss
+
+    def loss_piece(self, z: Tensor, piece: Piece, target: TargetRows, options: RowOptions) -> LossPart:
+        """What a piece of r rows adds to their loss."""
+        part = LossPart(*torch.empty(len(LossPart._fields), len(z), dtype=torch.float64))
+        self._visit(z, piece, target, options, **{name: x.data_ptr() for name, x in part._asdict().items()})
+        return part
+
+    def _visit(
+        self, z: Tensor, piece: Piece, target: TargetRows, options: RowOptions,
+        upstream: Tensor | None = None, **results: int,
+    ) -> None:  # fmt: skip
         classes, probability = contiguous(target.classes), target.probability
         if probability.stride(-1) != 1:
             probability = probability.contiguous()
-        k, upstream, class_weight = contiguous(target.k), contiguous(upstream), contiguous(options.class_weight)
+        class_weight = options.class_weight
+        if class_weight is not None:
+            class_weight = class_weight[piece.first : piece.first + z.shape[-1]].contiguous()
+        k, upstream = contiguous(target.k), contiguous(upstream)
         call = LossRows(
-            self.logits(z, options), pointer(classes), pointer(probability), probability.shape[-1],
-            probability.stride(0), pointer(k), pointer(class_weight), pointer(upstream), options.label_smoothing,
-            options.z_loss, pointer(loss),
+            self.logits(z, options), piece.first, pointer(classes), pointer(probability), probability.shape[-1],
+            probability.stride(0), pointer(k), pointer(class_weight), pointer(upstream), 1 - options.label_smoothing,
+            options.label_smoothing / piece.vocab_size, options.z_loss, **results,
         )  # fmt: skip
         functions().cynosure_loss_rows(ctypes.byref(call))
-        return loss
 
-    def stats_rows(
-        self, z: Tensor, index: Tensor, options: RowOptions, topk: int, temperatures: list[float]
-    ) -> Figures:
-        """Every figure of each row of z (r, V) for its target index (r,)."""
-        beta, order = torch.tensor([1 / t for t in temperatures], dtype=torch.float64).sort()
-        shapes = {"top_ids": (topk,), "top_logprobs": (topk,), "nll_at_temperature": (len(beta),)}
-        figures = Figures(
-            **{
-                name: torch.empty(
-                    len(z),
-                    *shapes.get(name, ()),
-                    dtype=torch.int64 if name in ("rank", "argmax", "top_ids") else accumulation_dtype(z.dtype),
-                )
-                for name in Figures._fields
-            }
+    def stats_piece(
+        self, z: Tensor, piece: Piece, index: Tensor, target_logit: Tensor, options: RowOptions, best: Best,
+        beta: Tensor,
+    ) -> StatsPart:  # fmt: skip
+        """What a piece of r rows adds to their figures, `best` brought up to date."""
+        sums, (above, argmax) = (
+            torch.empty(6 + len(beta), len(z), dtype=torch.float64),
+            torch.empty(2, len(z), dtype=torch.int64),
         )
-        index = index.contiguous()
+        part = StatsPart._make([*sums[:6], sums[6:], above, argmax])
+        index, target_logit = index.contiguous(), target_logit.contiguous()
         call = StatsRows(
-            self.logits(z, options), pointer(index), pointer(beta), topk, len(beta), equal_steps(beta),
-            **{name: pointer(x) for name, x in figures._asdict().items()},
+            self.logits(z, options), piece.first, pointer(index), pointer(target_logit), pointer(beta), len(beta),
+            equal_steps(beta), **{name: pointer(x) for name, x in part._asdict().items()}, topk=best.z.shape[-1],
+            top_z=pointer(best.z), top_ids=pointer(best.ids),
         )  # fmt: skip
         functions().cynosure_stats_rows(ctypes.byref(call))
-        return figures._replace(nll_at_temperature=figures.nll_at_temperature[:, order.argsort()])
+        return part
 
     def logits(self, z: Tensor, options: RowOptions) -> Logits:
         """z (r, V), rows contiguous, as the library reads it."""

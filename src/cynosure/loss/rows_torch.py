@@ -1,7 +1,8 @@
 """The row kernel in torch operations: any device, the one every other backend must equal.
 
-A row kernel visits a block of r rows of raw logits z (r, V), held in the accumulation dtype and its to overwrite.
-`loss_rows` gives each row's loss and may leave d(logits) in z; `stats_rows` gives the figures of `token_stats`.
+A row kernel visits a block of r rows of raw logits z, held in the accumulation dtype and its to overwrite.
+`loss_rows` takes whole rows (r, V), gives each one's loss and may leave d(logits) in z. `loss_piece` and `stats_piece`
+take a piece of each row (r, v) and give what it adds to the loss or to the figures of `token_stats`.
 """
 
 from typing import NamedTuple
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cynosure.loss.options import RowOptions
+from cynosure.loss.pieces import INF, Best, LossPart, Piece, StatsPart, base_of
 from cynosure.loss.targets import TargetRows
 
 UNDERFLOW = -1e4  # exp of it is 0 in every dtype, while 0 * it is 0 and not NaN as 0 * -inf would be
@@ -28,7 +30,7 @@ def loss_rows(z: Tensor, target: TargetRows, options: RowOptions, upstream: Tens
     slope = cap_(z, options, with_slope=upstream is not None)
     m = z.amax(-1, keepdim=True)
     z.sub_(m)
-    weighed = weigh(z, target, options)
+    weighed = weigh(z, target, options, Piece(0, z.shape[-1]))
     s = z.exp_().sum(-1)
     log_s = s.log()
     loss = weighed.mass * log_s - weighed.dot
@@ -59,20 +61,26 @@ def cap_(z: Tensor, options: RowOptions, with_slope: bool = False) -> Tensor | N
     return slope
 
 
-def weigh(z: Tensor, target: TargetRows, options: RowOptions) -> Weighed:
-    """q and its sums, from z with the row's maximum already subtracted."""
+def weigh(z: Tensor, target: TargetRows, options: RowOptions, piece: Piece) -> Weighed:
+    """q and its sums, from z with the piece's largest already subtracted."""
     eps, c = options.label_smoothing, options.class_weight
+    share = eps / piece.vocab_size
+    if c is not None:
+        c = c[piece.first : piece.first + z.shape[-1]]
     if target.classes is None:
-        q = target.probability * (1 - eps) + eps / z.shape[-1]
+        q = target.probability * (1 - eps) + share
         if c is not None:
             q.mul_(c)
         return Weighed(q, q.sum(-1), _dot(q, z))
-    q = target.probability * (1 - eps)
+    q, classes = target.probability * (1 - eps), target.classes
+    if z.shape[-1] < piece.vocab_size:
+        classes = classes - piece.first
+        outside = (classes < 0) | (classes >= z.shape[-1])
+        q, classes = q.masked_fill(outside, 0), classes.masked_fill_(outside, 0)
     if c is not None:
-        q = q * c[target.classes]
-    mass, dot = q.sum(-1), _dot(q, z.gather(-1, target.classes))
+        q = q * c[classes]
+    mass, dot = q.sum(-1), _dot(q, z.gather(-1, classes))
     if eps:
-        share = eps / z.shape[-1]
         mass = mass + share * (z.shape[-1] if c is None else c.sum())
         dot = dot + share * (z.sum(-1) if c is None else _dot(c, z))
     return Weighed(q, mass, dot)
@@ -97,50 +105,49 @@ def subtract_target_(dz: Tensor, target: TargetRows, q: Tensor, options: RowOpti
             dz.addcmul_(share, options.class_weight[None], value=-1)
 
 
-class StatsRows(NamedTuple):
-    """Figures of r rows; fields as in `TokenStats`."""
-
-    nll: Tensor
-    lse: Tensor
-    entropy: Tensor
-    rank: Tensor
-    argmax: Tensor
-    confidence: Tensor
-    margin: Tensor
-    brier: Tensor
-    top_ids: Tensor  # (r, topk)
-    top_logprobs: Tensor  # (r, topk)
-    nll_at_temperature: Tensor  # (r, n_temperatures)
-
-
-def stats_rows(z: Tensor, index: Tensor, options: RowOptions, topk: int, temperatures: list[float]) -> StatsRows:
-    """Every figure of each row of z (r, V) for its target index (r,)."""
+def loss_piece(z: Tensor, piece: Piece, target: TargetRows, options: RowOptions) -> LossPart:
+    """What a piece of r rows adds to their loss; a dense target's probabilities are the piece's (r, v)."""
     cap_(z, options)
-    index = index[:, None]
-    z_target = z.gather(-1, index)
-    rank = 1 + (z > z_target).sum(-1)
-    m, argmax = z.max(-1, keepdim=True)
-    top = z.topk(topk, -1)
-    second = z.scatter_(-1, argmax, -torch.inf).amax(-1, keepdim=True)
-    z.scatter_(-1, argmax, m).sub_(m)
-    z_target, gap = z_target - m, second - m
-    nll_t = [(z / t).exp_().sum(-1).log_() - z_target[:, 0] / t for t in temperatures]
+    top = z.amax(-1)
+    z.sub_(base_of(top)[:, None])
+    weighed = weigh(z, target, options, piece)
+    return LossPart(*(x.double() for x in (top, z.exp_().sum(-1), weighed.dot, weighed.mass)))
+
+
+def stats_piece(
+    z: Tensor, piece: Piece, index: Tensor, target_logit: Tensor, options: RowOptions, best: Best, beta: Tensor
+) -> StatsPart:
+    """What a piece of r rows adds to their figures, `best` brought up to date; index and target_logit are (r,)."""
+    cap_(z, options)
+    target_z = target_logit.clone()
+    cap_(target_z, options)
+    inside = ((index >= piece.first) & (index < piece.first + z.shape[-1])).nonzero()[:, 0]
+    z[inside, index[inside] - piece.first] = -INF
+    above = (z > target_z[:, None]).sum(-1)
+    _keep_best(z, piece, index, best)
+    top, argmax = z.max(-1, keepdim=True)
+    second = z.scatter_(-1, argmax, -INF).amax(-1)
+    base = base_of(top)
+    z.scatter_(-1, argmax, top).sub_(base)
+    tempered = [(z * b).exp_().sum(-1) for b in beta.tolist()]
     e = z.exp()
-    s = e.sum(-1)
-    log_s = s.log()
-    entropy = log_s - z.clamp_(min=UNDERFLOW).mul_(e).sum(-1) / s
-    others = e.scatter_(-1, index, 0)  # brier from what is not the target: 1 - p would cancel
-    brier = (others.sum(-1) / s).square() + others.square_().sum(-1) / s.square()
-    return StatsRows(
-        nll=log_s - z_target[:, 0],
-        lse=m[:, 0] + log_s,
-        entropy=entropy,
-        rank=rank,
-        argmax=argmax[:, 0],
-        confidence=1 / s,
-        margin=-gap[:, 0].expm1() / s,
-        brier=brier,
-        top_ids=top.indices,
-        top_logprobs=top.values - m - log_s[:, None],
-        nll_at_temperature=torch.stack(nll_t, -1) if nll_t else z.new_empty(len(z), 0),
+    return StatsPart(
+        target_z.double(),
+        top[:, 0].double(),
+        second.double(),
+        exp=e.sum(-1).double(),
+        surprise=z.clamp_(min=UNDERFLOW).mul_(e).sum(-1).double(),
+        square=e.square_().sum(-1).double(),
+        tempered=torch.stack(tempered).double() if tempered else beta.new_empty(0, len(z)),
+        above=above,
+        argmax=argmax[:, 0] + piece.first,
     )
+
+
+def _keep_best(z: Tensor, piece: Piece, index: Tensor, best: Best) -> None:
+    if best.z.shape[-1]:
+        top = z.topk(min(best.z.shape[-1], z.shape[-1]), -1)
+        ids = top.indices + piece.first
+        kept = best.with_others(top.values.double(), ids.masked_fill_(ids == index[:, None], -1))
+        best.z.copy_(kept.z)
+        best.ids.copy_(kept.ids)

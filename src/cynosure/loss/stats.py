@@ -5,8 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cynosure.loss.chunked import Head, logits_chunks, visit
+from cynosure.loss.chunked import Head
 from cynosure.loss.compiler import uncompiled
+from cynosure.loss.forward import compute_figures, rows_of
 from cynosure.loss.functional import check_head, kind, matmul_dtype
 from cynosure.loss.options import ReduceOptions, RowOptions, accumulation_dtype
 from cynosure.loss.plan import check_chunk_tokens, choose_backend
@@ -78,16 +79,14 @@ def token_stats(
     figures = _Figures(batch, topk, len(temperatures), accumulation_dtype(dtype), hidden.device)
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         rows = hidden.reshape(-1, hidden.shape[-1]).to(dtype)
-        head = Head(weight.to(dtype), None if bias is None else bias.to(dtype))
-        for chunk in logits_chunks(rows, head, batch.inputs, batch.n_rows, chunk_tokens):
-
-            def visit_block(z: Tensor, start: int, stop: int, offset: int = chunk.start) -> None:
-                at = rows_between(batch.targets, start + offset, stop + offset)
-                index = take_rows(target.unsqueeze(-1), at)[:, 0].long()
-                found = chosen.stats_rows(z, index, options, topk, temperatures)
-                figures.put(start + offset, stop + offset, found)
-
-            visit(chosen, chunk.logits, visit_block)
+        head = Head(weight, bias).to(dtype)
+        beta, order = torch.tensor([1 / t for t in temperatures], dtype=torch.float64, device=hidden.device).sort()
+        for chunk in rows_of(rows, head, batch.inputs, batch.n_rows, chunk_tokens):
+            at = rows_between(batch.targets, chunk.start, chunk.stop)
+            index = take_rows(target.unsqueeze(-1), at)[:, 0].long()
+            found = compute_figures(chunk, index, chosen, options, topk, beta)
+            nll_at_temperature = found.nll_at_temperature[:, order.argsort()]
+            figures.put(chunk.start, chunk.stop, found._replace(nll_at_temperature=nll_at_temperature))
     return figures.stats()
 
 
@@ -111,7 +110,7 @@ class _Figures:
         """The figures of counted rows start to stop."""
         at = rows_between(self.batch.outputs, start, stop)
         for whole, part in zip(self.parts, figures, strict=True):
-            whole[at] = part
+            whole[at] = part.to(whole.dtype)
 
     def stats(self) -> TokenStats:
         """All of them, in the shape of the result."""

@@ -18,8 +18,8 @@ TargetLike = Tensor | tuple[Tensor, Tensor]
 class TargetRows(NamedTuple):
     """The targets of r rows, as a row kernel reads them."""
 
-    classes: Tensor | None  # (r, K) int64, or None where probability covers the vocabulary
-    probability: Tensor  # (r, K) or (r, V), in the accumulation dtype
+    classes: Tensor | None  # (r, K) int64, or None where probability covers the logits at hand
+    probability: Tensor  # (r, K) or (r, V) or of a piece (r, v), in the accumulation dtype
     k: Tensor  # (r,) multiplier of the z-loss: the class weight for class indices, else 1
 
 
@@ -43,12 +43,13 @@ class Target:
         """True for class indices, False for distributions."""
         return self.probability is None
 
-    def rows(self, at: "slice | Tensor", k: Tensor) -> TargetRows:
-        """The targets at these flat rows, k (r,) being theirs."""
+    def rows(self, at: "slice | Tensor", k: Tensor, columns: slice = slice(None)) -> TargetRows:
+        """The targets at these flat rows, k (r,) being theirs; of a distribution over all V, these columns."""
         classes = None if self.classes is None else take_rows(self.classes, at).long()
         if self.probability is None:
             return TargetRows(classes, torch.ones_like(k)[:, None], k)
-        return TargetRows(classes, take_rows(self.probability, at).to(k.dtype), k)
+        probability = self.probability if classes is not None else self.probability[..., columns]
+        return TargetRows(classes, take_rows(probability, at).to(k.dtype), k)
 
 
 class Batch(NamedTuple):

@@ -26,9 +26,10 @@ class LossRows(ctypes.Structure):
     """`LossRows` of rows.h."""
 
     _fields_ = [
-        ("logits", Logits), ("classes", c_void_p), ("probability", c_void_p), ("n_classes", c_int64),
-        ("probability_stride", c_int64), ("k", c_void_p), ("class_weight", c_void_p), ("upstream", c_void_p),
-        ("label_smoothing", c_double), ("z_loss", c_double), ("loss", c_void_p),
+        ("logits", Logits), ("first", c_int64), ("classes", c_void_p), ("probability", c_void_p),
+        ("n_classes", c_int64), ("probability_stride", c_int64), ("k", c_void_p), ("class_weight", c_void_p),
+        ("upstream", c_void_p), ("keep", c_double), ("share", c_double), ("z_loss", c_double), ("loss", c_void_p),
+        ("top", c_void_p), ("exp", c_void_p), ("dot", c_void_p), ("mass", c_void_p),
     ]  # fmt: skip
 
 
@@ -36,10 +37,10 @@ class StatsRows(ctypes.Structure):
     """`StatsRows` of rows.h."""
 
     _fields_ = [
-        ("logits", Logits), ("target", c_void_p), ("beta", c_void_p), ("topk", c_int64), ("n_beta", c_int64),
-        ("equal_steps", c_int64), ("nll", c_void_p), ("lse", c_void_p), ("entropy", c_void_p),
-        ("confidence", c_void_p), ("margin", c_void_p), ("brier", c_void_p), ("rank", c_void_p), ("argmax", c_void_p),
-        ("top_ids", c_void_p), ("top_logprobs", c_void_p), ("nll_at_temperature", c_void_p),
+        ("logits", Logits), ("first", c_int64), ("target", c_void_p), ("target_logit", c_void_p), ("beta", c_void_p),
+        ("n_beta", c_int64), ("equal_steps", c_int64), ("target_z", c_void_p), ("top", c_void_p),
+        ("second", c_void_p), ("exp", c_void_p), ("square", c_void_p), ("surprise", c_void_p), ("tempered", c_void_p),
+        ("above", c_void_p), ("argmax", c_void_p), ("topk", c_int64), ("top_z", c_void_p), ("top_ids", c_void_p),
     ]  # fmt: skip
 
 

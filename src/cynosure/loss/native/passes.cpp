@@ -129,6 +129,19 @@ INLINE void pieces(int64_t begin, int64_t end, Body body) {
 // ---- the passes ------------------------------------------------------------------------------------------------------
 
 template <class T, class C>
+ALONE double top(const T* row, int64_t n, C cap) {
+    typedef typename Stored<T>::Computed F;
+    const F none = -F(__builtin_inf()), sign = cap.scale < 0 ? F(-1) : F(1);
+    Vector<F> largest = all<F>(none);
+    each<const T>(row, 0, n, [&](Vector<F> x, int64_t, auto lanes) {
+        largest = larger<F>(largest, lanes.keep(x * sign, none));
+    });
+    F best = none;
+    for (int i = 0; i < Real<F>::lanes; i++) best = largest[i] > best ? largest[i] : best;
+    return double(cap.z(all<F>(best * sign))[0]);
+}
+
+template <class T, class C>
 ALONE Top2 top2(const T* row, int64_t n, C cap) {
     typedef typename Stored<T>::Computed F;
     const F none = -F(__builtin_inf());
@@ -287,6 +300,10 @@ double cap_one_any(int64_t stored, double x, const Cap& cap) {
     });
 }
 
+double top_any(int64_t stored, const void* row, int64_t n, const Cap& cap) {
+    return with_type(stored, row, cap, [&](auto* x, auto c) { return top(x, n, c); });
+}
+
 Top2 top2_any(int64_t stored, const void* row, int64_t n, const Cap& cap) {
     return with_type(stored, row, cap, [&](auto* x, auto c) { return top2(x, n, c); });
 }
@@ -325,4 +342,4 @@ void exp_any(const float* x, float* y, int64_t n) {
 
 }  // namespace
 
-extern const Passes PASSES = {cap_one_any, top2_any, sums_any, write_any, figures_any, temper_any, find_any, exp_any};
+extern const Passes PASSES = {cap_one_any, top_any, top2_any, sums_any, write_any, figures_any, temper_any, find_any, exp_any};

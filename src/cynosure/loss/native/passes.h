@@ -41,6 +41,7 @@ struct Top2 {
 // Rows are of `stored` logits; a range [begin, end) leaves the others out.
 struct Passes {
     double (*cap_one)(int64_t stored, double x, const Cap&);
+    double (*top)(int64_t stored, const void* row, int64_t n, const Cap&);
     Top2 (*top2)(int64_t stored, const void* row, int64_t n, const Cap&);
     Sums (*sums)(int64_t stored, const void* row, int64_t begin, int64_t end, double m, const Cap&, const Dense&);
     // Overwrites x by scale * slope * (a e - up q), slope being the cap's derivative.

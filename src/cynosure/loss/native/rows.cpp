@@ -62,6 +62,7 @@ struct Row {
           data((char*)logits.data + i * logits.stride * size_of(logits.stored)),
           cap{logits.scale, logits.softcap} {}
 
+    const void* at(int64_t v) const { return data + v * size_of(of.stored); }
     double stored(int64_t v) const {
         if (of.stored == FLOAT64) return ((double*)data)[v];
         if (of.stored == FLOAT32) return ((float*)data)[v];
@@ -104,6 +105,9 @@ struct Reals {
     const void* at(int64_t i) const { return (const char*)data + i * (wide ? 8 : 4); }
 };
 
+// What a piece's exponentials are relative to: its largest logit, but for a piece of impossible classes.
+double base_of(double top) { return top == -INF ? 0 : top; }
+
 // ---- loss and gradient -----------------------------------------------------------------------------------------------
 
 struct Share {
@@ -115,16 +119,16 @@ struct Share {
 class LossOfRow {
    public:
     LossOfRow(const LossRows& call, int64_t i)
-        : call(call), i(i), row(call.logits, i), n(call.logits.vocab_size), m(row.passes.top2(
-              call.logits.stored, row.data, n, row.cap).first) {
-        const double eps = call.label_smoothing;
-        dense = {nullptr, call.class_weight, 1 - eps, eps / n};
+        : call(call), i(i), row(call.logits, i), n(call.logits.vocab_size), m(row.passes.top(
+              call.logits.stored, row.data, n, row.cap)) {
+        dense = {nullptr, call.class_weight, call.keep, call.share};
         if (!call.classes) dense.probability = Reals(call.probability, call.logits).at(i * call.probability_stride);
         for (int64_t j = 0; call.classes && j < call.n_classes; j++) add_share(j);
         if (shares.size() > 1) merge_shares();
     }
 
     void run() {
+        if (!call.loss) return leave_sums();
         if (!std::isfinite(m)) return spoil();
         const Sums sums = all_sums();
         if (sums.exp != sums.exp) return spoil();
@@ -136,7 +140,8 @@ class LossOfRow {
 
    private:
     void add_share(int64_t j) {
-        const int64_t v = call.classes[i * call.n_classes + j];
+        const int64_t v = call.classes[i * call.n_classes + j] - call.first;
+        if (v < 0 || v >= n) return;
         double q = Reals(call.probability, call.logits)[i * call.probability_stride + j] * dense.keep;
         if (call.class_weight) q *= Reals(call.class_weight, call.logits)[v];
         shares.push_back({v, q, row.z(v)});
@@ -152,6 +157,15 @@ class LossOfRow {
                 shares[++last] = shares[j];
         }
         shares.resize(last + 1);
+    }
+
+    void leave_sums() {
+        call.top[i] = m;
+        m = base_of(m);
+        const Sums sums = all_sums();
+        call.exp[i] = sums.exp;
+        call.dot[i] = sums.dot;
+        call.mass[i] = sums.mass;
     }
 
     // What the dense part gives class v.
@@ -217,49 +231,69 @@ class LossOfRow {
 class StatsOfRow {
    public:
     StatsOfRow(const StatsRows& call, int64_t i)
-        : call(call), i(i), row(call.logits, i), n(call.logits.vocab_size), target(call.target[i]) {
-        const Top2 top = row.passes.top2(call.logits.stored, row.data, n, row.cap);
-        m = top.first;
-        second = n > 1 ? top.second : -INF;
-        z_target = row.z(target);
+        : call(call), i(i), row(call.logits, i), n(call.logits.vocab_size), target(call.target[i] - call.first) {
+        z_target = row.passes.cap_one(call.logits.stored, Row(target_logits(call), i).stored(0), row.cap);
     }
 
     void run() {
-        const Figures others = count();
-        const double gap = z_target - m, e = std::exp(gap), s = others.exp + e, log_s = std::log(s);
-        const auto put = [&](void* where, double x) { Reals(where, call.logits).put(i, x); };
-        put(call.nll, gap == 0 ? std::log1p(others.exp) : log_s - gap);
-        put(call.lse, m + log_s);
-        put(call.entropy, log_s - (others.surprise + (e == 0 ? 0 : gap * e)) / s);
-        put(call.confidence, 1 / s);
-        put(call.margin, -std::expm1(second - m) / s);
-        const double p_others = others.exp / s;
-        put(call.brier, p_others * p_others + others.exp_square / (s * s));
-        call.rank[i] = 1 + others.above;
-        call.argmax[i] = s != s ? first_undefined() : at_least(m);
-        top_k(log_s);
-        temperatures();
+        Top2 top{-INF, -INF};
+        over_others([&](int64_t begin, int64_t end) {
+            const Top2 part = row.passes.top2(call.logits.stored, row.at(begin), end - begin, row.cap);
+            top = {std::max(top.first, part.first),
+                   std::max(std::min(top.first, part.first), std::max(top.second, part.second))};
+        });
+        const double base = base_of(top.first);
+        const Figures others = count(base);
+        const int64_t undefined = others.exp != others.exp ? first_undefined() : n;
+        call.target_z[i] = z_target;
+        call.top[i] = undefined < n ? NaN : top.first;
+        call.second[i] = top.second;
+        call.exp[i] = others.exp;
+        call.square[i] = others.exp_square;
+        call.surprise[i] = others.surprise;
+        call.above[i] = others.above;
+        call.argmax[i] = call.first + (undefined < n ? undefined : first_of(top.first));
+        largest();
+        temperatures(base);
     }
 
    private:
-    Figures count() const {
+    // One logit a row, stored as the others are.
+    static Logits target_logits(const StatsRows& call) {
+        Logits logits = call.logits;
+        logits.data = const_cast<void*>(call.target_logit);
+        logits.stride = 1;
+        return logits;
+    }
+
+    template <class Pass>
+    void over_others(Pass pass) const {
+        if (target < 0 || target >= n) return pass(0, n);
+        if (target > 0) pass(0, target);
+        if (target + 1 < n) pass(target + 1, n);
+    }
+
+    Figures count(double base) const {
         Figures sum;
-        for (const auto& [begin, end] : {std::pair(int64_t(0), target), std::pair(target + 1, n)}) {
+        over_others([&](int64_t begin, int64_t end) {
             const Figures part =
-                row.passes.figures(call.logits.stored, row.data, begin, end, m, z_target, row.cap);
+                row.passes.figures(call.logits.stored, row.data, begin, end, base, z_target, row.cap);
             sum.exp += part.exp;
             sum.exp_square += part.exp_square;
             sum.surprise += part.surprise;
             sum.above += part.above;
-        }
+        });
         return sum;
     }
 
+    // The first from `begin` on, the target left out, with z > bound; or n.
     int64_t above(double bound, int64_t begin = 0) const {
-        return row.passes.find(call.logits.stored, row.data, begin, n, bound, row.cap);
+        const int64_t v = row.passes.find(call.logits.stored, row.data, begin, n, bound, row.cap);
+        return v != target ? v : row.passes.find(call.logits.stored, row.data, v + 1, n, bound, row.cap);
     }
 
-    int64_t at_least(double z) const {
+    // The first of the others that is z, the largest; where all are impossible, the first of the piece.
+    int64_t first_of(double z) const {
         if (z == -INF) return 0;
         const double below = call.logits.stored == FLOAT64 ? std::nextafter(z, -INF) : std::nextafter(float(z), -HUGE_VALF);
         return std::min(above(below), n - 1);
@@ -267,48 +301,51 @@ class StatsOfRow {
 
     int64_t first_undefined() const {
         for (int64_t v = 0; v < n; v++)
-            if (const double z = row.z(v); z != z) return v;
-        return at_least(m);
+            if (const double z = row.z(v); z != z && v != target) return v;
+        return n;
     }
 
-    // A heap of the k largest; from the k-th on only what is above its least is looked at.
-    void top_k(double log_s) const {
+    // A heap of the k largest so far: only what is above its least is looked at.
+    void largest() const {
         const int64_t k = call.topk;
         if (k == 0) return;
         typedef std::pair<double, int64_t> Entry;
         std::vector<Entry> heap;
-        const auto better = [](const Entry& a, const Entry& b) { return a.first > b.first; };
-        for (int64_t v = 0; v < k; v++) heap.emplace_back(row.z(v), v);
+        const auto better = [](const Entry& a, const Entry& b) {
+            return a.first > b.first || (a.first == b.first && a.second < b.second);
+        };
+        int64_t v = 0;
+        for (int64_t j = i * k; j < i * k + k; j++)
+            if (call.top_ids[j] >= 0) heap.emplace_back(call.top_z[j], call.top_ids[j]);
+        for (; v < n && int64_t(heap.size()) < k; v++)
+            if (v != target) heap.emplace_back(row.z(v), call.first + v);
         std::make_heap(heap.begin(), heap.end(), better);
-        for (int64_t v = k; (v = above(heap.front().first, v)) < n; v++) {
+        for (; v < n && (v = above(heap.front().first, v)) < n; v++) {
             std::pop_heap(heap.begin(), heap.end(), better);
-            heap.back() = {row.z(v), v};
+            heap.back() = {row.z(v), call.first + v};
             std::push_heap(heap.begin(), heap.end(), better);
         }
-        std::sort(heap.begin(), heap.end(), [](const Entry& a, const Entry& b) {
-            return a.first > b.first || (a.first == b.first && a.second < b.second);
-        });
-        for (int64_t j = 0; j < k; j++) {
+        for (size_t j = 0; j < heap.size(); j++) {
+            call.top_z[i * k + j] = heap[j].first;
             call.top_ids[i * k + j] = heap[j].second;
-            Reals(call.top_logprobs, call.logits).put(i * k + j, heap[j].first - m - log_s);
         }
     }
 
-    void temperatures() const {
+    void temperatures(double base) const {
         if (call.n_beta == 0) return;
         std::vector<double> sums(call.n_beta);
-        row.passes.temper(call.logits.stored, row.data, n, m, row.cap, call.beta, call.n_beta, call.equal_steps,
-                          sums.data());
-        for (int64_t j = 0; j < call.n_beta; j++)
-            Reals(call.nll_at_temperature, call.logits)
-                .put(i * call.n_beta + j, std::log(sums[j]) - call.beta[j] * (z_target - m));
+        over_others([&](int64_t begin, int64_t end) {
+            row.passes.temper(call.logits.stored, row.at(begin), end - begin, base, row.cap, call.beta, call.n_beta,
+                              call.equal_steps, sums.data());
+        });
+        for (int64_t j = 0; j < call.n_beta; j++) call.tempered[j * call.logits.n_rows + i] = sums[j];
     }
 
     const StatsRows& call;
     int64_t i;
     Row row;
     int64_t n, target;
-    double m, second, z_target;
+    double z_target;
 };
 
 }  // namespace

@@ -15,27 +15,35 @@ struct Logits {
     int64_t n_threads;
 };
 
+// The logits of a row may be a piece of it: classes first to first + vocab_size.
 struct LossRows {
     Logits logits;
-    const int64_t* classes;       // n_rows x n_classes, or null: probability covers the vocabulary
+    int64_t first;
+    const int64_t* classes;       // n_rows x n_classes, or null: probability covers the piece
     const void* probability;      // real, n_rows x n_classes, or n_rows x vocab_size
     int64_t n_classes, probability_stride;
     const void* k;                // real, n_rows
     const void* class_weight;     // real, vocab_size, or null
     const void* upstream;         // real, n_rows, or null: no gradient is wanted
-    double label_smoothing, z_loss;
-    void* loss;                   // real, n_rows
+    double keep, share, z_loss;   // the target is class_weight * (keep * probability + share)
+    void* loss;                   // real, n_rows, of whole rows; or null for pieces, which leave
+    double *top, *exp, *dot, *mass;  // n_rows each, as `LossPart` has them
 };
 
+// Pieces of rows, one after the other; `StatsPart` says what they leave. The target is not counted.
 struct StatsRows {
     Logits logits;
+    int64_t first;
     const int64_t* target;        // n_rows
+    const void* target_logit;     // n_rows, stored as the logits
     const double* beta;           // n_beta inverse temperatures, ascending
-    int64_t topk, n_beta, equal_steps;
-    void *nll, *lse, *entropy, *confidence, *margin, *brier;  // real, n_rows
-    int64_t *rank, *argmax;       // n_rows
-    int64_t* top_ids;             // n_rows x topk
-    void *top_logprobs, *nll_at_temperature;  // real, n_rows x topk, n_rows x n_beta
+    int64_t n_beta, equal_steps;
+    double *target_z, *top, *second, *exp, *square, *surprise;  // n_rows each
+    double* tempered;             // n_beta x n_rows
+    int64_t *above, *argmax;      // n_rows each
+    int64_t topk;                 // n_rows x topk of the largest so far, in no order, id -1 where there are fewer: brought up to date
+    double* top_z;
+    int64_t* top_ids;
 };
 
 // The structs' sizes, with gemm.h's, which Python compares with its own: a library left over from older sources is not used.

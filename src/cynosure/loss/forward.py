@@ -1,0 +1,120 @@
+"""The driver where no gradient is wanted: logits by pieces of the vocabulary, visited while they are in the cache.
+
+One GEMM, and no row of logits is ever held whole. n tokens counted, R rows and C columns of logits at a time.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from cynosure.loss.chunked import Head, Job, linear, visit
+from cynosure.loss.gemm import choose_gemm
+from cynosure.loss.options import RowOptions, accumulation_dtype
+from cynosure.loss.pieces import Best, Figures, LossPart, Piece, StatsPart, figures, put_figures_together, put_together
+from cynosure.loss.plan import Backend, choose_piece
+from cynosure.loss.targets import rows_between
+
+MANY = 8  # parts that are put together at once: few enough for torch to do it in one thread, beside the products'
+TARGETS = 64  # rows whose targets' logits are made at a time
+
+Part = TypeVar("Part", LossPart, StatsPart)
+
+
+class Rows(NamedTuple):
+    """Counted rows start to stop, and all they need for their logits."""
+
+    start: int
+    stop: int
+    hidden: Tensor  # (r, D)
+    head: Head
+    buffer: Tensor
+    columns: int
+    provider: str
+
+    def pieces(self) -> Iterator[tuple[Piece, Tensor]]:
+        """Each piece of the vocabulary with its logits (r, C), good until the next is asked for."""
+        n_rows, vocab_size = len(self.hidden), len(self.head.weight)
+        for first in range(0, vocab_size, self.columns):
+            head = self.head.classes(slice(first, first + self.columns))
+            out = self.buffer[: n_rows * len(head.weight)].view(n_rows, -1)
+            yield Piece(first, vocab_size), linear(self.hidden, head, out, self.provider)
+
+    def target_logits(self, index: Tensor) -> Tensor:
+        """Logits (r,) of these classes, by the same products as all the others: equal logits stay equal."""
+        head, products = self.head.classes(index), []
+        for start in range(0, len(index), TARGETS):  # with no other operation between: two pools of threads would meet
+            hidden, targets = self.hidden[start : start + TARGETS], head.classes(slice(start, start + TARGETS))
+            products.append(linear(hidden, targets, hidden.new_empty(len(hidden), len(hidden)), self.provider))
+        return torch.cat([x.diagonal() for x in products])
+
+
+def rows_of(hidden: Tensor, head: Head, rows: Tensor | None, n_rows: int, chunk_tokens: int | None) -> Iterator[Rows]:
+    """The counted rows, R at a time, sharing one buffer."""
+    vocab_size, hidden_size = head.weight.shape
+    n_chunk, columns = choose_piece(n_rows, vocab_size, hidden.dtype, hidden.device, chunk_tokens)
+    provider = choose_gemm(2.0 * n_chunk * hidden_size * vocab_size, hidden.dtype, hidden.device).provider
+    buffer = hidden.new_empty(n_chunk * columns if n_rows else 0)
+    for start in range(0, n_rows, n_chunk):
+        stop = min(start + n_chunk, n_rows)
+        yield Rows(start, stop, hidden[rows_between(rows, start, stop)], head, buffer, columns, provider)
+
+
+def visit_piece(backend: Backend, logits: Tensor, kernel: Callable[[Tensor, int, int], Part]) -> Part:
+    """What the kernel makes of (z, start, stop), block after block of these rows (r, C)."""
+    parts: list[Part] = []
+    visit(backend, logits, lambda z, start, stop: parts.append(kernel(z, start, stop)))
+    if len(parts) == 1:
+        return parts[0]
+    return type(parts[0])(*(torch.cat(field, -1) for field in zip(*parts, strict=True)))
+
+
+def compute_loss(job: Job, hidden: Tensor, head: Head) -> Tensor:
+    """Loss (n,) of every counted row: one GEMM."""
+    batch = job.batch
+    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+        hidden, head = hidden.to(job.dtype), head.to(job.dtype)
+        loss = torch.empty(batch.n_rows, dtype=accumulation_dtype(job.dtype), device=hidden.device)
+        for rows in rows_of(hidden, head, batch.inputs, batch.n_rows, job.chunk_tokens):
+            parts: list[LossPart] = []
+            for piece, logits in rows.pieces():
+                parts.append(visit_piece(job.backend, logits, _loss_kernel(job, rows.start, piece, logits.shape[-1])))
+                parts = [put_together(parts)] if len(parts) == MANY else parts
+            k = batch.k[rows.start : rows.stop]
+            loss[rows.start : rows.stop] = put_together(parts).loss(k, job.options.z_loss)
+    return loss
+
+
+def _loss_kernel(job: Job, offset: int, piece: Piece, n_columns: int) -> Callable[[Tensor, int, int], LossPart]:
+    batch, columns = job.batch, slice(piece.first, piece.first + n_columns)
+
+    def kernel(z: Tensor, start: int, stop: int) -> LossPart:
+        start, stop = start + offset, stop + offset
+        target = batch.target.rows(rows_between(batch.targets, start, stop), batch.k[start:stop], columns)
+        return job.backend.loss_piece(z, piece, target, job.options)
+
+    return kernel
+
+
+def compute_figures(
+    rows: Rows, index: Tensor, backend: Backend, options: RowOptions, topk: int, beta: Tensor
+) -> Figures:
+    """Every figure of these rows for their targets (r,) at ascending inverse temperatures beta (B,)."""
+    best = Best.none(len(index), topk, index.device)
+    parts: list[StatsPart] = []
+    target: Tensor | None = None
+    for piece, logits in rows.pieces():
+        if target is None:
+            whole = logits.shape[-1] == piece.vocab_size
+            target = logits.gather(-1, index[:, None])[:, 0] if whole else rows.target_logits(index)
+
+        def kernel(z: Tensor, start: int, stop: int, piece: Piece = piece, target: Tensor = target) -> StatsPart:
+            at = slice(start, stop)
+            return backend.stats_piece(
+                z, piece, index[at], target[at].to(z.dtype), options, best.rows(start, stop), beta
+            )
+
+        parts.append(visit_piece(backend, logits, kernel))
+        parts = [put_figures_together(parts, beta)] if len(parts) == MANY else parts
+    return figures(put_figures_together(parts, beta), index, best, beta)

@@ -1,0 +1,166 @@
+"""Sums over pieces of the vocabulary, put together: what a row's loss or figures need of each piece, and no more.
+
+r rows, P pieces. All sums are float64, and relative to their piece's `base`: its largest logit, or 0 where that is
+minus infinity.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+INF = float("inf")
+
+
+class Piece(NamedTuple):
+    """Classes from `first` on, of `vocab_size` in all."""
+
+    first: int
+    vocab_size: int
+
+
+class LossPart(NamedTuple):
+    """What one piece adds to the loss of r rows, q being its share of the target; z are capped and scaled."""
+
+    top: Tensor  # (r,) largest z
+    exp: Tensor  # (r,) sum of e = exp(z - base)
+    dot: Tensor  # (r,) sum of q (z - base), terms with q = 0 counting 0
+    mass: Tensor  # (r,) sum of q
+
+    def loss(self, k: Tensor, z_loss: float) -> Tensor:
+        """Loss (r,) of rows whose pieces these are, all put together."""
+        log_s = self.exp.log()
+        loss = self.mass * log_s - self.dot + k * z_loss * (self.top + log_s).square()
+        return loss.masked_fill_(~self.top.isfinite(), torch.nan)  # an infinite or undefined row: so is its loss
+
+
+class StatsPart(NamedTuple):
+    """What one piece adds to the figures of r rows, from all its logits but the target's."""
+
+    target_z: Tensor  # (r,) the target's z, which every piece knows
+    top: Tensor  # (r,) largest z; NaN if any is
+    second: Tensor  # (r,) the next
+    exp: Tensor  # (r,) sum of e = exp(z - base)
+    square: Tensor  # (r,) sum of e^2
+    surprise: Tensor  # (r,) sum of (z - base) e
+    tempered: Tensor  # (B, r) sums of exp(beta (z - base))
+    above: Tensor  # (r,) int64: how many z are strictly above the target's
+    argmax: Tensor  # (r,) int64: the first class whose z is the largest
+
+
+class Best(NamedTuple):
+    """The likeliest classes so far, in no order: z (r, k) float64 and ids (r, k), -1 where there are fewer."""
+
+    z: Tensor
+    ids: Tensor
+
+    @classmethod
+    def none(cls, n_rows: int, topk: int, device: torch.device) -> "Best":
+        """Of rows not yet seen."""
+        z = torch.full((n_rows, topk), -INF, dtype=torch.float64, device=device)
+        return cls(z, torch.full((n_rows, topk), -1, device=device))
+
+    def rows(self, start: int, stop: int) -> "Best":
+        """Views of rows start to stop."""
+        return Best(self.z[start:stop], self.ids[start:stop])
+
+    def with_others(self, z: Tensor, ids: Tensor) -> "Best":
+        """The first k of these and others, likeliest first, of equals the lower id."""
+        topk, last = self.z.shape[-1], torch.iinfo(torch.int64).max
+        ids = torch.cat([self.ids, ids], -1)
+        ids, order = ids.masked_fill_(ids < 0, last).sort(-1)
+        z, by_z = torch.cat([self.z, z], -1).gather(-1, order).sort(stable=True, dim=-1, descending=True)
+        ids = ids.gather(-1, by_z)
+        return Best(z[:, :topk], ids.masked_fill_(ids == last, -1)[:, :topk])
+
+
+def base_of(top: Tensor) -> Tensor:
+    """What exponentials of rows with these largest logits are relative to."""
+    return top.masked_fill(top == -INF, 0)
+
+
+def scaled(total: Tensor, shift: Tensor) -> Tensor:
+    """total * exp(shift), 0 staying 0 whatever the shift."""
+    return total * shift.masked_fill(total == 0, 0).exp()
+
+
+def put_together(parts: list[LossPart]) -> LossPart:
+    """One part of several."""
+    if len(parts) == 1:
+        return parts[0]
+    top, exp, dot, mass = (torch.stack(field) for field in zip(*parts, strict=True))
+    largest = top.amax(0)
+    shift = base_of(top) - base_of(largest)
+    return LossPart(largest, scaled(exp, shift).sum(0), (dot + mass * shift).sum(0), mass.sum(0))
+
+
+def put_figures_together(parts: list[StatsPart], beta: Tensor) -> StatsPart:
+    """One part of several, in the order of their classes."""
+    if len(parts) == 1:
+        return parts[0]
+    all_parts = StatsPart(*(torch.stack(field) for field in zip(*parts, strict=True)))
+    largest, first = all_parts.top.amax(0), all_parts.top.argmax(0, keepdim=True)
+    shift = base_of(all_parts.top) - base_of(largest)
+    moved = all_parts.surprise + (shift * all_parts.exp).masked_fill_(all_parts.exp == 0, 0)
+    tempered = [scaled(x, b * shift).sum(0) for x, b in zip(all_parts.tempered.unbind(1), beta.tolist(), strict=True)]
+    return StatsPart(
+        target_z=parts[0].target_z,
+        top=largest,
+        second=torch.maximum(all_parts.top.scatter(0, first, -INF).amax(0), all_parts.second.amax(0)),
+        exp=scaled(all_parts.exp, shift).sum(0),
+        square=scaled(all_parts.square, 2 * shift).sum(0),
+        surprise=scaled(moved, shift).sum(0),
+        tempered=torch.stack(tempered) if tempered else parts[0].tempered,
+        above=all_parts.above.sum(0),
+        argmax=all_parts.argmax.gather(0, first)[0],
+    )
+
+
+class Figures(NamedTuple):
+    """Figures of r rows; fields as in `TokenStats`."""
+
+    nll: Tensor
+    lse: Tensor
+    entropy: Tensor
+    rank: Tensor
+    argmax: Tensor
+    confidence: Tensor
+    margin: Tensor
+    brier: Tensor
+    top_ids: Tensor  # (r, topk)
+    top_logprobs: Tensor  # (r, topk)
+    nll_at_temperature: Tensor  # (r, B)
+
+
+def figures(others: StatsPart, target: Tensor, best: Best, beta: Tensor) -> Figures:
+    """Every figure of r rows with targets (r,), from what all the other classes add up to.
+
+    1 - p is the others' share, never a difference: it keeps its digits when the model is sure.
+    """
+    z = others.target_z
+    top = torch.maximum(others.top, z)
+    gap, shift = z - top, base_of(others.top) - top
+    e, exp = gap.exp(), scaled(others.exp, shift)
+    s = exp + e
+    log_s = s.log()
+    moved = others.surprise + (shift * others.exp).masked_fill_(others.exp == 0, 0)
+    surprise = scaled(moved, shift) + (gap * e).masked_fill_(e == 0, 0)
+    first = (z > others.top) | z.isnan() & ~others.top.isnan()
+    equal = (z == others.top) | z.isnan() & others.top.isnan()
+    argmax = torch.where(equal, torch.minimum(target, others.argmax), torch.where(first, target, others.argmax))
+    second = torch.minimum(z, others.top).maximum(others.second)
+    tempered = scaled(others.tempered, beta[:, None] * shift) + (beta[:, None] * gap).exp()
+    best = best.with_others(z[:, None], target[:, None])
+    return Figures(
+        nll=torch.where(gap == 0, exp.log1p(), log_s - gap),
+        lse=top + log_s,
+        entropy=log_s - surprise / s,
+        rank=1 + others.above,
+        argmax=argmax,
+        confidence=1 / s,
+        margin=-(second - top).expm1() / s,
+        brier=(exp / s).square() + scaled(others.square, 2 * shift) / s.square(),
+        top_ids=best.ids,
+        top_logprobs=best.z - top[:, None] - log_s[:, None],
+        nll_at_temperature=(tempered.log() - beta[:, None] * gap).t(),
+    )
