@@ -105,7 +105,7 @@ def test_the_report_says_what_its_figures_depend_on(report: Report) -> None:
     about = record["environment"]
     assert about["threads"] >= 1
     assert about["versions"]["torch"]
-    assert all(about[key] for key in ("cpu", "blas", "python", "platform"))
+    assert all(about[key] for key in ("cpu", "blas", "class", "python", "platform"))
     assert "commit" in about
     assert record["settings"]["runs"] == 2
     (ours,) = (row for row in record["cases"][1]["rows"] if row["contestant"] == "cynosure")

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from cynosure.loss.machine import cpu_name
+from cynosure.loss.machine import cpu_name, cpu_vendor
 
 PACKAGES = ("cynosure", "torch", "triton", "cut-cross-entropy", "jax", "jaxlib", "optax", "numpy", "transformers")
 
@@ -24,6 +24,7 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "memory_bytes": memory_bytes(),
         "blas": blas(torch.__config__.show()),
+        "class": machine_class(cpu_vendor(), torch.backends.cpu.get_cpu_capability(), torch.__config__.show()),
         "platform": platform.platform(),
         "python": platform.python_version(),
         "versions": versions(),
@@ -47,6 +48,22 @@ def blas(configuration: str) -> str:
     library = re.search(r"BLAS_INFO=(\w+)", configuration)
     onednn = re.search(r"MKL-DNN v([\d.]+)", configuration)
     return ", ".join([library[1] if library else "unknown", *([f"oneDNN {onednn[1]}"] if onednn else [])])
+
+
+def machine_class(vendor: str, capability: str, configuration: str) -> str:
+    """With which other machines' float32 figures these can be compared: it is torch's products that differ.
+
+    >>> machine_class("AuthenticAMD", "AVX512", "BLAS_INFO=mkl")
+    'Compare float32 with other AMD machines: here the MKL in torch leaves AVX-512 unused.'
+    >>> machine_class("GenuineIntel", "AVX512", "BLAS_INFO=mkl")
+    'Compare float32 with other machines where the MKL in torch runs AVX-512.'
+    """
+    if "BLAS_INFO=mkl" not in configuration:
+        return "Compare float32 with other machines where torch has this BLAS."
+    if vendor == "AuthenticAMD":
+        return "Compare float32 with other AMD machines: here the MKL in torch leaves AVX-512 unused."
+    runs = "AVX-512" if capability.startswith("AVX512") else "no AVX-512"
+    return f"Compare float32 with other machines where the MKL in torch runs {runs}."
 
 
 def versions() -> dict[str, str | None]:

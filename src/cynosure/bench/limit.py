@@ -35,15 +35,18 @@ def whole_gemms(inputs: Inputs, provider: str) -> Outputs:
 
 
 def chunked_gemms(inputs: Inputs, provider: str) -> Outputs:
-    """As many rows at a time as our loss takes, through one reused buffer; dW is added up inside the product."""
+    """As much at a time as our loss takes, through one reused buffer; dW is added up inside the product."""
     hidden, weight = inputs.hidden.detach(), inputs.weight.detach()
-    n_rows = plan_of(inputs).chunk_tokens
-    buffer = hidden.new_empty(n_rows, len(weight))
+    plan = plan_of(inputs)
+    n_rows, n_columns = plan.chunk_tokens, plan.chunk_vocab
+    buffer = hidden.new_empty(n_rows * n_columns)
     dhidden, dweight = (torch.empty_like(x) if inputs.backward else None for x in (hidden, weight))
     for start in range(0, len(hidden), n_rows):
         h = hidden[start : start + n_rows]
-        logits = product(h, weight.t(), buffer[: len(h)], provider=provider)
+        for first in range(0, len(weight), n_columns):
+            w = weight[first : first + n_columns]
+            logits = product(h, w.t(), buffer[: len(h) * len(w)].view(len(h), len(w)), provider=provider)
         if dhidden is not None and dweight is not None:
             product(logits, weight, dhidden[start : start + n_rows], provider=provider)
             product(logits.t(), h, dweight, add=start > 0, provider=provider)
-    return Outputs(buffer[0, 0], dhidden, dweight)
+    return Outputs(buffer[0], dhidden, dweight)

@@ -37,7 +37,8 @@ def print_report(report: Report, console: Console) -> None:
 def machine(report: Report) -> str:
     about = report.environment
     named = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version)
-    return f"{about['cpu']}, {about['threads']} threads, BLAS {about['blas']}; {named}; commit {about['commit']}"
+    hardware = f"{about['cpu']}, {about['threads']} threads, BLAS {about['blas']}"
+    return f"{hardware}; {named}; commit {about['commit']}. {about['class']}"
 
 
 def case_table(case: Case) -> RenderableType:
@@ -91,9 +92,8 @@ def verdicts(case: Case) -> list[str]:
     ours, lines = case.row(OURS), []
     if ours and ours.plan:
         lines.append(
-            "ours: rows by {backend}, products by {products} ({reason}), {chunk_tokens} tokens a chunk".format(
-                **ours.plan
-            )
+            "ours: rows by {backend}, products by {products} ({reason}), {chunk_tokens:,} tokens x {chunk_vocab:,} "
+            "classes at a time".format(**ours.plan)
         )
     for row in case.rows:
         if not row.contestant.startswith(EAGER) or ours is None:

@@ -51,7 +51,8 @@ class Worker:
             return {}
         plan = plan_of(inputs)
         told = {"backend": plan.backend, "products": plan.gemm.provider, "reason": plan.gemm.reason}
-        return {"plan": told | {"chunk_tokens": plan.chunk_tokens, "accumulator_bytes": plan.accumulator_bytes}}
+        sizes = ("chunk_tokens", "chunk_vocab", "accumulator_bytes")
+        return {"plan": told | {name: getattr(plan, name) for name in sizes}}
 
     def run(self, compare: bool) -> dict[str, Any]:
         from cynosure.bench.memory import PeakMemory

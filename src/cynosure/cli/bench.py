@@ -72,6 +72,27 @@ def loss(
         raise typer.Exit(1)
 
 
+@app.command()
+def growth(
+    dtypes: Annotated[str, typer.Option(help="float32, bfloat16.")] = "float32,bfloat16",
+    runs: Annotated[int, typer.Option(help="Timed runs of each size.")] = 5,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write what was measured to this file as well.")
+    ] = None,
+    quiet: common.Quiet = False,
+    debug: common.Debug = False,
+) -> None:
+    """How time and memory of our loss grow: 64 to 65,536 tokens, 8,192 to 1,048,576 classes, and a fit of each."""
+    from cynosure.bench.growth import bench_growth, print_growth, to_json
+
+    common.show_notes(quiet)
+    with shown_progress(quiet) as say:
+        axes, report = bench_growth(names(dtypes), runs, say)
+    if json_path is not None:
+        write_whole(json_path, json.dumps(to_json(axes, report), indent=1, allow_nan=False) + "\n")
+    print_growth(axes, report, common.stdout())
+
+
 def names(text: str) -> tuple[str, ...]:
     """The parts of a comma-separated list, each once."""
     return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))

@@ -14,12 +14,22 @@ def cache_directory() -> Path:
 
 def cpu_name() -> str:
     """The processor as the system names it; the family too, as a virtual machine's name says little."""
+    about = cpu_about()
+    if "model name" not in about:
+        return platform.processor() or platform.machine()
+    return f"{about['model name']} (family {about.get('cpu family')}, model {about.get('model')})"
+
+
+def cpu_vendor() -> str:
+    """Its maker as the processor itself says it, `GenuineIntel`; empty where the system does not tell."""
+    return cpu_about().get("vendor_id", "")
+
+
+def cpu_about() -> dict[str, str]:
+    """What Linux tells of the first processor; elsewhere nothing."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return platform.processor() or platform.machine()
+        return {}
     fields = (line.partition(":") for line in reversed(lines))
-    named = {name.strip(): value.strip() for name, _, value in fields}
-    if "model name" not in named:
-        return platform.processor() or platform.machine()
-    return f"{named['model name']} (family {named.get('cpu family')}, model {named.get('model')})"
+    return {name.strip(): value.strip() for name, _, value in fields}
