@@ -24,6 +24,7 @@ RIVALS = {torch.float32: "openblas", torch.bfloat16: "native"}  # of torch
 PROVIDERS = ("torch", *RIVALS.values())
 VARIABLE = "CYNOSURE_GEMM"
 WORTH_IT = 1e9  # floating-point operations below which torch does them, whoever is faster
+WORTH_THREADS = 1e8  # below which starting threads takes longer than our own product
 TRIAL = (192, 640, 8192)  # rows, hidden size, vocabulary: three products of 2 GFLOP, a hundredth of a second each
 TRIAL_RUNS = 4
 SUM_ROWS = 2048  # of a half-precision dW that torch makes at a time
@@ -119,11 +120,12 @@ def native_product(
     a: Tensor, b: Tensor, out: Tensor, low: Tensor | None = None, add: bool = False, keep_low: bool = False
 ) -> None:
     """out = a @ b of bfloat16 factors, or += with `add`, summed in float32; out and low as gemm.h has them."""
+    flops = 2.0 * a.shape[0] * a.shape[1] * b.shape[1]
+    n_threads = torch.get_num_threads() if flops >= WORTH_THREADS else 1
     wide, narrow = (out.data_ptr(), None) if out.dtype == torch.float32 else (None, out.data_ptr())
     call = Product(
         a.data_ptr(), *a.stride(), b.data_ptr(), *b.stride(), a.shape[0], b.shape[1], a.shape[1], wide, narrow,
-        None if low is None else low.data_ptr(), out.stride(0), add, keep_low and low is not None,
-        torch.get_num_threads(),
+        None if low is None else low.data_ptr(), out.stride(0), add, keep_low and low is not None, n_threads,
     )  # fmt: skip
     functions = library().functions
     assert functions is not None

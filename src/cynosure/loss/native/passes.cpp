@@ -212,10 +212,10 @@ ALONE Figures figures(const T* row, int64_t begin, int64_t end, double m, double
         Mask<F> above{};
         each<const T>(row, from, to, [&](Vector<F> x, int64_t, auto lanes) {
             Vector<F> z = cap.z(x);
-            Vector<F> below = z - F(m), e = lanes.keep(exp_of<F>(below));
+            Vector<F> below = not_lowest<F>(z - F(m)), e = lanes.keep(exp_not_lowest<F>(below));
             exp += e;
             square += e * e;
-            surprise += where<F>(e == 0, Vector<F>{}, below * e);
+            surprise += below * e;
             above -= lanes.keep_mask(Mask<F>(z > F(z_target)));
         });
         total.exp += sum_lanes<F>(exp);
@@ -253,20 +253,27 @@ ALONE void temper(const T* row, int64_t n, double m, C cap, const double* beta, 
 }
 
 template <class T, class C>
-ALONE int64_t find(const T* row, int64_t begin, int64_t n, double bound, C cap) {
+ALONE int64_t find(const T* row, int64_t begin, int64_t n, double bound, C cap, int64_t* found, int64_t most) {
     typedef typename Stored<T>::Computed F;
-    constexpr int lanes = Real<F>::lanes;
-    for (int64_t i = begin; i < n; i += lanes) {
-        const int count = n - i < lanes ? int(n - i) : lanes;
-        const Vector<F> x = count == lanes ? load(row + i) : load_some<T, F>(row + i, count);
-        const Mask<F> over = cap.z(x) > F(bound);
-        typename Real<F>::Int any = 0;
-        for (int k = 0; k < lanes; k++) any |= over[k];
-        if (any)
-            for (int k = 0; k < count; k++)
-                if (over[k]) return i + k;
+    constexpr int lanes = Real<F>::lanes, stride = 8 * lanes;  // vectors looked at together: most have nothing
+    int64_t n_found = 0;
+    const auto look = [&](int64_t from, int64_t to) {
+        for (int64_t i = from; i < to && n_found < most; i += lanes) {
+            const int count = to - i < lanes ? int(to - i) : lanes;
+            const Vector<F> x = count == lanes ? load(row + i) : load_some<T, F>(row + i, count);
+            each_lane<F>(cap.z(x) > F(bound), [&](int lane) {
+                if (lane < count && n_found < most) found[n_found++] = i + lane;
+            });
+        }
+    };
+    int64_t i = begin;
+    for (; i + stride <= n && n_found < most; i += stride) {
+        Mask<F> over{};
+        for (int j = 0; j < stride; j += lanes) over |= Mask<F>(cap.z(load(row + i + j)) > F(bound));
+        if (any_lane<F>(over)) look(i, i + stride);
     }
-    return n;
+    look(i, n);
+    return n_found;
 }
 
 // ---- by type -----------------------------------------------------------------------------------------------------------
@@ -332,8 +339,9 @@ void temper_any(int64_t stored, const void* row, int64_t n, double m, const Cap&
     with_type(stored, row, cap, [&](auto* x, auto c) { temper(x, n, m, c, beta, n_beta, equal_steps != 0, sums); });
 }
 
-int64_t find_any(int64_t stored, const void* row, int64_t begin, int64_t n, double bound, const Cap& cap) {
-    return with_type(stored, row, cap, [&](auto* x, auto c) { return find(x, begin, n, bound, c); });
+int64_t find_any(int64_t stored, const void* row, int64_t begin, int64_t n, double bound, const Cap& cap,
+                 int64_t* found, int64_t most) {
+    return with_type(stored, row, cap, [&](auto* x, auto c) { return find(x, begin, n, bound, c, found, most); });
 }
 
 void exp_any(const float* x, float* y, int64_t n) {

@@ -52,8 +52,9 @@ struct Passes {
     // Adds up exp(beta_j (z - m)), beta in ascending order.
     void (*temper)(int64_t stored, const void* row, int64_t n, double m, const Cap&, const double* beta,
                    int64_t n_beta, int64_t equal_steps, double* sums);
-    // The first index from `begin` on with z > bound, or n.
-    int64_t (*find)(int64_t stored, const void* row, int64_t begin, int64_t n, double bound, const Cap&);
+    // The first indices from `begin` on with z > bound, `most` of them; returns how many there are.
+    int64_t (*find)(int64_t stored, const void* row, int64_t begin, int64_t n, double bound, const Cap& cap,
+                    int64_t* found, int64_t most);
     void (*exp)(const float* x, float* y, int64_t n);
 };
 

@@ -84,7 +84,11 @@ struct Row {
             ((uint16_t*)data)[v] = nan ? uint16_t(bits >> 16 | 0x40) : uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
         }
     }
-    double z(int64_t v) const { return passes.cap_one(of.stored, stored(v), cap); }
+    double z(int64_t v) const {
+        const double x = stored(v);
+        if (cap.softcap > 0) return passes.cap_one(of.stored, x, cap);
+        return of.stored == FLOAT64 ? x * cap.scale : float(x) * float(cap.scale);  // as the passes round it
+    }
     double slope(double z) const {
         return cap.softcap > 0 ? cap.scale * (1 - z / cap.softcap * (z / cap.softcap)) : cap.scale;
     }
@@ -286,17 +290,13 @@ class StatsOfRow {
         return sum;
     }
 
-    // The first from `begin` on, the target left out, with z > bound; or n.
-    int64_t above(double bound, int64_t begin = 0) const {
-        const int64_t v = row.passes.find(call.logits.stored, row.data, begin, n, bound, row.cap);
-        return v != target ? v : row.passes.find(call.logits.stored, row.data, v + 1, n, bound, row.cap);
-    }
-
     // The first of the others that is z, the largest; where all are impossible, the first of the piece.
     int64_t first_of(double z) const {
         if (z == -INF) return 0;
         const double below = call.logits.stored == FLOAT64 ? std::nextafter(z, -INF) : std::nextafter(float(z), -HUGE_VALF);
-        return std::min(above(below), n - 1);
+        int64_t v[2] = {n - 1, n - 1};
+        row.passes.find(call.logits.stored, row.data, 0, n, below, row.cap, v, 2);
+        return v[v[0] == target];
     }
 
     int64_t first_undefined() const {
@@ -320,10 +320,16 @@ class StatsOfRow {
         for (; v < n && int64_t(heap.size()) < k; v++)
             if (v != target) heap.emplace_back(row.z(v), call.first + v);
         std::make_heap(heap.begin(), heap.end(), better);
-        for (; v < n && (v = above(heap.front().first, v)) < n; v++) {
-            std::pop_heap(heap.begin(), heap.end(), better);
-            heap.back() = {row.z(v), call.first + v};
-            std::push_heap(heap.begin(), heap.end(), better);
+        int64_t found[32];
+        for (int64_t n_found = v < n ? 32 : 0; n_found == 32; v = found[31] + 1) {  // the bound is renewed after 32
+            n_found = row.passes.find(call.logits.stored, row.data, v, n, heap.front().first, row.cap, found, 32);
+            for (int64_t j = 0; j < n_found; j++) {
+                const Entry entry{row.z(found[j]), call.first + found[j]};
+                if (found[j] == target || !better(entry, heap.front())) continue;
+                std::pop_heap(heap.begin(), heap.end(), better);
+                heap.back() = entry;
+                std::push_heap(heap.begin(), heap.end(), better);
+            }
         }
         for (size_t j = 0; j < heap.size(); j++) {
             call.top_z[i * k + j] = heap[j].first;

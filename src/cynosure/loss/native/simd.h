@@ -146,6 +146,26 @@ INLINE double sum_lanes(Vector<F> v) {
 }
 
 template <class F>
+INLINE bool any_lane(Mask<F> mask) {
+    uint64_t words[sizeof mask / 8], any = 0;
+    memcpy(words, &mask, sizeof mask);
+    for (uint64_t word : words) any |= word;
+    return any != 0;
+}
+
+// Calls body(lane) for every lane set, from the lowest on.
+template <class F, class Body>
+INLINE void each_lane(Mask<F> mask, Body body) {
+    typedef int8_t Bytes __attribute__((vector_size(Real<F>::lanes)));
+    const Bytes bytes = __builtin_convertvector(mask, Bytes);
+    uint64_t words[(Real<F>::lanes + 7) / 8] = {};
+    memcpy(words, &bytes, sizeof bytes);
+    for (int w = 0; w < int(sizeof words / 8); w++)
+        for (uint64_t left = words[w]; left; left &= ~(uint64_t(255) << (__builtin_ctzll(left) & ~7)))
+            body(w * 8 + __builtin_ctzll(left) / 8);
+}
+
+template <class F>
 INLINE Vector<F> larger(Vector<F> a, Vector<F> b) {
     return where<F>(a > b, a, b);
 }
@@ -168,13 +188,23 @@ INLINE void split_exp(Vector<F> x, Vector<F>& power, Vector<F>& less_one) {
     less_one = r * series;
 }
 
-// e^x for x <= 88 (709): 0 for what would be subnormal, NaN for NaN.
+// e^x for lowest <= x <= 88 (709), 0 at the lowest.
 template <class F>
-INLINE Vector<F> exp_of(Vector<F> x) {
-    x = where<F>(x < Real<F>::lowest, all<F>(Real<F>::lowest), x);
+INLINE Vector<F> exp_not_lowest(Vector<F> x) {
     Vector<F> power, less_one;
     split_exp<F>(x, power, less_one);
     return power + power * less_one;
+}
+
+template <class F>
+INLINE Vector<F> not_lowest(Vector<F> x) {
+    return where<F>(x < Real<F>::lowest, all<F>(Real<F>::lowest), x);
+}
+
+// e^x for x <= 88 (709): 0 for what would be subnormal, NaN for NaN.
+template <class F>
+INLINE Vector<F> exp_of(Vector<F> x) {
+    return exp_not_lowest<F>(not_lowest<F>(x));
 }
 
 // tanh(x) = (e^2x - 1) / (e^2x + 1), without cancellation near 0; NaN for NaN.
