@@ -23,6 +23,7 @@ def test_growth(small, tmp_path):
     assert done.exit_code == 0, done.output
     assert "time ~ N^" in done.stdout
     assert "time ~ V^" in done.stdout
+    assert "[bold]" not in done.stdout
     by_n, by_v = json.loads(path.read_text())["axes"]
     assert [case["n_tokens"] for case in by_n["cases"]] == [8, 16, 32]
     assert [case["vocab_size"] for case in by_v["cases"]] == [64, 128]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cynosure.bench.contestants import OURS
 from cynosure.bench.race import Say, Settings, bench_loss, find_contestants
@@ -88,7 +89,7 @@ def print_growth(axes: list[Axis], report: Report, console: Console) -> None:
             table.add_row(f"{size:,}", NONE if seconds is None else f"{seconds:.4f}", beyond)
         fixed = f"V = {V_FIXED:,}" if axis.axis == "N" else f"N = {N_FIXED:,}"
         b = axis.exponent()
-        console.print(f"[bold]{axis.dtype}, D = {HIDDEN}, {fixed}[/bold]", table)
+        console.print(Text(f"{axis.dtype}, D = {HIDDEN}, {fixed}", "bold"), table)
         console.print(f"  time ~ {axis.axis}^{NONE if b is None else format(b, '.2f')}\n")
     console.print(
         "Forward and backward. Memory: peak beyond inputs, gradients and what a half-precision dW is added up in.\n"
