@@ -84,6 +84,11 @@ def scaled(total: Tensor, shift: Tensor) -> Tensor:
     return total * shift.masked_fill(total == 0, 0).exp()
 
 
+def surprise_moved(part: StatsPart, shift: Tensor) -> Tensor:
+    """Sum of (z - base) e for a base that is -shift higher; impossible classes count 0."""
+    return scaled(part.surprise + (shift * part.exp).masked_fill_(part.exp == 0, 0), shift)
+
+
 def put_together(parts: list[LossPart]) -> LossPart:
     """One part of several."""
     if len(parts) == 1:
@@ -101,7 +106,6 @@ def put_figures_together(parts: list[StatsPart], beta: Tensor) -> StatsPart:
     all_parts = StatsPart(*(torch.stack(field) for field in zip(*parts, strict=True)))
     largest, first = all_parts.top.amax(0), all_parts.top.argmax(0, keepdim=True)
     shift = base_of(all_parts.top) - base_of(largest)
-    moved = all_parts.surprise + (shift * all_parts.exp).masked_fill_(all_parts.exp == 0, 0)
     tempered = [scaled(x, b * shift).sum(0) for x, b in zip(all_parts.tempered.unbind(1), beta.tolist(), strict=True)]
     return StatsPart(
         target_z=parts[0].target_z,
@@ -109,7 +113,7 @@ def put_figures_together(parts: list[StatsPart], beta: Tensor) -> StatsPart:
         second=torch.maximum(all_parts.top.scatter(0, first, -INF).amax(0), all_parts.second.amax(0)),
         exp=scaled(all_parts.exp, shift).sum(0),
         square=scaled(all_parts.square, 2 * shift).sum(0),
-        surprise=scaled(moved, shift).sum(0),
+        surprise=surprise_moved(all_parts, shift).sum(0),
         tempered=torch.stack(tempered) if tempered else parts[0].tempered,
         above=all_parts.above.sum(0),
         argmax=all_parts.argmax.gather(0, first)[0],
@@ -143,8 +147,7 @@ def figures(others: StatsPart, target: Tensor, best: Best, beta: Tensor) -> Figu
     e, exp = gap.exp(), scaled(others.exp, shift)
     s = exp + e
     log_s = s.log()
-    moved = others.surprise + (shift * others.exp).masked_fill_(others.exp == 0, 0)
-    surprise = scaled(moved, shift) + (gap * e).masked_fill_(e == 0, 0)
+    surprise = surprise_moved(others, shift) + (gap * e).masked_fill_(e == 0, 0)
     first = (z > others.top) | z.isnan() & ~others.top.isnan()
     equal = (z == others.top) | z.isnan() & others.top.isnan()
     argmax = torch.where(equal, torch.minimum(target, others.argmax), torch.where(first, target, others.argmax))

@@ -114,19 +114,22 @@ def choose_chunk_tokens(n_tokens: int, vocab_size: int, dtype: torch.dtype, chun
     most = min(MOST_CHUNK_TOKENS, max(LEAST_CHUNK_TOKENS, n_tokens // 5))
     most = max(most, MIN_LOGITS_BYTES // row_bytes)
     most = max(1, min(most, MAX_LOGITS_BYTES // row_bytes))
-    n_chunks = max(1, math.ceil(n_tokens / most))
-    return max(1, math.ceil(n_tokens / n_chunks))
+    return evenly(n_tokens, most)
+
+
+def evenly(n_tokens: int, most: int) -> int:
+    """Rows of a chunk, of as few chunks as there can be, as even as they come."""
+    return max(1, math.ceil(n_tokens / max(1, math.ceil(n_tokens / most))))
 
 
 def choose_piece(
     n_tokens: int, vocab_size: int, dtype: torch.dtype, device: torch.device, chunk_tokens: int | None
 ) -> tuple[int, int]:
     """Rows and columns of the logits held at once where no gradient is wanted: as even as they come."""
-    most = chunk_tokens or PIECE_TOKENS
-    rows = math.ceil(n_tokens / max(1, math.ceil(n_tokens / most)))
+    rows = evenly(n_tokens, chunk_tokens or PIECE_TOKENS)
     n_bytes = PIECE_BYTES if device.type == "cpu" else MAX_LOGITS_BYTES
-    columns = math.ceil(vocab_size / math.ceil(max(1, rows) * vocab_size * dtype.itemsize / n_bytes))
-    return max(1, rows), min(vocab_size, columns if columns < ALIGNED else math.ceil(columns / ALIGNED) * ALIGNED)
+    columns = math.ceil(vocab_size / math.ceil(rows * vocab_size * dtype.itemsize / n_bytes))
+    return rows, min(vocab_size, columns if columns < ALIGNED else math.ceil(columns / ALIGNED) * ALIGNED)
 
 
 def block_rows(
@@ -218,12 +221,14 @@ def explain(
         if size < least:
             raise ValueError(f"{name} must be at least {least}, got {size}")
     chosen, reason = choose_backend(backend, device)
-    rows, columns = choose_chunk_tokens(n_tokens, vocab_size, dtype, chunk_tokens), vocab_size
-    if not requires_grad:
-        rows, columns = choose_piece(n_tokens, vocab_size, dtype, torch.device(device), chunk_tokens)
+    device = torch.device(device)
+    if requires_grad:
+        rows, columns = choose_chunk_tokens(n_tokens, vocab_size, dtype, chunk_tokens), vocab_size
+    else:
+        rows, columns = choose_piece(n_tokens, vocab_size, dtype, device, chunk_tokens)
     half, n_chunks = accumulation_dtype(dtype) != dtype, math.ceil(n_tokens / rows)
-    block = block_rows(chosen, rows, columns, dtype, torch.device(device))
-    gemm = choose_gemm(2.0 * rows * hidden_size * vocab_size, dtype, torch.device(device))
+    block = block_rows(chosen, rows, columns, dtype, device)
+    gemm = choose_gemm(2.0 * rows * hidden_size * vocab_size, dtype, device)
     summed = (2 if gemm.provider == "native" else 4) if half and requires_grad and n_chunks > 1 else 0
     return Plan(
         backend=chosen.name,

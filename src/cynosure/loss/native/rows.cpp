@@ -84,11 +84,7 @@ struct Row {
             ((uint16_t*)data)[v] = nan ? uint16_t(bits >> 16 | 0x40) : uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
         }
     }
-    double z(int64_t v) const {
-        const double x = stored(v);
-        if (cap.softcap > 0) return passes.cap_one(of.stored, x, cap);
-        return of.stored == FLOAT64 ? x * cap.scale : float(x) * float(cap.scale);  // as the passes round it
-    }
+    double z(int64_t v) const { return passes.cap_one(of.stored, stored(v), cap); }
     double slope(double z) const {
         return cap.softcap > 0 ? cap.scale * (1 - z / cap.softcap * (z / cap.softcap)) : cap.scale;
     }
