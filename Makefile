@@ -59,4 +59,4 @@ endef
 	$(call install)
 
 .venv-peers/installed: pyproject.toml constraints.txt hatch_build.py
-	$(call install,cut-cross-entropy jax optax lm_eval)
+	$(call install,cut-cross-entropy jax optax lm_eval torchmetrics)

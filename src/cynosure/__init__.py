@@ -7,22 +7,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cynosure.loss import CrossEntropyLoss as CrossEntropyLoss
-    from cynosure.loss import LinearCrossEntropyLoss as LinearCrossEntropyLoss
-    from cynosure.loss import Plan as Plan
-    from cynosure.loss import TokenStats as TokenStats
-    from cynosure.loss import cross_entropy as cross_entropy
-    from cynosure.loss import explain as explain
-    from cynosure.loss import linear_cross_entropy as linear_cross_entropy
-    from cynosure.loss import token_logprobs as token_logprobs
-    from cynosure.loss import token_stats as token_stats
+    from cynosure.loss import *  # noqa: F403
+    from cynosure.measure import *  # noqa: F403
+    from cynosure.models import *  # noqa: F403
+    from cynosure.text import *  # noqa: F403
 
 __version__ = "0.1.0"
-__all__ = ["CrossEntropyLoss", "LinearCrossEntropyLoss", "Plan", "TokenStats", "cross_entropy", "explain",
-           "linear_cross_entropy", "token_logprobs", "token_stats"]  # fmt: skip
+WINGS = {
+    "loss": ("CrossEntropyLoss", "LinearCrossEntropyLoss", "Plan", "TokenStats", "cross_entropy", "explain",
+             "linear_cross_entropy", "token_logprobs", "token_stats"),
+    "text": ("Document",),
+    "models": ("LanguageModel", "load"),
+    "measure": ("Meter", "Scores", "Statistics", "open_run", "predict", "score"),
+}  # fmt: skip
+__all__ = [name for names in WINGS.values() for name in names]
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(import_module("cynosure.loss"), name)
+    for wing, names in WINGS.items():
+        if name in names:
+            return getattr(import_module(f"cynosure.{wing}"), name)
     raise AttributeError(f"module 'cynosure' has no attribute {name!r}")

@@ -12,7 +12,7 @@ from cynosure.cli import app
 from cynosure.measure import score
 from cynosure.models import load
 from cynosure.text import Document
-from tests.lm.test_score import KEYS
+from tests.lm.test_score import KEYS, MORE
 
 
 class Done(NamedTuple):
@@ -76,7 +76,7 @@ def test_predict_smollm2(run) -> None:
 def test_score_as_json_is_the_contract_and_nothing_else(run, tiny_folder: Path, text: Path) -> None:
     done = run("score", tiny_folder, text, "--format", "json", "--window", 16, "--stride", 4)
     values = json.loads(done.out)
-    assert list(values) == KEYS
+    assert list(values) == [*KEYS, *MORE]
     library = score(load(str(tiny_folder)), [Document(str(text), text.read_text())], window=16, stride=4).to_json()
     differing = {"seconds", "tokens_per_second"}
     assert {k: v for k, v in values.items() if k not in differing} == {
@@ -96,14 +96,14 @@ def test_score_as_a_table(run, tiny_folder: Path, text: Path) -> None:
 def test_quiet_leaves_stderr_empty(run, tiny_folder: Path, text: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty.txt"
     empty.touch()
-    assert "left out as empty" in run("score", tiny_folder, text, empty).err
+    assert "has no token to guess and is left out" in run("score", tiny_folder, text, empty).err
     assert run("score", tiny_folder, text, empty, "--quiet").err == ""
 
 
 def test_progress_off_a_terminal_is_plain_lines(run, tiny_folder: Path, text: Path, monkeypatch) -> None:
-    monkeypatch.setattr("cynosure.cli.score.LINE_SECONDS", 0)
+    monkeypatch.setattr("cynosure.cli.progress.LINE_SECONDS", 0)
     done = run("score", tiny_folder, text, "--batch-tokens", 1, "--window", 16)
-    lines = done.err.splitlines()
+    lines = [line for line in done.err.splitlines() if not line.startswith("cynosure: note: ")]
     assert len(lines) > 1
     assert all(line.startswith("scored ") and "nats/token" in line for line in lines)
     assert "100%" in lines[-1]
@@ -153,12 +153,12 @@ def test_errors_are_one_line_and_status_2(run, tiny_folder: Path, text: Path, tm
     cases: list[tuple[list[object], str]] = [
         (["score", tiny_folder, "no-such.txt"], "no such text: 'no-such.txt'"),
         (["score", tiny_folder, latin], "not UTF-8: byte 0xe9 at offset 2"),
-        (["score", tiny_folder, empty], f"nothing to score: no token in {empty}"),
+        (["score", tiny_folder, empty], f"nothing to score: no token to guess in {empty}"),
         (["score", "./nowhere", text], "no such model folder"),
         (["score", tiny_folder, text, "--window", 65], "window 65 is more than the 64 positions of tiny-llama"),
         (["score", tiny_folder, text, "--window", 0], "window must be at least 1"),
         (["score", tiny_folder, text, "--window", 8, "--stride", 9], "stride must be from 1 to the window, 8"),
-        (["score", tiny_folder, text, "--protocol", "hf"], "unknown protocol 'hf': there is sliding, rolling"),
+        (["score", tiny_folder, text, "--protocol", "hf"], "unknown protocol 'hf': there is sliding, rolling, strided"),
         (["score", tiny_folder, text, "--dtype", "int8"], "unknown dtype 'int8'"),
         (["score", tiny_folder, text, "--limit", 0], "limit must be at least 1"),
         (["score", tiny_folder, text, "--errors", "ignore"], "'ignore' is not one of 'strict', 'replace'"),
@@ -203,7 +203,7 @@ def test_help_and_version_do_not_import_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for verb in ("predict", "score", "check", "info", "bench"):
+    for verb in ("predict", "score", "summary", "compare", "check", "info", "bench"):
         assert f"\n  {verb} " in done.stdout
     assert (
         "..." not in done.stdout.partition("Usage: cynosure score")[0].partition("Commands:")[2].partition("bench")[0]

@@ -1,5 +1,7 @@
 """Texts come as they stand, and what cannot be read is said with its place."""
 
+import gzip
+import hashlib
 import io
 import json
 import sys
@@ -9,13 +11,12 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from cynosure.text import find_sources, read_documents
+from cynosure.text import Document, find_sources, read_documents, source_digest
 
 
 def read(*names: Path | str, errors: str = "strict", limit: int | None = None) -> list[tuple[str, str]]:
-    return [
-        tuple(document) for document in read_documents(find_sources(list(map(str, names))), errors=errors, limit=limit)
-    ]
+    documents = read_documents(find_sources(list(map(str, names))), errors=errors, limit=limit)
+    return [(document.name, document.text) for document in documents]
 
 
 def write_jsonl(path: Path, *rows: object) -> Path:
@@ -114,7 +115,9 @@ def test_tables_without_text(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"b\.jsonl line 2 is not JSON: Expecting value at column 10"):
         read(tmp_path / "b.jsonl")
     parquet.write_table(pyarrow.table({"body": ["x"]}), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match=r"a\.parquet has no column 'text': it has body"):
+    with pytest.raises(
+        ValueError, match=r"a\.parquet:0 has no text in a column 'text': it has body; --column names another"
+    ):
         read(tmp_path / "a.parquet")
     (tmp_path / "b.parquet").write_text("PAR?")
     with pytest.raises(ValueError, match=r"b\.parquet is not a Parquet file"):
@@ -127,3 +130,68 @@ def test_options_are_checked(tmp_path: Path) -> None:
         read(tmp_path, errors="ignore")
     with pytest.raises(ValueError, match="limit must be at least 1 document, got 0"):
         read(tmp_path, limit=0)
+
+
+def test_packed_lines_are_read_as_lines(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl.gz"
+    file.write_bytes(gzip.compress(b'{"text": "one\\r\\n"}\n{"text": "two"}'))
+    assert read(file) == [(f"{file}:1", "one\r\n"), (f"{file}:2", "two")]
+    file.write_bytes(gzip.compress(b'{"text": "one"}\n{"text": "\xff"}'))
+    with pytest.raises(ValueError, match=r"a\.jsonl\.gz is not UTF-8: byte 0xff at offset 26"):
+        read(file)
+    for broken in (gzip.compress(b'{"text": "one"}' * 99)[:-20], b"plain"):
+        file.write_bytes(broken)
+        with pytest.raises(ValueError, match=r"a\.jsonl\.gz is not a whole gzip file"):
+            read(file)
+
+
+def test_a_named_column_is_read(tmp_path: Path) -> None:
+    lines = write_jsonl(tmp_path / "a.jsonl", {"text": "one", "body": "zwei"})
+    table = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"text": ["three"], "body": ["vier"]}), table)
+    found = read_documents(find_sources([str(lines), str(table)]), column="body")
+    assert [document.text for document in found] == ["zwei", "vier"]
+    with pytest.raises(ValueError, match="has no text in a column 'none': it has text, body; --column names another"):
+        list(read_documents(find_sources([str(table)]), column="none"))
+
+
+def test_a_prompt_and_its_completion_are_one_document(tmp_path: Path) -> None:
+    lines = write_jsonl(tmp_path / "a.jsonl", {"prompt": "né ", "completion": "猫"}, {"prompt": "", "completion": ""})
+    table = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"prompt": ["a"], "completion": ["b"]}), table)
+    assert list(read_documents(find_sources([str(lines), str(table)]))) == [
+        Document(f"{lines}:1", "né 猫", 3),
+        Document(f"{lines}:2", "", 0),
+        Document(f"{table}:0", "ab", 1),
+    ]
+    write_jsonl(lines, {"prompt": "a", "completion": "b", "text": "c"})
+    assert read(lines) == [(f"{lines}:1", "c")]
+    with pytest.raises(ValueError, match="has no text in a column 'body'"):
+        list(read_documents(find_sources([str(table)]), column="body"))
+
+
+def test_what_is_replaced_is_counted(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_bytes("\ufffd".encode() + b" \xff \xe7\x8c.")  # one that was there, one byte, a character cut short
+    (document,) = read_documents(find_sources([str(file)]), errors="replace")
+    assert (document.text, document.n_replaced) == ("\ufffd \ufffd \ufffd.", 2)
+    lines = tmp_path / "a.jsonl"
+    lines.write_bytes(b'{"text": "\xff\\ud800"}')
+    (document,) = read_documents(find_sources([str(lines)]), errors="replace")
+    assert (document.text, document.n_replaced) == ("\ufffd\ufffd", 2)
+
+
+def test_binary_files(tmp_path: Path) -> None:
+    file = tmp_path / "a.bin"
+    file.write_bytes(b"ELF\x00\xff")
+    with pytest.raises(ValueError, match=r"a\.bin looks binary: a NUL byte at offset 3; --errors replace"):
+        read(file)
+    assert read(file, errors="replace") == [(str(file), "ELF\x00\ufffd")]
+
+
+def test_digests_are_those_of_the_files(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_bytes(b"x" * 3_000_000)
+    named, stdin = find_sources([str(file), "-"])
+    assert source_digest(named) == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert source_digest(stdin) is None

@@ -1,17 +1,19 @@
 """Scoring against plain computations from full logits, and under every batching."""
 
+import json
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from cynosure.measure import Summary, score
-from cynosure.measure.score import make_plan, score_documents
-from cynosure.models import LanguageModel
-from cynosure.text import Document, windows
+from cynosure.measure import Progress, score
+from cynosure.models import Head, LanguageModel, split
+from cynosure.text import Document
+from cynosure.text.windows import led_windows
 from tests.lm.conftest import byte_tokenizer, tiny, tiny_model, word_tokenizer
 
 TEXTS = ["the cat sat on the mat. " * 12, "a", "naïve café 猫 🐈‍⬛\n" * 4, "the end"]
@@ -21,6 +23,10 @@ KEYS = [
     *("tokens", "nats", "bytes", "chars", "words"),
     *("nats_per_token", "token_perplexity", "word_perplexity", "bits_per_byte", "bits_per_char"),
     *("top1_accuracy", "mean_entropy", "calibration", "excluded", "seconds", "tokens_per_second"),
+]
+MORE = [
+    *("interval", "effective_tokens", "unscored_documents", "replaced", "notes", "by_class", "by_position"),
+    *("by_frequency", "by_document", "worst_tokens", "worst_spans"),
 ]
 
 
@@ -33,7 +39,7 @@ def plain(model: LanguageModel, text: str, window: int, stride: int) -> Iterator
     """(nll, entropy, right) of every token, window by window, from the model's own full logits in float64."""
     wide = tiny_model(spread=0.5).double()
     x = [0, *model.tokenizer(text, add_special_tokens=False).input_ids]
-    for w in windows(len(x), window, stride):
+    for w in led_windows(len(x), window, stride):
         with torch.no_grad():
             logits = wide(torch.tensor([x[w.see_start : w.see_stop]])).logits[0, -w.n_scored :]
         logp = torch.log_softmax(logits, -1)
@@ -46,7 +52,7 @@ def plain(model: LanguageModel, text: str, window: int, stride: int) -> Iterator
 )
 def test_a_summary_is_what_full_logits_give(model: LanguageModel, protocol: str, stride: int | None) -> None:
     summary = score(model, DOCUMENTS, protocol=protocol, window=32, stride=stride)
-    rows = [row for text in TEXTS for row in plain(model, text, 32, summary.stride)]
+    rows = [row for text in TEXTS for row in plain(model, text, 32, summary.setting.stride)]
     nll, entropy, right = map(list, zip(*rows, strict=True))
     values = summary.to_json()
     assert values["tokens"] == len(rows)
@@ -66,12 +72,13 @@ def test_a_summary_is_what_full_logits_give(model: LanguageModel, protocol: str,
 
 @pytest.mark.parametrize("batch_tokens", [1, 33, 64, 200, 10_000])
 def test_figures_do_not_depend_on_batching(model: LanguageModel, batch_tokens: int) -> None:
-    plans = [make_plan(model, "sliding", 32, 7, size) for size in (32, batch_tokens)]
-    first, second = ([*score_documents(plan, DOCUMENTS, lambda _: None)] for plan in plans)
-    for a, b in zip(first, second, strict=True):
-        np.testing.assert_allclose(a.nll, b.nll, rtol=1e-6, atol=1e-6)
-        np.testing.assert_allclose(a.entropy, b.entropy, rtol=1e-6, atol=1e-6)
-        np.testing.assert_array_equal(a.correct, b.correct)
+    a, b = (score(model, DOCUMENTS, window=32, stride=7, batch_tokens=size) for size in (32, batch_tokens))
+    assert b.nats == pytest.approx(a.nats, rel=1e-6)
+    first, second = a.to_pandas(), b.to_pandas()
+    for name in ("nll", "entropy", "brier", "confidence"):
+        np.testing.assert_allclose(first[name], second[name], rtol=3e-6, atol=1e-6)
+    for name in ("document", "index", "token_id", "token_bytes", "byte_start", "byte_end", "context", "argmax"):
+        np.testing.assert_array_equal(first[name], second[name])
 
 
 def test_smollm2_does_not_depend_on_batching(smollm2: LanguageModel) -> None:
@@ -80,12 +87,13 @@ def test_smollm2_does_not_depend_on_batching(smollm2: LanguageModel) -> None:
     ]
     alone, together = (score(smollm2, texts, window=8, batch_tokens=size) for size in (1, 512))
     assert together.nats == pytest.approx(alone.nats, rel=1e-6)
-    assert alone.model == "SmolLM2-135M-Instruct (Q4_1 GGUF, dequantised)"
+    assert alone.setting.model == "SmolLM2-135M-Instruct (Q4_1 GGUF, dequantised)"
 
 
-def test_documents_come_back_in_order_whatever_the_pools(model: LanguageModel) -> None:
-    plan = make_plan(model, "rolling", 8, None, 1)  # a pool of 16 tokens: several pools
-    assert [d.name for d in score_documents(plan, DOCUMENTS, lambda _: None)] == [d.name for d in DOCUMENTS]
+def test_tokens_come_back_in_order_whatever_the_units(model: LanguageModel) -> None:
+    scores = score(model, DOCUMENTS, protocol="rolling", window=8, batch_tokens=1)  # units of 16 tokens: many
+    assert scores.document_names == [document.name for document in DOCUMENTS]
+    assert b"".join(scores.to_pandas()["token_bytes"]) == "".join(TEXTS).encode()
 
 
 def test_a_uniform_model_has_the_vocabulary_for_its_perplexity() -> None:
@@ -96,7 +104,9 @@ def test_a_uniform_model_has_the_vocabulary_for_its_perplexity() -> None:
 
 def test_the_keys_are_the_contract(model: LanguageModel) -> None:
     values = score(model, DOCUMENTS, window=16).to_json()
-    assert list(values) == KEYS
+    assert list(values) == [*KEYS, *MORE]
+    assert list(values["calibration"])[:4] == ["ece", "brier", "best_temperature", "recoverable_nats_per_token"]
+    assert json.loads(json.dumps(values, allow_nan=False)) == values
     for name in KEYS[11:16]:
         assert list(values[name]) == ["value", "low", "high"]
     assert (values["protocol"], values["window"], values["stride"], values["documents"]) == ("sliding", 16, 8, 4)
@@ -108,9 +118,9 @@ def test_bos_is_never_scored_after_bos() -> None:
     adding, not_adding = tiny(byte_tokenizer(adds_bos=True)), tiny(byte_tokenizer())
     for protocol in ("sliding", "rolling"):
         first, second = (score(model, DOCUMENTS, protocol=protocol, window=16) for model in (adding, not_adding))
-        assert first.totals == second.totals
-        assert not second.notes
-        assert bool(first.notes) == (protocol == "rolling")
+        assert (first.tokens, first.nats, first.n_bytes) == (second.tokens, second.nats, second.n_bytes)
+        assert not any("second BOS" in note for note in second.notes)
+        assert any("second BOS" in note for note in first.notes) == (protocol == "rolling")
 
 
 def test_without_a_prefix_the_first_token_is_left_out_and_listed() -> None:
@@ -141,10 +151,12 @@ def test_bytes_of_a_normalised_text_are_disowned() -> None:
 
 
 def test_empty_documents_are_left_out_and_said(model: LanguageModel) -> None:
-    summary = score(model, [Document("nothing", ""), *DOCUMENTS], window=16)
-    assert summary.totals == score(model, DOCUMENTS, window=16).totals
-    assert summary.notes == ("left out as empty: nothing",)
-    with pytest.raises(ValueError, match="nothing to score: no token in nothing"):
+    scores = score(model, [Document("nothing", ""), *DOCUMENTS], window=16)
+    without = score(model, DOCUMENTS, window=16)
+    assert (scores.nats, scores.tokens, scores.documents) == (without.nats, without.tokens, 4)
+    assert "1 document has no token to guess and is left out: nothing" in scores.notes
+    assert scores.to_json()["unscored_documents"] == ["nothing"]
+    with pytest.raises(ValueError, match="nothing to score: no token to guess in nothing"):
         score(model, [Document("nothing", "")])
     with pytest.raises(ValueError, match="nothing to score"):
         score(model, [])
@@ -153,7 +165,7 @@ def test_empty_documents_are_left_out_and_said(model: LanguageModel) -> None:
 def test_what_makes_no_sense_is_refused(model: LanguageModel) -> None:
     cases: list[tuple[dict[str, Any], str]] = [
         ({"window": 65}, "window 65 is more than the 64 positions of tiny"),
-        ({"window": 0}, "window must be at least 1"),
+        ({"window": 0}, "window must be at least 1 for sliding, got 0"),
         ({"window": 8, "stride": 9}, "stride must be from 1 to the window, 8, got 9"),
         ({"protocol": "strided?"}, "unknown protocol 'strided.': there is sliding, rolling"),
         ({"batch_tokens": 0}, "batch_tokens must be at least 1, got 0"),
@@ -161,25 +173,25 @@ def test_what_makes_no_sense_is_refused(model: LanguageModel) -> None:
     for options, message in cases:
         with pytest.raises(ValueError, match=message):
             score(model, DOCUMENTS, **options)
-    assert score(model, DOCUMENTS).window == 64  # the default is no more than the model has
+    assert score(model, DOCUMENTS).setting.window == 64  # the default is no more than the model has
 
 
 def test_nan_is_an_error_not_a_figure() -> None:
     broken = tiny()
-    plan = make_plan(broken, "sliding", 16, None, None)
+    apart = split(broken)
     with torch.no_grad():
         broken.model.model.norm.weight.fill_(torch.nan)
     with pytest.raises(ValueError, match="tiny gives NaN in float32 for doc0"):
-        list(score_documents(plan, DOCUMENTS, lambda _: None))
+        score(apart, DOCUMENTS, window=16)
 
 
 def test_progress_adds_up(model: LanguageModel) -> None:
-    steps: list[Any] = []
-    summary: Summary = score(model, DOCUMENTS, window=16, batch_tokens=16, progress=steps.append)
+    steps: list[Progress] = []
+    scores = score(model, DOCUMENTS, window=16, batch_tokens=16, progress=steps.append)
     assert len(steps) > 10
-    assert sum(step.tokens for step in steps) == summary.totals.tokens
-    assert sum(step.nats for step in steps) == pytest.approx(summary.nats)
-    assert sum(step.n_bytes for step in steps) == pytest.approx(summary.totals.bytes)
+    assert sum(step.tokens for step in steps) == scores.tokens
+    assert sum(step.nats for step in steps) == pytest.approx(scores.nats)
+    assert sum(step.n_bytes for step in steps) == pytest.approx(scores.n_bytes)
 
 
 def test_no_full_logits_are_made(smollm2: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,3 +208,50 @@ def recorded(forward: Any, seen: list[int]) -> Any:
         return forward(*args, **options)
 
     return wrapper
+
+
+def test_models_in_memory_are_scored_alike(model: LanguageModel) -> None:
+    """A transformers model with its tokenizer, and any body with its head, however that is given."""
+    expected = score(model, DOCUMENTS, window=16)
+    own, layer = model.model, model.model.lm_head
+    parts: list[Any] = [layer, layer.weight, Head(layer.weight, None, 1.0, None)]
+    found = [score(own, TEXTS, tokenizer=model.tokenizer, window=16)]
+    found += [score(own.model, TEXTS, tokenizer=model.tokenizer, head=head, window=16) for head in parts]
+    assert [(scores.tokens, scores.nats) for scores in found] == [(expected.tokens, expected.nats)] * 4
+    assert found[0].document_names == ["text 0", "text 1", "text 2", "text 3"]
+
+
+def test_texts_may_be_paths(model: LanguageModel, tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_bytes(TEXTS[2].encode())
+    (from_file, as_text) = (score(model, [text], window=16) for text in (file, TEXTS[2]))
+    assert from_file.nats == as_text.nats
+    with pytest.raises(TypeError, match="texts must be a list of texts, paths or documents, got one str"):
+        score(model, "the text")
+
+
+def test_what_is_no_model_is_refused(model: LanguageModel) -> None:
+    own, tokenizer = model.model, model.tokenizer
+    cases: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
+        (3, {}, TypeError, "model must be a name, a LanguageModel or a torch module, got int"),
+        (own, {}, TypeError, "a model in memory needs its tokenizer"),
+        (own.model, {"tokenizer": tokenizer}, ValueError, "has no body apart from its head"),
+        (own.model, {"tokenizer": tokenizer, "head": own.model.norm}, ValueError, "head must be a linear layer"),
+        (own.model, {"tokenizer": tokenizer, "head": torch.zeros(9, 3)}, ValueError, "the head needs .1, 8, 3."),
+        (Acausal(own.model), {"tokenizer": tokenizer, "head": own.lm_head}, ValueError, "Acausal is not causal"),
+    ]
+    for other, options, error, message in cases:
+        with pytest.raises(error, match=message):
+            score(other, TEXTS, **options)
+
+
+class Acausal(torch.nn.Module):
+    """A body that looks ahead."""
+
+    def __init__(self, body: Any) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        states: torch.Tensor = self.body(ids).last_hidden_state
+        return states + states.mean(1, keepdim=True)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cynosure import __version__
-from cynosure.cli import bench, check, common, info, predict, score
+from cynosure.cli import bench, check, common, compare, info, predict, score, summary
 
 app = typer.Typer(
     name="cynosure",
@@ -21,6 +21,8 @@ app = typer.Typer(
 )
 app.command()(predict.predict)
 app.command()(score.score)
+app.command()(summary.summary)
+app.command()(compare.compare)
 app.command()(check.check)
 app.command()(info.info)
 app.add_typer(bench.app, name="bench")

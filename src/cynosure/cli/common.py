@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -40,15 +41,21 @@ Tokenizer = Annotated[str | None, typer.Option(help="Take the tokenizer from thi
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the hub.")]
 
 
+def leads() -> bool:
+    """Whether this process is the one that speaks, of those that torchrun may have started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def complain(message: str) -> None:
-    print(f"cynosure: {message}", file=sys.stderr)
+    who = "cynosure" if leads() else f"cynosure (process {os.environ['RANK']})"
+    print(f"{who}: {message}", file=sys.stderr)
 
 
 def show_notes(quiet: bool) -> None:
     """Let the library's notes, such as a conversion that takes a while, through to stderr."""
     logger = logging.getLogger("cynosure")
     logger.handlers.clear()
-    logger.addHandler(logging.NullHandler() if quiet else logging.StreamHandler(sys.stderr))
+    logger.addHandler(logging.NullHandler() if quiet or not leads() else logging.StreamHandler(sys.stderr))
     logger.handlers[0].setFormatter(logging.Formatter("cynosure: %(message)s"))
     logger.setLevel(logging.INFO)
     logger.propagate = False

@@ -1,19 +1,16 @@
 """`cynosure score`: a model's loss on texts."""
 
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from cynosure.cli import common
+from cynosure.cli.progress import shown_progress
 
 if TYPE_CHECKING:
-    from cynosure.measure import Progress, Summary
-
-LINE_SECONDS = 10  # between lines of progress where there is no terminal
+    from cynosure.measure import Scores
 
 
 def score(
@@ -22,13 +19,17 @@ def score(
         list[str],
         typer.Argument(
             metavar="TEXT...",
-            help="Files, folders, globs, - (stdin), .jsonl or .parquet with a text column, dataset names.",
+            help="Files, folders, globs, - (stdin), .jsonl, .jsonl.gz or .parquet with a text column, dataset names.",
         ),
     ],
-    protocol: Annotated[str, typer.Option(help="sliding, or rolling as in lm-evaluation-harness.")] = "sliding",
+    protocol: Annotated[
+        str, typer.Option(help="sliding, rolling, strided, strided-legacy, llama-cpp, blocks; all: side by side.")
+    ] = "sliding",
     window: Annotated[
         int | None,
-        typer.Option(help="Positions seen at once. [default: 1024, or all the model has]", show_default=False),
+        typer.Option(
+            help="Positions seen at once. [default: the protocol's, or all the model has]", show_default=False
+        ),
     ] = None,
     stride: Annotated[
         int | None,
@@ -36,6 +37,12 @@ def score(
     ] = None,
     dtype: common.Dtype = "auto",
     device: common.Device = "auto",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN", help="Keep every token in this folder, and go on there after a stop.", show_default=False
+        ),
+    ] = None,
     batch_tokens: Annotated[
         int | None,
         typer.Option(
@@ -44,6 +51,15 @@ def score(
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Score the first documents only, this many.")] = None,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Run the model under torch.compile: slow to start, then faster.")
+    ] = False,
+    column: Annotated[
+        str | None,
+        typer.Option(
+            help="The column of .jsonl, .parquet and datasets with the text. [default: text]", show_default=False
+        ),
+    ] = None,
     tokenizer: common.Tokenizer = None,
     revision: common.Revision = None,
     errors: Annotated[
@@ -55,165 +71,51 @@ def score(
 ) -> None:
     """Score texts with a model.
 
-    Prints the loss per token, perplexity per token and per word, bits per byte and per character.
+    Prints the loss per token, perplexity per token and per word, bits per byte and per character with their 95%
+    intervals, calibration, and where the nats go. torchrun -m cynosure score shares the work among processes.
     """
-    from cynosure.text import check_protocol, find_sources, read_documents
+    from cynosure.text import PROTOCOLS, check_protocol, find_sources
 
     common.show_notes(quiet)
-    check_protocol(protocol, window or 1024, stride)  # before the seconds it takes to load a model
+    if protocol != "all":  # before the seconds it takes to load a model
+        default = PROTOCOLS[protocol].window if protocol in PROTOCOLS else 0
+        check_protocol(protocol, default if window is None else window, stride)
     sources = find_sources(texts)
-    documents = read_documents(sources, errors=errors, limit=limit)
     from cynosure import measure, models
+    from cynosure.cli import tables
 
+    corpus = measure.Corpus.of_sources(sources, column=column, errors=errors, limit=limit)
+    if protocol == "all" and any(source.kind == "stdin" for source in sources):
+        corpus = corpus._replace(documents=list(corpus.documents))  # standard input cannot be read again
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
     loaded = models.load(model, dtype=dtype, device=device, tokenizer=tokenizer, revision=revision)
-    sizes = [source.n_bytes for source in sources if source.n_bytes is not None]
+    split = models.split(loaded, compile=compile)
+    sizes = [source.n_bytes for source in sources if source.n_bytes is not None and not source.name.endswith(".gz")]
     total = sum(sizes) if len(sizes) == len(sources) and limit is None else None
-    with shown_progress(total, quiet) as progress:
-        summary = measure.score(
-            loaded,
-            documents,
-            protocol=protocol,
-            window=window,
-            stride=stride,
-            batch_tokens=batch_tokens,
-            progress=progress,
-        )
+    options: dict[str, Any] = {"window": window, "stride": stride, "batch_tokens": batch_tokens, "out": out}
+    if protocol == "all":
+        with shown_progress(None if total is None else total * (len(PROTOCOLS) - 1), quiet) as progress:
+            found = measure.score_all(split, corpus, keep=False, progress=progress, **options)
+        every = [scores for scores in found.values() if not isinstance(scores, str)]
+    else:
+        with shown_progress(total, quiet) as progress:
+            every = [measure.score(split, corpus, protocol=protocol, keep=False, progress=progress, **options)]
+    if not common.leads():
+        return
+    for scores in every:
+        scores.save()
     if format == "json":
-        common.print_json(summary.to_json())
+        values = [scores.to_json() for scores in every]
+        common.print_json(values if protocol == "all" else values[0])
+    elif protocol == "all":
+        tables.show_protocols(found)
     else:
-        show(summary, str(loaded.device))
-    for note in () if quiet else summary.notes:
+        tables.show(every[0])
+    show_notes(every, quiet)
+
+
+def show_notes(every: "list[Scores]", quiet: bool) -> None:
+    """What a reader of the figures must know, once, on stderr."""
+    for note in () if quiet else dict.fromkeys(note for scores in every for note in scores.notes):
         print(f"cynosure: note: {note}", file=sys.stderr)
-
-
-@contextmanager
-def shown_progress(total: int | None, quiet: bool) -> Iterator["Callable[[Progress], None] | None"]:
-    """A progress bar on a terminal, a plain line now and then elsewhere, nothing when quiet."""
-    if quiet:
-        yield None
-    elif sys.stderr.isatty():
-        with bar(total) as advance:
-            yield advance
-    else:
-        yield lines(total)
-
-
-class Meter:
-    """Sums of progress, and how they read."""
-
-    def __init__(self, total: int | None) -> None:
-        self.total, self.start = total, time.monotonic()
-        self.tokens, self.nats, self.n_bytes = 0, 0.0, 0.0
-
-    def add(self, step: "Progress") -> None:
-        self.tokens += step.tokens
-        self.nats += step.nats
-        self.n_bytes += step.n_bytes
-
-    @property
-    def rate(self) -> str:
-        return f"{self.tokens / max(time.monotonic() - self.start, 1e-9):,.0f} tokens/s"
-
-    @property
-    def loss(self) -> str:
-        return f"{self.nats / max(self.tokens, 1):.4f} nats/token"
-
-    @property
-    def done(self) -> float | None:
-        return min(1.0, self.n_bytes / self.total) if self.total else None
-
-
-@contextmanager
-def bar(total: int | None) -> Iterator["Callable[[Progress], None]"]:
-    """Share of the bytes done, rate, time left, and the running loss; gone when finished."""
-    from rich.console import Console
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Display
-
-    meter = Meter(total)
-    columns = (
-        TextColumn("scoring"),
-        BarColumn(bar_width=None),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[loss]}"),
-    )
-    with Display(*columns, console=Console(stderr=True), transient=True) as display:
-        task = display.add_task("", total=total, rate="", loss="")
-
-        def advance(step: "Progress") -> None:
-            meter.add(step)
-            completed = meter.n_bytes if total is None else min(meter.n_bytes, total)
-            display.update(task, completed=completed, rate=meter.rate, loss=meter.loss)
-
-        yield advance
-
-
-def lines(total: int | None) -> "Callable[[Progress], None]":
-    """One line every few seconds."""
-    meter = Meter(total)
-    last = meter.start
-
-    def advance(step: "Progress") -> None:
-        nonlocal last
-        meter.add(step)
-        now = time.monotonic()
-        if now - last < LINE_SECONDS:
-            return
-        last, done = now, meter.done
-        left = f"{done:.0%}, {(now - meter.start) * (1 - done) / done:,.0f} s left, " if done else ""
-        print(f"scored {meter.tokens:,} tokens: {left}{meter.rate}, {meter.loss}", file=sys.stderr, flush=True)
-
-    return advance
-
-
-def show(summary: "Summary", device: str) -> None:
-    """The summary as a table: the loss first, then the same in other units."""
-    from rich.table import Table
-
-    values = summary.to_json()
-    console = common.stdout()
-    console.print(summary.model, style="bold")
-    documents = values["documents"]
-    console.print(
-        f"{summary.protocol} windows of {summary.window:,} tokens, stride {summary.stride:,}; "
-        f"{summary.dtype} on {device}; {documents:,} document{'' if documents == 1 else 's'}\n"
-    )
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column()
-    table.add_column(justify="right", style="bold")
-    table.add_column(style="dim")
-    for name, value, meaning in rows(summary):
-        table.add_row(name, value, meaning)
-    console.print(table)
-
-
-def rows(summary: "Summary") -> Iterator[tuple[str, str, str]]:
-    """(name, value, what it means in plain words) for every figure."""
-    figures, values = summary.figures, summary.to_json()
-    perplexity = number(figures["token_perplexity"].value)
-    yield "nats per token", number(figures["nats_per_token"].value, 4), "the loss: mean surprise of a token, in nats"
-    yield "token perplexity", perplexity, "like guessing among that many equal choices"
-    yield "word perplexity", number(figures["word_perplexity"].value), "the same counted per word"
-    yield (
-        "bits per byte",
-        number(figures["bits_per_byte"].value, 4),
-        "comparable across tokenizers; 8 is knowing nothing",
-    )
-    yield "bits per character", number(figures["bits_per_char"].value, 4), ""
-    yield "top-1 accuracy", f"{values['top1_accuracy']:.1%}", "how often the likeliest token was right"
-    yield "mean entropy", number(values["mean_entropy"], 4), "nats: the loss the model itself expected"
-    yield "", "", ""
-    counts = [(values["bytes"], "bytes"), (values["words"], "words")]
-    covering = ", ".join(f"{count:,} {what}" for count, what in counts if count is not None)
-    yield "tokens scored", f"{values['tokens']:,}", covering
-    yield "in all", f"{number(summary.nats, 1)}", "nats"
-    if summary.excluded:
-        missed = sum(part.byte_end - part.byte_start for part in summary.excluded)
-        yield "left out", f"{missed:,}", f"bytes: {summary.excluded[0].reason}"
-    yield "time", f"{summary.seconds:,.1f}", f"seconds: {number(summary.tokens_per_second, 0)} tokens a second"
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    return "unknown" if value is None else f"{value:,.{digits}f}"

@@ -1,26 +1,19 @@
-"""Score texts with a model: windows, hidden states, the loss of each token, and the summary of them all."""
+"""The scoring core: units of windows through the model's body, the fused statistics of each token, rows of figures."""
 
-import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from cynosure.loss import token_stats
-from cynosure.measure.stats import DocumentTokens, Excluded, Floats, Ints, Summary, Totals, excluded
-from cynosure.models import Head, LanguageModel, hidden_states, read_head
-from cynosure.text import Document, Tokens, Window, check_protocol, prefix_token, tokenize, windows
-from cynosure.text.tokens import adds_bos
-
-DEFAULT_WINDOW = 1024
-POOL = 16  # batches' worth of windows that are sorted by length together
-BOS_TWICE = (
-    "lm-evaluation-harness also scores a second BOS after the first with this tokenizer, so its sum is another; "
-    "its add_bos_token=False gives the sum here"
-)
-NO_PREFIX = "first of document: the tokenizer has neither BOS nor EOS to stand before it"
+from cynosure.loss import TokenStats, token_stats
+from cynosure.measure.calibration import TEMPERATURES
+from cynosure.measure.rows import Facts, Shard, schema
+from cynosure.measure.units import Cutting, Task
+from cynosure.models import SplitModel
 
 
 class Progress(NamedTuple):
@@ -31,173 +24,188 @@ class Progress(NamedTuple):
     n_bytes: float
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a run needs to know of its model and windows."""
-
-    model: LanguageModel
-    head: Head
-    prefix: int | None
-    protocol: str
-    window: int
-    stride: int
-    batch_tokens: int
+Say = Callable[[Progress], None]
 
 
-@dataclass
-class Pending:
-    """A document whose windows are being scored. Arrays run over x: its tokens, led by the prefix if there is one."""
+class Scorer(NamedTuple):
+    """A model, how its texts are cut, and how many likeliest tokens are kept beside each figure."""
 
-    document: Document
-    tokens: Tokens
-    x: torch.Tensor
-    windows: list[Window]
-    nll: Floats = field(init=False)
-    entropy: Floats = field(init=False)
-    argmax: Ints = field(init=False)
+    model: SplitModel
+    cutting: Cutting
+    topk: int
 
-    def __post_init__(self) -> None:
-        self.nll, self.entropy = np.full((2, len(self.x)), np.nan)
-        self.argmax = np.full(len(self.x), -1)
+    def score(self, tasks: list[Task], facts: list[Facts], say: Say) -> Shard:
+        """Score the windows of a unit; its rows in the order of the text."""
+        figures = Figures.of(tasks, self.topk)
+        for batch in batches(rows_of(tasks), self.cutting.batch_tokens):
+            say(self.put(batch, *self.states(batch), figures))
+        return self.shard(tasks, facts, figures)
 
-    def result(self) -> DocumentTokens:
-        (name, text), tokens = self.document, self.tokens
-        own = slice(len(self.x) - len(tokens.ids), None)
-        correct = self.argmax[own] == tokens.ids
-        return DocumentTokens(
-            name, text, self.nll[own], self.entropy[own], correct, tokens.n_bytes, tokens.n_chars, tokens.drift
+    def shard(self, tasks: list[Task], facts: list[Facts], figures: "Figures") -> Shard:
+        """The rows of a unit whose figures are complete."""
+        return Shard(pa.Table.from_arrays(columns(tasks, figures, self.cutting), schema=figures.schema), tuple(facts))
+
+    @torch.inference_mode()
+    def states(self, batch: "list[Row]") -> tuple[Tensor, Tensor]:
+        """The hidden states (n, D) before the scored tokens of a batch, and those tokens (n,)."""
+        ids = np.zeros((len(batch), max(row.task.window.n_seen for row in batch)), dtype=np.int64)
+        for line, row in zip(ids, batch, strict=True):
+            line[: row.task.window.n_seen] = self.seen(row.task)
+        hidden = self.model.body(torch.from_numpy(ids).to(self.model.device))
+        tasks = [row.task for row in batch]
+        scored = [h[t.window.n_seen - t.window.n_scored : t.window.n_seen] for h, t in zip(hidden, tasks, strict=True)]
+        target = np.concatenate([t.text.x[t.window.score_start : t.window.see_stop + 1] for t in tasks])
+        return torch.cat(scored), torch.from_numpy(target).to(self.model.device)
+
+    @torch.inference_mode()
+    def put(self, batch: "list[Row]", hidden: Tensor, target: Tensor, figures: "Figures") -> Progress:
+        """Put the figures of a batch's tokens into their rows."""
+        head = self.model.head
+        stats = token_stats(
+            hidden,
+            head.weight,
+            target,
+            bias=head.bias,
+            scale=head.scale,
+            softcap=head.softcap,
+            topk=self.topk,
+            temperatures=list(TEMPERATURES),
         )
+        nll = figures.put(np.concatenate([row.scored for row in batch]), stats)
+        self.check(nll, batch)
+        tasks = [row.task for row in batch]
+        n_bytes = sum(t.text.facts.n_bytes * t.window.n_scored / t.text.facts.n_tokens for t in tasks)
+        return Progress(len(target), float(nll.sum(dtype=np.float64)), n_bytes)
+
+    def seen(self, task: Task) -> NDArray[np.int64]:
+        """What the model sees of a task's window; its first token overwritten where the protocol does so."""
+        text, window = task.text, task.window
+        x = text.x[window.see_start : window.see_stop]
+        return x if text.first is None else np.concatenate([[text.first], x[1:]])
+
+    def check(self, nll: NDArray[Any], batch: "list[Row]") -> None:
+        if np.isnan(nll).any():
+            name, dtype = batch[0].task.text.facts.name, self.model.dtype
+            hint = "" if dtype == "float32" else ": try --dtype float32"
+            raise ValueError(f"{self.model.name} gives NaN in {dtype} for {name}{hint}")
 
 
-def score(
-    model: LanguageModel,
-    documents: Iterable[Document],
-    *,
-    protocol: str = "sliding",
-    window: int | None = None,
-    stride: int | None = None,
-    batch_tokens: int | None = None,
-    progress: Callable[[Progress], None] | None = None,
-) -> Summary:
-    """Score documents under a protocol and sum up.
+class Row(NamedTuple):
+    """A task in a batch, and the row of the unit where its rows begin."""
 
-    `window` is the number of positions the model sees at once, by default 1024 or as many as the model has; `stride`,
-    of `sliding` alone, how many tokens each further window scores, by default half the window. `batch_tokens` is how
-    many positions go through the model at once, by default 1024 on a CPU and 16384 elsewhere: it changes speed and
-    memory, not the figures. `progress` is called after every batch.
+    task: Task
+    at: int
 
-    Raises ValueError for a protocol, window or stride that makes no sense here, for a model whose head cannot be read
-    or that gives NaN, and when there is not one token to score.
-    """
-    plan = make_plan(model, protocol, window, stride, batch_tokens)
-    start = time.perf_counter()
-    totals, left_out, empty = Totals(), list[Excluded](), list[str]()
-    notes = dict.fromkeys([BOS_TWICE] if protocol == "rolling" and adds_bos(model.tokenizer) else [])
-    for document in score_documents(plan, documents, progress or (lambda _: None)):
-        if len(document.nll) == 0:
-            empty.append(document.name)
-            continue
-        totals += Totals.of(document)
-        left_out += excluded(document, NO_PREFIX)
-        if document.drift:
-            notes[f"no figures per byte or character: {document.drift} in {document.name}"] = None
-    if totals.tokens == 0:
-        raise ValueError(f"nothing to score: no token in {', '.join(empty[:3]) or 'the texts given'}")
-    if empty:
-        notes[f"left out as empty: {', '.join(empty[:3])}{' and more' if len(empty) > 3 else ''}"] = None
-    seconds = time.perf_counter() - start
-    return Summary(
-        model.name, protocol, plan.window, plan.stride, model.dtype, totals, tuple(left_out), tuple(notes), seconds
-    )
+    @property
+    def scored(self) -> NDArray[np.int64]:
+        """The unit's rows that the window's scored tokens fill."""
+        text, window = self.task.text, self.task.window
+        first = self.at + window.score_start - text.lead - self.task.start
+        return np.arange(first, first + window.n_scored)
 
 
-def make_plan(
-    model: LanguageModel, protocol: str, window: int | None, stride: int | None, batch_tokens: int | None
-) -> Plan:
-    """Settle and check how to score with a model."""
-    most = model.max_positions
-    if window is None:
-        window = min(DEFAULT_WINDOW, most or DEFAULT_WINDOW)
-    stride = check_protocol(protocol, window, stride)
-    if most is not None and window > most:
-        raise ValueError(f"window {window} is more than the {most} positions of {model.name}")
-    if batch_tokens is None:
-        batch_tokens = 1024 if model.device.type == "cpu" else 16384
-    if batch_tokens < 1:
-        raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}")
-    prefix = prefix_token(model.tokenizer)
-    if prefix is None and protocol == "rolling":
-        raise ValueError(
-            f"rolling needs a BOS or EOS token, and the tokenizer of {model.name} has neither: use sliding"
-        )
-    return Plan(model, read_head(model.model), prefix, protocol, window, stride, batch_tokens)
-
-
-def score_documents(
-    plan: Plan, documents: Iterable[Document], progress: Callable[[Progress], None]
-) -> Iterator[DocumentTokens]:
-    """Score documents in their order, a pool of them at a time so that windows of like length meet in a batch."""
-    pool: list[Pending] = []
-    for document in documents:
-        pool.append(prepare(plan, document))
-        if sum(window.n_seen for pending in pool for window in pending.windows) >= POOL * plan.batch_tokens:
-            yield from score_pool(plan, pool, progress)
-            pool = []
-    yield from score_pool(plan, pool, progress)
-
-
-def prepare(plan: Plan, document: Document) -> Pending:
-    """Tokenize a document and cut its windows."""
-    tokens = tokenize(plan.model.tokenizer, document.text)
-    x = torch.from_numpy(tokens.ids)
-    if plan.prefix is not None:
-        x = torch.cat([torch.tensor([plan.prefix]), x])
-    return Pending(document, tokens, x, list(windows(len(x), plan.window, plan.stride)))
-
-
-def score_pool(plan: Plan, pool: list[Pending], progress: Callable[[Progress], None]) -> Iterator[DocumentTokens]:
-    for batch in batches([(pending, window) for pending in pool for window in pending.windows], plan.batch_tokens):
-        progress(score_batch(plan, batch))
-    yield from (pending.result() for pending in pool)
-
-
-Row = tuple[Pending, Window]
+def rows_of(tasks: list[Task]) -> list[Row]:
+    """The tasks of a unit that see anything, each with its place among the rows."""
+    starts = np.cumsum([0, *(task.stop - task.start for task in tasks)]).tolist()
+    return [Row(task, start) for task, start in zip(tasks, starts, strict=False) if task.window.n_seen]
 
 
 def batches(rows: list[Row], batch_tokens: int) -> Iterator[list[Row]]:
     """Rows of like length, the longest first, as many together as pad to `batch_tokens` positions, at least one."""
-    rows = sorted(rows, key=lambda row: -row[1].n_seen)
+    rows = sorted(rows, key=lambda row: -row.task.window.n_seen)
     while rows:
-        n_rows = max(1, batch_tokens // rows[0][1].n_seen)
+        n_rows = max(1, batch_tokens // rows[0].task.window.n_seen)
         yield rows[:n_rows]
         rows = rows[n_rows:]
 
 
-@torch.inference_mode()
-def score_batch(plan: Plan, batch: list[Row]) -> Progress:
-    """Score the windows of a batch and put the figures into their documents."""
-    head, device = plan.head, plan.model.device
-    ids = torch.zeros(len(batch), max(window.n_seen for _, window in batch), dtype=torch.int64)
-    for row, (pending, window) in zip(ids, batch, strict=True):
-        row[: window.n_seen] = pending.x[window.see_start : window.see_stop]
-    hidden = hidden_states(plan.model.model, ids.to(device))
-    scored = [
-        row[window.n_seen - window.n_scored : window.n_seen] for row, (_, window) in zip(hidden, batch, strict=True)
-    ]
-    target = torch.cat([pending.x[window.score_start : window.see_stop + 1] for pending, window in batch])
-    stats = token_stats(
-        torch.cat(scored), head.weight, target.to(device), bias=head.bias, scale=head.scale, softcap=head.softcap
+class Figures:
+    """The figures of a unit's rows, filled batch by batch: NaN, or -1 in integers, until then."""
+
+    def __init__(self, n_rows: int, topk: int) -> None:
+        self.schema = schema(len(TEMPERATURES), topk)
+        self.scored = np.zeros(n_rows, dtype=bool)
+        self.parts: dict[str, NDArray[Any]] = {}
+        for name in TokenStats._fields:
+            if name not in self.schema.names:
+                continue
+            kind = self.schema.field(name).type
+            shape = (n_rows, kind.list_size) if pa.types.is_fixed_size_list(kind) else (n_rows,)
+            value = kind.value_type if len(shape) == 2 else kind
+            dtype = value.to_pandas_dtype()
+            self.parts[name] = np.full(shape, np.nan if np.issubdtype(dtype, np.floating) else -1, dtype)
+
+    @classmethod
+    def of(cls, tasks: list[Task], topk: int) -> "Figures":
+        """For the rows of a unit."""
+        return cls(sum(task.stop - task.start for task in tasks), topk)
+
+    def put(self, at: NDArray[np.int64], stats: TokenStats) -> NDArray[Any]:
+        """Fill rows; their losses come back."""
+        for name, part in self.parts.items():
+            part[at] = getattr(stats, name).cpu().numpy()
+        self.scored[at] = True
+        nll: NDArray[Any] = self.parts["nll"][at]
+        return nll
+
+    def column(self, name: str) -> pa.Array:
+        """A column, null where no token was scored."""
+        part, kind = self.parts[name], self.schema.field(name).type
+        if part.ndim == 1:
+            return pa.array(part, kind, mask=~self.scored)
+        values = pa.array(part.reshape(-1), kind.value_type)
+        return pa.FixedSizeListArray.from_arrays(values, kind.list_size)
+
+
+def columns(tasks: list[Task], figures: Figures, cutting: Cutting) -> list[pa.Array]:
+    """The columns of a unit's table."""
+    spans = [(task.text, slice(task.start, task.stop), task) for task in tasks]
+    plain: dict[str, list[Any]] = {
+        "document": [np.full(task.stop - task.start, text.facts.document) for text, _, task in spans],
+        "index": [np.arange(span.start, span.stop) for _, span, _ in spans],
+        "token_id": [text.tokens.ids[span] for text, span, _ in spans],
+        "window": [np.full(task.stop - task.start, task.number) for _, _, task in spans],
+    }
+    made = {name: pa.array(np.concatenate(parts or [[]]).astype(np.int32)) for name, parts in plain.items()}
+    made["token_bytes"] = pa.array(
+        [piece for text, span, _ in spans for piece in text.tokens.pieces[span]], pa.binary()
     )
-    figures = [part.cpu().numpy() for part in (stats.nll, stats.entropy, stats.argmax)]
-    done, n_bytes = 0, 0.0
-    for pending, window in batch:
-        where, here = slice(window.score_start, window.see_stop + 1), slice(done, done + window.n_scored)
-        pending.nll[where], pending.entropy[where], pending.argmax[where] = (part[here] for part in figures)
-        done += window.n_scored
-        n_bytes += len(pending.document.text.encode()) * window.n_scored / len(pending.tokens.ids)
-        if np.isnan(pending.nll[where]).any():
-            raise ValueError(
-                f"{plan.model.name} gives NaN in {plan.model.dtype} for {pending.document.name}"
-                + ("" if plan.model.dtype == "float32" else ": try --dtype float32")
-            )
-    return Progress(len(target), float(figures[0].sum(dtype=np.float64)), n_bytes)
+    made["byte_start"], made["byte_end"] = byte_spans(tasks)
+    context = np.concatenate([contexts(task) for task in tasks] or [np.zeros(0, dtype=np.int32)])
+    made["context"] = pa.array(context, pa.int32(), mask=~figures.scored)
+    reasons = [reason for task in tasks for reason in reasons_of(task, cutting)]
+    made["excluded"] = pa.array(reasons, pa.string()).dictionary_encode().cast(figures.schema.field("excluded").type)
+    made |= {name: figures.column(name) for name in figures.parts}
+    return [made[name] for name in figures.schema.names]
+
+
+def byte_spans(tasks: list[Task]) -> tuple[pa.Array, pa.Array]:
+    """Where the bytes of each row begin and end in its document."""
+    starts, stops = [], []
+    for text, _, _, start, stop in tasks:
+        n_rows = stop - start
+        if text.byte_stops is None:
+            starts.append(pa.nulls(n_rows, pa.int64()))
+            stops.append(starts[-1])
+            continue
+        edges = text.byte_stops[max(0, start - 1) : stop] if start else np.append(0, text.byte_stops[:stop])
+        starts.append(pa.array(edges[:-1]))
+        stops.append(pa.array(edges[1:]))
+    return pa.concat_arrays(starts or [pa.array([], pa.int64())]), pa.concat_arrays(stops or [pa.array([], pa.int64())])
+
+
+def contexts(task: Task) -> NDArray[np.int32]:
+    """How many tokens the model saw before each row's token; meaningless where it is not scored."""
+    first = task.start + task.text.lead - task.window.see_start
+    return np.arange(first, first + task.stop - task.start, dtype=np.int32)
+
+
+def reasons_of(task: Task, cutting: Cutting) -> list[str | None]:
+    """Why each row is not scored; None where it is."""
+    text, window, rules = task.text, task.window, cutting.rules
+    if not window.n_seen:
+        return [rules.unscored if i >= text.tokens.n_prompt else "prompt" for i in range(task.start, task.stop)]
+    first = window.score_start - text.lead
+    stop = first + window.n_scored
+    before = ["prompt" if i < text.tokens.n_prompt else rules.unscored for i in range(task.start, first)]
+    return [*before, *([None] * window.n_scored), *(["tail"] * (task.stop - stop))]

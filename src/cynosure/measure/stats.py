@@ -1,209 +1,216 @@
-"""Sums over scored tokens, exact and mergeable in any order, and the figures divided out of them once, at the end."""
+"""Statistics of scored tokens: updated shard by shard, merged in any order to the same bits, computed at the end."""
 
-import math
-import re
-from dataclasses import dataclass
-from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+import pyarrow as pa
+import pyarrow.compute as pc
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
+from cynosure.measure.calibration import Calibration
+from cynosure.measure.classes import byte_class
+from cynosure.measure.groups import Accumulator, Grouped, rows
+from cynosure.measure.rows import Facts, Ints, Shard, numbers
+from cynosure.measure.sums import Sums
+from cynosure.measure.worst import Costly, costly_spans, costly_tokens, keep
 
-
-class DocumentTokens(NamedTuple):
-    """What scoring says of each token of a document, all (N,): `nll` and `entropy` in nats, NaN where not scored."""
-
-    name: str
-    text: str
-    nll: Floats
-    entropy: Floats
-    correct: Bools  # the likeliest token is the right one
-    n_bytes: Ints | None
-    n_chars: Ints | None
-    drift: str | None  # why bytes and characters are not known
+BASE_TOKENS = 16  # of the shortest blocks that sums are kept of, for resampling
+# What statistics are made of; the likeliest tokens beside them are for looking at.
+COLUMNS = [
+    *("document", "index", "token_id", "token_bytes", "byte_start", "byte_end", "nll", "entropy", "rank", "confidence"),
+    *("argmax", "brier", "nll_at_temperature", "context", "window", "excluded"),
+]
+FEW = 30  # documents: with as many they are resampled, with fewer blocks of tokens inside them
 
 
 class Excluded(NamedTuple):
     """Bytes of a document that no scored token covers, and why."""
 
-    document: str
+    document: int
     byte_start: int
     byte_end: int
     reason: str
 
 
-def exact_sum(values: Floats) -> Fraction:
-    """The sum without any rounding: mantissas are added as integers, one sum for each exponent.
+class Context(NamedTuple):
+    """How many tokens the model saw before those it guessed."""
 
-    >>> exact_sum(np.array([1e16, 1.0, -1e16]))
-    Fraction(1, 1)
+    n: int = 0
+    total: int = 0
+    least: int = 0
+    most: int = 0
+
+    def with_(self, context: Ints) -> "Context":
+        return self.merged(Context(len(context), int(context.sum()), int(context.min()), int(context.max())))
+
+    def merged(self, other: "Context") -> "Context":
+        if not (self.n and other.n):
+            return self if self.n else other
+        least, most = min(self.least, other.least), max(self.most, other.most)
+        return Context(self.n + other.n, self.total + other.total, least, most)
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.n
+
+
+class Statistics:
+    """All that is said of a run. What it holds grows with the documents, the vocabulary and, of few documents, length.
+
+    Sums are integers of 2^-40 nats, so that no order of updates and merges changes a bit of them.
     """
-    mantissa, exponent = np.frexp(values)
-    whole = np.ldexp(mantissa, 53).astype(np.int64)
-    parts = (Fraction(sum(whole[exponent == e].tolist())) * Fraction(2) ** (int(e) - 53) for e in np.unique(exponent))
-    return sum(parts, Fraction(0))
 
+    def __init__(self) -> None:
+        self.facts: dict[int, Facts] = {}
+        self.documents, self.positions, self.tokens, self.classes = (Accumulator() for _ in range(4))
+        self.windows = Accumulator()  # by document and window
+        self.blocks: Accumulator | None = Accumulator()  # by document and 16 tokens, while there are few documents
+        self.squares = Sums.zeros()  # of the losses
+        self.calibration = Calibration()
+        self.context = Context()
+        self.excluded: list[Excluded] = []
+        self.worst_tokens: list[Costly] = []
+        self.worst_spans: list[Costly] = []
 
-def count_words(text: str) -> int:
-    r"""Words as lm-evaluation-harness counts them, `len(re.split(r"\s+", text))`: space at an edge adds an empty one.
-
-    >>> count_words("to be or"), count_words(" to be or")
-    (3, 4)
-    """
-    return len(re.split(r"\s+", text))
-
-
-def add_known(a: int | None, b: int | None) -> int | None:
-    """a + b, unknown if either is."""
-    return None if a is None or b is None else a + b
-
-
-@dataclass(frozen=True)
-class Totals:
-    """Sufficient statistics of scored tokens. Adding two is exact, so their order never matters."""
-
-    documents: int = 0
-    tokens: int = 0
-    nats: Fraction = Fraction(0)  # of the tokens with a finite loss
-    impossible: int = 0  # tokens of infinite loss
-    entropy: Fraction = Fraction(0)
-    correct: int = 0
-    bytes: int | None = 0
-    chars: int | None = 0
-    words: int | None = 0
-
-    def __add__(self, other: "Totals") -> "Totals":
-        return Totals(
-            self.documents + other.documents,
-            self.tokens + other.tokens,
-            self.nats + other.nats,
-            self.impossible + other.impossible,
-            self.entropy + other.entropy,
-            self.correct + other.correct,
-            add_known(self.bytes, other.bytes),
-            add_known(self.chars, other.chars),
-            add_known(self.words, other.words),
-        )
-
-    @classmethod
-    def of(cls, document: DocumentTokens) -> "Totals":
-        """The totals of one document. Words are known only where every token of it is scored."""
-        scored = ~np.isnan(document.nll)
-        nll = document.nll[scored]
-        finite = nll[np.isfinite(nll)]
-        return cls(
-            documents=1,
-            tokens=len(nll),
-            nats=exact_sum(finite),
-            impossible=len(nll) - len(finite),
-            entropy=exact_sum(document.entropy[scored]),
-            correct=int(document.correct[scored].sum()),
-            bytes=None if document.n_bytes is None else int(document.n_bytes[scored].sum()),
-            chars=None if document.n_chars is None else int(document.n_chars[scored].sum()),
-            words=count_words(document.text) if scored.all() else None,
-        )
-
-
-def excluded(document: DocumentTokens, reason: str) -> list[Excluded]:
-    """The byte ranges of a document that were not scored; none where bytes are not known."""
-    if document.n_bytes is None:
-        return []
-    stops = np.cumsum(document.n_bytes)
-    missed = np.isnan(document.nll)
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], missed, [False]]).astype(np.int8)))
-    return [
-        Excluded(document.name, int(stops[start] - document.n_bytes[start]), int(stops[stop - 1]), reason)
-        for start, stop in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
-    ]
-
-
-class Figure(NamedTuple):
-    """A figure and its 95% interval; None where it is not known."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-
-
-def ratio(total: float, count: int | None) -> float | None:
-    return total / count if count else None
-
-
-def exponential(x: float | None) -> float | None:
-    """e^x, infinite beyond what a float holds."""
-    if x is None:
-        return None
-    return math.exp(x) if x < 709 else math.inf
-
-
-@dataclass(frozen=True)
-class Summary:
-    """The figures of one run. `to_json` gives them under the keys that are a contract."""
-
-    model: str
-    protocol: str
-    window: int
-    stride: int
-    dtype: str
-    totals: Totals
-    excluded: tuple[Excluded, ...]
-    notes: tuple[str, ...]  # what a reader of the figures must know
-    seconds: float
-
-    @property
-    def nats(self) -> float:
-        return math.inf if self.totals.impossible else float(self.totals.nats)
-
-    @property
-    def figures(self) -> dict[str, Figure]:
-        """The five figures that are the loss in different units."""
-        totals, nats = self.totals, self.nats
-        values = {
-            "nats_per_token": ratio(nats, totals.tokens),
-            "token_perplexity": exponential(ratio(nats, totals.tokens)),
-            "word_perplexity": exponential(ratio(nats, totals.words)),
-            "bits_per_byte": ratio(nats / math.log(2), totals.bytes),
-            "bits_per_char": ratio(nats / math.log(2), totals.chars),
-        }
-        return {name: Figure(value) for name, value in values.items()}
-
-    @property
-    def tokens_per_second(self) -> float | None:
-        return self.totals.tokens / self.seconds if self.seconds > 0 else None
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything by the names of the contract; what is not finite or not known is None."""
-        totals = self.totals
-        values: dict[str, Any] = {
-            "model": self.model,
-            "protocol": self.protocol,
-            "window": self.window,
-            "stride": self.stride,
-            "dtype": self.dtype,
-            "documents": totals.documents,
-            "tokens": totals.tokens,
-            "nats": finite(self.nats),
-            "bytes": totals.bytes,
-            "chars": totals.chars,
-            "words": totals.words,
-            **{
-                name: {key: finite(value) for key, value in figure._asdict().items()}
-                for name, figure in self.figures.items()
+    def update(self, shard: Shard) -> None:
+        """Add the rows of a shard."""
+        self.facts |= {fact.document: fact for fact in shard.facts}
+        table = shard.table
+        self.excluded += excluded(table)
+        at = np.flatnonzero(numbers(table, "rank") >= 0)
+        if len(at) == 0:
+            return
+        piece_class, piece_chars = of_pieces(table)
+        nll, argmax, token_id = numbers(table, "nll")[at], numbers(table, "argmax")[at], numbers(table, "token_id")[at]
+        possible = np.isfinite(nll)
+        finite, correct = np.where(possible, nll, 0), argmax == token_id
+        entropy = numbers(table, "entropy")[at]
+        n_bytes = (numbers(table, "byte_end") - numbers(table, "byte_start"))[at]
+        sums = rows(
+            {
+                "tokens": np.ones(len(at)),
+                "impossible": ~possible,
+                "n_bytes": n_bytes,
+                "n_chars": piece_chars[at],
+                "correct": correct,
             },
-            "top1_accuracy": ratio(totals.correct, totals.tokens),
-            "mean_entropy": ratio(float(totals.entropy), totals.tokens),
-            "calibration": None,
-            "excluded": [part._asdict() for part in self.excluded],
-            "seconds": self.seconds,
-            "tokens_per_second": self.tokens_per_second,
+            {"nats": finite, "entropy": entropy},
+        )
+        context = numbers(table, "context")[at].astype(np.int64)
+        self.context = self.context.with_(context)
+        document = numbers(table, "document")[at].astype(np.int64) << 32
+        by = {
+            "documents": document >> 32,
+            "positions": np.floor(2 * np.log2(np.maximum(1, context))).astype(np.int64),
+            "tokens": token_id.astype(np.int64),
+            "classes": piece_class[at],
+            "windows": document + numbers(table, "window")[at],
+            "blocks": document + numbers(table, "index")[at] // BASE_TOKENS,
         }
-        return values
+        for name, keys in by.items():
+            if (accumulator := getattr(self, name)) is not None:
+                accumulator.add(Grouped.of(keys, sums))
+        self.drop_blocks()
+        self.squares += Sums.of(np.minimum(finite.astype(np.float64) ** 2, 2.0**21))
+        figures = [numbers(table, name)[at] for name in ("confidence", "brier", "nll_at_temperature")]
+        self.calibration.update(figures[0], correct, figures[1], nll, entropy, figures[2])
+        self.worst_tokens = keep(self.worst_tokens + costly_tokens(table, nll, at))
+        self.worst_spans = keep(self.worst_spans + costly_spans(table, nll, at))
+
+    def merge(self, other: "Statistics") -> None:
+        """Add what another has seen; the two must not have seen the same shards."""
+        self.facts |= other.facts
+        for name in ("documents", "positions", "tokens", "classes", "windows"):
+            getattr(self, name).merge(getattr(other, name))
+        if self.blocks is not None and other.blocks is not None:
+            self.blocks.merge(other.blocks)
+            self.drop_blocks()
+        else:
+            self.blocks = None
+        self.squares += other.squares
+        self.context = self.context.merged(other.context)
+        self.calibration += other.calibration
+        self.excluded += other.excluded
+        self.worst_tokens = keep(self.worst_tokens + other.worst_tokens)
+        self.worst_spans = keep(self.worst_spans + other.worst_spans)
+
+    def drop_blocks(self) -> None:
+        if len(self.documents.sums().keys) >= FEW:
+            self.blocks = None
+
+    @property
+    def drift(self) -> Facts | None:
+        """The first document whose tokens' bytes are not its text's."""
+        return next((fact for _, fact in sorted(self.facts.items()) if fact.drift and fact.n_tokens), None)
+
+    @property
+    def total(self) -> Grouped:
+        return self.documents.sums().total
+
+    def words(self) -> int | None:
+        """The words of all documents, or None unless every token of each is scored that stands for any text."""
+        sums = self.documents.sums()
+        scored = dict(
+            zip(sums.keys.tolist(), zip(sums.counts("tokens"), sums.counts("n_bytes"), strict=True), strict=True)
+        )
+        total = 0
+        for key, fact in self.facts.items():
+            if fact.n_tokens == 0:
+                continue
+            n_tokens, n_bytes = scored.get(key, (0, 0))
+            if n_tokens != fact.n_tokens and (fact.drift or n_bytes != fact.n_bytes):
+                return None
+            total += fact.n_words
+        return total
+
+    def unscored(self) -> list[Facts]:
+        """The documents of which no token is scored."""
+        scored = set(self.documents.sums().keys.tolist())
+        return [self.facts[key] for key in sorted(self.facts) if key not in scored]
+
+    def left_out(self) -> list[Excluded]:
+        """The byte ranges that were not scored, in the order of the text, neighbours of one reason together."""
+        found: list[Excluded] = []
+        for part in sorted(self.excluded):
+            last = found[-1] if found else None
+            if last and (last.document, last.byte_end, last.reason) == (part.document, part.byte_start, part.reason):
+                found[-1] = last._replace(byte_end=part.byte_end)
+            else:
+                found.append(part)
+        return found
+
+    def check_account(self) -> None:
+        """Bytes scored and bytes left out are the bytes of each text: RuntimeError where they are not."""
+        sums = self.documents.sums()
+        account = dict.fromkeys(self.facts, 0)
+        for key, n_bytes in zip(sums.keys.tolist(), sums.counts("n_bytes").tolist(), strict=True):
+            account[key] = account.get(key, 0) + n_bytes
+        for part in self.excluded:
+            account[part.document] += part.byte_end - part.byte_start
+        for key, fact in self.facts.items():
+            if fact.drift is None and fact.n_tokens and account[key] != fact.n_bytes:
+                raise RuntimeError(f"{fact.name}: {account[key]} bytes are accounted for, and it has {fact.n_bytes}")
 
 
-def finite(x: float | None) -> float | None:
-    """JSON has no infinity."""
-    return x if x is not None and math.isfinite(x) else None
+def of_pieces(table: pa.Table) -> tuple[Ints, Ints]:
+    """The byte class of each row's token, and the characters that begin in it."""
+    encoded = pc.dictionary_encode(table.column("token_bytes").combine_chunks())
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.combine_chunks()
+    pieces = encoded.dictionary.to_pylist()
+    kinds = np.array([byte_class(piece) for piece in pieces], dtype=np.int64)
+    chars = np.array([sum(byte & 0xC0 != 0x80 for byte in piece) for piece in pieces], dtype=np.int64)
+    indices = encoded.indices.to_numpy(zero_copy_only=False)
+    return kinds[indices], chars[indices]
+
+
+def excluded(table: pa.Table) -> list[Excluded]:
+    """The rows of a table that were not scored, as ranges of bytes; none where bytes are not known."""
+    missed = table.filter(pc.and_(pc.is_valid(table["excluded"]), pc.is_valid(table["byte_start"])))
+    document, start, end = (numbers(missed, name) for name in ("document", "byte_start", "byte_end"))
+    reason = np.array(missed["excluded"].cast(pa.string()).to_pylist(), dtype=object)
+    if len(document) == 0:
+        return []
+    new = np.flatnonzero((document[1:] != document[:-1]) | (start[1:] != end[:-1]) | (reason[1:] != reason[:-1])) + 1
+    firsts, lasts = np.append(0, new), np.append(new - 1, len(document) - 1)
+    ranges = zip(document[firsts].tolist(), start[firsts].tolist(), end[lasts].tolist(), reason[firsts], strict=True)
+    return [Excluded(*part) for part in ranges if part[2] > part[1]]

@@ -6,3 +6,5 @@ from cynosure.models.head import hidden_states as hidden_states
 from cynosure.models.head import read_head as read_head
 from cynosure.models.load import LanguageModel as LanguageModel
 from cynosure.models.load import load as load
+from cynosure.models.split import SplitModel as SplitModel
+from cynosure.models.split import split as split

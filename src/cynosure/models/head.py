@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from cynosure.models.cpu import fast_cpu
+
 # Configuration names under which models keep a factor of the logits; some multiply by it, others divide.
 SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
 DIVIDING = {"logits_scaling"}
@@ -32,7 +34,8 @@ def hidden_states(model: Any, input_ids: Tensor) -> Tensor:
     No attention mask: every model here is causal (`read_head` verifies it), so that padding on the right reaches no
     token that is scored, and without a mask attention takes its fast path.
     """
-    states: Tensor = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+    with fast_cpu(input_ids.device):
+        states: Tensor = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
     return states
 
 
@@ -55,8 +58,7 @@ def read_head(model: Any) -> Head:
         theirs = model(input_ids=ids, use_cache=False).logits.float()
         hidden = hidden_states(model, ids)
         earlier = hidden_states(model, ids[:, :4])
-        if (hidden[:, :4] - earlier).norm() > 0.1 * earlier.norm():
-            raise ValueError(f"{name} is not causal: its hidden states depend on the tokens that follow")
+        check_causal(name, hidden, earlier)
         if hidden.shape[-1] != weight.shape[1]:
             raise ValueError(f"{name}: hidden states of {hidden.shape[-1]} do not fit a head of {weight.shape[1]}")
         rows = theirs.shape[-1]  # some models compute a padded vocabulary and drop its end
@@ -66,6 +68,12 @@ def read_head(model: Any) -> Head:
             if agree(head.logits(hidden).float(), theirs, weight.dtype):
                 return head
     raise ValueError(f"{name} turns hidden states into logits in a way that is not known here")
+
+
+def check_causal(name: str, hidden: Tensor, earlier: Tensor) -> None:
+    """ValueError when the states of the first 4 tokens are others with more tokens behind them."""
+    if (hidden[:, :4] - earlier).norm() > 0.1 * earlier.norm():
+        raise ValueError(f"{name} is not causal: its hidden states depend on the tokens that follow")
 
 
 def candidates(config: Any) -> Iterator[tuple[float, float | None]]:

@@ -1,29 +1,39 @@
 """Documents: the texts behind files, folders, globs, standard input, JSONL and Parquet tables, and dataset names."""
 
 import glob
+import gzip
+import hashlib
 import json
 import re
 import sys
+import zlib
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 COLUMN = "text"
+PAIR = ("prompt", "completion")
 DATASET = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:\w[\w.-]*){0,2}")
 
 
 class Document(NamedTuple):
-    """A text and the place it came from."""
+    """A text and the place it came from.
+
+    Its first `n_prompt_chars` characters are given and the rest is scored; `n_replaced` of its characters are U+FFFD in
+    the place of what was not UTF-8.
+    """
 
     name: str
     text: str
+    n_prompt_chars: int = 0
+    n_replaced: int = 0
 
 
 class Source(NamedTuple):
     """Something that holds documents. `n_bytes` is its size, None where that is not known beforehand."""
 
-    kind: str  # text, jsonl, parquet, stdin, dataset
+    kind: str  # text, jsonl, jsonl.gz, parquet, stdin, dataset
     name: str
     n_bytes: int | None
 
@@ -66,82 +76,116 @@ def some(name: str, paths: Iterator[Path]) -> list[Source]:
 
 
 def file_source(path: Path) -> Source:
-    kind = {".jsonl": "jsonl", ".parquet": "parquet"}.get(path.suffix, "text")
-    return Source(kind, str(path), path.stat().st_size if path.is_file() else None)
+    kind = next((kind for kind in ("jsonl", "jsonl.gz", "parquet") if path.name.endswith(f".{kind}")), "text")
+    return Source(kind, str(path), path.stat().st_size)
+
+
+def source_digest(source: Source) -> str | None:
+    """The SHA-256 of a file, in hexadecimal; None for what is no file."""
+    if source.kind in ("stdin", "dataset"):
+        return None
+    digest = hashlib.sha256()
+    with open(source.name, "rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+class Rules(NamedTuple):
+    """How documents are read: which column holds the text, and what becomes of bytes that are not UTF-8."""
+
+    column: str
+    named: bool  # the column was asked for
+    strict: bool
 
 
 def read_documents(
-    sources: Sequence[Source], *, errors: str = "strict", limit: int | None = None
+    sources: Sequence[Source], *, column: str | None = None, errors: str = "strict", limit: int | None = None
 ) -> Iterator[Document]:
     """The documents of some sources, one at a time, at most `limit` of them; line ends and all else as they stand.
 
-    Text is UTF-8. With `errors="strict"` anything else raises ValueError naming file and byte; `"replace"` puts U+FFFD
-    in its place. A `.jsonl` or `.parquet` file and a dataset hold one document a row, in the column `text`.
+    Text is UTF-8. With `errors="strict"` anything else, and a NUL byte in a text file, raises ValueError naming file
+    and byte; `"replace"` puts U+FFFD in the place of the former. A `.jsonl`, `.jsonl.gz` or `.parquet` file and a
+    dataset hold one document a row, in the column `text` or the one named, or without such a column in two:
+    `completion` is scored given `prompt`.
     """
     if errors not in ("strict", "replace"):
         raise ValueError(f"errors must be 'strict' or 'replace', got {errors!r}")
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1 document, got {limit}")
-    return islice((document for source in sources for document in read(source, errors)), limit)
+    rules = Rules(column or COLUMN, column is not None, errors == "strict")
+    return islice((document for source in sources for document in read(source, rules)), limit)
 
 
-def read(source: Source, errors: str) -> Iterator[Document]:
-    if source.kind == "text":
-        yield Document(source.name, decode(Path(source.name).read_bytes(), source.name, errors))
-    elif source.kind == "stdin":
-        yield Document(source.name, decode(sys.stdin.buffer.read(), source.name, errors))
-    elif source.kind == "jsonl":
-        yield from read_jsonl(source.name, errors)
+def read(source: Source, rules: Rules) -> Iterator[Document]:
+    if source.kind in ("text", "stdin"):
+        data = sys.stdin.buffer.read() if source.kind == "stdin" else Path(source.name).read_bytes()
+        if rules.strict and (at := data.find(0)) >= 0:
+            raise ValueError(
+                f"{source.name} looks binary: a NUL byte at offset {at}; --errors replace reads it as text all the same"
+            )
+        yield Document(source.name, *decode(data, source.name, rules))
     elif source.kind == "parquet":
-        yield from read_parquet(source.name, errors)
+        yield from read_parquet(source.name, rules)
+    elif source.kind == "dataset":
+        yield from read_dataset(source.name, rules)
     else:
-        yield from read_dataset(source.name, errors)
+        yield from read_jsonl(source.name, rules, gzip.open if source.kind == "jsonl.gz" else open)
 
 
-def decode(data: bytes, name: str, errors: str, first_byte: int = 0) -> str:
+def decode(data: bytes, name: str, rules: Rules, first_byte: int = 0) -> tuple[str, int, int]:
+    """A document's text, no characters of prompt, and how many U+FFFD were put in."""
     try:
-        return data.decode("utf-8", errors)
+        return data.decode(), 0, 0
     except UnicodeDecodeError as error:
-        at = error.start
-        raise ValueError(
-            f"{name} is not UTF-8: byte 0x{data[at]:02x} at offset {first_byte + at}; "
-            "--errors replace reads it with U+FFFD instead"
-        ) from error
+        if rules.strict:
+            at = error.start
+            raise ValueError(
+                f"{name} is not UTF-8: byte 0x{data[at]:02x} at offset {first_byte + at}; "
+                "--errors replace reads it with U+FFFD instead"
+            ) from error
+    text = data.decode(errors="replace")
+    return text, 0, text.count("\ufffd") - data.count("\ufffd".encode())
 
 
-def read_jsonl(name: str, errors: str) -> Iterator[Document]:
-    """One JSON object a line; blank lines are passed over."""
+def read_jsonl(name: str, rules: Rules, opened: Any) -> Iterator[Document]:
+    """One JSON object a line; blank lines are passed over. Offsets are those of what was unpacked."""
     offset = 0
-    with open(name, "rb") as file:
-        for number, line in enumerate(file, 1):
-            text, offset = decode(line, name, errors, offset), offset + len(line)
-            if not text.strip():
-                continue
-            try:
-                row = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{name} line {number} is not JSON: {error.msg} at column {error.colno}") from error
-            yield row_document(f"{name}:{number}", row, errors)
+    try:
+        with opened(name, "rb") as file:
+            for number, line in enumerate(file, 1):
+                (text, _, n_replaced), offset = decode(line, name, rules, offset), offset + len(line)
+                if not text.strip():
+                    continue
+                try:
+                    row = json.loads(text)
+                except json.JSONDecodeError as error:
+                    raise ValueError(
+                        f"{name} line {number} is not JSON: {error.msg} at column {error.colno}"
+                    ) from error
+                document = row_document(f"{name}:{number}", row, rules)
+                yield document._replace(n_replaced=document.n_replaced + n_replaced)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{name} is not a whole gzip file: {error}") from error
 
 
-def read_parquet(name: str, errors: str) -> Iterator[Document]:
+def read_parquet(name: str, rules: Rules) -> Iterator[Document]:
     """One document a row, a batch of rows in memory at a time."""
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
     try:
         with ParquetFile(name) as table:
-            columns = table.schema_arrow.names
-            if COLUMN not in columns:
-                raise ValueError(f"{name} has no column {COLUMN!r}: it has {', '.join(columns)}")
-            rows = (row for batch in table.iter_batches(256, columns=[COLUMN]) for row in batch.to_pylist())
+            wanted = [x for x in (rules.column, *PAIR) if x in table.schema_arrow.names]
+            columns = wanted or table.schema_arrow.names[:1]
+            rows = (row for batch in table.iter_batches(256, columns=columns) for row in batch.to_pylist())
             for number, row in enumerate(rows):
-                yield row_document(f"{name}:{number}", row, errors)
+                yield row_document(f"{name}:{number}", row, rules, table.schema_arrow.names)
     except pyarrow.ArrowInvalid as error:
         raise ValueError(f"{name} is not a Parquet file: {error}") from error
 
 
-def read_dataset(name: str, errors: str) -> Iterator[Document]:
+def read_dataset(name: str, rules: Rules) -> Iterator[Document]:
     """A dataset by name through `datasets`, streamed; without a split its test, else validation, else first one."""
     import datasets
 
@@ -155,21 +199,30 @@ def read_dataset(name: str, errors: str) -> Iterator[Document]:
         split = next((part for part in ("test", "validation") if part in found), next(iter(found)))
         found = found[split]
     for number, row in enumerate(found):
-        yield row_document(f"{path}:{split}:{number}", row, errors)
+        yield row_document(f"{path}:{split}:{number}", row, rules)
 
 
-def row_document(name: str, row: Any, errors: str) -> Document:
-    """The document in a row; a lone surrogate, which JSON can smuggle in, is not UTF-8 either."""
-    text = row.get(COLUMN) if isinstance(row, dict) else None
-    if not isinstance(text, str):
-        has = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-        raise ValueError(f"{name} has no text in a column {COLUMN!r}: it has {has}")
+def row_document(name: str, row: Any, rules: Rules, columns: Sequence[str] | None = None) -> Document:
+    """The document in a row: a text, or a prompt and its completion."""
+    values = row if isinstance(row, dict) else {}
+    if isinstance(values.get(rules.column), str):
+        text, n_replaced = well_formed(name, values[rules.column], rules)
+        return Document(name, text, 0, n_replaced)
+    if not rules.named and all(isinstance(values.get(key), str) for key in PAIR):
+        (prompt, a), (completion, b) = (well_formed(name, values[key], rules) for key in PAIR)
+        return Document(name, prompt + completion, len(prompt), a + b)
+    has = ", ".join(columns or row) if isinstance(row, dict) else type(row).__name__
+    raise ValueError(f"{name} has no text in a column {rules.column!r}: it has {has}; --column names another")
+
+
+def well_formed(name: str, text: str, rules: Rules) -> tuple[str, int]:
+    """A text and the U+FFFD put in it: a lone surrogate, which JSON can smuggle in, is not UTF-8 either."""
     try:
         text.encode()
+        return text, 0
     except UnicodeEncodeError as error:
-        if errors == "strict":
+        if rules.strict:
             raise ValueError(
                 f"{name} is not UTF-8: a lone surrogate at character {error.start}; --errors replace reads U+FFFD"
             ) from error
-        text = re.sub("[\ud800-\udfff]", "\ufffd", text)
-    return Document(name, text)
+    return re.subn("[\ud800-\udfff]", "\ufffd", text)

@@ -1,26 +1,53 @@
 """Tokens of a text, and exactly the bytes of it that each one covers."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
+Rule = Callable[[str], bytes]
 
 
 class Tokens(NamedTuple):
-    """A text's tokens without special ones: ids, and the bytes and characters each covers, all (N,).
+    """A text's tokens: ids (N,) int64, and of each the bytes of the text that it covers, in order.
 
-    A character belongs to the token that holds its first byte. Where the tokenizer changes the text, the bytes of the
-    tokens are not the text's: then `n_bytes` and `n_chars` are None and `drift` says why.
+    Special tokens that the tokenizer puts in cover none. Where the tokenizer changes the text, `drift` says how; then
+    `pieces` are how the tokens spell themselves, which are not the text's bytes. The first `n_prompt` tokens are given,
+    not scored.
     """
 
     ids: Ints
-    n_bytes: Ints | None
-    n_chars: Ints | None
+    pieces: list[bytes]
+    n_prompt: int
     drift: str | None
+
+    @property
+    def n_bytes(self) -> Ints | None:
+        """The bytes of each token, (N,); None where they are not the text's."""
+        return None if self.drift else sizes(self.pieces)
+
+    @property
+    def n_chars(self) -> Ints | None:
+        """The characters of each token, (N,): a character belongs to the token of its first byte; None under drift."""
+        if self.drift:
+            return None
+        n_before = np.append(0, np.cumsum(begins_character(b"".join(self.pieces))))
+        n_chars: Ints = np.diff(n_before[np.append(0, np.cumsum(sizes(self.pieces)))])
+        return n_chars
+
+
+def sizes(pieces: list[bytes]) -> Ints:
+    return np.fromiter(map(len, pieces), np.int64, len(pieces))
+
+
+def begins_character(data: bytes) -> NDArray[np.bool_]:
+    """Which bytes of UTF-8 begin a character, (len(data),): all but those that continue one, 0b10xxxxxx."""
+    begins: NDArray[np.bool_] = (np.frombuffer(data, np.uint8) & 0xC0) != 0x80
+    return begins
 
 
 def prefix_token(tokenizer: Any) -> int | None:
@@ -36,61 +63,201 @@ def adds_bos(tokenizer: Any) -> bool:
     return bool(ids) and tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
 
 
-def tokenize(tokenizer: Any, text: str) -> Tokens:
-    """Encode a text without special tokens and account for its bytes.
+def tokenize(tokenizer: Any, text: str, *, n_prompt_chars: int = 0, special: bool = False) -> Tokens:
+    """Encode a text with a transformers tokenizer and account for its bytes: those of the tokens are the text's, or
+    `drift` says why they are not. Byte-level tokens are exact even where they split a character.
 
-    The bytes are spelled out token by token and compared with the text itself, so that they either add up or are
-    disowned. Byte-level tokens are exact even where they split a character.
+    The first `n_prompt_chars` characters are a prompt. It is encoded together with what follows, as in a document;
+    where a token spans the seam, apart. With `special` the tokens are those of the tokenizer's own call, BOS and all,
+    else without special ones; such as stand in the text itself are the text's either way.
+
+    White space that a tokenizer throws away goes with the token after it, at the end with the last; unknown tokens
+    cover what they stand for. Raises ValueError for a prompt longer than the text.
+
+    >>> from transformers import ByT5Tokenizer
+    >>> tokens = tokenize(ByT5Tokenizer(), "né", n_prompt_chars=1, special=True)
+    >>> tokens.ids.tolist(), tokens.pieces, tokens.n_prompt
+    ([113, 198, 172, 1], [b'n', b'\\xc3', b'\\xa9', b''], 1)
+    >>> tokens.n_chars.tolist()
+    [1, 1, 0, 0]
     """
-    encoded = tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=tokenizer.is_fast)
-    ids = np.asarray(encoded.input_ids, dtype=np.int64)
-    pieces = spelled(tokenizer, ids, text)
-    if pieces is not None:
-        return Tokens(ids, *count(pieces), None)
-    if not tokenizer.is_fast:
-        return Tokens(ids, None, None, "the tokens do not spell the text, and this tokenizer gives no offsets")
-    drift = normaliser_drift(tokenizer, text)
-    if drift or len(ids) == 0:
-        return Tokens(ids, None, None, drift or "the tokenizer makes no token of this text")
-    return Tokens(ids, *count(covered(encoded.offset_mapping, text)), None)
+    if not 0 <= n_prompt_chars <= len(text):
+        raise ValueError(f"n_prompt_chars must be from 0 to the text's {len(text)} characters, got {n_prompt_chars}")
+    before, own, after = encode(tokenizer, text, special)
+    n_prompt = 0
+    if n_prompt_chars:
+        own, n_prompt = parted(tokenizer, text, n_prompt_chars, own)
+        n_prompt += len(before)
+    pieces = [*([b""] * len(before)), *own.pieces, *([b""] * len(after))]
+    if own.drift is None and b"".join(pieces) != text.encode():
+        raise RuntimeError(f"the tokens of {text[:40]!r}... do not cover its bytes: a fault of cynosure's own")
+    return Tokens(np.array([*before, *own.ids, *after], dtype=np.int64), pieces, n_prompt, own.drift)
 
 
-def count(pieces: list[bytes]) -> tuple[Ints, Ints]:
-    """Bytes of each piece, and characters that begin in it (bytes that do not continue one)."""
-    n_bytes = np.array([len(piece) for piece in pieces], dtype=np.int64)
-    n_chars = np.array([sum(byte & 0xC0 != 0x80 for byte in piece) for piece in pieces], dtype=np.int64)
-    return n_bytes, n_chars
+class Own(NamedTuple):
+    """A text's own tokens, without those put in, and where `drift` the characters each stands for, (N, 2), if known."""
+
+    ids: list[int]
+    pieces: list[bytes]
+    drift: str | None = None
+    spans: Ints | None = None
 
 
-def spelled(tokenizer: Any, ids: Ints, text: str) -> list[bytes] | None:
-    """The bytes of each token by the rules of its vocabulary, or None where they do not make up the text."""
-    wanted = text.encode()
-    for rule in (byte_level, sentencepiece):
-        pieces = spell(tokenizer, ids, rule)
-        found = b"".join(pieces)
-        if found == wanted:
-            return pieces
-        if found == b" " + wanted and pieces[0].startswith(b" "):  # the space a tokenizer puts before a text
-            return [pieces[0][1:], *pieces[1:]]
+def encode(tokenizer: Any, text: str, special: bool) -> tuple[list[int], Own, list[int]]:
+    """The ids that a tokenizer puts before a text, the text's own tokens, and the ids put after them."""
+    encoded = tokenizer(text, add_special_tokens=special, verbose=False)
+    encoding = encoded.encodings[0] if tokenizer.is_fast else None
+    ids: list[int] = list(encoded.input_ids)
+    start, stop = 0, len(ids)
+    if special and encoding is not None:
+        own = np.flatnonzero(np.array(encoding.special_tokens_mask) == 0)
+        start, stop = (int(own[0]), int(own[-1]) + 1) if len(own) else (stop, stop)
+    elif special:  # the masks of tokenizers in Python are not to be relied on
+        bare = list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+        starts = (i for i in range(len(ids) - len(bare) + 1) if ids[i : i + len(bare)] == bare)
+        start, stop = next(((i, i + len(bare)) for i in starts), (start, stop))
+    return ids[:start], account(tokenizer, ids[start:stop], text, encoding, start), ids[stop:]
+
+
+def account(tokenizer: Any, ids: list[int], text: str, encoding: Any, start: int) -> Own:
+    """What each of a text's own tokens covers; `encoding`, if there is one, holds their spans from `start` on."""
+    data, spelled = text.encode(), spell(tokenizer, ids)
+    found = b"".join(spelled)
+    if found == data:
+        return Own(ids, spelled)
+    if found == b" " + data and spelled[0].startswith(b" "):  # the space a tokenizer puts before a text
+        return Own(ids, [spelled[0][1:], *spelled[1:]])
+    if not ids:
+        return Own(ids, [], "the tokenizer makes no token of this text")
+    if encoding is None:
+        return Own(ids, spelled, "the tokens do not spell the text, and this tokenizer gives no offsets")
+    spans = np.array(encoding.offsets[start : start + len(ids)], dtype=np.int64)
+    drift = normaliser_drift(tokenizer, ids, spans, text)
+    return Own(ids, spelled, drift, spans) if drift else Own(ids, aligned(spelled, spans, data))
+
+
+def parted(tokenizer: Any, text: str, n_prompt_chars: int, own: Own) -> tuple[Own, int]:
+    """A text's tokens and how many of them are its prompt's: as they are if one ends where it does, else apart."""
+    prompt, completion = text[:n_prompt_chars], text[n_prompt_chars:]
+    n_prompt = tokens_of(own, prompt)
+    if n_prompt is not None:
+        return own, n_prompt
+    (_, a, _), (_, b, _) = (encode(tokenizer, part, False) for part in (prompt, completion))
+    drift = a.drift or b.drift
+    return Own(a.ids + b.ids, a.pieces + b.pieces, drift and (own.drift or drift)), len(a.ids)
+
+
+def tokens_of(own: Own, prompt: str) -> int | None:
+    """How many tokens make up the prompt that a text begins with; None where none ends where it does."""
+    if own.drift is None:
+        n_bytes = sizes(own.pieces)
+        stops, seam = np.cumsum(n_bytes), len(prompt.encode())
+        starts = stops - n_bytes
+    elif own.spans is None:
+        return None
+    else:
+        starts, stops = np.maximum.accumulate(own.spans).T
+        seam = len(prompt)
+    n_tokens = int(np.searchsorted(starts, seam))
+    return n_tokens if n_tokens and stops[n_tokens - 1] == seam else None
+
+
+def aligned(spelled: list[bytes], spans: Ints, data: bytes) -> list[bytes]:
+    """The bytes of each token where together they do not spell the text: some are unknown, or white space is gone.
+
+    A token covers what it spells if the text goes on like that, be it without the space put before a text; else what
+    there is up to the end of its span. What is left over at the end goes with the last.
+    """
+    edges = np.append(np.flatnonzero(begins_character(data)), len(data))  # of characters, in bytes
+    starts, stops = edges[spans].T.tolist()
+    pieces, at = [], 0
+    for spelling, start, stop, next_start in zip(spelled, starts, stops, [*starts[1:], len(data)], strict=True):
+        begin, goes_on = at, data.startswith(spelling, at)
+        bare = spelling.removeprefix(b" ")
+        if spelling == b" " and next_start < stop and (start == at or not goes_on):
+            pass  # put in: the next token stands for the same character
+        elif goes_on:
+            at += len(spelling)
+        elif bare and bare != spelling and data.startswith(bare, at):
+            at += len(bare)
+        else:
+            at = max(at, stop)
+        pieces.append(data[begin:at])
+    pieces[-1] += data[at:]
+    return pieces
+
+
+def normaliser_drift(tokenizer: Any, ids: list[int], spans: Ints, text: str) -> str | None:
+    """What the tokenizer's normaliser does to the text, or None when it leaves it as it is."""
+    normaliser = tokenizer.backend_tokenizer.normalizer
+    if normaliser is None:
+        return None
+    # Added tokens are found before anything is normalised. An unknown token has an id of that kind, and is not one.
+    added = {id_: token.content for id_, token in tokenizer.added_tokens_decoder.items() if not token.normalized}
+    places = zip(ids, spans.tolist(), strict=True)
+    found = [place for id_, place in places if text[slice(*place)].strip() == added.get(id_)]
+    starts, stops = [start for start, _ in found], [stop for _, stop in found]
+    for start, stop in zip([0, *stops], [*starts, len(text)], strict=True):
+        at = first_change(text[start:stop], normaliser.normalize_str(text[start:stop]))
+        if at is not None:
+            at += start
+            shown = repr(text[at : at + 12])
+            return f"the tokenizer normalises the text before it reads it, first at character {at}: {shown}"
     return None
 
 
-def spell(tokenizer: Any, ids: Ints, rule: Callable[[str], bytes]) -> list[bytes]:
-    """The bytes of each token by one rule; tokens added to the vocabulary are spelled as they are."""
-    added = tokenizer.added_tokens_decoder
-    tokens = tokenizer.convert_ids_to_tokens(ids.tolist())
-    pairs = zip(ids.tolist(), tokens, strict=True)
-    return [added[id_].content.encode() if id_ in added else rule(token or "") for id_, token in pairs]
+def first_change(text: str, changed: str) -> int | None:
+    """Where a text was first changed; None if only spaces became `▁` and one was put before it.
+
+    >>> first_change("a b", "▁a▁b"), first_change("a Ⅵ", "▁a▁VI")
+    (None, 2)
+    """
+    text, changed = text.replace("▁", " "), changed.replace("▁", " ")
+    if changed in (text, " " + text):
+        return None
+    return max(n_common(text, version) for version in (changed, changed.removeprefix(" ")))
+
+
+def n_common(a: str, b: str) -> int:
+    """How many characters at their start two texts share."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+class Spelling(NamedTuple):
+    """How the tokens of a vocabulary spell bytes, and the tokens spelled so far by id."""
+
+    rule: Rule
+    known: dict[int, bytes]
+
+
+SPELLINGS: WeakKeyDictionary[Any, Spelling] = WeakKeyDictionary()
+
+
+def spell(tokenizer: Any, ids: list[int]) -> list[bytes]:
+    """The bytes of each token by the rule of its vocabulary."""
+    spelling = SPELLINGS.get(tokenizer)
+    if spelling is None:
+        spelling = SPELLINGS[tokenizer] = read_spelling(tokenizer)
+    rule, known = spelling
+    new = list(set(ids) - known.keys())
+    known.update((id_, rule(token or "")) for id_, token in zip(new, tokenizer.convert_ids_to_tokens(new), strict=True))
+    return [known[id_] for id_ in ids]
+
+
+def read_spelling(tokenizer: Any) -> Spelling:
+    """The rule of a vocabulary, and its added tokens, which are written as they are."""
+    added = {id_: token.content for id_, token in tokenizer.added_tokens_decoder.items()}
+    probe = " a猫"  # which no normaliser changes and no vocabulary spells in two ways
+    tokens = tokenizer.convert_ids_to_tokens(tokenizer(probe, add_special_tokens=False).input_ids)
+    for rule in (byte_level, raw_bytes):
+        if b"".join(map(rule, tokens)) == probe.encode():
+            return Spelling(rule, {id_: content.encode() for id_, content in added.items()})
+    return Spelling(sentencepiece, {id_: sentencepiece(content) for id_, content in added.items()})
 
 
 def token_texts(tokenizer: Any, ids: Ints) -> list[str]:
     """How each token reads, one by one; bytes that are no characters of their own as `\\xNN`."""
-    probe = " a\u00e9"  # which no vocabulary spells in two ways
-    encoded = np.asarray(tokenizer(probe, add_special_tokens=False).input_ids, dtype=np.int64)
-    for rule in (byte_level, sentencepiece):
-        if b"".join(spell(tokenizer, encoded, rule)).strip() == probe.strip().encode():
-            return [piece.decode("utf-8", "backslashreplace") for piece in spell(tokenizer, ids, rule)]
-    return [str(token) for token in tokenizer.convert_ids_to_tokens(ids.tolist())]
+    return [piece.decode("utf-8", "backslashreplace") for piece in spell(tokenizer, ids.tolist())]
 
 
 @cache
@@ -102,7 +269,7 @@ def byte_alphabet() -> dict[str, int]:
 
 
 def byte_level(token: str) -> bytes:
-    """A byte-level token: one character a byte. Empty, which never adds up, for a token of another kind.
+    """A token of GPT-2's kind: one character a byte. A token of another kind as it is written.
 
     >>> byte_level("Ġdog"), byte_level("ðŁĴ")
     (b' dog', b'\\xf0\\x9f\\x92')
@@ -111,11 +278,23 @@ def byte_level(token: str) -> bytes:
     try:
         return bytes(alphabet[character] for character in token)
     except KeyError:
-        return b""
+        return token.encode()
+
+
+def raw_bytes(token: str) -> bytes:
+    """A token of ByT5's kind: the character of each byte's number. A token of another kind as it is written.
+
+    >>> raw_bytes(" "), raw_bytes("\\xf0")
+    (b' ', b'\\xf0')
+    """
+    try:
+        return token.encode("latin-1")
+    except UnicodeEncodeError:
+        return token.encode()
 
 
 def sentencepiece(token: str) -> bytes:
-    """A sentencepiece token: `▁` is a space, `<0xNN>` one byte, anything else its own UTF-8.
+    """A sentencepiece token: `▁` is a space, `<0xNN>` one byte, anything else as it is written.
 
     >>> sentencepiece("▁dog"), sentencepiece("<0xF0>")
     (b' dog', b'\\xf0')
@@ -126,27 +305,3 @@ def sentencepiece(token: str) -> bytes:
         except ValueError:
             pass
     return token.replace("▁", " ").encode()
-
-
-def normaliser_drift(tokenizer: Any, text: str) -> str | None:
-    """What the tokenizer's normaliser does to the text, or None when it leaves it as it is."""
-    normaliser = tokenizer.backend_tokenizer.normalizer
-    changed = normaliser.normalize_str(text) if normaliser else text
-    if changed.replace("▁", " ").lstrip(" ") == text.replace("▁", " ").lstrip(" "):
-        return None
-    at = next((i for i, (a, b) in enumerate(zip(text, changed, strict=False)) if a != b), min(len(text), len(changed)))
-    return f"the tokenizer normalises the text before it reads it, first at character {at}: {text[at : at + 12]!r}"
-
-
-def covered(offsets: list[tuple[int, int]], text: str) -> list[bytes]:
-    """The bytes of each token by its span of characters; what lies between two spans goes with the second."""
-    stops = list(running_stops(offsets, len(text)))
-    return [text[start:stop].encode() for start, stop in zip([0, *stops], stops, strict=False)]
-
-
-def running_stops(offsets: list[tuple[int, int]], n_chars: int) -> Iterator[int]:
-    """Where each token's part of the text ends; never backwards, and the last at the end of the text."""
-    reached = 0
-    for i, (_, stop) in enumerate(offsets):
-        reached = n_chars if i == len(offsets) - 1 else max(reached, stop)
-        yield reached

@@ -1,16 +1,13 @@
-"""Scoring windows: which tokens the model sees together, and which of them it is scored on."""
+"""Scoring windows: which tokens the model sees together, and which of them it is scored on, under every protocol."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-PROTOCOLS = ("sliding", "rolling")
+SEPARATOR = "\n\n"  # between documents where a protocol joins them
 
 
 class Window(NamedTuple):
-    """The model sees x[see_start:see_stop] and is scored on x[score_start:see_stop + 1], half-open.
-
-    x is the document's tokens, led by a prefix token where the tokenizer has one.
-    """
+    """The model sees x[see_start:see_stop] and is scored on x[score_start:see_stop + 1], half-open."""
 
     see_start: int
     see_stop: int
@@ -25,38 +22,163 @@ class Window(NamedTuple):
         return self.see_stop + 1 - self.score_start
 
 
+Cut = Callable[..., Iterator[Window]]
+
+
+class Protocol(NamedTuple):
+    """How a text becomes windows. `cut(n_tokens, window, stride)` gives them in the order of what they score."""
+
+    name: str
+    peer: str  # where the same number comes from
+    differs: str  # one sentence for a reader who compares
+    cut: Cut
+    window: int  # default
+    led: bool = False  # x is a document's tokens led by BOS, else EOS; else x is what the tokenizer's own call gives
+    joined: bool = False  # the documents are one text
+    overwrites: bool = False  # a BOS that the tokenizer adds takes the place of each window's first token
+    unscored: str = "first of window"  # why what stands before a window's scored tokens is left out
+    least: int = 1  # windows
+    alone: bool = False  # takes one document
+    strides: bool = False
+
+
+def led_windows(n_positions: int, window: int, stride: int, first: int = 1) -> Iterator[Window]:
+    """Cut x, of `n_positions` tokens of which those before `first` are given, into windows of at most `window`.
+
+    The first window scores all it can; each later one scores the next `stride` tokens, with at least
+    window - stride + 1 tokens before each of them. Every token from x[first] on is scored exactly once.
+
+    >>> list(led_windows(8, 4, 2))
+    [Window(see_start=0, see_stop=4, score_start=1), Window(see_start=2, see_stop=6, score_start=5), \
+Window(see_start=3, see_stop=7, score_start=7)]
+    """
+    done = first
+    if first <= window:
+        done = min(window + 1, n_positions)
+        if done > first:
+            yield Window(0, done - 1, first)
+    while done < n_positions:
+        n = min(stride, n_positions - done)
+        stop = done + n - 1
+        yield Window(stop - window, stop, done)
+        done += n
+
+
+def strided_windows(n_tokens: int, window: int, stride: int) -> Iterator[Window]:
+    """Windows begin every `stride` tokens; what an earlier one has scored is context, and its first is no target.
+
+    >>> list(strided_windows(6, 4, 2))
+    [Window(see_start=0, see_stop=3, score_start=1), Window(see_start=2, see_stop=5, score_start=4)]
+    """
+    done = 0
+    for begin in range(0, n_tokens, stride):
+        end = min(begin + window, n_tokens)
+        found = Window(begin, end - 1, max(done, begin + 1))
+        if found.n_scored > 0:
+            yield found
+        done = end
+        if end == n_tokens:
+            return
+
+
+def half_windows(n_tokens: int, window: int, stride: int) -> Iterator[Window]:
+    """Disjoint windows, of each the second half scored but its first token; the tail is dropped.
+
+    >>> list(half_windows(9, 4, 4))
+    [Window(see_start=0, see_stop=3, score_start=3), Window(see_start=4, see_stop=7, score_start=7)]
+    """
+    for begin in range(0, n_tokens - window + 1, window):
+        yield Window(begin, begin + window - 1, begin + window // 2 + 1)
+
+
+def block_windows(n_tokens: int, window: int, stride: int) -> Iterator[Window]:
+    """Disjoint windows, all but the first token of each scored; the tail is dropped.
+
+    >>> list(block_windows(9, 4, 4))
+    [Window(see_start=0, see_stop=3, score_start=1), Window(see_start=4, see_stop=7, score_start=5)]
+    """
+    for begin in range(0, n_tokens - window + 1, window):
+        yield Window(begin, begin + window - 1, begin + 1)
+
+
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol(
+            "sliding",
+            "cynosure's own",
+            "every token is scored, all but the first window's with at least window - stride + 1 tokens before them",
+            led_windows,
+            1024,
+            led=True,
+            strides=True,
+            unscored="first of document: the tokenizer has neither BOS nor EOS to stand before it",
+        ),
+        Protocol(
+            "rolling",
+            "lm-evaluation-harness, loglikelihood_rolling",
+            "windows meet without overlap, so the tokens after each seam are guessed from almost nothing",
+            led_windows,
+            1024,
+            led=True,
+        ),
+        Protocol(
+            "strided",
+            "Hugging Face's perplexity page, counted right",
+            "documents are one text, of which the first token (with stride = window each window's) is never scored",
+            strided_windows,
+            1024,
+            joined=True,
+            strides=True,
+        ),
+        Protocol(
+            "strided-legacy",
+            "Hugging Face's perplexity page, as printed",
+            "the page weighs the mean of each window after the first by one token too few, so the first weighs more",
+            strided_windows,
+            1024,
+            joined=True,
+            strides=True,
+        ),
+        Protocol(
+            "llama-cpp",
+            "llama.cpp's llama-perplexity",
+            "only the second half of each window counts, so every token has half a window of context",
+            half_windows,
+            512,
+            joined=True,
+            overwrites=True,
+            unscored="unscored half",
+            least=2,
+            alone=True,
+        ),
+        Protocol(
+            "blocks",
+            "GPTQ and most papers on quantisation",
+            "one text in disjoint windows: short contexts are as frequent as long ones, and the tail is dropped",
+            block_windows,
+            2048,
+            joined=True,
+        ),
+    )
+}
+
+
 def check_protocol(protocol: str, window: int, stride: int | None) -> int:
     """The stride of a protocol for windows of `window` positions; ValueError for what makes no sense."""
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}: there is {', '.join(PROTOCOLS)}")
-    if window < 1:
-        raise ValueError(f"window must be at least 1, got {window}")
-    if protocol == "rolling":
+    least = 1 if PROTOCOLS[protocol].led else 2
+    if protocol == "llama-cpp":
+        least = 3  # of two positions the second half holds no scored one
+    if window < least:
+        raise ValueError(f"window must be at least {least} for {protocol}, got {window}")
+    if not PROTOCOLS[protocol].strides:
         if stride not in (None, window):
-            raise ValueError(f"rolling has no stride but its window, {window}: leave it out, or use sliding")
+            raise ValueError(f"{protocol} has no stride but its window, {window}: leave it out, or use sliding")
         return window
     if stride is None:
         return max(1, window // 2)
     if not 1 <= stride <= window:
         raise ValueError(f"stride must be from 1 to the window, {window}, got {stride}")
     return stride
-
-
-def windows(n_positions: int, window: int, stride: int) -> Iterator[Window]:
-    """Cut x, of `n_positions` tokens with its first never scored, into windows of at most `window` positions.
-
-    The first window scores all it can; each later one scores the next `stride` tokens, with at least
-    window - stride + 1 tokens before each of them. Every token but x[0] is scored exactly once.
-
-    >>> list(windows(8, 4, 2))
-    [Window(see_start=0, see_stop=4, score_start=1), Window(see_start=2, see_stop=6, score_start=5), \
-Window(see_start=3, see_stop=7, score_start=7)]
-    """
-    done = min(window + 1, n_positions)
-    if done > 1:
-        yield Window(0, done - 1, 1)
-    while done < n_positions:
-        n = min(stride, n_positions - done)
-        stop = done + n - 1
-        yield Window(stop - window, stop, done)
-        done += n

@@ -1,0 +1,127 @@
+"""`cynosure compare`: two runs, or two models, on the same texts."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from cynosure.cli import common
+from cynosure.cli.progress import shown_progress
+
+if TYPE_CHECKING:
+    from cynosure.measure import Comparison
+
+OF_MODELS = ("protocol", "window", "stride", "dtype", "device", "batch_tokens", "limit", "column", "errors")
+
+
+def compare(
+    context: typer.Context,
+    a: Annotated[
+        str, typer.Argument(metavar="A", help="The baseline: a run, or with TEXT a model.", show_default=False)
+    ],
+    b: Annotated[str, typer.Argument(metavar="B", help="What is held against it.", show_default=False)],
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[TEXT]...", help="Score these with two models of one tokenizer, in one pass.", show_default=False
+        ),
+    ] = None,
+    fail_if: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fail-if",
+            metavar="GATE",
+            help='Exit 1 if the whole interval of B - A is beyond, as "bits_per_byte > +0.5%".',
+            show_default=False,
+        ),
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a summary for a comment.", show_default=False)
+    ] = None,
+    junit: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the gates as JUnit XML.", show_default=False)
+    ] = None,
+    protocol: Annotated[str, typer.Option(help="With TEXT, as of score; and so all below.")] = "sliding",
+    window: Annotated[int | None, typer.Option(help="Positions seen at once.", show_default=False)] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="Tokens scored by each further window.", show_default=False)
+    ] = None,
+    dtype: common.Dtype = "auto",
+    device: common.Device = "auto",
+    batch_tokens: Annotated[int | None, typer.Option(help="Positions computed at once.", show_default=False)] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Score the first documents only, this many.", show_default=False)
+    ] = None,
+    column: Annotated[str, typer.Option(help="The column that holds the text.")] = "text",
+    errors: Annotated[
+        Literal["strict", "replace"], typer.Option(help="What is done about text that is not UTF-8.")
+    ] = "strict",
+    format: common.Format = "table",
+    quiet: common.Quiet = False,
+    debug: common.Debug = False,
+) -> None:
+    """Compare two runs of the same texts, or two models.
+
+    A and B are folders that score --out made; their tokenizers may differ. Prints how much better B is than A on the
+    same bytes, with a 95% interval and a p-value, and where. With TEXT, A and B are models with one tokenizer, and
+    there is their KL divergence too. Exit status 1 when a gate fails.
+    """
+    from cynosure import measure
+    from cynosure.cli import compare_report
+    from cynosure.measure.store import write_whole
+
+    common.show_notes(quiet)
+    gates = [measure.Gate.parse(text) for text in fail_if or []]
+    check_files(markdown, junit, len(gates))
+    if texts:
+        comparison = of_models((a, b), texts, {name: context.params[name] for name in OF_MODELS}, quiet)
+    else:
+        check_left_out(context)
+        comparison = measure.compare(a, b)
+    verdicts = [gate.judge(comparison) for gate in gates]
+    if markdown is not None:
+        write_whole(markdown, compare_report.markdown(comparison, verdicts).encode())
+    if junit is not None:
+        write_whole(junit, measure.junit(verdicts))
+    if format == "json":
+        common.print_json(comparison.to_json() | {"gates": [verdict.to_json() for verdict in verdicts]})
+    else:
+        compare_report.show(comparison, verdicts)
+    for note in () if quiet else comparison.notes:
+        print(f"cynosure: note: {note}", file=sys.stderr)
+    if any(verdict.failed for verdict in verdicts):
+        raise typer.Exit(1)
+
+
+def check_files(markdown: Path | None, junit: Path | None, n_gates: int) -> None:
+    """ValueError for what cannot be written, before the work is done."""
+    for option, path in (("--markdown", markdown), ("--junit", junit)):
+        if path is not None and not path.parent.is_dir():
+            raise ValueError(f"{option}: there is no folder {path.parent}")
+    if junit is not None and not n_gates:
+        raise ValueError("--junit writes gates, and there is none: give --fail-if as well")
+
+
+def check_left_out(context: typer.Context) -> None:
+    """ValueError for an option of models where runs are compared."""
+    for name in OF_MODELS:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name != "DEFAULT":
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{option} is for models and their texts: without TEXT, A and B are runs, scored already")
+
+
+def of_models(names: tuple[str, str], texts: list[str], given: dict[str, Any], quiet: bool) -> "Comparison":
+    """Two models on the same texts."""
+    from cynosure import measure, models
+    from cynosure.text import find_sources
+
+    sources = find_sources(texts)
+    corpus = measure.Corpus.of_sources(sources, **{name: given.pop(name) for name in ("column", "errors", "limit")})
+    where = {name: given.pop(name) for name in ("dtype", "device")}
+    a, b = (models.split(models.load(name, **where)) for name in names)
+    sizes = [source.n_bytes for source in sources if source.n_bytes is not None]
+    total = sum(sizes) if len(sizes) == len(sources) and corpus.origin["limit"] is None else None
+    with shown_progress(total, quiet) as progress:
+        return measure.diverge(a, b, corpus, progress=progress, **given)

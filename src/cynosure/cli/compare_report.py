@@ -1,0 +1,178 @@
+"""A comparison as tables on a terminal, and as Markdown for a comment: the verdict first, then where it comes from."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from cynosure.cli import common
+from cynosure.cli.tables import headed_table, number, plain_table, visible
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cynosure.measure import Comparison, Verdict
+    from cynosure.measure.compare import Change
+    from cynosure.measure.scores import Figure
+
+SHOWN = 5  # documents and segments
+HEAD = ("", "A", "B", "B - A", "95% interval", "of A", "95% interval", "p")
+NAMES = {
+    "bits_per_byte": "bits per byte",
+    "nats_per_token": "nats per token",
+    "token_perplexity": "token perplexity",
+    "top1_accuracy": "top-1 accuracy",
+}
+
+
+def show(found: "Comparison", verdicts: "Sequence[Verdict]") -> None:
+    """All of it, on stdout."""
+    console = common.stdout()
+    console.print(f"A  {found.a.model}\nB  {found.b.model}", style="bold")
+    console.print(f"{described(found)}\n")
+    console.print(f"{conclusion(found)}\n", style="bold")
+    table = headed_table(*HEAD)
+    for name, change in found.changes.items():
+        table.add_row(NAMES[name], *cells(change))
+    console.print(table)
+    console.print()
+    table = plain_table("", ">bold", "dim")
+    for line in facts(found):
+        table.add_row(*line)
+    console.print(table)
+    show_parts(console, "class", "bytes of A's tokens", found.by_class)
+    if len(found.by_document) > 1:
+        apart = sorted(found.by_document, key=lambda part: -abs(part["nats"] or 0))[:SHOWN]
+        show_parts(console, "document", "documents furthest apart", apart)
+    for title, segments in (("worst for B", found.losses), ("best for B", found.gains)):
+        show_segments(console, title, segments[:SHOWN])
+    for verdict in verdicts:
+        style = "bold red" if verdict.failed else None
+        console.print(f"\n{verdict.status.upper()}: {verdict.gate.text}", style=style)
+        console.print(verdict.message)
+
+
+def described(found: "Comparison") -> str:
+    """What was compared on what."""
+    a, b = found.a, found.b
+    same = [getattr(a, name) == getattr(b, name) for name in ("window", "stride")]
+    windows = f"windows of {a.window:,} tokens, stride {a.stride:,}" if all(same) else "windows"
+    documents = f"{found.documents:,} document{'' if found.documents == 1 else 's'}"
+    dtypes = " and ".join(dict.fromkeys((a.dtype, b.dtype)))
+    return f"{a.protocol} {windows}; {dtypes}; {documents}, {found.n_bytes:,} bytes that both have scored"
+
+
+def conclusion(found: "Comparison") -> str:
+    """The comparison in a sentence."""
+    change = found.changes["bits_per_byte"]
+    low, high = change.difference.low, change.difference.high
+    if change.a is None or change.b is None:
+        return "The losses have no difference: one is infinite."
+    if low is None or high is None:
+        return "There is too little text to tell which is better."
+    if low <= 0 <= high:
+        return "No difference is proven."
+    share = "" if change.relative.value is None else f" {abs(change.relative.value):.2%}"
+    return f"B needs{share} {'more' if low > 0 else 'fewer'} bits than A."
+
+
+def cells(change: "Change") -> tuple[str, ...]:
+    """The figures of a metric under their heads."""
+    absolute, relative = change.difference, change.relative
+    return (
+        number(change.a, 4),
+        number(change.b, 4),
+        signed(absolute.value),
+        between(absolute),
+        signed(relative.value, share=True),
+        between(relative, share=True),
+        "" if change.p is None else f"{change.p:.3f}",
+    )
+
+
+def signed(value: float | None, *, share: bool = False) -> str:
+    if value is None:
+        return ""
+    return f"{value:+.2%}" if share else f"{value:+.4f}"
+
+
+def between(found: "Figure", *, share: bool = False) -> str:
+    if found.low is None or found.high is None:
+        return ""
+    return f"{signed(found.low, share=share)} to {signed(found.high, share=share)}"
+
+
+def facts(found: "Comparison") -> Iterator[tuple[str, str, str]]:
+    """(name, value, what it means) of everything that is one number."""
+    agreement, divergence, wins = found.agreement, found.divergence, found.wins
+    if divergence is not None:
+        interval = between(divergence.mean) and f" ({between(divergence.mean)})"
+        yield "KL divergence", number(divergence.mean.value, 5), f"nats a token, of B from A{interval}"
+        ends = f"99th percentile {number(divergence.p99, 4)}, most {number(divergence.max, 4)}"
+        yield "its median", number(divergence.median, 5), ends
+    if agreement is not None:
+        yield "top-1 agreement", f"{agreement.top1_agreement:.2%}", "the same token is likeliest to both"
+        flips = f"right to wrong {agreement.right_to_wrong:.2%}, wrong to right {agreement.wrong_to_right:.2%}"
+        yield "flip rate", f"{agreement.flip_rate:.2%}", flips
+    if sum(wins.values()) > 1:
+        yield "documents won", f"{wins['b']:,}", f"by B, {wins['a']:,} by A, {wins['ties']:,} tied"
+    method = found.resampling
+    what = "documents" if method.block_bytes is None else f"blocks of {method.block_bytes:,} bytes"
+    yield "intervals", f"{method.n_clusters:,}", f"{what} resampled {method.n_resamples:,} times, seed {method.seed}"
+
+
+def show_parts(console: "Console", key: str, title: str, parts: list[dict[str, Any]]) -> None:
+    """Bits per byte of both by part of the text."""
+    table = headed_table(title, "bytes", "A", "B", "B - A", "nats")
+    for part in parts:
+        values = (number(part[name], 4) for name in ("bits_per_byte_a", "bits_per_byte_b"))
+        nats = "unknown" if part["nats"] is None else f"{part['nats']:+,.1f}"
+        table.add_row(part[key], f"{part['bytes']:,}", *values, signed(part["difference"]), nats)
+    console.print()
+    console.print(table)
+
+
+def show_segments(console: "Console", title: str, segments: list[dict[str, Any]]) -> None:
+    """Where the runs are furthest apart, in the text around."""
+    from rich.text import Text
+
+    table = headed_table("nats of A", "of B", f"<{title}", "<in its text")
+    for part in segments:
+        text = Text(f"...{visible(part['before'])[-40:]}")
+        text.append(visible(part["text"]), style="bold reverse")
+        text.append(visible(part["after"])[:20])
+        table.add_row(*(number(part[name]) for name in ("nats_a", "nats_b")), visible(part["text"])[:20], text)
+    if segments:
+        console.print()
+        console.print(table)
+
+
+def markdown(found: "Comparison", verdicts: "Sequence[Verdict]") -> str:
+    """The verdict, the figures, the gates and the notes, as GitHub reads them."""
+    failed = sum(verdict.failed for verdict in verdicts)
+    verdict = f" {failed} of {len(verdicts)} gates failed." if failed else ""
+    lines = [
+        f"**{conclusion(found)}{verdict}**",
+        "",
+        f"A: {code(found.a.model)}, B: {code(found.b.model)}. {described(found)}.",
+        "",
+        *grid(HEAD, [(NAMES[name], *cells(change)) for name, change in found.changes.items()]),
+        "",
+        *(f"- {name}: {value} {meaning}" for name, value, meaning in facts(found)),
+    ]
+    if verdicts:
+        rows = [(code(verdict.gate.text), verdict.status, verdict.message) for verdict in verdicts]
+        lines += ["", *grid(("gate", "verdict", "why"), rows)]
+    if found.notes:
+        lines += ["", *(f"- {note}" for note in found.notes)]
+    return "\n".join(lines) + "\n"
+
+
+def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table."""
+    return [
+        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
+        for row in (head, ["---"] * len(head), *rows)
+    ]
+
+
+def code(text: str) -> str:
+    return f"`{text.replace('`', chr(39))}`"

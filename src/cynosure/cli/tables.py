@@ -1,0 +1,216 @@
+"""The scores of a run as tables: the loss first, then the same in other units, then where it comes from."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from cynosure.cli import common
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from cynosure.measure import Scores
+    from cynosure.measure.scores import Figure
+
+COSTLIEST = 5
+POSITIONS = 6
+
+
+def show(scores: "Scores") -> None:
+    """One run."""
+    values, setting = scores.to_json(), scores.setting
+    console = common.stdout()
+    console.print(setting.model, style="bold")
+    console.print(
+        f"{setting.protocol} windows of {setting.window:,} tokens, stride {setting.stride:,}; "
+        f"{setting.dtype} on {setting.device}; {n_documents(values['documents'])}\n"
+    )
+    table = plain_table("", ">bold", "", "dim")
+    for line in figures(scores):
+        table.add_row(*line)
+    console.print(table)
+    console.print()
+    table = plain_table("", ">bold", "dim")
+    for row in counts(scores, values):
+        table.add_row(*row)
+    console.print(table)
+    show_shares(console, values)
+    show_costliest(console, values)
+
+
+def plain_table(*styles: str) -> "Table":
+    """Columns in these styles, those that begin with > to the right."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for style in styles:
+        table.add_column(justify="right" if style.startswith(">") else "left", style=style.lstrip(">"))
+    return table
+
+
+def headed_table(*names: str) -> "Table":
+    """The first column to the left, the others to the right; a name that begins with < to the left."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for i, name in enumerate(names):
+        table.add_column(name.lstrip("<"), justify="left" if i == 0 or name.startswith("<") else "right")
+    return table
+
+
+def figures(scores: "Scores") -> Iterator[tuple[str, str, str, str]]:
+    """(name, value, interval, what it means in plain words) for every figure."""
+    rows = {
+        "nats_per_token": ("nats per token", 4, "the loss: mean surprise of a token"),
+        "token_perplexity": ("token perplexity", 2, "like guessing among that many equal choices"),
+        "word_perplexity": ("word perplexity", 2, "the same counted per word"),
+        "bits_per_byte": ("bits per byte", 4, "comparable across tokenizers; 8 is knowing nothing"),
+        "bits_per_char": ("bits per character", 4, ""),
+    }
+    for key, found in scores.figures.items():
+        name, digits, meaning = rows[key]
+        yield name, number(found.value, digits), between(found, digits), meaning
+    yield "top-1 accuracy", f"{scores.top1_accuracy:.1%}", "", "how often the likeliest token was right"
+    yield "mean entropy", number(scores.mean_entropy, 4), "", "nats: the loss the model itself expected"
+
+
+def between(found: "Figure", digits: int) -> str:
+    if found.low is None or found.high is None:
+        return ""
+    return f"{number(found.low, digits)} to {number(found.high, digits)}"
+
+
+def counts(scores: "Scores", values: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """(name, value, more about it) for what was counted, how sure the figures are, and calibration."""
+    covering = [f"{values[what]:,} {what}" for what in ("bytes", "words") if values[what] is not None]
+    yield "tokens scored", f"{values['tokens']:,}", ", ".join([*covering, f"{number(values['nats'], 1)} nats"])
+    reasons: dict[str, int] = {}
+    for part in values["excluded"]:
+        reasons[part["reason"]] = reasons.get(part["reason"], 0) + part["byte_end"] - part["byte_start"]
+    for reason, n_bytes in reasons.items():
+        yield "left out", f"{n_bytes:,}", f"bytes: {reason}"
+    effective, method = scores.intervals.effective_tokens, scores.method
+    if effective is not None:
+        what = "documents" if method.block_tokens is None else f"blocks of {method.block_tokens} tokens"
+        yield "worth", f"{effective:,.0f}", f"independent tokens; 95% intervals from {method.n_clusters:,} {what}"
+    calibration = values["calibration"]
+    if calibration is not None:
+        yield (
+            "calibration error",
+            f"{calibration['ece']:.1%}",
+            f"how far confidence is from accuracy; {calibration['ece_debiased']:.1%} without the bias of few tokens",
+        )
+        yield "Brier score", number(calibration["brier"], 4), "0 is perfect, 2 sure and always wrong"
+        yield (
+            "best temperature",
+            number(calibration["best_temperature"]),
+            f"would recover {number(calibration['recoverable_nats_per_token'], 4)} nats a token",
+        )
+    yield "time", f"{scores.seconds:,.1f}", f"seconds: {number(scores.tokens_per_second, 0)} tokens a second"
+
+
+def show_shares(console: "Console", values: dict[str, Any]) -> None:
+    """Where the nats go: by byte class, by how frequent a token is, and by context."""
+    table = headed_table("where the nats go", "tokens", "nats a token", "top-1", "share of nats")
+    for row in values["by_class"]:
+        table.add_row(row["class"], *shares(row))
+    deciles = values["by_frequency"]
+    for row, name in ((deciles[0], "most frequent tenth"), (deciles[-1], "rarest tenth")):
+        table.add_row(name, *shares(row))
+    for row in values["by_position"][-POSITIONS:]:
+        span = (
+            f"{row['context_from']:,} to {row['context_to']:,}"
+            if row["context_to"] > row["context_from"]
+            else (f"{row['context_from']:,}")
+        )
+        table.add_row(f"after {span} tokens", *shares(row))
+    console.print()
+    console.print(table)
+
+
+def shares(row: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        f"{row['tokens']:,}",
+        number(row["nats_per_token"], 3),
+        f"{row['top1_accuracy']:.1%}",
+        f"{row['share_of_nats']:.1%}",
+    )
+
+
+def show_costliest(console: "Console", values: dict[str, Any]) -> None:
+    """The costliest tokens in their context, and the costliest span."""
+    from rich.text import Text
+
+    table = headed_table("nats", "<costliest tokens, in their context")
+    for part in values["worst_tokens"][:COSTLIEST]:
+        text = Text(f"...{visible(part['before'])[-50:]}")
+        text.append(visible(part["text"]), style="bold reverse")
+        text.append(visible(part["after"])[:20])
+        table.add_row(number(part["nats"], 1), text)
+    console.print()
+    console.print(table)
+    for part in values["worst_spans"][:1]:
+        share = "" if part["share_of_nats"] is None else f", {part['share_of_nats']:.1%} of all"
+        console.print(f"\ncostliest {part['tokens']} tokens: {number(part['nats'], 1)} nats{share}", style="dim")
+        console.print(Text(visible(part["text"])))
+
+
+def visible(text: str) -> str:
+    """Line ends and other control characters written out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def show_protocols(found: "dict[str, Scores | str]") -> None:
+    """Every protocol side by side, and a sentence on each."""
+    from cynosure.text import PROTOCOLS
+
+    console = common.stdout()
+    some = next(scores for scores in found.values() if not isinstance(scores, str))
+    console.print(some.setting.model, style="bold")
+    console.print(f"{some.setting.dtype} on {some.setting.device}; {n_documents(some.documents)}\n")
+    names = (
+        "protocol",
+        "window",
+        "stride",
+        "tokens",
+        "bytes",
+        "context",
+        "mean",
+        "nats/token",
+        "perplexity",
+        "bits/byte",
+    )
+    table = headed_table(*names)
+    for name, scores in found.items():
+        if isinstance(scores, str):
+            table.add_row(name, *[""] * (len(names) - 1))
+            continue
+        context, setting, figures = scores.statistics.context, scores.setting, scores.figures
+        table.add_row(
+            name,
+            f"{setting.window:,}",
+            f"{setting.stride:,}",
+            f"{scores.tokens:,}",
+            "" if scores.n_bytes is None else f"{scores.n_bytes:,}",
+            f"{context.least:,} to {context.most:,}",
+            f"{context.mean:,.0f}",
+            number(figures["nats_per_token"].value, 4),
+            number(figures["token_perplexity"].value),
+            "" if figures["bits_per_byte"].value is None else number(figures["bits_per_byte"].value, 4),
+        )
+    console.print(table)
+    console.print()
+    table = plain_table("bold", "")
+    for name, scores in found.items():
+        rules = PROTOCOLS[name]
+        why = f"does not apply here: {scores}" if isinstance(scores, str) else f"{rules.differs} ({rules.peer})"
+        table.add_row(name, why)
+    console.print(table)
+
+
+def n_documents(n: int) -> str:
+    return f"{n:,} document{'' if n == 1 else 's'}"
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    return "unknown" if value is None else f"{value:,.{digits}f}"

@@ -1,0 +1,96 @@
+"""Where the nats go: the loss by document, by position in the window, by token frequency and by byte class."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from cynosure.measure.classes import CLASSES
+from cynosure.measure.groups import Grouped
+from cynosure.measure.rows import Ints
+from cynosure.measure.stats import Statistics
+from cynosure.measure.worst import Costly
+
+N_DECILES = 10
+
+
+def by_class(statistics: Statistics) -> list[dict[str, Any]]:
+    """One row for each byte class there is."""
+    sums = statistics.classes.sums()
+    return rows(sums, [{"class": CLASSES[key]} for key in sums.keys.tolist()])
+
+
+def by_position(statistics: Statistics) -> list[dict[str, Any]]:
+    """One row for each half octave of context: how many tokens the model saw before those it guessed."""
+    sums = statistics.positions.sums()
+    edges = [(math.ceil(2 ** (key / 2)), math.ceil(2 ** ((key + 1) / 2)) - 1) for key in sums.keys.tolist()]
+    return rows(sums, [{"context_from": low, "context_to": high} for low, high in edges])
+
+
+def by_frequency(statistics: Statistics) -> list[dict[str, Any]]:
+    """Ten rows of about as many scored tokens, those most frequent in the text first."""
+    sums = statistics.tokens.sums()
+    counts = sums.counts("tokens")
+    order = np.lexsort((sums.keys, -counts))
+    reached = np.cumsum(counts[order])
+    decile = np.empty(len(counts), dtype=np.int64)
+    decile[order] = np.minimum(N_DECILES - 1, (reached - (counts[order] + 1) // 2) * N_DECILES // reached[-1])
+    grouped = Grouped.of(decile, sums.table)
+    return rows(grouped, [{"decile": key + 1, **seen(counts, decile == key)} for key in grouped.keys.tolist()])
+
+
+def seen(counts: Ints, chosen: Any) -> dict[str, int]:
+    """How many kinds of token are chosen, and how often the rarest and the most frequent of them are seen."""
+    found = counts[chosen]
+    return {"kinds": len(found), "seen_from": int(found.min()), "seen_to": int(found.max())}
+
+
+def by_document(statistics: Statistics) -> list[dict[str, Any]]:
+    """One row for each document of which a token is scored."""
+    sums = statistics.documents.sums()
+    found = rows(sums, [{"document": statistics.facts[key].name} for key in sums.keys.tolist()])
+    for key, row in zip(sums.keys.tolist(), found, strict=True):
+        if statistics.facts[key].drift:
+            row |= {"bytes": None, "bits_per_byte": None}
+    return found
+
+
+def rows(sums: Grouped, labels: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The sums of each group as plain values, beside its label."""
+    nats = sums.amount("nats")
+    share = nats / nats.sum() if nats.sum() else nats
+    found = []
+    for i, label in enumerate(labels):
+        tokens, n_bytes, impossible = (int(sums.counts(name)[i]) for name in ("tokens", "n_bytes", "impossible"))
+        total = None if impossible else float(nats[i])
+        found.append(
+            label
+            | {
+                "tokens": tokens,
+                "bytes": n_bytes,
+                "nats": total,
+                "nats_per_token": None if total is None else total / tokens,
+                "bits_per_byte": None if total is None or n_bytes < 1 else total / math.log(2) / n_bytes,
+                "top1_accuracy": int(sums.counts("correct")[i]) / tokens,
+                "share_of_nats": float(share[i]),
+            }
+        )
+    return found
+
+
+def worst(statistics: Statistics, found: list[Costly], n: int) -> list[dict[str, Any]]:
+    """The costliest tokens or spans as plain values: the text around them readable, bytes that are none as `\\xNN`."""
+    total = float(statistics.total.amount("nats")[0])
+    return [
+        {
+            "document": statistics.facts[part.document].name,
+            "index": part.first,
+            "tokens": part.n_tokens,
+            "byte_start": part.byte_start if part.byte_start >= 0 else None,
+            "byte_end": part.byte_end if part.byte_end >= 0 else None,
+            "nats": part.nll_nats if math.isfinite(part.nll_nats) else None,
+            "share_of_nats": part.nll_nats / total if math.isfinite(part.nll_nats) and total else None,
+            **{name: getattr(part, name).decode("utf-8", "backslashreplace") for name in ("before", "text", "after")},
+        }
+        for part in found[:n]
+    ]

@@ -1,0 +1,45 @@
+"""The intervals of a run's figures, from its documents or from blocks of tokens inside them."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from cynosure.measure.bootstrap import Floats, Interval, Method, choose, effective_size, interval
+from cynosure.measure.groups import Grouped
+from cynosure.measure.stats import Statistics
+
+
+class Intervals(NamedTuple):
+    """95% intervals, all by one method; None where bytes and characters are not known."""
+
+    method: Method
+    nats_per_token: Interval
+    bits_per_byte: Interval | None
+    bits_per_char: Interval | None
+    effective_tokens: float | None  # independent tokens that would tell the mean loss as well
+
+
+def intervals(statistics: Statistics) -> Intervals:
+    """Resample documents where there are 30 or more, else blocks of tokens inside them."""
+    blocks = statistics.blocks.sums() if statistics.blocks is not None else None
+    method, clusters = choose(
+        columns(statistics.documents.sums()),
+        None if blocks is None else columns(blocks),
+        None if blocks is None else blocks.keys >> 32,
+    )
+    nats, tokens, n_bytes, n_chars = clusters.T
+    per_token = interval(nats, tokens, seed=method.seed, n_resamples=method.n_resamples)
+    known = statistics.drift is None and n_bytes.sum() > 0
+    per_byte, per_char = (
+        interval(nats / np.log(2), x, seed=method.seed, n_resamples=method.n_resamples) if known else None
+        for x in (n_bytes, n_chars)
+    )
+    n = tokens.sum()
+    variance = statistics.squares.total / n - (nats.sum() / n) ** 2
+    return Intervals(method, per_token, per_byte, per_char, effective_size(variance, per_token.se))
+
+
+def columns(sums: Grouped) -> Floats:
+    """Nats (infinite where a token was impossible), tokens, bytes and characters of each group, (G, 4)."""
+    nats = np.where(sums.counts("impossible") > 0, np.inf, sums.amount("nats"))
+    return np.stack([nats, *(sums.counts(name).astype(float) for name in ("tokens", "n_bytes", "n_chars"))], axis=1)

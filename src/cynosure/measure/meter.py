@@ -1,0 +1,107 @@
+"""A meter for a loop of one's own: update it with each batch, merge it with others, compute at the end."""
+
+import math
+
+import numpy as np
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cynosure.loss import TokenStats
+from cynosure.measure.calibration import TEMPERATURES, Calibration
+from cynosure.measure.groups import Accumulator, Grouped, rows
+
+
+class Meter:
+    """The loss of many batches, exact however they are cut, ordered or spread over processes.
+
+    Sums and counts, divided once by `compute`: never a mean of means. It has the verbs of a torchmetrics metric.
+
+    >>> import torch
+    >>> from cynosure import Meter, token_stats
+    >>> hidden, head, target = torch.eye(4)[None], torch.eye(4) * 9, torch.tensor([[0, 1, 2, 0]])
+    >>> meter = Meter()
+    >>> for part in (slice(0, 1), slice(1, 4)):
+    ...     meter.update(token_stats(hidden[:, part], head, target[:, part], temperatures=meter.temperatures))
+    >>> {name: round(value, 4) for name, value in meter.compute().items() if name in ("token_perplexity", "tokens")}
+    {'tokens': 4, 'token_perplexity': 9.4912}
+    """
+
+    def __init__(self) -> None:
+        self.temperatures = list(TEMPERATURES)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.sums, self.calibration = Accumulator(), Calibration()
+
+    def update(self, stats: TokenStats, n_bytes: Tensor | None = None) -> None:
+        """Add the figures of a batch; ignored positions count for nothing.
+
+        `stats` are those of `token_stats` with `temperatures=meter.temperatures`; `n_bytes` (...), integers of the
+        shape of `stats.nll`, are the bytes that each token stands for. ValueError for other shapes.
+        """
+        rank = stats.rank.reshape(-1)
+        shape = stats.nll_at_temperature.shape
+        if shape != (*stats.nll.shape, len(self.temperatures)):
+            raise ValueError("the meter needs token_stats(..., temperatures=meter.temperatures)")
+        if n_bytes is not None and n_bytes.shape != stats.nll.shape:
+            raise ValueError(f"n_bytes must have the shape {tuple(stats.nll.shape)}, got {tuple(n_bytes.shape)}")
+        at = (rank > 0).cpu().numpy()
+        nll, entropy, confidence, brier = (
+            array(getattr(stats, name))[at] for name in ("nll", "entropy", "confidence", "brier")
+        )
+        possible, correct = np.isfinite(nll), array(rank)[at] == 1
+        counts = {
+            "tokens": np.ones(len(nll)),
+            "impossible": ~possible,
+            "n_bytes": np.zeros(len(nll)) if n_bytes is None else array(n_bytes)[at],
+            "n_chars": np.zeros(len(nll)),
+            "correct": correct,
+        }
+        amounts = {"nats": np.where(possible, nll, 0), "entropy": entropy}
+        self.sums.add(Grouped.of(np.zeros(len(nll), dtype=np.int64), rows(counts, amounts)))
+        grid = stats.nll_at_temperature.reshape(-1, shape[-1]).float().cpu().numpy()[at]
+        self.calibration.update(confidence, correct, brier, nll, entropy, grid)
+
+    def merge(self, other: "Meter") -> None:
+        """Add what another meter has seen."""
+        self.sums.merge(other.sums)
+        self.calibration += other.calibration
+
+    def gather(self) -> "Meter":
+        """What the meters of all processes of torch.distributed have seen together; a new meter, the same in each."""
+        together, parts = Meter(), [self]
+        if dist.is_available() and dist.is_initialized():
+            parts = [self] * dist.get_world_size()
+            dist.all_gather_object(parts, self)
+        for part in parts:
+            together.merge(part)
+        return together
+
+    def compute(self) -> dict[str, float]:
+        """The figures so far; NaN where there is nothing to tell them from."""
+        total = self.sums.sums().total
+        tokens, n_bytes, impossible, correct = (
+            int(total.counts(name)[0]) for name in ("tokens", "n_bytes", "impossible", "correct")
+        )
+        nats, entropy = (float(total.amount(name)[0]) for name in ("nats", "entropy"))
+        nats = math.inf if impossible else nats
+        per_token = nats / tokens if tokens else math.nan
+        report = self.calibration.compute()
+        figures = {
+            "tokens": tokens,
+            "nats_per_token": per_token,
+            "token_perplexity": math.exp(per_token) if not per_token > 709 else math.inf,
+            "bits_per_byte": nats / math.log(2) / n_bytes if n_bytes else math.nan,
+            "top1_accuracy": correct / tokens if tokens else math.nan,
+            "mean_entropy": entropy / tokens if tokens else math.nan,
+        }
+        names = ("ece", "ece_debiased", "brier", "best_temperature", "recoverable_nats_per_token")
+        return figures | {name: getattr(report, name) if report else math.nan for name in names}
+
+
+def array(values: Tensor) -> NDArray[np.generic]:
+    """Flat, as numpy has it; bfloat16 does not exist there."""
+    flat = values.detach().reshape(-1)
+    return (flat.float() if flat.is_floating_point() else flat).cpu().numpy()

@@ -1,0 +1,51 @@
+"""One text under every protocol: why the same model gets another number from each tool."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cynosure.measure.run import Corpus, score
+from cynosure.measure.scores import Scores
+from cynosure.models import SplitModel
+from cynosure.text import PROTOCOLS
+
+
+def score_all(
+    model: SplitModel,
+    corpus: Corpus,
+    *,
+    window: int | None = None,
+    stride: int | None = None,
+    out: str | Path | None = None,
+    say: Callable[[str], None] | None = None,
+    **options: Any,
+) -> dict[str, Scores | str]:
+    """The scores under each protocol by its name, or in a sentence why it does not apply to these texts.
+
+    The documents must be such as can be gone through again. `window` and `stride` as of `score`, for the protocols
+    that have them; with `out` each protocol has a folder of its own in it. ValueError when none applies.
+    """
+    found: dict[str, Scores | str] = {}
+    for name, protocol in PROTOCOLS.items():
+        if name == "strided-legacy":  # the same tokens as strided, averaged in another way
+            strided = found["strided"]
+            found[name] = strided if isinstance(strided, str) else as_printed(strided)
+            continue
+        if say:
+            say(name)
+        own: dict[str, Any] = {"window": window, "stride": stride if protocol.strides else None}
+        if out is not None:
+            own["out"] = str(Path(out) / name)
+        try:
+            found[name] = score(model, corpus, protocol=name, **own, **options)
+        except ValueError as error:
+            found[name] = str(error)
+    if all(isinstance(scores, str) for scores in found.values()):
+        raise ValueError(str(found["sliding"]))
+    return found
+
+
+def as_printed(strided: Scores) -> Scores:
+    """The scores of `strided` summed up as Hugging Face's page prints it."""
+    return replace(strided, setting=strided.setting._replace(protocol="strided-legacy"))

@@ -1,0 +1,69 @@
+"""One row a token: the table that scoring makes, the store keeps, and every statistic is made of."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating[Any]]
+Ints = NDArray[np.int64]
+
+
+def schema(n_temperatures: int, topk: int) -> pa.Schema:
+    """The columns. Figures are null where a token was not scored, byte spans where the tokenizer changes the text."""
+    fields = [
+        ("document", pa.int32()),
+        ("index", pa.int32()),  # of the token in its document
+        ("token_id", pa.int32()),
+        ("token_bytes", pa.binary()),
+        ("byte_start", pa.int64()),
+        ("byte_end", pa.int64()),
+        ("nll", pa.float32()),  # nats
+        ("entropy", pa.float32()),  # nats
+        ("rank", pa.int32()),
+        ("confidence", pa.float32()),
+        ("argmax", pa.int32()),
+        ("brier", pa.float32()),
+        ("nll_at_temperature", pa.list_(pa.float32(), n_temperatures)),
+        *([("top_ids", pa.list_(pa.int32(), topk)), ("top_logprobs", pa.list_(pa.float32(), topk))] if topk else []),
+        ("context", pa.int32()),  # tokens the model saw before this one
+        ("window", pa.int32()),  # the window of its document that it belongs to
+        ("excluded", pa.dictionary(pa.int8(), pa.string())),  # why it was not scored
+    ]
+    return pa.schema(fields)
+
+
+class Facts(NamedTuple):
+    """What is known of a document beside its tokens. `n_bytes` are those of its text in UTF-8."""
+
+    document: int
+    name: str
+    n_joined: int  # documents in it, where the protocol joins them
+    n_bytes: int
+    n_chars: int
+    n_words: int
+    n_tokens: int
+    n_replaced: int  # U+FFFD in the place of what was not UTF-8
+    sha256: str
+    drift: str | None  # why the tokens' bytes are not the text's
+
+
+class Shard(NamedTuple):
+    """Rows of consecutive windows, and the facts of their documents and of those without a token between them."""
+
+    table: pa.Table
+    facts: tuple[Facts, ...]
+
+
+def numbers(table: pa.Table, name: str) -> NDArray[Any]:
+    """A column as an array: (N,), or (N, k) of a list column; null is NaN among floats and -1 among integers."""
+    column = table.column(name).combine_chunks()
+    if isinstance(column, pa.ChunkedArray):  # of a table without rows
+        column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+    if pa.types.is_fixed_size_list(column.type):
+        width = column.type.list_size
+        return np.asarray(column.flatten().to_numpy(zero_copy_only=False)).reshape(len(column), width)
+    if column.null_count:
+        column = column.fill_null(np.nan if pa.types.is_floating(column.type) else -1)
+    return np.asarray(column.to_numpy(zero_copy_only=False))

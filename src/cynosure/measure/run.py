@@ -1,0 +1,275 @@
+"""A run: texts scored unit by unit, in memory or into a store, by one process or several, from where it stopped."""
+
+import logging
+import platform
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import torch
+
+from cynosure import __version__
+from cynosure.measure.calibration import TEMPERATURES
+from cynosure.measure.rows import Facts
+from cynosure.measure.score import Progress, Say, Scorer
+from cynosure.measure.scores import Scores, Setting
+from cynosure.measure.store import Store
+from cynosure.measure.units import Cutting, units
+from cynosure.measure.workers import Workers
+from cynosure.models import SplitModel, split
+from cynosure.text import PROTOCOLS, Document, check_protocol, find_sources, prefix_token, read_documents, source_digest
+from cynosure.text.documents import Source
+from cynosure.text.tokens import adds_bos
+
+UNIT_BATCHES = 16  # batches a unit: what a crash can cost, and how many windows are sorted by length together
+TOPK = 5  # likeliest tokens kept in a store
+BOS_TWICE = (
+    "lm-evaluation-harness also scores a second BOS after the first with this tokenizer, so its sum is another; "
+    "its add_bos_token=False gives the sum here"
+)
+
+log = logging.getLogger("cynosure")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Documents that are read anew each time they are gone through."""
+
+    sources: tuple[Source, ...]
+    column: str | None
+    errors: str
+    limit: int | None
+
+    def __iter__(self) -> Iterator[Document]:
+        return read_documents(self.sources, column=self.column, errors=self.errors, limit=self.limit)
+
+
+class Corpus(NamedTuple):
+    """Documents, and where they come from as a manifest tells it."""
+
+    documents: Iterable[Document]
+    origin: dict[str, Any]
+
+    @classmethod
+    def of_sources(
+        cls, sources: Sequence[Source], *, column: str | None = None, errors: str = "strict", limit: int | None = None
+    ) -> "Corpus":
+        """The documents of files and such, read when they are needed."""
+        texts = [{"name": source.name, "sha256": source_digest(source)} for source in sources]
+        origin = {"texts": texts, "column": column, "errors": errors, "limit": limit}
+        return cls(Reading(tuple(sources), column, errors, limit), origin)
+
+    @property
+    def known(self) -> bool:
+        """Whether the origin says all of the texts, so that they need not be read again to know them unchanged."""
+        return all(text["sha256"] for text in self.origin.get("texts", [{"sha256": None}]))
+
+
+def score(
+    model: Any,
+    texts: Corpus | Iterable[str | Path | Document],
+    *,
+    tokenizer: Any = None,
+    head: Any = None,
+    protocol: str = "sliding",
+    window: int | None = None,
+    stride: int | None = None,
+    batch_tokens: int | None = None,
+    compile: bool = False,
+    out: str | Path | None = None,
+    keep: bool = True,
+    progress: Say | None = None,
+) -> Scores:
+    """Score texts with a model under a protocol.
+
+    `model` is a name that `load` takes, a `LanguageModel`, a transformers model with its `tokenizer`, or any module
+    that turns (B, T) ids into (B, T, D) hidden states with its `tokenizer` and `head`. `texts` are strings, each a
+    document, paths of files, or `Document`s. `window` is the number of positions the model sees at once, by default the
+    protocol's own or as many as the model has; `stride`, of `sliding` and `strided`, how many tokens each further
+    window scores, by default half the window. `batch_tokens` is how many positions go through the model at once, by
+    default 1024 on a CPU and 16384 elsewhere: it changes speed and memory, not the figures. With `compile` the model's
+    body runs under torch.compile.
+
+    With `out`, a folder, every unit of work is kept there as soon as it is done, and the same call goes on where an
+    interrupted one stopped; without it the tokens are kept in memory, or with `keep=False` the statistics alone.
+    `progress` is called after every batch. Under torchrun the processes share the work; the leader's result is whole,
+    the others get it from the same store.
+
+    Raises ValueError for a protocol, window or stride that makes no sense here, for a model whose head cannot be read
+    or that gives NaN, for a folder that holds another run, and when there is not one token to score.
+    """
+    split_model = (
+        model if isinstance(model, SplitModel) else split(model, tokenizer=tokenizer, head=head, compile=compile)
+    )
+    corpus = texts if isinstance(texts, Corpus) else Corpus(as_documents(texts), {})
+    workers = Workers()
+    if out is None and workers.count == 1:
+        scorer = Scorer(split_model, make_cutting(split_model, protocol, window, stride, batch_tokens), 0)
+        return score_in_memory(scorer, corpus, progress or ignore, keep)
+    with ExitStack() as stack:
+        temporary = out is None and workers.leads
+        made = stack.enter_context(TemporaryDirectory(prefix="cynosure-")) if temporary else out
+        folder = Path(workers.told(made and str(made)))
+        kept = None if batch_tokens is not None else planned_batch(folder)
+        cutting = make_cutting(split_model, protocol, window, stride, batch_tokens or kept)
+        run = StoredRun(Scorer(split_model, cutting, TOPK), corpus, workers, progress or ignore)
+        store = run.score_into(folder)
+        scores = Scores.of_store(store)
+        if out is None:
+            scores.keep()
+        workers.meet()  # before a temporary folder goes
+        return scores
+
+
+def ignore(step: Progress) -> None:
+    pass
+
+
+def as_documents(texts: Iterable[str | Path | Document]) -> Iterator[Document]:
+    """Strings as the texts they are, paths as what their files hold."""
+    if isinstance(texts, str | Path | Document):
+        raise TypeError(f"texts must be a list of texts, paths or documents, got one {type(texts).__name__}")
+    for number, text in enumerate(texts):
+        if isinstance(text, Document):
+            yield text
+        elif isinstance(text, str):
+            yield Document(f"text {number}", text)
+        else:
+            yield from read_documents(find_sources([str(text)]))
+
+
+def make_cutting(
+    model: SplitModel, protocol: str, window: int | None, stride: int | None, batch_tokens: int | None
+) -> Cutting:
+    """Settle and check how texts are cut for a model."""
+    most = model.max_positions
+    if window is None:
+        default = PROTOCOLS[protocol].window if protocol in PROTOCOLS else 0
+        window = min(default, most or default)
+    stride = check_protocol(protocol, window, stride)
+    if most is not None and window > most:
+        raise ValueError(f"window {window} is more than the {most} positions of {model.name}")
+    if batch_tokens is None:
+        batch_tokens = 1024 if model.device.type == "cpu" else 16384
+    if batch_tokens < 1:
+        raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}")
+    if protocol == "rolling" and prefix_token(model.tokenizer) is None:
+        raise ValueError(
+            f"rolling needs a BOS or EOS token, and the tokenizer of {model.name} has neither: use sliding"
+        )
+    return Cutting(protocol, window, stride, batch_tokens, UNIT_BATCHES * batch_tokens)
+
+
+def setting(scorer: Scorer) -> Setting:
+    model, cutting = scorer.model, scorer.cutting
+    twice = cutting.protocol == "rolling" and adds_bos(model.tokenizer)
+    notes = (BOS_TWICE,) if twice else ()
+    return Setting(model.name, cutting.protocol, cutting.window, cutting.stride, model.dtype, model.device.type, notes)
+
+
+def score_in_memory(scorer: Scorer, corpus: Corpus, say: Say, keep: bool) -> Scores:
+    scores = Scores(setting(scorer), tables=[] if keep else None)
+    start = time.perf_counter()
+    for tasks, facts in units(scorer.model.tokenizer, corpus.documents, scorer.cutting):
+        scores.add(scorer.score(tasks, facts, say), 0.0)
+    scores.seconds = time.perf_counter() - start
+    scores.check()
+    return scores
+
+
+def planned_batch(folder: Path) -> int | None:
+    """The batch budget of the run that is in a folder already."""
+    try:
+        return int(Store.open(folder).manifest["cutting"]["batch_tokens"])
+    except (OSError, ValueError, KeyError):
+        return None  # no run, or one that `Store.begin` will complain of
+
+
+class StoredRun(NamedTuple):
+    """The work of a run that is kept on disk, and the processes that share it."""
+
+    scorer: Scorer
+    corpus: Corpus
+    workers: Workers
+    say: Say
+
+    def score_into(self, folder: Path) -> Store:
+        """Score what the folder lacks; on return all of it is there."""
+        workers = self.workers
+        manifest = self.manifest() if workers.leads else {}
+        if workers.leads:
+            Store.begin(folder, manifest)
+        workers.meet()
+        store = Store.open(folder)
+        done = set(workers.told(sorted(store.whole_shards()) if workers.leads else None))
+        n_units = store.manifest.get("units")
+        if not (n_units is not None and self.corpus.known and done >= set(range(n_units))):
+            n_units = self.score_units(store, done)
+        workers.meet()
+        if workers.leads:
+            store.finish(n_units)
+        workers.meet()
+        return Store.open(folder)
+
+    def score_units(self, store: Store, done: set[int]) -> int:
+        """Score this process's share of the units; how many there are in all."""
+        scorer, number, known = self.scorer, -1, store.manifest.get("units")
+        if done and self.workers.leads:
+            log.info("going on in %s: %d shards are there already", store.folder, len(done))
+        work = units(scorer.model.tokenizer, self.corpus.documents, scorer.cutting)
+        for number, (tasks, facts) in enumerate(work):
+            if known is not None and number >= known:
+                raise other_texts(store, "there is more of it now")
+            if not self.workers.shares(number):
+                continue
+            if number in done:
+                check_same(store, number, facts)
+                continue
+            start = time.perf_counter()
+            shard = scorer.score(tasks, facts, self.say)
+            store.write(number, shard, (time.perf_counter() - start) / self.workers.count)
+        if known is not None and number + 1 < known:
+            raise other_texts(store, "there was more of it")
+        return number + 1
+
+    def manifest(self) -> dict[str, Any]:
+        """What the run is: all that its figures depend on, and where they were made."""
+        model, cutting = self.scorer.model, self.scorer.cutting
+        return {
+            "cynosure": __version__,
+            "model": {
+                "name": model.name,
+                "dtype": model.dtype,
+                "weights_sha256": model.weights_sha256(),
+                "tokenizer_sha256": model.tokenizer_sha256(),
+            },
+            "setting": setting(self.scorer).to_json(),
+            "cutting": cutting._asdict(),
+            "corpus": self.corpus.origin,
+            "temperatures": list(TEMPERATURES),
+            "topk": self.scorer.topk,
+            "environment": {
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+                "machine": platform.machine(),
+                "threads": torch.get_num_threads(),
+            },
+        }
+
+
+def check_same(store: Store, number: int, facts: list[Facts]) -> None:
+    """ValueError when the documents of a unit are not those that its shard was made of."""
+    for old, new in zip_longest(store.facts(number), facts):
+        if old != new:
+            raise other_texts(store, f"{(old or new).name} was another")
+
+
+def other_texts(store: Store, why: str) -> ValueError:
+    return ValueError(
+        f"{store.folder} holds another run: its text has changed, {why}; give another --out, or score the same again"
+    )

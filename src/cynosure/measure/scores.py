@@ -1,0 +1,327 @@
+"""The outcome of a run: its figures with their intervals, its statistics, and its tokens as tables."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from cynosure.measure import breakdown
+from cynosure.measure.bootstrap import Interval, Method
+from cynosure.measure.calibration import CalibrationReport
+from cynosure.measure.intervals import Intervals, intervals
+from cynosure.measure.rows import Facts, Shard
+from cynosure.measure.stats import COLUMNS, Statistics
+from cynosure.measure.store import SUMMARY, Store
+
+SHOWN = 20  # costliest tokens and spans in the JSON
+MOST_DOCUMENTS = 200  # in the JSON, those with most nats
+
+
+class Setting(NamedTuple):
+    """What the figures are figures of."""
+
+    model: str
+    protocol: str
+    window: int
+    stride: int
+    dtype: str
+    device: str
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return self._asdict() | {"notes": list(self.notes)}
+
+    @classmethod
+    def of_json(cls, values: dict[str, Any]) -> "Setting":
+        return cls(**(values | {"notes": tuple(values["notes"])}))
+
+
+class Figure(NamedTuple):
+    """A figure and its 95% interval; None where it is not known."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass
+class Scores:
+    """The scores of some texts: figures, statistics, and where they are kept the tokens themselves.
+
+    >>> import cynosure
+    >>> scores = cynosure.score("smollm2", ["The cat sat on the mat.", "The end."])
+    >>> scores.documents, scores.tokens, scores.n_bytes
+    (2, 10, 31)
+    >>> round(scores.figures["bits_per_byte"].value, 2), scores.to_pandas()["token_bytes"][1]
+    (3.22, b' cat')
+    """
+
+    setting: Setting
+    statistics: Statistics = field(default_factory=Statistics)
+    tables: list[pa.Table] | None = None
+    store: Store | None = None
+    seconds: float = 0.0
+
+    @classmethod
+    def of_store(cls, store: Store) -> "Scores":
+        """The scores of a finished run on disk. Raises ValueError when it is unfinished or damaged."""
+        try:
+            found = cls(Setting.of_json(store.manifest["setting"]), store=store)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{store.folder}: the manifest is of no run known here ({error})") from error
+        for shard, seconds in store.read_all(COLUMNS):
+            found.add(shard, seconds)
+        found.check()
+        return found
+
+    def add(self, shard: Shard, seconds: float) -> None:
+        """Add a shard; to be done before any figure is asked for."""
+        self.statistics.update(shard)
+        self.seconds += seconds
+        if self.tables is not None:
+            self.tables.append(shard.table)
+
+    def check(self) -> None:
+        """ValueError when there is nothing in it, RuntimeError when the byte account does not close."""
+        self.statistics.check_account()
+        if self.statistics.total.counts("tokens")[0] == 0:
+            names = ", ".join(fact.name for fact in self.statistics.unscored()[:3])
+            raise ValueError(f"nothing to score: no token to guess in {names or 'the texts given'}")
+
+    def keep(self) -> None:
+        """Take the tokens into memory, for when the store goes."""
+        if self.store is not None:
+            self.tables, self.store = [shard.table for shard, _ in self.store.read_all()], None
+
+    def shards(self) -> Iterator[pa.Table]:
+        """The tables of tokens, in the order of the text. Raises ValueError when they were not kept."""
+        if self.store is not None:
+            yield from (shard.table for shard, _ in self.store.read_all())
+        elif self.tables is not None:
+            yield from self.tables
+        else:
+            raise ValueError("the tokens of these scores were not kept: score with keep=True or with out")
+
+    def to_pandas(self) -> Any:
+        """One row a token, as a pandas DataFrame; `document` is the place in `document_names`."""
+        return pa.concat_tables(self.shards(), promote_options="permissive").to_pandas()
+
+    @property
+    def document_names(self) -> list[str]:
+        facts = self.statistics.facts
+        return [facts[key].name for key in sorted(facts)]
+
+    @property
+    def documents(self) -> int:
+        """Documents of which a token is scored; a joined text counts as all that are in it."""
+        scored = self.statistics.documents.sums().keys.tolist()
+        return sum(self.statistics.facts[key].n_joined for key in scored)
+
+    @cached_property
+    def _totals(self) -> "Totals":
+        found = Totals.of(self.statistics)
+        return found.as_printed(self) if self.setting.protocol == "strided-legacy" else found
+
+    @property
+    def tokens(self) -> int:
+        return self._totals.tokens
+
+    @property
+    def nats(self) -> float:
+        return self._totals.nats
+
+    @property
+    def n_bytes(self) -> int | None:
+        return self._totals.n_bytes
+
+    @property
+    def n_chars(self) -> int | None:
+        return self._totals.n_chars
+
+    @property
+    def n_words(self) -> int | None:
+        return self._totals.n_words
+
+    @cached_property
+    def intervals(self) -> Intervals:
+        return intervals(self.statistics)
+
+    @property
+    def method(self) -> Method:
+        """How the intervals were made."""
+        return self.intervals.method
+
+    @cached_property
+    def calibration(self) -> CalibrationReport | None:
+        return self.statistics.calibration.compute()
+
+    @property
+    def figures(self) -> dict[str, Figure]:
+        """The five figures that are the loss in different units, each with its 95% interval."""
+        totals, found = self._totals, self.intervals
+        per_word = None
+        if totals.n_words and found.nats_per_token.low is not None:
+            per_word = scaled(found.nats_per_token, totals.tokens / totals.n_words)
+        return {
+            "nats_per_token": figure(totals.nats, totals.tokens, found.nats_per_token),
+            "token_perplexity": exponential(figure(totals.nats, totals.tokens, found.nats_per_token)),
+            "word_perplexity": exponential(figure(totals.nats, totals.n_words, per_word)),
+            "bits_per_byte": figure(totals.nats / math.log(2), totals.n_bytes, found.bits_per_byte),
+            "bits_per_char": figure(totals.nats / math.log(2), totals.n_chars, found.bits_per_char),
+        }
+
+    @property
+    def top1_accuracy(self) -> float:
+        total = self.statistics.total
+        return int(total.counts("correct")[0]) / int(total.counts("tokens")[0])
+
+    @property
+    def mean_entropy(self) -> float:
+        """Nats."""
+        total = self.statistics.total
+        return float(total.amount("entropy")[0]) / int(total.counts("tokens")[0])
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        return int(self.statistics.total.counts("tokens")[0]) / self.seconds if self.seconds > 0 else None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the figures must know."""
+        return (*self.setting.notes, *notes(self.statistics, self.intervals.method))
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything by the names of the contract, and more after them; what is not finite or not known is None."""
+        statistics, totals, facts = self.statistics, self._totals, self.statistics.facts
+        values: dict[str, Any] = {
+            **{name: getattr(self.setting, name) for name in ("model", "protocol", "window", "stride", "dtype")},
+            "documents": self.documents,
+            "tokens": totals.tokens,
+            "nats": finite(totals.nats),
+            "bytes": totals.n_bytes,
+            "chars": totals.n_chars,
+            "words": totals.n_words,
+            **{name: {key: finite(x) for key, x in found._asdict().items()} for name, found in self.figures.items()},
+            "top1_accuracy": self.top1_accuracy,
+            "mean_entropy": self.mean_entropy,
+            "calibration": calibration_values(self.calibration),
+            "excluded": [part._asdict() | {"document": facts[part.document].name} for part in statistics.left_out()],
+            "seconds": self.seconds,
+            "tokens_per_second": self.tokens_per_second,
+            "interval": self.method._asdict(),
+            "effective_tokens": finite(self.intervals.effective_tokens),
+            "unscored_documents": [fact.name for fact in statistics.unscored()],
+            "replaced": sum(fact.n_replaced for fact in facts.values()),
+            "notes": list(self.notes),
+            "by_class": breakdown.by_class(statistics),
+            "by_position": breakdown.by_position(statistics),
+            "by_frequency": breakdown.by_frequency(statistics),
+            "by_document": costliest(breakdown.by_document(statistics)),
+            "worst_tokens": breakdown.worst(statistics, statistics.worst_tokens, SHOWN),
+            "worst_spans": breakdown.worst(statistics, statistics.worst_spans, SHOWN),
+        }
+        return values
+
+    def save(self) -> None:
+        """Write `summary.json` beside the run's tokens."""
+        if self.store is not None:
+            self.store.put(SUMMARY, self.to_json())
+
+
+@dataclass(frozen=True)
+class Totals:
+    """The sums that figures are divided out of; infinite nats where a token was impossible."""
+
+    tokens: int
+    nats: float
+    n_bytes: int | None
+    n_chars: int | None
+    n_words: int | None
+
+    @classmethod
+    def of(cls, statistics: Statistics) -> "Totals":
+        total, known = statistics.total, statistics.drift is None
+        tokens, n_bytes, n_chars, impossible = (
+            int(total.counts(name)[0]) for name in ("tokens", "n_bytes", "n_chars", "impossible")
+        )
+        nats = math.inf if impossible else float(total.amount("nats")[0])
+        return cls(tokens, nats, n_bytes if known else None, n_chars if known else None, statistics.words())
+
+    def as_printed(self, scores: Scores) -> "Totals":
+        """The sums of Hugging Face's page as printed: each window's mean, weighed by its labels less one.
+
+        A window of n labels of which none is its first position has n terms in its mean, and only there is the weight
+        too small; the bytes and words stay those of the tokens scored.
+        """
+        sums = scores.statistics.windows.sums()
+        number, n_terms = sums.keys & 0xFFFFFFFF, sums.counts("tokens")
+        whole = (number == 0) | (scores.setting.stride >= scores.setting.window)  # its first position had a label
+        weight = np.where(whole, n_terms, n_terms - 1)
+        tokens = int(weight.sum())
+        nats = math.fsum((sums.amount("nats") * weight / n_terms).tolist()) if math.isfinite(self.nats) else math.inf
+        return Totals(tokens, nats, None, None, None) if tokens else Totals(0, math.nan, None, None, None)
+
+
+def calibration_values(report: CalibrationReport | None) -> dict[str, Any] | None:
+    """A report as plain values, those of the contract first."""
+    if report is None:
+        return None
+    first = ("ece", "brier", "best_temperature", "recoverable_nats_per_token")
+    values: dict[str, Any] = {name: getattr(report, name) for name in first} | report.to_json()
+    return values | {"bins": list(values["bins"]), "curve": [list(point) for point in values["curve"]]}
+
+
+def notes(statistics: Statistics, method: Method) -> Iterator[str]:
+    """What is particular to these texts."""
+    if method.optimistic:
+        yield method.optimistic
+    drift = statistics.drift
+    if drift:
+        yield f"no figures per byte or character: {drift.drift} in {drift.name}"
+    empty = statistics.unscored()
+    if empty:
+        names = ", ".join(fact.name for fact in empty[:3])
+        more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
+        few = "document has" if len(empty) == 1 else "documents have"
+        yield f"{len(empty)} {few} no token to guess and {'is' if len(empty) == 1 else 'are'} left out: {names}{more}"
+    replaced: list[Facts] = [fact for fact in statistics.facts.values() if fact.n_replaced]
+    if replaced:
+        total = sum(fact.n_replaced for fact in replaced)
+        yield f"U+FFFD stands for what is not UTF-8 in {total:,} places of {len(replaced)} documents: bytes are of that"
+
+
+def costliest(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The documents in their order, of very many those with most nats."""
+    chosen = sorted(range(len(documents)), key=lambda i: -documents[i]["share_of_nats"])[:MOST_DOCUMENTS]
+    return [documents[i] for i in sorted(chosen)]
+
+
+def figure(total: float, count: int | None, found: Interval | None) -> Figure:
+    """A quotient and the interval that goes with it; without a count nothing."""
+    if not count:
+        return Figure(None)
+    return Figure(total / count, *((found.low, found.high) if found else ()))
+
+
+def scaled(found: Interval, factor: float) -> Interval:
+    return Interval(*(None if x is None else x * factor for x in found))  # type: ignore[arg-type]
+
+
+def exponential(found: Figure) -> Figure:
+    """e to the power of a figure and of its ends, infinite beyond what a float holds."""
+    return Figure(*(None if x is None else math.exp(x) if x < 709 else math.inf for x in found))
+
+
+def finite(x: float | None) -> float | None:
+    """JSON has no infinity."""
+    return x if x is not None and math.isfinite(x) else None
+
+
+def open_run(folder: str | Path) -> Scores:
+    """The scores of a run on disk. Raises FileNotFoundError or ValueError when there is no whole one."""
+    return Scores.of_store(Store.open(Path(folder)))

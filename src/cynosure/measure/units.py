@@ -1,0 +1,151 @@
+"""Units of work: consecutive windows of the documents, cut the same way by every run of the same plan."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cynosure.measure.rows import Facts, Ints
+from cynosure.text import PROTOCOLS, SEPARATOR, Document, Protocol, Tokens, Window, prefix_token, tokenize
+
+NO_WINDOW = Window(0, 0, 1)
+
+
+class Cutting(NamedTuple):
+    """How documents become windows and windows units: what the figures and their order depend on."""
+
+    protocol: str
+    window: int
+    stride: int
+    batch_tokens: int  # positions computed at once
+    unit_tokens: int  # positions after which a unit ends
+
+    @property
+    def rules(self) -> Protocol:
+        return PROTOCOLS[self.protocol]
+
+
+class Text(NamedTuple):
+    """A document ready to be scored. x is its tokens, after `lead` tokens (0 or 1) that stand before them."""
+
+    facts: Facts
+    tokens: Tokens
+    x: Ints
+    lead: int
+    first: int | None  # what takes the place of each window's first token, where the protocol does that
+    byte_stops: Ints | None  # (N,): where each token ends
+    windows: list[Window]
+
+
+class Task(NamedTuple):
+    """A window and the rows it fills: the document's tokens from `start` to `stop`, half-open, scored or not."""
+
+    text: Text
+    window: Window
+    number: int
+    start: int
+    stop: int
+
+
+def units(tokenizer: Any, documents: Iterable[Document], cutting: Cutting) -> Iterator[tuple[list[Task], list[Facts]]]:
+    """The tasks of each unit and the facts of the documents in it, also of those without a token; at least one unit.
+
+    A document lies in memory while its windows are handed out; the others do not.
+    """
+    tasks: list[Task] = []
+    facts: dict[int, Facts] = {}
+    positions = 0
+    for number, document in enumerate(texts(documents, cutting.rules)):
+        text = prepare(tokenizer, number, *document, cutting)
+        for task in tasks_of(text):
+            if positions >= cutting.unit_tokens:
+                yield tasks, list(facts.values())
+                tasks, facts, positions = [], {}, 0
+            tasks.append(task)
+            facts[number] = text.facts
+            positions += task.window.n_seen
+        facts[number] = text.facts
+    yield tasks, list(facts.values())
+
+
+def texts(documents: Iterable[Document], protocol: Protocol) -> Iterator[tuple[Document, int]]:
+    """Each text that a protocol sees, and how many documents are in it."""
+    if not protocol.joined:
+        yield from ((document, 1) for document in documents)
+        return
+    found = list(documents)
+    for document in found:
+        if document.n_prompt_chars:
+            raise ValueError(
+                f"{protocol.name} reads one running text, and {document.name} is a prompt and its completion: "
+                "use sliding or rolling"
+            )
+    if protocol.alone and len(found) > 1:
+        raise ValueError(f"{protocol.name} scores one file at a time, and there are {len(found)} documents")
+    if found:
+        name = found[0].name if len(found) == 1 else f"{found[0].name} and {len(found) - 1} more"
+        joined = SEPARATOR.join(document.text for document in found)
+        yield Document(name, joined, n_replaced=sum(document.n_replaced for document in found)), len(found)
+
+
+def prepare(tokenizer: Any, number: int, document: Document, n_joined: int, cutting: Cutting) -> Text:
+    """Tokenize a document, account for its bytes and cut its windows."""
+    rules, given = cutting.rules, document.n_prompt_chars
+    tokens = tokenize(tokenizer, document.text, n_prompt_chars=given, special=not rules.led)
+    prefix = prefix_token(tokenizer) if rules.led else None
+    lead = 0 if prefix is None else 1
+    x = np.concatenate([np.array([prefix], dtype=np.int64), tokens.ids]) if lead else tokens.ids
+    if rules.led:
+        windows = list(rules.cut(len(x), cutting.window, cutting.stride, max(1, lead + tokens.n_prompt)))
+    else:
+        windows = list(rules.cut(len(x), cutting.window, cutting.stride))
+        if len(windows) < rules.least:
+            raise ValueError(
+                f"{rules.name} needs {'a whole window' if rules.least == 1 else f'{rules.least} windows'} of "
+                f"{cutting.window} tokens, and {document.name} has {len(x)} tokens in all"
+            )
+    data = document.text.encode()
+    facts = Facts(
+        number,
+        document.name,
+        n_joined,
+        len(data),
+        len(document.text),
+        len(re.split(r"\s+", document.text)),
+        len(tokens.ids),
+        document.n_replaced,
+        hashlib.sha256(data).hexdigest(),
+        tokens.drift,
+    )
+    first = int(x[0]) if rules.overwrites and added_bos(tokenizer, tokens) else None
+    return Text(facts, tokens, x, lead, first, byte_stops(tokens, facts), windows)
+
+
+def added_bos(tokenizer: Any, tokens: Tokens) -> bool:
+    """Whether the first token is a BOS that the tokenizer put in."""
+    return bool(tokens.pieces) and not tokens.pieces[0] and tokens.ids[0] == tokenizer.bos_token_id
+
+
+def byte_stops(tokens: Tokens, facts: Facts) -> Ints | None:
+    """Where each token's bytes end. The account closes: RuntimeError when they do not add up to the text's."""
+    if tokens.n_bytes is None:
+        return None
+    stops: Ints = np.cumsum(tokens.n_bytes)
+    total = int(stops[-1]) if len(stops) else 0
+    if len(stops) and total != facts.n_bytes:
+        raise RuntimeError(f"the tokens of {facts.name} cover {total} bytes, and its text has {facts.n_bytes}")
+    return stops
+
+
+def tasks_of(text: Text) -> Iterator[Task]:
+    """The windows of a text and the rows that each fills: all up to its end that no earlier one filled."""
+    n_rows, start = text.facts.n_tokens, 0
+    for number, window in enumerate(text.windows):
+        last = number == len(text.windows) - 1
+        stop = n_rows if last else window.see_stop + 1 - text.lead
+        yield Task(text, window, number, start, stop)
+        start = stop
+    if n_rows and not text.windows:
+        yield Task(text, NO_WINDOW, 0, 0, n_rows)

@@ -1,0 +1,124 @@
+"""A model split where the loss begins: a body that gives hidden states, and the head that makes logits of them."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cynosure.models.head import Head, check_causal, hidden_states, read_head
+from cynosure.models.load import LanguageModel, load
+
+Body = Callable[[Tensor], Tensor]  # (B, T) token ids -> (B, T, D) hidden states
+
+
+@dataclass(frozen=True)
+class SplitModel:
+    """What scoring needs to know of a model."""
+
+    body: Body
+    head: Head
+    tokenizer: Any
+    name: str
+    max_positions: int | None
+    modules: tuple[nn.Module, ...]  # all that holds weights
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.weight.device
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of the head's weights, such as `float32`."""
+        return str(self.head.weight.dtype).removeprefix("torch.")
+
+    def weights_sha256(self) -> str:
+        """A digest of every parameter and buffer as it is computed with, its name, dtype and shape."""
+        digest = hashlib.sha256()
+        for i, module in enumerate(self.modules):
+            for name, tensor in sorted(module.state_dict().items()):
+                digest.update(f"{i} {name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+                digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def tokenizer_sha256(self) -> str:
+        """A digest of how the tokenizer reads text, and of its BOS and EOS."""
+        fast = getattr(self.tokenizer, "backend_tokenizer", None)
+        state = fast.to_str() if fast is not None else sorted(self.tokenizer.get_vocab().items())
+        special = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        return hashlib.sha256(repr((state, special)).encode()).hexdigest()
+
+
+def split(
+    model: Any, *, tokenizer: Any = None, head: nn.Module | Tensor | Head | None = None, compile: bool = False
+) -> SplitModel:
+    """Split a model for scoring.
+
+    `model` is what `load` takes, a loaded `LanguageModel`, a transformers model with its `tokenizer`, or any module
+    that turns (B, T) token ids into (B, T, D) hidden states (a tensor, or an object with `last_hidden_state`) with its
+    `head`: a linear layer, a (V, D) weight, or a `Head`. With `compile` the body runs under torch.compile.
+
+    Raises ValueError when the head cannot be read or the model sees later tokens, TypeError for what is no model.
+    """
+    if isinstance(model, str):
+        model = load(model)
+    if isinstance(model, LanguageModel):
+        found = of_language_model(model)
+    elif not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a name, a LanguageModel or a torch module, got {type(model).__name__}")
+    elif tokenizer is None:
+        raise TypeError("a model in memory needs its tokenizer: score(model, texts, tokenizer=...)")
+    elif head is not None:
+        found = of_parts(model, head, tokenizer)
+    else:
+        name = getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__
+        found = of_language_model(LanguageModel(model, tokenizer, name))
+    if not compile:
+        return found
+    from cynosure.models.compiled import compiled
+
+    return compiled(found)
+
+
+def of_language_model(model: LanguageModel) -> SplitModel:
+    head = read_head(model.model)
+    return SplitModel(
+        lambda ids: hidden_states(model.model, ids),
+        head,
+        model.tokenizer,
+        model.name,
+        model.max_positions,
+        (model.model,),
+    )
+
+
+def of_parts(body: nn.Module, head: nn.Module | Tensor | Head, tokenizer: Any) -> SplitModel:
+    """A body of any kind and a head that is said to follow it."""
+    own: tuple[nn.Module, ...] = (body,)
+    if isinstance(head, nn.Module):
+        weight, bias = getattr(head, "weight", None), getattr(head, "bias", None)
+        if not isinstance(weight, Tensor) or weight.ndim != 2:
+            raise ValueError(
+                f"head must be a linear layer, a (V, D) weight or a Head: {type(head).__name__} is neither"
+            )
+        own, head = (body, head), Head(weight.detach(), None if bias is None else bias.detach(), 1.0, None)
+    elif isinstance(head, Tensor):
+        head = Head(head.detach(), None, 1.0, None)
+    ids = torch.arange(8, device=head.weight.device)[None] % head.weight.shape[0]
+
+    def run(ids: Tensor) -> Tensor:
+        found = body(ids)
+        states: Tensor = found if isinstance(found, Tensor) else found.last_hidden_state
+        return states
+
+    with torch.no_grad():
+        hidden = run(ids)
+        if hidden.shape != (1, 8, head.weight.shape[1]):
+            raise ValueError(
+                f"{type(body).__name__} gives hidden states of shape {tuple(hidden.shape)} for (1, 8) ids, "
+                f"and the head needs (1, 8, {head.weight.shape[1]})"
+            )
+        check_causal(type(body).__name__, hidden, run(ids[:, :4]))
+    return SplitModel(run, head, tokenizer, type(body).__name__, None, own)
