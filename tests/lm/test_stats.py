@@ -1,6 +1,7 @@
 """Statistics of planted tokens: sums are exact in any order, groups are what they say."""
 
 import math
+import random
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from cynosure.measure import Scores, Statistics
 from cynosure.measure.breakdown import by_class, by_document, by_frequency, by_position
 from cynosure.measure.calibration import TEMPERATURES
-from cynosure.measure.classes import CLASSES, byte_class
+from cynosure.measure.classes import CLASSES, byte_class, describe
 from cynosure.measure.groups import Accumulator, Grouped
 from cynosure.measure.rows import Facts, Shard, schema
 from cynosure.measure.scores import Setting
@@ -78,10 +79,10 @@ def test_merging_in_any_order_gives_the_same_bits() -> None:
 
 def test_sums_of_groups_carry_and_stay_exact() -> None:
     accumulator = Accumulator()
-    row = np.zeros((3, 9), dtype=np.int64)
-    row[:, 0], row[:, 6] = 1, (1 << 32) - 1  # the lower half of the nats is full
+    table = np.zeros((9, 3), dtype=np.int64)
+    table[0], table[6] = 1, (1 << 32) - 1  # the lower half of the nats is full
     for _ in range(5):
-        accumulator.add(Grouped.of(np.array([2, 1, 2]), row))
+        accumulator.add(Grouped.of(np.array([2, 1, 2]), table))
     found = accumulator.sums()
     assert found.keys.tolist() == [1, 2]
     assert found.counts("tokens").tolist() == [5, 10]
@@ -141,6 +142,17 @@ def test_classes() -> None:
         assert CLASSES[byte_class(piece.encode())] == name
 
 
+def test_many_pieces_are_described_as_each_alone() -> None:
+    chance = random.Random(0)
+    alphabet = [*b" \n\x1c\x85\xa0az19,.$\x00", *"é猫😀\u3000\xa0".encode()]
+    pieces = [bytes(chance.choices(alphabet, k=chance.randint(0, 5))) for _ in range(5000)]
+    pieces += [text.encode() for text in ("猫", " ひ", "\u3000", "\xa0a", "€", " ", "")]
+    kinds, chars = describe(pa.array(pieces).slice(1))
+    assert kinds.tolist() == [byte_class(piece) for piece in pieces[1:]]
+    assert chars.tolist() == [sum(byte & 0xC0 != 0x80 for byte in piece) for piece in pieces[1:]]
+    assert [found.tolist() for found in describe(pa.array([], pa.binary()))] == [[], []]
+
+
 def test_positions_are_half_octaves_of_context() -> None:
     rows = by_position(statistics(shard([1.0] * 8)))
     assert [(row["context_from"], row["context_to"], row["tokens"]) for row in rows] == [
@@ -180,6 +192,18 @@ def test_worst_tokens_and_spans_stand_in_their_context() -> None:
     spans = values["worst_spans"]
     assert [(part["index"], part["tokens"]) for part in spans[:4]] == [(32, 32), (64, 32), (0, 32), (96, 4)]
     assert spans[0]["nats"] == pytest.approx(31 * 0.5 + 9)
+
+
+def test_of_many_shards_the_costliest_are_kept_and_equal_ones_by_their_place() -> None:
+    chance = np.random.default_rng(3)
+    losses = [chance.integers(0, 12, 200).astype(float).tolist() for _ in range(12)]  # many are equal
+    parts = [shard(nll, document=i) for i, nll in enumerate(losses)]
+    places = sorted((-x, i, j) for i, nll in enumerate(losses) for j, x in enumerate(nll))[:50]
+    spans = [(-sum(nll[j : j + 32]), i, j) for i, nll in enumerate(losses) for j in range(0, 200, 32)]
+    for order in (parts, parts[::-1], parts[6:] + parts[:6]):
+        found = statistics(*order)
+        assert [(-part.nll_nats, part.document, part.first) for part in found.worst_tokens] == places
+        assert [(-part.nll_nats, part.document, part.first) for part in found.worst_spans] == sorted(spans)[:50]
 
 
 def test_effective_tokens_shrink_where_losses_cling_together() -> None:

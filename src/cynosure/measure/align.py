@@ -47,8 +47,7 @@ class Side(NamedTuple):
             setting = Setting.of_json(store.manifest["setting"])
         except (KeyError, TypeError) as error:
             raise ValueError(f"{store.folder}: the manifest is of no run known here ({error})") from error
-        next(store.read_all(), None)  # which complains of an unfinished run
-        shards = [store.read(number, COLUMNS)[0] for number in range(store.manifest["units"])]
+        shards = [shard for shard, _ in store.read_all(COLUMNS)]
         facts = {fact.document: fact for shard in shards for fact in shard.facts}
         return cls.of_tables(setting, facts, (shard.table for shard in shards))
 

@@ -101,13 +101,13 @@ class Calibration:
             )
         if len(confidence) and not (confidence.min() >= 0 and confidence.max() <= 1 + 1e-6):
             raise ValueError(f"confidence must be in [0, 1], got {confidence.min()} to {confidence.max()}")
-        figures = np.column_stack([brier, nll, entropy, nll_at_temperature])
-        kept = ~np.isposinf(figures).any(axis=1)
+        figures = np.stack([brier, nll, entropy, *nll_at_temperature.T])
+        kept = ~np.isposinf(figures).any(axis=0)
         cell = np.clip(np.searchsorted(EDGES, confidence[kept], side="right") - 1, 0, N_CELLS - 1)
         self.count = self.count + np.bincount(cell, minlength=N_CELLS)
         self.correct = self.correct + np.bincount(cell[correct[kept]], minlength=N_CELLS)
         self.confidence = self.confidence + Sums.of(confidence[kept], cell, N_CELLS)
-        self.figures = self.figures + Sums.columns(figures[kept])
+        self.figures = self.figures + Sums.columns(figures[:, kept].T)
         self.impossible += int((~kept).sum())
 
     def __add__(self, other: "Calibration") -> "Calibration":

@@ -9,10 +9,12 @@ from cynosure.measure.sums import Ints, Sums, split_quanta
 
 COUNTS = ("tokens", "impossible", "n_bytes", "n_chars", "correct")
 AMOUNTS = ("nats", "entropy")
+SMALL = 2**16  # keys below are sorted in a tenth of the time
+PART = 100  # groups that weigh as much as the keeping of one part more
 
 
 class Grouped(NamedTuple):
-    """Sums of groups: `keys` (G,) ascending, and by column `table` (G, 5 counts + 2 halves of each of 2 amounts).
+    """Sums of groups: `keys` (G,) ascending, and by row `table` (5 counts + 2 halves of each of 2 amounts, G).
 
     `nats` are those of the tokens whose loss is finite; `impossible` counts the others.
     """
@@ -22,35 +24,37 @@ class Grouped(NamedTuple):
 
     @classmethod
     def empty(cls) -> "Grouped":
-        return cls(np.zeros(0, dtype=np.int64), np.zeros((0, len(COUNTS) + 2 * len(AMOUNTS)), dtype=np.int64))
+        return cls(np.zeros(0, dtype=np.int64), np.zeros((len(COUNTS) + 2 * len(AMOUNTS), 0), dtype=np.int64))
 
     @classmethod
     def of(cls, keys: Ints, table: Ints) -> "Grouped":
-        """Rows added up by key.
+        """Columns of the table (9, n) added up by key (n,).
 
-        >>> Grouped.of(np.array([7, 3, 7]), np.arange(27).reshape(3, 9)).table[:, 0]
-        array([ 9, 18])
+        >>> Grouped.of(np.array([7, 3, 7]), np.arange(27).reshape(9, 3)).table[0]
+        array([1, 2])
         """
         if len(keys) == 0:
             return cls.empty()
-        order = np.argsort(keys, kind="stable")
-        ordered = keys[order]
-        starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
-        return cls(ordered[starts], np.add.reduceat(table[order], starts, axis=0))
+        if np.any(keys[1:] < keys[:-1]):
+            small = keys.min() >= 0 and keys.max() < SMALL
+            order = np.argsort(keys.astype(np.uint16) if small else keys, kind="stable")
+            keys, table = keys[order], table[:, order]
+        starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
+        return cls(keys[starts], np.add.reduceat(table, starts, axis=1))
 
     def counts(self, name: str) -> Ints:
-        column: Ints = self.table[:, COUNTS.index(name)]
-        return column
+        row: Ints = self.table[COUNTS.index(name)]
+        return row
 
     def amount(self, name: str) -> NDArray[np.float64]:
         """Nats."""
         at = len(COUNTS) + 2 * AMOUNTS.index(name)
-        return Sums(self.table[:, at], self.table[:, at + 1]).values
+        return Sums(self.table[at], self.table[at + 1]).values
 
     @property
     def total(self) -> "Grouped":
         """Everything in one group, of key 0."""
-        return Grouped(np.zeros(1, dtype=np.int64), self.table.sum(axis=0, keepdims=True))
+        return Grouped(np.zeros(1, dtype=np.int64), self.table.sum(axis=1, keepdims=True))
 
 
 def rows(counts: dict[str, NDArray[Any]], amounts: dict[str, NDArray[Any]]) -> Ints:
@@ -58,7 +62,7 @@ def rows(counts: dict[str, NDArray[Any]], amounts: dict[str, NDArray[Any]]) -> I
     parts = [counts[name] for name in COUNTS]
     for name in AMOUNTS:
         parts += split_quanta(amounts[name])
-    return np.stack([np.asarray(part, dtype=np.int64) for part in parts], axis=1)
+    return np.stack([np.asarray(part, dtype=np.int64) for part in parts])
 
 
 class Accumulator:
@@ -66,12 +70,14 @@ class Accumulator:
 
     def __init__(self) -> None:
         self.parts: list[Grouped] = []
-        self.size = 0
+        self.weight = self.limit = 0  # of the parts, in groups
 
     def add(self, part: Grouped) -> None:
         self.parts.append(part)
-        if sum(len(p.keys) for p in self.parts) > 2 * self.size + 100_000:
-            self.size = len(self.sums().keys)
+        self.weight += len(part.keys) + PART
+        if self.weight > self.limit:
+            self.weight = len(self.sums().keys)
+            self.limit = 2 * self.weight + 100_000
 
     def merge(self, other: "Accumulator") -> None:
         self.add(other.sums())
@@ -79,6 +85,6 @@ class Accumulator:
     def sums(self) -> Grouped:
         if len(self.parts) != 1:
             keys = np.concatenate([part.keys for part in self.parts] or [Grouped.empty().keys])
-            table = np.concatenate([part.table for part in self.parts] or [Grouped.empty().table])
+            table = np.concatenate([part.table for part in self.parts] or [Grouped.empty().table], axis=1)
             self.parts = [Grouped.of(keys, table)]
         return self.parts[0]

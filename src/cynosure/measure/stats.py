@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cynosure.measure.calibration import Calibration
-from cynosure.measure.classes import byte_class
+from cynosure.measure.classes import describe
 from cynosure.measure.groups import Accumulator, Grouped, rows
 from cynosure.measure.rows import Facts, Ints, Shard, numbers
 from cynosure.measure.sums import Sums
@@ -79,7 +79,7 @@ class Statistics:
         at = np.flatnonzero(numbers(table, "rank") >= 0)
         if len(at) == 0:
             return
-        piece_class, piece_chars = of_pieces(table)
+        piece_class, piece_chars = describe(pa.concat_arrays(table["token_bytes"].chunks))
         nll, argmax, token_id = numbers(table, "nll")[at], numbers(table, "argmax")[at], numbers(table, "token_id")[at]
         possible = np.isfinite(nll)
         finite, correct = np.where(possible, nll, 0), argmax == token_id
@@ -113,8 +113,8 @@ class Statistics:
         self.squares += Sums.of(np.minimum(finite.astype(np.float64) ** 2, 2.0**21))
         figures = [numbers(table, name)[at] for name in ("confidence", "brier", "nll_at_temperature")]
         self.calibration.update(figures[0], correct, figures[1], nll, entropy, figures[2])
-        self.worst_tokens = keep(self.worst_tokens + costly_tokens(table, nll, at))
-        self.worst_spans = keep(self.worst_spans + costly_spans(table, nll, at))
+        self.worst_tokens = costly_tokens(self.worst_tokens, table, nll, at)
+        self.worst_spans = costly_spans(self.worst_spans, table, nll, at)
 
     def merge(self, other: "Statistics") -> None:
         """Add what another has seen; the two must not have seen the same shards."""
@@ -134,7 +134,7 @@ class Statistics:
         self.worst_spans = keep(self.worst_spans + other.worst_spans)
 
     def drop_blocks(self) -> None:
-        if len(self.documents.sums().keys) >= FEW:
+        if self.blocks is not None and len(self.documents.sums().keys) >= FEW:
             self.blocks = None
 
     @property
@@ -191,21 +191,10 @@ class Statistics:
                 raise RuntimeError(f"{fact.name}: {account[key]} bytes are accounted for, and it has {fact.n_bytes}")
 
 
-def of_pieces(table: pa.Table) -> tuple[Ints, Ints]:
-    """The byte class of each row's token, and the characters that begin in it."""
-    encoded = pc.dictionary_encode(table.column("token_bytes").combine_chunks())
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.combine_chunks()
-    pieces = encoded.dictionary.to_pylist()
-    kinds = np.array([byte_class(piece) for piece in pieces], dtype=np.int64)
-    chars = np.array([sum(byte & 0xC0 != 0x80 for byte in piece) for piece in pieces], dtype=np.int64)
-    indices = encoded.indices.to_numpy(zero_copy_only=False)
-    return kinds[indices], chars[indices]
-
-
 def excluded(table: pa.Table) -> list[Excluded]:
     """The rows of a table that were not scored, as ranges of bytes; none where bytes are not known."""
-    missed = table.filter(pc.and_(pc.is_valid(table["excluded"]), pc.is_valid(table["byte_start"])))
+    chosen = pc.and_(pc.is_valid(table["excluded"]), pc.is_valid(table["byte_start"]))
+    missed = table.select(["document", "byte_start", "byte_end", "excluded"]).filter(chosen)
     document, start, end = (numbers(missed, name) for name in ("document", "byte_start", "byte_end"))
     reason = np.array(missed["excluded"].cast(pa.string()).to_pylist(), dtype=object)
     if len(document) == 0:

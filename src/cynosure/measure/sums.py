@@ -53,8 +53,9 @@ class Sums:
                 sums.hi[0] += hi.sum()
                 sums.lo[0] += lo.sum()
             else:
-                np.add.at(sums.hi, where[start : start + SLICE], hi)
-                np.add.at(sums.lo, where[start : start + SLICE], lo)
+                group = where[start : start + SLICE]  # float64 holds the sums of a slice exactly: they are below 2**50
+                np.add(sums.hi, np.bincount(group, hi, n_groups).astype(np.int64), out=sums.hi)
+                np.add(sums.lo, np.bincount(group, lo, n_groups).astype(np.int64), out=sums.lo)
         return sums._carried()
 
     @classmethod
@@ -104,7 +105,7 @@ def split_quanta(values: NDArray[Any]) -> tuple[Ints, Ints]:
     """Each value as hi * 2**32 + lo quanta, |hi| <= 2**30: 2**31 of them can be added up in int64."""
     if not np.all(np.abs(values) < LIMIT):  # also where one is NaN
         raise ValueError(f"only finite values below {LIMIT:.0f} can be added up exactly, got {_first_bad(values)}")
-    quanta = np.rint(np.ldexp(values.astype(np.float64), QUANTUM_BITS)).astype(np.int64)
+    quanta = np.rint(values.astype(np.float64) * 2.0**QUANTUM_BITS).astype(np.int64)
     return quanta >> 32, quanta & (LOW - 1)
 
 

@@ -31,25 +31,33 @@ def keep(found: list[Costly]) -> list[Costly]:
     return sorted(found, key=lambda part: (-part.nll_nats, part.document, part.first))[:KEPT]
 
 
-def costly_tokens(table: pa.Table, nll: Floats, at: Ints) -> list[Costly]:
-    """The costliest single tokens of a table; `nll` are the losses of its rows `at`."""
-    chosen = at[np.argsort(-nll, kind="stable")[:KEPT]]
-    return [costly(table, int(row), 1, float(table["nll"][int(row)].as_py())) for row in chosen]
+def costly_tokens(kept: list[Costly], table: pa.Table, nll: Floats, at: Ints) -> list[Costly]:
+    """The costliest single tokens of those kept and of a table; `nll` are the losses of its rows `at`."""
+    return keep(kept + [costly(table, int(at[i]), 1, float(nll[i])) for i in costliest(kept, nll)])
 
 
-def costly_spans(table: pa.Table, nll: Floats, at: Ints) -> list[Costly]:
+def costly_spans(kept: list[Costly], table: pa.Table, nll: Floats, at: Ints) -> list[Costly]:
     """The costliest runs of 32 tokens, cut at multiples of 32 in each document and at the table's ends."""
     document, index = numbers(table, "document")[at].astype(np.int64), numbers(table, "index")[at].astype(np.int64)
     key = (document << 32) + index // SPAN_TOKENS
-    starts = np.flatnonzero(np.append(True, key[1:] != key[:-1])) if len(key) else np.zeros(0, dtype=np.int64)
-    if not len(starts):
-        return []
+    starts = np.flatnonzero(np.append(True, key[1:] != key[:-1]))
     sums = np.add.reduceat(nll.astype(np.float64), starts)
     stops = np.append(starts[1:], len(key))
-    return [
-        costly(table, int(at[starts[i]]), int(at[stops[i] - 1] - at[starts[i]] + 1), float(sums[i]))
-        for i in np.argsort(-sums, kind="stable")[:KEPT].tolist()
-    ]
+    return keep(
+        kept
+        + [
+            costly(table, int(at[starts[i]]), int(at[stops[i] - 1] - at[starts[i]] + 1), float(sums[i]))
+            for i in costliest(kept, sums)
+        ]
+    )
+
+
+def costliest(kept: list[Costly], nll: Floats) -> list[int]:
+    """Which of these losses may come to stand among those kept: few, once there are many tokens."""
+    least = kept[-1].nll_nats if len(kept) == KEPT else -np.inf
+    found = np.flatnonzero(nll >= least)
+    chosen: list[int] = found[np.argsort(-nll[found], kind="stable")[:KEPT]].tolist()
+    return chosen
 
 
 def costly(table: pa.Table, row: int, n_rows: int, nll_nats: float) -> Costly:
