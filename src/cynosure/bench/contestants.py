@@ -47,7 +47,7 @@ class Contestant:
 
     name: str
     title: str
-    build: Callable[[Inputs], Step]
+    build: Callable[[Any], Callable[[], Any]]  # from `Inputs` to a `Step`, or from `Work` to nats
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
     checked: bool = True
     trains: bool = True

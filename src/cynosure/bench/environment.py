@@ -10,7 +10,10 @@ from typing import Any
 
 from cynosure.loss.machine import cpu_name, cpu_vendor
 
-PACKAGES = ("cynosure", "torch", "triton", "cut-cross-entropy", "jax", "jaxlib", "optax", "numpy", "transformers")
+PACKAGES = (
+    *("cynosure", "torch", "triton", "cut-cross-entropy", "jax", "jaxlib", "optax", "numpy", "transformers"),
+    "lm_eval",
+)
 
 
 def environment() -> dict[str, Any]:

@@ -54,7 +54,7 @@ def slope(sizes: list[int], seconds: list[float]) -> float:
     return float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum())
 
 
-def bench_growth(dtypes: tuple[str, ...], runs: int, say: Say) -> tuple[list[Axis], Report]:
+def bench_growth(dtypes: tuple[str, ...], runs: int, say: Say) -> tuple[list[Axis], Report[Case]]:
     """Both axes in each dtype, and the report that was made last."""
     axes = []
     for dtype in dtypes:
@@ -67,7 +67,7 @@ def bench_growth(dtypes: tuple[str, ...], runs: int, say: Say) -> tuple[list[Axi
     return axes, report
 
 
-def to_json(axes: list[Axis], report: Report) -> dict[str, Any]:
+def to_json(axes: list[Axis], report: Report[Any]) -> dict[str, Any]:
     """What was measured, each axis with its exponent."""
     made = [
         {"axis": a.axis, "dtype": a.dtype, "exponent": a.exponent(), "cases": [case.to_json() for case in a.cases]}
@@ -76,7 +76,7 @@ def to_json(axes: list[Axis], report: Report) -> dict[str, Any]:
     return {"environment": report.environment, "hidden_size": HIDDEN, "axes": made}
 
 
-def print_growth(axes: list[Axis], report: Report, console: Console) -> None:
+def print_growth(axes: list[Axis], report: Report[Case], console: Console) -> None:
     """A table for each axis, the fit below it."""
     for axis in axes:
         table = Table(box=None, pad_edge=False, header_style="dim")

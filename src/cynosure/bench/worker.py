@@ -9,6 +9,8 @@ None                                    ends
 import os
 import sys
 import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -19,13 +21,16 @@ MISLEADING = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # where set, they force 
 SETTINGS = {"JAX_PLATFORMS": "cpu", "TORCHINDUCTOR_COMPILE_THREADS": "1"}  # no pool of compilers beside the runs
 
 
-class Worker:
-    """The contestant at one number of tokens."""
+class Worker(ABC):
+    """A contestant at one number of tokens; what it is given and how its work is timed are its subclass's."""
 
-    def __init__(self, contestant: Contestant, prepared: Prepared, dtype: str, backward: bool = True) -> None:
-        self.contestant, self.prepared, self.dtype, self.backward = contestant, prepared, dtype, backward
-        self.n_tokens = 0
-        self.step: Step | None = None
+    @abstractmethod
+    def build(self, n_tokens: int) -> dict[str, Any]:
+        """Get ready."""
+
+    @abstractmethod
+    def run(self, compare: bool) -> dict[str, Any]:
+        """One timed run, `compare` if its outcome is to be checked."""
 
     def answer(self, message: dict[str, Any]) -> dict[str, Any]:
         """What was asked for, or why there is none of it."""
@@ -38,6 +43,15 @@ class Worker:
             return {"unavailable": f"{error.name} is not installed"}
         except Exception as error:  # whatever a peer raises is its reason in the table
             return {"failed": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"}
+
+
+class LossWorker(Worker):
+    """A loss on a head's hidden states."""
+
+    def __init__(self, contestant: Contestant, prepared: Prepared, dtype: str, backward: bool = True) -> None:
+        self.contestant, self.prepared, self.dtype, self.backward = contestant, prepared, dtype, backward
+        self.n_tokens = 0
+        self.step: Step | None = None
 
     def build(self, n_tokens: int) -> dict[str, Any]:
         from cynosure.bench.inputs import load_inputs
@@ -77,12 +91,10 @@ class Worker:
         return {"errors": errors, "allowed": {name: bounds[name] for name in errors}}
 
 
-def serve(
-    pipe: Connection, log: str, contestant: Contestant, prepared: Prepared, dtype: str, backward: bool = True
-) -> None:
-    """The whole life of a worker."""
+def serve(pipe: Connection, log: str, kind: Callable[..., Worker], *arguments: Any) -> None:
+    """The whole life of a worker, `kind(*arguments)`."""
     settle(log)
-    worker = Worker(contestant, prepared, dtype, backward)
+    worker = kind(*arguments)
     while (message := pipe.recv()) is not None:
         pipe.send(worker.answer(message))
 

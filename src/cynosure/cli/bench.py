@@ -1,13 +1,12 @@
 """`cynosure bench`: side by side with every peer that is installed, and with the limit."""
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -55,20 +54,81 @@ def loss(
     chosen = find_contestants(names(contestants))
     counts = tuple(whole_number("--tokens", name) for name in names(tokens)) or None
     settings = Settings(names(heads), names(dtypes), counts, runs, cutoff_seconds=cutoff, backward=not forward)
-    if json_path is not None and not json_path.parent.is_dir():
-        raise ValueError(f"--json: there is no folder {json_path.parent}")
+    check_folder(json_path)
     with shown_progress(quiet) as say:
         report = bench_loss(settings, chosen, say)
-    if json_path is not None:
-        write_whole(json_path, json.dumps(report.to_json(), indent=1, allow_nan=False) + "\n")
-    if format == "json":
-        common.print_json(report.to_json())
-    else:
-        print_report(report, common.stdout())
-    if not report.cases:
-        raise ValueError("no head could be prepared: " + "; ".join(report.skipped.values()))
+    finish(report, json_path, format, print_report)
     if not report.green(OURS):
         common.complain("a check of our own gradients failed")
+        raise typer.Exit(1)
+
+
+@app.command()
+def score(
+    models: Annotated[str, typer.Option(help="Comma-separated, of the names that score takes.")] = (
+        "smollm2,gemma3-270m"
+    ),
+    tokens: Annotated[int, typer.Option(help="Tokens of real text.")] = 20_000,
+    window: Annotated[int, typer.Option(help="Tokens the model sees at once.")] = 1024,
+    dtypes: Annotated[str, typer.Option(help="float32, bfloat16.")] = "float32,bfloat16",
+    contestants: Annotated[str, typer.Option(help="all, or some: cynosure,lm-eval,limit...")] = "all",
+    runs: Annotated[int, typer.Option(help="Timed runs of each.")] = 3,
+    cutoff: Annotated[float, typer.Option(help="Seconds after which a run is ended.")] = 600.0,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the report to this file as well.")
+    ] = None,
+    format: common.Format = "table",
+    quiet: common.Quiet = False,
+    debug: common.Debug = False,
+) -> None:
+    """Tokens a second, peak memory and errors of scoring a text.
+
+    One process for each contestant, their runs interleaved. Everyone's nats are checked first, against float64 from the
+    model's own logits: who fails has no figure. Exit status 1 when our own check fails.
+    """
+    from cynosure.bench.contestants import OURS
+    from cynosure.bench.race import find_contestants
+    from cynosure.bench.score_race import ScoreSettings, bench_score
+    from cynosure.bench.score_table import print_scores
+    from cynosure.bench.scorers import COMPILED, SCORE_CONTESTANTS
+
+    common.show_notes(quiet)
+    chosen = find_contestants(names(contestants), SCORE_CONTESTANTS)
+    settings = ScoreSettings(names(models), names(dtypes), tokens, window, runs, cutoff_seconds=cutoff)
+    check_folder(json_path)
+    with shown_progress(quiet) as say:
+        report = bench_score(settings, chosen, say)
+    finish(report, json_path, format, print_scores)
+    if not (report.green(OURS) and report.green(COMPILED)):
+        common.complain("a check of our own nats failed")
+        raise typer.Exit(1)
+
+
+@app.command()
+def coverage(
+    runs: Annotated[int, typer.Option(help="Simulated texts of each kind.")] = 1000,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write what was found to this file as well.")
+    ] = None,
+    quiet: common.Quiet = False,
+    debug: common.Debug = False,
+) -> None:
+    """How often 95% intervals hold the truth, on simulated texts whose true loss is known.
+
+    Exit status 1 where they do so for less than 92% or more than 98% of the texts, and do not say so.
+    """
+    from cynosure.bench.coverage import bench_coverage, print_coverage, to_json
+
+    common.show_notes(quiet)
+    check_folder(json_path)
+    if runs < 1:
+        raise ValueError(f"--runs must be at least 1, got {runs}")
+    with shown_progress(quiet) as say:
+        cases = bench_coverage(runs, say)
+    put(json_path, to_json(cases))
+    print_coverage(cases, common.stdout())
+    if not all(case.honest for case in cases):
+        common.complain("intervals hold the truth too seldom or too often, and do not say so")
         raise typer.Exit(1)
 
 
@@ -88,9 +148,33 @@ def growth(
     common.show_notes(quiet)
     with shown_progress(quiet) as say:
         axes, report = bench_growth(names(dtypes), runs, say)
-    if json_path is not None:
-        write_whole(json_path, json.dumps(to_json(axes, report), indent=1, allow_nan=False) + "\n")
+    put(json_path, to_json(axes, report))
     print_growth(axes, report, common.stdout())
+
+
+def finish(report: Any, json_path: Path | None, format: str, show: Callable[..., None]) -> None:
+    """Write and print a report; ValueError where nothing could be raced."""
+    put(json_path, report.to_json())
+    if format == "json":
+        common.print_json(report.to_json())
+    else:
+        show(report, common.stdout())
+    if not report.cases:
+        raise ValueError("nothing could be prepared: " + "; ".join(report.skipped.values()))
+
+
+def check_folder(json_path: Path | None) -> None:
+    """ValueError, before the work is done, where the report could not be written."""
+    if json_path is not None and not json_path.parent.is_dir():
+        raise ValueError(f"--json: there is no folder {json_path.parent}")
+
+
+def put(json_path: Path | None, values: Any) -> None:
+    """Write a file of JSON, if one is wanted: beside, then renamed."""
+    if json_path is not None:
+        from cynosure.measure.store import write_whole
+
+        write_whole(json_path, f"{json.dumps(values, indent=1, allow_nan=False)}\n".encode())
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -102,16 +186,6 @@ def whole_number(option: str, text: str) -> int:
     if not text.isdecimal():
         raise ValueError(f"{option}: {text!r} is not a whole number")
     return int(text)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Written beside, then renamed."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @contextmanager

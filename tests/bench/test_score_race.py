@@ -1,0 +1,116 @@
+"""The race in scoring, on a tiny model, a process each."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from cynosure.bench.contestants import Contestant
+from cynosure.bench.results import Report, Row, ScoreCase
+from cynosure.bench.score_race import ScoreSettings, bench_score
+from cynosure.bench.score_table import print_scores
+from cynosure.bench.scorers import SCORE_CONTESTANTS, Step, Work, build_cynosure
+from cynosure.cli.app import main
+from tests.lm.conftest import byte_tokenizer, tiny_model
+
+
+def build_half(work: Work) -> Step:
+    """A ten-thousandth too much."""
+    right = build_cynosure(work)
+    return lambda: right() * 1.0001
+
+
+WRONG = Contestant("wrong", "planted", build_half)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    patch = pytest.MonkeyPatch()
+    patch.setenv("OMP_NUM_THREADS", "1")
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_model().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    yield folder
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def report(folder: Path) -> Report[ScoreCase]:
+    names = ("cynosure", "transformers", "limit")
+    contestants = [*(SCORE_CONTESTANTS[name] for name in names), WRONG]
+    settings = ScoreSettings((str(folder), "no-such-model"), ("float32", "bfloat16"), 400, 32, runs=2)
+    return bench_score(settings, contestants)
+
+
+def row(report: Report[ScoreCase], name: str, case: int) -> Row:
+    found = report.cases[case].row(name)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("case", [0, 1])
+def test_whoever_is_right_gets_a_figure(report: Report[ScoreCase], case: int) -> None:
+    assert report.cases[case].dtype == ("float32", "bfloat16")[case]
+    for name in ("cynosure", "transformers", "limit"):
+        found = row(report, name, case)
+        assert (found.status, found.reason, len(found.seconds)) == ("ok", None, 2)
+        if name != "limit":
+            assert found.errors is not None
+            assert found.allowed is not None
+            assert found.errors["nats"] <= found.allowed["nats"]
+
+
+def test_whoever_is_wrong_gets_none(report: Report[ScoreCase]) -> None:
+    found = row(report, "wrong", 0)
+    assert (found.status, found.seconds_median) == ("red", None)
+    assert "with 80 tokens nats is off by 1.0e-04, allowed 1.0e-05" in (found.reason or "")
+
+
+def test_the_table_and_what_was_skipped(report: Report[ScoreCase]) -> None:
+    text = StringIO()
+    print_scores(report, Console(file=text, width=130))
+    assert "tiny: 400 tokens, window 32, float32" in text.getvalue()
+    assert "wrong: with 80 tokens nats is off" in text.getvalue()
+    assert "no-such-model skipped: no model 'no-such-model'" in text.getvalue()
+    record = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert (record["bench"], record["settings"]["n_tokens"]) == ("score", 400)
+    ours = record["cases"][0]["rows"][0]
+    assert ours["tokens_per_second"] == pytest.approx(400 / ours["seconds_median"])
+
+
+def invoke(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr("sys.argv", ["cynosure", "bench", *map(str, arguments)])
+    with pytest.raises(SystemExit) as done:
+        main()
+    return int(done.value.code or 0)
+
+
+def test_the_command(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--models", folder, "--dtypes", "float32", "--tokens", 70, "--window", 32, "--runs", 1, "--quiet"]
+    path = tmp_path / "score.json"
+    command = ["score", *options, "--contestants", "cynosure", "--format", "json"]
+    assert invoke(monkeypatch, *command, "--json", path) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(path.read_text())
+    monkeypatch.setitem(SCORE_CONTESTANTS, "cynosure", replace(WRONG, name="cynosure"))
+    assert invoke(monkeypatch, *command) == 1
+    assert "a check of our own nats failed" in capsys.readouterr().err
+    assert invoke(monkeypatch, "score", "--contestants", "nobody") == 2
+    assert "unknown contestant 'nobody': there is all, cynosure" in capsys.readouterr().err
+    assert invoke(monkeypatch, "score", "--window", 0) == 2
+    assert "must all be positive" in capsys.readouterr().err
+
+
+def test_coverage_is_a_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "coverage.json"
+    invoke(monkeypatch, "coverage", "--runs", 3, "--quiet", "--json", path)  # too few to say whether it is right
+    assert "200 documents, unequal" in capsys.readouterr().out
+    assert {case["runs"] for case in json.loads(path.read_text())["cases"]} == {3}
+    assert invoke(monkeypatch, "coverage", "--runs", 0) == 2
