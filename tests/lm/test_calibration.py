@@ -60,7 +60,7 @@ def fitted(logits: np.ndarray, target: np.ndarray) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("scale", [0.5, 2.0, 8.0])
-@pytest.mark.parametrize("true_temperature", [0.6, 0.8, 0.97, 1.0, 1.05, 1.3, 1.8])
+@pytest.mark.parametrize("true_temperature", [0.55, 0.6, 0.8, 0.97, 1.0, 1.05, 1.3, 1.8, 1.9])
 def test_the_best_temperature_is_that_of_a_direct_fit(scale: float, true_temperature: float) -> None:
     generator = np.random.default_rng(0)
     logits = scale * generator.standard_normal((2500, 40)) * generator.lognormal(0, 0.5, (2500, 1))

@@ -186,6 +186,7 @@ def test_markdown_has_the_figures_and_the_gates() -> None:
     [
         (Figure(0.1, 0.05, 0.2), "B needs 10.00% more bits than A."),
         (Figure(-0.1, -0.2, -0.05), "B needs 10.00% fewer bits than A."),
+        (Figure(0.0, 0.0, 0.0), "A and B are equally good, everywhere."),
         (Figure(0.1, -0.05, 0.2), "No difference is proven."),
         (Figure(0.1), "There is too little text to tell which is better."),
     ],

@@ -89,3 +89,24 @@ def test_what_does_not_fit_is_refused() -> None:
         Meter().update(token_stats(hidden, HEAD, target))
     with pytest.raises(ValueError, match=r"n_bytes must have the shape \(4, 30\), got \(4, 29\)"):
         fed(Meter(), hidden, target, n_bytes=torch.ones(4, 29))
+
+
+def test_a_loss_of_nan_is_refused_and_leaves_the_meter_as_it_was() -> None:
+    hidden, target = batch(3)
+    meter = fed(Meter(), hidden, target)
+    before = meter.compute()
+    hidden[0, :7] = math.nan
+    scored = int((target != -100).sum())
+    n_nan = int((target[0, :7] != -100).sum())
+    with pytest.raises(ValueError, match=f"{n_nan} of {scored} losses are NaN"):
+        fed(meter, hidden, target)
+    assert meter.compute() == before
+
+
+def test_a_meter_of_very_many_batches_stays_small() -> None:
+    meter = Meter()
+    stats = token_stats(torch.ones(1, 4), torch.eye(4), torch.tensor([1]), temperatures=meter.temperatures)
+    for _ in range(2500):
+        meter.update(stats)
+    assert len(meter.sums.parts) < 1000
+    assert meter.compute()["tokens"] == 2500

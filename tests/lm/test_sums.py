@@ -31,6 +31,13 @@ def test_a_sum_is_the_rational_one(values: list[float]) -> None:
     assert found.total == float(exactly(np.array(values)))
 
 
+def test_a_slice_of_the_largest_values_in_one_group_is_exact() -> None:
+    n, largest = sums.SLICE + 5, np.nextafter(2.0**22, 0)
+    for value in (largest, -largest, 1 - 2.0**-40):
+        found = Sums.of(np.full(n, value), np.ones(n, dtype=np.int64), 3)
+        assert as_fractions(found) == [0, n * exactly(np.array([value])), 0]
+
+
 @given(st.lists(st.tuples(VALUES, st.integers(0, 3)), min_size=1), st.randoms(use_true_random=False))
 def test_parts_merge_in_any_order(pairs: list[tuple[float, int]], chance) -> None:
     values, groups = np.array([v for v, _ in pairs]), np.array([g for _, g in pairs])

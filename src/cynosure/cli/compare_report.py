@@ -68,6 +68,8 @@ def conclusion(found: "Comparison") -> str:
         return "The losses have no difference: one is infinite."
     if low is None or high is None:
         return "There is too little text to tell which is better."
+    if low == high == 0:
+        return "A and B are equally good, everywhere."
     if low <= 0 <= high:
         return "No difference is proven."
     share = "" if change.relative.value is None else f" {abs(change.relative.value):.2%}"

@@ -39,7 +39,8 @@ class Meter:
         """Add the figures of a batch; ignored positions count for nothing.
 
         `stats` are those of `token_stats` with `temperatures=meter.temperatures`; `n_bytes` (...), integers of the
-        shape of `stats.nll`, are the bytes that each token stands for. ValueError for other shapes.
+        shape of `stats.nll`, are the bytes that each token stands for. ValueError for other shapes, and where a loss is NaN: then nothing
+        is added.
         """
         rank = stats.rank.reshape(-1)
         shape = stats.nll_at_temperature.shape
@@ -51,6 +52,8 @@ class Meter:
         nll, entropy, confidence, brier = (
             array(getattr(stats, name))[at] for name in ("nll", "entropy", "confidence", "brier")
         )
+        if n_nan := int(np.isnan(nll).sum()):
+            raise ValueError(f"{n_nan} of {len(nll)} losses are NaN: so are hidden states or weights of this batch")
         possible, correct = np.isfinite(nll), array(rank)[at] == 1
         counts = {
             "tokens": np.ones(len(nll)),
