@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import sys
+from itertools import islice
 from pathlib import Path
 
 import pyarrow
@@ -120,7 +121,7 @@ def test_tables_without_text(tmp_path: Path) -> None:
     ):
         read(tmp_path / "a.parquet")
     (tmp_path / "b.parquet").write_text("PAR?")
-    with pytest.raises(ValueError, match=r"b\.parquet is not a Parquet file"):
+    with pytest.raises(ValueError, match=r"b\.parquet is not a sound Parquet file"):
         read(tmp_path / "b.parquet")
 
 
@@ -195,3 +196,114 @@ def test_digests_are_those_of_the_files(tmp_path: Path) -> None:
     named, stdin = find_sources([str(file), "-"])
     assert source_digest(named) == hashlib.sha256(file.read_bytes()).hexdigest()
     assert source_digest(stdin) is None
+
+
+def raw_strings(*values: bytes) -> pyarrow.Array:
+    """A column that says it is text and need not be UTF-8, as some writers leave behind."""
+    column = pyarrow.array(values, pyarrow.binary())
+    return pyarrow.StringArray.from_buffers(len(column), column.buffers()[1], column.buffers()[2])
+
+
+@pytest.mark.parametrize("kind", ["string", "large_string", "string_view", "binary", "dictionary"])
+def test_parquet_texts_of_every_type_come_as_they_stand(tmp_path: Path, kind: str) -> None:
+    text = "\ufeffa\r\n\x00\u2028é "
+    column = pyarrow.array([text, text])
+    types = {"dictionary": pyarrow.dictionary(pyarrow.int32(), pyarrow.string())}
+    table = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"text": column.cast(types.get(kind) or getattr(pyarrow, kind)())}), table)
+    assert read(table) == [(f"{table}:0", text), (f"{table}:1", text)]
+
+
+def test_parquet_bytes_that_are_not_utf8(tmp_path: Path) -> None:
+    table = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"text": raw_strings(b"ok", b"x\xffy\xe7\x8c")}), table)
+    with pytest.raises(ValueError, match=r"a\.parquet:1 is not UTF-8: byte 0xff at offset 1; --errors replace"):
+        read(table)
+    last = list(read_documents(find_sources([str(table)]), errors="replace"))[-1]
+    assert (last.text, last.n_replaced) == ("x\ufffdy\ufffd", 2)
+
+
+def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
+    table = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"text": ["abc" * 1000] * 50}), table, compression="snappy")
+    data = bytearray(table.read_bytes())
+    data[30:60] = b"\xff" * 30
+    table.write_bytes(data)
+    with pytest.raises(ValueError, match=r"a\.parquet is not a sound Parquet file: "):
+        read(table)
+
+
+@pytest.mark.parametrize("rows_in_group", [250, 8000])
+def test_a_large_parquet_file_never_lies_in_memory(tmp_path: Path, rows_in_group: int) -> None:
+    table, n_rows = tmp_path / "a.parquet", 8000
+    texts = [f"{i:08}" * 500 for i in range(n_rows)]
+    parquet.write_table(pyarrow.table({"text": texts}), table, rows_in_group, compression="none", use_dictionary=False)
+    assert table.stat().st_size > 30_000_000
+    del texts
+    pyarrow.default_memory_pool().release_unused()
+    before = pyarrow.total_allocated_bytes()
+    documents = read_documents(find_sources([str(table)]))
+    most = max(pyarrow.total_allocated_bytes() for _ in documents) - before
+    assert most < 12_000_000
+
+
+def test_large_rows_of_parquet_are_read_one_by_one(tmp_path: Path) -> None:
+    table = tmp_path / "a.parquet"
+    with parquet.ParquetWriter(table, pyarrow.schema([("text", pyarrow.string())]), use_dictionary=False) as writer:
+        for i in range(30):
+            writer.write_table(pyarrow.table({"text": [f"{i:08}" * 125_000]}))
+    before = pyarrow.total_allocated_bytes()
+    most = max(pyarrow.total_allocated_bytes() for _ in read_documents(find_sources([str(table)]))) - before
+    assert most < 8_000_000
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_lines_are_read_as_they_are_asked_for(tmp_path: Path, packed: bool) -> None:
+    file = tmp_path / ("a.jsonl.gz" if packed else "a.jsonl")
+    lines = b'{"text": "a"}\n' * 200_000 + b"no JSON"
+    file.write_bytes(gzip.compress(lines) if packed else lines)
+    assert [document.text for document in islice(read_documents(find_sources([str(file)])), 2)] == ["a", "a"]
+    with pytest.raises(ValueError, match="line 200001 is not JSON"):
+        read(file)
+
+
+def test_a_dataset_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through `datasets` itself: a configuration, a split, bytes that are not UTF-8."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for part in ("train", "test"):
+        (tmp_path / "corpus" / part).mkdir(parents=True)
+        column = raw_strings(f"{part} é\r\n".encode(), b"\xff")
+        parquet.write_table(pyarrow.table({"text": column, "body": [part, part]}), f"corpus/{part}/{part}.parquet")
+    files = "".join(f"  - split: {part}\n    path: {part}/*\n" for part in ("train", "test"))
+    Path("corpus/README.md").write_text(f"---\nconfigs:\n- config_name: small\n  data_files:\n{files}---\n")
+    assert read("corpus:small", limit=1) == [("corpus:test:0", "test é\r\n")]
+    assert read("corpus:small:train", limit=1) == [("corpus:train:0", "train é\r\n")]
+    with pytest.raises(ValueError, match="corpus:test:1 is not UTF-8: byte 0xff at offset 0"):
+        read("corpus:small")
+    assert read("corpus:small", errors="replace")[1] == ("corpus:test:1", "\ufffd")
+    found = read_documents(find_sources(["corpus:small"]), column="body")
+    assert [document.text for document in found] == ["test", "test"]
+    for name in ("corpus:large", "corpus:small:none"):
+        with pytest.raises(ValueError, match=f"no file, folder or glob '{name}' here, and no dataset to be had: "):
+            read(name)
+
+
+def test_json_keeps_every_character(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(
+        b'\xef\xbb\xbf{"text": " \\u0000\\r\\n\\u2028\xe2\x80\xa8\\ud83d\\ude00\\ufeff ", "n": '
+        + b"1" * 5000
+        + b"}\r\n"
+        b'\r\n{"text": "b"}\r\n'
+    )
+    assert read(file) == [(f"{file}:1", " \x00\r\n\u2028\u2028😀\ufeff "), (f"{file}:3", "b")]
+    for value, found in ((None, "null"), (5, "float"), (["a"], "list")):
+        with pytest.raises(ValueError, match=f"a.jsonl:1 has no text in its column 'text' but {found}"):
+            read(write_jsonl(file, {"text": value}))
+
+
+def test_standard_input_that_is_not_utf8(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ab\xff")))
+    with pytest.raises(ValueError, match="<stdin> is not UTF-8: byte 0xff at offset 2"):
+        read("-")

@@ -124,7 +124,8 @@ def read(source: Source, rules: Rules) -> Iterator[Document]:
             raise ValueError(
                 f"{source.name} looks binary: a NUL byte at offset {at}; --errors replace reads it as text all the same"
             )
-        yield Document(source.name, *decode(data, source.name, rules))
+        text, n_replaced = decode(data, source.name, rules)
+        yield Document(source.name, text, n_replaced=n_replaced)
     elif source.kind == "parquet":
         yield from read_parquet(source.name, rules)
     elif source.kind == "dataset":
@@ -133,10 +134,10 @@ def read(source: Source, rules: Rules) -> Iterator[Document]:
         yield from read_jsonl(source.name, rules, gzip.open if source.kind == "jsonl.gz" else open)
 
 
-def decode(data: bytes, name: str, rules: Rules, first_byte: int = 0) -> tuple[str, int, int]:
-    """A document's text, no characters of prompt, and how many U+FFFD were put in."""
+def decode(data: bytes, name: str, rules: Rules, first_byte: int = 0) -> tuple[str, int]:
+    """A text and how many U+FFFD were put in."""
     try:
-        return data.decode(), 0, 0
+        return data.decode(), 0
     except UnicodeDecodeError as error:
         if rules.strict:
             at = error.start
@@ -145,20 +146,24 @@ def decode(data: bytes, name: str, rules: Rules, first_byte: int = 0) -> tuple[s
                 "--errors replace reads it with U+FFFD instead"
             ) from error
     text = data.decode(errors="replace")
-    return text, 0, text.count("\ufffd") - data.count("\ufffd".encode())
+    return text, text.count("\ufffd") - data.count("\ufffd".encode())
 
 
 def read_jsonl(name: str, rules: Rules, opened: Any) -> Iterator[Document]:
-    """One JSON object a line; blank lines are passed over. Offsets are those of what was unpacked."""
+    """One JSON object a line; blank lines are passed over, as is a byte order mark before the object.
+
+    Offsets are those of what was unpacked.
+    """
     offset = 0
     try:
         with opened(name, "rb") as file:
             for number, line in enumerate(file, 1):
-                (text, _, n_replaced), offset = decode(line, name, rules, offset), offset + len(line)
+                (text, n_replaced), offset = decode(line, name, rules, offset), offset + len(line)
+                text = text.removeprefix("\ufeff")
                 if not text.strip():
                     continue
                 try:
-                    row = json.loads(text)
+                    row = json.loads(text, parse_int=float)  # int() refuses more than 4,300 digits
                 except json.JSONDecodeError as error:
                     raise ValueError(
                         f"{name} line {number} is not JSON: {error.msg} at column {error.colno}"
@@ -170,19 +175,32 @@ def read_jsonl(name: str, rules: Rules, opened: Any) -> Iterator[Document]:
 
 
 def read_parquet(name: str, rules: Rules) -> Iterator[Document]:
-    """One document a row, a batch of rows in memory at a time."""
+    """One document a row, one row in memory at a time."""
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
-    try:
-        with ParquetFile(name) as table:
-            wanted = [x for x in (rules.column, *PAIR) if x in table.schema_arrow.names]
-            columns = wanted or table.schema_arrow.names[:1]
-            rows = (row for batch in table.iter_batches(256, columns=columns) for row in batch.to_pylist())
+    try:  # left to itself pyarrow reads ahead the whole file, or row groups, which may be as large
+        with ParquetFile(name, pre_buffer=False, buffer_size=1 << 20) as table:
+            columns = table.schema_arrow.names
+            wanted = [x for x in (rules.column, *PAIR) if x in columns] or columns[:1]
+            rows = (row for batch in table.iter_batches(1, columns=wanted) for row in raw_rows(batch))
             for number, row in enumerate(rows):
-                yield row_document(f"{name}:{number}", row, rules, table.schema_arrow.names)
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{name} is not a Parquet file: {error}") from error
+                yield row_document(f"{name}:{number}", row, rules, columns)
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{name} is not a sound Parquet file: {error}") from error
+
+
+def raw_rows(batch: Any) -> list[dict[str, Any]]:
+    """The rows of an Arrow table, texts as the bytes they are: Arrow does not promise that they are UTF-8."""
+    import pyarrow
+
+    texts = {pyarrow.string(), pyarrow.large_string(), pyarrow.string_view()}
+    columns = [
+        column.cast(pyarrow.large_binary()) if getattr(column.type, "value_type", column.type) in texts else column
+        for column in batch.columns
+    ]
+    rows = zip(*(column.to_pylist() for column in columns), strict=True)
+    return [dict(zip(batch.schema.names, row, strict=True)) for row in rows]
 
 
 def read_dataset(name: str, rules: Rules) -> Iterator[Document]:
@@ -198,25 +216,31 @@ def read_dataset(name: str, rules: Rules) -> Iterator[Document]:
     if split is None:
         split = next((part for part in ("test", "validation") if part in found), next(iter(found)))
         found = found[split]
-    for number, row in enumerate(found):
+    rows = (row for table in found.with_format("arrow").iter(batch_size=1) for row in raw_rows(table))
+    for number, row in enumerate(rows):
         yield row_document(f"{path}:{split}:{number}", row, rules)
 
 
 def row_document(name: str, row: Any, rules: Rules, columns: Sequence[str] | None = None) -> Document:
     """The document in a row: a text, or a prompt and its completion."""
     values = row if isinstance(row, dict) else {}
-    if isinstance(values.get(rules.column), str):
+    if isinstance(values.get(rules.column), str | bytes):
         text, n_replaced = well_formed(name, values[rules.column], rules)
         return Document(name, text, 0, n_replaced)
-    if not rules.named and all(isinstance(values.get(key), str) for key in PAIR):
+    if not rules.named and all(isinstance(values.get(key), str | bytes) for key in PAIR):
         (prompt, a), (completion, b) = (well_formed(name, values[key], rules) for key in PAIR)
         return Document(name, prompt + completion, len(prompt), a + b)
+    if rules.column in values:
+        found = "null" if values[rules.column] is None else type(values[rules.column]).__name__
+        raise ValueError(f"{name} has no text in its column {rules.column!r} but {found}")
     has = ", ".join(columns or row) if isinstance(row, dict) else type(row).__name__
     raise ValueError(f"{name} has no text in a column {rules.column!r}: it has {has}; --column names another")
 
 
-def well_formed(name: str, text: str, rules: Rules) -> tuple[str, int]:
+def well_formed(name: str, text: str | bytes, rules: Rules) -> tuple[str, int]:
     """A text and the U+FFFD put in it: a lone surrogate, which JSON can smuggle in, is not UTF-8 either."""
+    if isinstance(text, bytes):
+        return decode(text, name, rules)
     try:
         text.encode()
         return text, 0
