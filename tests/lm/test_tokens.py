@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
+from tokenizers import models as kinds
+from transformers import CanineTokenizer, PreTrainedTokenizerFast
 
-from cynosure.models import LanguageModel
+from cynosure.models import LanguageModel, load
 from cynosure.text import prefix_token, token_texts, tokenize
 from cynosure.text.tokens import adds_bos
 from tests.lm.conftest import byte_tokenizer, piece_tokenizer, word_tokenizer
@@ -53,6 +56,83 @@ def test_bytes_close_on_any_text(text: str) -> None:
     closes(BYTES, text)
 
 
+SPECIAL = ["<|im_start|>", "<|endoftext|>", "<bos>", "<eos>", "<s>", "</s>", "<unk>", "<0x41>", "<0xE7>", "[UNK]"]
+SIGNS = [*"▁½Ⅵﬁİß猫\ufeff\x00\u200d", "▁▁", "▁a", "e\u0301", "👩‍👩‍👧", "🏳️‍🌈", "the", "The", "cats"]
+SPACES = [" ", "  ", "\n", "\n\n\n", "\r\n", "\t", "\u00a0", "\u3000", "\u2028"]
+AWKWARD = st.lists(
+    st.sampled_from([*SPECIAL, *SIGNS, *SPACES]) | st.text(st.characters(exclude_categories=["Cs"]), max_size=4),
+    max_size=8,
+).map("".join)
+
+
+def added_tokenizer() -> Any:
+    """Sentencepiece with added tokens that swallow the space around them, or hold white space."""
+    tokenizer = piece_tokenizer(dummy_prefix=True)
+    swallowing = AddedToken("<|im_start|>", lstrip=True, rstrip=True, special=True)
+    tokenizer.add_tokens([swallowing, AddedToken("\n\n", normalized=False), AddedToken("cats", normalized=True)])
+    return tokenizer
+
+
+def squeezing_tokenizer() -> Any:
+    tokenizer = piece_tokenizer(dummy_prefix=False)
+    steps = [normalizers.Replace(Regex(" {2,}"), " "), normalizers.NFKC(), normalizers.Replace(" ", "▁")]
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(steps)
+    return tokenizer
+
+
+ANY = [
+    BYTES,
+    byte_tokenizer(adds_bos=True),
+    PIECES,
+    piece_tokenizer(dummy_prefix=True),
+    added_tokenizer(),
+    squeezing_tokenizer(),
+    word_tokenizer(lowercase=False),
+    word_tokenizer(lowercase=True),
+    CanineTokenizer(),
+]
+
+
+def told_or_closed(tokenizer: Any, text: str, special: bool, n_prompt_chars: int) -> None:
+    """Either drift is told or the pieces are the text; the ids are the tokenizer's own; a prompt ends where it does."""
+    tokens = tokenize(tokenizer, text, special=special)
+    assert tokens.ids.tolist() == tokenizer(text, add_special_tokens=special, verbose=False).input_ids
+    assert tokens.drift or b"".join(tokens.pieces) == text.encode()
+    n_prompt_chars = min(n_prompt_chars, len(text))
+    tokens = tokenize(tokenizer, text, special=special, n_prompt_chars=n_prompt_chars)
+    if tokens.n_chars is not None:
+        assert tokens.n_chars.sum() == len(text)
+        assert tokens.n_chars[: tokens.n_prompt].sum() == n_prompt_chars
+
+
+@given(st.sampled_from(ANY), AWKWARD, st.booleans(), st.integers(0, 12))
+def test_awkward_texts_close_or_are_told(tokenizer: Any, text: str, special: bool, n_prompt_chars: int) -> None:
+    told_or_closed(tokenizer, text, special, n_prompt_chars)
+
+
+@pytest.mark.parametrize("name", ["smollm2", "gemma3-270m"])
+def test_awkward_texts_close_with_real_tokenizers(name: str) -> None:
+    tokenizer = load(name, dtype="float32", device="cpu").tokenizer
+
+    @given(AWKWARD, st.booleans(), st.integers(0, 12))
+    def check(text: str, special: bool, n_prompt_chars: int) -> None:
+        told_or_closed(tokenizer, text, special, n_prompt_chars)
+        tokens = tokenize(tokenizer, text)
+        spelled = "".join(token_texts(tokenizer, tokens.ids))
+        assert tokens.drift is None or spelled != text
+
+    check()
+
+
+@pytest.mark.parametrize("character", ["\x04", "\U00040000"])
+@pytest.mark.parametrize("text", ["a {} b", "{}", "{}{{", "  {}", "a{}  "])
+def test_bytes_that_smollm2_lacks_are_told(smollm2: LanguageModel, text: str, character: str) -> None:
+    """Its vocabulary has no 0x04 and no 0xF1, and it passes over them without a word."""
+    drift = tokenize(smollm2.tokenizer, text.format(character)).drift
+    assert drift is not None
+    assert "no token" in drift
+
+
 @pytest.mark.parametrize("text", TEXTS)
 def test_smollm2_closes(smollm2: LanguageModel, text: str) -> None:
     closes(smollm2.tokenizer, text)
@@ -87,6 +167,33 @@ def test_a_normaliser_is_found_out(text: str) -> None:
     assert tokens.n_chars is None
     assert tokens.drift is not None
     assert "normalises the text" in tokens.drift
+
+
+@pytest.mark.parametrize("text", ["a  a", "a ½"])
+def test_squeezed_space_and_compatible_characters_are_found_out(text: str) -> None:
+    drift = tokenize(squeezing_tokenizer(), text).drift
+    assert drift is not None
+    assert "normalises the text" in drift
+
+
+def test_characters_thrown_away_are_found_out() -> None:
+    letters = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(kinds.BPE(vocab={letter: i for i, letter in enumerate("abc ")}, merges=[]))
+    )
+    no_points = word_tokenizer(lowercase=False)
+    no_points.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation("removed")]
+    )
+    for tokenizer, text in ((letters, "a cxb"), (no_points, "the, cat")):
+        drift = tokenize(tokenizer, text).drift
+        assert drift is not None
+        assert "has no token for some of the text" in drift
+    closes(letters, "a cb")
+    closes(no_points, "the  cat")
+
+
+def test_a_tokenizer_of_characters_without_offsets_closes() -> None:
+    closes(CanineTokenizer(), "naïve ß 猫🐈")
 
 
 def test_a_literal_low_line_of_sentencepiece_is_found_out() -> None:

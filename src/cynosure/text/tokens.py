@@ -71,8 +71,9 @@ def tokenize(tokenizer: Any, text: str, *, n_prompt_chars: int = 0, special: boo
     where a token spans the seam, apart. With `special` the tokens are those of the tokenizer's own call, BOS and all,
     else without special ones; such as stand in the text itself are the text's either way.
 
-    White space that a tokenizer throws away goes with the token after it, at the end with the last; unknown tokens
-    cover what they stand for. Raises ValueError for a prompt longer than the text.
+    White space that a tokenizer throws away goes with the token after it, at the end with the last; anything else that
+    it throws away is drift. Unknown tokens cover what they stand for. Raises ValueError for a prompt longer than the
+    text.
 
     >>> from transformers import ByT5Tokenizer
     >>> tokens = tokenize(ByT5Tokenizer(), "né", n_prompt_chars=1, special=True)
@@ -132,7 +133,7 @@ def account(tokenizer: Any, ids: list[int], text: str, encoding: Any, start: int
     if encoding is None:
         return Own(ids, spelled, "the tokens do not spell the text, and this tokenizer gives no offsets")
     spans = np.array(encoding.offsets[start : start + len(ids)], dtype=np.int64)
-    drift = normaliser_drift(tokenizer, ids, spans, text)
+    drift = normaliser_drift(tokenizer, ids, spans, text) or passed_over(tokenizer, spelled, spans, text)
     return Own(ids, spelled, drift, spans) if drift else Own(ids, aligned(spelled, spans, data))
 
 
@@ -194,8 +195,9 @@ def normaliser_drift(tokenizer: Any, ids: list[int], spans: Ints, text: str) -> 
         return None
     # Added tokens are found before anything is normalised. An unknown token has an id of that kind, and is not one.
     added = {id_: token.content for id_, token in tokenizer.added_tokens_decoder.items() if not token.normalized}
-    places = zip(ids, spans.tolist(), strict=True)
-    found = [place for id_, place in places if text[slice(*place)].strip() == added.get(id_)]
+    likely = np.isin(ids, list(added))
+    places = zip(np.array(ids)[likely].tolist(), spans[likely].tolist(), strict=True)
+    found = [place for id_, place in places if text[slice(*place)].strip() == added[id_]]
     starts, stops = [start for start, _ in found], [stop for _, stop in found]
     for start, stop in zip([0, *stops], [*starts, len(text)], strict=True):
         at = first_change(text[start:stop], normaliser.normalize_str(text[start:stop]))
@@ -204,6 +206,28 @@ def normaliser_drift(tokenizer: Any, ids: list[int], spans: Ints, text: str) -> 
             shown = repr(text[at : at + 12])
             return f"the tokenizer normalises the text before it reads it, first at character {at}: {shown}"
     return None
+
+
+def passed_over(tokenizer: Any, spelled: list[bytes], spans: Ints, text: str) -> str | None:
+    """What the tokenizer throws away besides white space: punctuation, or characters and bytes it has no token for."""
+    from tokenizers.models import BPE
+
+    model, missing = tokenizer.backend_tokenizer.model, ""
+    stops, starts = np.append(0, np.maximum.accumulate(spans[:, 1])), np.append(spans[:, 0], len(text))
+    gaps = (text[stops[i] : starts[i]].strip() for i in np.flatnonzero(stops < starts))
+    marks = ("unk_token", "end_of_word_suffix", "continuing_subword_prefix")
+    if not isinstance(model, BPE) or any(getattr(model, mark) for mark in marks):
+        missing = next(filter(None, gaps), "")
+    else:  # it drops what it lacks and shifts the spans of all that follows, but its tokens are as they are spelled
+        whole, found = solid(text), solid(b"".join(spelled).decode(errors="surrogateescape"))
+        if whole != found:
+            missing = whole[n_common(whole, found) :][:1]
+    return f"the tokenizer has no token for some of the text, such as {missing[0]!r}" if missing else None
+
+
+def solid(text: str) -> str:
+    """A text without its white space, and without what sentencepiece puts in its place."""
+    return "".join(text.replace("▁", " ").split())
 
 
 def first_change(text: str, changed: str) -> int | None:
@@ -247,7 +271,7 @@ def spell(tokenizer: Any, ids: list[int]) -> list[bytes]:
 def read_spelling(tokenizer: Any) -> Spelling:
     """The rule of a vocabulary, and its added tokens, which are written as they are."""
     added = {id_: token.content for id_, token in tokenizer.added_tokens_decoder.items()}
-    probe = " a猫"  # which no normaliser changes and no vocabulary spells in two ways
+    probe = " a§猫"  # which no normaliser changes and no vocabulary spells in two ways
     tokens = tokenizer.convert_ids_to_tokens(tokenizer(probe, add_special_tokens=False).input_ids)
     for rule in (byte_level, raw_bytes):
         if b"".join(map(rule, tokens)) == probe.encode():
