@@ -39,8 +39,8 @@ class Meter:
         """Add the figures of a batch; ignored positions count for nothing.
 
         `stats` are those of `token_stats` with `temperatures=meter.temperatures`; `n_bytes` (...), integers of the
-        shape of `stats.nll`, are the bytes that each token stands for. ValueError for other shapes, and where a loss is NaN: then nothing
-        is added.
+        shape of `stats.nll`, are the bytes that each token stands for. ValueError for other shapes, and where a loss is
+        NaN; nothing is added then.
         """
         rank = stats.rank.reshape(-1)
         shape = stats.nll_at_temperature.shape
