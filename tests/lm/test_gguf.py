@@ -1,6 +1,7 @@
 """A GGUF becomes a folder once, whole or not at all, whoever asks at the same time."""
 
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -166,9 +167,34 @@ def test_what_is_not_gguf_is_refused(tmp_path: Path, file: Path, cache: Path) ->
         load(str(fake))
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(file.read_bytes()[:5000])
-    with pytest.raises(ValueError, match=r"transformers cannot read cut\.gguf"):
+    with pytest.raises(ValueError, match=r"cut\.gguf is damaged or cut short: .*; get it again"):
         load(str(cut))
+    half = tmp_path / "half.gguf"
+    half.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(ValueError, match=r"half\.gguf is damaged or cut short"):
+        load(str(half))
     assert not list((cache / "gguf").glob("*-v1"))
+
+
+def test_a_file_that_lacks_a_tensor_is_refused(tmp_path: Path, file: Path, cache: Path) -> None:
+    data, name = file.read_bytes(), b"blk.0.attn_v.weight"
+    lacking = tmp_path / "lacking.gguf"
+    lacking.write_bytes(data.replace(name, b"blk.0.attn_w.weight"))
+    assert lacking.read_bytes() != data
+    with pytest.raises(ValueError, match=r"lacking\.gguf is no whole .*: it lacks 1 of its tensors, such as model\.l"):
+        load(str(lacking))
+    assert not list((cache / "gguf").glob("*-v1"))
+
+
+def test_a_cache_without_room_is_named(file: Path, cache: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(OSError, match=f"cannot write into the cache, {cache}/gguf: .*; CYNOSURE_CACHE names anoth"):
+            load(str(file))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.suffix for path in (cache / "gguf").iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize(

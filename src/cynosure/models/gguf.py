@@ -99,28 +99,50 @@ def convert(file: GgufFile, key: str, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, __version__
 
-    log.info("dequantising %s: only this once, about half a minute for 100 MB", file.name)
     start = time.monotonic()
     folder.mkdir()
     whole = joined(file, folder)
     source: Any = {"pretrained_model_name_or_path": folder, "gguf_file": whole.name}
+    options: Any = {"quantization_config": GgufConfig(dequantize=True), "output_loading_info": True}
     with quiet_transformers():
         try:
             metadata = read_metadata(whole)
-            tokenizer = AutoTokenizer.from_pretrained(**source)
-            model = AutoModelForCausalLM.from_pretrained(
-                **source, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
-            )
         except Exception as error:  # a damaged file raises whatever its bytes lead to
+            raise ValueError(f"{file.name} is damaged or cut short: {str(error).rstrip('.')}; get it again") from error
+        log.info("dequantising %s: only this once, about half a minute for 100 MB", file.name)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(**source)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32, **options)
+        except Exception as error:
             raise ValueError(f"transformers cannot read {file.name}: {error}") from error
+        model, found = loaded
+        check_complete(found, file.name)
         split_digits(tokenizer, metadata)
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        write_model(model, tokenizer, folder)
     whole.unlink()
     kind = quantisation(metadata)
     notes = Notes(display_name(file.name, kind), file.name, key, kind, __version__)
     (folder / NOTES).write_text(json.dumps(asdict(notes), indent=1), encoding="utf-8")
     log.info("dequantised in %.0f s", time.monotonic() - start)
+
+
+def check_complete(found: dict[str, Any], name: str) -> None:
+    """ValueError when a model lacks weights, in the place of which transformers puts random ones."""
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"{name} is no whole causal language model: it lacks {len(missing)} of its tensors, such as {missing[0]}"
+        )
+
+
+def write_model(model: Any, tokenizer: Any, folder: Path) -> None:
+    from safetensors import SafetensorError
+
+    try:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    except SafetensorError as error:  # which is what a full disk comes as
+        raise OSError(f"cannot write into the cache, {folder.parent}: {error}; CYNOSURE_CACHE names another") from error
 
 
 def joined(file: GgufFile, folder: Path) -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from cynosure.models.gguf import GgufFile, dequantised, quiet_transformers, read_notes
+from cynosure.models.gguf import GgufFile, check_complete, dequantised, quiet_transformers, read_notes
 from cynosure.models.packaged import PACKAGED, packaged_parts
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -57,10 +57,15 @@ def load(
     folder, shown = locate(name)
     if isinstance(folder, Path) and revision is not None:
         raise ValueError(f"revision {revision!r} is for models of the hub, and {name!r} is not one")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     with quiet_transformers():
-        model = from_pretrained(AutoModelForCausalLM, folder, revision, "model", dtype=DTYPES.get(dtype, "auto"))
+        config = from_pretrained(AutoConfig, folder, revision, "model")
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise ValueError(f"{name} is of the type {config.model_type}, no causal model such as llama or gpt2")
+        options: dict[str, Any] = {"dtype": DTYPES.get(dtype, "auto"), "output_loading_info": True}
+        model, found = from_pretrained(AutoModelForCausalLM, folder, revision, "model", **options)
+        check_complete(found, name)
         source, at = (tokenizer, None) if tokenizer else (folder, revision)
         words = from_pretrained(AutoTokenizer, source, at, "tokenizer")
     return LanguageModel(model.eval().to(place), words, shown)
@@ -113,10 +118,11 @@ def from_pretrained(kind: Any, source: Path | str, revision: str | None, what: s
     """transformers' `from_pretrained`, its errors brought down to one sentence."""
     try:
         return kind.from_pretrained(source, revision=revision, **options)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
+    except Exception as error:  # a damaged file raises whatever its bytes lead to
+        reason = str(error).strip().partition("\n")[0].rstrip(".: ") or type(error).__name__
         if isinstance(source, Path):
-            raise ValueError(f"cannot load the {what} in {source}: {reason}") from error
+            way_out = "; --tokenizer takes it from elsewhere" if what == "tokenizer" else ""
+            raise ValueError(f"cannot load the {what} in {source}: {reason}{way_out}") from error
         like = difflib.get_close_matches(source, PACKAGED, n=1)
         meant = f" (did you mean {like[0]}?)" if like else ""
         packaged = ", ".join(PACKAGED)
