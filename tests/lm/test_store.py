@@ -4,10 +4,8 @@ import json
 import os
 import random
 import resource
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ import pytest
 
 from cynosure.measure import Scores, Statistics, open_run, score
 from cynosure.measure.store import Store, difference
-from cynosure.models import LanguageModel
+from cynosure.models import LanguageModel, load
 from cynosure.text import Document
 from tests.lm.conftest import byte_tokenizer, tiny
 
@@ -139,6 +137,45 @@ def test_another_run_is_refused_and_the_difference_named(model: LanguageModel, w
     assert sorted((path.name, path.read_bytes()) for path in folder.iterdir()) == before
 
 
+def test_the_folder_is_listed_once_and_resuming_reads_each_shard_once(
+    model: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    interrupted(model, folder, 40, **OPTIONS)
+    listed, read = [], []
+    own_glob, own_read = Path.glob, Path.read_bytes
+    monkeypatch.setattr(Path, "glob", lambda path, pattern: listed.append(pattern) or own_glob(path, pattern))
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path) or own_read(path))
+    monkeypatch.setattr(Scores, "of_store", lambda store: store)
+    done = set(folder.glob("tokens-*.parquet"))
+    listed.clear()
+    store: Any = score(model, DOCUMENTS, out=folder, **OPTIONS)
+    assert sorted(path for path in read if path.suffix == ".parquet") == sorted(done)
+    assert len(list(store.read_all())) > len(done) > 1
+    assert len(listed) == 2  # by the one that wrote, and the one that reads
+
+
+def test_a_run_of_which_nothing_is_scored_gives_way(model: LanguageModel, whole: Scores, tmp_path: Path) -> None:
+    text, folder = tmp_path / "text.txt", tmp_path / "run"
+    text.write_bytes(b"ab\xe9")
+    with pytest.raises(ValueError, match="is not UTF-8"):
+        score(model, [text], out=folder, **OPTIONS)
+    assert [path.name for path in folder.iterdir()] == ["manifest.json"]
+    assert figures(score(model, DOCUMENTS, out=folder, **OPTIONS)) == figures(whole)
+
+
+def test_a_folder_of_something_else_is_left_alone(model: LanguageModel, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt.partial").write_text("mine")
+    with pytest.raises(ValueError, match=r"is no run: it holds thesis.txt.partial and no manifest.json"):
+        score(model, DOCUMENTS, out=tmp_path, **OPTIONS)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt.partial"]
+    killed = tmp_path / "run" / "manifest.json.123.partial"  # what a kill during the first write leaves
+    killed.parent.mkdir()
+    killed.touch()
+    assert score(model, DOCUMENTS[:1], out=killed.parent, **OPTIONS).documents == 1
+    assert not killed.exists()
+
+
 def test_folders_that_are_no_runs(tmp_path: Path, model: LanguageModel) -> None:
     with pytest.raises(FileNotFoundError, match=r"is no run: it has no manifest\.json"):
         open_run(tmp_path)
@@ -146,7 +183,7 @@ def test_folders_that_are_no_runs(tmp_path: Path, model: LanguageModel) -> None:
     with pytest.raises(ValueError, match="is not JSON"):
         open_run(tmp_path)
     (tmp_path / "manifest.json").write_text('{"units": 0}')
-    with pytest.raises(ValueError, match="the manifest is of no run known here"):
+    with pytest.raises(ValueError, match="of no run known here: give another folder"):
         open_run(tmp_path)
 
 
@@ -175,33 +212,59 @@ def test_shards_merge_to_the_same_bits_in_any_order(whole: Scores) -> None:
         assert figures(Scores(whole.setting, merged)) == figures(whole)
 
 
-RUN = """
-import sys
+CRASHES = """
+import os, random, signal, sys, time
 from pathlib import Path
-from tests.lm.test_store import DOCUMENTS, OPTIONS
-from tests.lm.conftest import tiny
-from cynosure.measure import score
-score(tiny(), DOCUMENTS, out=sys.argv[1], **OPTIONS)
+from cynosure import measure, models
+from cynosure.cli import app, entry, tables  # once, for all that are forked
+
+own, chance = Path.replace, random.Random(1)
+folder, command = Path(sys.argv[1]), ["cynosure", "score", *sys.argv[2:], "--out", sys.argv[1]]
+models.load(command[2])
+
+def start(dies_at=None):
+    def replace(self, target):  # the step from a file written beside to one that counts
+        if dies_at and Path(target).name.startswith(dies_at):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return own(self, target)
+    if child := os.fork():
+        return child
+    Path.replace, sys.argv = replace, command
+    entry.main()
+
+def until_dead(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+assert until_dead(start(dies_at="manifest")) == -9 and not (folder / "manifest.json").exists()
+command += ["--batch-tokens", "64"]
+for kill in range(int(os.environ.get("KILLS", 6))):
+    before = len(list(folder.glob("tokens-*.parquet")))
+    child, more = start(), before + chance.randrange(3)
+    while len(list(folder.glob("tokens-*.parquet"))) < more or not (folder / "manifest.json").exists():
+        time.sleep(0.001)
+    time.sleep(chance.random() / 50)
+    os.kill(child, signal.SIGKILL)
+    assert until_dead(child) == -9, "it was through already"
+    if kill == 0:
+        command = command[:-2]  # from here on the batch budget is the manifest's
+assert until_dead(start(dies_at="tokens-")) == -9
+assert until_dead(start(dies_at="manifest")) == -9  # everything scored, but not yet said so
+assert until_dead(start(dies_at="summary")) == -9
+assert until_dead(start()) == 0
 """
 
 
-def run_until_killed(folder: Path, shards: int, delay: float) -> None:
-    """Start a run in another process, and kill it outright some time after so many shards are there."""
-    process = subprocess.Popen([sys.executable, "-c", RUN, str(folder)])
-    while process.poll() is None and len(list(folder.glob("tokens-*.parquet"))) < shards:
-        time.sleep(0.002)
-    time.sleep(delay)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-
-
-def test_a_killed_run_goes_on(model: LanguageModel, whole: Scores, tmp_path: Path) -> None:
-    folder, chance = tmp_path / "run", random.Random(1)
-    for shards in (1, 3):
-        run_until_killed(folder, shards, chance.random() / 20)
-    again = score(model, DOCUMENTS, out=folder, **OPTIONS)
-    assert figures(again) == figures(whole)
+def test_a_run_killed_again_and_again_is_as_one_that_was_not(tiny_folder: Path, tmp_path: Path) -> None:
+    text, folder = tmp_path / "text.txt", tmp_path / "run"
+    text.write_text("".join(f"the cat number {i} sat on the mat. naïve café 猫\n" for i in range(400)))
+    command = [sys.executable, "-c", CRASHES, folder, tiny_folder, text, "--window", "32", "--quiet"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    whole = score(load(str(tiny_folder)), [text], window=32, batch_tokens=64, out=tmp_path / "whole")
+    assert figures(open_run(folder)) == figures(whole)
     assert not list(folder.glob("*.partial"))
+    assert json.loads((folder / "manifest.json").read_text())["cutting"]["batch_tokens"] == 64
 
 
 def test_a_full_disk_is_one_error_and_loses_nothing(model: LanguageModel, whole: Scores, tmp_path: Path) -> None:

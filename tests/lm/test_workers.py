@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from cynosure.measure import Corpus, score
+from cynosure.measure.workers import together
 from cynosure.models import load
 from cynosure.text import find_sources
 from tests.lm.test_store import OPTIONS, TEXTS, TIMES, figures
@@ -17,11 +18,13 @@ from tests.lm.test_store import OPTIONS, TEXTS, TIMES, figures
 DIES = """
 import os
 from cynosure.measure.store import Store
-own = Store.write
+own, rank, how = Store.write, *os.environ["FAULT"].split()
 def write(self, number, *rest):
     own(self, number, *rest)
-    if os.environ["RANK"] == "1" and number >= 3:
-        os._exit(9)
+    if os.environ["RANK"] == rank and number >= 3:
+        if how == "exits":
+            os._exit(9)
+        raise ValueError("there is something wrong")
 Store.write = write
 from cynosure.cli.entry import main
 main()
@@ -60,15 +63,28 @@ def test_two_processes_are_one(tiny_folder: Path, texts: Path, alone: dict[str, 
     assert printed(torchrun(["-m", "cynosure"], tiny_folder, texts)) == alone
 
 
-def test_a_dead_worker_ends_the_run_and_the_rerun_goes_on(
-    tiny_folder: Path, texts: Path, alone: dict[str, Any], tmp_path: Path
+@pytest.mark.parametrize("fault", ["1 exits", "0 raises"])
+def test_a_dead_worker_ends_the_run_and_any_number_of_processes_go_on(
+    tiny_folder: Path, texts: Path, alone: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     script, folder = tmp_path / "dies.py", tmp_path / "run"
     script.write_text(DIES)
+    model, corpus = load(str(tiny_folder)), Corpus.of_sources(find_sources([str(texts)]))
+    left = iter(range(40))
+    with pytest.raises(StopIteration):  # one process first
+        score(model, corpus, out=folder, progress=lambda _: next(left) and None, **OPTIONS)
+    begun = {path.name for path in folder.glob("tokens-*.parquet")}
+    monkeypatch.setenv("FAULT", fault)
     dead = torchrun([str(script)], tiny_folder, texts, "--out", folder)
     assert dead.returncode != 0
     assert dead.stdout == ""
-    shards = {path.name for path in folder.glob("tokens-*.parquet")}
-    assert shards
-    assert printed(torchrun(["-m", "cynosure"], tiny_folder, texts, "--out", folder)) == alone
-    assert shards < {path.name for path in folder.glob("tokens-*.parquet")}
+    assert ("\ncynosure: there is something wrong\n" in f"\n{dead.stderr}") == (fault == "0 raises")
+    more = {path.name for path in folder.glob("tokens-*.parquet")}
+    assert set() < begun < more
+    assert figures(score(model, corpus, out=folder, **OPTIONS)) == alone
+    assert more < {path.name for path in folder.glob("tokens-*.parquet")}
+
+
+def test_the_death_of_another_process_is_said_in_one_line() -> None:
+    with pytest.raises(ConnectionError, match="another process of this run has ended"), together():
+        raise RuntimeError("Connection closed by peer. This is typically caused by a remote worker crashing.")

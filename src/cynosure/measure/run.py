@@ -186,7 +186,7 @@ def planned_batch(folder: Path) -> int | None:
     """The batch budget of the run that is in a folder already."""
     try:
         return int(Store.open(folder).manifest["cutting"]["batch_tokens"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None  # no run, or one that `Store.begin` will complain of
 
 

@@ -73,7 +73,7 @@ class Scores:
         try:
             found = cls(Setting.of_json(store.manifest["setting"]), store=store)
         except (KeyError, TypeError) as error:
-            raise ValueError(f"{store.folder}: the manifest is of no run known here ({error})") from error
+            raise ValueError(f"{store.folder}/manifest.json is of no run known here ({error})") from error
         for shard, seconds in store.read_all(COLUMNS):
             found.add(shard, seconds)
         found.check()

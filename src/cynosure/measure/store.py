@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,13 @@ from cynosure.measure.rows import Facts, Shard
 
 MANIFEST, SUMMARY = "manifest.json", "summary.json"
 SHARD = re.compile(r"tokens-(?P<number>\d{6,})-(?P<digest>[0-9a-f]{16})\.parquet")
+PARTIAL = re.compile(r"(manifest|summary|tokens-\d+-[0-9a-f]+)\.(json|parquet)\.\d+\.partial")  # of `write_whole`
 META = b"cynosure"
 PLAIN = ("nll", "entropy", "confidence", "brier", "nll_at_temperature", "top_logprobs")  # too varied for a dictionary
 DESCRIBED = ("cynosure", "environment", "units")  # in the manifest, but no part of what a run is
+PARTS = ("model", "setting", "cutting", "corpus")  # of every manifest
+
+log = logging.getLogger("cynosure")
 
 
 class Store:
@@ -35,25 +41,36 @@ class Store:
         try:
             manifest = json.loads(path.read_bytes())
         except ValueError as error:
-            raise ValueError(f"{path} is not JSON: {error}") from error
+            raise ValueError(f"{path} is not JSON: {error}; give another folder") from error
+        if not (
+            isinstance(manifest, dict)
+            and all(isinstance(manifest.get(part), dict) for part in PARTS)
+            and isinstance(manifest.get("units"), int | None)
+        ):
+            raise ValueError(f"{path} is of no run known here: give another folder")
         return cls(folder, manifest)
 
     @classmethod
     def begin(cls, folder: Path, manifest: dict[str, Any]) -> "Store":
-        """A new run, or the one in the folder when it is the same; ValueError naming the difference when it is not."""
+        """A new run, or the one in the folder when it is the same; ValueError naming the difference when it is not.
+
+        A run of which nothing has been scored yet, such as one that met a text it could not read, gives way to another.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        if (folder / MANIFEST).is_file():
+        names = sorted(path.name for path in folder.iterdir())
+        for leftover in filter(PARTIAL.fullmatch, names):
+            (folder / leftover).unlink()
+        if MANIFEST in names:
             store = cls.open(folder)
             different = difference(store.manifest, manifest)
-            if different:
+            if not different:
+                return store
+            if store.shards:
                 raise ValueError(
                     f"{folder} holds another run: {different}; give another --out, or score the same again"
                 )
-            for leftover in folder.glob("*.partial"):
-                leftover.unlink()
-            return store
-        if any(folder.glob("tokens-*.parquet")):
-            raise ValueError(f"{folder} holds tokens but no {MANIFEST}: give another --out")
+        elif other := next((name for name in names if not (name.startswith(".") or PARTIAL.fullmatch(name))), None):
+            raise ValueError(f"{folder} is no run: it holds {other} and no {MANIFEST}; give another --out")
         store = cls(folder, manifest)
         store.put(MANIFEST, manifest)
         return store
@@ -63,8 +80,12 @@ class Store:
         text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         write_whole(self.folder / name, text.encode())
 
+    @cached_property
     def shards(self) -> dict[int, Path]:
-        """The shards by number, as their names say; their contents are checked when they are read."""
+        """The shards by number, as their names say; their contents are checked when they are read.
+
+        The folder is listed once, for it may hold very many; what this process has written since is added.
+        """
         found = {}
         for path in sorted(self.folder.glob("tokens-*.parquet")):
             if match := SHARD.fullmatch(path.name):
@@ -73,12 +94,12 @@ class Store:
 
     def whole_shards(self) -> dict[int, Path]:
         """The shards whose contents are what their checksums say; the others are removed."""
-        found = self.shards()
-        for number, path in list(found.items()):
+        for number, path in list(self.shards.items()):
             if digest(path.read_bytes()) != SHARD.fullmatch(path.name)["digest"]:  # type: ignore[index]
+                log.info("%s is damaged and will be scored again", path)
                 path.unlink()
-                del found[number]
-        return found
+                del self.shards[number]
+        return self.shards
 
     def write(self, number: int, shard: Shard, seconds: float) -> None:
         """Keep a shard. Raises OSError, leaving nothing behind, where there is no room or no right to write."""
@@ -88,25 +109,27 @@ class Store:
         dictionary = [name for name in table.column_names if name not in PLAIN]
         parquet.write_table(table, buffer, compression="zstd", use_dictionary=dictionary)
         data = buffer.getvalue().to_pybytes()
-        write_whole(self.folder / f"tokens-{number:06d}-{digest(data)}.parquet", data)
+        path = self.folder / f"tokens-{number:06d}-{digest(data)}.parquet"
+        write_whole(path, data)
+        self.shards[number] = path
 
     def read(self, number: int, columns: list[str] | None = None) -> tuple[Shard, float]:
         """A shard, whole or some columns of it, and the seconds it took. ValueError when it is damaged."""
-        path = self.shards()[number]
+        path = self.shards[number]
         data = path.read_bytes()
         if digest(data) != SHARD.fullmatch(path.name)["digest"]:  # type: ignore[index]
             raise ValueError(f"{path} is damaged: run the same cynosure score again, which scores that part anew")
         table = parquet.read_table(pa.BufferReader(data), columns=columns)
         meta = json.loads(table.schema.metadata[META])
-        return Shard(table, tuple(Facts(**fact) for fact in meta["documents"])), float(meta["seconds"])
+        return Shard(table, facts_of(meta)), float(meta["seconds"])
 
     def facts(self, number: int) -> tuple[Facts, ...]:
-        """The documents that end in a shard."""
-        return self.read(number, ["document"])[0].facts
+        """The documents in a shard, from its last bytes alone: nothing is checked against the checksum."""
+        return facts_of(json.loads(parquet.read_schema(self.shards[number]).metadata[META]))
 
     def read_all(self, columns: list[str] | None = None) -> Iterator[tuple[Shard, float]]:
         """Every shard in order, whole or some columns. ValueError when the run is unfinished or a shard is missing."""
-        n_units, found = self.manifest.get("units"), self.shards()
+        n_units, found = self.manifest.get("units"), self.shards
         if n_units is None:
             raise ValueError(
                 f"{self.folder} is unfinished, {len(found)} shards so far: run the same cynosure score again to go on"
@@ -124,6 +147,11 @@ class Store:
         if self.manifest.get("units") != n_units:
             self.manifest = self.manifest | {"units": n_units}
             self.put(MANIFEST, self.manifest)
+
+
+def facts_of(meta: dict[str, Any]) -> tuple[Facts, ...]:
+    """The documents that a shard's metadata tells of."""
+    return tuple(Facts(**fact) for fact in meta["documents"])
 
 
 def digest(data: bytes) -> str:

@@ -2,6 +2,8 @@
 
 import atexit
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -32,10 +34,21 @@ class Workers:
         if self.count == 1:
             return value
         values = [value]
-        dist.broadcast_object_list(values, src=0)
+        with together():
+            dist.broadcast_object_list(values, src=0)
         return values[0]
 
     def meet(self) -> None:
         """Wait until every process is here."""
         if self.count > 1:
-            dist.barrier()
+            with together():
+                dist.barrier()
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Among processes that are all alive; ConnectionError when one is not, or no longer."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ConnectionError("another process of this run has ended: what it said tells why") from error
