@@ -176,6 +176,31 @@ def test_errors_are_one_line_and_status_2(run, tiny_folder: Path, text: Path, tm
         assert message in done.err, done.err
 
 
+def test_an_interrupted_run_says_where_it_goes_on(
+    run, tiny_folder: Path, text: Path, tmp_path: Path, monkeypatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cynosure.measure.score", interrupted)
+    done = run("score", tiny_folder, text, "--out", tmp_path / "run")
+    assert done == (130, "", f"cynosure: interrupted; the same command goes on from what is in {tmp_path / 'run'}\n")
+    assert run("score", tiny_folder, text) == (130, "", "cynosure: interrupted\n")
+
+
+def test_what_is_temporary_goes_when_the_process_is_told_to_end(tmp_path: Path) -> None:
+    code = (
+        "import signal, sys, tempfile, time; from cynosure.cli import app, entry\n"
+        "def run():\n"
+        "    with tempfile.TemporaryDirectory(dir=sys.argv[1]):\n"
+        "        signal.raise_signal(signal.SIGTERM)\n"
+        "app.main = run; entry.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "", "")
+    assert not list(tmp_path.iterdir())
+
+
 def test_without_arguments_comes_the_help(run) -> None:
     for arguments in ((), ("bench",)):
         done = run(*arguments)

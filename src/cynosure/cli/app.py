@@ -1,14 +1,19 @@
 """The command line as a whole: its verbs, and what becomes of an error."""
 
+import errno
 import logging
+import os
 import sys
 import traceback
+from contextlib import suppress
 from typing import Annotated
 
 import typer
 
 from cynosure import __version__
 from cynosure.cli import bench, check, common, compare, info, predict, score, summary
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 app = typer.Typer(
     name="cynosure",
@@ -45,19 +50,25 @@ def cynosure(
 
 def main() -> None:
     """Run the command line. Exit status: 0 done, 1 a check failed, 2 bad usage or input, said in one line."""
-    common.settings.debug = False
+    common.settings.debug, common.settings.kept_in = False, None
     logging.getLogger("cynosure").setLevel(logging.INFO)
     try:
         status = app(prog_name="cynosure", standalone_mode=False)
+        if status == 130:  # what newer versions of typer make of it
+            raise KeyboardInterrupt
+        sys.stdout.flush()  # here, where an error of it is still said in one line
     except ModuleNotFoundError:
         raise  # a missing extra: the entry says which
     except BrokenPipeError:
-        sys.stderr.close()  # whoever read the output has seen enough
+        drop_output()  # whoever read it has seen enough
         sys.exit(0)
     except (KeyboardInterrupt, typer.Abort):
-        common.complain("interrupted")
+        kept = common.settings.kept_in
+        if common.leads():
+            common.complain(f"interrupted; the same command goes on from what is in {kept}" if kept else "interrupted")
         sys.exit(130)
     except Exception as error:
+        drop_output()
         if common.settings.debug:
             traceback.print_exc()
         if type(error).__name__ == "NoArgsIsHelpError":  # nothing was asked for: the help itself
@@ -68,14 +79,21 @@ def main() -> None:
     sys.exit(status if isinstance(status, int) else 0)
 
 
+def drop_output() -> None:
+    """Forget what was not printed yet, for the interpreter would try again at its end."""
+    with suppress(OSError):  # where it is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def one_line(error: Exception) -> str:
     """What went wrong and where, in one line; errors that are nobody's input carry their type."""
     if hasattr(error, "format_message"):  # of the command line's own parser
         context = getattr(error, "ctx", None)
         return f"{error.format_message()} (see {context.command_path if context else 'cynosure'} --help)"
     message = " ".join(str(error).split())
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror.lower()}"
+    if isinstance(error, OSError) and error.strerror and (error.filename or error.errno in FULL):
+        way_out = "; make room, and give the same command again" if error.errno in FULL else ""
+        return f"{error.filename or 'standard output'}: {error.strerror.lower()}{way_out}"
     if isinstance(error, ValueError | OSError):
         return message
     return f"{type(error).__name__}: {message} (--debug shows where)"

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -20,6 +21,7 @@ class Settings:
     """Set by options of any verb, read where an error ends."""
 
     debug: bool = False
+    kept_in: Path | None = None  # where the work of an interrupted command goes on
 
 
 settings = Settings()

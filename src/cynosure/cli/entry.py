@@ -1,6 +1,7 @@
 """Where the `cynosure` script starts: it runs the command line, or says in one line which extra is missing."""
 
 import re
+import signal
 import sys
 from collections import Counter
 from importlib.metadata import PackageNotFoundError, requires
@@ -45,10 +46,14 @@ def missing_extra(module: str) -> str | None:
 
 def main() -> None:
     """Run the command line. Exit status 2 when a package of an extra is missing."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is temporary or half-written is removed
     try:
         from cynosure.cli.app import main as run
 
         run()
+    except KeyboardInterrupt:  # before the command line could take care of it
+        print("cynosure: interrupted", file=sys.stderr)
+        sys.exit(130)
     except ModuleNotFoundError as error:
         line = missing_extra((error.name or "").partition(".")[0])
         if line is None:

@@ -87,6 +87,7 @@ def score(
     corpus = measure.Corpus.of_sources(sources, column=column, errors=errors, limit=limit)
     if protocol == "all" and any(source.kind == "stdin" for source in sources):
         corpus = corpus._replace(documents=list(corpus.documents))  # standard input cannot be read again
+    common.settings.kept_in = out
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
     loaded = models.load(model, dtype=dtype, device=device, tokenizer=tokenizer, revision=revision)
