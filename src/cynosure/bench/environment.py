@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from cynosure.loss.machine import cpu_name, cpu_vendor
+from cynosure.loss.machine import cpu_name, cpu_vendor, memory_bytes
 
 PACKAGES = (
     *("cynosure", "torch", "triton", "cut-cross-entropy", "jax", "jaxlib", "optax", "numpy", "transformers"),
@@ -33,13 +33,6 @@ def environment() -> dict[str, Any]:
         "versions": versions(),
         "commit": commit(),
     }
-
-
-def memory_bytes() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
 
 
 def blas(configuration: str) -> str:

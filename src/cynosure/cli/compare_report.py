@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cynosure.cli import common
-from cynosure.cli.tables import headed_table, number, plain_table, visible
+from cynosure.cli.tables import headed_table, in_context, number, plain_table, quoted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -134,14 +134,10 @@ def show_parts(console: "Console", key: str, title: str, parts: list[dict[str, A
 
 def show_segments(console: "Console", title: str, segments: list[dict[str, Any]]) -> None:
     """Where the runs are furthest apart, in the text around."""
-    from rich.text import Text
-
     table = headed_table("nats of A", "of B", f"<{title}", "<in its text")
     for part in segments:
-        text = Text(f"...{visible(part['before'])[-40:]}")
-        text.append(visible(part["text"]), style="bold reverse")
-        text.append(visible(part["after"])[:20])
-        table.add_row(*(number(part[name]) for name in ("nats_a", "nats_b")), visible(part["text"])[:20], text)
+        nats = (number(part[name]) for name in ("nats_a", "nats_b"))
+        table.add_row(*nats, quoted(part["text"]), in_context(part))
     if segments:
         console.print()
         console.print(table)

@@ -46,7 +46,7 @@ def score(
     batch_tokens: Annotated[
         int | None,
         typer.Option(
-            help="Positions computed at once: speed and memory only. [default: 1024 on a CPU, else 16384]",
+            help="Positions computed at once: speed and memory only. [default: by memory; on a CPU at most 1024]",
             show_default=False,
         ),
     ] = None,

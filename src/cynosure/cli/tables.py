@@ -8,11 +8,13 @@ from cynosure.cli import common
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from cynosure.measure import Scores
     from cynosure.measure.scores import Figure
 
 COSTLIEST = 5
+SHOWN_CHARS = 20  # of a token, and of what stands behind it
 POSITIONS = 6
 
 
@@ -141,18 +143,29 @@ def show_costliest(console: "Console", values: dict[str, Any]) -> None:
     """The costliest tokens in their context, and the costliest span."""
     from rich.text import Text
 
-    table = headed_table("nats", "<costliest tokens, in their context")
+    table = headed_table("nats", "<costliest tokens", "<in their context")
     for part in values["worst_tokens"][:COSTLIEST]:
-        text = Text(f"...{visible(part['before'])[-50:]}")
-        text.append(visible(part["text"]), style="bold reverse")
-        text.append(visible(part["after"])[:20])
-        table.add_row(number(part["nats"], 1), text)
+        table.add_row(number(part["nats"], 1), quoted(part["text"]), in_context(part))
     console.print()
     console.print(table)
     for part in values["worst_spans"][:1]:
         share = "" if part["share_of_nats"] is None else f", {part['share_of_nats']:.1%} of all"
         console.print(f"\ncostliest {part['tokens']} tokens: {number(part['nats'], 1)} nats{share}", style="dim")
         console.print(Text(visible(part["text"])))
+
+
+def quoted(text: str) -> str:
+    return f'"{visible(text)[:SHOWN_CHARS]}"'
+
+
+def in_context(part: dict[str, Any]) -> "Text":
+    """A costly part marked in the text around it."""
+    from rich.text import Text
+
+    text = Text(f"...{visible(part['before'])[-2 * SHOWN_CHARS :]}")
+    text.append(visible(part["text"]), style="bold reverse")
+    text.append(visible(part["after"])[:SHOWN_CHARS])
+    return text
 
 
 def visible(text: str) -> str:

@@ -20,6 +20,14 @@ def cpu_name() -> str:
     return f"{about['model name']} (family {about.get('cpu family')}, model {about.get('model')})"
 
 
+def memory_bytes() -> int | None:
+    """Of the machine; None where it does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
 def cpu_vendor() -> str:
     """Its maker as the processor itself says it, `GenuineIntel`; empty where the system does not tell."""
     return cpu_about().get("vendor_id", "")

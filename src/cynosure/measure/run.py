@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from cynosure import __version__
+from cynosure.measure.budget import default_batch_tokens
 from cynosure.measure.calibration import TEMPERATURES
 from cynosure.measure.rows import Facts
 from cynosure.measure.score import Progress, Say, Scorer
@@ -92,8 +93,8 @@ def score(
     document, paths of files, or `Document`s. `window` is the number of positions the model sees at once, by default the
     protocol's own or as many as the model has; `stride`, of `sliding` and `strided`, how many tokens each further
     window scores, by default half the window. `batch_tokens` is how many positions go through the model at once, by
-    default 1024 on a CPU and 16384 elsewhere: it changes speed and memory, not the figures. With `compile` the model's
-    body runs under torch.compile.
+    default what memory has room for, on a CPU at most 1024: it changes speed and memory, not the figures. With
+    `compile` the model's body runs under torch.compile.
 
     With `out`, a folder, every unit of work is kept there as soon as it is done, and the same call goes on where an
     interrupted one stopped; without it the tokens are kept in memory, or with `keep=False` the statistics alone.
@@ -155,7 +156,7 @@ def make_cutting(
     if most is not None and window > most:
         raise ValueError(f"window {window} is more than the {most} positions of {model.name}")
     if batch_tokens is None:
-        batch_tokens = 1024 if model.device.type == "cpu" else 16384
+        batch_tokens = default_batch_tokens(model)
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}")
     if protocol == "rolling" and prefix_token(model.tokenizer) is None:

@@ -119,7 +119,7 @@ class Store:
         data = path.read_bytes()
         if digest(data) != SHARD.fullmatch(path.name)["digest"]:  # type: ignore[index]
             raise ValueError(f"{path} is damaged: run the same cynosure score again, which scores that part anew")
-        table = parquet.read_table(pa.BufferReader(data), columns=columns)
+        table = parquet.ParquetFile(pa.BufferReader(data)).read(columns=columns, use_threads=False)
         meta = json.loads(table.schema.metadata[META])
         return Shard(table, facts_of(meta)), float(meta["seconds"])
 

@@ -54,9 +54,8 @@ def read_head(model: Any) -> Head:
         raise ValueError(f"{name} has no plain output matrix: its head cannot be computed apart from the model")
     vocab_size = weight.shape[0]
     ids = torch.linspace(vocab_size // 8, vocab_size // 2, 8, device=weight.device).long()[None]
-    with torch.no_grad():
-        with fast_cpu(ids.device):  # as the hidden states are made: rounding alone could tell them apart
-            theirs = model(input_ids=ids, use_cache=False).logits.float()
+    with torch.no_grad(), fast_cpu(ids.device):  # for all: the rounding of other products could tell them apart
+        theirs = model(input_ids=ids, use_cache=False).logits.float()
         hidden = hidden_states(model, ids)
         earlier = hidden_states(model, ids[:, :4])
         check_causal(name, hidden, earlier)

@@ -1,0 +1,40 @@
+"""How many positions go through a model at once where nobody says: as many as memory has room for, and help."""
+
+import torch
+
+from cynosure.loss.machine import memory_bytes
+from cynosure.models import SplitModel
+
+MOST = {"cpu": 1024}  # more are no faster there
+MOST_ELSEWHERE = 65536
+LEAST = 128
+SHARE = 4  # the part of the memory that a batch may take: a fourth
+STATES = 64  # hidden states that a position takes inside a layer, with room to spare
+UNKNOWN = 16384  # where a device does not tell its memory
+
+
+def default_batch_tokens(model: SplitModel) -> int:
+    """A power of two: by the machine's memory on a CPU, elsewhere by what is free on the device."""
+    device, weight = model.device, model.head.weight
+    n_bytes = device_bytes(device)
+    if n_bytes is None:
+        return UNKNOWN
+    return fitting(n_bytes, weight.shape[1] * weight.element_size(), MOST.get(device.type, MOST_ELSEWHERE))
+
+
+def device_bytes(device: torch.device) -> int | None:
+    """All of a CPU's memory, so that a machine always has the same budget; elsewhere what is free, None if not told."""
+    if device.type == "cpu":
+        return memory_bytes()
+    tell = getattr(torch.get_device_module(device), "mem_get_info", None)
+    return None if tell is None else int(tell(device)[0])
+
+
+def fitting(n_bytes: int, state_bytes: int, most: int) -> int:
+    """The largest power of two of positions, of hidden states of `state_bytes`, whose layers fit.
+
+    >>> fitting(80 * 2**30, 4096 * 2, 65536), fitting(24 * 2**30, 576 * 4, 1024), fitting(2**28, 8192 * 2, 65536)
+    (32768, 1024, 128)
+    """
+    fit = n_bytes // (SHARE * STATES * state_bytes)
+    return max(LEAST, min(most, 1 << max(0, fit.bit_length() - 1)))
