@@ -13,13 +13,13 @@ from cynosure.bench.inputs import load_inputs
 from cynosure.bench.prepared import Prepared
 from cynosure.bench.race import complaints
 from cynosure.bench.reference import compute_truth, errors_of, probes
-from cynosure.bench.worker import Worker
+from cynosure.bench.worker import LossWorker
 from tests.bench.planted import planted
 
 
 def answers(contestant: Contestant, prepared: Prepared, dtype: str = "float32", n_tokens: int = 300) -> dict:
     """What a worker says to `build`, and if that went well to `run`."""
-    worker = Worker(contestant, prepared, dtype)
+    worker = LossWorker(contestant, prepared, dtype)
     built = worker.answer({"task": "build", "n_tokens": n_tokens})
     return built if set(built) - {"plan"} else worker.answer({"task": "run", "compare": True})
 
