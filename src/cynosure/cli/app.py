@@ -59,9 +59,11 @@ def main() -> None:
         sys.stdout.flush()  # here, where an error of it is still said in one line
     except ModuleNotFoundError:
         raise  # a missing extra: the entry says which
-    except BrokenPipeError:
-        drop_output()  # whoever read it has seen enough
-        sys.exit(0)
+    except (BrokenPipeError, SystemExit) as stop:
+        drop_output()
+        if getattr(stop, "code", 1) == 1:  # typer makes that of a reader who has seen enough, which is no failed gate
+            sys.exit(0)
+        raise
     except (KeyboardInterrupt, typer.Abort):
         kept = common.settings.kept_in
         if common.leads():
