@@ -1,5 +1,6 @@
 """A compiled body gives the same figures, and leaves the model as it was."""
 
+import shutil
 from typing import Any
 
 import pytest
@@ -14,9 +15,9 @@ from tests.lm.conftest import byte_tokenizer, tiny
 DOCUMENTS = [Document("a", "the cat sat on the mat. naïve café 猫\n" * 5), Document("b", "the end")]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def _by_eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The graphs are what is tested here; what Inductor makes of them takes a minute."""
+    """The graphs are what is tested here; what Inductor makes of them takes longer."""
     own = torch.compile
     monkeypatch.setattr(torch, "compile", lambda model: own(model, backend="eager"))
     torch._dynamo.reset()
@@ -27,6 +28,7 @@ def model() -> LanguageModel:
     return tiny()
 
 
+@pytest.mark.usefixtures("_by_eager")
 @pytest.mark.parametrize("kind", ["Llama", "GPT2"])
 def test_the_figures_are_the_same(kind: str) -> None:
     model = tiny(kind=kind)
@@ -53,6 +55,7 @@ def test_the_model_is_left_as_it_was(model: LanguageModel, monkeypatch: pytest.M
     assert all(layer._compiled_call_impl is None for layer in layers)
 
 
+@pytest.mark.usefixtures("_by_eager")
 def test_a_body_without_layers_is_compiled_whole() -> None:
     torch.manual_seed(0)
     body, head = torch.nn.Embedding(300, 8), torch.randn(300, 8)
@@ -61,3 +64,15 @@ def test_a_body_without_layers_is_compiled_whole() -> None:
         for compile in (False, True)
     )
     assert fast.nats == pytest.approx(plain.nats, rel=1e-6)
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="Inductor needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_inductor_compiles_the_faster_functions_too(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cynosure.models.cpu.torch_is_slow", torch.backends.mkldnn.is_available)
+    torch._dynamo.reset()
+    model = tiny(num_hidden_layers=1)
+    model.model.to(getattr(torch, dtype))
+    plain, fast = (score(model, DOCUMENTS, window=16, compile=compile) for compile in (False, True))
+    assert fast.nats == pytest.approx(plain.nats, rel=1e-6 if dtype == "float32" else 1e-2)
