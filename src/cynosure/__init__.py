@@ -17,7 +17,7 @@ WINGS = {
     "loss": ("CrossEntropyLoss", "LinearCrossEntropyLoss", "Plan", "TokenStats", "cross_entropy", "explain",
              "linear_cross_entropy", "token_logprobs", "token_stats"),
     "text": ("Document",),
-    "models": ("LanguageModel", "load"),
+    "models": ("LanguageModel", "causal_lm_loss", "load", "patch"),
     "measure": ("Meter", "Scores", "Statistics", "open_run", "predict", "score"),
 }  # fmt: skip
 __all__ = [name for names in WINGS.values() for name in names]
