@@ -16,8 +16,9 @@ demo: .venv/native .demo/$(ADDRESS).txt
 	$(BIN)/cynosure predict smollm2 "The quick brown fox jumps over the" --truth " dog"
 	$(BIN)/cynosure score smollm2 .demo/$(ADDRESS).txt
 
+# A process a core, each with one thread: threads of several processes would wait for each other.
 test: .venv/native
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 8 --dist loadfile
 
 check: .venv/installed
 	$(BIN)/ruff check .
