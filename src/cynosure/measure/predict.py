@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from cynosure.loss import TokenStats, token_stats
+from cynosure.loss import TokenStats
 from cynosure.models import LanguageModel, hidden_states, read_head
 from cynosure.text import prefix_token, token_texts, tokenize
 
@@ -138,15 +138,7 @@ def predict(model: LanguageModel, text: str, *, truth: str | None = None, top: i
     with torch.inference_mode():
         hidden = hidden_states(model.model, x[None, : len(before) + n_rows - 1].to(model.device))[0, -n_rows:]
         target = torch.tensor(after or [0], device=model.device)
-        stats = token_stats(
-            hidden,
-            head.weight,
-            target,
-            bias=head.bias,
-            scale=head.scale,
-            softcap=head.softcap,
-            topk=min(top, head.weight.shape[0]),
-        )
+        stats = head.stats(hidden, target, topk=min(top, head.weight.shape[0]))
     rows = [candidates(model, stats, row) for row in range(n_rows)]
     surprises = tuple(surprise(model, stats, row, id_, rows[row][0]) for row, id_ in enumerate(after))
     return Prediction(model.name, text, float(stats.entropy[0]), rows[0], surprises)

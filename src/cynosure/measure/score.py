@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cynosure.loss import TokenStats, token_stats
+from cynosure.loss import TokenStats
 from cynosure.measure.calibration import TEMPERATURES
 from cynosure.measure.rows import Facts, Shard, schema
 from cynosure.measure.units import Cutting, Task
@@ -60,17 +60,7 @@ class Scorer(NamedTuple):
     @torch.inference_mode()
     def put(self, batch: "list[Row]", hidden: Tensor, target: Tensor, figures: "Figures") -> Progress:
         """Put the figures of a batch's tokens into their rows."""
-        head = self.model.head
-        stats = token_stats(
-            hidden,
-            head.weight,
-            target,
-            bias=head.bias,
-            scale=head.scale,
-            softcap=head.softcap,
-            topk=self.topk,
-            temperatures=list(TEMPERATURES),
-        )
+        stats = self.model.head.stats(hidden, target, topk=self.topk, temperatures=list(TEMPERATURES))
         nll = figures.put(np.concatenate([row.scored for row in batch]), stats)
         self.check(nll, batch)
         tasks = [row.task for row in batch]

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cynosure.measure.bootstrap import BASE_TOKENS, ENOUGH_DOCUMENTS
 from cynosure.measure.calibration import Calibration
 from cynosure.measure.classes import describe
 from cynosure.measure.groups import Accumulator, Grouped, rows
@@ -13,13 +14,11 @@ from cynosure.measure.rows import Facts, Ints, Shard, numbers
 from cynosure.measure.sums import Sums
 from cynosure.measure.worst import Costly, costly_spans, costly_tokens, keep
 
-BASE_TOKENS = 16  # of the shortest blocks that sums are kept of, for resampling
 # What statistics are made of; the likeliest tokens beside them are for looking at.
 COLUMNS = [
     *("document", "index", "token_id", "token_bytes", "byte_start", "byte_end", "nll", "entropy", "rank", "confidence"),
     *("argmax", "brier", "nll_at_temperature", "context", "window", "excluded"),
 ]
-FEW = 30  # documents: with as many they are resampled, with fewer blocks of tokens inside them
 
 
 class Excluded(NamedTuple):
@@ -134,7 +133,7 @@ class Statistics:
         self.worst_spans = keep(self.worst_spans + other.worst_spans)
 
     def drop_blocks(self) -> None:
-        if self.blocks is not None and len(self.documents.sums().keys) >= FEW:
+        if self.blocks is not None and len(self.documents.sums().keys) >= ENOUGH_DOCUMENTS:
             self.blocks = None
 
     @property

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from cynosure.loss import TokenStats, token_stats
 from cynosure.models.cpu import fast_cpu
 
 # Configuration names under which models keep a factor of the logits; some multiply by it, others divide.
@@ -26,6 +27,12 @@ class Head(NamedTuple):
         """(..., D) -> (..., V), in full: for a few tokens only."""
         z = self.scale * nn.functional.linear(hidden, self.weight, self.bias)
         return z if self.softcap is None else self.softcap * torch.tanh(z / self.softcap)
+
+    def stats(self, hidden: Tensor, target: Tensor, **options: Any) -> TokenStats:
+        """`token_stats` of these logits, none of which is kept; options as there."""
+        return token_stats(
+            hidden, self.weight, target, bias=self.bias, scale=self.scale, softcap=self.softcap, **options
+        )
 
 
 def hidden_states(model: Any, input_ids: Tensor) -> Tensor:
