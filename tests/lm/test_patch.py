@@ -1,5 +1,6 @@
 """A patched model has its own loss and gradients, and makes no logits, whatever it does between head and loss."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -141,6 +142,44 @@ def test_undone_it_is_as_before(model: Any) -> None:
     patched.undo()
     assert vars(model) == before
     assert type(model(**batch()).logits) is Tensor
+
+
+def test_a_deep_copy_is_patched_in_itself(model: Any) -> None:
+    with patch(model):
+        copied = copy.deepcopy(model)
+        with torch.no_grad():
+            for parameter in copied.parameters():
+                parameter.mul_(0.5)
+        ours = step(copied, **batch())
+        assert model._cynosure_patch.fused == 1  # the verification
+        copied._cynosure_patch.undo()
+        assert_same(step(copied, **batch()), ours)
+
+
+def test_full_logits_in_spite_of_the_patch_are_said_once() -> None:
+    inputs = batch()
+    with patch(family("Llama")) as patched:
+        patched.model.lm_head.register_forward_hook(lambda module, args, logits: logits.clamp(max=1))
+        with pytest.warns(UserWarning, match="LlamaForCausalLM is patched, but clamp between head and loss needs full"):
+            assert type(patched.model(**inputs).logits) is Tensor
+        patched.model(**inputs)
+
+
+def test_options_that_the_models_own_loss_heeds_and_ignores() -> None:
+    model, inputs = family("Llama"), batch()
+    own_loss = model.loss_function
+
+    def ForCausalLMLoss(
+        logits: Tensor, labels: Tensor, vocab_size: int, power: float | None = None, **options: Any
+    ) -> Tensor:
+        return own_loss(logits, labels, vocab_size, **options) ** (power or 1)
+
+    model.loss_function = ForCausalLMLoss
+    own = model(**inputs).loss
+    with patch(model):
+        torch.testing.assert_close(model(**inputs, cu_seq_lens_q=torch.tensor([0, 20, 33])).loss, own)
+        with pytest.warns(UserWarning, match="power of its loss needs full logits"):
+            torch.testing.assert_close(model(**inputs, power=2.0).loss, own**2)
 
 
 def test_in_bfloat16_and_under_autocast() -> None:

@@ -1,20 +1,25 @@
 """A transformers model on the fused loss: its own forward, with the logits left out between its head and its loss."""
 
-import functools
 import inspect
+import sys
+import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
+from importlib import import_module
+from types import MethodType
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from cynosure.loss import linear_cross_entropy
-from cynosure.models.pending import Deferring, PendingLogits, Recipe
+from cynosure.loss import TokenStats
+from cynosure.models.criteria import IGNORED, Labelled, mean_of
+from cynosure.models.pending import Deferring, PendingLogits
 
-IGNORED = -100
 N_PROBE = 16  # tokens of the verification
-
+KNOWN = ("num_items_in_batch", "ignore_index", "shift_labels")  # options of its own loss that the fused one takes
+OWN = ("forward", "_loss_function")  # what a patch replaces
 
 VERIFIED: WeakKeyDictionary[Any, list[nn.Module]] = WeakKeyDictionary()  # models, and the layers of their heads
 
@@ -29,41 +34,37 @@ class Patch:
             raise ValueError(f"this {name} is patched already: undo that first")
         if getattr(self.model.loss_function, "__name__", "") != "ForCausalLMLoss":
             raise ValueError(f"{name} cannot be patched: it has a loss function of its own")
-        self.layers = head_layers(self.model)
+        head_layers(self.model)
         self.own_forward, self.own_loss = self.model.forward, self.model.loss_function
-        self.had_loss = "_loss_function" in vars(self.model)
+        self.heeded = heeded(self.own_loss)
+        self.own = {name: value for name, value in vars(self.model).items() if name in OWN}
+        self.observer: Callable[[TokenStats], None] | None = None  # is told every token's figures in evaluation
         self.made_by: list[str] = []  # what has asked for full logits, in the last forward with labels
         self.fused = 0  # losses made without logits
+        self.warned = False
 
     def apply(self) -> "Patch":
         """Put it in place and verify it, once for a model and its head.
 
         Raises ValueError, the model being as before, where it cannot be proved equal.
         """
-        model, new = self.model, VERIFIED.get(self.model) != self.layers
-        own = probe_loss(model) if new else None
-        signature = inspect.signature(self.own_forward)
-
-        @functools.wraps(self.own_forward)
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            given = signature.bind_partial(*args, **kwargs).arguments
-            given = given | given.get("kwargs", {})
-            if given.get("labels") is None and given.get("shift_labels") is None:
-                return self.own_forward(*args, **kwargs)
-            self.made_by.clear()
-            with Deferring(self.layers, self.made_by.append):
-                return self.own_forward(*args, **kwargs)
-
-        model.forward = forward
+        model, layers = self.model, head_layers(self.model)
+        per_token = takes_fused_head(model)
+        known = VERIFIED.get(model) == layers and not per_token
+        own = None if known else probe(model).loss
+        own_tokens = probe(model, fused_lm_head=True) if per_token else None
+        model.forward = forward_of(model)
         model.loss_function = self.loss
         model._cynosure_patch = self
         try:
             if own is not None:
                 self.verify(own)
+            if own_tokens is not None:
+                import_module("cynosure.models.trl").verify(own_tokens, probe(model, fused_lm_head=True))
         except BaseException:
             self.undo()
             raise
-        VERIFIED[model] = self.layers
+        VERIFIED[model] = layers
         return self
 
     def undo(self) -> None:
@@ -71,11 +72,9 @@ class Patch:
         model = self.model
         if vars(model).pop("_cynosure_patch", None) is None:
             return
-        del model.forward
-        if self.had_loss:
-            model.loss_function = self.own_loss
-        else:
-            del model._loss_function
+        for name in OWN:
+            vars(model).pop(name, None)
+        vars(model).update(self.own)
 
     def __enter__(self) -> "Patch":
         return self
@@ -83,18 +82,51 @@ class Patch:
     def __exit__(self, *_: object) -> None:
         self.undo()
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's own forward, its logits left out."""
+        self.made_by.clear()
+        # The layers are looked up each time: PEFT and FSDP replace them or their weights after patching.
+        with Deferring(head_layers(self.model), self.made_by.append):
+            return self.own_forward(*args, **kwargs)
+
     def loss(self, logits: Tensor, labels: Tensor | None = None, vocab_size: int | None = None, **options: Any) -> Any:
         """The model's loss function: fused where the logits are not made yet, else its own."""
-        pending = isinstance(logits, PendingLogits) and logits.made is None
-        if not pending or not known(options, vocab_size, logits):
+        why = self.needs_logits(logits, vocab_size, options)
+        if why is not None:
+            self.warn(why)
             return self.own_loss(logits, labels, vocab_size, **options)
         self.fused += 1
-        return fused_loss(logits.recipe, labels, **options)  # type: ignore[attr-defined]
+        given = {name: value for name, value in options.items() if value is not None and name in KNOWN}
+        items = given.pop("num_items_in_batch", None)
+        found = Labelled.of(logits.recipe, labels, **given)  # type: ignore[attr-defined]
+        if self.observer is None or torch.is_grad_enabled():
+            return found.loss(items)
+        stats = found.stats()
+        self.observer(stats)
+        return mean_of(stats, items)
+
+    def needs_logits(self, logits: Tensor, vocab_size: int | None, options: dict[str, Any]) -> str | None:
+        """What keeps this loss from being fused; None for nothing."""
+        if not isinstance(logits, PendingLogits) or logits.made is not None:
+            return f"{self.made_by[0]} between head and loss" if self.made_by else "logits that are not its head's"
+        unknown = [name for name in self.heeded if options.get(name) is not None and name not in KNOWN]
+        if unknown:
+            return f"{', '.join(unknown)} of its loss"
+        return None if vocab_size in (None, logits.shape[-1]) else f"a loss over {vocab_size} classes"
+
+    def warn(self, why: str) -> None:
+        """Say, once, that a loss is the model's own."""
+        if not self.warned:
+            name = type(self.model).__name__
+            warnings.warn(f"{name} is patched, but {why} needs full logits: they are made", stacklevel=4)
+        self.warned = True
 
     def verify(self, own: Tensor) -> None:
         """Compare a loss of the model as it was with one of the model as it is now."""
         model, name = self.model, type(self.model).__name__
-        ours = probe_loss(model)
+        self.warned = True
+        ours = probe(model).loss
+        self.warned = False
         if not self.fused:
             why = f"{self.made_by[0]} needs full logits" if self.made_by else "it has a loss function of its own"
             raise ValueError(f"{name} cannot be patched: between its head and its loss, {why}")
@@ -105,37 +137,27 @@ class Patch:
             )
 
 
-def known(options: dict[str, Any], vocab_size: int | None, logits: Tensor) -> bool:
-    """Whether the fused loss knows these options of the model's own."""
-    names = {"num_items_in_batch", "ignore_index", "shift_labels"}
-    used = {name for name, value in options.items() if value is not None}
-    return used <= names and vocab_size in (None, logits.shape[-1])
+def forward_of(model: Any) -> Any:
+    """The forward that a patched model has instead of its own, with the signature of that.
 
+    It finds its patch by the model that it is called on, so that a deep copy of a patched model is one in itself.
+    """
+    signature = inspect.signature(model.forward)
 
-def fused_loss(
-    recipe: Recipe,
-    labels: Tensor | None,
-    *,
-    num_items_in_batch: Tensor | float | None = None,
-    ignore_index: int = IGNORED,
-    shift_labels: Tensor | None = None,
-    **_: None,
-) -> Tensor:
-    """The loss of transformers' causal language models from a recipe: the mean, or the sum over the items given."""
-    target = labels if shift_labels is None else shift_labels
-    if target is None:
-        raise ValueError("a loss needs labels or shift_labels")
-    return linear_cross_entropy(
-        recipe.hidden,
-        recipe.weight,
-        target.to(recipe.hidden.device).reshape(recipe.hidden.shape[:-1]),
-        bias=recipe.bias,
-        scale=recipe.scale,
-        softcap=recipe.softcap,
-        ignore_index=ignore_index,
-        shift=1 if shift_labels is None else 0,
-        normalizer=num_items_in_batch,
-    )
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        patched: Patch = self._cynosure_patch
+        if kwargs.pop("fused_lm_head", False):  # TRL's trainers ask for per-token figures
+            return import_module("cynosure.models.trl").per_token_output(patched, *args, **kwargs)
+        given = signature.bind_partial(*args, **kwargs).arguments
+        given = given | given.get("kwargs", {})
+        if given.get("labels") is None and given.get("shift_labels") is None:
+            return patched.own_forward(*args, **kwargs)
+        return patched.forward(*args, **kwargs)
+
+    parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY), *signature.parameters.values()]
+    forward.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    forward.__doc__ = model.forward.__doc__
+    return MethodType(forward, model)
 
 
 def find_causal_lm(model: Any) -> Any:
@@ -169,21 +191,38 @@ def head_layers(model: Any) -> list[nn.Module]:
     return [layer for layer in layers if layer.out_features == n_classes]
 
 
+def heeded(loss_function: Any) -> set[str]:
+    """Options that transformers' loss takes by name; others, such as lengths of packed texts, it does not look at."""
+    functions = [loss_function, getattr(sys.modules.get(loss_function.__module__), "fixed_cross_entropy", None)]
+    return {
+        name
+        for function in functions
+        if function is not None
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    } - {"logits", "labels", "vocab_size", "source", "target"}
+
+
+def takes_fused_head(model: Any) -> bool:
+    """Whether a trainer of TRL has given the model a forward that takes `fused_lm_head`."""
+    code = getattr(model.forward, "__code__", None)
+    return code is not None and "fused_lm_head" in code.co_varnames
+
+
 @torch.no_grad()
-def probe_loss(model: Any) -> Tensor:
-    """The model's loss on a few fixed tokens, without dropout."""
+def probe(model: Any, **options: Any) -> Any:
+    """The model's output for a few fixed tokens and labels, without dropout."""
     training = [module for module in model.modules() if module.training]
-    weight = next(model.parameters())
-    ids = torch.arange(N_PROBE, device=weight.device)[None] % model.config.get_text_config().vocab_size
+    device = next(model.parameters()).device
+    ids = torch.arange(N_PROBE, device=device)[None] % model.config.get_text_config().vocab_size
     labels = ids.clone()
     labels[:, : N_PROBE // 4] = IGNORED
     model.eval()
     try:
-        loss: Tensor = model(input_ids=ids, labels=labels, use_cache=False).loss.detach()
+        return model(input_ids=ids, labels=labels, use_cache=False, **options)
     finally:
         for module in training:
             module.training = True
-    return loss
 
 
 def patch(model: Any) -> Patch:

@@ -95,7 +95,9 @@ class PendingLogits(Tensor):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", str(func))
-        if func in ASKING or (name == "__get__" and func in PROPERTIES):
+        if name == "__get__":  # of a property
+            name = getattr(getattr(func, "__self__", None), "__name__", name)
+        if func in ASKING or func in PROPERTIES:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         first = next((x for x in args if isinstance(x, PendingLogits)), None)

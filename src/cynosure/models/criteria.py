@@ -1,0 +1,98 @@
+"""What can be made of a recipe for logits and labels: transformers' loss, per-token figures, and both at once."""
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from cynosure.loss import TokenStats, linear_cross_entropy, token_stats
+from cynosure.models.pending import Recipe, product_dtype
+
+IGNORED = -100
+NAMES = ("hidden", "weight", "bias")
+Items = Tensor | float | None  # the number of tokens of a whole accumulated or distributed batch
+
+
+class Labelled(NamedTuple):
+    """A recipe for logits (..., T, V), and what each of them is to be measured against."""
+
+    recipe: Recipe
+    target: Tensor  # (..., T)
+    shift: int  # 1: the target of position t stands at t + 1; 0: at t
+    ignore_index: int
+
+    @staticmethod
+    def of(
+        recipe: Recipe, labels: Tensor | None, shift_labels: Tensor | None = None, ignore_index: int = IGNORED
+    ) -> "Labelled":
+        """`shift_labels`, which stand where they are predicted, go before `labels`; ValueError without either."""
+        target = labels if shift_labels is None else shift_labels
+        if target is None:
+            raise ValueError("a loss needs labels or shift_labels")
+        target = target.to(recipe.hidden.device).reshape(recipe.hidden.shape[:-1])
+        return Labelled(recipe, target, 1 if shift_labels is None else 0, ignore_index)
+
+    def options(self) -> dict[str, Any]:
+        """All of it but hidden and weight, as the operations of `cynosure.loss` take it."""
+        head = {"bias": self.recipe.bias, "scale": self.recipe.scale, "softcap": self.recipe.softcap}
+        return head | {"target": self.target, "shift": self.shift, "ignore_index": self.ignore_index}
+
+    def loss(self, items: Items) -> Tensor:
+        """The mean over the tokens that count, or their sum divided by `items`."""
+        return linear_cross_entropy(self.recipe.hidden, self.recipe.weight, normalizer=items, **self.options())
+
+    def stats(self) -> TokenStats:
+        """Figures of every token, without gradients."""
+        return token_stats(self.recipe.hidden, self.recipe.weight, **self.options())
+
+    def predicted(self) -> Tensor:
+        """The targets, each where it is predicted: (..., T - shift)."""
+        return self.target[..., self.shift :]
+
+    def logprobs(self, stats: TokenStats) -> Tensor:
+        """log p(target), 0 where ignored, as `stats` has it, but with gradients: three products when they are asked."""
+        recipe = self.recipe
+        dtype = product_dtype(recipe.hidden)  # autocast's, which is over when the backward comes
+        parts = (None if x is None else x.to(dtype) for x in (recipe.hidden, recipe.weight, recipe.bias))
+        known = -stats.nll.nan_to_num(0.0, posinf=torch.inf)
+        found: Tensor = Known.apply(known, *parts, self)  # type: ignore[no-untyped-call]
+        return found
+
+
+def mean_of(stats: TokenStats, items: Items) -> Tensor:
+    """The loss that these figures come to: `Labelled.loss`, without gradients. 0 where nothing counts."""
+    counted = stats.rank > 0
+    n_counted = counted.sum() if items is None else torch.as_tensor(items, device=counted.device)
+    return torch.where(counted, stats.nll, 0.0).sum() / n_counted.clamp(min=1)
+
+
+class Known(Function):
+    """Log-probabilities that are there already; the backward makes the logits again, chunk by chunk."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, known: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, labelled: Labelled
+    ) -> Tensor:
+        ctx.save_for_backward(hidden, weight, bias)
+        ctx.labelled = labelled
+        return known.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        wanted = ctx.needs_input_grad[1:4]
+        parts = [None if x is None else x.detach() for x in ctx.saved_tensors]
+        asked = [x.requires_grad_() for x, want in zip(parts, wanted, strict=True) if x is not None and want]
+        labelled: Labelled = ctx.labelled
+        changed: dict[str, Any] = dict(zip(NAMES, parts, strict=True))
+        labelled = labelled._replace(recipe=replace(labelled.recipe, **changed))
+        token_weight = torch.zeros_like(labelled.target, dtype=upstream[0].dtype)
+        token_weight[..., labelled.shift :] = -upstream[0]
+        with torch.enable_grad():
+            total = linear_cross_entropy(
+                labelled.recipe.hidden, labelled.recipe.weight, reduction="sum", token_weight=token_weight,
+                **labelled.options(),
+            )  # fmt: skip
+            found = iter(torch.autograd.grad(total, asked))
+        return (None, *(next(found) if want else None for want in wanted), None)

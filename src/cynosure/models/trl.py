@@ -1,0 +1,83 @@
+"""What TRL's trainers ask of a model, `model(..., labels=..., fused_lm_head=True)`: figures of every token."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from transformers.utils.generic import ModelOutput
+
+from cynosure.models.criteria import Items, Labelled
+from cynosure.models.patch import Patch
+from cynosure.models.pending import PendingLogits
+
+
+@dataclass
+class PerTokenOutput(ModelOutput):
+    """The fields of TRL's FusedCausalLMOutput, each (B, T - 1), or (B, T) for `shift_labels`; 0 where ignored.
+
+    Gradients reach log_probs and loss alone: the backward of entropy raises.
+    """
+
+    loss: Tensor | None = None  # 0-d
+    log_probs: Tensor | None = None
+    entropy: Tensor | None = None
+    is_top1: Tensor | None = None
+    label_mask: Tensor | None = None
+    aux_loss: Tensor | None = None  # 0-d, of a mixture of experts
+
+
+def per_token_output(
+    patched: Patch,
+    *args: Any,
+    labels: Tensor | None = None,
+    shift_labels: Tensor | None = None,
+    num_items_in_batch: Items = None,
+    **kwargs: Any,
+) -> PerTokenOutput:
+    """Run a patched model and make these figures of its hidden states: one product, three more in the backward."""
+    output = patched.forward(*args, **{**kwargs, "use_cache": False, "return_dict": True})
+    logits = output.logits
+    if not isinstance(logits, PendingLogits) or logits.made is not None:
+        raise ValueError(f"{type(patched.model).__name__}: {patched.made_by[0]} needs full logits")
+    patched.fused += 1
+    found = Labelled.of(logits.recipe, labels, shift_labels)
+    stats = found.stats()
+    if patched.observer is not None and not torch.is_grad_enabled():
+        patched.observer(stats)
+    mask = stats.rank > 0
+    log_probs = found.logprobs(stats)
+    n_items = mask.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+    loss, aux_loss = -log_probs.sum() / n_items, getattr(output, "aux_loss", None)
+    if aux_loss is not None:
+        loss = loss + patched.model.config.get_text_config().router_aux_loss_coef * aux_loss
+    entropy: Tensor = Constant.apply(stats.entropy.nan_to_num(0.0), log_probs)  # type: ignore[no-untyped-call]
+    return PerTokenOutput(loss, log_probs, entropy, stats.argmax == found.predicted(), mask, aux_loss)
+
+
+class Constant(Function):
+    """Figures made without gradients, for which asking one is an error instead of silently nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, figures: Tensor, log_probs: Tensor) -> Tensor:
+        return figures.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        raise NotImplementedError("the entropy of a patched model has no gradient: undo the patch to train on it")
+
+
+def verify(own: Any, ours: Any) -> None:
+    """Compare TRL's figures of some tokens with those of the patched model; ValueError where they differ."""
+    more = [name for name, value in own.items() if value is not None and getattr(ours, name, None) is None]
+    if more:
+        raise ValueError(f"this trainer cannot be patched: it needs {', '.join(more)} of every token")
+    tolerance = 64 * torch.finfo(own.log_probs.dtype).eps
+    theirs, found = (float(-output.log_probs.sum()) for output in (own, ours))
+    if not abs(theirs - found) <= tolerance * abs(found):
+        raise ValueError(
+            f"this trainer cannot be patched: by its own head the tokens of a probe cost {theirs:.6f} nats, by the "
+            f"model's logits {found:.6f}: it has a temperature, or leaves out what PEFT "
+            "has added to the head"
+        )

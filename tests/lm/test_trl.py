@@ -1,0 +1,149 @@
+"""TRL's SFTTrainer on a patched model: the same losses, figures and weights as with its own fused head."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from torch import Tensor
+from trl import SFTConfig, SFTTrainer
+from trl.trainer.utils import add_fused_lm_head
+
+from cynosure.models import patch
+from cynosure.models.patch import probe
+from tests.lm.conftest import byte_tokenizer, tiny_model
+from tests.lm.test_patch import batch, family
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # TRL's own
+
+OPTIONS: dict[str, Any] = {
+    "max_steps": 3,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "learning_rate": 1e-2,
+    "logging_steps": 1,
+    "report_to": [],
+    "use_cpu": True,
+    "disable_tqdm": True,
+    "save_strategy": "no",
+    "seed": 3,
+    "max_length": 48,
+    "bf16": False,
+    "gradient_checkpointing": False,
+}
+ADAPTER = LoraConfig(r=2, target_modules=["q_proj"])
+CASES: dict[str, tuple[dict[str, Any], Any]] = {
+    "completion only": ({"completion_only_loss": True}, None),
+    "packing": ({"packing": True, "eval_packing": False}, None),
+    "an adapter": ({}, ADAPTER),
+    "a loss weighted by probability": ({"loss_type": "dft"}, None),
+    "checkpointing, bfloat16": ({"gradient_checkpointing": True, "bf16": True}, None),
+}
+
+
+def texts(packing: bool) -> Dataset:
+    if packing:
+        return Dataset.from_list([{"text": f"the text of number {i} " * (1 + i % 3)} for i in range(16)])
+    return Dataset.from_list(
+        [{"prompt": f"the question number {i} ", "completion": "the answer é " * (1 + i % 3)} for i in range(8)]
+    )
+
+
+def trained(folder: Path, patched: bool, options: dict[str, Any], adapter: Any) -> tuple[list[Tensor], Any, Any]:
+    """What was logged at each step, the model, and the evaluation."""
+    tokenizer, data = byte_tokenizer(), texts("packing" in options)
+    tokenizer.pad_token = "</s>"
+    arguments = SFTConfig(output_dir=str(folder), **(OPTIONS | options))
+    torch.manual_seed(0)
+    trainer = SFTTrainer(
+        tiny_model(spread=0.3), arguments, train_dataset=data, eval_dataset=data.select(range(3)),
+        processing_class=tokenizer, peft_config=adapter,
+    )  # fmt: skip
+    patch_of = patch(trainer.model) if patched else None
+    trainer.train()
+    evaluation = trainer.evaluate()
+    if patch_of is not None:
+        assert patch_of.fused > 7
+        assert patch_of.made_by == []
+    names = ("loss", "entropy", "mean_token_accuracy")
+    logged = [torch.tensor([entry[name] for name in names]) for entry in trainer.state.log_history if "loss" in entry]
+    figures = {name: evaluation[f"eval_{name}"] for name in names if f"eval_{name}" in evaluation}
+    return logged, trainer.model, figures
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_sft_is_the_same(tmp_path: Path, case: str) -> None:
+    options, adapter = CASES[case]
+    own, own_model, own_figures = trained(tmp_path, False, options, adapter)
+    ours, our_model, our_figures = trained(tmp_path, True, options, adapter)
+    close = {"rtol": 2e-2, "atol": 2e-2} if "bf16" in options else {"rtol": 1e-4, "atol": 1e-5}
+    assert len(own) == 3
+    torch.testing.assert_close(ours, own, **close)
+    assert own_figures.keys() == our_figures.keys()
+    for name, value in own_figures.items():
+        assert our_figures[name] == pytest.approx(value, rel=close["rtol"])
+    for (name, a), (_, b) in zip(own_model.named_parameters(), our_model.named_parameters(), strict=True):
+        torch.testing.assert_close(b, a, msg=lambda m, n=name: f"{n}: {m}", **close)
+
+
+@pytest.mark.parametrize("name", ["Llama", "Gemma 2", "Granite", "Mixtral", "Phi, biased"])
+@pytest.mark.parametrize("shifted", [False, True])
+def test_figures_and_gradients_of_every_token(name: str, shifted: bool) -> None:
+    model, inputs = family(name), batch()
+    if shifted:
+        inputs["shift_labels"] = inputs.pop("labels").roll(-1, 1)
+    add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
+    asked: dict[str, Any] = {"fused_lm_head": True, "num_items_in_batch": 9}
+    asked |= {"output_router_logits": True} if name == "Mixtral" else {}
+    upstream = torch.randn(2, 20 - (not shifted), generator=torch.Generator().manual_seed(0))
+    found = []
+    for patched in (False, True):
+        undo = patch(model) if patched else None
+        model.zero_grad()
+        output = model(**inputs, **asked)
+        ((output.log_probs * upstream).sum() + output.loss).backward()
+        found.append((output, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}))
+        if undo is not None:
+            undo.undo()
+    (own, own_gradients), (ours, our_gradients) = found
+    for field in ("loss", "log_probs", "entropy", "is_top1", "label_mask", "aux_loss"):
+        torch.testing.assert_close(getattr(ours, field), getattr(own, field), rtol=1e-4, atol=1e-5)
+    assert own_gradients.keys() == our_gradients.keys()
+    for parameter, gradient in own_gradients.items():
+        torch.testing.assert_close(our_gradients[parameter], gradient, rtol=1e-3, atol=1e-5)
+
+
+def test_a_row_without_a_label_has_gradients_of_zero() -> None:
+    model, inputs = family("Llama"), batch()
+    add_fused_lm_head(model)
+    inputs["labels"] = torch.full_like(inputs["labels"], -100)
+    with patch(model):
+        output = model(**inputs, fused_lm_head=True)
+        output.log_probs.sum().backward()
+    assert output.loss == 0
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+def test_what_cannot_be_proved_equal_is_refused() -> None:
+    cases = [
+        ({"temperature": 0.7}, "by the model's logits"),
+        ({"outputs": ("log_probs", "mean_logits")}, "mean_logits"),
+    ]
+    for options, reason in cases:
+        model = family("Llama")
+        add_fused_lm_head(model, **options)  # type: ignore[arg-type]
+        own = probe(model, fused_lm_head=True)
+        with pytest.raises(ValueError, match=f"this trainer cannot be patched: .*{reason}"):
+            patch(model)
+        assert torch.equal(probe(model, fused_lm_head=True).log_probs, own.log_probs)
+
+
+def test_the_entropy_has_no_gradient_and_says_so() -> None:
+    model = family("Llama")
+    add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+    with patch(model):
+        entropy = model(**batch(), fused_lm_head=True).entropy
+    with pytest.raises(NotImplementedError, match="undo the patch to train on it"):
+        entropy.sum().backward()
