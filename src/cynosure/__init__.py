@@ -11,14 +11,16 @@ if TYPE_CHECKING:
     from cynosure.measure import *  # noqa: F403
     from cynosure.models import *  # noqa: F403
     from cynosure.text import *  # noqa: F403
+    from cynosure.train import *  # noqa: F403
 
 __version__ = "0.1.0"
 WINGS = {
     "loss": ("CrossEntropyLoss", "LinearCrossEntropyLoss", "Plan", "TokenStats", "cross_entropy", "explain",
              "linear_cross_entropy", "token_logprobs", "token_stats"),
     "text": ("Document",),
-    "models": ("LanguageModel", "causal_lm_loss", "load", "patch"),
+    "models": ("LanguageModel", "audit", "causal_lm_loss", "load"),
     "measure": ("Meter", "Scores", "Statistics", "open_run", "predict", "score"),
+    "train": ("TrainerPatch", "patch"),
 }  # fmt: skip
 __all__ = [name for names in WINGS.values() for name in names]
 

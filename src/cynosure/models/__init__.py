@@ -1,5 +1,6 @@
 """Models and tokenizers: found by name, loaded, and split into a body and a head."""
 
+from cynosure.models.audit import audit as audit
 from cynosure.models.check import check as check
 from cynosure.models.head import Head as Head
 from cynosure.models.head import hidden_states as hidden_states

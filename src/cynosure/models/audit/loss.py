@@ -1,0 +1,185 @@
+"""The value of a loss against the truth, and where it differs the likeliest reason."""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from cynosure.loss import linear_cross_entropy
+from cynosure.models.audit.batch import IGNORED, Batch
+from cynosure.models.audit.findings import Report
+from cynosure.models.audit.subject import Subject
+from cynosure.models.audit.truth import Nll, Own, nll_of, own_logits, read_known
+
+FACTORS = 64  # whole factors that are recognised, such as numbers of accumulated steps
+
+
+class Reason(NamedTuple):
+    """Another loss that may have been computed instead, and what is wrong with it."""
+
+    names: tuple[str, ...]
+    what: str
+    value: float
+    slack: float
+
+
+class Compared(NamedTuple):
+    """A batch whose loss has been compared with the truth; `auxiliary` is what the loss adds to it, 0 if nothing."""
+
+    batch: Batch
+    right: Nll
+    auxiliary: float
+    equal: bool
+
+
+def compare_loss(subject: Subject, batch: Batch, report: Report, *, fused: bool) -> Compared:
+    """The loss of a batch, and the fused one, against the mean cross-entropy of the model's own logits in float64."""
+    loss = subject.loss(batch.with_labels(batch.labels))
+    own = own_logits(subject, batch)
+    right = nll_of(own, batch.truth)
+    found, extra = float(loss), 0.0 if own.auxiliary is None else float(own.auxiliary)
+    slack = right.slack / right.n + rounding_of(loss)
+    if not math.isfinite(right.total):
+        bad = (~torch.isfinite(right.nats)) & right.counted
+        report.find("not-finite", f"the model's own logits give {float(right.nats[bad][0])} for {batch.place(bad)}")
+        return Compared(batch, right, 0.0, False)
+    auxiliary = min((0.0, extra), key=lambda x: abs(found - right.mean - x))
+    difference = found - right.mean - auxiliary
+    equal = abs(difference) <= slack
+    added = f" with an auxiliary loss of {auxiliary:.6f}" if auxiliary else ""
+    report.made(f"loss, batch {batch.index}", f"{found:.6f}, in float64 {right.mean + auxiliary:.6f}{added}; "
+                f"{difference:+.1e}, rounding allows {slack:.1e}")  # fmt: skip
+    if not equal:
+        names, what = explain(subject, batch, own, right, loss)
+        start = f"batch {batch.index}: {subject.name} gives {found:.6f}, the model's own logits {right.mean:.6f}"
+        for name in names:
+            report.find(name, f"{start}; {what}")
+    elif loss.dtype in (torch.float16, torch.bfloat16):
+        report.note(f"the loss is rounded to {loss.dtype}: taken from logits.float() it would be more exact")
+    if fused:
+        compare_fused(subject, batch, own, right, report)
+    return Compared(batch, right, auxiliary, equal)
+
+
+def rounding_of(loss: Tensor) -> float:
+    """Of the loss itself: its sum and its last digit."""
+    return 4 * torch.finfo(loss.dtype).eps * max(1.0, abs(float(loss)))
+
+
+def explain(subject: Subject, batch: Batch, own: Own, right: Nll, loss: Tensor) -> tuple[tuple[str, ...], str]:
+    """The names of what is wrong and the evidence: of the losses that give this value, the nearest."""
+    found, last_digit = float(loss), rounding_of(loss)
+    if not math.isfinite(found):
+        return ("not-finite",), "the logits are finite"
+    fitting = []
+    for reason in reasons(subject, batch, own, right):
+        slack, apart = reason.slack + last_digit, abs(found - reason.value)
+        if apart <= slack < abs(reason.value - right.mean):
+            fitting.append((apart, reason))
+    if fitting:
+        _, best = min(fitting, key=lambda pair: pair[0])
+        return best.names, f"{best.what}: {best.value:.6f}"
+    factor, name = whole_factor(found, right.mean, right.slack / right.n + last_digit)
+    if factor:
+        return (name,), f"it is {'' if name == 'loss-multiplied' else '1/'}{factor} of that"
+    return ("loss-differs",), f"{found - right.mean:+.6f}, for which no reason is known"
+
+
+def whole_factor(found: float, right: float, slack: float) -> tuple[int, str]:
+    """k where a value is k times or 1/k of the right one, and the name of that; 0 where it is neither."""
+    for value, other, name in ((found, right, "loss-multiplied"), (right, found, "loss-divided")):
+        factor = round(value / other) if other else 0
+        # Dividing by the factor, the smaller of the two must come out.
+        scale = 1 if name == "loss-divided" else factor
+        if 2 <= factor <= FACTORS and abs(value - factor * other) <= slack * scale:
+            return factor, name
+    return 0, ""
+
+
+def reasons(subject: Subject, batch: Batch, own: Own, right: Nll) -> Iterator[Reason]:
+    """Losses with one mistake each, on the model's own logits."""
+    yield from wrong_shifts(batch, own)
+    yield from wrong_heads(subject, batch, own)
+    yield from wrong_targets(batch, own)
+    yield from wrong_means(batch, right)
+    for name in subject.inputs(batch.given):
+        if name != "input_ids":
+            yield from without_input(subject, batch, name)
+
+
+def mean_reason(names: tuple[str, ...], what: str, nll: Nll) -> Iterator[Reason]:
+    if nll.n:
+        yield Reason(names, what, nll.mean, nll.slack / nll.n)
+
+
+def wrong_shifts(batch: Batch, own: Own) -> Iterator[Reason]:
+    """No shift or two in all, at each end of a row as one may write it."""
+    labels, ahead = batch.labels, batch.ahead
+    if not ahead:
+        for target in (labels, torch.cat([labels[:, :-1], torch.full_like(labels[:, :1], IGNORED)], 1)):
+            yield from mean_reason(("never-shifted",), "of the tokens just read they give", nll_of(own, target))
+    shifted_by = "the data set shifts, and so does the loss" if ahead else "the loss shifts twice"
+    wrapped = torch.cat([labels[:, 2:], labels[:, :1], torch.full_like(labels[:, :1], IGNORED)], 1)
+    for target in (batch.targets(2 - ahead), wrapped):
+        yield from mean_reason(("shifted-twice",), f"{shifted_by}; of the tokens after the next they give",
+                               nll_of(own, target))  # fmt: skip
+
+
+def wrong_heads(subject: Subject, batch: Batch, own: Own) -> Iterator[Reason]:
+    known = read_known(subject, own)
+    for names, logits in known.reduced() if known else ():
+        faults = tuple(f"{name}-dropped" for name in names)
+        yield from mean_reason(faults, f"without the {' and '.join(names)} of the head they give",
+                               nll_of(own, batch.truth, logits))  # fmt: skip
+
+
+def wrong_targets(batch: Batch, own: Own) -> Iterator[Reason]:
+    """The ids themselves, whatever the labels say."""
+    everything = torch.cat([batch.ids[:, 1:], torch.full_like(batch.ids[:, :1], IGNORED)], 1)
+    what = "of every token, labelled or not, they give"
+    yield from mean_reason(("labels-unused",), what, nll_of(own, everything))
+    if batch.attention is not None:
+        unpadded = batch.ids.masked_fill(~batch.attention, IGNORED)
+        target = torch.cat([unpadded[:, 1:], torch.full_like(unpadded[:, :1], IGNORED)], 1)
+        yield from mean_reason(("labels-unused",), what.replace("every token", "all but padding"), nll_of(own, target))
+
+
+def wrong_means(batch: Batch, right: Nll) -> Iterator[Reason]:
+    n_rows, n_columns = right.nats.shape
+    for n in (n_rows * (n_columns - 1), n_rows * n_columns):
+        if n:
+            what = f"their sum over {right.n} labels divided by all {n} positions is"
+            yield Reason(("ignored-counted",), what, right.total / n, right.slack / n)
+    counts = right.counted.sum(1)
+    means = right.nats.sum(1)[counts > 0] / counts[counts > 0]
+    value, slack = float(means.mean()), right.slack / int(counts[counts > 0].min())
+    yield Reason(("mean-of-rows",), f"the mean of the means of {len(means)} rows is", value, slack)
+    yield Reason(("not-divided",), f"their sum over {right.n} labels is", right.total, right.slack)
+
+
+def without_input(subject: Subject, batch: Batch, name: str) -> Iterator[Reason]:
+    other = own_logits(subject, batch, without=name)
+    yield from mean_reason(("input-dropped",), f"without {name} they give", nll_of(other, batch.truth))
+
+
+def compare_fused(subject: Subject, batch: Batch, own: Own, right: Nll, report: Report) -> None:
+    """The loss that `patch` would put in place, on this batch."""
+    head, known = subject.inner.get_output_embeddings(), read_known(subject, own)
+    if type(head) is not nn.Linear or known is None or own.hidden is None:
+        report.made("fused loss", "not made: the head is not one linear layer with a scale, softcap or bias known here")
+        return
+    kind, target = subject.device.type, batch.truth
+    with torch.autocast(kind, subject.autocast, enabled=subject.autocast is not None):
+        weight = head.weight[: own.logits.shape[-1]]
+        fused = linear_cross_entropy(
+            own.hidden, weight, target, bias=known.bias, scale=known.scale, softcap=known.softcap
+        )
+    theirs = nn.functional.cross_entropy(own.logits.float().flatten(0, 1), target.flatten(), ignore_index=IGNORED)
+    apart = float(fused) - right.mean
+    slack = 2 * abs(float(theirs) - right.mean) + right.slack / right.n + rounding_of(fused)
+    figures = f"{float(fused):.6f}, in float64 {right.mean:.6f}; {apart:+.1e}, rounding allows {slack:.1e}"
+    report.made("fused loss", figures)
+    if not abs(apart) <= slack:
+        report.find("fused-loss", f"batch {batch.index}: {figures}")
