@@ -12,7 +12,7 @@ from cynosure.loss.machine import cpu_name, cpu_vendor, memory_bytes
 
 PACKAGES = (
     *("cynosure", "torch", "triton", "cut-cross-entropy", "jax", "jaxlib", "optax", "numpy", "transformers"),
-    "lm_eval",
+    *("accelerate", "lm_eval"),
 )
 
 

@@ -17,7 +17,8 @@ RESET_PEAK = "5"
 
 
 class PeakMemory:
-    """A context manager; `n_bytes` is the growth of the resident set to its peak inside, `method` how it was seen.
+    """A context manager; `n_bytes` is the growth of the resident set to its peak inside, `peak_bytes` that peak,
+    `method` how it was seen. What the process holds free is given back first, or counts as held before.
 
     >>> with PeakMemory() as memory:
     ...     block = bytearray(64 * 2**20)
@@ -25,13 +26,15 @@ class PeakMemory:
     True
     """
 
-    def __init__(self) -> None:
-        self.n_bytes = 0
+    def __init__(self, give_back: bool = True) -> None:
+        self.give_back = give_back
+        self.n_bytes = self.peak_bytes = 0
         self.method = "VmHWM" if can_reset_peak() else f"resident set every {SAMPLE_SECONDS * 1e3:.0f} ms"
 
     def __enter__(self) -> "PeakMemory":
-        gc.collect()
-        give_back_free_memory()
+        if self.give_back:
+            gc.collect()
+            give_back_free_memory()
         if self.method == "VmHWM":
             CLEAR_REFS.write_text(RESET_PEAK)
             self._before = status_bytes("VmRSS")
@@ -42,9 +45,10 @@ class PeakMemory:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self.method == "VmHWM":
-            self.n_bytes = max(0, status_bytes("VmHWM") - self._before)
+            before, self.peak_bytes = self._before, status_bytes("VmHWM")
         else:
-            self.n_bytes = self._sampler.stop()
+            before, self.peak_bytes = self._sampler.stop()
+        self.n_bytes = max(0, self.peak_bytes - before)
 
 
 class Sampler(threading.Thread):
@@ -62,12 +66,12 @@ class Sampler(threading.Thread):
         while not self._done.wait(SAMPLE_SECONDS):
             self._peak = max(self._peak, self._process.memory_info().rss)
 
-    def stop(self) -> int:
-        """Bytes of growth to the peak."""
+    def stop(self) -> tuple[int, int]:
+        """Bytes at the start, and at the peak."""
         self._peak = max(self._peak, self._process.memory_info().rss)
         self._done.set()
         self.join()
-        return int(self._peak - self._before)
+        return int(self._before), int(self._peak)
 
 
 def can_reset_peak() -> bool:

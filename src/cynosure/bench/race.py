@@ -54,9 +54,7 @@ class Settings:
         for head in self.heads:
             if head not in HEADS and not SYNTHETIC.fullmatch(head):
                 raise ValueError(f"unknown head {head!r}: there is {', '.join(HEADS)}, and synthetic:VxD")
-        for dtype in self.dtypes:
-            if dtype not in DTYPES:
-                raise ValueError(f"unknown dtype {dtype!r}: there is {', '.join(DTYPES)}")
+        check_dtypes(self.dtypes)
         if not self.heads or not self.dtypes:
             raise ValueError("nothing to race: name at least one head and one dtype")
         if min(self.tokens or (1,)) < 1 or self.runs < 1 or not self.cutoff_seconds > 0:
@@ -64,6 +62,12 @@ class Settings:
 
     def tokens_of(self, head: str) -> list[int]:
         return sorted(self.tokens or HEADS.get(head, DEFAULT_TOKENS))
+
+
+def check_dtypes(dtypes: tuple[str, ...], known: tuple[str, ...] = DTYPES) -> None:
+    for dtype in dtypes:
+        if dtype not in known:
+            raise ValueError(f"unknown dtype {dtype!r}: there is {', '.join(known)}")
 
 
 def find_contestants(names: tuple[str, ...], field: dict[str, Contestant] = LOSS_CONTESTANTS) -> list[Contestant]:
@@ -128,13 +132,10 @@ class Racer:
     def run(self, row: Row, n_tokens: int, compare: bool) -> None:
         """One run, its figures put into the row."""
         reply = self._ask({"task": "run", "compare": compare}, self.cutoff_seconds, f"with {n_tokens:,} tokens")
-        row.seconds.append(reply["seconds"])
-        row.extra_bytes.append(reply["extra_bytes"])
-        row.memory_method, row.plan = reply["memory_method"], self.plan
-        if "errors" in reply:
-            row.errors, row.allowed = reply["errors"], reply["allowed"]
-            if wrong := complaints(row.errors, row.allowed):
-                raise Out("red", f"with {n_tokens:,} tokens {wrong}")
+        row.add(reply)
+        row.plan = self.plan
+        if wrong := complaints(row.errors or {}, row.allowed or {}):
+            raise Out("red", f"with {n_tokens:,} tokens {wrong}")
 
     def _ask(self, message: dict[str, Any], seconds: float, doing: str) -> dict[str, Any]:
         try:

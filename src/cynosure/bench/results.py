@@ -1,13 +1,17 @@
 """What a bench found: plain records, which become the table and the JSON."""
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
 from statistics import median
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, TypeVar
+
+from cynosure.bench.contestants import OURS
 
 Status = Literal["ok", "red", "cut off", "missing", "failed"]
 
 LIMIT = "limit"
+TRANSFORMERS = "transformers"
 
 
 @dataclass
@@ -20,6 +24,8 @@ class Row:
     reason: str | None = None
     seconds: list[float] = field(default_factory=list)
     extra_bytes: list[int] = field(default_factory=list)
+    peak_bytes: list[int] = field(default_factory=list)  # all that the process held at the peak
+    losses: list[float] | None = None  # training alone: of every step
     errors: dict[str, float] | None = None
     allowed: dict[str, float] | None = None
     memory_method: str | None = None
@@ -33,17 +39,53 @@ class Row:
     def peak_extra_bytes(self) -> int | None:
         return max(self.extra_bytes) if self.status == "ok" and self.extra_bytes else None
 
+    @property
+    def peak_process_bytes(self) -> int | None:
+        return max(self.peak_bytes) if self.status == "ok" and self.peak_bytes else None
+
+    def add(self, reply: dict[str, Any]) -> None:
+        """Put in what a worker found in one run."""
+        self.seconds.append(reply["seconds"])
+        self.extra_bytes.append(reply["extra_bytes"])
+        self.peak_bytes.append(reply["peak_bytes"])
+        self.memory_method = reply["memory_method"]
+        for name in ("errors", "allowed", "losses"):
+            if name in reply:
+                setattr(self, name, reply[name])
+
     def to_json(self) -> dict[str, Any]:
         record = asdict(self)
         if self.status != "ok":
-            record |= {"seconds": [], "extra_bytes": []}  # no figure on a red check, nor on half a race
-        if self.errors:
-            record["errors"] = {name: x if math.isfinite(x) else None for name, x in self.errors.items()}
-        return record | {"seconds_median": self.seconds_median, "peak_extra_bytes": self.peak_extra_bytes}
+            # No figure on a red check, nor on half a race.
+            record |= {"seconds": [], "extra_bytes": [], "peak_bytes": []}
+        for name in ("errors", "allowed"):
+            if record[name]:
+                record[name] = {what: finite(x) for what, x in record[name].items()}
+        if self.losses:
+            record["losses"] = [finite(x) for x in self.losses]
+        found = ("seconds_median", "peak_extra_bytes", "peak_process_bytes")
+        return record | {name: getattr(self, name) for name in found}
+
+
+def finite(x: float) -> float | None:
+    """JSON has no NaN."""
+    return x if math.isfinite(x) else None
+
+
+class AnyCase(ABC):
+    """Contestants side by side."""
+
+    rows: list[Row]
+
+    def row(self, name: str) -> Row | None:
+        return next((row for row in self.rows if row.contestant == name), None)
+
+    @abstractmethod
+    def to_json(self) -> dict[str, Any]: ...
 
 
 @dataclass
-class Case:
+class Case(AnyCase):
     """One head, number of tokens and dtype, and everyone in it."""
 
     head: str
@@ -53,9 +95,6 @@ class Case:
     n_tokens: int
     dtype: str
     rows: list[Row]
-
-    def row(self, name: str) -> Row | None:
-        return next((row for row in self.rows if row.contestant == name), None)
 
     @property
     def limit_seconds(self) -> float | None:
@@ -76,7 +115,7 @@ class Case:
 
 
 @dataclass
-class ScoreCase:
+class ScoreCase(AnyCase):
     """One model, dtype and number of tokens, and everyone in it."""
 
     model: str
@@ -86,21 +125,42 @@ class ScoreCase:
     window: int
     rows: list[Row]
 
-    def row(self, name: str) -> Row | None:
-        return next((row for row in self.rows if row.contestant == name), None)
-
     def to_json(self) -> dict[str, Any]:
         rates = {row.contestant: self.n_tokens / row.seconds_median for row in self.rows if row.seconds_median}
         rows = [row.to_json() | {"tokens_per_second": rates.get(row.contestant)} for row in self.rows]
         return vars(self) | {"rows": rows}
 
 
-class AnyCase(Protocol):
-    """Contestants side by side."""
+@dataclass
+class TrainCase(AnyCase):
+    """One model and dtype, so many steps of so many rows of tokens, and everyone in it."""
 
-    def row(self, name: str) -> Row | None: ...
+    model: str
+    title: str
+    dtype: str
+    n_rows: int
+    n_tokens: int  # of a row
+    n_steps: int
+    exact_losses: list[float]  # of the same training with the head and its loss in a wider dtype
+    rows: list[Row]
 
-    def to_json(self) -> dict[str, Any]: ...
+    @property
+    def largest_difference_nats(self) -> float | None:
+        """Between our curve and the model's own, if both were run to their end."""
+        curves = [row.losses or [] for name in (OURS, TRANSFORMERS) if (row := self.row(name))]
+        whole = [curve for curve in curves if len(curve) == self.n_steps]
+        return largest_difference(*whole) if len(whole) == 2 else None
+
+    def to_json(self) -> dict[str, Any]:
+        difference = self.largest_difference_nats
+        record = vars(self) | {"largest_difference_nats": None if difference is None else finite(difference)}
+        return record | {"rows": [row.to_json() for row in self.rows]}
+
+
+def largest_difference(curve: list[float], other: list[float]) -> float:
+    """NaN if there is one in them."""
+    differences = [abs(a - b) for a, b in zip(curve, other, strict=True)]
+    return max(differences, key=lambda x: float("inf") if math.isnan(x) else x)
 
 
 C = TypeVar("C", bound=AnyCase)

@@ -1,6 +1,5 @@
 """The race in scoring a real text with a real model; everyone is checked against the model's own float32 logits."""
 
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -8,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from cynosure.bench.contestants import Contestant
 from cynosure.bench.process import Process
-from cynosure.bench.race import DTYPES, PATIENCE, Racer, Say, Steps, new_report, prepared_by, race
+from cynosure.bench.race import DTYPES, PATIENCE, Racer, Say, Steps, check_dtypes, new_report, prepared_by, race
 from cynosure.bench.results import Report, ScoreCase
 from cynosure.bench.scorers import Work, build_transformers, windows
-from cynosure.bench.worker import Worker, settle
+from cynosure.bench.worker import Worker, measured, settle
 
 if TYPE_CHECKING:
     from cynosure.models import LanguageModel
@@ -32,9 +31,7 @@ class ScoreSettings:
     cutoff_seconds: float = 600.0
 
     def __post_init__(self) -> None:
-        for dtype in self.dtypes:
-            if dtype not in DTYPES:
-                raise ValueError(f"unknown dtype {dtype!r}: there is {', '.join(DTYPES)}")
+        check_dtypes(self.dtypes)
         if not self.models or not self.dtypes:
             raise ValueError("nothing to race: name at least one model and one dtype")
         if min(self.n_tokens, self.window, self.runs) < 1 or not self.cutoff_seconds > 0:
@@ -68,13 +65,7 @@ class ScoreWorker(Worker):
         return {}
 
     def run(self, compare: bool) -> dict[str, Any]:
-        from cynosure.bench.memory import PeakMemory
-
-        with PeakMemory() as memory:
-            start = time.perf_counter()
-            nats = self.step()
-            seconds = time.perf_counter() - start
-        reply: dict[str, Any] = {"seconds": seconds, "extra_bytes": memory.n_bytes, "memory_method": memory.method}
+        nats, reply = measured(self.step)
         if compare and self.contestant.checked and not self.checked:  # the truth is that of the first tokens alone
             error = {"nats": abs(nats / self.truth["nats"] - 1)}
             self.checked = {"errors": error, "allowed": {"nats": self.truth["allowed"]}}

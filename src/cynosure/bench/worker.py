@@ -2,7 +2,7 @@
 
 parent                                  worker
 {"task": "build", "n_tokens": N}        {} or {"plan"} or {"unavailable": reason} or {"failed": reason}
-{"task": "run", "compare": bool}        {"seconds", "extra_bytes", "memory_method", "errors", "allowed"} or the same
+{"task": "run", "compare": bool}        what `Row.add` takes, or the same
 None                                    ends
 """
 
@@ -12,13 +12,15 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, TypeVar
 
 from cynosure.bench.contestants import OURS, Contestant, Outputs, Step, Unavailable
 from cynosure.bench.prepared import Prepared
 
 MISLEADING = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # where set, they force a kernel on OpenBLAS
 SETTINGS = {"JAX_PLATFORMS": "cpu", "TORCHINDUCTOR_COMPILE_THREADS": "1"}  # no pool of compilers beside the runs
+
+T = TypeVar("T")
 
 
 class Worker(ABC):
@@ -45,6 +47,18 @@ class Worker(ABC):
             return {"failed": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"}
 
 
+def measured(step: Callable[[], T], give_back: bool = True) -> tuple[T, dict[str, Any]]:
+    """What a step gives, and its time and memory as they go into a `Row`; `give_back` as in `PeakMemory`."""
+    from cynosure.bench.memory import PeakMemory
+
+    with PeakMemory(give_back) as memory:
+        start = time.perf_counter()
+        outcome = step()
+        seconds = time.perf_counter() - start
+    reply = {"seconds": seconds, "extra_bytes": memory.n_bytes, "peak_bytes": memory.peak_bytes}
+    return outcome, reply | {"memory_method": memory.method}
+
+
 class LossWorker(Worker):
     """A loss on a head's hidden states."""
 
@@ -69,15 +83,10 @@ class LossWorker(Worker):
         return {"plan": told | {name: getattr(plan, name) for name in sizes}}
 
     def run(self, compare: bool) -> dict[str, Any]:
-        from cynosure.bench.memory import PeakMemory
-
         assert self.step is not None
-        with PeakMemory() as memory:
-            start = time.perf_counter()
-            outputs = self.step()
-            seconds = time.perf_counter() - start
-        extra_bytes = memory.n_bytes - sum(x.nbytes for x in (outputs.dhidden, outputs.dweight) if x is not None)
-        reply = {"seconds": seconds, "extra_bytes": max(0, extra_bytes), "memory_method": memory.method}
+        outputs, reply = measured(self.step)
+        made = sum(x.nbytes for x in (outputs.dhidden, outputs.dweight) if x is not None)
+        reply["extra_bytes"] = max(0, reply["extra_bytes"] - made)
         return reply | (self.compare(outputs) if compare and self.contestant.checked else {})
 
     def compare(self, outputs: Outputs) -> dict[str, Any]:

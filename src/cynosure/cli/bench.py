@@ -105,6 +105,43 @@ def score(
 
 
 @app.command()
+def train(
+    models: Annotated[str, typer.Option(help="Comma-separated, of the names that score takes.")] = (
+        "smollm2,gemma3-270m"
+    ),
+    dtypes: Annotated[str, typer.Option(help="float32, bfloat16, autocast.")] = "float32,bfloat16",
+    rows: Annotated[int, typer.Option(help="Rows of real text a step.")] = 2,
+    tokens: Annotated[int, typer.Option(help="Tokens of a row.")] = 512,
+    steps: Annotated[int, typer.Option(help="Steps; all but the first are timed.")] = 50,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the report to this file as well.")
+    ] = None,
+    format: common.Format = "table",
+    quiet: common.Quiet = False,
+    debug: common.Debug = False,
+) -> None:
+    """Time, peak memory and loss curve of fine-tuning by Hugging Face's Trainer, patched and as it is.
+
+    One process for each contestant, their steps interleaved. Curves are held to the same training with an exact head,
+    which is run first. Exit status 1 when ours goes farther from it than rounding would.
+    """
+    from cynosure.bench.contestants import OURS
+    from cynosure.bench.train_race import TrainSettings, bench_train
+    from cynosure.bench.train_table import print_training
+    from cynosure.bench.trainers import TRAIN_CONTESTANTS
+
+    common.show_notes(quiet)
+    settings = TrainSettings(names(models), names(dtypes), rows, tokens, steps)
+    check_folder(json_path)
+    with shown_progress(quiet) as say:
+        report = bench_train(settings, TRAIN_CONTESTANTS.values(), say)
+    finish(report, json_path, format, print_training)
+    if not report.green(OURS):
+        common.complain("our own loss curve disagrees")
+        raise typer.Exit(1)
+
+
+@app.command()
 def coverage(
     runs: Annotated[int, typer.Option(help="Simulated texts of each kind.")] = 1000,
     json_path: Annotated[
