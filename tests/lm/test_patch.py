@@ -8,9 +8,10 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from cynosure.models import Patch, causal_lm_loss, patch
+from cynosure.models import Patch, causal_lm_loss
 from cynosure.models.patch import IGNORED, head_layers
 from cynosure.models.pending import PendingLogits
+from cynosure.train import patch
 from tests.lm.conftest import tiny_model
 from tests.loss.probes import Allocations
 

@@ -1,14 +1,18 @@
 """A patched model in Hugging Face's Trainer: the same losses step by step, and the same weights at the end."""
 
+from math import exp
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
 import torch
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
-from cynosure.models import patch
+import cynosure
+from cynosure.models.criteria import IGNORED
 from cynosure.models.pending import PendingLogits
+from cynosure.train import patch
 from tests.lm.conftest import byte_tokenizer, tiny_model
 
 OPTIONS: dict[str, Any] = {
@@ -76,3 +80,95 @@ def test_evaluation_is_the_same_and_makes_logits_only_for_metrics(tmp_path: Path
     row = {name: torch.tensor([values]) for name, values in rows()[0].items()}
     assert isinstance(model(**row).logits, PendingLogits)
     assert ours.predict(rows()[:2]).metrics["test_loss"] == pytest.approx(own.predict(rows()[:2]).metrics["test_loss"])
+
+
+def trained_and_evaluated(folder: Path, rows_per_process: int) -> tuple[Any, dict[str, Any], dict[str, float]]:
+    """Losses, weights and evaluation of a patched trainer: `tests/lm/ranks.py` runs it in two processes."""
+    tokenizer = byte_tokenizer()
+    tokenizer.pad_token = "</s>"
+    chosen = OPTIONS | {"per_device_train_batch_size": rows_per_process, "per_device_eval_batch_size": 3}
+    trainer = Trainer(
+        tiny_model(spread=0.1), TrainingArguments(output_dir=str(folder), **chosen), DataCollatorForSeq2Seq(tokenizer),
+        train_dataset=rows(), eval_dataset=rows()[:7],
+    )  # fmt: skip
+    with cynosure.patch(trainer) as patched:
+        trainer.train()
+        found = trainer.evaluate()
+        assert patched.model_patch.made_by == []
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    figures = {name: found[f"eval_{name}"] for name in ("loss", "perplexity", "accuracy", "entropy", "tokens")}
+    return losses, trainer.model.state_dict(), figures
+
+
+def evaluated(folder: Path, rows_per_batch: int, **options: Any) -> dict[str, float]:
+    """The evaluation of a patched trainer."""
+    tokenizer = byte_tokenizer()
+    tokenizer.pad_token = "</s>"
+    chosen = OPTIONS | {"per_device_eval_batch_size": rows_per_batch} | options
+    arguments = TrainingArguments(output_dir=str(folder), **chosen)
+    trainer = Trainer(
+        tiny_model(spread=0.3), arguments, DataCollatorForSeq2Seq(tokenizer), train_dataset=rows(), eval_dataset=rows()
+    )
+    with cynosure.patch(trainer) as patched:
+        found = trainer.evaluate()
+        logged = trainer.state.log_history[-1]
+        assert patched.model_patch.made_by == []
+    assert logged["eval_loss"] == found["eval_loss"]
+    assert "eval_tokens" not in trainer.evaluate()
+    return {name: found[f"eval_{name}"] for name in ("loss", "perplexity", "accuracy", "entropy", "tokens")}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_evaluation_by_tokens_depends_on_no_batch_size(tmp_path: Path) -> None:
+    found = [evaluated(tmp_path, n) for n in (1, 3, 7, 16)]
+    for other in found[1:]:
+        assert other == pytest.approx(found[0], rel=1e-6)
+    model, nats, entropies, correct = tiny_model(spread=0.3).double(), [], [], []
+    for row in rows():
+        labels = torch.tensor(row["labels"])[1:]
+        logprobs = model(torch.tensor([row["input_ids"]])).logits[0, :-1].log_softmax(-1)[labels != IGNORED]
+        labels = labels[labels != IGNORED]
+        nats += (-logprobs.gather(1, labels[:, None])[:, 0]).tolist()
+        entropies += (-(logprobs.exp() * logprobs).sum(-1)).tolist()
+        correct += (logprobs.argmax(-1) == labels).tolist()
+    loss = fmean(nats)
+    truth = {"loss": loss, "perplexity": exp(loss), "accuracy": fmean(correct), "entropy": fmean(entropies)}
+    assert found[0]["tokens"] == len(nats)
+    for name, value in truth.items():
+        assert found[0][name] == pytest.approx(value, rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_patched_trainer_trains_and_predicts_as_before(tmp_path: Path) -> None:
+    def run(patched: bool) -> tuple[Any, Any]:
+        tokenizer = byte_tokenizer()
+        tokenizer.pad_token = "</s>"
+        arguments = TrainingArguments(output_dir=str(tmp_path), eval_strategy="steps", eval_steps=2, **OPTIONS)
+        trainer = Trainer(
+            tiny_model(spread=0.1), arguments, DataCollatorForSeq2Seq(tokenizer), train_dataset=rows(),
+            eval_dataset=rows()[:5],
+        )  # fmt: skip
+        if patched:
+            cynosure.patch(trainer)
+        trainer.train()
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        return losses, trainer.predict(rows()[:3])
+
+    (own, own_prediction), (ours, prediction) = run(False), run(True)
+    assert ours == pytest.approx(own, rel=1e-4)
+    torch.testing.assert_close(torch.tensor(prediction.predictions), torch.tensor(own_prediction.predictions))
+    assert {"test_loss", "test_perplexity", "test_tokens"} <= prediction.metrics.keys()
+
+
+def test_trainers_that_cannot_be_patched(tmp_path: Path) -> None:
+    cases: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+        ({"label_smoothing_factor": 0.1}, {}, "its label_smoothing_factor makes a loss of full logits"),
+        ({}, {"compute_loss_func": lambda *_, **__: None}, "its compute_loss_func makes"),
+        ({}, {"model": None, "model_init": lambda: tiny_model()}, "patch the model inside of model_init"),
+    ]
+    for options, given, reason in cases:
+        arguments = TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True, **options)
+        trainer = Trainer(**({"model": tiny_model(), "args": arguments} | given))
+        with pytest.raises(ValueError, match=reason):
+            cynosure.patch(trainer)
+        assert not {"evaluation_loop", "prediction_step"} & vars(trainer).keys()

@@ -11,8 +11,9 @@ from torch import Tensor
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
 
-from cynosure.models import patch
+import cynosure
 from cynosure.models.patch import probe
+from cynosure.train import patch
 from tests.lm.conftest import byte_tokenizer, tiny_model
 from tests.lm.test_patch import batch, family
 
@@ -147,3 +148,42 @@ def test_the_entropy_has_no_gradient_and_says_so() -> None:
         entropy = model(**batch(), fused_lm_head=True).entropy
     with pytest.raises(NotImplementedError, match="undo the patch to train on it"):
         entropy.sum().backward()
+
+
+def finetuned_and_evaluated(
+    folder: Path, rows_per_process: int
+) -> tuple[list[float], dict[str, Any], dict[str, float]]:
+    """Losses, weights and evaluation of a patched trainer: `tests/lm/ranks.py` runs it in two processes."""
+    tokenizer, data = byte_tokenizer(), texts(False)
+    tokenizer.pad_token = "</s>"
+    chosen = OPTIONS | {"per_device_train_batch_size": rows_per_process, "per_device_eval_batch_size": 3}
+    arguments = SFTConfig(output_dir=str(folder), **(chosen | {"gradient_accumulation_steps": 1}))
+    trainer = SFTTrainer(
+        tiny_model(spread=0.3), arguments, train_dataset=data, eval_dataset=data.select(range(7)),
+        processing_class=tokenizer,
+    )  # fmt: skip
+    with cynosure.patch(trainer) as patched:
+        trainer.train()
+        found = trainer.evaluate()
+        assert patched.model_patch.made_by == []
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    figures = {name: found[f"eval_{name}"] for name in ("loss", "perplexity", "accuracy", "entropy", "tokens")}
+    return losses, trainer.model.state_dict(), figures
+
+
+def test_evaluation_by_tokens_depends_on_no_batch_size(tmp_path: Path) -> None:
+    found = []
+    for rows in (1, 3, 8):
+        tokenizer, data = byte_tokenizer(), texts(False)
+        tokenizer.pad_token = "</s>"
+        arguments = SFTConfig(output_dir=str(tmp_path), per_device_eval_batch_size=rows, **OPTIONS)
+        trainer = SFTTrainer(
+            tiny_model(spread=0.3), arguments, train_dataset=data, eval_dataset=data, processing_class=tokenizer
+        )
+        with cynosure.patch(trainer):
+            evaluation = trainer.evaluate()
+        found.append([evaluation[f"eval_{name}"] for name in ("loss", "perplexity", "accuracy", "entropy", "tokens")])
+        assert evaluation["eval_mean_token_accuracy"] == evaluation["eval_accuracy"]
+    assert found[0][-1] == sum(label != -100 for row in trainer.eval_dataset for label in row["labels"])
+    assert found[1] == pytest.approx(found[0], rel=1e-6)
+    assert found[2] == pytest.approx(found[0], rel=1e-6)

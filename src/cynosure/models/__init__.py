@@ -9,6 +9,5 @@ from cynosure.models.load import LanguageModel as LanguageModel
 from cynosure.models.load import load as load
 from cynosure.models.patch import Patch as Patch
 from cynosure.models.patch import causal_lm_loss as causal_lm_loss
-from cynosure.models.patch import patch as patch
 from cynosure.models.split import SplitModel as SplitModel
 from cynosure.models.split import split as split

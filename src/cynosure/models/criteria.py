@@ -60,6 +60,12 @@ class Labelled(NamedTuple):
         found: Tensor = Known.apply(known, *parts, self)  # type: ignore[no-untyped-call]
         return found
 
+    def hooked(self, made: Tensor) -> Tensor:
+        """What was made of the logits, with the hooks that were to run when a gradient comes to them."""
+        for hook in self.recipe.before_backward if made.requires_grad else ():
+            made.register_hook(hook)  # type: ignore[no-untyped-call]
+        return made
+
 
 def mean_of(stats: TokenStats, items: Items) -> Tensor:
     """The loss that these figures come to: `Labelled.loss`, without gradients. 0 where nothing counts."""

@@ -96,11 +96,12 @@ class Patch:
             self.warn(why)
             return self.own_loss(logits, labels, vocab_size, **options)
         self.fused += 1
+        gather_head(self.model)
         given = {name: value for name, value in options.items() if value is not None and name in KNOWN}
         items = given.pop("num_items_in_batch", None)
         found = Labelled.of(logits.recipe, labels, **given)  # type: ignore[attr-defined]
         if self.observer is None or torch.is_grad_enabled():
-            return found.loss(items)
+            return found.hooked(found.loss(items))
         stats = found.stats()
         self.observer(stats)
         return mean_of(stats, items)
@@ -191,6 +192,13 @@ def head_layers(model: Any) -> list[nn.Module]:
     return [layer for layer in layers if layer.out_features == n_classes]
 
 
+def gather_head(model: Any) -> None:
+    """Gather a head that FSDP2 shards by itself: it is let go after its forward, but the loss reads it later."""
+    for module in model.get_output_embeddings().modules():
+        if hasattr(module, "unshard"):
+            module.unshard()  # until its backward
+
+
 def heeded(loss_function: Any) -> set[str]:
     """Options that transformers' loss takes by name; others, such as lengths of packed texts, it does not look at."""
     functions = [loss_function, getattr(sys.modules.get(loss_function.__module__), "fixed_cross_entropy", None)]
@@ -223,27 +231,6 @@ def probe(model: Any, **options: Any) -> Any:
     finally:
         for module in training:
             module.training = True
-
-
-def patch(model: Any) -> Patch:
-    """Put a causal language model of transformers on the fused loss, until `undo()` or to the end of a `with` block.
-
-    `model(..., labels=...)` works as before, `num_items_in_batch` and `shift_labels` too: the same loss, the same
-    gradients, auxiliary losses kept, but no logits are made. Those in the output stand for them, and are made when
-    something looks at them. Without labels nothing changes. The model may be wrapped by PEFT, low-rank updates of its
-    head included.
-
-    What the model does to its logits (scale, softcap, bias, padded vocabulary) is seen when it does it. Raises
-    ValueError, with the reason, where the loss cannot be shown equal on a few tokens; TypeError for what is no model.
-
-    >>> from tests.lm.conftest import tiny_model
-    >>> model, ids = tiny_model(), torch.arange(12)[None]
-    >>> own = model(ids, labels=ids).loss
-    >>> with patch(model):
-    ...     fused = model(ids, labels=ids).loss
-    >>> torch.testing.assert_close(fused, own)
-    """
-    return Patch(model).apply()
 
 
 def causal_lm_loss(

@@ -24,6 +24,11 @@ class Recipe:
     scale: float
     softcap: float | None
     dtype: torch.dtype
+    before_backward: tuple[Callable[[Tensor], Any], ...] = ()  # hooks by which FSDP2 gathers the weight again
+
+    @property
+    def requires_grad(self) -> bool:
+        return any(x is not None and x.requires_grad for x in (self.hidden, self.weight, self.bias))
 
     @property
     def shape(self) -> torch.Size:
@@ -52,7 +57,9 @@ class Recipe:
         hidden = torch.cat([self.hidden * self.scale, other.hidden * other.scale], -1)
         biases = [part.scale * part.bias for part in (self, other) if part.bias is not None]
         bias = sum(biases[1:], biases[0]) if biases else None
-        return replace(self, hidden=hidden, weight=torch.cat([self.weight, other.weight], 1), bias=bias, scale=1.0)
+        hooks = self.before_backward + other.before_backward
+        weight = torch.cat([self.weight, other.weight], 1)
+        return Recipe(hidden, weight, bias, 1.0, None, self.dtype, hooks)
 
     def logits(self) -> Tensor:
         """(..., V), in full."""
@@ -72,6 +79,7 @@ class PendingLogits(Tensor):
     recipe: Recipe
     made: Tensor | None
     tell: Callable[[str], None]
+    with_graph: bool  # they were asked for in grad mode
 
     @staticmethod
     def of(recipe: Recipe, tell: Callable[[str], None]) -> "PendingLogits":
@@ -79,7 +87,7 @@ class PendingLogits(Tensor):
         found: PendingLogits = Tensor._make_wrapper_subclass(
             PendingLogits, recipe.shape, dtype=recipe.dtype, device=recipe.hidden.device
         )
-        found.recipe, found.made, found.tell = recipe, None, tell
+        found.recipe, found.made, found.tell, found.with_graph = recipe, None, tell, torch.is_grad_enabled()
         return found
 
     def logits(self, why: str) -> Tensor:
@@ -102,6 +110,13 @@ class PendingLogits(Tensor):
                 return func(*args, **kwargs)
         first = next((x for x in args if isinstance(x, PendingLogits)), None)
         if first is not None and first.made is None:
+            if name == "requires_grad":
+                return first.with_graph and first.recipe.requires_grad
+            if name == "grad_fn":  # DistributedDataParallel asks whether there is one
+                return first.recipe.hidden.grad_fn if first.with_graph else None
+            if name == "register_hook" and args[1].__module__.startswith("torch.distributed.fsdp"):
+                first.recipe = replace(first.recipe, before_backward=(*first.recipe.before_backward, args[1]))
+                return None
             changed = noted(name, args, kwargs)
             if changed is not None:
                 if not in_place(name):
@@ -141,7 +156,7 @@ def noted(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recipe | 
         return replace(recipe, dtype=CASTS[name])
     if name == "to":
         return cast(recipe, rest, kwargs)
-    if name == "contiguous" and not rest and not kwargs:
+    if name in ("contiguous", "clone") and not rest and not kwargs:
         return recipe
     if name == "getitem":
         return part(recipe, rest[0])
@@ -217,7 +232,19 @@ ASKING = {
 }
 PROPERTIES = {
     getattr(Tensor, name).__get__
-    for name in ("shape", "dtype", "device", "ndim", "layout", "is_cuda", "is_cpu", "is_sparse", "is_meta", "is_mps")
+    for name in (
+        "shape",
+        "dtype",
+        "device",
+        "ndim",
+        "layout",
+        "is_cuda",
+        "is_cpu",
+        "is_sparse",
+        "is_meta",
+        "is_mps",
+        "_base",
+    )
 }
 
 

@@ -9,7 +9,7 @@ from torch.autograd import Function
 from transformers.utils.generic import ModelOutput
 
 from cynosure.models.criteria import Items, Labelled
-from cynosure.models.patch import Patch
+from cynosure.models.patch import Patch, gather_head
 from cynosure.models.pending import PendingLogits
 
 
@@ -42,12 +42,13 @@ def per_token_output(
     if not isinstance(logits, PendingLogits) or logits.made is not None:
         raise ValueError(f"{type(patched.model).__name__}: {patched.made_by[0]} needs full logits")
     patched.fused += 1
+    gather_head(patched.model)
     found = Labelled.of(logits.recipe, labels, shift_labels)
     stats = found.stats()
     if patched.observer is not None and not torch.is_grad_enabled():
         patched.observer(stats)
     mask = stats.rank > 0
-    log_probs = found.logprobs(stats)
+    log_probs = found.hooked(found.logprobs(stats))
     n_items = mask.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
     loss, aux_loss = -log_probs.sum() / n_items, getattr(output, "aux_loss", None)
     if aux_loss is not None:
@@ -61,10 +62,13 @@ class Constant(Function):
 
     @staticmethod
     def forward(ctx: Any, figures: Tensor, log_probs: Tensor) -> Tensor:
+        ctx.set_materialize_grads(False)
         return figures.clone()
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> Any:
+    def backward(ctx: Any, *upstream: Tensor | None) -> Any:
+        if upstream[0] is None:  # DistributedDataParallel visits all outputs
+            return None, None
         raise NotImplementedError("the entropy of a patched model has no gradient: undo the patch to train on it")
 
 

@@ -1,0 +1,145 @@
+"""A Trainer on the fused loss: its model patched, and its evaluation counted by tokens."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cynosure.loss import TokenStats
+from cynosure.models import Patch
+
+REPLACED = ("evaluation_loop", "prediction_step")
+THEIRS = {"entropy": "entropy", "mean_token_accuracy": "accuracy"}  # TRL's names of figures
+
+
+class TrainerPatch:
+    """A patched Trainer; `undo` takes it and its model back, as does leaving it as a context manager.
+
+    Evaluation divides the nats of all tokens by their number, once, where Trainer averages over batches, so that
+    `eval_loss` depends neither on the batch size nor on how texts of unequal length fall together. Beside it stand
+    `eval_perplexity`, `eval_accuracy` (of the likeliest token), `eval_entropy` (nats a token) and `eval_tokens`.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+        check_trainer(trainer)
+        self.model_patch = Patch(trainer.model)
+        self.own = {name: vars(trainer)[name] for name in REPLACED if name in vars(trainer)}
+        self.own_loop, self.own_step = trainer.evaluation_loop, trainer.prediction_step
+        self.batches: list[TokenStats] = []
+        self.sums = torch.zeros(len(Figures.NAMES), dtype=torch.float64)
+
+    def apply(self) -> "TrainerPatch":
+        """Put it in place; errors as of `Patch.apply`."""
+        self.model_patch.apply()
+        self.trainer.evaluation_loop, self.trainer.prediction_step = self.evaluation_loop, self.prediction_step
+        return self
+
+    def undo(self) -> None:
+        """Leave trainer and model as they were; once is enough."""
+        self.model_patch.undo()
+        for name in REPLACED:
+            vars(self.trainer).pop(name, None)
+        vars(self.trainer).update(self.own)
+
+    def __enter__(self) -> "TrainerPatch":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.undo()
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """Trainer's own, its loss replaced by that of all tokens, and the other figures added."""
+        self.sums = torch.zeros_like(self.sums)
+        self.model_patch.observer = self.batches.append
+        try:
+            output = self.own_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        finally:
+            self.model_patch.observer = None
+        figures = Figures(self.sums).compute()
+        # TRL would put means over batches in the place of two of them.
+        theirs = getattr(self.trainer, "_metrics", {}).get("eval", {})
+        theirs.update({name: [figures[own]] for name, own in THEIRS.items() if name in theirs and figures})
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in figures.items()})
+        return output
+
+    def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's own, and the sums of each of its texts, gathered without those that only fill the last batch."""
+        self.batches.clear()
+        result = self.own_step(*args, **kwargs)
+        if self.batches:
+            accelerator = self.trainer.accelerator
+            rows = torch.cat([Figures.rows(stats) for stats in self.batches])
+            rows = accelerator.gather_for_metrics(
+                rows.to(accelerator.device) if accelerator.num_processes > 1 else rows
+            )
+            self.sums += rows.cpu().sum(0)
+        return result
+
+
+class Figures:
+    """Sums over tokens, float64: their number, nats, entropy, and how many were the likeliest."""
+
+    NAMES = ("tokens", "nats", "entropy", "correct")
+
+    def __init__(self, sums: Tensor) -> None:
+        self.tokens, self.nats, self.entropy, self.correct = sums.tolist()
+
+    @staticmethod
+    def rows(stats: TokenStats) -> Tensor:
+        """The sums of each row of (B, T) tokens: (B, 4)."""
+        counted = (stats.rank > 0).cpu()
+        columns = [counted, stats.nll.cpu(), stats.entropy.cpu(), (stats.rank == 1).cpu()]
+        return torch.stack([torch.where(counted, x.double(), 0.0).sum(-1) for x in columns], -1)
+
+    def compute(self) -> dict[str, float]:
+        """The figures; none without tokens."""
+        if not self.tokens:
+            return {}
+        loss = self.nats / self.tokens
+        return {
+            "loss": loss,
+            "perplexity": math.exp(loss) if loss < 709 else math.inf,
+            "accuracy": self.correct / self.tokens,
+            "entropy": self.entropy / self.tokens,
+            "tokens": int(self.tokens),
+        }
+
+
+def check_trainer(trainer: Any) -> None:
+    """ValueError for a trainer whose loss is made of full logits, or whose model is made when it starts."""
+    if trainer.model_init is not None:
+        raise ValueError("this trainer makes its model when it starts: patch the model inside of model_init instead")
+    for name, value in (
+        ("label_smoothing_factor", trainer.args.label_smoothing_factor),
+        ("compute_loss_func", trainer.compute_loss_func),
+    ):
+        if value:
+            raise ValueError(f"this trainer cannot be patched: its {name} makes a loss of full logits")
+
+
+def patch(target: Any) -> Patch | TrainerPatch:
+    """Put a causal language model of transformers, or a Trainer and its model, on the fused loss.
+
+    A model: until `undo()` or to the end of a `with` block, `model(..., labels=...)` works as before,
+    `num_items_in_batch` and `shift_labels` too: the same loss, the same gradients, auxiliary losses kept, but no logits
+    are made. Those in the output stand for them, and are made when something looks at them. Without labels nothing
+    changes. The model may be wrapped by PEFT, low-rank updates of its head included.
+
+    A Trainer of transformers or SFTTrainer of TRL: its model, and evaluation by tokens, as `TrainerPatch` says. Patch
+    SFTTrainer itself, not its model before: it puts a loss of its own on the model.
+
+    What the model does to its logits (scale, softcap, bias, padded vocabulary) is seen when it does it. Raises
+    ValueError, with the reason, where the loss cannot be shown equal on a few tokens; TypeError for what is neither.
+
+    >>> from tests.lm.conftest import tiny_model
+    >>> model, ids = tiny_model(), torch.arange(12)[None]
+    >>> own = model(ids, labels=ids).loss
+    >>> with patch(model):
+    ...     fused = model(ids, labels=ids).loss
+    >>> torch.testing.assert_close(fused, own)
+    """
+    if hasattr(target, "evaluation_loop"):
+        return TrainerPatch(target).apply()
+    return Patch(target).apply()

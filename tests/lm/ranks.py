@@ -1,0 +1,93 @@
+"""One of two processes that train together: what `tests/lm/test_distributed.py` starts by torchrun."""
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+import cynosure
+from tests.lm.test_patch import IGNORED, batch, family
+
+FAMILIES = ["Llama", "Llama, tied", "Gemma 2", "Phi, biased"]
+WRAPPINGS = ["DDP", "DDP, unused parameters", "FSDP2", "FSDP2, head by itself", "FSDP2, patched after"]
+BATCHES = ["equal", "unequal", "one rank ignores all"]
+
+
+def inputs(kind: str) -> dict[str, Tensor]:
+    """Four rows, two for each process."""
+    parts = [batch(0), batch(1)]
+    found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    if kind == "unequal":
+        found["labels"][2:, 4:] = IGNORED
+    if kind == "one rank ignores all":
+        found["labels"][2:] = IGNORED
+    return found
+
+
+def wrapped(model: Any, kind: str) -> Any:
+    """The model as these tools wrap it, patched before or after."""
+    if kind != "FSDP2, patched after":
+        cynosure.patch(model)
+    if kind.startswith("DDP"):
+        return DistributedDataParallel(model, find_unused_parameters="unused" in kind)
+    for layer in model.model.layers:
+        fully_shard(layer)
+    if kind == "FSDP2, head by itself" and not model.config.tie_word_embeddings:
+        fully_shard(model.lm_head)
+    fully_shard(model)
+    if kind == "FSDP2, patched after":
+        cynosure.patch(model)
+    return model
+
+
+def step(name: str, wrapping: str, which: str) -> dict[str, Tensor]:
+    """The loss of all processes' tokens and its gradients, made twice: whatever is kept must serve again."""
+    rank, whole = dist.get_rank(), inputs(which)
+    model = family(name)
+    wrapper = wrapped(model, wrapping)
+    own = {key: value[2 * rank : 2 * rank + 2] for key, value in whole.items()}
+    n_items = (whole["labels"][:, 1:] != IGNORED).sum()
+    for _ in range(2):
+        wrapper.zero_grad()
+        loss = wrapper(**own, num_items_in_batch=n_items, use_cache=False).loss * dist.get_world_size()
+        loss.backward()
+    if model._cynosure_patch.made_by:
+        raise RuntimeError(f"{name}, {wrapping}: {model._cynosure_patch.made_by} made full logits")
+    loss = loss.detach() / dist.get_world_size()
+    dist.all_reduce(loss)
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    whole_ones = {n: g.full_tensor() if isinstance(g, DTensor) else g.clone() for n, g in gradients.items()}
+    return {"loss": loss} | whole_ones
+
+
+def main(folder: Path) -> None:
+    from tests.lm.test_trainer import trained_and_evaluated
+    from tests.lm.test_trl import finetuned_and_evaluated
+
+    dist.init_process_group("gloo")
+    steps = {
+        (name, wrapping, which): step(name, wrapping, which)
+        for name in FAMILIES
+        for wrapping in WRAPPINGS
+        for which in BATCHES
+    }
+    found = {
+        "steps": steps,
+        "Trainer": trained_and_evaluated(folder, rows_per_process=2),
+        "SFTTrainer": finetuned_and_evaluated(folder, rows_per_process=2),
+    }
+    if dist.get_rank() == 0:
+        torch.save(found, folder / "found.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    main(Path(sys.argv[1]))
