@@ -1,14 +1,18 @@
-"""The check passes on sound models of every kind of head, and fails when the loss is wrong."""
+"""The check passes on sound models of every kind of head, and fails when the loss or the model is wrong."""
 
+import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
-from cynosure.cli.check import FILLER
+from cynosure.cli.app import app
+from cynosure.cli.check import FILLER, padded_batch, read
 from cynosure.models import LanguageModel, check
-from tests.lm.conftest import tiny_model
+from tests.lm.conftest import byte_tokenizer, tiny_model
 from tests.lm.test_head import FAMILIES
 
 IDS = torch.arange(30, 62)
@@ -58,3 +62,58 @@ def test_what_cannot_be_checked_is_refused() -> None:
         check(tiny_model().double(), IDS)
     with pytest.raises(ValueError, match=r"at least 32 tokens in one row, got shape \(2,\)"):
         check(tiny_model(), IDS[:2])
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner().invoke(app, ["check", *map(str, arguments)])
+
+
+def test_the_command_names_what_it_finds(tmp_path: Path) -> None:
+    model, tokenizer = tiny_model(max_position_embeddings=128), byte_tokenizer(adds_bos=True)
+    tokenizer.add_tokens([f"<{i}>" for i in range(60)])
+    tokenizer.pad_token = "<59>"
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    done = run(tmp_path)
+    assert done.exit_code == 1
+    assert "Passed: the fused loss" in done.stdout
+    assert "tokenizer-too-large: the tokenizer has 322 tokens, the embedding 300 rows" in done.stdout
+    assert "The fix: model.resize_token_embeddings(len(tokenizer))" in done.stdout
+    values = json.loads(run(tmp_path, "--format", "json").stdout)
+    assert list(values) == ["model", "passed", "head", "checks", "findings", "notes"]
+    assert not values["passed"]
+    assert [list(finding) for finding in values["findings"]] == [["name", "what", "means", "fix"]] * 2
+    assert [finding["name"] for finding in values["findings"]] == ["tokenizer-too-large", "special-tokens-differ"]
+
+
+def test_the_command_is_quiet_where_nothing_is_found(tiny_folder: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("Some text of a file. " * 400)
+    done = run(tiny_folder, text)
+    assert done.exit_code == 0
+    assert "Audit: nothing found in 12 checks" in done.stdout
+    assert "Note: bos is 0 in the tokenizer and 1 in model.config" in done.stdout
+    assert (
+        run(tiny_folder, tmp_path / "text.txt", "--format", "json").stdout
+        != run(tiny_folder, "--format", "json").stdout
+    )
+
+
+def test_a_text_or_a_file_of_it(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("né\n")
+    assert read(str(text)) == "né\n"
+    assert read("words " * 1000) == "words " * 1000
+    assert read(None) == ""
+    text.write_text("")
+    assert read(str(text)) == ""
+
+
+def test_the_batch_is_as_a_collator_makes_it() -> None:
+    batch = padded_batch(byte_tokenizer(adds_bos=True), list(range(20, 120)))
+    assert {name: tuple(values.shape) for name, values in batch.items()} == dict.fromkeys(batch, (2, 64))
+    assert batch["input_ids"][:, 0].tolist() == [0, 0]
+    assert batch["input_ids"][1, 40:].tolist() == [1] * 24  # EOS, where there is no pad token
+    assert batch["labels"][1, 40:].tolist() == [-100] * 24
+    assert batch["attention_mask"].sum(1).tolist() == [64, 40]
+    assert padded_batch(byte_tokenizer(), list(range(20, 120)))["input_ids"][0, 0] == 20

@@ -1,15 +1,20 @@
-"""`cynosure check`: the fused loss against a model's own."""
+"""`cynosure check`: the fused loss against a model's own, and an audit of the model on a padded batch."""
 
-from typing import TYPE_CHECKING, Annotated
+import os
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cynosure.cli import common
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cynosure.models.audit import Audit
     from cynosure.models.check import Check
 
 N_TOKENS = 64  # full logits of so few are made here for once
+N_SHORT = 40  # of the second row of the audit's batch, which is padded
 # Whatever TEXT lacks of 64 tokens.
 FILLER = (
     "The loss of a language model is its surprise at the text it reads. Each word costs as much as the model "
@@ -22,7 +27,8 @@ FILLER = (
 def check(
     model: common.Model,
     text: Annotated[
-        str | None, typer.Argument(metavar="[TEXT]", help="Text to check on; its first 64 tokens are taken.")
+        str | None,
+        typer.Argument(metavar="[TEXT]", help="Text to check on, or a file of it; its first 64 tokens are taken."),
     ] = None,
     device: common.Device = "auto",
     tokenizer: common.Tokenizer = None,
@@ -31,10 +37,12 @@ def check(
     quiet: common.Quiet = False,
     debug: common.Debug = False,
 ) -> None:
-    """Prove our loss equal to the model's own.
+    """Prove our loss equal to the model's own, and audit the model.
 
     The fused loss, which makes no full logits, is compared with model(..., labels=...) in float32: the logits, the
-    loss, its gradients, ignored labels, and division by num_items_in_batch. Exit status 1 when one of them differs.
+    loss, its gradients, ignored labels, and division by num_items_in_batch. Then model and tokenizer are audited on a
+    padded batch of the text: vocabulary, special tokens, loss against ln V, accumulation. Exit status 1 when something
+    differs or is found. `cynosure.audit` does so with your own batches and loss.
     """
     import torch
 
@@ -43,21 +51,52 @@ def check(
 
     common.show_notes(quiet)
     loaded = models.load(model, dtype="float32", device=device, tokenizer=tokenizer, revision=revision)
-    ids = [token for part in (text or "", FILLER) for token in tokenize(loaded.tokenizer, part).ids.tolist()]
+    ids = [token for part in (read(text), FILLER) for token in tokenize(loaded.tokenizer, part).ids.tolist()]
     checks = models.check(loaded.model, torch.tensor(ids[:N_TOKENS]))
+    audit = models.audit(loaded.model, [padded_batch(loaded.tokenizer, ids)], tokenizer=loaded.tokenizer)
     head = models.read_head(loaded.model)
-    passed = all(check.passed for check in checks)
+    passed = all(check.passed for check in checks) and audit.passed
     if format == "json":
         values = [check._asdict() | {"passed": check.passed} for check in checks]
         parts = {"scale": head.scale, "softcap": head.softcap, "bias": head.bias is not None}
-        common.print_json({"model": loaded.name, "passed": passed, "head": parts, "checks": values})
+        audited = {"findings": [finding._asdict() for finding in audit.findings], "notes": list(audit.notes)}
+        common.print_json({"model": loaded.name, "passed": passed, "head": parts, "checks": values} | audited)
     else:
         vocab_size, hidden_size = head.weight.shape
         softcap = f"softcap {head.softcap:g}" if head.softcap else "no softcap"
         bias = "a bias" if head.bias is not None else "no bias"
         show(loaded.name, f"head: {vocab_size:,} x {hidden_size:,}, {bias}, scale {head.scale:g}, {softcap}", checks)
+        show_audit(audit)
     if not passed:
         raise typer.Exit(1)
+
+
+def read(text: str | None) -> str:
+    """The text, or the first document of the file of that name."""
+    from cynosure.text import find_sources, read_documents
+
+    if text is None or not os.path.isfile(text):
+        return text or ""
+    document = next(read_documents(find_sources([text])), None)
+    return document.text[: 100 * N_TOKENS] if document else ""
+
+
+def padded_batch(tokenizer: Any, ids: list[int]) -> "dict[str, Tensor]":
+    """Two rows as a data collator makes them: the beginning of a text, and less of it, padded."""
+    import torch
+
+    from cynosure.text.tokens import adds_bos
+
+    start = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
+    row = torch.tensor([*start, *ids][:N_TOKENS])
+    mask = torch.stack([torch.ones_like(row), (torch.arange(len(row)) < N_SHORT).long()])
+    pad = next((x for x in (tokenizer.pad_token_id, tokenizer.eos_token_id) if x is not None), 0)
+    tokens = row.expand(2, -1)
+    return {
+        "input_ids": tokens.masked_fill(mask == 0, pad),
+        "attention_mask": mask,
+        "labels": tokens.masked_fill(mask == 0, -100),
+    }
 
 
 def show(name: str, head: str, checks: "list[Check]") -> None:
@@ -87,3 +126,20 @@ def show(name: str, head: str, checks: "list[Check]") -> None:
     equal = f"the fused loss and its gradients equal the model's own to a relative {TOLERANCE:g}"
     nearer = "" if all(check.equal for check in checks) else "; where float32 leaves more, they are nearer to exact"
     console.print(f"Passed: {equal}{nearer}.", style="bold")
+
+
+def show_audit(audit: "Audit") -> None:
+    from rich.padding import Padding
+
+    console = common.stdout()
+    where = f"{len(audit.checks)} checks of the model on a padded batch of the text"
+    if audit.passed:
+        console.print(f"Audit: nothing found in {where}.", style="bold")
+    else:
+        console.print(f"\nAudit: {len(audit.findings)} found in {where}.", style="bold red")
+    for finding in audit.findings:
+        console.print(f"\n{finding.name}: {finding.what}.", style="bold")
+        console.print(Padding(f"It means: {finding.means}.", (0, 0, 0, 2)))
+        console.print(Padding(f"The fix: {finding.fix}.", (0, 0, 0, 2)))
+    for note in audit.notes:
+        console.print(f"Note: {note}.")

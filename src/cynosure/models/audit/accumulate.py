@@ -5,7 +5,7 @@ from torch import Tensor
 
 from cynosure.models.audit.batch import IGNORED
 from cynosure.models.audit.findings import Report
-from cynosure.models.audit.loss import Compared, rounding_of, whole_factor
+from cynosure.models.audit.loss import Compared, rounding_of, times, whole_factor
 from cynosure.models.audit.subject import Subject
 from cynosure.models.audit.truth import Nll
 
@@ -73,7 +73,7 @@ def explain_parts(
     factor, name = whole_factor(total, right, sum(slacks))
     ratio = total / right if right else 0.0
     if factor and close(losses, [x * ratio for x in expected], [slack * max(1.0, ratio) for slack in slacks]):
-        return name, f"in all {'' if name == 'loss-multiplied' else '1/'}{factor} of what it should be"
+        return name, f"in all {times(factor, name)} what it should be"
     return "accumulation-differs", f"together {total:.6f} instead of {right:.6f}"
 
 

@@ -30,7 +30,7 @@ class Batch:
     def with_labels(self, labels: Tensor) -> Any:
         """The batch as it came, in a copy, with other labels."""
         given = copy.copy(self.given)
-        given["labels"] = labels
+        given["labels"] = labels.clone()  # which a loss function may change
         return given
 
     def targets(self, shift: int) -> Tensor:

@@ -21,8 +21,8 @@ def check_level(compared: list[Compared], rows: list[Rows], model: Any, fresh: b
     Allowed are a nat and three standard errors; in a fresh model also what its initialisation costs.
     """
     nats = torch.cat([one.right.nats[asked(one, row)] for one, row in zip(compared, rows, strict=True)])
-    if len(nats) < 2:
-        report.made("loss against ln V", "not made: fewer than two tokens of text are labelled")
+    if len(nats) < 2 or not bool(nats.isfinite().all()):
+        report.made("loss against ln V", "not made: fewer than two tokens of text are labelled, or have a finite loss")
         return
     mean, spread = float(nats.mean()), 3 * float(nats.std()) / math.sqrt(len(nats))
     n_classes = compared[0].right.n_classes

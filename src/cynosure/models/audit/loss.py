@@ -43,7 +43,9 @@ def compare_loss(subject: Subject, batch: Batch, report: Report, *, fused: bool)
     slack = right.slack / right.n + rounding_of(loss)
     if not math.isfinite(right.total):
         bad = (~torch.isfinite(right.nats)) & right.counted
-        report.find("not-finite", f"the model's own logits give {float(right.nats[bad][0])} for {batch.place(bad)}")
+        report.find(
+            "not-finite", f"the model's own logits give a loss of {float(right.nats[bad][0])} at {batch.place(bad)}"
+        )
         return Compared(batch, right, 0.0, False)
     auxiliary = min((0.0, extra), key=lambda x: abs(found - right.mean - x))
     difference = found - right.mean - auxiliary
@@ -64,8 +66,9 @@ def compare_loss(subject: Subject, batch: Batch, report: Report, *, fused: bool)
 
 
 def rounding_of(loss: Tensor) -> float:
-    """Of the loss itself: its sum and its last digit."""
-    return 4 * torch.finfo(loss.dtype).eps * max(1.0, abs(float(loss)))
+    """Of the loss itself: its last digit, and in float32 and above those of its sum."""
+    eps = torch.finfo(loss.dtype).eps
+    return eps * (4 if eps < 1e-6 else 1) * max(1.0, abs(float(loss)))
 
 
 def explain(subject: Subject, batch: Batch, own: Own, right: Nll, loss: Tensor) -> tuple[tuple[str, ...], str]:
@@ -80,10 +83,10 @@ def explain(subject: Subject, batch: Batch, own: Own, right: Nll, loss: Tensor) 
             fitting.append((apart, reason))
     if fitting:
         _, best = min(fitting, key=lambda pair: pair[0])
-        return best.names, f"{best.what}: {best.value:.6f}"
+        return best.names, f"{best.what} {best.value:.6f}"
     factor, name = whole_factor(found, right.mean, right.slack / right.n + last_digit)
     if factor:
-        return (name,), f"it is {'' if name == 'loss-multiplied' else '1/'}{factor} of that"
+        return (name,), f"it is {times(factor, name)} that"
     return ("loss-differs",), f"{found - right.mean:+.6f}, for which no reason is known"
 
 
@@ -98,15 +101,17 @@ def whole_factor(found: float, right: float, slack: float) -> tuple[int, str]:
     return 0, ""
 
 
+def times(factor: int, name: str) -> str:
+    return f"{factor} times" if name == "loss-multiplied" else f"1/{factor} of"
+
+
 def reasons(subject: Subject, batch: Batch, own: Own, right: Nll) -> Iterator[Reason]:
     """Losses with one mistake each, on the model's own logits."""
     yield from wrong_shifts(batch, own)
     yield from wrong_heads(subject, batch, own)
     yield from wrong_targets(batch, own)
     yield from wrong_means(batch, right)
-    for name in subject.inputs(batch.given):
-        if name != "input_ids":
-            yield from without_input(subject, batch, name)
+    yield from without_inputs(subject, batch)
 
 
 def mean_reason(names: tuple[str, ...], what: str, nll: Nll) -> Iterator[Reason]:
@@ -159,9 +164,11 @@ def wrong_means(batch: Batch, right: Nll) -> Iterator[Reason]:
     yield Reason(("not-divided",), f"their sum over {right.n} labels is", right.total, right.slack)
 
 
-def without_input(subject: Subject, batch: Batch, name: str) -> Iterator[Reason]:
-    other = own_logits(subject, batch, without=name)
-    yield from mean_reason(("input-dropped",), f"without {name} they give", nll_of(other, batch.truth))
+def without_inputs(subject: Subject, batch: Batch) -> Iterator[Reason]:
+    given = [name for name in ("attention_mask", "position_ids") if name in subject.inputs(batch.given)]
+    for dropped in (*({name} for name in given), *([set(given)] if len(given) > 1 else [])):
+        what = f"without {' and '.join(sorted(dropped))} they give"
+        yield from mean_reason(("input-dropped",), what, nll_of(own_logits(subject, batch, dropped), batch.truth))
 
 
 def compare_fused(subject: Subject, batch: Batch, own: Own, right: Nll, report: Report) -> None:

@@ -1,7 +1,7 @@
 """What an audit examines: a model with its own loss or a user's, run without a trace."""
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,9 +35,9 @@ class Subject:
     def name(self) -> str:
         return "the model" if self.loss_fn is None else "loss_fn"
 
-    def inputs(self, given: Any, without: str | None = None) -> dict[str, Any]:
+    def inputs(self, given: Any, without: Set[str] = frozenset()) -> dict[str, Any]:
         """Those of a batch's columns that go to the model."""
-        left_out = {*COMPLETION, "labels", without}
+        left_out = {*COMPLETION, "labels", *without}
         return {
             name: value
             for name, value in given.items()

@@ -1,6 +1,6 @@
 """The truth an audit compares with: losses in float64 from the model's own logits, and how far rounding may lead."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ class Own(NamedTuple):
     auxiliary: Tensor | None  # what the model adds to its loss: a router's, weighted
 
 
-def own_logits(subject: Subject, batch: Batch, without: str | None = None) -> Own:
+def own_logits(subject: Subject, batch: Batch, without: Set[str] = frozenset()) -> Own:
     """Run the model without labels, under the autocast that the loss has run it under."""
     seen: list[tuple[Tensor, Tensor]] = []
 
@@ -85,13 +85,15 @@ class Nll(NamedTuple):
     def slack(self) -> float:
         """How far rounding may lead a sum of these from another way to compute the same.
 
-        In float32 and above a logit is a sum of many roundings, 16 of which are allowed for (as in `agree`), and all
-        may point the same way. In half precision it is rounded at most four times (product, scale, softcap), evenly up
-        and down, so that errors add up as their root of squares.
+        In float32 and above a logit is a sum of many roundings, 16 of which are allowed for (as in `agree`), the sum over
+        V classes has sqrt(V), and all may point the same way. In half precision a logit is rounded at most four times
+        (product, scale, softcap), evenly up and down, so that errors add up as their root of squares.
         """
         eps = torch.finfo(self.dtype).eps
         size = self.size[self.counted]
-        return 16 * eps * float(size.sum()) if eps < 1e-6 else 4 * eps * float(size.norm())
+        if eps > 1e-6:
+            return 4 * eps * float(size.norm())
+        return eps * (16 * float(size.sum()) + self.n * self.n_classes**0.5)
 
 
 def nll_of(own: Own, target: Tensor, logits: Tensor | None = None) -> Nll:
