@@ -272,6 +272,10 @@ def batches() -> Iterator[tuple[str, Planted]]:
         "rolled by the data set",
         Planted("shifted-twice", changed(plain, labels=ids.roll(-1, 1).masked_fill(padded, IGNORED))),
     )
+    yield (
+        "shifted the wrong way",
+        Planted("never-shifted", changed(plain, labels=ids.roll(1, 1).masked_fill(padded, IGNORED))),
+    )
     yield "padding labelled", Planted("padding-labelled", changed(plain, labels=ids))
     yield "padding labelled 0", Planted("padding-labelled", changed(plain, labels=plain["labels"].clamp(min=0)))
     yield (
@@ -564,7 +568,10 @@ def test_awkward_batches_that_are_right(kind: str, loss_fn: Any) -> None:
     one = rows(20)
     one["labels"][:, :-1] = IGNORED
     constant = torch.full((2, 9), 5)
-    for batch in (rows(20), rows(20, 13, side="left"), packed, ignored, chunks, rows(2), one,
+    one_mask = rows(20, 13, side="left")
+    one_mask["attention_mask"] = one_mask["attention_mask"][:, None, None].bool() & torch.ones(20, 20).tril().bool()
+    one_mask["attention_mask"][1, 0, :7, 0] = True  # a row of attention to nothing would be NaN
+    for batch in (rows(20), rows(20, 13, side="left"), packed, ignored, chunks, rows(2), one, one_mask,
                   {"input_ids": constant, "labels": constant}):  # fmt: skip
         assert silent(audit(model, [batch, batch], loss_fn=loss_fn, tokenizer=Words()))
     assert audit(model, [ignored]).notes == ("rows without any label, which only cost time: batch 0, row 1",)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from cynosure.models.audit.batch import IGNORED
+from cynosure.models.audit.batch import IGNORED, pulled
 from cynosure.models.audit.findings import Report
 from cynosure.models.audit.loss import Compared, rounding_of, times, whole_factor
 from cynosure.models.audit.subject import Subject
@@ -42,7 +42,7 @@ def compare_parts(subject: Subject, whole: Compared, report: Report) -> None:
     batch, right, n_items = whole.batch, whole.right, whole.right.n
     parts, losses, slacks = [], [], []
     for mask in unequal_parts(right):
-        kept = mask if batch.ahead else torch.cat([torch.zeros_like(mask[:, :1]), mask[:, :-1]], 1)
+        kept = pulled(mask, batch.ahead - 1, False)
         loss = subject.loss(batch.with_labels(batch.labels.masked_fill(~kept, IGNORED)), n_items)
         parts.append(right.part(mask))
         losses.append(float(loss) - whole.auxiliary)

@@ -16,14 +16,17 @@ COMPLETION = ("completion_mask", "assistant_masks")  # TRL's names for where the
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch. All tensors are (B, T); `ahead` is 1 where label t is the token after t, which most data sets leave to
-    the model, else 0."""
+    """A batch; all tensors are (B, T).
+
+    Label t is the token at t + `ahead`: 0 in most data sets, which leave the shift to the model, 1 in others, and -1 in
+    one that has shifted the wrong way.
+    """
 
     index: int
     given: Any  # as it came, for the loss function
     ids: Tensor
     labels: Tensor
-    attention: Tensor | None  # bool: False is padding
+    attention: Tensor | None  # bool: False is padding; None where there is no mask of this shape
     completion: Tensor | None  # bool: True is what is to be learned
     ahead: int = 0
 
@@ -38,6 +41,11 @@ class Batch:
         return pulled(self.labels, shift, IGNORED)
 
     @property
+    def masked_otherwise(self) -> bool:
+        """Whether attention has a mask of another shape, which says more than what is padding."""
+        return self.attention is None and "attention_mask" in self.given
+
+    @property
     def truth(self) -> Tensor:
         """What position t should be asked for: the token after it, where that is labelled."""
         return self.targets(1 - self.ahead)
@@ -45,9 +53,7 @@ class Batch:
     @property
     def own_labels(self) -> Tensor:
         """The labels at the place of the tokens that they name."""
-        if not self.ahead:
-            return self.labels
-        return torch.cat([torch.full_like(self.labels[:, :1], IGNORED), self.labels[:, :-1]], 1)
+        return pulled(self.labels, -self.ahead, IGNORED)
 
     def place(self, where: Tensor) -> str:
         """The first place in a (B, T) mask."""
@@ -57,6 +63,9 @@ class Batch:
 
 def pulled(values: Tensor, shift: int, beyond: int) -> Tensor:
     """(B, T): at t the value of t + shift."""
+    shift = max(-values.shape[1], min(shift, values.shape[1]))
+    if shift < 0:
+        return torch.cat([torch.full_like(values[:, shift:], beyond), values[:, :shift]], 1)
     return torch.cat([values[:, shift:], torch.full_like(values[:, :shift], beyond)], 1)
 
 
@@ -89,7 +98,7 @@ def read_batch(index: int, given: Any, device: torch.device) -> Batch:
     labels = same_shape(name, "labels", moved["labels"], ids)
     attention = moved.get("attention_mask")
     if not isinstance(attention, Tensor) or attention.shape != ids.shape:
-        attention = None  # none, or one of 4 dimensions, which says more than what is padding
+        attention = None
     masks = [same_shape(name, column, moved[column], ids) != 0 for column in COMPLETION if column in moved]
     completion = torch.stack(masks).all(0) if masks else None
     return Batch(index, moved, ids, labels, None if attention is None else attention != 0, completion)
@@ -111,15 +120,17 @@ def described(value: Any) -> str:
 
 
 def labels_ahead(batches: list[Batch]) -> int:
-    """1 where most labels name the token after theirs, and fewer their own, else 0; padding does not count.
+    """1 where most labels name the token after theirs, -1 where the one before, else 0; padding does not count.
 
     Most, not all: where one text ends and the next begins, or padding, the label may be EOS.
     """
-    n_labels, n_own, n_after = 0, 0, 0
+    counts = dict.fromkeys((0, 1, -1), 0)
+    n_labels = 0
     for batch in batches:
         real = torch.ones_like(batch.ids, dtype=torch.bool) if batch.attention is None else batch.attention
-        inside = real & pulled(real.long(), 1, 0).bool() & (batch.labels != IGNORED)
+        inside = real & pulled(real, 1, False) & (batch.labels != IGNORED)
         n_labels += int(inside.sum())
-        n_own += int((inside & (batch.labels == batch.ids)).sum())
-        n_after += int((inside & (batch.labels == pulled(batch.ids, 1, IGNORED))).sum())
-    return int(2 * n_after > n_labels and n_own < n_after)
+        for ahead in counts:
+            counts[ahead] += int((inside & (batch.labels == pulled(batch.ids, ahead, IGNORED))).sum())
+    likeliest = max(counts, key=lambda ahead: counts[ahead])
+    return likeliest if 2 * counts[likeliest] > n_labels else 0

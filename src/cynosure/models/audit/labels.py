@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cynosure.models.audit.batch import IGNORED, Batch
+from cynosure.models.audit.batch import IGNORED, Batch, pulled
 from cynosure.models.audit.findings import Report
 from cynosure.text.tokens import adds_bos
 
@@ -48,15 +48,25 @@ def read_rows(batch: Batch, specials: Specials) -> Rows:
     is_pad = (batch.ids == specials.pad) & unmasked
     leading, trailing = run_at_start(is_pad), run_at_start(is_pad.flip(1)).flip(1)
     if specials.pad in (*specials.eos, specials.bos):
-        leading = leading & torch.cat([leading[:, 1:], torch.zeros_like(leading[:, :1])], 1)
+        leading = leading & after(leading)
         ends = batch.ids[:, -1:] == specials.pad  # in the longest row too, which has no padding: texts end with EOS
         if bool((ends | ~unmasked).all()):
-            trailing = trailing & torch.cat([torch.zeros_like(trailing[:, :1]), trailing[:, :-1]], 1)
+            trailing = trailing & before(trailing)
     return Rows(~(masked | leading | trailing), leading, trailing)
 
 
 def run_at_start(where: Tensor) -> Tensor:
     return where.long().cumprod(1).bool()
+
+
+def after(where: Tensor) -> Tensor:
+    """At each position what is at the next one."""
+    return pulled(where, 1, False)
+
+
+def before(where: Tensor) -> Tensor:
+    """At each position what is at the one before."""
+    return pulled(where, -1, False)
 
 
 def check_padding(batches: list[Batch], rows: list[Rows], report: Report) -> None:
@@ -70,6 +80,8 @@ def check_padding(batches: list[Batch], rows: list[Rows], report: Report) -> Non
             filled = f"labels {', '.join(map(str, values[:3]))}{'...' if len(values) > 3 else ''}"
             labelled.append(f"{int(wrong.sum())} of {int(padding.sum())} padded positions have {filled}; the first is "
                             f"{batch.place(wrong)}")  # fmt: skip
+        if batch.masked_otherwise:
+            continue
         if row.leading.any():
             attended.append(f"{int(row.leading.sum())} pad tokens before the text are not masked; the first is "
                             f"{batch.place(row.leading)}")  # fmt: skip
@@ -140,7 +152,7 @@ def check_ends(batches: list[Batch], rows: list[Rows], specials: Specials, token
         starts = text_starts(batch, row.real)
         is_bos = (batch.ids == specials.bos) & row.real if specials.bos is not None else torch.zeros_like(starts)
         n_starts, n_bos = n_starts + int(starts.sum()), n_bos + int(is_bos.sum())
-        double = starts & is_bos & torch.cat([is_bos[:, 1:], torch.zeros_like(is_bos[:, :1])], 1)
+        double = starts & is_bos & after(is_bos)
         if double.any() and specials.bos not in specials.eos:
             twice.append(f"{int(double.sum())} texts begin with BOS ({specials.bos}) twice; the first is "
                          f"{batch.place(double)}")  # fmt: skip
@@ -148,13 +160,13 @@ def check_ends(batches: list[Batch], rows: list[Rows], specials: Specials, token
         has_label = batch.own_labels != IGNORED
         n_eos, n_learned = n_eos + int(is_eos.sum()), n_learned + int((is_eos & has_label).sum())
         # One right after a labelled token ends what is learned; others end prompts.
-        missed = is_eos & ~has_label & torch.cat([torch.zeros_like(has_label[:, :1]), has_label[:, :-1]], 1)
+        missed = is_eos & ~has_label & before(has_label)
         if missed.any():
             unlabelled.append(f"{int(missed.sum())} texts end with EOS ({', '.join(map(str, specials.eos))}), and no "
                               f"label asks for it; the first is {batch.place(missed)}")  # fmt: skip
     if twice:
         report.find("bos-twice", twice[0])
-    if unlabelled and not n_learned:
+    if unlabelled and not n_learned and batches[0].ahead != -1:  # where the last label has been shifted away
         report.find("eos-unlabelled", unlabelled[0])
     if tokenizer is not None and not n_bos and adds_bos(tokenizer):
         missing_bos(batches, rows, specials, report)

@@ -45,7 +45,7 @@ def asked(one: Compared, row: Rows) -> Tensor:
 
 
 def text_targets(batch: Batch, row: Rows) -> Tensor:
-    return row.real if batch.ahead else pulled(row.real.long(), 1, 0).bool()
+    return row.real if batch.ahead == 1 else pulled(row.real, 1, False)
 
 
 def looks_fresh(model: Any) -> bool:

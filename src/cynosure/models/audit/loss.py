@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cynosure.loss import linear_cross_entropy
-from cynosure.models.audit.batch import IGNORED, Batch
+from cynosure.models.audit.batch import IGNORED, Batch, pulled
 from cynosure.models.audit.findings import Report
 from cynosure.models.audit.subject import Subject
 from cynosure.models.audit.truth import Nll, Own, nll_of, own_logits, read_known
@@ -122,14 +122,19 @@ def mean_reason(names: tuple[str, ...], what: str, nll: Nll) -> Iterator[Reason]
 def wrong_shifts(batch: Batch, own: Own) -> Iterator[Reason]:
     """No shift or two in all, at each end of a row as one may write it."""
     labels, ahead = batch.labels, batch.ahead
-    if not ahead:
-        for target in (labels, torch.cat([labels[:, :-1], torch.full_like(labels[:, :1], IGNORED)], 1)):
-            yield from mean_reason(("never-shifted",), "of the tokens just read they give", nll_of(own, target))
+    never, what = batch.targets(-ahead), "of the tokens just read they give"
+    if ahead == -1:
+        what = f"the data set shifts the wrong way; {what}"
+    for target in (
+        never,
+        pulled(pulled(never, 1, IGNORED), -1, IGNORED),
+        pulled(pulled(never, -1, IGNORED), 1, IGNORED),
+    ):
+        yield from mean_reason(("never-shifted",), what, nll_of(own, target))
     shifted_by = "the data set shifts, and so does the loss" if ahead else "the loss shifts twice"
-    wrapped = torch.cat([labels[:, 2:], labels[:, :1], torch.full_like(labels[:, :1], IGNORED)], 1)
-    for target in (batch.targets(2 - ahead), wrapped):
-        yield from mean_reason(("shifted-twice",), f"{shifted_by}; of the tokens after the next they give",
-                               nll_of(own, target))  # fmt: skip
+    for target in (batch.targets(2 - ahead), pulled(labels.roll(-1, 1), 1, IGNORED)):
+        what = f"{shifted_by}; of the tokens after the next they give"
+        yield from mean_reason(("shifted-twice",), what, nll_of(own, target))
 
 
 def wrong_heads(subject: Subject, batch: Batch, own: Own) -> Iterator[Reason]:
@@ -142,12 +147,11 @@ def wrong_heads(subject: Subject, batch: Batch, own: Own) -> Iterator[Reason]:
 
 def wrong_targets(batch: Batch, own: Own) -> Iterator[Reason]:
     """The ids themselves, whatever the labels say."""
-    everything = torch.cat([batch.ids[:, 1:], torch.full_like(batch.ids[:, :1], IGNORED)], 1)
+    everything = pulled(batch.ids, 1, IGNORED)
     what = "of every token, labelled or not, they give"
     yield from mean_reason(("labels-unused",), what, nll_of(own, everything))
     if batch.attention is not None:
-        unpadded = batch.ids.masked_fill(~batch.attention, IGNORED)
-        target = torch.cat([unpadded[:, 1:], torch.full_like(unpadded[:, :1], IGNORED)], 1)
+        target = pulled(batch.ids.masked_fill(~batch.attention, IGNORED), 1, IGNORED)
         yield from mean_reason(("labels-unused",), what.replace("every token", "all but padding"), nll_of(own, target))
 
 

@@ -104,5 +104,5 @@ def tell_notes(compared: list[Compared], report: Report) -> None:
     first = compared[0]
     if first.auxiliary:
         report.note(f"the loss includes an auxiliary loss of {first.auxiliary:.6f}, which is no cross-entropy")
-    if first.batch.ahead and compared[-1].equal:
+    if first.batch.ahead == 1 and compared[-1].equal:
         report.note("the data set shifts the labels, and the loss does not: once, as it should be")

@@ -1,5 +1,6 @@
 """The truth an audit compares with: losses in float64 from the model's own logits, and how far rounding may lead."""
 
+import math
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -42,7 +43,8 @@ def own_logits(subject: Subject, batch: Batch, without: Set[str] = frozenset()) 
             hook.remove()
     logits = output.logits
     if logits.shape[:2] != batch.ids.shape:
-        raise ValueError(f"the model gives logits of shape {tuple(logits.shape)} for ids of {tuple(batch.ids.shape)}")
+        shapes = f"logits of shape {tuple(logits.shape)} for ids of {tuple(batch.ids.shape)}"
+        raise ValueError(f"the model gives {shapes}: audit it without tokens of its own, such as prompt tuning adds")
     hidden, raw = seen[-1] if seen else (None, None)
     return Own(logits, hidden, raw, auxiliary_loss(subject.inner, output))
 
@@ -85,15 +87,15 @@ class Nll(NamedTuple):
     def slack(self) -> float:
         """How far rounding may lead a sum of these from another way to compute the same.
 
-        In float32 and above a logit is a sum of many roundings, 16 of which are allowed for (as in `agree`), the sum over
-        V classes has sqrt(V), and all may point the same way. In half precision a logit is rounded at most four times
+        In float32 and above a logit has many roundings, 16 of which are allowed for (as in `agree`), the sum over V
+        classes sqrt(V), and all may point the same way. In half precision a logit is rounded at most four times
         (product, scale, softcap), evenly up and down, so that errors add up as their root of squares.
         """
         eps = torch.finfo(self.dtype).eps
         size = self.size[self.counted]
         if eps > 1e-6:
             return 4 * eps * float(size.norm())
-        return eps * (16 * float(size.sum()) + self.n * self.n_classes**0.5)
+        return eps * (16 * float(size.sum()) + self.n * math.sqrt(self.n_classes))
 
 
 def nll_of(own: Own, target: Tensor, logits: Tensor | None = None) -> Nll:
