@@ -86,6 +86,16 @@ def test_the_command_names_what_it_finds(tmp_path: Path) -> None:
     assert [finding["name"] for finding in values["findings"]] == ["tokenizer-too-large", "special-tokens-differ"]
 
 
+def test_the_command_with_the_tokenizer_of_another_model(tmp_path: Path) -> None:
+    tiny_model(vocab_size=60, max_position_embeddings=128).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    done = run(tmp_path)
+    assert done.exit_code == 1
+    assert "The losses are not compared" in done.stdout
+    assert "tokenizer-too-large: the tokenizer has 262 tokens, the embedding 60 rows; id" in done.stdout
+    assert json.loads(run(tmp_path, "--format", "json").stdout)["checks"] == []
+
+
 def test_the_command_is_quiet_where_nothing_is_found(tiny_folder: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("Some text of a file. " * 400)

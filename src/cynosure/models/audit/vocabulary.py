@@ -65,25 +65,30 @@ def compare_sizes(tokenizer: Any, n_tokens: int, n_rows: int, report: Report) ->
 
 
 def check_specials(batches: list[Batch], rows: list[Rows], model: Any, tokenizer: Any, report: Report) -> None:
-    """The special tokens of the configurations against the tokenizer's: a fault where the batch has the latter's."""
+    """The special tokens of the configurations against the tokenizer's: a fault where the batch has the latter's.
+
+    But for what generation pads with, which no training sees.
+    """
     if tokenizer is None:
         report.made("special tokens", "not made: no tokenizer given")
         return
-    differing = []
+    faults: list[str] = []
+    harmless: list[str] = []
     for name in SPECIALS:
         own = getattr(tokenizer, f"{name}_token_id", None)
         for owner in ("config", "generation_config"):
             theirs = getattr(getattr(model, owner, None), f"{name}_token_id", None)
             known = theirs if isinstance(theirs, list | tuple) else [theirs]
-            if own is not None and theirs is not None and own not in known:
-                differing.append((name, own, f"{name} is {own} in the tokenizer and {theirs} in model.{owner}"))
-    used = [what for name, own, what in differing if occurs(batches, rows, own, padding=name == "pad")]
-    if used:
-        report.find("special-tokens-differ", f"{'; '.join(used)}; these batches have the tokenizer's")
-    if len(used) < len(differing):
-        unused = "; ".join(what for *_, what in differing if what not in used)
-        report.note(f"{unused}; these batches have none of them")
-    report.made("special tokens", f"{len(differing)} differ between tokenizer and configurations")
+            if own is None or theirs is None or own in known:
+                continue
+            used = occurs(batches, rows, own, padding=name == "pad") and (name, owner) != ("pad", "generation_config")
+            (faults if used else harmless).append(f"{name} is {own} in the tokenizer and {theirs} in model.{owner}")
+    if faults:
+        report.find("special-tokens-differ", f"{'; '.join(faults)}; these batches have the tokenizer's")
+    if harmless:
+        report.note(f"{'; '.join(harmless)}; these batches do not show it")
+    n_differing = len(faults) + len(harmless)
+    report.made("special tokens", f"{n_differing} differ between tokenizer and configurations")
 
 
 def occurs(batches: list[Batch], rows: list[Rows], id_: int, padding: bool) -> bool:
