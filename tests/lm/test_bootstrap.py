@@ -278,6 +278,20 @@ def test_it_is_said_where_an_interval_is_likely_too_narrow() -> None:
     assert choose(*one_document(1000))[0].optimistic is None
 
 
+def test_one_block_that_costs_nearly_all_is_said_and_no_loss_is_below_zero() -> None:
+    noise = np.random.default_rng(0).random(100)
+    base = np.stack([np.where(np.arange(100) < 2, 300.0, 1.0) + noise, np.full(100, 16.0)], axis=1)
+    method, sums = choose(base.sum(axis=0)[None], base, np.zeros(100, dtype=int))
+    share = sums[:, 0].max() / sums[:, 0].sum()
+    assert share > 0.4
+    assert method.optimistic == f"The intervals tell little: one of {len(sums)} blocks holds {share:.0%} of the nats."
+    found, _ = choose((base * [-1, 1]).sum(axis=0)[None], base * [-1, 1], np.zeros(100, dtype=int))
+    assert "of the nats" not in (found.optimistic or "")
+    nats = np.array([1.0, 2, 0, 0, 0, 3])
+    assert interval(nats, np.ones(6)).low == 0
+    assert paired(nats, np.zeros(6), np.ones(6))[0].low < 0  # a difference may be negative
+
+
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     cases = {case.name: case for case in coverage.bench_coverage(200)}
     main, small = list(cases.values())[:5], list(cases.values())[5:]

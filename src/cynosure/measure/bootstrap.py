@@ -20,6 +20,7 @@ SLICE = 2**15  # weights of resamples at a time: they stay in the cache
 ROUNDING = 1e-12  # below this part of what was subtracted, a difference is rounding
 ENOUGH_DOCUMENTS = 30
 ENOUGH_CLUSTERS = 20
+TOO_MUCH_IN_ONE = 0.2  # of the nats, beyond its part of the text: resamples tell then whether that one was drawn
 ENOUGH_EFFECTIVE = 10  # fewer equal ones: intervals hold the truth too seldom where loss and length are related
 
 
@@ -50,15 +51,17 @@ def interval(y: Floats, x: Floats, *, seed: int = 0, n_resamples: int = N_RESAMP
     linearised n / (n - 1) sum r^2 / X^2: the same where all x are equal, else mostly less, so that the intervals of
     unequal clusters come out longer and hold the truth more often. Equal seeds and n mean the same resamples.
 
-    An infinite y has an infinite value and no interval; no variance at all is an interval of no width. ValueError where
-    x adds up to nothing, or there are too few resamples for the level.
+    An infinite y has an infinite value and no interval; no variance at all is an interval of no width. Where no y is
+    negative the interval does not reach below 0. ValueError where x adds up to nothing, or there are too few resamples
+    for the level.
 
     >>> nats, tokens = np.array([30.0, 12.0, 45.0, 20.0, 28.0]), np.array([10.0, 5.0, 14.0, 8.0, 9.0])
     >>> found = interval(nats, tokens)
     >>> round(found.value, 3), round(found.se, 3), found.low < found.value < found.high
     (2.935, 0.154, True)
     """
-    return _resampled(y, x, seed, n_resamples).interval(level)
+    found = _resampled(y, x, seed, n_resamples).interval(level)
+    return found._replace(low=max(found.low, 0.0)) if found.low is not None and y.min() >= 0 else found
 
 
 def paired(
@@ -185,7 +188,7 @@ def choose(
     if not len(documents):
         raise ValueError("there is nothing to resample: no document has a scored token")
     if len(documents) >= ENOUGH_DOCUMENTS:
-        why = _too_few(documents[:, 1], "documents")
+        why = _too_few(documents[:, 1], "documents") or _lopsided(*documents.T[:2], "documents")
         return Method("documents", len(documents), None, seed, n_resamples, why), documents
     if base is None or document is None:
         raise ValueError(
@@ -194,7 +197,8 @@ def choose(
     length = block_length(base[:, 0], base[:, 1], document)
     clusters = blocks(base, document, length)
     clusters = clusters[clusters[:, 1] > 0]
-    why = _too_few(clusters[:, 1], "blocks") or _too_narrow(len(documents), length, len(base))
+    why = _too_few(clusters[:, 1], "blocks") or _lopsided(*clusters.T[:2], "blocks")
+    why = why or _too_narrow(len(documents), length, len(base))
     return Method("blocks", len(clusters), length * BASE_TOKENS, seed, n_resamples, why), clusters
 
 
@@ -208,6 +212,17 @@ def _too_few(x: Floats, kind: str) -> str | None:
     if effective < ENOUGH_EFFECTIVE:
         return f"The intervals are likely too narrow: {len(x)} {kind} of such unequal size count as {effective:.1f}."
     return None
+
+
+def _lopsided(y: Floats, x: Floats, kind: str) -> str | None:
+    """Why clusters of which one holds so much of the nats tell little of their spread; None for differences."""
+    if y.min() < 0 or not 0 < y.sum() < math.inf:
+        return None
+    excess = y / y.sum() - x / x.sum()
+    most = int(excess.argmax())
+    if excess[most] <= TOO_MUCH_IN_ONE:
+        return None
+    return f"The intervals tell little: one of {len(y)} {kind} holds {y[most] / y.sum():.0%} of the nats."
 
 
 def _too_narrow(n_documents: int, length: int, n_base: int) -> str | None:
