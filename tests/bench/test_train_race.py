@@ -4,6 +4,8 @@ import functools
 import json
 import math
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from io import StringIO
@@ -308,3 +310,8 @@ def test_bad_usage_is_said_in_one_line(
     assert out == ""
     assert said in err
     assert err.count("\n") == 1
+
+
+def test_the_parent_holds_no_torch() -> None:
+    code = "import sys, cynosure.bench.train_race, cynosure.bench.train_table; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"False\n"
