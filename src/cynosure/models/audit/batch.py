@@ -128,7 +128,7 @@ def labels_ahead(batches: list[Batch]) -> int:
     n_labels = 0
     for batch in batches:
         real = torch.ones_like(batch.ids, dtype=torch.bool) if batch.attention is None else batch.attention
-        inside = real & pulled(real, 1, False) & (batch.labels != IGNORED)
+        inside = real & (batch.labels != IGNORED)
         n_labels += int(inside.sum())
         for ahead in counts:
             counts[ahead] += int((inside & (batch.labels == pulled(batch.ids, ahead, IGNORED))).sum())
