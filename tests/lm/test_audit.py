@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import cynosure
 from cynosure import audit
+from cynosure.models import LanguageModel
 from cynosure.models.audit.batch import IGNORED
 from cynosure.models.audit.findings import FAULTS
 from tests.lm.audits import (
@@ -29,6 +30,7 @@ from tests.lm.audits import (
     half_detached,
     ids_as_labels,
     larger_head,
+    logits_of,
     mean_of_rows,
     names,
     never_shifted,
@@ -52,6 +54,8 @@ LOSSES: dict[str, tuple[str, str, Any]] = {
     "never shifted": ("never-shifted", "Llama", never_shifted),
     "never shifted, a token less": ("never-shifted", "Llama", by(
         lambda z, batch: (z, batch | {"labels": F.pad(batch["labels"][:, :-1], (1, 0), value=IGNORED)}))),
+    "both sliced": ("never-shifted", "Llama", lambda model, batch, num_items_in_batch=None: F.cross_entropy(
+        logits_of(model, batch)[:, 1:].flatten(0, 1), batch["labels"][:, 1:].flatten())),
     "shifted by the loss and by the model": ("shifted-twice", "Llama", shifted_twice),
     "shifted by two": ("shifted-twice", "GPT-2", by(
         lambda z, batch: (z, batch | {"labels": batch["labels"].roll(-1, 1)}))),
@@ -101,8 +105,8 @@ LOSSES: dict[str, tuple[str, str, Any]] = {
 @pytest.mark.parametrize("bug", LOSSES)
 def test_a_wrong_loss_is_named(bug: str) -> None:
     name, kind, loss_fn = LOSSES[bug]
-    # With a label on its first token a row that is rolled ends in it.
-    model, batch = family(kind), rows(20, 13, 16) if bug == "shifted by two" else chat(20, 13, 16)
+    # These show where the first token has a label.
+    model, batch = family(kind), rows(20, 13, 16) if bug in ("shifted by two", "both sliced") else chat(20, 13, 16)
     if bug == "positions dropped":
         batch["position_ids"] = (torch.arange(20) * 3)[None].expand(3, 20)
     found = audit(model, [batch], loss_fn=loss_fn)
@@ -241,6 +245,11 @@ def test_a_wrong_fused_loss_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     module = sys.modules["cynosure.models.audit.loss"]  # the package's attribute `audit` is the function
     monkeypatch.setattr(module, "linear_cross_entropy", lambda *a, **o: own(*a, **o) * 1.0001)
     assert names(audit(family("Llama"), [rows(20, 13)])) == ["fused-loss"]
+
+
+def test_a_real_model_with_another_tokenizers_ids(smollm2: LanguageModel) -> None:
+    ids = torch.randint(0, 49_152, (1, 30), generator=torch.Generator().manual_seed(0))
+    assert names(audit(smollm2.model, [{"input_ids": ids, "labels": ids}])) == ["above-ln-v"]
 
 
 def test_a_bug_is_named_once_whatever_the_number_of_batches() -> None:

@@ -54,7 +54,7 @@ def auxiliary_loss(model: Any, output: Any) -> Tensor | None:
     loss, config = getattr(output, "aux_loss", None), model.config.get_text_config()
     if not isinstance(loss, Tensor) or not getattr(config, "output_router_logits", False):
         return None
-    return getattr(config, "router_aux_loss_coef", 0.0) * loss
+    return getattr(model, "router_aux_loss_coef", getattr(config, "router_aux_loss_coef", 0.0)) * loss
 
 
 class Nll(NamedTuple):
