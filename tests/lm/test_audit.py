@@ -252,6 +252,14 @@ def test_a_real_model_with_another_tokenizers_ids(smollm2: LanguageModel) -> Non
     assert names(audit(smollm2.model, [{"input_ids": ids, "labels": ids}])) == ["above-ln-v"]
 
 
+def test_a_row_without_labels_that_makes_nan() -> None:
+    """Which the batch does not show, but a part of it does."""
+    batch = {name: values[:1].expand(2, -1).clone() for name, values in chat(20).items()}
+    found = audit(family("Llama"), [batch], loss_fn=LOSSES["mean of rows"][2])
+    assert names(found) == ["not-finite"]
+    assert "where a row has no label" in found.findings[0].what
+
+
 def test_a_bug_is_named_once_whatever_the_number_of_batches() -> None:
     loss_fn = LOSSES["never shifted"][2]
     assert names(audit(family("Llama"), [chat(20, 13), chat(16, 11)], loss_fn=loss_fn)) == ["never-shifted"]

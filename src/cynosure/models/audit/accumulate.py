@@ -1,5 +1,7 @@
 """Gradient accumulation: the losses of unequal micro-batches must add up to the loss of the whole."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -62,6 +64,8 @@ def explain_parts(
     parts: list[Nll], losses: list[float], expected: list[float], slacks: list[float], n_items: int
 ) -> tuple[str, str]:
     """The name of what is wrong with the losses of parts, and the evidence."""
+    if not all(map(math.isfinite, losses)):
+        return "not-finite", "where a row has no label the loss is none"
     means = [part.mean for part in parts]
     if close(losses, means, [slack * n_items / part.n for slack, part in zip(slacks, parts, strict=True)]):
         return "mean-of-means", "these are their own means: num_items_in_batch is not used"

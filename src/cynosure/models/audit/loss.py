@@ -161,10 +161,11 @@ def wrong_means(batch: Batch, right: Nll) -> Iterator[Reason]:
         if n:
             what = f"their sum over {right.n} labels divided by all {n} positions is"
             yield Reason(("ignored-counted",), what, right.total / n, right.slack / n)
-    counts = right.counted.sum(1)
-    means = right.nats.sum(1)[counts > 0] / counts[counts > 0]
-    value, slack = float(means.mean()), right.slack / int(counts[counts > 0].min())
-    yield Reason(("mean-of-rows",), f"the mean of the means of {len(means)} rows is", value, slack)
+    rows = [right.part(torch.arange(n_rows, device=right.nats.device)[:, None] == i) for i in range(n_rows)]
+    rows = [row for row in rows if row.n]
+    value = sum(row.mean for row in rows) / len(rows)
+    slack = sum(row.slack / row.n for row in rows) / len(rows)
+    yield Reason(("mean-of-rows",), f"the mean of the means of {len(rows)} rows is", value, slack)
     yield Reason(("not-divided",), f"their sum over {right.n} labels is", right.total, right.slack)
 
 

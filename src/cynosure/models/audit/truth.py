@@ -88,13 +88,14 @@ class Nll(NamedTuple):
         """How far rounding may lead a sum of these from another way to compute the same.
 
         In float32 and above a logit has many roundings, 16 of which are allowed for (as in `agree`), the sum over V
-        classes sqrt(V), and all may point the same way. In half precision a logit is rounded at most four times
-        (product, scale, softcap), evenly up and down, so that errors add up as their root of squares.
+        classes sqrt(V), and all may point the same way. In half precision a logit is rounded up to three times
+        (product, scale, softcap), each evenly within eps / 2: four standard deviations of their sum are 2 eps times the
+        root of the sum of squares.
         """
         eps = torch.finfo(self.dtype).eps
         size = self.size[self.counted]
         if eps > 1e-6:
-            return 4 * eps * float(size.norm())
+            return 2 * eps * float(size.norm())
         return eps * (16 * float(size.sum()) + self.n * math.sqrt(self.n_classes))
 
 
