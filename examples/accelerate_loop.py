@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 import cynosure
 
-ROW, ROWS, ACCUMULATE = 128, 2, 2
+ROW, ROWS, ACCUMULATE = 64, 2, 2
 
 accelerator = Accelerator(cpu=True, gradient_accumulation_steps=ACCUMULATE)
 loaded = cynosure.load("smollm2", dtype="float32")

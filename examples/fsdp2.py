@@ -10,7 +10,7 @@ from torch.distributed.fsdp import fully_shard
 
 import cynosure
 
-ROW = 128
+ROW = 64
 
 dist.init_process_group("gloo")
 rank, world = dist.get_rank(), dist.get_world_size()

@@ -11,7 +11,7 @@ from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArgum
 
 import cynosure
 
-ROW = 128  # tokens
+ROW = 64  # tokens
 
 loaded = cynosure.load("smollm2", dtype="float32")
 loaded.tokenizer.pad_token = "<|endoftext|>"
