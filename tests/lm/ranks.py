@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import cynosure
 from tests.lm.test_patch import IGNORED, batch, family
+from tests.lm.trainers import trained_and_evaluated
 
 FAMILIES = ["Llama", "Llama, tied", "Gemma 2", "Phi, biased"]
 WRAPPINGS = ["DDP", "DDP, unused parameters", "FSDP2", "FSDP2, head by itself", "FSDP2, patched after"]
@@ -68,8 +69,8 @@ def step(name: str, wrapping: str, which: str) -> dict[str, Tensor]:
 
 
 def main(folder: Path) -> None:
-    from tests.lm.test_trainer import trained_and_evaluated
-    from tests.lm.test_trl import finetuned_and_evaluated
+    from tests.lm.test_trainer import trainer_of
+    from tests.lm.test_trl import sft_trainer_of
 
     dist.init_process_group("gloo")
     steps = {
@@ -80,8 +81,8 @@ def main(folder: Path) -> None:
     }
     found = {
         "steps": steps,
-        "Trainer": trained_and_evaluated(folder, rows_per_process=2),
-        "SFTTrainer": finetuned_and_evaluated(folder, rows_per_process=2),
+        "Trainer": trained_and_evaluated(trainer_of(folder, rows_per_process=2)),
+        "SFTTrainer": trained_and_evaluated(sft_trainer_of(folder, rows_per_process=2)),
     }
     if dist.get_rank() == 0:
         torch.save(found, folder / "found.pt")

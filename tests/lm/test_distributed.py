@@ -11,8 +11,9 @@ import torch
 
 from tests.lm.ranks import BATCHES, FAMILIES, WRAPPINGS, inputs
 from tests.lm.test_patch import IGNORED, family
-from tests.lm.test_trainer import trained_and_evaluated
-from tests.lm.test_trl import finetuned_and_evaluated
+from tests.lm.test_trainer import trainer_of
+from tests.lm.test_trl import sft_trainer_of
+from tests.lm.trainers import trained_and_evaluated
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,8 +52,8 @@ def test_loss_and_gradients_are_one_processes(found: Any, name: str, wrapping: s
 @pytest.mark.filterwarnings("ignore")  # Trainer's and TRL's own
 @pytest.mark.parametrize("trainer", ["Trainer", "SFTTrainer"])
 def test_trainers_end_with_one_processes_weights_and_figures(found: Any, tmp_path: Path, trainer: str) -> None:
-    alone = {"Trainer": trained_and_evaluated, "SFTTrainer": finetuned_and_evaluated}[trainer]
-    losses, weights, figures = alone(tmp_path, rows_per_process=4)
+    make = {"Trainer": trainer_of, "SFTTrainer": sft_trainer_of}[trainer]
+    losses, weights, figures = trained_and_evaluated(make(tmp_path, rows_per_process=4))
     their_losses, their_weights, their_figures = found[trainer]
     assert their_losses == pytest.approx(losses, rel=1e-5)
     assert their_figures == pytest.approx(figures, rel=1e-6)

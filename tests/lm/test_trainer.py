@@ -13,20 +13,11 @@ import cynosure
 from cynosure.models.criteria import IGNORED
 from cynosure.models.pending import PendingLogits
 from cynosure.train import patch
-from tests.lm.conftest import byte_tokenizer, tiny_model
+from tests.lm.conftest import tiny_model
+from tests.lm.trainers import OPTIONS as SHARED
+from tests.lm.trainers import figures, padding_tokenizer
 
-OPTIONS: dict[str, Any] = {
-    "max_steps": 4,
-    "per_device_train_batch_size": 2,
-    "gradient_accumulation_steps": 2,
-    "learning_rate": 1e-2,
-    "logging_steps": 1,
-    "report_to": [],
-    "use_cpu": True,
-    "disable_tqdm": True,
-    "save_strategy": "no",
-    "seed": 3,
-}
+OPTIONS: dict[str, Any] = SHARED | {"max_steps": 4}
 
 
 def rows() -> list[dict[str, list[int]]]:
@@ -41,11 +32,10 @@ def rows() -> list[dict[str, list[int]]]:
 
 def trained(folder: Path, patched: bool, **options: Any) -> tuple[list[float], Any, Trainer]:
     """The losses that Trainer logs, and the model."""
-    model, tokenizer = tiny_model(spread=0.1), byte_tokenizer()
-    tokenizer.pad_token = "</s>"
+    model = tiny_model(spread=0.1)
     undo = patch(model) if patched else None
     arguments = TrainingArguments(output_dir=str(folder), **(OPTIONS | options))
-    collator = DataCollatorForSeq2Seq(tokenizer)
+    collator = DataCollatorForSeq2Seq(padding_tokenizer())
     trainer = Trainer(model, arguments, collator, train_dataset=rows(), eval_dataset=rows()[:7])
     trainer.train()
     if undo is not None:
@@ -82,32 +72,25 @@ def test_evaluation_is_the_same_and_makes_logits_only_for_metrics(tmp_path: Path
     assert ours.predict(rows()[:2]).metrics["test_loss"] == pytest.approx(own.predict(rows()[:2]).metrics["test_loss"])
 
 
-def trained_and_evaluated(folder: Path, rows_per_process: int) -> tuple[Any, dict[str, Any], dict[str, float]]:
-    """Losses, weights and evaluation of a patched trainer: `tests/lm/ranks.py` runs it in two processes."""
-    tokenizer = byte_tokenizer()
-    tokenizer.pad_token = "</s>"
+def trainer_of(folder: Path, rows_per_process: int) -> Trainer:
+    """Of four rows a step and process, or two and two."""
     chosen = OPTIONS | {"per_device_train_batch_size": rows_per_process, "per_device_eval_batch_size": 3}
-    trainer = Trainer(
-        tiny_model(spread=0.1), TrainingArguments(output_dir=str(folder), **chosen), DataCollatorForSeq2Seq(tokenizer),
-        train_dataset=rows(), eval_dataset=rows()[:7],
+    return Trainer(
+        tiny_model(spread=0.1), TrainingArguments(output_dir=str(folder), **chosen),
+        DataCollatorForSeq2Seq(padding_tokenizer()), train_dataset=rows(), eval_dataset=rows()[:7],
     )  # fmt: skip
-    with cynosure.patch(trainer) as patched:
-        trainer.train()
-        found = trainer.evaluate()
-        assert patched.model_patch.made_by == []
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    figures = {name: found[f"eval_{name}"] for name in ("loss", "perplexity", "accuracy", "entropy", "tokens")}
-    return losses, trainer.model.state_dict(), figures
 
 
 def evaluated(folder: Path, rows_per_batch: int, **options: Any) -> dict[str, float]:
     """The evaluation of a patched trainer."""
-    tokenizer = byte_tokenizer()
-    tokenizer.pad_token = "</s>"
     chosen = OPTIONS | {"per_device_eval_batch_size": rows_per_batch} | options
     arguments = TrainingArguments(output_dir=str(folder), **chosen)
     trainer = Trainer(
-        tiny_model(spread=0.3), arguments, DataCollatorForSeq2Seq(tokenizer), train_dataset=rows(), eval_dataset=rows()
+        tiny_model(spread=0.3),
+        arguments,
+        DataCollatorForSeq2Seq(padding_tokenizer()),
+        train_dataset=rows(),
+        eval_dataset=rows(),
     )
     with cynosure.patch(trainer) as patched:
         found = trainer.evaluate()
@@ -115,7 +98,7 @@ def evaluated(folder: Path, rows_per_batch: int, **options: Any) -> dict[str, fl
         assert patched.model_patch.made_by == []
     assert logged["eval_loss"] == found["eval_loss"]
     assert "eval_tokens" not in trainer.evaluate()
-    return {name: found[f"eval_{name}"] for name in ("loss", "perplexity", "accuracy", "entropy", "tokens")}
+    return figures(found)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -141,11 +124,9 @@ def test_evaluation_by_tokens_depends_on_no_batch_size(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_a_patched_trainer_trains_and_predicts_as_before(tmp_path: Path) -> None:
     def run(patched: bool) -> tuple[Any, Any]:
-        tokenizer = byte_tokenizer()
-        tokenizer.pad_token = "</s>"
         arguments = TrainingArguments(output_dir=str(tmp_path), eval_strategy="steps", eval_steps=2, **OPTIONS)
         trainer = Trainer(
-            tiny_model(spread=0.1), arguments, DataCollatorForSeq2Seq(tokenizer), train_dataset=rows(),
+            tiny_model(spread=0.1), arguments, DataCollatorForSeq2Seq(padding_tokenizer()), train_dataset=rows(),
             eval_dataset=rows()[:5],
         )  # fmt: skip
         if patched:

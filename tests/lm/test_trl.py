@@ -14,26 +14,14 @@ from trl.trainer.utils import add_fused_lm_head
 import cynosure
 from cynosure.models.patch import probe
 from cynosure.train import patch
-from tests.lm.conftest import byte_tokenizer, tiny_model
+from tests.lm.conftest import tiny_model
 from tests.lm.test_patch import batch, family
+from tests.lm.trainers import OPTIONS as SHARED
+from tests.lm.trainers import figures, padding_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # TRL's own
 
-OPTIONS: dict[str, Any] = {
-    "max_steps": 3,
-    "per_device_train_batch_size": 2,
-    "gradient_accumulation_steps": 2,
-    "learning_rate": 1e-2,
-    "logging_steps": 1,
-    "report_to": [],
-    "use_cpu": True,
-    "disable_tqdm": True,
-    "save_strategy": "no",
-    "seed": 3,
-    "max_length": 48,
-    "bf16": False,
-    "gradient_checkpointing": False,
-}
+OPTIONS: dict[str, Any] = SHARED | {"max_steps": 3, "max_length": 48, "bf16": False, "gradient_checkpointing": False}
 ADAPTER = LoraConfig(r=2, target_modules=["q_proj"])
 CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "completion only": ({"completion_only_loss": True}, None),
@@ -54,13 +42,12 @@ def texts(packing: bool) -> Dataset:
 
 def trained(folder: Path, patched: bool, options: dict[str, Any], adapter: Any) -> tuple[list[Tensor], Any, Any]:
     """What was logged at each step, the model, and the evaluation."""
-    tokenizer, data = byte_tokenizer(), texts("packing" in options)
-    tokenizer.pad_token = "</s>"
+    data = texts("packing" in options)
     arguments = SFTConfig(output_dir=str(folder), **(OPTIONS | options))
     torch.manual_seed(0)
     trainer = SFTTrainer(
         tiny_model(spread=0.3), arguments, train_dataset=data, eval_dataset=data.select(range(3)),
-        processing_class=tokenizer, peft_config=adapter,
+        processing_class=padding_tokenizer(), peft_config=adapter,
     )  # fmt: skip
     patch_of = patch(trainer.model) if patched else None
     trainer.train()
@@ -70,8 +57,7 @@ def trained(folder: Path, patched: bool, options: dict[str, Any], adapter: Any) 
         assert patch_of.made_by == []
     names = ("loss", "entropy", "mean_token_accuracy")
     logged = [torch.tensor([entry[name] for name in names]) for entry in trainer.state.log_history if "loss" in entry]
-    figures = {name: evaluation[f"eval_{name}"] for name in names if f"eval_{name}" in evaluation}
-    return logged, trainer.model, figures
+    return logged, trainer.model, {name: evaluation[f"eval_{name}"] for name in names}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -150,39 +136,32 @@ def test_the_entropy_has_no_gradient_and_says_so() -> None:
         entropy.sum().backward()
 
 
-def finetuned_and_evaluated(
-    folder: Path, rows_per_process: int
-) -> tuple[list[float], dict[str, Any], dict[str, float]]:
-    """Losses, weights and evaluation of a patched trainer: `tests/lm/ranks.py` runs it in two processes."""
-    tokenizer, data = byte_tokenizer(), texts(False)
-    tokenizer.pad_token = "</s>"
-    chosen = OPTIONS | {"per_device_train_batch_size": rows_per_process, "per_device_eval_batch_size": 3}
-    arguments = SFTConfig(output_dir=str(folder), **(chosen | {"gradient_accumulation_steps": 1}))
-    trainer = SFTTrainer(
+def sft_trainer_of(folder: Path, rows_per_process: int) -> SFTTrainer:
+    """Of four rows a step and process, or two and two."""
+    chosen = {"per_device_train_batch_size": rows_per_process, "gradient_accumulation_steps": 1}
+    arguments = SFTConfig(output_dir=str(folder), **(OPTIONS | chosen | {"per_device_eval_batch_size": 3}))
+    data = texts(False)
+    return SFTTrainer(
         tiny_model(spread=0.3), arguments, train_dataset=data, eval_dataset=data.select(range(7)),
-        processing_class=tokenizer,
+        processing_class=padding_tokenizer(),
     )  # fmt: skip
-    with cynosure.patch(trainer) as patched:
-        trainer.train()
-        found = trainer.evaluate()
-        assert patched.model_patch.made_by == []
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    figures = {name: found[f"eval_{name}"] for name in ("loss", "perplexity", "accuracy", "entropy", "tokens")}
-    return losses, trainer.model.state_dict(), figures
 
 
 def test_evaluation_by_tokens_depends_on_no_batch_size(tmp_path: Path) -> None:
     found = []
     for rows in (1, 3, 8):
-        tokenizer, data = byte_tokenizer(), texts(False)
-        tokenizer.pad_token = "</s>"
+        data = texts(False)
         arguments = SFTConfig(output_dir=str(tmp_path), per_device_eval_batch_size=rows, **OPTIONS)
         trainer = SFTTrainer(
-            tiny_model(spread=0.3), arguments, train_dataset=data, eval_dataset=data, processing_class=tokenizer
+            tiny_model(spread=0.3),
+            arguments,
+            train_dataset=data,
+            eval_dataset=data,
+            processing_class=padding_tokenizer(),
         )
         with cynosure.patch(trainer):
             evaluation = trainer.evaluate()
-        found.append([evaluation[f"eval_{name}"] for name in ("loss", "perplexity", "accuracy", "entropy", "tokens")])
+        found.append(list(figures(evaluation).values()))
         assert evaluation["eval_mean_token_accuracy"] == evaluation["eval_accuracy"]
     assert found[0][-1] == sum(label != -100 for row in trainer.eval_dataset for label in row["labels"])
     assert found[1] == pytest.approx(found[0], rel=1e-6)

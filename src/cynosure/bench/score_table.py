@@ -7,7 +7,7 @@ from rich.text import Text
 from cynosure.bench.contestants import OURS
 from cynosure.bench.results import LIMIT, Report, Row, ScoreCase
 from cynosure.bench.scorers import COMPILED, LM_EVAL
-from cynosure.bench.table import NONE, machine, mib, ratio
+from cynosure.bench.table import NONE, mib, print_cases, ratio
 
 HOW = (
     "Tokens a second: by the median of interleaved runs, a process each, tokenization included. Memory: peak beyond "
@@ -18,15 +18,7 @@ HOW = (
 
 def print_scores(report: Report[ScoreCase], console: Console) -> None:
     """Every case as a table, and how to read them."""
-    for case in report.cases:
-        console.print(case_table(case), "", sep="\n")
-    for model, reason in report.skipped.items():
-        console.print(Text(f"{model} skipped: {reason}", "yellow"))
-    if report.cases:
-        titles = {row.contestant: row.title for case in report.cases for row in case.rows}
-        width = max(map(len, titles))
-        console.print(*[Text(f"{name:{width}}  {title}", style="dim") for name, title in titles.items()], sep="\n")
-        console.print(Text(f"\n{HOW}\n\n{machine(report)}", style="dim"))
+    print_cases(report, console, case_table, HOW)
 
 
 def case_table(case: ScoreCase) -> RenderableType:

@@ -1,5 +1,6 @@
 """The report as tables for a terminal."""
 
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -7,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cynosure.bench.contestants import EAGER, OURS
-from cynosure.bench.results import Case, Report, Row
+from cynosure.bench.results import C, Case, Report, Row
 
 MIB = 2**20
 NONE = "–"  # noqa: RUF001
@@ -22,18 +23,22 @@ HOW = (
 
 def print_report(report: Report[Case], console: Console) -> None:
     """Every case as a table, and how to read them."""
+    backward = report.settings["backward"]
+    what = "Forward and backward." if backward else "The forward alone, as when a text is scored."
+    print_cases(report, console, case_table, f"{what} {HOW}")
+
+
+def print_cases(report: Report[C], console: Console, table_of: Callable[[C], RenderableType], how: str) -> None:
+    """Every case of a race as its table, what was left out and why, who the contestants are, and how to read it."""
     for case in report.cases:
-        console.print(case_table(case), "", sep="\n")
-    for head, reason in report.skipped.items():
-        console.print(Text(f"{head} skipped: {reason}", "yellow"))
+        console.print(table_of(case), "", sep="\n")
+    for name, reason in report.skipped.items():
+        console.print(Text(f"{name} skipped: {reason}", "yellow"))
     if report.cases:
         titles = {row.contestant: row.title for case in report.cases for row in case.rows}
         width = max(map(len, titles))
         console.print(*[Text(f"{name:{width}}  {title}", style="dim") for name, title in titles.items()], sep="\n")
-        what = (
-            "Forward and backward." if report.settings["backward"] else "The forward alone, as when a text is scored."
-        )
-        console.print(Text(f"\n{what} {HOW}\n\n{machine(report)}", style="dim"))
+        console.print(Text(f"\n{how}\n\n{machine(report)}", style="dim"))
 
 
 def machine(report: Report[Any]) -> str:

@@ -6,7 +6,7 @@ from rich.text import Text
 
 from cynosure.bench.contestants import OURS
 from cynosure.bench.results import LIMIT, TRANSFORMERS, Report, Row, TrainCase
-from cynosure.bench.table import NONE, machine, mib, ratio
+from cynosure.bench.table import NONE, mib, print_cases, ratio
 
 HOW = (
     "Seconds a step of Trainer, from batch to optimizer: median (least-most) of interleaved steps, a process each, "
@@ -19,15 +19,7 @@ HOW = (
 
 def print_training(report: Report[TrainCase], console: Console) -> None:
     """Every case as a table, and how to read them."""
-    for case in report.cases:
-        console.print(case_table(case), "", sep="\n")
-    for model, reason in report.skipped.items():
-        console.print(Text(f"{model} skipped: {reason}", "yellow"))
-    if report.cases:
-        titles = {row.contestant: row.title for case in report.cases for row in case.rows}
-        width = max(map(len, titles))
-        console.print(*[Text(f"{name:{width}}  {title}", style="dim") for name, title in titles.items()], sep="\n")
-        console.print(Text(f"\n{HOW}\n\n{machine(report)}", style="dim"))
+    print_cases(report, console, case_table, HOW)
 
 
 def case_table(case: TrainCase) -> RenderableType:

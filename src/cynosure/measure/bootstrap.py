@@ -188,7 +188,7 @@ def choose(
     if not len(documents):
         raise ValueError("there is nothing to resample: no document has a scored token")
     if len(documents) >= ENOUGH_DOCUMENTS:
-        why = _too_few(documents[:, 1], "documents") or _lopsided(*documents.T[:2], "documents")
+        why = _too_few(documents[:, 1], "documents") or _lopsided(documents, "documents")
         return Method("documents", len(documents), None, seed, n_resamples, why), documents
     if base is None or document is None:
         raise ValueError(
@@ -197,7 +197,7 @@ def choose(
     length = block_length(base[:, 0], base[:, 1], document)
     clusters = blocks(base, document, length)
     clusters = clusters[clusters[:, 1] > 0]
-    why = _too_few(clusters[:, 1], "blocks") or _lopsided(*clusters.T[:2], "blocks")
+    why = _too_few(clusters[:, 1], "blocks") or _lopsided(clusters, "blocks")
     why = why or _too_narrow(len(documents), length, len(base))
     return Method("blocks", len(clusters), length * BASE_TOKENS, seed, n_resamples, why), clusters
 
@@ -214,8 +214,9 @@ def _too_few(x: Floats, kind: str) -> str | None:
     return None
 
 
-def _lopsided(y: Floats, x: Floats, kind: str) -> str | None:
+def _lopsided(clusters: Floats, kind: str) -> str | None:
     """Why clusters of which one holds so much of the nats tell little of their spread; None for differences."""
+    y, x = clusters[:, 0], clusters[:, 1]
     if y.min() < 0 or not 0 < y.sum() < math.inf:
         return None
     excess = y / y.sum() - x / x.sum()
