@@ -183,6 +183,21 @@ def test_options_that_the_models_own_loss_heeds_and_ignores() -> None:
             torch.testing.assert_close(model(**inputs, power=2.0).loss, own**2)
 
 
+@pytest.mark.filterwarnings("ignore")  # Dynamo's, of what it does not trace
+@pytest.mark.parametrize("inside", [False, True])
+def test_under_torch_compile(inside: bool) -> None:
+    """With graph breaks, but the same; the backend that compiles nothing shows what is traced."""
+    torch.compiler.reset()
+    model = family("Gemma 2")
+    own = step(model, **batch())
+    compiled = torch.compile(model, backend="eager")
+    with patch(compiled if inside else model) as patched:
+        loss, gradients = step(compiled, **batch())
+        assert patched.made_by == []
+        assert patched.fused == 2
+    assert_same(own, (loss, {name.removeprefix("_orig_mod."): g for name, g in gradients.items()}))
+
+
 def test_in_bfloat16_and_under_autocast() -> None:
     model, inputs = family("Gemma 2"), batch()
     exact, _ = step(model.double(), **inputs)

@@ -125,7 +125,8 @@ def patch(target: Any) -> Patch | TrainerPatch:
     A model: until `undo()` or to the end of a `with` block, `model(..., labels=...)` works as before,
     `num_items_in_batch` and `shift_labels` too: the same loss, the same gradients, auxiliary losses kept, but no logits
     are made. Those in the output stand for them, and are made when something looks at them. Without labels nothing
-    changes. The model may be wrapped by PEFT, low-rank updates of its head included.
+    changes. The model may be wrapped by PEFT, low-rank updates of its head included. Under torch.compile it works, with
+    graph breaks around the head.
 
     A Trainer of transformers or SFTTrainer of TRL: its model, and evaluation by tokens, as `TrainerPatch` says. Patch
     SFTTrainer itself, not its model before: it puts a loss of its own on the model.
