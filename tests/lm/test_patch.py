@@ -317,6 +317,9 @@ def test_what_cannot_be_proved_equal_is_refused() -> None:
     lying.loss_function = lambda *args, **kwargs: own_loss(*args, **kwargs)
     with pytest.raises(ValueError, match="it has a loss function of its own"):
         patch(lying)
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "vocab_size": V}
+    with pytest.raises(ValueError, match="T5ForConditionalGeneration cannot be patched"):
+        patch(transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes)))
     with pytest.raises(TypeError, match="patch needs a causal language model of transformers, got Linear"):
         patch(nn.Linear(2, 2))
 

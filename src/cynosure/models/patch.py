@@ -51,7 +51,11 @@ class Patch:
         model, layers = self.model, head_layers(self.model)
         per_token = takes_fused_head(model)
         known = VERIFIED.get(model) == layers and not per_token
-        own = None if known else probe(model).loss
+        try:
+            own = None if known else probe(model).loss
+        except Exception as error:
+            why = f"its own forward fails on a few input_ids and labels: {error}"
+            raise ValueError(f"{type(model).__name__} cannot be patched: {why}") from error
         own_tokens = probe(model, fused_lm_head=True) if per_token else None
         model.forward = forward_of(model)
         model.loss_function = self.loss
