@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import cynosure
 from cynosure.models.audit import Audit
-from cynosure.models.audit.batch import IGNORED
+from cynosure.models.criteria import IGNORED
 from tests.lm.test_patch import V
 from tests.lm.test_patch import family as bare_family
 

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 import cynosure
 from cynosure import audit
 from cynosure.models import LanguageModel
-from cynosure.models.audit.batch import IGNORED
 from cynosure.models.audit.findings import FAULTS
+from cynosure.models.criteria import IGNORED
 from tests.lm.audits import (
     BOS,
     EOS,

@@ -15,9 +15,10 @@ from transformers import DataCollatorForLanguageModeling
 from cynosure import audit, patch
 from cynosure.models import LanguageModel
 from cynosure.models.audit import Audit
-from cynosure.models.audit.batch import IGNORED, N_BATCHES
+from cynosure.models.audit.batch import N_BATCHES
 from cynosure.models.audit.loss import rounding_of
 from cynosure.models.audit.truth import Own, nll_of
+from cynosure.models.criteria import IGNORED
 from tests.lm.audits import (
     BOS,
     EOS,

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from cynosure.loss import linear_cross_entropy
+from cynosure.models.criteria import IGNORED
 from cynosure.models.head import Head, hidden_states, read_head
 
 TOLERANCE = 1e-5
-IGNORED = -100
 
 
 class Check(NamedTuple):

@@ -99,16 +99,20 @@ class Patch:
         if why is not None:
             self.warn(why)
             return self.own_loss(logits, labels, vocab_size, **options)
-        self.fused += 1
-        gather_head(self.model)
         given = {name: value for name, value in options.items() if value is not None and name in KNOWN}
         items = given.pop("num_items_in_batch", None)
-        found = Labelled.of(logits.recipe, labels, **given)  # type: ignore[attr-defined]
+        found = self.labelled(logits, labels, **given)
         if self.observer is None or torch.is_grad_enabled():
             return found.hooked(found.loss(items))
         stats = found.stats()
         self.observer(stats)
         return mean_of(stats, items)
+
+    def labelled(self, logits: Any, labels: Tensor | None, **options: Any) -> Labelled:
+        """Logits that are not made yet with what they are measured against, the head's weight being there."""
+        self.fused += 1
+        gather_head(self.model)
+        return Labelled.of(logits.recipe, labels, **options)
 
     def needs_logits(self, logits: Tensor, vocab_size: int | None, options: dict[str, Any]) -> str | None:
         """What keeps this loss from being fused; None for nothing."""

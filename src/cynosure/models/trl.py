@@ -8,9 +8,8 @@ from torch import Tensor
 from torch.autograd import Function
 from transformers.utils.generic import ModelOutput
 
-from cynosure.models.criteria import Items, Labelled
-from cynosure.models.patch import Patch, gather_head
-from cynosure.models.pending import PendingLogits
+from cynosure.models.criteria import Items
+from cynosure.models.patch import Patch
 
 
 @dataclass
@@ -38,12 +37,9 @@ def per_token_output(
 ) -> PerTokenOutput:
     """Run a patched model and make these figures of its hidden states: one product, three more in the backward."""
     output = patched.forward(*args, **{**kwargs, "use_cache": False, "return_dict": True})
-    logits = output.logits
-    if not isinstance(logits, PendingLogits) or logits.made is not None:
-        raise ValueError(f"{type(patched.model).__name__}: {patched.made_by[0]} needs full logits")
-    patched.fused += 1
-    gather_head(patched.model)
-    found = Labelled.of(logits.recipe, labels, shift_labels)
+    if why := patched.needs_logits(output.logits, None, {}):
+        raise ValueError(f"{type(patched.model).__name__}: {why} needs full logits")
+    found = patched.labelled(output.logits, labels, shift_labels=shift_labels)
     stats = found.stats()
     if patched.observer is not None and not torch.is_grad_enabled():
         patched.observer(stats)

@@ -5,11 +5,12 @@ import math
 import torch
 from torch import Tensor
 
-from cynosure.models.audit.batch import IGNORED, pulled
+from cynosure.models.audit.batch import pulled
 from cynosure.models.audit.findings import Report
 from cynosure.models.audit.loss import Compared, rounding_of, times, whole_factor
 from cynosure.models.audit.subject import Subject
 from cynosure.models.audit.truth import Nll
+from cynosure.models.criteria import IGNORED
 
 
 def check_accumulation(subject: Subject, compared: list[Compared], report: Report) -> None:

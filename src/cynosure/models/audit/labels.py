@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cynosure.models.audit.batch import IGNORED, Batch, pulled
+from cynosure.models.audit.batch import Batch, pulled
 from cynosure.models.audit.findings import Report
+from cynosure.models.criteria import IGNORED
 from cynosure.text.tokens import adds_bos
 
 

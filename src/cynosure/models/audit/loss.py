@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from cynosure.loss import linear_cross_entropy
-from cynosure.models.audit.batch import IGNORED, Batch, pulled
+from cynosure.models.audit.batch import Batch, pulled
 from cynosure.models.audit.findings import Report
 from cynosure.models.audit.subject import Subject
 from cynosure.models.audit.truth import Nll, Own, nll_of, own_logits, read_known
+from cynosure.models.criteria import IGNORED
 
 FACTORS = 64  # whole factors that are recognised, such as numbers of accumulated steps
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from cynosure.models.audit.accumulate import check_accumulation
-from cynosure.models.audit.batch import IGNORED, Batch, take_batches
+from cynosure.models.audit.batch import Batch, take_batches
 from cynosure.models.audit.findings import Audit, Report
 from cynosure.models.audit.gradients import check_gradients
 from cynosure.models.audit.labels import (
@@ -23,6 +23,7 @@ from cynosure.models.audit.level import check_level
 from cynosure.models.audit.loss import Compared, compare_loss
 from cynosure.models.audit.subject import LossFunction, Subject, find_subject, untouched
 from cynosure.models.audit.vocabulary import check_specials, check_vocabulary
+from cynosure.models.criteria import IGNORED
 
 
 def audit(

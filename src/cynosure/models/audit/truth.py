@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cynosure.models.audit.batch import IGNORED, Batch
+from cynosure.models.audit.batch import Batch
 from cynosure.models.audit.subject import Subject
+from cynosure.models.criteria import IGNORED
 from cynosure.models.head import agree, candidates
 
 CHUNK = 1 << 22  # logits in float64 at a time

@@ -4,9 +4,10 @@ from typing import Any
 
 import torch
 
-from cynosure.models.audit.batch import IGNORED, Batch
+from cynosure.models.audit.batch import Batch
 from cynosure.models.audit.findings import Report
 from cynosure.models.audit.labels import Rows
+from cynosure.models.criteria import IGNORED
 
 SPECIALS = ("pad", "bos", "eos")
 
