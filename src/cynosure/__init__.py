@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from cynosure.measure import *  # noqa: F403
     from cynosure.models import *  # noqa: F403
     from cynosure.text import *  # noqa: F403
-    from cynosure.train import *  # noqa: F403
+    from cynosure.training import *  # noqa: F403
 
 __version__ = "0.1.0"
 WINGS = {
@@ -20,7 +20,7 @@ WINGS = {
     "text": ("Document",),
     "models": ("LanguageModel", "audit", "causal_lm_loss", "load"),
     "measure": ("Meter", "Scores", "Statistics", "open_run", "predict", "score"),
-    "train": ("TrainerPatch", "patch"),
+    "training": ("Diverged", "TrainSettings", "Trained", "TrainerPatch", "Watcher", "patch", "train"),
 }  # fmt: skip
 __all__ = [name for names in WINGS.values() for name in names]
 

@@ -30,10 +30,11 @@ from cynosure.bench.trainers import (
     build_cynosure,
     build_exact,
     build_limit,
+    build_loop,
     build_transformers,
 )
 from cynosure.cli.app import main
-from cynosure.train import patch
+from cynosure.training import patch
 from tests.lm.conftest import byte_tokenizer, tiny, tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Trainer's own
@@ -130,6 +131,27 @@ def test_a_right_curve_agrees(folder: Path, dtype: str) -> None:
     assert (ours.status, ours.reason) == ("ok", None)
     assert 0 < (ours.errors or {})["loss"] <= (ours.allowed or {})["loss"] < {"float32": 3e-6}.get(dtype, 1e-2)
     assert own.status == "ok"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "autocast"])
+def test_a_loop_trains_as_trainer_does(folder: Path, dtype: str) -> None:
+    _, loop = judged(folder, dtype, build_loop, n_steps=12)
+    assert (loop.status, loop.reason) == ("ok", None)
+
+
+def test_new_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of a preset and a vocabulary that is made once; the same weights in every process."""
+    monkeypatch.setenv("CYNOSURE_CACHE", str(tmp_path))
+    monkeypatch.setattr("cynosure.bench.fresh.addresses", lambda: iter(["the cat and the hat sat on the mat"] * 9))
+    monkeypatch.setattr("cynosure.bench.inputs.text_ids", lambda words: iter(range(1000)))
+    first = new_work("tiny:264", "autocast", SETTINGS)
+    monkeypatch.setattr("cynosure.bench.fresh.addresses", lambda: iter(()))
+    again = new_work("tiny:264", "autocast", SETTINGS)
+    assert first.model.name == "tiny, new, 264 tokens of vocabulary"
+    assert first.model.model.config.hidden_size == 128
+    for a, b in zip(first.model.model.parameters(), again.model.model.parameters(), strict=True):
+        assert a.dtype == torch.float32
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("build", [build_off, build_lost])
@@ -235,7 +257,7 @@ def shown(*cases: TrainCase, about: dict[str, Any] | None = None) -> str:
 
 
 def test_whoever_is_right_gets_a_figure(report: Report[TrainCase]) -> None:
-    for name in ("cynosure", "transformers", "limit"):
+    for name in ("cynosure", "transformers", "loop", "limit"):
         found = row(report, name)
         assert (found.status, found.reason, len(found.seconds)) == ("ok", None, 3)
         assert (found.peak_process_bytes or 0) > (found.peak_extra_bytes or 0) > 0

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cynosure.models import Patch, causal_lm_loss
 from cynosure.models.patch import IGNORED, head_layers
 from cynosure.models.pending import PendingLogits
-from cynosure.train import patch
+from cynosure.training import patch
 from tests.lm.conftest import tiny_model
 from tests.loss.probes import Allocations
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 
-from cynosure.train import patch
+from cynosure.training import patch
 from tests.lm.test_patch import assert_same, batch, family, step
 
 # PEFT's advice on tied heads and on merging, and what it uses of transformers that is to go.

@@ -12,7 +12,7 @@ from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 import cynosure
 from cynosure.models.criteria import IGNORED
 from cynosure.models.pending import PendingLogits
-from cynosure.train import patch
+from cynosure.training import patch
 from tests.lm.conftest import tiny_model
 from tests.lm.trainers import OPTIONS as SHARED
 from tests.lm.trainers import figures, padding_tokenizer

@@ -13,7 +13,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 import cynosure
 from cynosure.models.patch import probe
-from cynosure.train import patch
+from cynosure.training import patch
 from tests.lm.conftest import tiny_model
 from tests.lm.test_patch import batch, family
 from tests.lm.trainers import OPTIONS as SHARED

@@ -77,6 +77,7 @@ def arguments(work: TrainWork, folder: str) -> TrainingArguments:
         output_dir=folder,
         max_steps=work.n_steps,
         per_device_train_batch_size=work.n_rows,
+        train_sampling_strategy="sequential",  # in the order in which a loop of one's own goes through them
         learning_rate=LEARNING_RATE,
         lr_scheduler_type="constant",
         bf16=work.autocast,

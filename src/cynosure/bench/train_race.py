@@ -39,7 +39,7 @@ LOSS_EPS = 2.0**-23  # every loss is a float32, whatever the model is
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """What is raced, and for how long. `models` are names that `load` takes."""
+    """What is raced, and for how long. `models` are names that `load` takes, or new ones such as `small:32768`."""
 
     models: tuple[str, ...] = ("smollm2", "gemma3-270m")
     dtypes: tuple[str, ...] = DTYPES
@@ -88,10 +88,14 @@ class TrainWorker(Worker):
 
 
 def new_work(name: str, dtype: str, settings: TrainSettings) -> TrainWork:
+    from cynosure.bench.fresh import FRESH, fresh_model
     from cynosure.models import load
+    from cynosure.models.load import DTYPES as BY_NAME
 
     autocast = dtype == "autocast"
-    model = load(name, dtype="float32" if autocast else dtype, device="cpu")
+    weights = "float32" if autocast else dtype
+    new = FRESH.fullmatch(name)
+    model = fresh_model(name, BY_NAME[weights], settings.n_tokens) if new else load(name, dtype=weights, device="cpu")
     return TrainWork(model, texts_of(model, settings), settings.n_rows, settings.n_steps, autocast)
 
 

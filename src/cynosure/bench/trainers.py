@@ -1,4 +1,4 @@
-"""Who takes part in fine-tuning: each contestant is one function from a loaded model to a step of Trainer."""
+"""Who takes part in training: each contestant is one function from a loaded model to its steps."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
@@ -25,7 +25,7 @@ Step = Callable[[], float]  # one step of the optimizer: the loss before it
 
 def build_cynosure(work: TrainWork) -> Step:
     from cynosure.bench.stepping import Stepper
-    from cynosure.train import patch
+    from cynosure.training import patch
 
     patch(work.model.model)
     return Stepper(work)
@@ -35,6 +35,12 @@ def build_transformers(work: TrainWork) -> Step:
     from cynosure.bench.stepping import Stepper
 
     return Stepper(work)
+
+
+def build_loop(work: TrainWork) -> Step:
+    from cynosure.bench.loop import Loop
+
+    return Loop(work)
 
 
 def build_limit(work: TrainWork) -> Step:
@@ -57,6 +63,7 @@ TRAIN_CONTESTANTS = {
     for contestant in (
         Contestant(OURS, "Trainer(model), after cynosure.patch(model)", build_cynosure),
         Contestant(TRANSFORMERS, "Trainer(model), with the model's own loss", build_transformers),
+        Contestant("loop", "a short loop of one's own, F.cross_entropy of full logits", build_loop),
         Contestant(LIMIT, "the same, head and loss being the head's three products alone", build_limit, checked=False),
     )
 }

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from cynosure import __version__
-from cynosure.cli import bench, check, common, compare, info, predict, score, summary
+from cynosure.cli import bench, check, common, compare, info, predict, score, summary, train
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -28,6 +28,7 @@ app.command()(predict.predict)
 app.command()(score.score)
 app.command()(summary.summary)
 app.command()(compare.compare)
+app.command()(train.train)
 app.command()(check.check)
 app.command()(info.info)
 app.add_typer(bench.app, name="bench")
@@ -50,7 +51,7 @@ def cynosure(
 
 def main() -> None:
     """Run the command line. Exit status: 0 done, 1 a check failed, 2 bad usage or input, said in one line."""
-    common.settings.debug, common.settings.kept_in = False, None
+    common.settings = common.Settings()
     logging.getLogger("cynosure").setLevel(logging.INFO)
     try:
         status = app(prog_name="cynosure", standalone_mode=False)
@@ -67,7 +68,8 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         kept = common.settings.kept_in
         if common.leads():
-            common.complain(f"interrupted; the same command goes on from what is in {kept}" if kept else "interrupted")
+            same = f"the same command{common.settings.way_on}"
+            common.complain(f"interrupted; {same} goes on from what is in {kept}" if kept else "interrupted")
         sys.exit(130)
     except Exception as error:
         drop_output()

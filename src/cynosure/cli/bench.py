@@ -106,10 +106,12 @@ def score(
 
 @app.command()
 def train(
-    models: Annotated[str, typer.Option(help="Comma-separated, of the names that score takes.")] = (
-        "smollm2,gemma3-270m"
-    ),
+    models: Annotated[
+        str,
+        typer.Option(help="Comma-separated, of the names that score takes; or new: small, small:32768 (vocabulary)."),
+    ] = "smollm2,gemma3-270m",
     dtypes: Annotated[str, typer.Option(help="float32, bfloat16, autocast.")] = "float32,bfloat16",
+    contestants: Annotated[str, typer.Option(help="all, or some: cynosure,transformers,loop,limit.")] = "all",
     rows: Annotated[int, typer.Option(help="Rows of real text a step.")] = 2,
     tokens: Annotated[int, typer.Option(help="Tokens of a row.")] = 512,
     steps: Annotated[int, typer.Option(help="Steps; all but the first are timed.")] = 50,
@@ -120,21 +122,23 @@ def train(
     quiet: common.Quiet = False,
     debug: common.Debug = False,
 ) -> None:
-    """Time, peak memory and loss curve of fine-tuning by Hugging Face's Trainer, patched and as it is.
+    """Time, peak memory and loss curve of training by Hugging Face's Trainer, patched and as it is, and by a loop.
 
     One process for each contestant, their steps interleaved. Curves are held to the same training with an exact head,
     which is run first. Exit status 1 when ours goes farther from it than rounding would.
     """
     from cynosure.bench.contestants import OURS
+    from cynosure.bench.race import find_contestants
     from cynosure.bench.train_race import TrainSettings, bench_train
     from cynosure.bench.train_table import print_training
     from cynosure.bench.trainers import TRAIN_CONTESTANTS
 
     common.show_notes(quiet)
+    chosen = find_contestants(names(contestants), TRAIN_CONTESTANTS)
     settings = TrainSettings(names(models), names(dtypes), rows, tokens, steps)
     check_folder(json_path)
     with shown_progress(quiet) as say:
-        report = bench_train(settings, TRAIN_CONTESTANTS.values(), say)
+        report = bench_train(settings, chosen, say)
     finish(report, json_path, format, print_training)
     if not report.green(OURS):
         common.complain("our own loss curve disagrees")

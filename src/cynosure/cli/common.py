@@ -22,6 +22,7 @@ class Settings:
 
     debug: bool = False
     kept_in: Path | None = None  # where the work of an interrupted command goes on
+    way_on: str = ""  # what is added to the command to do so
 
 
 settings = Settings()

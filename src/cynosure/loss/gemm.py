@@ -30,6 +30,9 @@ TRIAL_RUNS = 4
 SUM_ROWS = 2048  # of a half-precision dW that torch makes at a time
 
 
+SETTLED: dict[torch.dtype, "Gemm"] = {}  # in this process, whoever a trial shows to be faster
+
+
 class Gemm(NamedTuple):
     """Who does a product, and why."""
 
@@ -49,7 +52,29 @@ def choose_gemm(flops: float, dtype: torch.dtype, device: torch.device) -> Gemm:
         return Gemm(asked if asked == RIVALS[dtype] else "torch", f"asked for by {VARIABLE}={asked}")
     if flops < WORTH_IT:
         return Gemm("torch", "the products are small")
-    return fastest(dtype, torch.get_num_threads())
+    return SETTLED.get(dtype) or fastest(dtype, torch.get_num_threads())
+
+
+def providers() -> dict[str, str]:
+    """Who does large products on this machine's CPU, by dtype: what `settle` takes."""
+    chosen = {dtype: choose_gemm(WORTH_IT, dtype, torch.device("cpu")).provider for dtype in RIVALS}
+    return {str(dtype).removeprefix("torch."): provider for dtype, provider in chosen.items()}
+
+
+def settle(chosen: dict[str, str]) -> list[str]:
+    """Let these do large products from now on, so that another process's sums can be repeated; who of them is missing.
+
+    >>> settle(providers())
+    []
+    """
+    missing = []
+    for dtype, rival in RIVALS.items():
+        provider = chosen.get(str(dtype).removeprefix("torch."), "torch")
+        if provider != "torch" and (provider != rival or why_missing(provider)):
+            missing.append(provider)
+        else:
+            SETTLED[dtype] = Gemm(provider, "settled for this process")
+    return missing
 
 
 def why_missing(provider: str) -> str:

@@ -15,6 +15,16 @@ NAMES = ("hidden", "weight", "bias")
 Items = Tensor | float | None  # the number of tokens of a whole accumulated or distributed batch
 
 
+class Objective(NamedTuple):
+    """What is minimised beside the cross-entropy; as of `linear_cross_entropy`."""
+
+    z_loss: float = 0.0
+    label_smoothing: float = 0.0
+
+
+PLAIN = Objective()  # the cross-entropy alone
+
+
 class Labelled(NamedTuple):
     """A recipe for logits (..., T, V), and what each of them is to be measured against."""
 
@@ -39,9 +49,17 @@ class Labelled(NamedTuple):
         head = {"bias": self.recipe.bias, "scale": self.recipe.scale, "softcap": self.recipe.softcap}
         return head | {"target": self.target, "shift": self.shift, "ignore_index": self.ignore_index}
 
-    def loss(self, items: Items) -> Tensor:
+    def loss(self, items: Items, objective: Objective = PLAIN) -> Tensor:
         """The mean over the tokens that count, or their sum divided by `items`."""
-        return linear_cross_entropy(self.recipe.hidden, self.recipe.weight, normalizer=items, **self.options())
+        options = self.options() | objective._asdict()
+        return linear_cross_entropy(self.recipe.hidden, self.recipe.weight, normalizer=items, **options)
+
+    def plain(self, made: Tensor, items: Items, objective: Objective) -> Tensor:
+        """The cross-entropy alone where the loss `made` is of this objective: a product more where they differ."""
+        if objective == PLAIN:
+            return made.detach().clone()  # Trainer scales the loss in place
+        with torch.no_grad():
+            return self.loss(items)
 
     def stats(self) -> TokenStats:
         """Figures of every token, without gradients."""

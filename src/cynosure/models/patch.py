@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cynosure.loss import TokenStats
-from cynosure.models.criteria import IGNORED, Labelled, mean_of
+from cynosure.models.criteria import IGNORED, PLAIN, Labelled, mean_of
 from cynosure.models.pending import Deferring, PendingLogits
 
 N_PROBE = 16  # tokens of the verification
@@ -39,6 +39,8 @@ class Patch:
         self.heeded = heeded(self.own_loss)
         self.own = {name: value for name, value in vars(self.model).items() if name in OWN}
         self.observer: Callable[[TokenStats], None] | None = None  # is told every token's figures in evaluation
+        self.objective = PLAIN  # of training
+        self.plain: Tensor | None = None  # the cross-entropy alone of the last loss in training, without a graph
         self.made_by: list[str] = []  # what has asked for full logits, in the last forward with labels
         self.fused = 0  # losses made without logits
         self.warned = False
@@ -103,7 +105,9 @@ class Patch:
         items = given.pop("num_items_in_batch", None)
         found = self.labelled(logits, labels, **given)
         if self.observer is None or torch.is_grad_enabled():
-            return found.hooked(found.loss(items))
+            made = found.loss(items, self.objective)
+            self.plain = found.plain(made, items, self.objective)
+            return found.hooked(made)
         stats = found.stats()
         self.observer(stats)
         return mean_of(stats, items)

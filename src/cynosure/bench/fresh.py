@@ -1,0 +1,36 @@
+"""New models for the race in training: a preset with a vocabulary of some size, made of the addresses once and kept."""
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from cynosure.bench.inputs import addresses, bench_folder
+
+if TYPE_CHECKING:
+    from cynosure.models import LanguageModel
+
+FRESH = re.compile(r"(tiny|small|base)(?::(\d+))?")  # a preset, and how large its vocabulary is
+
+
+def fresh_model(name: str, dtype: Any, row_tokens: int) -> "LanguageModel":
+    """The model that `small` or `small:32768` stands for, its weights random but the same each time."""
+    from cynosure.models import LanguageModel
+    from cynosure.training.presets import find_preset, new_model
+
+    match = FRESH.fullmatch(name)
+    assert match is not None
+    preset = find_preset(match[1])
+    tokenizer = vocabulary(int(match[2] or preset.vocab_size))
+    model = new_model(preset, tokenizer, row_tokens, seed=0).to(dtype)
+    return LanguageModel(model, tokenizer, f"{match[1]}, new, {len(tokenizer):,} tokens of vocabulary")
+
+
+def vocabulary(size: int) -> Any:
+    """A tokenizer of the addresses."""
+    from transformers import AutoTokenizer
+
+    from cynosure.text import train_tokenizer
+
+    folder = bench_folder(f"vocabulary-{size}")
+    if not (folder / "tokenizer.json").exists():
+        train_tokenizer(addresses(), size).save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)

@@ -1,0 +1,221 @@
+"""How a training reads as it goes: a live picture on a terminal, plain lines elsewhere, errors alone when quiet."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from cynosure.cli import common
+from cynosure.cli.braille import curve
+from cynosure.cli.progress import LINE_SECONDS
+from cynosure.training.watch import Figures, Watcher
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.live import Live
+
+    from cynosure.training.settings import Plan
+
+RATE_STEPS = 20  # over which the rate is told
+CURVE_ROWS, CURVE_COLUMNS = 12, 78
+MOST_POINTS = 400  # of the curve
+
+
+class Display(Watcher):
+    """What both ways of showing share: the state of a training, and how its figures read."""
+
+    def __init__(self) -> None:
+        self.plan: Plan | None = None
+        self.facts: Figures = {}
+        self.steps: list[Figures] = []
+        self.validations: list[Figures] = []
+        self.samples: list[Figures] = []
+        self.begun = time.monotonic()
+
+    def begin(self, plan: "Plan", facts: Figures) -> None:
+        self.plan, self.facts, self.begun = plan, facts, time.monotonic()
+        told = facts["facts"]
+        for note in told["notes"]:
+            self.note(note)
+        at = f", going on at step {facts['resumed_at']:,}" if facts["resumed_at"] else ""
+        epochs = plan.tokens / told["train_tokens"]
+        parts = f", {plan.accumulation} times {plan.micro_rows} in each of {plan.processes}"
+        self.say(
+            f"{facts['parameters'] / 1e6:.1f}M parameters, {facts['n_classes']:,} tokens of vocabulary, products in "
+            f"{facts['dtype']}; {told['train_documents']:,} documents of {told['train_tokens']:,} tokens to train on, "
+            f"{told['valid_documents']:,} held out"
+        )
+        self.say(
+            f"{plan.steps:,} steps of {plan.batch_tokens:,} tokens ({plan.batch_rows} rows of {plan.row_tokens:,}"
+            f"{parts if plan.micro_rows < plan.batch_rows else ''}), {epochs:.1f} times through the text{at}"
+        )
+
+    def say(self, text: str) -> None:
+        print(f"cynosure: {text}", file=sys.stderr, flush=True)
+
+    def note(self, text: str) -> None:
+        self.say(f"note: {text}")
+
+    def step(self, figures: Figures) -> None:
+        self.steps.append(figures)
+
+    def validation(self, figures: Figures, samples: list[Figures]) -> None:
+        self.validations.append(figures)
+        self.samples = samples
+
+    @property
+    def tokens_per_second(self) -> float:
+        last = self.steps[-RATE_STEPS:]
+        return len(last) / float(sum(1 / line["tokens_per_second"] for line in last))
+
+    @property
+    def peak_share(self) -> float:
+        """Of what the machine's matrix products do, what the training's own come to."""
+        return float(self.tokens_per_second * self.facts["flops_per_token"] / self.facts["peak_flops"])
+
+    @property
+    def seconds_left(self) -> float:
+        """By the clock, so that validations and checkpoints are counted as they have come so far."""
+        assert self.plan is not None
+        done = len(self.steps)
+        left = self.plan.steps - self.steps[-1]["step"]
+        return float(left * (time.monotonic() - self.begun) / done)
+
+    def figures(self) -> dict[str, str]:
+        """The last step in words."""
+        now = self.steps[-1]
+        found = {
+            "loss": f"{now['loss']:.4f}",
+            "smoothed": f"{now['smoothed']:.4f}",
+            "perplexity": "" if now["perplexity"] is None else f"{now['perplexity']:,.1f}",
+            "bits/byte": "" if now["bits_per_byte"] is None else f"{now['bits_per_byte']:.3f}",
+            "gradient": f"{now['grad_norm']:.2f}",
+            "rate": f"{now['learning_rate']:.1e}",
+            "tokens/s": f"{self.tokens_per_second:,.0f}",
+            "of peak": f"{self.peak_share:.0%}",
+            "left": clock(self.seconds_left),
+        }
+        if "objective" in now:
+            found["objective"] = f"{now['objective']:.4f}"
+        return {name: value for name, value in found.items() if value}
+
+
+class Lines(Display):
+    """A line every few seconds, and one for each validation."""
+
+    last = 0.0
+
+    def step(self, figures: Figures) -> None:
+        super().step(figures)
+        assert self.plan is not None
+        now = time.monotonic()
+        if now - self.last < LINE_SECONDS and figures["step"] != self.plan.steps:
+            return
+        self.last = now
+        told = ", ".join(f"{name} {value}" for name, value in self.figures().items())
+        print(f"step {figures['step']:,}/{self.plan.steps:,}: {told}", file=sys.stderr, flush=True)
+
+    def validation(self, figures: Figures, samples: list[Figures]) -> None:
+        super().validation(figures, samples)
+        print(f"step {figures['step']:,}: held out {held_out(figures)}", file=sys.stderr, flush=True)
+
+
+class Picture(Display):
+    """Figures, the curve and what the model writes, drawn anew after every step."""
+
+    def __init__(self, live: "Live") -> None:
+        super().__init__()
+        self.live = live
+
+    def say(self, text: str) -> None:
+        self.live.console.print(f"cynosure: {text}")
+
+    def step(self, figures: Figures) -> None:
+        super().step(figures)
+        self.live.update(self.picture())
+
+    def validation(self, figures: Figures, samples: list[Figures]) -> None:
+        super().validation(figures, samples)
+        if self.steps:
+            self.live.update(self.picture())
+
+    def picture(self) -> "RenderableType":
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        assert self.plan is not None
+        now = self.steps[-1]
+        head = Table.grid(padding=(0, 1), expand=True)
+        head.add_row(
+            Text(f"step {now['step']:,}/{self.plan.steps:,}"), ProgressBar(self.plan.steps, now["step"]),
+            Text(f"{now['tokens']:,} tokens"),
+        )  # fmt: skip
+        table = Table(box=None, expand=True, padding=(0, 1))
+        for name in self.figures():
+            table.add_column(name, justify="right", header_style="dim")
+        table.add_row(*self.figures().values())
+        parts: list[Any] = [
+            head,
+            table,
+            Text("smoothed loss, and o held out, in nats/token, against million tokens", "dim"),
+        ]
+        parts += [Text(line) for line in drawn(self.steps, self.validations)]
+        if self.validations:
+            best = min(self.validations, key=lambda line: line["nats_per_token"]["value"])
+            parts.append(Text(f"held out at step {self.validations[-1]['step']:,}: {held_out(self.validations[-1])}"))
+            parts.append(Text(f"best at step {best['step']:,}: {held_out(best)}", style="dim"))
+        for sample in self.samples:
+            parts.append(Text(f"{sample['prompt']}", style="dim", end=""))
+            parts.append(Text(" ".join(sample["text"].split()), overflow="ellipsis", style="italic"))
+        return Group(*parts)
+
+
+def drawn(steps: list[Figures], validations: list[Figures]) -> list[str]:
+    """Smoothed loss against tokens, and the validations on it."""
+    thinned = steps[:: -(-len(steps) // MOST_POINTS)]
+    line = [(line["tokens"] / 1e6, line["smoothed"]) for line in thinned]
+    marks = [(line["tokens"] / 1e6, line["nats_per_token"]["value"]) for line in validations]
+    return curve(line, marks, CURVE_COLUMNS, CURVE_ROWS)
+
+
+def held_out(figures: Figures) -> str:
+    """A validation in words."""
+    nats, bits = figures["nats_per_token"], figures["bits_per_byte"]
+    told = f"{nats['value']:.4f} nats/token{interval(nats)}, perplexity {figures['token_perplexity']['value']:,.1f}"
+    if bits["value"] is not None:
+        told += f", {bits['value']:.3f} bits/byte{interval(bits)}"
+    return told + (f", ECE {figures['calibration']['ece']:.3f}" if figures["calibration"] else "")
+
+
+def interval(figure: Figures) -> str:
+    return "" if figure["low"] is None else f" ({figure['low']:.3f} to {figure['high']:.3f})"
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds.
+
+    >>> clock(59), clock(3725)
+    ('0:59', '1:02:05')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+@contextmanager
+def shown_training(quiet: bool) -> Iterator[Watcher]:
+    """Whoever watches a training: of several processes only the first shows anything."""
+    if quiet or not common.leads():
+        yield Watcher()
+    elif sys.stderr.isatty():
+        from rich.console import Console
+        from rich.live import Live
+
+        console = Console(stderr=True, highlight=False, emoji=False, markup=False)
+        with Live(console=console, refresh_per_second=4) as live:
+            yield Picture(live)
+    else:
+        yield Lines()

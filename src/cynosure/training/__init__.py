@@ -1,0 +1,9 @@
+"""Training: Hugging Face's Trainer on the fused loss, and whole runs from texts to a model."""
+
+from cynosure.training.run import Trained as Trained
+from cynosure.training.run import train as train
+from cynosure.training.settings import TrainSettings as TrainSettings
+from cynosure.training.trainer import TrainerPatch as TrainerPatch
+from cynosure.training.trainer import patch as patch
+from cynosure.training.watch import Diverged as Diverged
+from cynosure.training.watch import Watcher as Watcher

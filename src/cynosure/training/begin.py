@@ -1,0 +1,126 @@
+"""The beginning of a run: data, plan and manifest of a new one, or an old one as it was at its last checkpoint."""
+
+import platform
+from dataclasses import fields
+from typing import Any
+
+import torch
+
+from cynosure import __version__
+from cynosure.loss.gemm import providers
+from cynosure.measure import Corpus
+from cynosure.measure.store import difference
+from cynosure.models import LanguageModel, load
+from cynosure.models.load import find_device, from_pretrained, locate
+from cynosure.text import Division, Packed
+from cynosure.training.data import Data, make_vocabulary, write_data
+from cynosure.training.folder import DATA, MANIFEST, RunFolder
+from cynosure.training.presets import find_preset, new_model
+from cynosure.training.settings import TrainSettings, make_plan
+from cynosure.training.watch import Figures, Watcher
+
+
+def begin(
+    folder: RunFolder, texts: Corpus, valid: Corpus, settings: TrainSettings | None, resume: bool, watcher: Watcher,
+    processes: int,
+) -> None:  # fmt: skip
+    """Make the folder what the run goes on from: new, or as it was at its last checkpoint."""
+    if resume:
+        manifest = folder.manifest
+        check_same(folder, manifest, texts, valid, settings)
+        folder.rewind(max(folder.checkpoints, default=0))
+        if manifest["plan"]["processes"] != processes:
+            watcher.note(
+                f"{processes} processes go on with a run of {manifest['plan']['processes']}: the same to rounding"
+            )
+    else:
+        folder.check_free()
+        existed = folder.path.exists()
+        try:
+            begin_anew(folder, texts, valid, settings or TrainSettings(), watcher, processes)
+        except BaseException:
+            folder.clear_begun()
+            if not existed and folder.path.exists() and not any(folder.path.iterdir()):
+                folder.path.rmdir()
+            raise
+
+
+def check_same(
+    folder: RunFolder, manifest: Figures, texts: Corpus, valid: Corpus, settings: TrainSettings | None
+) -> None:
+    """ValueError where texts or settings that are given are not those of the run."""
+    for field in fields(TrainSettings) if settings else ():
+        given, own = getattr(settings, field.name), manifest["settings"].get(field.name)
+        if given not in (field.default, own):
+            raise ValueError(
+                f"{folder.path} was begun with {field.name} {own}, not {given}: leave it out, it goes on so"
+            )
+    for name, corpus in (("corpus", texts), ("valid", valid)):
+        if corpus.origin.get("texts") and (what := difference({name: manifest[name]}, {name: corpus.origin})):
+            raise ValueError(f"{folder.path} was begun on other texts: {what}; leave them out, it has its own")
+
+
+def begin_anew(
+    folder: RunFolder, texts: Corpus, valid: Corpus, settings: TrainSettings, watcher: Watcher, processes: int
+) -> None:
+    """Data, plan and manifest of a new run; the manifest last, for it is what makes a folder a run."""
+    documents = texts.documents if texts.known else list(texts.documents)
+    held_out = list(valid.documents)
+    division = Division(documents, settings.hold_out, held_out)
+    if not any(document.text for document in division.documents):
+        raise ValueError("there is no text to train on: every document given is empty")
+    started = load(settings.init, dtype="float32", device="cpu") if settings.init else None
+    folder.clear_begun()
+    with folder.replacing(DATA) as place:
+        data = write_data(place, division, tokenizer_of(settings, division, started))
+        data = data._replace(folder=place)
+        model = started.model if started else new_model(
+            find_preset(settings.preset or "small"), data.tokenizer(), 8, settings.seed
+        )  # fmt: skip
+        check_tokens(data, model)
+        n_parameters = sum(p.numel() for p in model.parameters())
+        kind = find_device(settings.device).type
+        most = started.max_positions if started else None
+        plan = make_plan(settings, n_parameters, data.facts.train_tokens, most, processes, kind)
+        Packed(data.tokenised(), plan.row_tokens, settings.seed)  # raises where there is not one row
+    folder.put(MANIFEST, {
+        "cynosure": __version__,
+        "settings": settings.to_json(),
+        "plan": plan._asdict(),
+        "facts": data.facts._asdict(),
+        "parameters": n_parameters,
+        "corpus": texts.origin,
+        "valid": valid.origin,
+        "products": providers(),
+        "environment": environment(),
+    })  # fmt: skip
+
+
+def tokenizer_of(settings: TrainSettings, division: Division, started: LanguageModel | None) -> Any:
+    """The model's own, the one that is named, or one made of the text."""
+    if started is not None:
+        return started.tokenizer
+    if settings.tokenizer is None:
+        return make_vocabulary(division, find_preset(settings.preset or "small"), settings.vocab_size)
+    from transformers import AutoTokenizer
+
+    return from_pretrained(AutoTokenizer, locate(settings.tokenizer)[0], None, "tokenizer")
+
+
+def check_tokens(data: Data, model: Any) -> None:
+    """ValueError for tokens that the model has no embedding of."""
+    ids = data.tokenised().ids
+    n_known = model.get_input_embeddings().weight.shape[0]
+    if len(ids) and int(ids.max()) >= n_known:
+        raise ValueError(
+            f"the tokenizer gives token {int(ids.max())}, and the model knows {n_known:,}: they do not fit"
+        )
+
+
+def environment() -> Figures:
+    return {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+    }

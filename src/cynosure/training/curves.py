@@ -1,0 +1,62 @@
+"""The curves of a run: loss and bits per byte against tokens, as a picture for the screen and one for paper."""
+
+import io
+from typing import Any
+
+from cynosure.measure.store import write_whole
+from cynosure.training.folder import METRICS, VALIDATION, RunFolder
+
+MOST_POINTS = 1000  # of a curve: more are not seen
+SIZE = {"width": 420, "height": 260}
+PIXELS = 2.0  # of the PNG, to one of the SVG
+LEAST_SHARE = 0.02  # of the run, whose losses are off the scale of all that follows
+
+
+def draw_curves(folder: RunFolder) -> None:
+    """Write `curves.svg` and `curves.png` from the lines of a run; nothing before the second step."""
+    steps, validations = folder.lines(METRICS), folder.lines(VALIDATION)
+    if len(steps) < 2:
+        return
+    chart = panels(steps, validations)
+    svg, png = io.StringIO(), io.BytesIO()
+    chart.save(svg, format="svg")
+    chart.save(png, format="png", scale_factor=PIXELS)
+    write_whole(folder / "curves.svg", svg.getvalue().encode())
+    write_whole(folder / "curves.png", png.getvalue())
+
+
+def panels(steps: list[dict[str, Any]], validations: list[dict[str, Any]]) -> Any:
+    """Loss to the left, bits per byte to the right where they are known."""
+    import altair as alt
+
+    thinned = steps[:: -(-len(steps) // MOST_POINTS)]
+    late = [line for line in thinned if line["tokens"] >= LEAST_SHARE * steps[-1]["tokens"]]
+    left = panel(late, validations, "nats_per_token", "loss", "nats/token")
+    if not any(line["bits_per_byte"] for line in steps):
+        return left
+    return alt.hconcat(left, panel(late, validations, "bits_per_byte", "bits_per_byte", "bits/byte"))
+
+
+def panel(steps: list[dict[str, Any]], validations: list[dict[str, Any]], figure: str, name: str, title: str) -> Any:
+    """One quantity: of each step, and of each validation with its interval."""
+    import altair
+
+    alt: Any = altair
+    trained = [{"tokens": line["tokens"], "value": line[name], "of": "training"} for line in steps if line[name]]
+    if name == "loss":
+        trained += [{"tokens": line["tokens"], "value": line["smoothed"], "of": "smoothed"} for line in steps]
+    found = [
+        {"tokens": line["tokens"], "of": "held out"} | line[figure]
+        for line in validations
+        if line[figure]["value"] is not None
+    ]
+    kinds = ["training", "smoothed", "held out"]
+    colour = alt.Color("of:N", title=None, scale=alt.Scale(domain=kinds, range=["#c8d3df", "#3b6ea5", "#c2571a"]))
+    x = alt.X("tokens:Q", title="tokens", axis=alt.Axis(format="~s"))
+    y = alt.Y("value:Q", title=title, scale=alt.Scale(zero=False))
+    layers = [alt.Chart(alt.Data(values=trained)).mark_line(strokeWidth=1.2).encode(x=x, y=y, color=colour)]
+    if found:
+        base = alt.Chart(alt.Data(values=found)).encode(x=x, color=colour)
+        layers.append(base.mark_line(point=True).encode(y=y))
+        layers.append(base.mark_rule().encode(y=alt.Y("low:Q", title=title), y2="high:Q"))
+    return alt.layer(*layers).properties(title=title, **SIZE)

@@ -1,0 +1,171 @@
+"""The data of a run: texts divided, a vocabulary made or taken, and everything as tokens on disk."""
+
+import json
+import logging
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cynosure.text import Division, Document, Separators, Tokenised, document_ids, spell, train_tokenizer
+from cynosure.text.tokens import Ints
+from cynosure.training.presets import Preset
+
+IDS, DOCUMENTS, VALID, TOKENIZER = "ids.int32", "documents.npz", "valid.jsonl", "tokenizer"
+
+log = logging.getLogger("cynosure")
+
+
+class Facts(NamedTuple):
+    """Of the texts, in numbers."""
+
+    train_documents: int
+    train_tokens: int
+    train_bytes: int
+    valid_documents: int
+    valid_bytes: int
+    bytes_known: bool  # whether the bytes that tokens spell are the text's
+    unigram_bits_per_byte: float | None  # of what is held out, by how often each byte is in what is trained on
+    notes: tuple[str, ...]
+
+
+class Data(NamedTuple):
+    """The folder of a run's data, and what is in it."""
+
+    folder: Path
+    facts: Facts
+
+    def tokenised(self) -> Tokenised:
+        """What is trained on; the ids stay on disk."""
+        ids = np.memmap(self.folder / IDS, dtype=np.int32, mode="r")
+        kept = np.load(self.folder / DOCUMENTS)
+        return Tokenised(ids, kept["edges"], kept["first_predicted"], bool(kept["shared"]))
+
+    def valid(self) -> list[Document]:
+        """What is held out."""
+        with (self.folder / VALID).open(encoding="utf-8") as file:
+            return [Document(**json.loads(line)) for line in file]
+
+    def tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.folder / TOKENIZER)
+
+
+def write_data(folder: Path, division: Division, tokenizer: Any) -> Data:
+    """Write the data of a run into a new folder. OSError where there is no room."""
+    folder.mkdir(parents=True)
+    told, known = write_train(folder, division.train(), tokenizer)
+    n_valid, asked = write_valid(folder / VALID, division.valid())
+    tokenizer.save_pretrained(folder / TOKENIZER)
+    found = Facts(
+        **told, train_bytes=int(known.sum()), valid_documents=n_valid, valid_bytes=int(asked.sum()),
+        unigram_bits_per_byte=unigram_bits(known, asked), notes=tuple(division.notes),
+    )  # fmt: skip
+    return Data(folder, found)
+
+
+def write_train(folder: Path, documents: Iterator[Document], tokenizer: Any) -> tuple[dict[str, Any], Ints]:
+    """The tokens of the documents to train on, one document at a time; their facts, and the number of each byte (256,).
+
+    Empty documents are passed over.
+    """
+    separators, widths = Separators.of(tokenizer), token_widths(tokenizer)
+    lengths, first_predicted, found, spelled = [], [], np.zeros(256, np.int64), 0
+    with (folder / IDS).open("wb") as file:
+        for document in documents:
+            if not document.text:
+                continue
+            ids, first = document_ids(tokenizer, separators, document.text, document.n_prompt_chars)
+            file.write(ids.astype(np.int32).tobytes())
+            lengths.append(len(ids))
+            first_predicted.append(first)
+            found += byte_counts(document.text)
+            spelled += int(widths[ids].sum())
+    edges = np.append(0, np.cumsum(np.array(lengths, np.int64)))
+    predicted = np.array(first_predicted, np.int64)
+    kept: dict[str, Any] = {"edges": edges, "first_predicted": predicted, "shared": separators.shared}
+    np.savez(folder / DOCUMENTS, **kept)
+    told = {"train_documents": len(lengths), "train_tokens": int(edges[-1]), "bytes_known": int(found.sum()) == spelled}
+    return told, found
+
+
+def write_valid(path: Path, documents: Iterable[Document]) -> tuple[int, Ints]:
+    """The documents held out, and the number of each byte in them (256,)."""
+    number, found = 0, np.zeros(256, np.int64)
+    with path.open("w", encoding="utf-8") as file:
+        for document in documents:
+            if document.text:
+                file.write(json.dumps(document._asdict()) + "\n")
+                number, found = number + 1, found + byte_counts(document.text)
+    return number, found
+
+
+def byte_counts(text: str) -> Ints:
+    """How often each byte is in a text, (256,)."""
+    return np.bincount(np.frombuffer(text.encode(errors="surrogatepass"), np.uint8), minlength=256)
+
+
+def unigram_bits(known: Ints, asked: Ints) -> float | None:
+    """Bits a byte of a text by the frequency of each byte in another, to which one of each is added (Laplace).
+
+    >>> round(unigram_bits(np.array([3] + [0] * 255), np.array([1] * 256)), 4)
+    8.009
+    """
+    probabilities = (known + 1) / (known.sum() + 256)
+    n_bytes = int(asked.sum())
+    return float(-(asked * np.log2(probabilities)).sum() / n_bytes) if n_bytes else None
+
+
+def token_widths(tokenizer: Any) -> NDArray[np.int64]:
+    """How many bytes each token stands for, (V,); what opens and ends documents for none."""
+    widths: Ints = np.array([len(piece) for piece in spell(tokenizer, list(range(len(tokenizer))))], np.int64)
+    for separator in Separators.of(tokenizer):
+        if separator is not None:
+            widths[separator] = 0
+    return widths
+
+
+def make_vocabulary(division: Division, preset: Preset, vocab_size: int | None) -> Any:
+    """A tokenizer of the text to train on.
+
+    ValueError where a size was asked for that the text does not support; the preset's own is cut down to what it does.
+    """
+    wanted = vocab_size or preset.vocab_size
+    log.info("making a vocabulary of %s tokens of the text", f"{wanted:,}")
+    tokenizer = train_tokenizer((document.text for document in division.train()), wanted)
+    if len(tokenizer) < wanted:
+        found = f"the text to train on supports a vocabulary of {len(tokenizer):,} tokens"
+        if vocab_size is not None:
+            raise ValueError(f"{found}, not {wanted:,}: give --vocab {len(tokenizer)}, or more text")
+        log.info("%s, not the %s of this size", found, f"{wanted:,}")
+    return tokenizer
+
+
+def shortened(documents: list[Document], n_bytes: float) -> list[Document]:
+    """The beginnings of documents, about so many bytes in all: of each the same, or the whole of a shorter one."""
+    sizes = sorted(len(document.text.encode(errors="surrogatepass")) for document in documents)
+    left, most = n_bytes, 0.0
+    for n_done, size in enumerate(sizes):
+        most = left / (len(sizes) - n_done)
+        if size > most:
+            break
+        left -= size
+    else:
+        return documents
+    return [beginning(document, int(most)) for document in documents]
+
+
+def beginning(document: Document, n_bytes: int) -> Document:
+    """At most so many bytes of a document, to the end of a character; of a prompt, all, and a little more."""
+    text = document.text.encode(errors="surrogatepass")[:n_bytes].decode(errors="ignore")
+    least = document.n_prompt_chars + 1 if document.n_prompt_chars else 0
+    return document._replace(text=document.text[: max(len(text), least)])
+
+
+def clear(folder: Path) -> None:
+    """Remove a folder that is only half of something."""
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,269 @@
+"""Hugging Face's Trainer on packed rows: the exact token mean, its figures line by line, checkpoints that are whole."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import PrinterCallback, Trainer, TrainingArguments
+
+from cynosure.models import Objective, Patch
+from cynosure.models.gguf import quiet_transformers
+from cynosure.text import Packed
+from cynosure.training.folder import METRICS, PARTIAL, RunFolder, whole_or_nothing
+from cynosure.training.settings import Plan, TrainSettings
+from cynosure.training.watch import Diverged, Figures, Smoothed, Watcher, odd_beginning, perplexity, what_is_wrong
+
+Validate = Callable[[int, int], Figures]  # (step, tokens so far) -> what was found
+LN2 = float(np.log(2))
+LARGE_BATCH = 32768  # tokens: gradients of smaller ones are noisier, and their squares are averaged over more steps
+SLOW, FAST = 0.99, 0.95
+
+
+class Rows(Dataset[dict[str, Tensor]]):
+    """The rows of a whole training, in the order in which they are trained on."""
+
+    def __init__(self, packed: Packed, n_rows: int) -> None:
+        self.packed, self.n_rows = packed, n_rows
+
+    def __len__(self) -> int:
+        return self.n_rows
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        row = self.packed[number]
+        return {
+            "input_ids": torch.from_numpy(row.input_ids),
+            "labels": torch.from_numpy(row.targets),
+            "position_ids": torch.from_numpy(row.position_ids),
+        }
+
+
+def collate(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Rows as a batch. Labels stand where they are predicted, which transformers calls `shift_labels`."""
+    batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    return batch | {"shift_labels": batch["labels"]}
+
+
+class Sums:
+    """What the micro-batches of a step come to in this process: nats are shares of the token mean over all of it."""
+
+    NAMES = ("nats", "objective", "tokens", "n_bytes")
+
+    def __init__(self) -> None:
+        self.values = dict.fromkeys(self.NAMES, 0.0)
+
+    def add(self, **values: float) -> None:
+        for name, value in values.items():
+            self.values[name] += value
+
+
+class Job(NamedTuple):
+    """What a training run knows besides its model and its rows."""
+
+    settings: TrainSettings
+    plan: Plan
+    folder: RunFolder
+    watcher: Watcher
+    validate: Validate | None
+    widths: NDArray[np.int64] | None  # bytes of each token; None where they are not known
+    fresh: bool  # the model has learnt nothing yet
+
+
+class Training(Trainer):
+    """A training run. Everything that Trainer does stays its own: devices, processes, schedule, reporting."""
+
+    def __init__(self, model: Any, tokenizer: Any, rows: Rows, arguments: TrainingArguments, job: Job) -> None:
+        asked = rows if job.validate else None  # which Trainer wants to see, and does not look at
+        super().__init__(model, arguments, collate, rows, eval_dataset=asked, processing_class=tokenizer)
+        self.remove_callback(PrinterCallback)
+        self.settings, self.plan, self.folder, self.watcher, self.validate, widths, self.fresh = job
+        self.widths = None if widths is None else torch.from_numpy(widths)
+        self.tokenizer = tokenizer
+        self.patched = Patch(self.model).apply()
+        self.patched.objective = Objective(self.settings.z_loss, self.settings.label_smoothing)
+        if not self.model_accepts_loss_kwargs:
+            raise ValueError(f"{type(model).__name__} cannot be told how many tokens a whole batch has")
+        self.sums, self.smoothed = Sums(), Smoothed(line["loss"] for line in self.folder.lines(METRICS))
+        self.batch: list[dict[str, Tensor]] = []
+        self.started = self.last = time.perf_counter()
+
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        """Matrices alone; gains and biases are left to grow."""
+        return [name for name, parameter in model.named_parameters() if parameter.ndim > 1]
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's own; the batch is remembered, in case it is the one that goes wrong."""
+        found = super().get_batch_samples(*args, **kwargs)
+        self.batch = found[0]
+        return found
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Trainer's own, of our objective; the plain loss is kept beside it."""
+        # With a cache the models of transformers do not keep the documents of a row apart.
+        loss: Any = super().compute_loss(model, {**inputs, "use_cache": False}, *args, **kwargs)
+        targets = inputs["shift_labels"]
+        counted = targets[targets >= 0]
+        assert self.patched.plain is not None
+        self.sums.add(
+            nats=float(self.patched.plain),
+            objective=float(loss.detach()) / self.accelerator.num_processes,
+            tokens=float(counted.numel()),
+            n_bytes=0.0 if self.widths is None else float(self.widths[counted.cpu()].sum()),
+        )
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """After every step: its line of metrics, to the run's folder, to whoever watches, and to Trainer's reporters.
+
+        Raises Diverged where the loss left its course; nothing has been saved since then.
+        """
+        if "learning_rate" not in logs:
+            return  # Trainer's summary of the end
+        figures = self.figures(logs["grad_norm"], logs["learning_rate"])
+        wrong = what_is_wrong(figures["loss"], figures["grad_norm"], self.smoothed.value, self.settings.spike)
+        if wrong:
+            self.stop(wrong)
+        if self.state.global_step == 1:
+            odd = odd_beginning(self.patched.model, figures["loss"], self.n_classes, self.fresh)
+            if odd:
+                self.watcher.note(odd)
+        self.smoothed.add(figures["loss"])
+        figures["smoothed"] = self.smoothed.value
+        if self.args.should_save:
+            self.folder.append(METRICS, figures)
+        self.watcher.step(figures)
+        shown = {
+            name: value for name, value in figures.items() if value is not None and name not in ("step", "seconds")
+        }
+        self.control = self.callback_handler.on_log(self.args, self.state, self.control, shown)
+
+    @property
+    def n_classes(self) -> int:
+        return int(self.patched.model.get_output_embeddings().weight.shape[0])
+
+    def figures(self, grad_norm: float, learning_rate: float) -> Figures:
+        """Of the step that was just made, over all processes. The last two are of the clock, and never the same."""
+        local = torch.tensor([self.sums.values[name] for name in Sums.NAMES], dtype=torch.float64)
+        self.sums = Sums()
+        if self.accelerator.num_processes > 1:
+            local = self.accelerator.reduce(local.to(self.accelerator.device), "sum").cpu()
+        nats, objective, tokens, n_bytes = local.tolist()
+        now = time.perf_counter()
+        seconds, self.last = now - self.last, now
+        step = self.state.global_step
+        return {
+            "step": step,
+            "tokens": step * self.plan.batch_tokens,
+            "loss": nats,
+            **({} if objective == nats else {"objective": objective}),
+            "perplexity": perplexity(nats) if nats == nats else None,
+            "bits_per_byte": nats * tokens / LN2 / n_bytes if n_bytes else None,
+            "grad_norm": grad_norm,
+            "learning_rate": learning_rate,
+            "seconds": now - self.started,
+            "tokens_per_second": self.plan.batch_tokens / seconds,
+        }
+
+    def stop(self, why: str) -> None:
+        """Save the batch that did it, and raise."""
+        step, rank = self.state.global_step, self.args.process_index
+        name = f"diverged-{step:06d}{f'-process-{rank}' if self.args.world_size > 1 else ''}.json"
+        decode = self.tokenizer.decode
+        texts = [decode(row) for batch in self.batch for row in batch["input_ids"]]
+        ids = [row.tolist() for batch in self.batch for row in batch["input_ids"]]
+        self.folder.put(name, {"step": step, "why": why, "texts": texts, "input_ids": ids})
+        last = next(reversed(self.folder.checkpoints.values()), None)
+        way_on = f"the last good checkpoint is {last}, to go on from with --init and a lower --lr" if last else (
+            "there was no checkpoint yet: begin again with a lower --lr"
+        )  # fmt: skip
+        raise Diverged(
+            f"training left its course at step {step:,}: {why}; the batch is in {self.folder / name}; {way_on}"
+        )
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Our validation in the place of Trainer's evaluation."""
+        assert self.validate is not None
+        step = self.state.global_step
+        self.patched.model.eval()
+        found = self.validate(step, step * self.plan.batch_tokens)
+        self.last = time.perf_counter()  # the next step is not charged with it
+        metrics = {"eval_loss": found["nats_per_token"]["value"]}
+        if found["bits_per_byte"]["value"] is not None:
+            metrics["eval_bits_per_byte"] = found["bits_per_byte"]["value"]
+        self.control = self.callback_handler.on_log(self.args, self.state, self.control, dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Trainer's own, of a model that is there to be used."""
+        config = self.patched.model.config
+        config.use_cache = True
+        try:
+            with quiet_transformers():
+                super().save_model(output_dir, _internal_call)
+        finally:
+            config.use_cache = False
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self.folder / PARTIAL)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Trainer's own, written beside and renamed."""
+        made = Path(self._get_output_dir(trial))
+        if self.args.should_save:
+            made.mkdir(exist_ok=True)
+        self.accelerator.wait_for_everyone()
+        with whole_or_nothing(made):
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                step = self.state.global_step
+                self.folder.keep(made / f"checkpoint-{step}", step)
+        self.accelerator.wait_for_everyone()
+        self.last = time.perf_counter()
+
+
+def arguments_of(
+    settings: TrainSettings, plan: Plan, folder: RunFolder, *, bfloat16: bool, cpu: bool, report_to: tuple[str, ...],
+    validated: bool,
+) -> TrainingArguments:  # fmt: skip
+    """Trainer's arguments: AdamW, the schedule, clipping, one line of figures a step."""
+    schedule = {"cosine": ("cosine", {}), "wsd": ("warmup_stable_decay", {"num_decay_steps": plan.decay_steps})}
+    kind, options = schedule[settings.schedule]
+    return TrainingArguments(
+        output_dir=str(folder.path),
+        max_steps=plan.steps,
+        per_device_train_batch_size=plan.micro_rows,
+        gradient_accumulation_steps=plan.accumulation,
+        train_sampling_strategy="sequential",  # the rows are in their order already
+        remove_unused_columns=False,
+        optim="adamw_torch_fused",
+        adam_beta2=SLOW if plan.batch_tokens < LARGE_BATCH else FAST,
+        learning_rate=plan.learning_rate,
+        lr_scheduler_type=kind,
+        lr_scheduler_kwargs=options,
+        warmup_steps=plan.warmup_steps,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.clip,
+        average_tokens_across_devices=True,
+        bf16=bfloat16,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if validated else "no",
+        eval_steps=plan.validate_steps if validated else None,
+        metric_for_best_model="loss" if validated else None,
+        greater_is_better=False if validated else None,
+        save_strategy="steps",
+        save_steps=plan.validate_steps,
+        report_to=list(report_to),
+        disable_tqdm=True,
+        dataloader_pin_memory=not cpu,
+        use_cpu=cpu,
+        ddp_backend="gloo" if cpu and plan.processes > 1 else None,
+        seed=settings.seed,
+    )

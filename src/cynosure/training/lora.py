@@ -1,0 +1,43 @@
+"""Low-rank updates of a model that is there (Hu et al. 2021), by PEFT; and the model that a run leaves behind."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cynosure.training.folder import MODEL, TRAINING_ONLY, RunFolder
+from cynosure.training.settings import TrainSettings
+
+ADAPTER = "adapter"
+ALPHA = 2  # times the rank
+
+
+def with_updates(model: Any, rank: int, seed: int) -> Any:
+    """The model with updates of this rank to every linear layer but its head, which alone are trained."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=ALPHA * rank, target_modules="all-linear")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)
+
+
+def keep_model(folder: RunFolder, checkpoint: Path, settings: TrainSettings) -> None:
+    """Put the model of a checkpoint where users look for it, its updates worked in; they are kept beside it."""
+    if settings.lora is None:
+        with folder.replacing(MODEL) as made:
+            shutil.copytree(checkpoint, made, ignore=shutil.ignore_patterns(*TRAINING_ONLY, "rng_state*"))
+        return
+    from peft import PeftModel
+
+    from cynosure.models import load
+
+    with folder.replacing(ADAPTER) as made:
+        shutil.copytree(checkpoint, made, ignore=shutil.ignore_patterns(*TRAINING_ONLY, "rng_state*"))
+    assert settings.init is not None
+    started = load(settings.init, dtype="float32", device="cpu")
+    merged = PeftModel.from_pretrained(started.model, folder / ADAPTER).merge_and_unload()
+    with folder.replacing(MODEL) as made:
+        merged.save_pretrained(made)
+        started.tokenizer.save_pretrained(made)

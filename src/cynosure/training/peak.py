@@ -1,0 +1,43 @@
+"""How fast the machine multiplies matrices, and how much of that a training could use."""
+
+import time
+from typing import Any
+
+import torch
+
+from cynosure.loss.gemm import choose_gemm, product
+
+SIZE, RUNS = 1536, 5
+FORWARD_BACKWARD = 6  # operations a parameter and token: two forward, four backward
+FORWARD_AND_STATES = 4  # where the weights themselves are not trained
+
+
+def peak_flops(dtype: torch.dtype, device: torch.device) -> float:
+    """Floating-point operations a second of large matrix products, by a short trial: the best of a few."""
+    a, b = (torch.ones(SIZE, SIZE, dtype=dtype, device=device) for _ in range(2))
+    out = torch.empty_like(a)
+    flops = 2.0 * SIZE**3
+    provider = choose_gemm(flops, dtype, device).provider
+    seconds = []
+    for _ in range(RUNS):
+        start = time.perf_counter()
+        product(a, b, out, provider=provider)
+        if device.type != "cpu":
+            torch.get_device_module(device).synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return flops / min(seconds)
+
+
+def flops_per_token(model: Any, row_tokens: int) -> float:
+    """Operations that training takes a token: those of the matrices, the head among them, and of causal attention.
+
+    As PaLM's report counts them (Chowdhery et al. 2022, appendix B), attention to half of a row on average.
+    """
+    config = model.config.get_text_config()
+    head = model.get_output_embeddings().weight
+    tied = model.get_input_embeddings().weight is head
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    n_weights = sum(p.numel() for p in matrices) - (0 if tied else model.get_input_embeddings().weight.numel())
+    trained = all(p.requires_grad for p in matrices)
+    attention = config.num_hidden_layers * config.hidden_size * row_tokens
+    return float((FORWARD_BACKWARD if trained else FORWARD_AND_STATES) * (n_weights + attention))

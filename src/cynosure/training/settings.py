@@ -1,0 +1,169 @@
+"""What a training is asked to be, and the plan that follows from it."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, NamedTuple
+
+from cynosure.training.presets import find_preset
+
+SCHEDULES = ("cosine", "wsd")
+DTYPES = ("auto", "float32", "bfloat16")
+EPOCHS = 4  # from scratch, at most by default: further ones teach little (Muennighoff et al. 2023)
+TOKENS_A_PARAMETER = 20  # from scratch, by default (Hoffmann et al. 2022)
+MICRO_TOKENS = {"cpu": 4096}  # that go through the model at once
+MICRO_TOKENS_ELSEWHERE = 16384
+VALIDATIONS = 10  # of a run, by default
+FINE_TUNING = {"row_tokens": 512, "batch_tokens": 4096}
+LEARNING_RATES = {"full": 2e-5, "lora": 2e-4}  # of fine-tuning
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """What is trained, and how. None stands for what suits the preset, the model or the text.
+
+    Raises ValueError, naming the option, for what makes no sense.
+    """
+
+    preset: str | None = None  # a model of this size from nothing; "small" where `init` is None too
+    init: str | None = None  # or the model that `load` finds under this name
+    lora: int | None = None  # rank of updates that alone are trained
+    tokenizer: str | None = None  # from scratch: whose tokens; None makes a vocabulary of the text
+    vocab_size: int | None = None  # of that
+    hold_out: float = 0.1  # share of the documents
+    tokens: int | None = None  # trained on in all
+    batch_tokens: int | None = None  # of a step, over all processes
+    row_tokens: int | None = None
+    micro_rows: int | None = None  # rows that go through the model at once
+    learning_rate: float | None = None
+    schedule: str = "cosine"
+    warmup: float = 0.05  # share of the steps
+    weight_decay: float = 0.1  # of matrices alone
+    clip: float = 1.0  # of the gradient's norm
+    z_loss: float = 0.0
+    label_smoothing: float = 0.0
+    validate_every: int | None = None  # tokens; each time a checkpoint is kept as well
+    validate_tokens: int = 32768  # about; all that is held out is scored at the end
+    spike: float = 3.0  # nats above the smoothed loss at which training stops
+    dtype: str = "auto"  # of products; weights are float32
+    device: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.preset is not None:
+            find_preset(self.preset)
+            if self.init is not None:
+                raise ValueError("give a preset or a model to begin with, not both")
+        if self.init is None and self.lora is not None:
+            raise ValueError("lora updates a model that is there: name one with --init")
+        if self.init is not None and (self.tokenizer is not None or self.vocab_size is not None):
+            raise ValueError("a model to begin with brings its own tokenizer: leave --tokenizer and --vocab out")
+        if self.tokenizer is not None and self.vocab_size is not None:
+            raise ValueError("a vocabulary is made of the text or taken from --tokenizer, not both")
+        for name, known in (("schedule", SCHEDULES), ("dtype", DTYPES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}: there is {', '.join(known)}")
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        for name in ("lora", "tokens", "batch_tokens", "micro_rows", "validate_every", "validate_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.row_tokens is not None and self.row_tokens < 8:
+            raise ValueError(f"row_tokens must be at least 8, got {self.row_tokens}")
+        for name in ("learning_rate", "clip", "spike"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+        for name, most in (("warmup", 1.0), ("label_smoothing", 1.0), ("weight_decay", None), ("z_loss", None)):
+            value = getattr(self, name)
+            if not value >= 0 or (most is not None and value > most):
+                raise ValueError(f"{name} must be at least 0{f' and at most {most:g}' if most else ''}, got {value}")
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def of_json(cls, values: dict[str, Any]) -> "TrainSettings":
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
+
+    def sizes(self, max_positions: int | None) -> dict[str, Any]:
+        """Tokens of a row and of a batch, and the learning rate: as asked for, or as suits the model."""
+        if self.init is None:
+            preset = find_preset(self.preset or "small")._asdict()
+            default = {name: preset[name] for name in ("row_tokens", "batch_tokens", "learning_rate")}
+        else:
+            row = min(FINE_TUNING["row_tokens"], max_positions or FINE_TUNING["row_tokens"])
+            rate = LEARNING_RATES["lora" if self.lora else "full"]
+            default = {**FINE_TUNING, "row_tokens": row, "learning_rate": rate}
+        asked = {name: getattr(self, name) for name in default if getattr(self, name) is not None}
+        found = default | asked
+        if "batch_tokens" not in asked:  # the whole rows nearest to it
+            found["batch_tokens"] = max(1, round(found["batch_tokens"] / found["row_tokens"])) * found["row_tokens"]
+        return found
+
+
+class Plan(NamedTuple):
+    """How a training goes: derived from settings, model and text, and kept with the run."""
+
+    row_tokens: int
+    batch_tokens: int
+    micro_rows: int
+    accumulation: int  # micro-batches of a process in a step
+    processes: int
+    steps: int
+    warmup_steps: int
+    decay_steps: int  # at the end of `wsd`
+    validate_steps: int  # between validations
+    learning_rate: float
+
+    @property
+    def batch_rows(self) -> int:
+        return self.batch_tokens // self.row_tokens
+
+    @property
+    def tokens(self) -> int:
+        return self.steps * self.batch_tokens
+
+
+def make_plan(
+    settings: TrainSettings, n_parameters: int, epoch_tokens: int, max_positions: int | None, processes: int, kind: str
+) -> Plan:
+    """Settle what was left open; `kind` is the device's. Raises ValueError for sizes that do not fit each other."""
+    sizes = settings.sizes(max_positions)
+    row, batch = sizes["row_tokens"], sizes["batch_tokens"]
+    if max_positions is not None and row > max_positions:
+        raise ValueError(f"rows of {row:,} tokens are longer than the {max_positions:,} positions of {settings.init}")
+    if batch % row:
+        near = sorted({max(row, batch // row * row), (batch // row + 1) * row})
+        raise ValueError(
+            f"a batch of {batch:,} tokens is no whole number of rows of {row:,}: "
+            f"give --batch-tokens {' or '.join(str(size) for size in near)}"
+        )
+    rows = batch // row
+    if rows % processes:
+        raise ValueError(
+            f"the {rows} rows of a batch cannot be shared evenly by {processes} processes: "
+            f"give --batch-tokens {-(-rows // processes) * processes * row}"
+        )
+    share = rows // processes
+    micro = settings.micro_rows or largest_part(share, MICRO_TOKENS.get(kind, MICRO_TOKENS_ELSEWHERE) // row)
+    if share % micro:
+        parts = ", ".join(str(part) for part in range(1, share + 1) if share % part == 0)
+        raise ValueError(f"{share} rows of a batch cannot be cut into micro-batches of {micro}: give {parts}")
+    default = epoch_tokens if settings.init else min(TOKENS_A_PARAMETER * n_parameters, EPOCHS * epoch_tokens)
+    steps = max(1, -(-(settings.tokens or default) // batch))
+    every = -(-steps // VALIDATIONS) if settings.validate_every is None else -(-settings.validate_every // batch)
+    return Plan(
+        row, batch, micro, share // micro, processes, steps,
+        warmup_steps=round(settings.warmup * steps), decay_steps=max(1, round(0.2 * steps)),
+        validate_steps=min(every, steps), learning_rate=sizes["learning_rate"],
+    )  # fmt: skip
+
+
+def largest_part(n: int, most: int) -> int:
+    """The largest divisor of n that is at most `most`, and at least 1.
+
+    >>> largest_part(12, 5), largest_part(7, 5)
+    (4, 1)
+    """
+    return max(part for part in range(1, n + 1) if n % part == 0 and part <= max(1, most))

@@ -1,0 +1,113 @@
+"""Validation: a fixed set of texts scored by the measuring core as training goes on, and samples of what is written."""
+
+import math
+import shutil
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from cynosure.measure import Corpus, Scores, score
+from cynosure.models import LanguageModel, SplitModel, find_causal_lm, split
+from cynosure.text import Document, prefix_token
+from cynosure.training.folder import SAMPLES, VALIDATION, VALIDATIONS, RunFolder
+from cynosure.training.watch import Figures, Watcher
+
+N_SAMPLES = 2  # one from nothing, one that goes on from a text held out
+N_BEGUN, N_WRITTEN = 16, 64  # tokens given, and written
+TEMPERATURE = 0.8
+FIGURES = ("nats_per_token", "token_perplexity", "bits_per_byte")
+
+
+class Validator:
+    """Scores a model on the same texts as it changes, and keeps every token in the run's folder.
+
+    It is to be made when the model is on its device and not yet in Trainer's hands.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, documents: list[Document], folder: RunFolder, watcher: Watcher, *,
+        row_tokens: int, leads: bool, seed: int,
+    ) -> None:  # fmt: skip
+        self.model = LanguageModel(find_causal_lm(model), tokenizer, folder.path.resolve().name)
+        self.split = split(self.model)  # Accelerate is going to put autocast around the forward
+        self.documents, self.folder, self.watcher = documents, folder, watcher
+        self.row_tokens, self.leads, self.seed = row_tokens, leads, seed
+
+    def __call__(self, step: int, tokens: int) -> Figures:
+        """Score, write samples, add a line for each, and tell the watcher."""
+        found = {"step": step, "tokens": tokens} | figures_of(
+            self.score(f"{VALIDATIONS}/step-{step:06d}", self.documents)
+        )
+        samples: list[Figures] = []
+        if self.leads:
+            self.folder.append(VALIDATION, found)
+            samples = [{"step": step, "tokens": tokens, **sample} for sample in self.samples()]
+            for sample in samples:
+                self.folder.append(SAMPLES, sample)
+        self.watcher.validation(found, samples)
+        return found
+
+    def score(self, name: str, documents: list[Document]) -> Scores:
+        """Score documents into the store of this name, made anew."""
+        place = self.folder / name
+        if self.leads:
+            shutil.rmtree(place, ignore_errors=True)  # of a time before the run was resumed
+        return score_into(self.live(), documents, place, self.row_tokens)
+
+    def live(self) -> SplitModel:
+        """The model split as it was verified, its head's weights being those of now: DDP puts others in their place."""
+        layer = self.model.model.get_output_embeddings()
+        weight, bias = layer.weight.detach(), self.split.head.bias
+        head = self.split.head._replace(weight=weight, bias=None if bias is None else layer.bias.detach())
+        return replace(self.split, head=head)
+
+    @torch.no_grad()
+    def samples(self) -> list[Figures]:
+        """Texts that the model writes by itself, the same random numbers each time."""
+        tokenizer, model = self.model.tokenizer, self.model.model
+        opening = prefix_token(tokenizer)
+        begun = [tokenizer(document.text[:200], add_special_tokens=False).input_ids for document in self.documents[:1]]
+        before = [] if opening is None else [opening]
+        prompts = [before, *(before + ids[:N_BEGUN] for ids in begun)] if before else [ids[:N_BEGUN] for ids in begun]
+        return [self.sample(model, tokenizer, prompt, len(before)) for prompt in prompts[:N_SAMPLES] if prompt]
+
+    def sample(self, model: Any, tokenizer: Any, prompt: list[int], n_before: int) -> Figures:
+        most = min(self.row_tokens, self.model.max_positions or self.row_tokens)
+        prompt = prompt[: most // 2]
+        ids = torch.tensor([prompt], device=self.model.device)
+        with torch.random.fork_rng(devices=[]):  # so that training goes on as if nothing had been drawn
+            torch.manual_seed(self.seed)
+            made = model.generate(
+                ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=TEMPERATURE, top_k=0,
+                max_new_tokens=min(N_WRITTEN, most - len(prompt)), pad_token_id=0, use_cache=True,
+            )[0].tolist()  # fmt: skip
+        written = tokenizer.decode(made[len(prompt) :], skip_special_tokens=True)
+        return {"prompt": tokenizer.decode(prompt[n_before:]), "text": written}
+
+
+def score_into(model: LanguageModel | SplitModel, documents: list[Document], place: Any, row_tokens: int) -> Scores:
+    """Every token of the documents under the sliding protocol, a row seen at once, into the store of a folder."""
+    scores = score(model, Corpus(documents, {"held out": len(documents)}), window=row_tokens, out=place)
+    if scores.store is not None and scores.store.folder.exists():
+        scores.save()
+    return scores
+
+
+def figures_of(scores: Scores) -> Figures:
+    """What a line of validation says of scores; None for what is not finite."""
+    found = {name: named(figure) for name, figure in scores.figures.items() if name in FIGURES}
+    report = scores.calibration
+    calibration = None if report is None else {
+        name: getattr(report, name) for name in ("ece", "brier", "best_temperature", "recoverable_nats_per_token")
+    }  # fmt: skip
+    return found | {
+        "top1_accuracy": scores.top1_accuracy,
+        "mean_entropy": scores.mean_entropy,
+        "calibration": calibration,
+        "scored_tokens": scores.tokens,
+    }
+
+
+def named(figure: Any) -> Figures:
+    return {name: x if x is None or math.isfinite(x) else None for name, x in figure._asdict().items()}

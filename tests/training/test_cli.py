@@ -1,0 +1,241 @@
+"""`cynosure train`: what it prints, and what it says of input that makes no training."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cynosure.cli.training import Lines, drawn, shown_training
+from cynosure.training import Watcher
+from cynosure.training.folder import RunFolder
+from tests.lm.test_bad_input import Run, files_of, refused
+from tests.lm.test_cli import run as run
+from tests.training.runs import N_STEPS, documents, timeless
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Trainer's own
+
+CHOICES = {
+    "preset": "tiny", "vocab": 300, "row-tokens": 16, "batch-tokens": 128, "tokens": "1.5k", "validate-every": 384,
+    "validate-tokens": 150, "dtype": "float32", "device": "cpu",
+}  # fmt: skip
+OPTIONS = [part for name, value in CHOICES.items() for part in (f"--{name}", str(value))]
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for document in documents():
+        (folder / f"{document.name}.txt").write_text(document.text)
+    return folder
+
+
+def test_from_a_folder_to_a_model(run: Run, texts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = run("train", texts, "--out", out, *OPTIONS)
+    assert done.status == 0, done.err
+    assert f"model: {out / 'model'}" in done.out.replace("\n", "")
+    assert "held out" in done.err
+    assert "4 held out" in done.err
+    assert f"step {N_STEPS}/{N_STEPS}" in done.err
+    for figure in ("loss", "smoothed", "perplexity", "bits/byte", "gradient", "rate", "tokens/s", "of peak", "left"):
+        assert figure in done.err
+    scored = run("score", out / "model", texts, "--format", "json")
+    assert json.loads(scored.out)["documents"] == 40
+
+
+def test_json_and_quiet(run: Run, texts: Path, tmp_path: Path) -> None:
+    done = run("train", texts, "--out", tmp_path / "run", *OPTIONS, "--format", "json", "--quiet")
+    assert (done.status, done.err) == (0, "")
+    found = json.loads(done.out)
+    assert found["steps"] == N_STEPS
+    assert found["scores"]["documents"] == 4
+    assert Path(found["model"]).is_dir()
+
+
+def test_resume_needs_no_texts_and_no_options(run: Run, texts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert run("train", texts, "--out", out, *OPTIONS).status == 0
+    before = timeless(out)
+    checkpoints = RunFolder(out).checkpoints
+    last = checkpoints[max(checkpoints)]
+    for path in sorted(last.iterdir()):
+        path.unlink()
+    last.rmdir()  # as if it had been killed before the last
+    done = run("train", "--out", out, "--resume")
+    assert done.status == 0, done.err
+    assert timeless(out) == before
+    refused(run("train", texts, "--out", out, "--resume", "--lr", "1"), "begun with learning_rate None, not 1.0")
+
+
+def test_input_that_makes_no_training(run: Run, texts: Path, tmp_path: Path) -> None:
+    """One line each, and nothing is left behind."""
+    out, empty, short, blank = (tmp_path / name for name in ("run", "empty", "short.txt", "blank.txt"))
+    empty.mkdir()
+    short.write_text("the cat sat")
+    blank.write_text("")
+    options = ["--preset", "tiny", "--vocab", "258", "--quiet"]
+    refused(run("train", empty, "--out", out, *OPTIONS), "no files in")
+    refused(run("train", blank, "--out", out, *OPTIONS), "every document given is empty")
+    refused(run("train", short, "--out", out, *options, "--hold-out", "0"), "less than one row of 256", "--row-tokens")
+    refused(
+        run("train", short, "--out", out, "--preset", "tiny", "--vocab", "5000", "--quiet"),
+        "supports a vocabulary of", "not 5,000: give --vocab", "or more text",
+    )  # fmt: skip
+    refused(run("train", tmp_path / "none.txt", "--out", out), "no such text")
+    refused(run("train", texts), "--out names the folder")
+    refused(run("train", "--out", out), "no text to train on")
+    refused(run("train", texts, "--out", out, "--tokens", "many"), "no number of tokens")
+    refused(run("train", texts, "--out", out, "--preset", "huge"), "there is tiny, small, base")
+    refused(run("train", texts, "--out", out, "--init", "no/such", "--quiet"), "no/such")
+    assert not out.exists()
+
+
+def test_a_folder_that_holds_something_else(run: Run, texts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "thesis.tex").write_text("mine")
+    refused(run("train", texts, "--out", out, *OPTIONS), "holds thesis.tex and no training run", "another --out")
+    assert [path.name for path in out.iterdir()] == ["thesis.tex"]
+    file = tmp_path / "file"
+    file.write_text("mine")
+    refused(run("train", texts, "--out", file, *OPTIONS), "is a file")
+    run("train", texts, "--out", tmp_path / "first", *OPTIONS)
+    before = (tmp_path / "first" / "metrics.jsonl").read_bytes()
+    refused(run("train", texts, "--out", tmp_path / "first", *OPTIONS), "holds another run", "--resume")
+    assert (tmp_path / "first" / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_full_disk(run: Run, texts: Path, tmp_path: Path) -> None:
+    """Before the first step nothing is left; in the middle of a checkpoint, all that was whole is, and it goes on."""
+    out = tmp_path / "run"
+    with files_of(2000):
+        refused(run("train", texts, "--out", out, *OPTIONS, "--quiet"), "file too large; make room")
+    assert not out.exists()
+    with files_of(3_000_000):  # room for a model, not for the optimiser
+        refused(
+            run("train", texts, "--out", out, *OPTIONS, "--quiet"), "file too large; make room", "same command again"
+        )
+    assert not RunFolder(out).checkpoints
+    assert not (out / ".partial").exists()
+    assert run("train", "--out", out, "--resume").status == 0
+    assert len(timeless(out)) == N_STEPS
+
+
+def test_a_loss_that_leaves_its_course(run: Run, texts: Path, tmp_path: Path) -> None:
+    """Exit status 1, one line, the batch, and the last good checkpoint."""
+    out = tmp_path / "run"
+    done = run(
+        "train", texts, "--out", out, *OPTIONS, "--lr", "30", "--warmup", "0.5", "--quiet", "--validate-every", "128"
+    )
+    assert (done.status, done.out) == (1, "")
+    (line,) = done.err.splitlines()
+    assert "left its course at step" in line
+    assert "nats above its smoothed" in line
+    assert "--init and a lower --lr" in line
+    (batch,) = out.glob("diverged-*.json")
+    saved = json.loads(batch.read_text())
+    assert len(saved["texts"]) == len(saved["input_ids"]) == 8
+    assert max(RunFolder(out).checkpoints) < saved["step"]
+
+
+def test_what_is_not_a_number_stops_at_once(run: Run, texts: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    from cynosure.training import loop
+
+    own = loop.Training.compute_loss
+
+    def poisoned(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 4:
+            with torch.no_grad():
+                next(iter(self.model.parameters())).fill_(float("nan"))
+        return own(self, *args, **kwargs)
+
+    monkeypatch.setattr(loop.Training, "compute_loss", poisoned)
+    done = run("train", texts, "--out", tmp_path / "run", *OPTIONS, "--quiet")
+    assert done.status == 1
+    assert "at step 5: the loss is nan" in done.err
+    assert max(RunFolder(tmp_path / "run").checkpoints) == 3
+
+
+def test_a_wrong_initialisation_is_said(run: Run, texts: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    from cynosure.training import run as module
+
+    own = module.new_model
+
+    def wide(*args: Any) -> Any:
+        model = own(*args)
+        with torch.no_grad():
+            model.get_output_embeddings().weight.mul_(40)
+        return model
+
+    monkeypatch.setattr(module, "new_model", wide)
+    done = run("train", texts, "--out", tmp_path / "run", *OPTIONS, "--lr", "1e-9", "--tokens", "256")
+    assert "ln 300 is 5.7038: worse than knowing nothing; its initialisation is too wide" in done.err
+    monkeypatch.setattr(module, "new_model", own)
+    done = run("train", texts, "--out", tmp_path / "right", *OPTIONS, "--tokens", "256")
+    assert "knowing nothing" not in done.err
+
+
+def test_the_picture_on_a_terminal() -> None:
+    """Drawn from figures alone: step, curve, validation, sample."""
+    from rich.console import Console
+    from rich.live import Live
+
+    from cynosure.cli.training import Picture
+    from cynosure.training.settings import Plan
+
+    console = Console(width=110, record=True, force_terminal=True)
+    picture = Picture(Live(console=console, auto_refresh=False))
+    facts = {"train_documents": 9, "train_tokens": 4000, "valid_documents": 1, "notes": []}
+    told = {"parameters": 10**6, "n_classes": 300, "dtype": "float32", "facts": facts, "resumed_at": 0}
+    picture.begin(Plan(16, 128, 8, 1, 1, 50, 2, 10, 5, 1e-3), told | {"peak_flops": 1e11, "flops_per_token": 6e6})
+    for step in range(1, 31):
+        loss = 5.7 - 0.05 * step
+        picture.step({
+            "step": step, "tokens": 128 * step, "loss": loss, "smoothed": loss, "perplexity": 9.0, "grad_norm": 1.0,
+            "bits_per_byte": 2.0, "learning_rate": 1e-3, "tokens_per_second": 1000.0,
+        })  # fmt: skip
+    figure = {"value": 4.5, "low": 4.4, "high": 4.6}
+    found = {"step": 30, "tokens": 3840, "nats_per_token": figure, "token_perplexity": {"value": 90.0}}
+    found |= {"bits_per_byte": figure, "calibration": {"ece": 0.01}}
+    picture.validation(found, [{"prompt": "Once", "text": "upon a time"}])
+    console.print(picture.picture())
+    shown = console.export_text()
+    for part in ("step 30/50", "3,840 tokens", "of peak", "4.5000 nats/token (4.400 to 4.600)", "Onceupon a time"):
+        assert part in shown
+    assert any("\u2801" <= character <= "\u28ff" for character in "".join(drawn(picture.steps, picture.validations)))
+
+
+def test_only_the_first_process_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    with shown_training(False) as watcher:
+        assert isinstance(watcher, Lines)
+    monkeypatch.setenv("RANK", "1")
+    with shown_training(False) as watcher:
+        assert type(watcher) is Watcher
+
+
+def test_two_processes_follow_ones_curve(run: Run, texts: Path, tmp_path: Path) -> None:
+    """Over gloo; rows of unequal numbers of tokens to predict in each."""
+    import os
+
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert run("train", texts, "--out", one, *OPTIONS, "--quiet").status == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "cynosure"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "train", str(texts), "--out", str(two), *OPTIONS], env=environment, capture_output=True, text=True,
+        check=False, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert RunFolder(two).manifest["plan"]["processes"] == 2
+    for ours, theirs in zip(timeless(one), timeless(two), strict=True):
+        assert theirs["loss"] == pytest.approx(ours["loss"], rel=2e-5)
+        assert theirs["bits_per_byte"] == pytest.approx(ours["bits_per_byte"], rel=2e-5)
+    a, b = (RunFolder(folder).lines("validation.jsonl") for folder in (one, two))
+    assert [line["step"] for line in a] == [line["step"] for line in b]
+    for x, y in zip(a, b, strict=True):
+        assert y["nats_per_token"]["value"] == pytest.approx(x["nats_per_token"]["value"], rel=2e-5)

@@ -1,0 +1,84 @@
+"""A run that was killed goes on: the same figures and weights, bit for bit, as one that was not."""
+
+import random
+import signal
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+import cynosure
+from cynosure.training.folder import RunFolder
+from tests.training.runs import N_STEPS, SETTINGS, documents, killed, run, timeless
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Trainer's own
+
+MOMENTS = ("step", "validation", "saving", "keeping")
+GENERATOR = random.Random(6)
+CRASHES = [(GENERATOR.randint(1, N_STEPS - 1), MOMENTS[i % len(MOMENTS)]) for i in range(10)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run(tmp_path_factory.mktemp("runs") / "whole").folder
+
+
+def assert_same(a: Path, b: Path) -> None:
+    assert timeless(a) == timeless(b)
+    for name in ("validation.jsonl", "samples.jsonl"):
+        assert (a / name).read_text() == (b / name).read_text()
+    weights, others = (load_file(folder / "model" / "model.safetensors") for folder in (a, b))
+    assert weights.keys() == others.keys()
+    assert all((weights[name] == others[name]).all() for name in weights)
+
+
+@pytest.mark.parametrize(("step", "moment"), CRASHES)
+def test_killed_at_a_random_step(whole: Path, tmp_path: Path, step: int, moment: str) -> None:
+    out = tmp_path / "run"
+    assert killed(out, step, moment) == -signal.SIGKILL
+    assert len(timeless(out)) < N_STEPS or step >= N_STEPS - 2
+    run(out, resume=True)
+    assert_same(whole, out)
+    assert not list(out.rglob("*.partial"))
+
+
+def test_killed_twice(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert killed(out, 5, "step") == killed(out, 8, "step", resume=True) == -signal.SIGKILL
+    run(out, resume=True)
+    assert_same(whole, out)
+
+
+def test_dropout_goes_on_too(tmp_path: Path, tiny_dropout: Path) -> None:
+    """Whose random numbers are part of a checkpoint."""
+    options = {"preset": None, "vocab_size": None, "init": str(tiny_dropout), "learning_rate": 1e-2}
+    run(tmp_path / "whole", **options)
+    assert killed(tmp_path / "run", 5, "step", **options) == -signal.SIGKILL
+    run(tmp_path / "run", resume=True, **options)
+    assert_same(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_finished_run_stays_as_it_is(whole: Path) -> None:
+    before = (whole / "metrics.jsonl").read_bytes()
+    again = cynosure.train([], whole, resume=True)
+    assert (whole / "metrics.jsonl").read_bytes() == before
+    assert again.plan.steps == N_STEPS
+
+
+def test_another_text_or_setting_is_not_its_own(whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="begun with seed 0, not 1: leave it out"):
+        cynosure.train([], whole, cynosure.TrainSettings(seed=1), resume=True)
+    with pytest.raises(ValueError, match="holds another run: --resume"):
+        cynosure.train(documents(), whole, cynosure.TrainSettings(**SETTINGS))
+    with pytest.raises(FileNotFoundError, match="no training run to go on with"):
+        cynosure.train([], tmp_path, resume=True)
+
+
+def test_a_run_that_never_began_gives_way(tmp_path: Path) -> None:
+    """Killed while its data was written."""
+    out = tmp_path / "run"
+    (out / ".partial" / "data").mkdir(parents=True)
+    (out / ".partial" / "data" / "ids.int32").write_bytes(b"half")
+    (out / "data").mkdir()
+    run(out, tokens=256)
+    assert RunFolder(out).checkpoints.keys() == {1, 2} or RunFolder(out).checkpoints

@@ -1,0 +1,73 @@
+"""What a training is asked to be, and the plan that follows."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cynosure.training.settings import TrainSettings, make_plan
+
+
+def plan(processes: int = 1, n_parameters: int = 10**7, epoch_tokens: int = 10**6, **options: Any) -> Any:
+    return make_plan(TrainSettings(**options), n_parameters, epoch_tokens, 2048, processes, "cpu")
+
+
+@given(
+    row=st.sampled_from([8, 64, 256]), rows=st.integers(1, 48), processes=st.integers(1, 4),
+    tokens=st.integers(1, 10**6),
+)  # fmt: skip
+def test_a_batch_is_its_rows_however_it_is_split(row: int, rows: int, processes: int, tokens: int) -> None:
+    options = {"row_tokens": row, "batch_tokens": row * rows, "tokens": tokens}
+    if rows % processes:
+        with pytest.raises(ValueError, match="cannot be shared evenly"):
+            plan(processes, **options)
+        return
+    found = plan(processes, **options)
+    assert found.micro_rows * found.accumulation * found.processes * row == found.batch_tokens
+    assert found.micro_rows * row <= max(4096, row)
+    assert tokens <= found.tokens < tokens + found.batch_tokens
+    assert 1 <= found.validate_steps <= found.steps
+
+
+def test_defaults() -> None:
+    new = plan(n_parameters=10**6, epoch_tokens=10**8)
+    assert new.tokens >= 20 * 10**6 > new.tokens - new.batch_tokens  # by its parameters
+    assert (
+        plan(epoch_tokens=10**6).tokens >= 4 * 10**6 > plan(epoch_tokens=10**6).tokens - new.batch_tokens
+    )  # by the text
+    tuned = plan(init="some-model")
+    assert tuned.tokens >= 10**6 > tuned.tokens - tuned.batch_tokens  # once
+    assert tuned.learning_rate < new.learning_rate
+    assert new.row_tokens * new.batch_rows == new.batch_tokens
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"preset": "huge"}, "there is tiny, small, base"),
+        ({"preset": "tiny", "init": "x"}, "not both"),
+        ({"lora": 4}, "name one with --init"),
+        ({"init": "x", "vocab_size": 300}, "its own tokenizer"),
+        ({"tokenizer": "x", "vocab_size": 300}, "not both"),
+        ({"schedule": "linear"}, "there is cosine, wsd"),
+        ({"dtype": "float16"}, "there is auto, float32, bfloat16"),
+        ({"tokens": 0}, "tokens must be at least 1"),
+        ({"row_tokens": 4}, "row_tokens must be at least 8"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"label_smoothing": 1.5}, "at most 1"),
+        ({"z_loss": -1.0}, "z_loss must be at least 0"),
+        ({"warmup": float("nan")}, "warmup must be"),
+        ({"row_tokens": 100, "batch_tokens": 250}, "--batch-tokens 200 or 300"),
+        ({"row_tokens": 100, "batch_tokens": 400, "micro_rows": 3}, "give 1, 2, 4"),
+        ({"init": "x", "row_tokens": 4096, "batch_tokens": 4096}, "longer than the 2,048 positions of x"),
+    ],
+)
+def test_what_makes_no_sense_is_said(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        plan(**options)
+
+
+def test_they_come_back_from_json() -> None:
+    settings = TrainSettings(preset="tiny", z_loss=1e-4, seed=3)
+    assert TrainSettings.of_json(settings.to_json()) == settings
