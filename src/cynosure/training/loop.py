@@ -104,8 +104,7 @@ class Training(Trainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Trainer's own, of our objective; the plain loss is kept beside it."""
-        # With a cache the models of transformers do not keep the documents of a row apart.
-        loss: Any = super().compute_loss(model, {**inputs, "use_cache": False}, *args, **kwargs)
+        loss: Any = super().compute_loss(model, inputs, *args, **kwargs)
         targets = inputs["shift_labels"]
         counted = targets[targets >= 0]
         assert self.patched.plain is not None
@@ -242,6 +241,7 @@ def arguments_of(
         gradient_accumulation_steps=plan.accumulation,
         train_sampling_strategy="sequential",  # the rows are in their order already
         remove_unused_columns=False,
+        use_cache=False,  # with one, the models of transformers do not keep the documents of a row apart
         optim="adamw_torch_fused",
         adam_beta2=SLOW if plan.batch_tokens < LARGE_BATCH else FAST,
         learning_rate=plan.learning_rate,
