@@ -41,6 +41,12 @@ Debug = Annotated[bool, typer.Option("--debug", callback=set_debug, help="Show t
 Dtype = Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16 or float16.")]
 Device = Annotated[str, typer.Option(help="auto (an accelerator if there is one), cpu, cuda, mps...")]
 Tokenizer = Annotated[str | None, typer.Option(help="Take the tokenizer from this folder or hub id.")]
+Column = Annotated[
+    str | None,
+    typer.Option(help="The column of tables and datasets with the text. [default: text]", show_default=False),
+]
+Limit = Annotated[int | None, typer.Option(help="Read the first documents only, this many.")]
+Errors = Annotated[Literal["strict", "replace"], typer.Option(help="What is done about text that is not UTF-8.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the hub.")]
 
 

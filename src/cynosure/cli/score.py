@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -50,21 +50,14 @@ def score(
             show_default=False,
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Score the first documents only, this many.")] = None,
+    limit: common.Limit = None,
     compile: Annotated[
         bool, typer.Option("--compile", help="Run the model under torch.compile: slow to start, then faster.")
     ] = False,
-    column: Annotated[
-        str | None,
-        typer.Option(
-            help="The column of .jsonl, .parquet and datasets with the text. [default: text]", show_default=False
-        ),
-    ] = None,
+    column: common.Column = None,
     tokenizer: common.Tokenizer = None,
     revision: common.Revision = None,
-    errors: Annotated[
-        Literal["strict", "replace"], typer.Option(help="What is done about text that is not UTF-8.")
-    ] = "strict",
+    errors: common.Errors = "strict",
     format: common.Format = "table",
     quiet: common.Quiet = False,
     debug: common.Debug = False,

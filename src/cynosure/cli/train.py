@@ -121,13 +121,9 @@ def train(
         list[str] | None,
         typer.Option(metavar="NAME", help="Reporters of Trainer: tensorboard, wandb, trackio. [default: none]"),
     ] = None,
-    column: Annotated[
-        str | None, typer.Option(help="The column of tables with the text. [default: text]", show_default=False)
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="Read the first documents only, this many.")] = None,
-    errors: Annotated[
-        Literal["strict", "replace"], typer.Option(help="What is done about text that is not UTF-8.")
-    ] = "strict",
+    column: common.Column = None,
+    limit: common.Limit = None,
+    errors: common.Errors = "strict",
     format: common.Format = "table",
     quiet: common.Quiet = False,
     debug: common.Debug = False,
