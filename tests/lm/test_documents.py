@@ -7,16 +7,17 @@ import json
 import sys
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pytest
 from pyarrow import parquet
 
-from cynosure.text import Document, find_sources, read_documents, source_digest
+from cynosure.text import TRAINED, Document, find_sources, read_documents, source_digest
 
 
-def read(*names: Path | str, errors: str = "strict", limit: int | None = None) -> list[tuple[str, str]]:
-    documents = read_documents(find_sources(list(map(str, names))), errors=errors, limit=limit)
+def read(*names: Path | str, **options: Any) -> list[tuple[str, str]]:
+    documents = read_documents(find_sources(list(map(str, names))), **options)
     return [(document.name, document.text) for document in documents]
 
 
@@ -77,6 +78,7 @@ def test_a_dataset_is_streamed_from_its_test_split(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert read("org/name:small") == [("org/name:test:0", "test")]
     assert read("org/name:small:train") == [("org/name:train:0", "train")]
+    assert read("org/name:small", splits=TRAINED) == [("org/name:train:0", "train")]
 
 
 def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:

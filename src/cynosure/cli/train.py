@@ -37,7 +37,7 @@ def train(
         list[str] | None,
         typer.Argument(
             metavar="TEXT...",
-            help="As for score: files, folders, globs, - (stdin), tables with a text column, dataset names.",
+            help="As for score: files, folders, globs, - (stdin), tables with a text column, datasets (their train).",
             show_default=False,
         ),
     ] = None,
@@ -139,7 +139,7 @@ def train(
     if not texts and not resume:
         raise ValueError("no text to train on: name files, folders, globs, - or a dataset")
     common.show_notes(quiet)
-    from cynosure.text import find_sources
+    from cynosure.text import TRAINED, find_sources
 
     sources, held_out = find_sources(texts or []), find_sources(valid or [])
     from cynosure.cli.training import shown_training
@@ -156,7 +156,7 @@ def train(
         "spike": spike, "dtype": dtype, "device": device, "seed": seed,
     }  # fmt: skip
     settings = TrainSettings(**{name: value for name, value in given.items() if value is not None})
-    corpus = Corpus.of_sources(sources, column=column, errors=errors, limit=limit)
+    corpus = Corpus.of_sources(sources, column=column, errors=errors, limit=limit, splits=TRAINED)
     apart = Corpus.of_sources(held_out, column=column, errors=errors)
     common.settings.kept_in = out
     common.settings.way_on = " --resume"

@@ -24,7 +24,7 @@ from cynosure.measure.units import Cutting, units
 from cynosure.measure.workers import Workers
 from cynosure.models import SplitModel, split
 from cynosure.text import PROTOCOLS, Document, check_protocol, find_sources, prefix_token, read_documents, source_digest
-from cynosure.text.documents import Source
+from cynosure.text.documents import MEASURED, Source
 from cynosure.text.tokens import adds_bos
 
 UNIT_BATCHES = 16  # batches a unit: what a crash can cost, and how many windows are sorted by length together
@@ -45,9 +45,12 @@ class Reading:
     column: str | None
     errors: str
     limit: int | None
+    splits: tuple[str, ...]
 
     def __iter__(self) -> Iterator[Document]:
-        return read_documents(self.sources, column=self.column, errors=self.errors, limit=self.limit)
+        return read_documents(
+            self.sources, column=self.column, errors=self.errors, limit=self.limit, splits=self.splits
+        )
 
 
 class Corpus(NamedTuple):
@@ -58,12 +61,13 @@ class Corpus(NamedTuple):
 
     @classmethod
     def of_sources(
-        cls, sources: Sequence[Source], *, column: str | None = None, errors: str = "strict", limit: int | None = None
-    ) -> "Corpus":
+        cls, sources: Sequence[Source], *, column: str | None = None, errors: str = "strict", limit: int | None = None,
+        splits: tuple[str, ...] = MEASURED,
+    ) -> "Corpus":  # fmt: skip
         """The documents of files and such, read when they are needed."""
         texts = [{"name": source.name, "sha256": source_digest(source)} for source in sources]
         origin = {"texts": texts, "column": column, "errors": errors, "limit": limit}
-        return cls(Reading(tuple(sources), column, errors, limit), origin)
+        return cls(Reading(tuple(sources), column, errors, limit, splits), origin)
 
     @property
     def known(self) -> bool:

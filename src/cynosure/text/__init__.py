@@ -1,6 +1,7 @@
 """Text: read from files, turned into tokens and the bytes they cover, cut into windows."""
 
 from cynosure.text.division import Division as Division
+from cynosure.text.documents import TRAINED as TRAINED
 from cynosure.text.documents import Document as Document
 from cynosure.text.documents import find_sources as find_sources
 from cynosure.text.documents import read_documents as read_documents

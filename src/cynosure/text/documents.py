@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 COLUMN = "text"
 PAIR = ("prompt", "completion")
+MEASURED, TRAINED = ("test", "validation"), ("train",)  # splits of a dataset, the first that it has
 DATASET = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:\w[\w.-]*){0,2}")
 
 
@@ -92,28 +93,30 @@ def source_digest(source: Source) -> str | None:
 
 
 class Rules(NamedTuple):
-    """How documents are read: which column holds the text, and what becomes of bytes that are not UTF-8."""
+    """How documents are read: which column holds the text, what becomes of bytes that are not UTF-8, which split."""
 
     column: str
     named: bool  # the column was asked for
     strict: bool
+    splits: tuple[str, ...] = MEASURED
 
 
 def read_documents(
-    sources: Sequence[Source], *, column: str | None = None, errors: str = "strict", limit: int | None = None
-) -> Iterator[Document]:
+    sources: Sequence[Source], *, column: str | None = None, errors: str = "strict", limit: int | None = None,
+    splits: tuple[str, ...] = MEASURED,
+) -> Iterator[Document]:  # fmt: skip
     """The documents of some sources, one at a time, at most `limit` of them; line ends and all else as they stand.
 
     Text is UTF-8. With `errors="strict"` anything else, and a NUL byte in a text file, raises ValueError naming file
     and byte; `"replace"` puts U+FFFD in the place of the former. A `.jsonl`, `.jsonl.gz` or `.parquet` file and a
     dataset hold one document a row, in the column `text` or the one named, or without such a column in two:
-    `completion` is scored given `prompt`.
+    `completion` is scored given `prompt`. `splits` are those of a dataset that are looked for where its name has none.
     """
     if errors not in ("strict", "replace"):
         raise ValueError(f"errors must be 'strict' or 'replace', got {errors!r}")
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1 document, got {limit}")
-    rules = Rules(column or COLUMN, column is not None, errors == "strict")
+    rules = Rules(column or COLUMN, column is not None, errors == "strict", splits)
     return islice((document for source in sources for document in read(source, rules)), limit)
 
 
@@ -204,7 +207,7 @@ def raw_rows(batch: Any) -> list[dict[str, Any]]:
 
 
 def read_dataset(name: str, rules: Rules) -> Iterator[Document]:
-    """A dataset by name through `datasets`, streamed; without a split its test, else validation, else first one."""
+    """A dataset by name through `datasets`, streamed; without a split the first of those looked for, else its first."""
     import datasets
 
     path, config, split = (*name.split(":"), None, None)[:3]
@@ -214,7 +217,7 @@ def read_dataset(name: str, rules: Rules) -> Iterator[Document]:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"no file, folder or glob {name!r} here, and no dataset to be had: {reason}") from error
     if split is None:
-        split = next((part for part in ("test", "validation") if part in found), next(iter(found)))
+        split = next((part for part in rules.splits if part in found), next(iter(found)))
         found = found[split]
     rows = (row for table in found.with_format("arrow").iter(batch_size=1) for row in raw_rows(table))
     for number, row in enumerate(rows):
