@@ -74,6 +74,26 @@ def test_another_text_or_setting_is_not_its_own(whole: Path, tmp_path: Path) -> 
         cynosure.train([], tmp_path, resume=True)
 
 
+def test_lines_are_whole_or_passed_over(tmp_path: Path) -> None:
+    """Whatever a model writes, and where the last line was cut off."""
+    folder = RunFolder(tmp_path)
+    written = [{"step": 1, "text": "a\u2028b\x85c\nd"}, {"step": 2, "text": ""}]
+    for line in written:
+        folder.append("samples.jsonl", line)
+    with (tmp_path / "samples.jsonl").open("a") as file:
+        file.write('{"step": 3, "te')
+    assert folder.lines("samples.jsonl") == written
+    folder.rewind(1)
+    assert folder.lines("samples.jsonl") == written[:1]
+
+
+def test_two_runs_do_not_share_a_folder(whole: Path, tmp_path: Path) -> None:
+    for folder, resume in ((tmp_path / "new", False), (whole, True)):
+        with RunFolder(folder).locked(), pytest.raises(ValueError, match="another process is training in"):
+            run(folder, resume=resume)
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_run_that_never_began_gives_way(tmp_path: Path) -> None:
     """Killed while its data was written."""
     out = tmp_path / "run"

@@ -128,7 +128,7 @@ def train(
     quiet: common.Quiet = False,
     debug: common.Debug = False,
 ) -> None:
-    """Train a model on texts, from nothing or from a model that is there.
+    """Train a model on texts: a new one, or one that is there.
 
     Documents are packed into full rows, each apart; a tenth is held out and scored as training goes on. The run's
     folder holds the best model, its checkpoints, figures, samples and curves; after a stop, --resume goes on bit for

@@ -35,13 +35,10 @@ def begin(
             )
     else:
         folder.check_free()
-        existed = folder.path.exists()
         try:
             begin_anew(folder, texts, valid, settings or TrainSettings(), watcher, processes)
         except BaseException:
             folder.clear_begun()
-            if not existed and folder.path.exists() and not any(folder.path.iterdir()):
-                folder.path.rmdir()
             raise
 
 

@@ -1,6 +1,7 @@
 """The folder of a training run: what it is, its figures line by line, and its checkpoints, each whole or absent."""
 
 import errno
+import fcntl
 import json
 import os
 import re
@@ -17,6 +18,7 @@ METRICS, VALIDATION, SAMPLES = "metrics.jsonl", "validation.jsonl", "samples.jso
 LINES = (METRICS, VALIDATION, SAMPLES)
 DATA, CHECKPOINTS, VALIDATIONS, SCORES, MODEL = "data", "checkpoints", "validation", "scores", "model"
 PARTIAL = ".partial"  # what is being written
+LOCK = ".lock"
 BEGUN = {DATA, PARTIAL}  # all that a run stopped before its first line can have left
 STEP = re.compile(r"step-(\d{6,})")
 KEPT = 2  # last checkpoints, beside the best
@@ -53,11 +55,34 @@ class RunFolder:
         """ValueError where the folder holds anything that beginning a run would mix with."""
         if self.exists:
             raise ValueError(f"{self.path} holds another run: --resume goes on with that, or give another --out")
-        if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"{self.path} is a file: give a folder as --out")
-        names = sorted(path.name for path in self.path.iterdir()) if self.path.is_dir() else []
-        if other := next((name for name in names if name not in BEGUN), None):
+        names = sorted(path.name for path in self.path.iterdir())
+        if other := next((name for name in names if name not in BEGUN and not name.startswith(".")), None):
             raise ValueError(f"{self.path} holds {other} and no training run: give another --out")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """The folder, made if need be, for this process alone; the system lets go of it when the process dies.
+
+        ValueError where another process trains in it. One that was made here and is empty in the end is removed.
+        """
+        existed = self.path.exists()
+        if existed and not self.path.is_dir():
+            raise ValueError(f"{self.path} is a file: give a folder as --out")
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = self / LOCK
+        with lock.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ValueError(
+                    f"another process is training in {self.path}: wait for it, or give another --out"
+                ) from error
+            try:
+                yield
+            finally:
+                lock.unlink()
+                if not existed and not any(self.path.iterdir()):
+                    self.path.rmdir()
 
     def clear_begun(self) -> None:
         """Remove what a run that never began has left."""
@@ -78,7 +103,7 @@ class RunFolder:
             text = (self / name).read_text(encoding="utf-8")
         except FileNotFoundError:
             return []
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        return [json.loads(line) for line in text.split("\n")[:-1]]
 
     def rewind(self, step: int) -> None:
         """Forget what came after a step: lines, and half-written things."""

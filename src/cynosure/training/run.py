@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -66,16 +67,18 @@ def train(
     `curves.png`, and the best model in `model`.
 
     Raises ValueError or FileNotFoundError, before anything is written, for settings or texts that make no training,
-    and for a folder that holds anything else; Diverged when the loss leaves its course; OSError when there is no room.
+    and for a folder that holds anything else or that another process trains in; Diverged when the loss leaves its
+    course; OSError when there is no room.
     """
     folder, watcher = RunFolder(Path(out)), watcher or Watcher()
     workers = new_workers((settings or TrainSettings()).device)
-    if workers.leads:
-        begin(folder, as_corpus(texts), as_corpus(valid), settings, resume, watcher, workers.count)
-    workers.meet()
-    run = Run(folder, watcher, workers, report_to)
-    run.train()
-    return run.finish()
+    with folder.locked() if workers.leads else nullcontext():
+        if workers.leads:
+            begin(folder, as_corpus(texts), as_corpus(valid), settings, resume, watcher, workers.count)
+        workers.meet()
+        run = Run(folder, watcher, workers, report_to)
+        run.train()
+        return run.finish()
 
 
 def as_corpus(texts: Texts) -> Corpus:
