@@ -1,6 +1,7 @@
 """`cynosure train`: from texts to a model."""
 
 import re
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -158,6 +159,8 @@ def train(
     settings = TrainSettings(**{name: value for name, value in given.items() if value is not None})
     corpus = Corpus.of_sources(sources, column=column, errors=errors, limit=limit, splits=TRAINED)
     apart = Corpus.of_sources(held_out, column=column, errors=errors)
+    # Theirs of each other, which no user of ours can heed.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|accelerate)\b")
     common.settings.kept_in = out
     common.settings.way_on = " --resume"
     try:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cynosure.cli import common
 from cynosure.cli.braille import curve
 from cynosure.cli.progress import LINE_SECONDS
-from cynosure.training.watch import Figures, Watcher
+from cynosure.training.watch import Figures, Watcher, named
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -39,12 +39,12 @@ class Display(Watcher):
         for note in told["notes"]:
             self.note(note)
         at = f", going on at step {facts['resumed_at']:,}" if facts["resumed_at"] else ""
+        texts = f"{named(told['train_documents'], 'document')} of {told['train_tokens']:,} tokens"
         epochs = plan.tokens / told["train_tokens"]
         parts = f", {plan.accumulation} times {plan.micro_rows} in each of {plan.processes}"
         self.say(
             f"{facts['parameters'] / 1e6:.1f}M parameters, {facts['n_classes']:,} tokens of vocabulary, products in "
-            f"{facts['dtype']}; {told['train_documents']:,} documents of {told['train_tokens']:,} tokens to train on, "
-            f"{told['valid_documents']:,} held out"
+            f"{facts['dtype']}; {texts} to train on, {told['valid_documents']:,} held out"
         )
         self.say(
             f"{plan.steps:,} steps of {plan.batch_tokens:,} tokens ({plan.batch_rows} rows of {plan.row_tokens:,}"

@@ -204,16 +204,21 @@ def split_digits(tokenizer: Any, metadata: dict[str, Any]) -> None:
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Without transformers' warnings and progress bars; one bar heeds no setting, so stderr is kept from it."""
+    with calm_transformers(), redirect_stderr(io.StringIO()):
+        yield
+
+
+@contextmanager
+def calm_transformers() -> Iterator[None]:
+    """Without transformers' warnings and such of its progress bars as heed a setting."""
     from transformers.utils import logging
 
     theirs: Any = logging
-
     level, bars = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
     theirs.set_verbosity_error()
     theirs.disable_progress_bar()
     try:
-        with redirect_stderr(io.StringIO()):
-            yield
+        yield
     finally:
         theirs.set_verbosity(level)
         if bars:

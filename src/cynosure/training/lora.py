@@ -32,6 +32,7 @@ def keep_model(folder: RunFolder, checkpoint: Path, settings: TrainSettings) -> 
     from peft import PeftModel
 
     from cynosure.models import load
+    from cynosure.models.gguf import quiet_transformers
 
     with folder.replacing(ADAPTER) as made:
         shutil.copytree(checkpoint, made, ignore=shutil.ignore_patterns(*TRAINING_ONLY, "rng_state*"))
@@ -39,5 +40,6 @@ def keep_model(folder: RunFolder, checkpoint: Path, settings: TrainSettings) -> 
     started = load(settings.init, dtype="float32", device="cpu")
     merged = PeftModel.from_pretrained(started.model, folder / ADAPTER).merge_and_unload()
     with folder.replacing(MODEL) as made:
-        merged.save_pretrained(made)
+        with quiet_transformers():
+            merged.save_pretrained(made)
         started.tokenizer.save_pretrained(made)

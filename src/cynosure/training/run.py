@@ -15,6 +15,7 @@ from cynosure.measure import Corpus, Scores
 from cynosure.measure.run import as_documents
 from cynosure.measure.workers import PATIENCE, Workers
 from cynosure.models import check_apart, find_causal_lm, load
+from cynosure.models.gguf import calm_transformers
 from cynosure.models.load import find_device
 from cynosure.text import Document, Packed
 from cynosure.training.begin import begin
@@ -23,7 +24,7 @@ from cynosure.training.data import Data, Facts, shortened, token_widths
 from cynosure.training.folder import DATA, MODEL, SCORES, RunFolder
 from cynosure.training.presets import find_preset, new_model
 from cynosure.training.settings import Plan, TrainSettings, make_plan
-from cynosure.training.watch import Figures, Watcher
+from cynosure.training.watch import Figures, Watcher, named
 
 Texts = Corpus | Iterable[str | Path | Document]
 
@@ -172,7 +173,8 @@ class Run:
         training = Training(model, self.tokenizer, rows, arguments, job)
         self.watcher.begin(plan, self.manifest | self.running(training))
         last = max(folder.checkpoints, default=None)
-        training.train(resume_from_checkpoint=None if last is None else str(folder.checkpoints[last]))
+        with calm_transformers():
+            training.train(resume_from_checkpoint=None if last is None else str(folder.checkpoints[last]))
 
     def validator(self, model: Any) -> Any:
         """What scores the model as training goes on; None where nothing is held out, or it cannot be."""
@@ -224,7 +226,7 @@ class Run:
 
             model = load(str(folder / MODEL), dtype="float32", device=self.settings.device)
             model = replace(model, name=folder.path.resolve().name)
-            self.watcher.note(f"scoring all {len(documents):,} documents held out")
+            self.watcher.note(f"scoring all that is held out, {named(len(documents), 'document')}")
             if self.workers.leads:
                 shutil.rmtree(folder / SCORES, ignore_errors=True)
             self.workers.meet()

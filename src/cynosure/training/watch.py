@@ -74,6 +74,15 @@ def odd_beginning(model: Any, loss: float, n_classes: int, fresh: bool) -> str |
     return None
 
 
+def named(number: int, noun: str) -> str:
+    """A number of things.
+
+    >>> named(1, "document"), named(2000, "document")
+    ('1 document', '2,000 documents')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def perplexity(nats: float) -> float | None:
     """e to the power of nats a token; None beyond what a float holds."""
     return math.exp(nats) if nats < HUGE else None
