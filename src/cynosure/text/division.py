@@ -92,4 +92,4 @@ def cut(document: Document, share: float) -> Cut:
 
 def fingerprint(text: str) -> bytes:
     """The same for copies of a text, whatever their white space and letter case."""
-    return hashlib.sha256(" ".join(text.casefold().split()).encode(errors="surrogatepass")).digest()
+    return hashlib.sha256(" ".join(text.casefold().split()).encode()).digest()

@@ -36,7 +36,7 @@ def begin(
     else:
         folder.check_free()
         try:
-            begin_anew(folder, texts, valid, settings or TrainSettings(), watcher, processes)
+            begin_anew(folder, texts, valid, settings or TrainSettings(), processes)
         except BaseException:
             folder.clear_begun()
             raise
@@ -57,9 +57,7 @@ def check_same(
             raise ValueError(f"{folder.path} was begun on other texts: {what}; leave them out, it has its own")
 
 
-def begin_anew(
-    folder: RunFolder, texts: Corpus, valid: Corpus, settings: TrainSettings, watcher: Watcher, processes: int
-) -> None:
+def begin_anew(folder: RunFolder, texts: Corpus, valid: Corpus, settings: TrainSettings, processes: int) -> None:
     """Data, plan and manifest of a new run; the manifest last, for it is what makes a folder a run."""
     documents = texts.documents if texts.known else list(texts.documents)
     held_out = list(valid.documents)
@@ -70,7 +68,6 @@ def begin_anew(
     folder.clear_begun()
     with folder.replacing(DATA) as place:
         data = write_data(place, division, tokenizer_of(settings, division, started))
-        data = data._replace(folder=place)
         model = started.model if started else new_model(
             find_preset(settings.preset or "small"), data.tokenizer(), 8, settings.seed
         )  # fmt: skip

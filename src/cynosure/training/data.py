@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,7 +105,7 @@ def write_valid(path: Path, documents: Iterable[Document]) -> tuple[int, Ints]:
 
 def byte_counts(text: str) -> Ints:
     """How often each byte is in a text, (256,)."""
-    return np.bincount(np.frombuffer(text.encode(errors="surrogatepass"), np.uint8), minlength=256)
+    return np.bincount(np.frombuffer(text.encode(), np.uint8), minlength=256)
 
 
 def unigram_bits(known: Ints, asked: Ints) -> float | None:
@@ -147,7 +146,7 @@ def make_vocabulary(division: Division, preset: Preset, vocab_size: int | None) 
 
 def shortened(documents: list[Document], n_bytes: float) -> list[Document]:
     """The beginnings of documents, about so many bytes in all: of each the same, or the whole of a shorter one."""
-    sizes = sorted(len(document.text.encode(errors="surrogatepass")) for document in documents)
+    sizes = sorted(len(document.text.encode()) for document in documents)
     left, most = n_bytes, 0.0
     for n_done, size in enumerate(sizes):
         most = left / (len(sizes) - n_done)
@@ -161,11 +160,6 @@ def shortened(documents: list[Document], n_bytes: float) -> list[Document]:
 
 def beginning(document: Document, n_bytes: int) -> Document:
     """At most so many bytes of a document, to the end of a character; of a prompt, all, and a little more."""
-    text = document.text.encode(errors="surrogatepass")[:n_bytes].decode(errors="ignore")
+    text = document.text.encode()[:n_bytes].decode(errors="ignore")
     least = document.n_prompt_chars + 1 if document.n_prompt_chars else 0
     return document._replace(text=document.text[: max(len(text), least)])
-
-
-def clear(folder: Path) -> None:
-    """Remove a folder that is only half of something."""
-    shutil.rmtree(folder, ignore_errors=True)

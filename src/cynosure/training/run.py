@@ -1,7 +1,6 @@
 """A training run from texts to a model: begun or gone on with, watched, validated, and left whole at any moment."""
 
 import os
-import shutil
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -227,9 +226,6 @@ class Run:
             model = load(str(folder / MODEL), dtype="float32", device=self.settings.device)
             model = replace(model, name=folder.path.resolve().name)
             self.watcher.note(f"scoring all that is held out, {named(len(documents), 'document')}")
-            if self.workers.leads:
-                shutil.rmtree(folder / SCORES, ignore_errors=True)
-            self.workers.meet()
-            scores = score_into(model, documents, folder / SCORES, self.plan.row_tokens)
+            scores = score_into(model, documents, folder / SCORES, self.plan.row_tokens, self.workers.leads)
         baseline = self.data.facts.unigram_bits_per_byte
         return Trained(folder.path, self.plan, self.manifest["parameters"], best, scores, baseline)

@@ -3,6 +3,7 @@
 import math
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +14,8 @@ from cynosure.text import Document, prefix_token
 from cynosure.training.folder import SAMPLES, VALIDATION, VALIDATIONS, RunFolder
 from cynosure.training.watch import Figures, Watcher
 
-N_SAMPLES = 2  # one from nothing, one that goes on from a text held out
-N_BEGUN, N_WRITTEN = 16, 64  # tokens given, and written
+BEGUN_CHARS, N_BEGUN = 200, 16  # of a text held out, and tokens of that: what one of the samples goes on from
+N_WRITTEN = 64  # tokens
 TEMPERATURE = 0.8
 FIGURES = ("nats_per_token", "token_perplexity", "bits_per_byte")
 
@@ -36,9 +37,9 @@ class Validator:
 
     def __call__(self, step: int, tokens: int) -> Figures:
         """Score, write samples, add a line for each, and tell the watcher."""
-        found = {"step": step, "tokens": tokens} | figures_of(
-            self.score(f"{VALIDATIONS}/step-{step:06d}", self.documents)
-        )
+        place = self.folder / VALIDATIONS / f"step-{step:06d}"
+        scores = score_into(self.live(), self.documents, place, self.row_tokens, self.leads)
+        found = {"step": step, "tokens": tokens} | figures_of(scores)
         samples: list[Figures] = []
         if self.leads:
             self.folder.append(VALIDATION, found)
@@ -47,13 +48,6 @@ class Validator:
                 self.folder.append(SAMPLES, sample)
         self.watcher.validation(found, samples)
         return found
-
-    def score(self, name: str, documents: list[Document]) -> Scores:
-        """Score documents into the store of this name, made anew."""
-        place = self.folder / name
-        if self.leads:
-            shutil.rmtree(place, ignore_errors=True)  # of a time before the run was resumed
-        return score_into(self.live(), documents, place, self.row_tokens)
 
     def live(self) -> SplitModel:
         """The model split as it was verified, its head's weights being those of now: DDP puts others in their place."""
@@ -65,31 +59,36 @@ class Validator:
     @torch.no_grad()
     def samples(self) -> list[Figures]:
         """Texts that the model writes by itself, the same random numbers each time."""
-        tokenizer, model = self.model.tokenizer, self.model.model
-        opening = prefix_token(tokenizer)
-        begun = [tokenizer(document.text[:200], add_special_tokens=False).input_ids for document in self.documents[:1]]
+        opening, text = prefix_token(self.model.tokenizer), self.documents[0].text[:BEGUN_CHARS]
         before = [] if opening is None else [opening]
-        prompts = [before, *(before + ids[:N_BEGUN] for ids in begun)] if before else [ids[:N_BEGUN] for ids in begun]
-        return [self.sample(model, tokenizer, prompt, len(before)) for prompt in prompts[:N_SAMPLES] if prompt]
+        begun: list[int] = self.model.tokenizer(text, add_special_tokens=False).input_ids[:N_BEGUN]
+        prompts: list[list[int]] = [[], begun]
+        return [self.sample(before, prompt) for prompt in prompts if before + prompt]
 
-    def sample(self, model: Any, tokenizer: Any, prompt: list[int], n_before: int) -> Figures:
+    def sample(self, before: list[int], prompt: list[int]) -> Figures:
+        """What the model writes after a prompt, which `before` opens."""
+        tokenizer = self.model.tokenizer
         most = min(self.row_tokens, self.model.max_positions or self.row_tokens)
-        prompt = prompt[: most // 2]
-        ids = torch.tensor([prompt], device=self.model.device)
+        given = [*before, *prompt][: most // 2]
+        ids = torch.tensor([given], device=self.model.device)
         with torch.random.fork_rng(devices=[]):  # so that training goes on as if nothing had been drawn
             torch.manual_seed(self.seed)
-            made = model.generate(
+            made = self.model.model.generate(
                 ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=TEMPERATURE, top_k=0,
-                max_new_tokens=min(N_WRITTEN, most - len(prompt)), pad_token_id=0, use_cache=True,
+                max_new_tokens=min(N_WRITTEN, most - len(given)), pad_token_id=0, use_cache=True,
             )[0].tolist()  # fmt: skip
-        written = tokenizer.decode(made[len(prompt) :], skip_special_tokens=True)
-        return {"prompt": tokenizer.decode(prompt[n_before:]), "text": written}
+        written = tokenizer.decode(made[len(given) :], skip_special_tokens=True)
+        return {"prompt": tokenizer.decode(given[len(before) :]), "text": written}
 
 
-def score_into(model: LanguageModel | SplitModel, documents: list[Document], place: Any, row_tokens: int) -> Scores:
-    """Every token of the documents under the sliding protocol, a row seen at once, into the store of a folder."""
+def score_into(
+    model: LanguageModel | SplitModel, documents: list[Document], place: Path, row_tokens: int, leads: bool
+) -> Scores:
+    """Every token of the documents under the sliding protocol, a row seen at once, into the store of a folder anew."""
+    if leads:
+        shutil.rmtree(place, ignore_errors=True)  # of a time before the run was resumed
     scores = score(model, Corpus(documents, {"held out": len(documents)}), window=row_tokens, out=place)
-    if scores.store is not None and scores.store.folder.exists():
+    if leads:
         scores.save()
     return scores
 
