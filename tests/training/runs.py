@@ -84,16 +84,18 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def until_death(out: Path, step: int, moment: str, resume: bool, options: dict[str, Any]) -> None:
+def in_process(
+    out: Path, resume: bool, options: dict[str, Any], step: int = N_STEPS + 1, moment: str = "never"
+) -> None:
     torch.set_num_threads(1)
     run(out, Dying(step, moment), resume, **options)
 
 
-def killed(out: Path, step: int, moment: str, resume: bool = False, **options: Any) -> int:
-    """Train in a process that dies there; what it ended with."""
+def apart(out: Path, *death: Any, resume: bool = False, **options: Any) -> int:
+    """Train in a process of its own, as users do, which may die at a step and a moment of it; what it ended with."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["cynosure.training.loop", "cynosure.training.validate", "tests.training.runs"])
-    process = context.Process(target=until_death, args=(out, step, moment, resume, options))
+    process = context.Process(target=in_process, args=(out, resume, options, *death))
     process.start()
     process.join()
     assert process.exitcode is not None

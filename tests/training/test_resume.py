@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 import cynosure
 from cynosure.training.folder import RunFolder
-from tests.training.runs import N_STEPS, SETTINGS, documents, killed, run, timeless
+from tests.training.runs import N_STEPS, SETTINGS, apart, documents, run, timeless
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Trainer's own
 
@@ -20,7 +20,9 @@ CRASHES = [(GENERATOR.randint(1, N_STEPS - 1), MOMENTS[i % len(MOMENTS)]) for i 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run(tmp_path_factory.mktemp("runs") / "whole").folder
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    assert apart(out) == 0
+    return out
 
 
 def assert_same(a: Path, b: Path) -> None:
@@ -35,26 +37,26 @@ def assert_same(a: Path, b: Path) -> None:
 @pytest.mark.parametrize(("step", "moment"), CRASHES)
 def test_killed_at_a_random_step(whole: Path, tmp_path: Path, step: int, moment: str) -> None:
     out = tmp_path / "run"
-    assert killed(out, step, moment) == -signal.SIGKILL
+    assert apart(out, step, moment) == -signal.SIGKILL
     assert len(timeless(out)) < N_STEPS or step >= N_STEPS - 2
-    run(out, resume=True)
+    assert apart(out, resume=True) == 0
     assert_same(whole, out)
     assert not list(out.rglob("*.partial"))
 
 
 def test_killed_twice(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    assert killed(out, 5, "step") == killed(out, 8, "step", resume=True) == -signal.SIGKILL
-    run(out, resume=True)
+    assert apart(out, 5, "step") == apart(out, 8, "step", resume=True) == -signal.SIGKILL
+    assert apart(out, resume=True) == 0
     assert_same(whole, out)
 
 
 def test_dropout_goes_on_too(tmp_path: Path, tiny_dropout: Path) -> None:
     """Whose random numbers are part of a checkpoint."""
     options = {"preset": None, "vocab_size": None, "init": str(tiny_dropout), "learning_rate": 1e-2}
-    run(tmp_path / "whole", **options)
-    assert killed(tmp_path / "run", 5, "step", **options) == -signal.SIGKILL
-    run(tmp_path / "run", resume=True, **options)
+    assert apart(tmp_path / "whole", **options) == 0
+    assert apart(tmp_path / "run", 5, "step", **options) == -signal.SIGKILL
+    assert apart(tmp_path / "run", resume=True, **options) == 0
     assert_same(tmp_path / "whole", tmp_path / "run")
 
 
