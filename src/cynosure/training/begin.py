@@ -15,7 +15,7 @@ from cynosure.models.load import find_device, from_pretrained, locate
 from cynosure.text import Division, Packed
 from cynosure.training.data import Data, make_vocabulary, write_data
 from cynosure.training.folder import DATA, MANIFEST, RunFolder
-from cynosure.training.presets import find_preset, new_model
+from cynosure.training.presets import new_model
 from cynosure.training.settings import TrainSettings, make_plan
 from cynosure.training.watch import Figures, Watcher
 
@@ -69,7 +69,7 @@ def begin_anew(folder: RunFolder, texts: Corpus, valid: Corpus, settings: TrainS
     with folder.replacing(DATA) as place:
         data = write_data(place, division, tokenizer_of(settings, division, started))
         model = started.model if started else new_model(
-            find_preset(settings.preset or "small"), data.tokenizer(), 8, settings.seed
+            settings.size, data.tokenizer(), 8, settings.seed
         )  # fmt: skip
         check_tokens(data, model)
         n_parameters = sum(p.numel() for p in model.parameters())
@@ -95,7 +95,7 @@ def tokenizer_of(settings: TrainSettings, division: Division, started: LanguageM
     if started is not None:
         return started.tokenizer
     if settings.tokenizer is None:
-        return make_vocabulary(division, find_preset(settings.preset or "small"), settings.vocab_size)
+        return make_vocabulary(division, settings.size, settings.vocab_size)
     from transformers import AutoTokenizer
 
     return from_pretrained(AutoTokenizer, locate(settings.tokenizer)[0], None, "tokenizer")

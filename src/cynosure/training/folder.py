@@ -22,7 +22,8 @@ LOCK = ".lock"
 BEGUN = {DATA, PARTIAL}  # all that a run stopped before its first line can have left
 STEP = re.compile(r"step-(\d{6,})")
 KEPT = 2  # last checkpoints, beside the best
-TRAINING_ONLY = ("optimizer.pt", "scheduler.pt", "training_args.bin", "trainer_state.json")  # of a checkpoint
+# Of a checkpoint, what no user of its model needs.
+TRAINING_ONLY = ("optimizer.pt", "scheduler.pt", "training_args.bin", "trainer_state.json", "rng_state*")
 
 
 class RunFolder:
@@ -95,7 +96,7 @@ class RunFolder:
     def append(self, name: str, values: dict[str, Any]) -> None:
         """Add a line. A disk that fills up in the middle of one costs that line alone."""
         with (self / name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n")
+            file.write(line_of(values))
 
     def lines(self, name: str) -> list[dict[str, Any]]:
         """The whole lines of a file; one that was cut off at the end is not."""
@@ -111,7 +112,7 @@ class RunFolder:
         for name in LINES:
             if (self / name).exists():
                 kept = [line for line in self.lines(name) if line["step"] <= step]
-                text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in kept)
+                text = "".join(map(line_of, kept))
                 write_whole(self / name, text.encode())
 
     @property
@@ -156,6 +157,10 @@ class RunFolder:
         shutil.rmtree(self / name, ignore_errors=True)
         made.rename(self / name)
         shutil.rmtree(self / PARTIAL, ignore_errors=True)
+
+
+def line_of(values: dict[str, Any]) -> str:
+    return json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 @contextmanager

@@ -25,17 +25,15 @@ def with_updates(model: Any, rank: int, seed: int) -> Any:
 
 def keep_model(folder: RunFolder, checkpoint: Path, settings: TrainSettings) -> None:
     """Put the model of a checkpoint where users look for it, its updates worked in; they are kept beside it."""
+    with folder.replacing(MODEL if settings.lora is None else ADAPTER) as made:
+        shutil.copytree(checkpoint, made, ignore=shutil.ignore_patterns(*TRAINING_ONLY))
     if settings.lora is None:
-        with folder.replacing(MODEL) as made:
-            shutil.copytree(checkpoint, made, ignore=shutil.ignore_patterns(*TRAINING_ONLY, "rng_state*"))
         return
     from peft import PeftModel
 
     from cynosure.models import load
     from cynosure.models.gguf import quiet_transformers
 
-    with folder.replacing(ADAPTER) as made:
-        shutil.copytree(checkpoint, made, ignore=shutil.ignore_patterns(*TRAINING_ONLY, "rng_state*"))
     assert settings.init is not None
     started = load(settings.init, dtype="float32", device="cpu")
     merged = PeftModel.from_pretrained(started.model, folder / ADAPTER).merge_and_unload()

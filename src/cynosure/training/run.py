@@ -21,7 +21,7 @@ from cynosure.training.begin import begin
 from cynosure.training.curves import draw_curves
 from cynosure.training.data import Data, Facts, shortened, token_widths
 from cynosure.training.folder import DATA, MODEL, SCORES, RunFolder
-from cynosure.training.presets import find_preset, new_model
+from cynosure.training.presets import new_model
 from cynosure.training.settings import Plan, TrainSettings, make_plan
 from cynosure.training.watch import Figures, Watcher, named
 
@@ -144,8 +144,7 @@ class Run:
         """The model as it is before its first step."""
         settings = self.settings
         if settings.init is None:
-            preset = find_preset(settings.preset or "small")
-            return new_model(preset, self.tokenizer, self.plan.row_tokens, settings.seed)
+            return new_model(settings.size, self.tokenizer, self.plan.row_tokens, settings.seed)
         model = load(settings.init, dtype="float32", device="cpu").model
         if settings.lora is None:
             return model

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
-from cynosure.training.presets import find_preset
+from cynosure.training.presets import Preset, find_preset
 
 SCHEDULES = ("cosine", "wsd")
 DTYPES = ("auto", "float32", "bfloat16")
@@ -79,6 +79,11 @@ class TrainSettings:
             if not value >= 0 or (most is not None and value > most):
                 raise ValueError(f"{name} must be at least 0{f' and at most {most:g}' if most else ''}, got {value}")
 
+    @property
+    def size(self) -> Preset:
+        """The preset of a new model."""
+        return find_preset(self.preset or "small")
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -89,7 +94,7 @@ class TrainSettings:
     def sizes(self, max_positions: int | None) -> dict[str, Any]:
         """Tokens of a row and of a batch, and the learning rate: as asked for, or as suits the model."""
         if self.init is None:
-            preset = find_preset(self.preset or "small")._asdict()
+            preset = self.size._asdict()
             default = {name: preset[name] for name in ("row_tokens", "batch_tokens", "learning_rate")}
         else:
             row = min(FINE_TUNING["row_tokens"], max_positions or FINE_TUNING["row_tokens"])
