@@ -45,6 +45,8 @@ def wrapped(model: Any, kind: str) -> Any:
     fully_shard(model)
     if kind == "FSDP2, patched after":
         cynosure.patch(model)
+        if not all(isinstance(weight, DTensor) for weight in model.parameters()):
+            raise RuntimeError("an optimizer made now would not hold the weights that are trained")
     return model
 
 

@@ -114,6 +114,9 @@ def train(
         ),
     ] = None,
     device: common.Device = "auto",
+    fsdp: Annotated[
+        bool, typer.Option("--fsdp", help="Share every weight out among the processes of torchrun.")
+    ] = False,
     seed: Annotated[int | None, typer.Option(help="[default: 0]", show_default=False)] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in RUN; texts and options may be left out.")
@@ -154,7 +157,7 @@ def train(
         "batch_tokens": batch_tokens, "row_tokens": row_tokens, "micro_rows": micro_rows, "learning_rate": lr,
         "schedule": schedule, "warmup": warmup, "weight_decay": weight_decay, "clip": clip, "z_loss": z_loss,
         "label_smoothing": label_smoothing, "validate_every": validate_every, "validate_tokens": validate_tokens,
-        "spike": spike, "dtype": dtype, "device": device, "seed": seed,
+        "spike": spike, "dtype": dtype, "device": device, "fsdp": fsdp, "seed": seed,
     }  # fmt: skip
     settings = TrainSettings(**{name: value for name, value in given.items() if value is not None})
     corpus = Corpus.of_sources(sources, column=column, errors=errors, limit=limit, splits=TRAINED)

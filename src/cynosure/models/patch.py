@@ -243,6 +243,9 @@ def probe(model: Any, **options: Any) -> Any:
     finally:
         for module in training:
             module.training = True
+        for module in model.modules():
+            if hasattr(module, "reshard"):
+                module.reshard()  # FSDP2's root keeps what it gathered, which an optimizer made now would hold
 
 
 def causal_lm_loss(

@@ -23,7 +23,7 @@ BEGUN = {DATA, PARTIAL}  # all that a run stopped before its first line can have
 STEP = re.compile(r"step-(\d{6,})")
 KEPT = 2  # last checkpoints, beside the best
 # Of a checkpoint, what no user of its model needs.
-TRAINING_ONLY = ("optimizer.pt", "scheduler.pt", "training_args.bin", "trainer_state.json", "rng_state*")
+TRAINING_ONLY = ("optimizer", "optimizer.pt", "scheduler.pt", "training_args.bin", "trainer_state.json", "rng_state*")
 
 
 class RunFolder:

@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers.trainer import SCHEDULER_NAME
 
 from cynosure.models import Objective, Patch
 from cynosure.models.gguf import quiet_transformers
 from cynosure.text import Packed
 from cynosure.training.folder import METRICS, PARTIAL, RunFolder, whole_or_nothing
 from cynosure.training.settings import Plan, TrainSettings
+from cynosure.training.sharding import is_sharded, load_optimizer, load_weights, save_optimizer
 from cynosure.training.watch import Diverged, Figures, Smoothed, Watcher, odd_beginning, perplexity, what_is_wrong
 
 Validate = Callable[[int, int], Figures]  # (step, tokens so far) -> what was found
@@ -79,7 +81,9 @@ class Training(Trainer):
 
     def __init__(self, model: Any, tokenizer: Any, rows: Rows, arguments: TrainingArguments, job: Job) -> None:
         asked = rows if job.validate else None  # which Trainer wants to see, and does not look at
+        arguments.save_only_model = is_sharded(model)  # Trainer refuses to keep such a model's optimiser: we do it
         super().__init__(model, arguments, collate, rows, eval_dataset=asked, processing_class=tokenizer)
+        arguments.save_only_model = False
         self.remove_callback(PrinterCallback)
         self.settings, self.plan, self.folder, self.watcher, self.validate, widths, self.fresh = job
         self.widths = None if widths is None else torch.from_numpy(widths)
@@ -207,6 +211,31 @@ class Training(Trainer):
                 super().save_model(output_dir, _internal_call)
         finally:
             config.use_cache = False
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Trainer's own, but of a sharded model, of which it would load nothing but whole weights."""
+        if is_sharded(self.model):
+            load_weights(self.model, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Trainer's own, but of a sharded model, of which it would keep the leader's part alone."""
+        if not self.settings.fsdp:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        assert self.lr_scheduler is not None
+        save_optimizer(self.model, self.optimizer, Path(output_dir))
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not self.settings.fsdp:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        assert self.lr_scheduler is not None
+        load_optimizer(self.model, self.optimizer, Path(checkpoint))
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.folder / PARTIAL)

@@ -71,6 +71,8 @@ def train(
     course; OSError when there is no room.
     """
     folder, watcher = RunFolder(Path(out)), watcher or Watcher()
+    if asked_to_shard():
+        settings = replace(settings or TrainSettings(), fsdp=True)
     workers = new_workers((settings or TrainSettings()).device)
     with folder.locked() if workers.leads else nullcontext():
         if workers.leads:
@@ -94,9 +96,9 @@ def new_workers(device: str) -> Workers:
     return Workers()
 
 
-def sharded() -> bool:
-    """Whether Accelerate was started to shard the model."""
-    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
+def asked_to_shard() -> bool:
+    """Whether Accelerate was started to shard the model. It shall not do so again: we let transformers do it."""
+    return os.environ.pop("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
 
 
 class Run:
@@ -157,9 +159,15 @@ class Run:
         from cynosure.training.loop import Job, Rows, Training, arguments_of
 
         plan, folder, settings = self.plan, self.folder, self.settings
-        model = self.model().to(self.device)
+        model = self.model()
         inner = find_causal_lm(model)
         check_apart(inner, inner.get_input_embeddings().weight.shape[0])
+        if settings.fsdp and self.workers.count > 1:
+            from cynosure.training.sharding import shard
+
+            model = shard(model, self.device)
+        else:
+            model = model.to(self.device)
         validator = self.validator(model)
         arguments = arguments_of(
             settings, plan, folder, bfloat16=self.bfloat16, cpu=self.device.type == "cpu", report_to=self.report_to,
@@ -175,18 +183,14 @@ class Run:
             training.train(resume_from_checkpoint=None if last is None else str(folder.checkpoints[last]))
 
     def validator(self, model: Any) -> Any:
-        """What scores the model as training goes on; None where nothing is held out, or it cannot be."""
+        """What scores the model as training goes on; None where nothing is held out."""
         from cynosure.training.validate import Validator
 
         documents = shortened(self.data.valid(), self.validation_bytes())
-        if documents and sharded():
-            self.watcher.note("FSDP keeps each weight in parts: what is held out is scored at the end alone")
-        elif documents:
-            return Validator(
-                model, self.tokenizer, documents, self.folder, self.watcher, row_tokens=self.plan.row_tokens,
-                leads=self.workers.leads, seed=self.settings.seed,
-            )  # fmt: skip
-        return None
+        return Validator(
+            model, self.tokenizer, documents, self.folder, self.watcher, row_tokens=self.plan.row_tokens,
+            leads=self.workers.leads, seed=self.settings.seed,
+        ) if documents else None  # fmt: skip
 
     def running(self, training: Any) -> Figures:
         """What a display needs besides the manifest."""

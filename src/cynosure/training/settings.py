@@ -45,6 +45,7 @@ class TrainSettings:
     spike: float = 3.0  # nats above the smoothed loss at which training stops
     dtype: str = "auto"  # of products; weights are float32
     device: str = "auto"
+    fsdp: bool = False  # every weight is shared out among the processes
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -54,6 +55,8 @@ class TrainSettings:
                 raise ValueError("give a preset or a model to begin with, not both")
         if self.init is None and self.lora is not None:
             raise ValueError("lora updates a model that is there: name one with --init")
+        if self.fsdp and self.lora is not None:
+            raise ValueError("fsdp shares out what is trained, of which lora leaves little: give one of the two")
         if self.init is not None and (self.tokenizer is not None or self.vocab_size is not None):
             raise ValueError("a model to begin with brings its own tokenizer: leave --tokenizer and --vocab out")
         if self.tokenizer is not None and self.vocab_size is not None:

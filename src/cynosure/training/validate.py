@@ -12,6 +12,7 @@ from cynosure.measure import Corpus, Scores, score
 from cynosure.models import LanguageModel, SplitModel, find_causal_lm, split
 from cynosure.text import Document, prefix_token
 from cynosure.training.folder import SAMPLES, VALIDATION, VALIDATIONS, RunFolder
+from cynosure.training.sharding import is_sharded, whole
 from cynosure.training.watch import Figures, Watcher
 
 BEGUN_CHARS, N_BEGUN = 200, 16  # of a text held out, and tokens of that: what one of the samples goes on from
@@ -31,54 +32,58 @@ class Validator:
         row_tokens: int, leads: bool, seed: int,
     ) -> None:  # fmt: skip
         self.model = LanguageModel(find_causal_lm(model), tokenizer, folder.path.resolve().name)
-        self.split = split(self.model)  # Accelerate is going to put autocast around the forward
+        # Accelerate is going to put autocast around the forward
+        self.split = None if is_sharded(model) else split(self.model)
         self.documents, self.folder, self.watcher = documents, folder, watcher
         self.row_tokens, self.leads, self.seed = row_tokens, leads, seed
 
     def __call__(self, step: int, tokens: int) -> Figures:
         """Score, write samples, add a line for each, and tell the watcher."""
         place = self.folder / VALIDATIONS / f"step-{step:06d}"
-        scores = score_into(self.live(), self.documents, place, self.row_tokens, self.leads)
+        model, parted = self.live()
+        scores = score_into(parted, self.documents, place, self.row_tokens, self.leads)
         found = {"step": step, "tokens": tokens} | figures_of(scores)
         samples: list[Figures] = []
         if self.leads:
             self.folder.append(VALIDATION, found)
-            samples = [{"step": step, "tokens": tokens, **sample} for sample in self.samples()]
+            samples = [{"step": step, "tokens": tokens, **sample} for sample in self.samples(model)]
             for sample in samples:
                 self.folder.append(SAMPLES, sample)
         self.watcher.validation(found, samples)
         return found
 
-    def live(self) -> SplitModel:
-        """The model split as it was verified, its head's weights being those of now: DDP puts others in their place."""
-        layer = self.model.model.get_output_embeddings()
+    def live(self) -> tuple[LanguageModel, SplitModel]:
+        """The model as it is now, and split: a copy of one that is sharded."""
+        if self.split is None:
+            model = replace(self.model, model=whole(self.model.model))
+            return model, split(model)
+        layer = self.model.model.get_output_embeddings()  # DDP puts other weights in its place
         weight, bias = layer.weight.detach(), self.split.head.bias
         head = self.split.head._replace(weight=weight, bias=None if bias is None else layer.bias.detach())
-        return replace(self.split, head=head)
+        return self.model, replace(self.split, head=head)
 
     @torch.no_grad()
-    def samples(self) -> list[Figures]:
+    def samples(self, model: LanguageModel) -> list[Figures]:
         """Texts that the model writes by itself, the same random numbers each time."""
-        opening, text = prefix_token(self.model.tokenizer), self.documents[0].text[:BEGUN_CHARS]
+        opening, text = prefix_token(model.tokenizer), self.documents[0].text[:BEGUN_CHARS]
         before = [] if opening is None else [opening]
-        begun: list[int] = self.model.tokenizer(text, add_special_tokens=False).input_ids[:N_BEGUN]
+        begun: list[int] = model.tokenizer(text, add_special_tokens=False).input_ids[:N_BEGUN]
         prompts: list[list[int]] = [[], begun]
-        return [self.sample(before, prompt) for prompt in prompts if before + prompt]
+        return [self.sample(model, before, prompt) for prompt in prompts if before + prompt]
 
-    def sample(self, before: list[int], prompt: list[int]) -> Figures:
+    def sample(self, model: LanguageModel, before: list[int], prompt: list[int]) -> Figures:
         """What the model writes after a prompt, which `before` opens."""
-        tokenizer = self.model.tokenizer
-        most = min(self.row_tokens, self.model.max_positions or self.row_tokens)
+        most = min(self.row_tokens, model.max_positions or self.row_tokens)
         given = [*before, *prompt][: most // 2]
-        ids = torch.tensor([given], device=self.model.device)
+        ids = torch.tensor([given], device=model.device)
         with torch.random.fork_rng(devices=[]):  # so that training goes on as if nothing had been drawn
             torch.manual_seed(self.seed)
-            made = self.model.model.generate(
+            made = model.model.generate(
                 ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=TEMPERATURE, top_k=0,
                 max_new_tokens=min(N_WRITTEN, most - len(given)), pad_token_id=0, use_cache=True,
             )[0].tolist()  # fmt: skip
-        written = tokenizer.decode(made[len(given) :], skip_special_tokens=True)
-        return {"prompt": tokenizer.decode(given[len(before) :]), "text": written}
+        written = model.tokenizer.decode(made[len(given) :], skip_special_tokens=True)
+        return {"prompt": model.tokenizer.decode(given[len(before) :]), "text": written}
 
 
 def score_into(

@@ -1,0 +1,71 @@
+"""Every weight of a model shared out among the processes: PyTorch's FSDP2, as transformers applies it."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from transformers.distributed.checkpoint import load_optimizer_distributed, save_optimizer_distributed
+from transformers.distributed.configuration_utils import DistributedConfig
+from transformers.distributed.parallel_utils import replace_layer_number_by_wildcard
+
+from cynosure.models import load
+
+OPTIMIZER = "optimizer"  # the folder in a checkpoint to which each process writes its part
+
+
+def shard(model: Any, device: torch.device) -> Any:
+    """The model, of whose weights each process keeps its part from now on; every process must call this.
+
+    Its layers are gathered one after another when they are needed. ValueError for a device that transformers would not
+    put them on.
+    """
+    kind = torch.accelerator.current_accelerator()
+    if device.type != (kind.type if kind else "cpu"):
+        raise ValueError(f"fsdp shares weights among the accelerators of this machine, not on {device.type}")
+    model.fsdp_plan = plan(model)
+    config, _, mesh = model.prepare_distribute_model(DistributedConfig(fsdp_size=dist.get_world_size()))
+    return model.maybe_distribute_model(model, config, mesh)
+
+
+def plan(model: Any) -> dict[str, str]:
+    """What is gathered by itself when it is needed; all else is gathered together, for the whole of a step.
+
+    transformers' own plans name the layers of some architectures alone, and split a head from what it is tied to.
+    """
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    apart = [m for m in model.modules() if type(m).__name__ in (model._no_split_modules or ())]
+    if embedding.weight is not head.weight:
+        apart.append(embedding)
+    names = {module: replace_layer_number_by_wildcard(name) for name, module in model.named_modules()}
+    return {names[module]: "free_full_weight" for module in apart}
+
+
+def is_sharded(model: Any) -> bool:
+    return bool(getattr(model, "is_distributed_loading_by_transformers", False))
+
+
+def whole(model: Any) -> Any:
+    """A copy of a sharded model that has all its weights, in every process; every process must call this."""
+    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    config = copy.deepcopy(model.config)
+    del config.distributed_config
+    return type(model).from_pretrained(None, config=config, state_dict=weights, dtype=torch.float32).eval()
+
+
+def load_weights(model: Any, checkpoint: Path) -> None:
+    """Give a sharded model the weights of a model in Hugging Face's format; every process must call this."""
+    weights = load(str(checkpoint), dtype="float32", device="cpu").model.state_dict()
+    set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True))
+
+
+def save_optimizer(model: Any, optimizer: Any, checkpoint: Path) -> None:
+    """Each process writes its part; every process must call this."""
+    save_optimizer_distributed(model, optimizer, str(checkpoint / OPTIMIZER))
+
+
+def load_optimizer(model: Any, optimizer: Any, checkpoint: Path) -> None:
+    """As many processes as there are now read what was written by as many as there were."""
+    load_optimizer_distributed(model, optimizer, str(checkpoint / OPTIMIZER))
