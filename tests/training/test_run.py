@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,9 @@ import torch
 from torch.nn import functional as F
 
 import cynosure
+from cynosure import Watcher
+from cynosure.measure import Progress
+from cynosure.measure.score import Say
 from cynosure.text import Packed
 from cynosure.training.data import Data, Facts
 from cynosure.training.folder import RunFolder
@@ -82,6 +87,27 @@ def test_validation_is_what_score_says(whole: Any) -> None:
     assert cynosure.open_run(whole.folder / "scores").tokens == again.tokens
     kept = cynosure.open_run(whole.folder / "validation" / f"step-{whole.best_step:06d}")
     assert kept.figures["nats_per_token"].value == best["nats_per_token"]["value"]
+
+
+def test_whoever_watches_sees_the_last_scoring(tmp_path: Path) -> None:
+    class Counting(Watcher):
+        n_bytes, tokens, nats = 0, 0, 0.0
+
+        @contextmanager
+        def scoring(self, n_bytes: int) -> Iterator[Say]:
+            self.n_bytes = n_bytes
+            yield self.add
+
+        def add(self, progress: Progress) -> None:
+            self.tokens += progress.tokens
+            self.nats += progress.nats
+
+    watcher = Counting()
+    scores = run(tmp_path / "run", watcher, tokens=128).scores
+    assert scores is not None
+    assert watcher.n_bytes == sum(len(document.text) for document in data_of(tmp_path / "run").valid())
+    assert watcher.tokens == scores.tokens
+    assert watcher.nats / watcher.tokens == pytest.approx(scores.figures["nats_per_token"].value)
 
 
 def test_bits_per_byte_are_of_the_bytes_predicted(whole: Any) -> None:

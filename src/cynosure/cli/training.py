@@ -3,18 +3,19 @@
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from cynosure.cli import common
 from cynosure.cli.braille import curve
-from cynosure.cli.progress import LINE_SECONDS
+from cynosure.cli.progress import LINE_SECONDS, shown_progress
 from cynosure.training.watch import Figures, Watcher, named
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.live import Live
 
+    from cynosure.measure.score import Say
     from cynosure.training.settings import Plan
 
 RATE_STEPS = 20  # over which the rate is told
@@ -56,6 +57,9 @@ class Display(Watcher):
 
     def note(self, text: str) -> None:
         self.say(f"note: {text}")
+
+    def scoring(self, n_bytes: int) -> AbstractContextManager["Say | None"]:
+        return shown_progress(n_bytes, False)
 
     def step(self, figures: Figures) -> None:
         self.steps.append(figures)
@@ -139,6 +143,10 @@ class Picture(Display):
         super().validation(figures, samples)
         if self.steps:
             self.live.update(self.picture())
+
+    def scoring(self, n_bytes: int) -> AbstractContextManager["Say | None"]:
+        self.live.stop()  # its last picture stays, and the bar comes below it
+        return super().scoring(n_bytes)
 
     def picture(self) -> "RenderableType":
         from rich.console import Group

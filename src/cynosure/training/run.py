@@ -229,6 +229,9 @@ class Run:
             model = load(str(folder / MODEL), dtype="float32", device=self.settings.device)
             model = replace(model, name=folder.path.resolve().name)
             self.watcher.note(f"scoring all that is held out, {named(len(documents), 'document')}")
-            scores = score_into(model, documents, folder / SCORES, self.plan.row_tokens, self.workers.leads)
+            with self.watcher.scoring(sum(len(document.text.encode()) for document in documents)) as progress:
+                scores = score_into(
+                    model, documents, folder / SCORES, self.plan.row_tokens, self.workers.leads, progress
+                )
         baseline = self.data.facts.unigram_bits_per_byte
         return Trained(folder.path, self.plan, self.manifest["parameters"], best, scores, baseline)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from cynosure.measure import Corpus, Scores, score
+from cynosure.measure.score import Say
 from cynosure.models import LanguageModel, SplitModel, find_causal_lm, split
 from cynosure.text import Document, prefix_token
 from cynosure.training.folder import SAMPLES, VALIDATION, VALIDATIONS, RunFolder
@@ -87,12 +88,15 @@ class Validator:
 
 
 def score_into(
-    model: LanguageModel | SplitModel, documents: list[Document], place: Path, row_tokens: int, leads: bool
-) -> Scores:
+    model: LanguageModel | SplitModel, documents: list[Document], place: Path, row_tokens: int, leads: bool,
+    progress: Say | None = None,
+) -> Scores:  # fmt: skip
     """Every token of the documents under the sliding protocol, a row seen at once, into the store of a folder anew."""
     if leads:
         shutil.rmtree(place, ignore_errors=True)  # of a time before the run was resumed
-    scores = score(model, Corpus(documents, {"held out": len(documents)}), window=row_tokens, out=place)
+    scores = score(
+        model, Corpus(documents, {"held out": len(documents)}), window=row_tokens, out=place, progress=progress
+    )
     if leads:
         scores.save()
     return scores

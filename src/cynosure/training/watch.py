@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from cynosure.measure.score import Say
 from cynosure.models.audit.level import MARGIN, initial_cost
 from cynosure.training.settings import Plan
 
@@ -24,6 +26,10 @@ class Watcher:
 
     def validation(self, figures: Figures, samples: list[Figures]) -> None:
         """After every validation."""
+
+    def scoring(self, n_bytes: int) -> AbstractContextManager[Say | None]:
+        """While all that is held out is scored at the end: what this gives, if anything, is called for every batch."""
+        return nullcontext()
 
     def note(self, text: str) -> None:
         """Something a user should know."""
