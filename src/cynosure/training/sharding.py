@@ -7,9 +7,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
-from transformers.distributed.checkpoint import load_optimizer_distributed, save_optimizer_distributed
-from transformers.distributed.configuration_utils import DistributedConfig
-from transformers.distributed.parallel_utils import replace_layer_number_by_wildcard
 
 from cynosure.models import load
 
@@ -20,27 +17,30 @@ def shard(model: Any, device: torch.device) -> Any:
     """The model, of whose weights each process keeps its part from now on; every process must call this.
 
     Its layers are gathered one after another when they are needed. ValueError for a device that transformers would not
-    put them on.
+    put them on, ImportError where it is too old to.
     """
+    try:
+        from transformers.distributed.configuration_utils import DistributedConfig
+        from transformers.distributed.parallel_utils import replace_layer_number_by_wildcard as general
+    except ImportError as error:
+        raise ImportError("fsdp needs transformers 5.23 or newer: pip install -U transformers") from error
     kind = torch.accelerator.current_accelerator()
     if device.type != (kind.type if kind else "cpu"):
         raise ValueError(f"fsdp shares weights among the accelerators of this machine, not on {device.type}")
-    model.fsdp_plan = plan(model)
+    names = {module: general(name) for name, module in model.named_modules()}
+    model.fsdp_plan = {names[module]: "free_full_weight" for module in gathered_apart(model)}
     config, _, mesh = model.prepare_distribute_model(DistributedConfig(fsdp_size=dist.get_world_size()))
     return model.maybe_distribute_model(model, config, mesh)
 
 
-def plan(model: Any) -> dict[str, str]:
+def gathered_apart(model: Any) -> list[Any]:
     """What is gathered by itself when it is needed; all else is gathered together, for the whole of a step.
 
     transformers' own plans name the layers of some architectures alone, and split a head from what it is tied to.
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    apart = [m for m in model.modules() if type(m).__name__ in (model._no_split_modules or ())]
-    if embedding.weight is not head.weight:
-        apart.append(embedding)
-    names = {module: replace_layer_number_by_wildcard(name) for name, module in model.named_modules()}
-    return {names[module]: "free_full_weight" for module in apart}
+    layers = [module for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())]
+    return layers if embedding.weight is head.weight else [*layers, embedding]
 
 
 def is_sharded(model: Any) -> bool:
@@ -52,7 +52,9 @@ def whole(model: Any) -> Any:
     weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
     config = copy.deepcopy(model.config)
     del config.distributed_config
-    return type(model).from_pretrained(None, config=config, state_dict=weights, dtype=torch.float32).eval()
+    found = type(model).from_pretrained(None, config=config, state_dict=weights, dtype=torch.float32)
+    found.generation_config = model.generation_config
+    return found.to(model.device).eval()
 
 
 def load_weights(model: Any, checkpoint: Path) -> None:
@@ -63,9 +65,13 @@ def load_weights(model: Any, checkpoint: Path) -> None:
 
 def save_optimizer(model: Any, optimizer: Any, checkpoint: Path) -> None:
     """Each process writes its part; every process must call this."""
+    from transformers.distributed.checkpoint import save_optimizer_distributed
+
     save_optimizer_distributed(model, optimizer, str(checkpoint / OPTIMIZER))
 
 
 def load_optimizer(model: Any, optimizer: Any, checkpoint: Path) -> None:
     """As many processes as there are now read what was written by as many as there were."""
+    from transformers.distributed.checkpoint import load_optimizer_distributed
+
     load_optimizer_distributed(model, optimizer, str(checkpoint / OPTIMIZER))
