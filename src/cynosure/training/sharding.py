@@ -36,11 +36,11 @@ def shard(model: Any, device: torch.device) -> Any:
 def gathered_apart(model: Any) -> list[Any]:
     """What is gathered by itself when it is needed; all else is gathered together, for the whole of a step.
 
-    transformers' own plans name the layers of some architectures alone, and split a head from what it is tied to.
+    transformers' own plans name the layers of some architectures alone, and fail where the head is tied. An embedding
+    that is the head too it leaves out.
     """
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     layers = [module for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())]
-    return layers if embedding.weight is head.weight else [*layers, embedding]
+    return [*layers, model.get_input_embeddings()]
 
 
 def is_sharded(model: Any) -> bool:
