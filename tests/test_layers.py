@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "cynosure"
-ORDER = ("loss", "text", "models", "measure", "training", "report", "bench", "cli")
+ORDER = ("loss", "text", "models", "measure", "training", "bench", "cli")
 GROUND = {"loss", "text"}  # import no other wing
 # Statistics need no model.
 MODEL_FREE = {

@@ -64,8 +64,12 @@ def train(
         int | None,
         counted("Train on so many in all. [default: 20 a parameter, at most 4 times the text; with --init once]"),
     ] = None,
-    batch_tokens: Annotated[int | None, counted("Of a step, over all processes. [default: the preset's]")] = None,
-    row_tokens: Annotated[int | None, counted("Of a row: what the model sees at once. [default: the preset's]")] = None,
+    batch_tokens: Annotated[
+        int | None, counted("Of a step, over all processes. [default: the preset's; 4096 with --init]")
+    ] = None,
+    row_tokens: Annotated[
+        int | None, counted("Of a row: what the model sees at once. [default: the preset's; 512 with --init]")
+    ] = None,
     micro_rows: Annotated[
         int | None,
         typer.Option(help="Rows that go through the model at once. [default: by memory]", show_default=False),
@@ -77,7 +81,12 @@ def train(
     tokenizer: Annotated[
         str | None, typer.Option(help="Take the tokenizer of this folder or hub id for a new model.")
     ] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate. [default: the preset's]", show_default=False)] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            help="Learning rate. [default: the preset's; 2e-5 with --init, 2e-4 with --lora]", show_default=False
+        ),
+    ] = None,
     schedule: Annotated[
         Literal["cosine", "wsd"] | None,
         typer.Option(help="To zero by a cosine, or in the last fifth. [default: cosine]", show_default=False),
