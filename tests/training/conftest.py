@@ -15,3 +15,21 @@ def tiny_dropout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_model("GPT2", spread=0.02, resid_pdrop=0.2, embd_pdrop=0.2).save_pretrained(folder)
     byte_tokenizer(special={"bos_token": "<s>", "eos_token": "<s>"}).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_mixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny mixture of experts on disk."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-mixtral"
+    tiny_model("Mixtral", spread=0.02, num_local_experts=4, num_key_value_heads=2).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bloom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model on disk that takes no positions."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-bloom"
+    tiny_model("Bloom").save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder

@@ -12,6 +12,7 @@ import torch
 from cynosure.cli.training import Lines, drawn, shown_training
 from cynosure.training import Watcher
 from cynosure.training.folder import RunFolder
+from tests.lm.conftest import byte_tokenizer
 from tests.lm.test_bad_input import Run, files_of, refused
 from tests.lm.test_cli import run as run
 from tests.training.runs import N_STEPS, documents, timeless
@@ -92,7 +93,41 @@ def test_input_that_makes_no_training(run: Run, texts: Path, tmp_path: Path) -> 
     refused(run("train", texts, "--out", out, "--tokens", "many"), "no number of tokens")
     refused(run("train", texts, "--out", out, "--preset", "huge"), "there is tiny, small, base")
     refused(run("train", texts, "--out", out, "--init", "no/such", "--quiet"), "no/such")
+    refused(run("train", texts, "--valid", texts, "--out", out, *OPTIONS), "every document given stands in --valid")
+    refused(run("train", texts, "--out", out, *OPTIONS, "--report-to", "nobody"), "nobody is not supported")
+    refused(run("train", texts, "--out", out, *OPTIONS, "--device", "cuda:1"), "CUDA_VISIBLE_DEVICES")
     assert not out.exists()
+
+
+def test_a_model_that_cannot_be_trained_here(run: Run, texts: Path, tmp_path: Path, tiny_bloom: Path) -> None:
+    """Said before there is a run that could not go on."""
+    out = tmp_path / "run"
+    refused(run("train", texts, "--out", out, "--init", tiny_bloom, "--quiet"), "documents of a packed row apart")
+    assert not out.exists()
+
+
+def test_texts_in_the_folder_of_the_run(run: Run, texts: Path, tmp_path: Path) -> None:
+    """However they are named, they are the user's."""
+    out = tmp_path / "project"
+    out.mkdir()
+    texts.rename(out / "data")
+    refused(run("train", out / "data", "--out", out, *OPTIONS), "holds data and no training run")
+    assert len(list((out / "data").iterdir())) == len(documents())
+
+
+def test_a_tokenizers_folder(run: Run, texts: Path, tmp_path: Path) -> None:
+    """Without a model beside it; and one whose numbers have gaps."""
+    folder, out = tmp_path / "tokenizer", tmp_path / "run"
+    tokenizer = byte_tokenizer()
+    tokenizer.save_pretrained(folder)
+    state = json.loads((folder / "tokenizer.json").read_text())
+    word, number = max(state["model"]["vocab"].items(), key=lambda item: item[1])
+    state["model"]["vocab"][word] = number + 40
+    (folder / "tokenizer.json").write_text(json.dumps(state))
+    options = [part for name, value in CHOICES.items() if name != "vocab" for part in (f"--{name}", str(value))]
+    done = run("train", texts, "--out", out, "--tokenizer", folder, *options, "--tokens", "128", "--quiet")
+    assert done.status == 0, done.err
+    assert RunFolder(out).manifest["facts"]["bytes_known"]
 
 
 def test_a_folder_that_holds_something_else(run: Run, texts: Path, tmp_path: Path) -> None:
@@ -136,7 +171,8 @@ def test_a_loss_that_leaves_its_course(run: Run, texts: Path, tmp_path: Path) ->
     (line,) = done.err.splitlines()
     assert "left its course at step" in line
     assert "nats above its smoothed" in line
-    assert "--init and a lower --lr" in line
+    assert "go on with --init" in line
+    assert "and a lower --lr" in line
     (batch,) = out.glob("diverged-*.json")
     saved = json.loads(batch.read_text())
     assert len(saved["texts"]) == len(saved["input_ids"]) == 8

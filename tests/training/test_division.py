@@ -46,6 +46,20 @@ def test_too_few_documents_give_their_ends() -> None:
     assert "1 document" in division.notes[0]
 
 
+def test_no_end_of_a_copy_is_trained_on() -> None:
+    """Which would be cut elsewhere, as it has more white space at its end."""
+    lines = "\n".join(f"line {n} of it" for n in range(100))
+    division = Division(named([lines, lines + "\n" * 400]), 0.1)
+    train, (valid,) = "".join(d.text for d in division.train()), division.valid()
+    assert valid.text.split("\n")[1] not in train.split("\n")
+    assert train + valid.text == lines
+
+
+@pytest.mark.parametrize(("share", "n_held"), [(0.1, 10), (0.3, 30), (0.4, 40), (0.5, 50)])
+def test_the_share_that_is_asked_for(share: float, n_held: int) -> None:
+    assert len(list(Division(named([f"text {n}" for n in range(100)]), share).valid())) == n_held
+
+
 def test_what_stands_apart_is_not_trained_on() -> None:
     division = Division(named([f"text {n}" for n in range(5)]), 0.0, [Document("given", "TEXT   3")])
     assert [d.name for d in division.train()] == ["0", "1", "2", "4"]

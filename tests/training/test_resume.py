@@ -60,6 +60,23 @@ def test_dropout_goes_on_too(tmp_path: Path, tiny_dropout: Path) -> None:
     assert_same(tmp_path / "whole", tmp_path / "run")
 
 
+def test_experts_go_on_too(tmp_path: Path, tiny_mixtral: Path) -> None:
+    """Whose weights are saved one by one, and trained in one piece."""
+    options = {"preset": None, "vocab_size": None, "init": str(tiny_mixtral), "learning_rate": 1e-2, "tokens": 128 * 6}
+    assert apart(tmp_path / "whole", **options) == 0
+    assert apart(tmp_path / "run", 4, "step", **options) == -signal.SIGKILL
+    assert apart(tmp_path / "run", resume=True, **options) == 0
+    assert_same(tmp_path / "whole", tmp_path / "run")
+
+
+def test_updates_of_low_rank_go_on_too(tmp_path: Path, tiny_dropout: Path) -> None:
+    options = {"preset": None, "vocab_size": None, "init": str(tiny_dropout), "lora": 2, "tokens": 128 * 6}
+    assert apart(tmp_path / "whole", **options) == 0
+    assert apart(tmp_path / "run", 4, "step", **options) == -signal.SIGKILL
+    assert apart(tmp_path / "run", resume=True, **options) == 0
+    assert_same(tmp_path / "whole", tmp_path / "run")
+
+
 def test_a_finished_run_stays_as_it_is(whole: Path) -> None:
     before = (whole / "metrics.jsonl").read_bytes()
     again = cynosure.train([], whole, resume=True)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cynosure.training.settings import TrainSettings, make_plan
+from cynosure.training.settings import TrainSettings, make_plan, shared_anew
 
 
 def plan(processes: int = 1, n_parameters: int = 10**7, epoch_tokens: int = 10**6, **options: Any) -> Any:
@@ -66,6 +66,19 @@ def test_defaults() -> None:
 def test_what_makes_no_sense_is_said(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         plan(**options)
+
+
+def test_other_processes_share_the_same_batches() -> None:
+    """Whatever the defaults, which go by what the model can see, and the micro-batches that were asked for."""
+    settings = TrainSettings(init="of 256 positions", micro_rows=8)
+    kept = make_plan(settings, 10**6, 10**6, 256, 1, "cpu")
+    assert (kept.row_tokens, kept.batch_rows, kept.micro_rows) == (256, 16, 8)
+    for processes in (2, 4):
+        new = shared_anew(kept, settings, processes, "cpu")
+        assert new.micro_rows * new.accumulation * processes == kept.batch_rows
+        assert new._replace(micro_rows=8, accumulation=2, processes=1) == kept
+    with pytest.raises(ValueError, match="cannot be shared evenly by 3"):
+        shared_anew(kept, settings, 3, "cpu")
 
 
 def test_they_come_back_from_json() -> None:

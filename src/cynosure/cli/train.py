@@ -162,7 +162,7 @@ def train(
 
     given: dict[str, Any] = {
         "preset": preset, "init": init, "lora": lora, "tokenizer": tokenizer, "vocab_size": vocab,
-        "hold_out": 0.0 if hold_out is None and held_out else hold_out, "tokens": tokens,
+        "hold_out": 0.0 if hold_out is None and held_out and not resume else hold_out, "tokens": tokens,
         "batch_tokens": batch_tokens, "row_tokens": row_tokens, "micro_rows": micro_rows, "learning_rate": lr,
         "schedule": schedule, "warmup": warmup, "weight_decay": weight_decay, "clip": clip, "z_loss": z_loss,
         "label_smoothing": label_smoothing, "validate_every": validate_every, "validate_tokens": validate_tokens,

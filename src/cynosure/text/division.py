@@ -2,17 +2,20 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from math import floor
 from typing import NamedTuple
 
 from cynosure.text.documents import Document
 
 
 class Division:
-    """Documents divided by whole documents: every `1 / share`-th of those that differ is held out, with its copies.
+    """Documents divided by whole documents: of those that differ a share is held out, evenly spread, with all copies.
 
     Two documents are copies where they differ in white space and letter case alone. Where there are fewer documents
-    than `1 / share`, the end of each is held out instead, from a line's beginning on. `documents` are gone through
-    once here and once for each side that is asked for, and must be the same each time.
+    than `1 / share`, the end of each that differs is held out instead, from a line's beginning on, and copies are on
+    neither side. `documents` are gone through once here and once for each side that is asked for, and must be the same
+    each time.
 
     >>> texts = [Document(f"{n}", f"text {n}") for n in range(9)] + [Document("copy", "Text  4")]
     >>> division = Division(texts, share=0.2)
@@ -35,28 +38,41 @@ class Division:
         self.groups = [known.setdefault(fingerprint(document.text), len(known)) for document in documents]
         self.left_out = {number for key, number in known.items() if key in self.barred}
         self.n_distinct = len(known)
-        self.share = share
-        self.every = round(1 / share) if share else 0
-        self.by_tails = bool(share) and self.n_distinct < self.every
+        self.share = Fraction(share).limit_denominator(1000)
+        self.by_tails = bool(share) and self.n_distinct * self.share < 1
 
     def held_out(self, group: int) -> bool:
-        return bool(self.every) and not self.by_tails and group % self.every == self.every - 1
+        """Evenly spread: of every tenth the tenth."""
+        return not self.by_tails and floor((group + 1) * self.share) > floor(group * self.share)
 
     def train(self) -> Iterator[Document]:
         """What is trained on."""
+        if self.by_tails:
+            yield from (cut(document, self.share).before for document in self.firsts())
+            return
         for group, document in zip(self.groups, self.documents, strict=True):
-            if group in self.left_out or self.held_out(group):
-                continue
-            yield cut(document, self.share).before if self.by_tails else document
+            if group not in self.left_out and not self.held_out(group):
+                yield document
 
     def valid(self) -> Iterator[Document]:
         """What is held out, copies and all."""
         yield from self.apart
+        if self.by_tails:
+            tails = (cut(document, self.share).after for document in self.firsts())
+            yield from (tail for tail in tails if tail.text)
+            return
         for group, document in zip(self.groups, self.documents, strict=True):
             if self.held_out(group):
                 yield document
-            elif self.by_tails and (tail := cut(document, self.share).after).text:
-                yield tail
+
+    def firsts(self) -> Iterator[Document]:
+        """Of documents that are copies of each other the first: cut, another would be cut elsewhere."""
+        n_seen = 0
+        for group, document in zip(self.groups, self.documents, strict=True):
+            if group == n_seen:
+                n_seen += 1
+                if group not in self.left_out:
+                    yield document
 
     @property
     def notes(self) -> list[str]:
@@ -65,7 +81,7 @@ class Division:
         if self.by_tails:
             few = f"{self.n_distinct} document{'s' if self.n_distinct > 1 else ''}"
             found.append(
-                f"too few to hold whole ones out: the last {self.share:.0%} of each of {few} is, from a line on"
+                f"too few to hold whole ones out: the last {float(self.share):.0%} of each of {few} is, from a line on"
             )
         if n_barred := sum(group in self.left_out for group in self.groups):
             found.append(f"{n_barred} of the texts to train on stand in --valid as well and are not trained on")
@@ -77,7 +93,7 @@ class Cut(NamedTuple):
     after: Document
 
 
-def cut(document: Document, share: float) -> Cut:
+def cut(document: Document, share: Fraction) -> Cut:
     """A document in two, the second of about this share of its characters and begun at a line or at least a word.
 
     A prompt stays with the first, unless nothing else is left for it.

@@ -2,6 +2,7 @@
 
 import platform
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from cynosure import __version__
 from cynosure.loss.gemm import providers
 from cynosure.measure import Corpus
 from cynosure.measure.store import difference
-from cynosure.models import LanguageModel, load
+from cynosure.models import LanguageModel, Patch, check_apart, load
 from cynosure.models.load import find_device, from_pretrained, locate
 from cynosure.text import Division, Packed
 from cynosure.training.data import Data, make_vocabulary, write_data
@@ -64,7 +65,11 @@ def begin_anew(folder: RunFolder, texts: Corpus, valid: Corpus, settings: TrainS
     division = Division(documents, settings.hold_out, held_out)
     if not any(document.text for document in division.documents):
         raise ValueError("there is no text to train on: every document given is empty")
+    if not any(document.text for document in division.train()):
+        raise ValueError("there is no text to train on: every document given stands in --valid as well")
     started = load(settings.init, dtype="float32", device="cpu") if settings.init else None
+    if started is not None:
+        check_trainable(started.model)
     folder.clear_begun()
     with folder.replacing(DATA) as place:
         data = write_data(place, division, tokenizer_of(settings, division, started))
@@ -86,8 +91,29 @@ def begin_anew(folder: RunFolder, texts: Corpus, valid: Corpus, settings: TrainS
         "corpus": texts.origin,
         "valid": valid.origin,
         "products": providers(),
+        "device": find_device(settings.device).type,
+        "dtype": chosen_dtype(settings),
         "environment": environment(),
     })  # fmt: skip
+
+
+def chosen_dtype(settings: TrainSettings) -> str:
+    """The dtype of products: as asked for, or bfloat16 where the hardware is fast at it."""
+    if settings.dtype != "auto":
+        return settings.dtype
+    kind, fast = find_device(settings.device).type, False
+    if kind == "cpu":
+        has = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+        fast = has and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    elif kind == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if fast else "float32"
+
+
+def check_trainable(model: Any) -> None:
+    """ValueError where a model cannot be put on our loss, or does not keep the documents of a row apart."""
+    check_apart(model, model.get_input_embeddings().weight.shape[0])
+    Patch(model).apply().undo()
 
 
 def tokenizer_of(settings: TrainSettings, division: Division, started: LanguageModel | None) -> Any:
@@ -98,7 +124,9 @@ def tokenizer_of(settings: TrainSettings, division: Division, started: LanguageM
         return make_vocabulary(division, settings.size, settings.vocab_size)
     from transformers import AutoTokenizer
 
-    return from_pretrained(AutoTokenizer, locate(settings.tokenizer)[0], None, "tokenizer")
+    folder = Path(settings.tokenizer).expanduser()
+    source = folder if folder.is_dir() else locate(settings.tokenizer)[0]  # it may stand there without a model
+    return from_pretrained(AutoTokenizer, source, None, "tokenizer")
 
 
 def check_tokens(data: Data, model: Any) -> None:

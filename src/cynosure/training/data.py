@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 
 from cynosure.text import Division, Document, Separators, Tokenised, document_ids, spell, train_tokenizer
 from cynosure.text.tokens import Ints
+from cynosure.training.folder import TOKENS
 from cynosure.training.presets import Preset
 
-IDS, DOCUMENTS, VALID, TOKENIZER = "ids.int32", "documents.npz", "valid.jsonl", "tokenizer"
+DOCUMENTS, VALID, TOKENIZER = "documents.npz", "valid.jsonl", "tokenizer"
+LEAST_BYTES = 512  # of each document validated on: less tells how texts begin, and no more
 
 log = logging.getLogger("cynosure")
 
@@ -39,7 +41,7 @@ class Data(NamedTuple):
 
     def tokenised(self) -> Tokenised:
         """What is trained on; the ids stay on disk."""
-        ids = np.memmap(self.folder / IDS, dtype=np.int32, mode="r")
+        ids = np.memmap(self.folder / TOKENS, dtype=np.int32, mode="r")
         kept = np.load(self.folder / DOCUMENTS)
         return Tokenised(ids, kept["edges"], kept["first_predicted"], bool(kept["shared"]))
 
@@ -74,7 +76,7 @@ def write_train(folder: Path, documents: Iterator[Document], tokenizer: Any) -> 
     """
     separators, widths = Separators.of(tokenizer), token_widths(tokenizer)
     lengths, first_predicted, found, spelled = [], [], np.zeros(256, np.int64), 0
-    with (folder / IDS).open("wb") as file:
+    with (folder / TOKENS).open("wb") as file:
         for document in documents:
             if not document.text:
                 continue
@@ -120,8 +122,10 @@ def unigram_bits(known: Ints, asked: Ints) -> float | None:
 
 
 def token_widths(tokenizer: Any) -> NDArray[np.int64]:
-    """How many bytes each token stands for, (V,); what opens and ends documents for none."""
-    widths: Ints = np.array([len(piece) for piece in spell(tokenizer, list(range(len(tokenizer))))], np.int64)
+    """How many bytes each token stands for, (V,); what opens and ends documents for none, nor what is no token."""
+    known = sorted(set(tokenizer.get_vocab().values()))
+    widths: Ints = np.zeros(known[-1] + 1, np.int64)
+    widths[known] = [len(piece) for piece in spell(tokenizer, known)]
     for separator in Separators.of(tokenizer):
         if separator is not None:
             widths[separator] = 0
@@ -145,21 +149,31 @@ def make_vocabulary(division: Division, preset: Preset, vocab_size: int | None) 
 
 
 def shortened(documents: list[Document], n_bytes: float) -> list[Document]:
-    """The beginnings of documents, about so many bytes in all: of each the same, or the whole of a shorter one."""
-    sizes = sorted(len(document.text.encode()) for document in documents)
-    left, most = n_bytes, 0.0
+    """The beginnings of documents, about so many bytes beside their prompts: of each as much, or a shorter one's whole.
+
+    Of very many documents every second, fourth and so on, so that it is enough of each to tell something.
+    """
+    most = share(documents, n_bytes)
+    while most is not None and most < LEAST_BYTES and len(documents) > 1:
+        documents = documents[::2]
+        most = share(documents, n_bytes)
+    return documents if most is None else [beginning(document, max(1, int(most))) for document in documents]
+
+
+def share(documents: list[Document], n_bytes: float) -> float | None:
+    """How many bytes of each document make so many in all; None where all of them are no more."""
+    sizes = sorted(len(document.text[document.n_prompt_chars :].encode()) for document in documents)
+    left = n_bytes
     for n_done, size in enumerate(sizes):
         most = left / (len(sizes) - n_done)
         if size > most:
-            break
+            return most
         left -= size
-    else:
-        return documents
-    return [beginning(document, int(most)) for document in documents]
+    return None
 
 
 def beginning(document: Document, n_bytes: int) -> Document:
-    """At most so many bytes of a document, to the end of a character; of a prompt, all, and a little more."""
-    text = document.text.encode()[:n_bytes].decode(errors="ignore")
-    least = document.n_prompt_chars + 1 if document.n_prompt_chars else 0
-    return document._replace(text=document.text[: max(len(text), least)])
+    """The prompt of a document, and at most so many bytes of the rest, to the end of a character."""
+    prompt, rest = document.text[: document.n_prompt_chars], document.text[document.n_prompt_chars :]
+    kept = rest.encode()[:n_bytes].decode(errors="ignore") or rest[:1]
+    return document._replace(text=prompt + kept)

@@ -19,7 +19,7 @@ LINES = (METRICS, VALIDATION, SAMPLES)
 DATA, CHECKPOINTS, VALIDATIONS, SCORES, MODEL = "data", "checkpoints", "validation", "scores", "model"
 PARTIAL = ".partial"  # what is being written
 LOCK = ".lock"
-BEGUN = {DATA, PARTIAL}  # all that a run stopped before its first line can have left
+TOKENS = "ids.int32"  # in DATA, and in no folder of that name but a run's
 STEP = re.compile(r"step-(\d{6,})")
 KEPT = 2  # last checkpoints, beside the best
 # Of a checkpoint, what no user of its model needs.
@@ -48,7 +48,7 @@ class RunFolder:
             found = json.loads((self / MANIFEST).read_bytes())
         except ValueError as error:
             raise ValueError(f"{self / MANIFEST} is not JSON: {error}; give another --out") from error
-        if not isinstance(found, dict) or not {"settings", "plan", "facts"} <= found.keys():
+        if not isinstance(found, dict) or not {"settings", "plan", "facts", "dtype"} <= found.keys():
             raise ValueError(f"{self / MANIFEST} is of no run known here: give another --out")
         return found
 
@@ -57,7 +57,8 @@ class RunFolder:
         if self.exists:
             raise ValueError(f"{self.path} holds another run: --resume goes on with that, or give another --out")
         names = sorted(path.name for path in self.path.iterdir())
-        if other := next((name for name in names if name not in BEGUN and not name.startswith(".")), None):
+        begun = [path.name for path in self.begun]
+        if other := next((name for name in names if name not in begun and not name.startswith(".")), None):
             raise ValueError(f"{self.path} holds {other} and no training run: give another --out")
 
     @contextmanager
@@ -85,18 +86,28 @@ class RunFolder:
                 if not existed and not any(self.path.iterdir()):
                     self.path.rmdir()
 
+    @property
+    def begun(self) -> list[Path]:
+        """All that a run can have left which was stopped before its manifest; never a folder of another's."""
+        data = self / DATA
+        ours = data.is_dir() and ((data / TOKENS).exists() or not any(data.iterdir()))
+        return [self / PARTIAL, *([data] if ours else [])]
+
     def clear_begun(self) -> None:
         """Remove what a run that never began has left."""
-        for name in BEGUN:
-            shutil.rmtree(self / name, ignore_errors=True)
+        for path in self.begun:
+            shutil.rmtree(path, ignore_errors=True)
 
     def put(self, name: str, values: dict[str, Any]) -> None:
         write_whole(self / name, (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode())
 
     def append(self, name: str, values: dict[str, Any]) -> None:
         """Add a line. A disk that fills up in the middle of one costs that line alone."""
-        with (self / name).open("a", encoding="utf-8") as file:
-            file.write(line_of(values))
+        try:
+            with (self / name).open("a", encoding="utf-8") as file:
+                file.write(line_of(values))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self / name)) from error
 
     def lines(self, name: str) -> list[dict[str, Any]]:
         """The whole lines of a file; one that was cut off at the end is not."""

@@ -92,9 +92,11 @@ class Training(Trainer):
         self.patched.objective = Objective(self.settings.z_loss, self.settings.label_smoothing)
         if not self.model_accepts_loss_kwargs:
             raise ValueError(f"{type(model).__name__} cannot be told how many tokens a whole batch has")
-        self.sums, self.smoothed = Sums(), Smoothed(line["loss"] for line in self.folder.lines(METRICS))
+        before = self.folder.lines(METRICS)
+        self.sums, self.smoothed = Sums(), Smoothed(line["loss"] for line in before)
         self.batch: list[dict[str, Tensor]] = []
-        self.started = self.last = time.perf_counter()
+        self.last = time.perf_counter()
+        self.started = self.last - (before[-1]["seconds"] if before else 0.0)
 
     def get_decay_parameter_names(self, model: Any) -> list[str]:
         """Matrices alone; gains and biases are left to grow."""
@@ -136,7 +138,7 @@ class Training(Trainer):
             if odd:
                 self.watcher.note(odd)
         self.smoothed.add(figures["loss"])
-        figures["smoothed"] = self.smoothed.value
+        figures["smoothed"] = figures["loss"] if self.smoothed.value is None else self.smoothed.value
         if self.args.should_save:
             self.folder.append(METRICS, figures)
         self.watcher.step(figures)
@@ -163,7 +165,7 @@ class Training(Trainer):
             "step": step,
             "tokens": step * self.plan.batch_tokens,
             "loss": nats,
-            **({} if objective == nats else {"objective": objective}),
+            **({} if self.patched.objective == Objective() else {"objective": objective}),
             "perplexity": perplexity(nats) if nats == nats else None,
             "bits_per_byte": nats * tokens / LN2 / n_bytes if n_bytes else None,
             "grad_norm": grad_norm,
@@ -181,7 +183,8 @@ class Training(Trainer):
         ids = [row.tolist() for batch in self.batch for row in batch["input_ids"]]
         self.folder.put(name, {"step": step, "why": why, "texts": texts, "input_ids": ids})
         last = next(reversed(self.folder.checkpoints.values()), None)
-        way_on = f"the last good checkpoint is {last}, to go on from with --init and a lower --lr" if last else (
+        again = f"--init {self.settings.init}" if self.settings.lora else f"--init {last}"
+        way_on = f"the last good checkpoint is {last}: go on with {again} and a lower --lr" if last else (
             "there was no checkpoint yet: begin again with a lower --lr"
         )  # fmt: skip
         raise Diverged(
@@ -213,8 +216,8 @@ class Training(Trainer):
             config.use_cache = False
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Trainer's own, but of a sharded model, of which it would load nothing but whole weights."""
-        if is_sharded(self.model):
+        """Trainer's own where there is an adapter; else it would pass over weights that are saved by other names."""
+        if self.settings.lora is None:
             load_weights(self.model, Path(resume_from_checkpoint))
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -263,7 +266,7 @@ def arguments_of(
     """Trainer's arguments: AdamW, the schedule, clipping, one line of figures a step."""
     schedule = {"cosine": ("cosine", {}), "wsd": ("warmup_stable_decay", {"num_decay_steps": plan.decay_steps})}
     kind, options = schedule[settings.schedule]
-    return TrainingArguments(
+    made = TrainingArguments(
         output_dir=str(folder.path),
         max_steps=plan.steps,
         per_device_train_batch_size=plan.micro_rows,
@@ -296,3 +299,7 @@ def arguments_of(
         ddp_backend="gloo" if cpu and plan.processes > 1 else None,
         seed=settings.seed,
     )
+    # One accelerator a process: of several, Trainer would go through a multiple of the batch by DataParallel.
+    if made.n_gpu > 1:
+        made._n_gpu = 1
+    return made

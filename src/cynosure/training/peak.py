@@ -7,16 +7,18 @@ import torch
 
 from cynosure.loss.gemm import choose_gemm, product
 
-SIZE, RUNS = 1536, 5
+SIZES, RUNS = {"cpu": 1536}, 5  # of square matrices: large enough to keep all of it busy
+SIZE_ELSEWHERE = 8192
 FORWARD_BACKWARD = 6  # operations a parameter and token: two forward, four backward
 FORWARD_AND_STATES = 4  # where the weights themselves are not trained
 
 
 def peak_flops(dtype: torch.dtype, device: torch.device) -> float:
     """Floating-point operations a second of large matrix products, by a short trial: the best of a few."""
-    a, b = (torch.ones(SIZE, SIZE, dtype=dtype, device=device) for _ in range(2))
+    size = SIZES.get(device.type, SIZE_ELSEWHERE)
+    a, b = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
     out = torch.empty_like(a)
-    flops = 2.0 * SIZE**3
+    flops = 2.0 * size**3
     provider = choose_gemm(flops, dtype, device).provider
     seconds = []
     for _ in range(RUNS):

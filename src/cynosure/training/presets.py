@@ -41,7 +41,7 @@ def new_model(preset: Preset, tokenizer: Any, row_tokens: int, seed: int) -> Any
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=max(tokenizer.get_vocab().values()) + 1,  # more than its length where numbers are left out
         hidden_size=preset.hidden_size,
         intermediate_size=preset.intermediate_size,
         num_hidden_layers=preset.n_layers,

@@ -13,7 +13,7 @@ from cynosure.loss.gemm import settle
 from cynosure.measure import Corpus, Scores
 from cynosure.measure.run import as_documents
 from cynosure.measure.workers import PATIENCE, Workers
-from cynosure.models import check_apart, find_causal_lm, load
+from cynosure.models import load
 from cynosure.models.gguf import calm_transformers
 from cynosure.models.load import find_device
 from cynosure.text import Document, Packed
@@ -22,7 +22,7 @@ from cynosure.training.curves import draw_curves
 from cynosure.training.data import Data, Facts, shortened, token_widths
 from cynosure.training.folder import DATA, MODEL, SCORES, RunFolder
 from cynosure.training.presets import new_model
-from cynosure.training.settings import Plan, TrainSettings, make_plan
+from cynosure.training.settings import Plan, TrainSettings, shared_anew
 from cynosure.training.watch import Figures, Watcher, named
 
 Texts = Corpus | Iterable[str | Path | Document]
@@ -73,7 +73,9 @@ def train(
     folder, watcher = RunFolder(Path(out)), watcher or Watcher()
     if asked_to_shard():
         settings = replace(settings or TrainSettings(), fsdp=True)
-    workers = new_workers((settings or TrainSettings()).device)
+    known = TrainSettings.of_json(folder.manifest["settings"]) if resume and folder.exists else settings
+    check_reporters(report_to)
+    workers = new_workers((known or TrainSettings()).device)
     with folder.locked() if workers.leads else nullcontext():
         if workers.leads:
             begin(folder, as_corpus(texts), as_corpus(valid), settings, resume, watcher, workers.count)
@@ -94,6 +96,14 @@ def new_workers(device: str) -> Workers:
 
         PartialState(cpu=find_device(device).type == "cpu", timeout=PATIENCE)
     return Workers()
+
+
+def check_reporters(report_to: tuple[str, ...]) -> None:
+    """ValueError for a name that is no reporter of Trainer's."""
+    from transformers.integrations import integration_utils
+
+    find: Any = integration_utils.get_reporting_integration_callbacks
+    find(list(report_to))
 
 
 def asked_to_shard() -> bool:
@@ -120,27 +130,20 @@ class Run:
         kept = Plan(**self.manifest["plan"])
         if kept.processes == self.workers.count:
             return kept
-        tokens = self.data.facts.train_tokens
-        new = make_plan(self.settings, self.manifest["parameters"], tokens, None, self.workers.count, self.device.type)
-        return kept._replace(micro_rows=new.micro_rows, accumulation=new.accumulation, processes=new.processes)
+        return shared_anew(kept, self.settings, self.workers.count, self.device.type)
 
     def repeatable(self) -> None:
         """Let products and threads be those that the run was begun with; a note where they cannot."""
         missing = settle(self.manifest["products"]) if self.device.type == "cpu" else []
         threads, now = self.manifest["environment"]["threads"], torch.get_num_threads()
-        if missing or (threads != now and self.folder.checkpoints):
-            why = f"{', '.join(missing)} is not here" if missing else f"{now} threads instead of {threads}"
-            self.watcher.note(f"the run goes on to rounding, not bit for bit: {why}")
-
-    @property
-    def bfloat16(self) -> bool:
-        """Whether products are made in bfloat16: as asked for, or where the hardware is fast at it."""
-        if self.settings.dtype != "auto":
-            return self.settings.dtype == "bfloat16"
-        if self.device.type == "cpu":
-            has = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-            return has and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-        return self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        device = self.manifest["device"]
+        why = [f"{', '.join(missing)} is not here"] if missing else []
+        if self.folder.checkpoints and threads != now:
+            why.append(f"{now} threads instead of {threads}")
+        if self.folder.checkpoints and device != self.device.type:
+            why.append(f"on {self.device.type} instead of {device}")
+        if why:
+            self.watcher.note(f"the run goes on to rounding, not bit for bit: {', '.join(why)}")
 
     def model(self) -> Any:
         """The model as it is before its first step."""
@@ -160,8 +163,6 @@ class Run:
 
         plan, folder, settings = self.plan, self.folder, self.settings
         model = self.model()
-        inner = find_causal_lm(model)
-        check_apart(inner, inner.get_input_embeddings().weight.shape[0])
         if settings.fsdp and self.workers.count > 1:
             from cynosure.training.sharding import shard
 
@@ -170,8 +171,8 @@ class Run:
             model = model.to(self.device)
         validator = self.validator(model)
         arguments = arguments_of(
-            settings, plan, folder, bfloat16=self.bfloat16, cpu=self.device.type == "cpu", report_to=self.report_to,
-            validated=validator is not None,
+            settings, plan, folder, bfloat16=self.manifest["dtype"] == "bfloat16", cpu=self.device.type == "cpu",
+            report_to=self.report_to, validated=validator is not None,
         )  # fmt: skip
         widths = token_widths(self.tokenizer) if self.data.facts.bytes_known else None
         job = Job(settings, plan, folder, self.watcher, validator, widths, fresh=settings.init is None)
@@ -196,9 +197,8 @@ class Run:
         """What a display needs besides the manifest."""
         from cynosure.training.peak import flops_per_token, peak_flops
 
-        dtype = torch.bfloat16 if self.bfloat16 else torch.float32
+        dtype = getattr(torch, self.manifest["dtype"])
         return {
-            "dtype": str(dtype).removeprefix("torch."),
             "peak_flops": peak_flops(dtype, self.device) * self.workers.count,
             "flops_per_token": flops_per_token(training.patched.model, self.plan.row_tokens),
             "resumed_at": max(self.folder.checkpoints, default=0),

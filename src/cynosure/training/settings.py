@@ -1,6 +1,6 @@
 """What a training is asked to be, and the plan that follows from it."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, NamedTuple
 
 from cynosure.training.presets import Preset, find_preset
@@ -61,6 +61,11 @@ class TrainSettings:
             raise ValueError("a model to begin with brings its own tokenizer: leave --tokenizer and --vocab out")
         if self.tokenizer is not None and self.vocab_size is not None:
             raise ValueError("a vocabulary is made of the text or taken from --tokenizer, not both")
+        if self.device.partition(":")[2] not in ("", "0"):
+            raise ValueError(
+                f"Trainer takes the first accelerator that it sees: instead of --device {self.device} set "
+                f"CUDA_VISIBLE_DEVICES, and torchrun trains on several"
+            )
         for name, known in (("schedule", SCHEDULES), ("dtype", DTYPES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}: there is {', '.join(known)}")
@@ -166,6 +171,15 @@ def make_plan(
         warmup_steps=round(settings.warmup * steps), decay_steps=max(1, round(0.2 * steps)),
         validate_steps=min(every, steps), learning_rate=sizes["learning_rate"],
     )  # fmt: skip
+
+
+def shared_anew(plan: Plan, settings: TrainSettings, processes: int, kind: str) -> Plan:
+    """The plan for another number of processes: the same batches. ValueError where they cannot share its rows."""
+    kept = replace(settings, row_tokens=plan.row_tokens, batch_tokens=plan.batch_tokens, micro_rows=None)
+    new = make_plan(kept, 1, 1, None, processes, kind)
+    share = new.micro_rows * new.accumulation
+    micro = largest_part(share, settings.micro_rows or new.micro_rows)
+    return plan._replace(micro_rows=micro, accumulation=share // micro, processes=processes)
 
 
 def largest_part(n: int, most: int) -> int:

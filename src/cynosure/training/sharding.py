@@ -58,9 +58,15 @@ def whole(model: Any) -> Any:
 
 
 def load_weights(model: Any, checkpoint: Path) -> None:
-    """Give a sharded model the weights of a model in Hugging Face's format; every process must call this."""
+    """Give a model, sharded or not, the weights of one in Hugging Face's format; every process must call this.
+
+    By transformers' own loading: what is saved may be named and cut otherwise than what is trained, as experts are.
+    """
     weights = load(str(checkpoint), dtype="float32", device="cpu").model.state_dict()
-    set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True))
+    if is_sharded(model):
+        set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True))
+    else:
+        model.load_state_dict(weights)
 
 
 def save_optimizer(model: Any, optimizer: Any, checkpoint: Path) -> None:

@@ -77,7 +77,10 @@ class Validator:
         most = min(self.row_tokens, model.max_positions or self.row_tokens)
         given = [*before, *prompt][: most // 2]
         ids = torch.tensor([given], device=model.device)
-        with torch.random.fork_rng(devices=[]):  # so that training goes on as if nothing had been drawn
+        device = model.device
+        drawn = {} if device.type == "cpu" else {"device_type": device.type}
+        # So that training goes on as if nothing had been drawn.
+        with torch.random.fork_rng(devices=[device.index or 0] if drawn else [], **drawn):
             torch.manual_seed(self.seed)
             made = model.model.generate(
                 ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=TEMPERATURE, top_k=0,

@@ -48,6 +48,8 @@ class Smoothed:
             self.add(loss)
 
     def add(self, loss: float) -> None:
+        if loss == 0.0:
+            return  # of a batch in which there was nothing to predict
         self.total = SMOOTHING * self.total + (1 - SMOOTHING) * loss
         self.weight = SMOOTHING * self.weight + (1 - SMOOTHING)
 

@@ -1,0 +1,39 @@
+"""What of the held-out documents is validated on."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cynosure.text import Document
+from cynosure.training.data import LEAST_BYTES, shortened
+
+BUDGET = 20_000
+
+
+def sizes(documents: list[Document]) -> list[int]:
+    return [len(d.text[d.n_prompt_chars :].encode()) for d in documents]
+
+
+@given(lengths=st.lists(st.integers(1, 3000), min_size=1, max_size=200), prompt=st.integers(0, 50))
+def test_about_as_much_as_asked_for(lengths: list[int], prompt: int) -> None:
+    """Never more, and no less than half of it where there is that much; of each enough to tell something."""
+    documents = [Document(f"{n}", "p" * prompt + "x" * size, prompt) for n, size in enumerate(lengths)]
+    kept = shortened(documents, BUDGET)
+    assert sum(sizes(kept)) <= BUDGET
+    if sum(lengths) <= BUDGET:
+        assert kept == documents
+    assert all(d.text[:prompt] == "p" * prompt for d in kept)
+    whole = {d.name: d for d in documents}
+    assert all(d == whole[d.name] or size >= LEAST_BYTES for d, size in zip(kept, sizes(kept), strict=True))
+
+
+def test_of_very_many_some() -> None:
+    """Two hundred thousand stories, of which each would have less than a byte."""
+    kept = shortened([Document(f"{n}", "once upon a time " * 60) for n in range(200_000)], BUDGET)
+    assert BUDGET / 2 < sum(sizes(kept)) <= BUDGET
+    assert min(sizes(kept)) >= LEAST_BYTES
+    assert int(kept[-1].name) > 190_000
+
+
+def test_characters_stay_whole() -> None:
+    (kept,) = shortened([Document("a", "\u00e9" * BUDGET)], BUDGET + 1)
+    assert kept.text == "\u00e9" * (BUDGET // 2)
