@@ -52,6 +52,11 @@ def test_texts(run: Run, tiny_folder: Path, tmp_path: Path) -> None:
     refused(run("score", tiny_folder, tmp_path / "latin.txt"), "latin.txt is not UTF-8", "offset 2", "--errors replace")
 
 
+def test_standard_input_of_several_processes(run: Run, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    refused(run("score", tiny_folder, "-"), "standard input cannot be read by several processes")
+
+
 def test_a_short_document_is_counted_and_listed(run: Run, tmp_path: Path, text: Path) -> None:
     tiny_model().save_pretrained(tmp_path / "model")
     byte_tokenizer(special={}).save_pretrained(tmp_path / "model")  # no BOS: the first token cannot be guessed

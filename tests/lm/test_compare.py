@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cynosure.measure.align import Segments, Side, align
+from cynosure.measure.align import Segments, Side, align, check_comparable
 from cynosure.measure.bootstrap import choose, interval, paired
 from cynosure.measure.compare import Comparison, compare
 from cynosure.measure.rows import Facts, schema
@@ -367,6 +367,16 @@ def test_what_cannot_be_compared_is_refused() -> None:
             compare(a, b)
     with pytest.raises(ValueError, match="were not kept"):
         compare(replace(made(one), tables=None), made(one))
+
+
+def test_a_document_without_tokens_is_no_hindrance() -> None:
+    """Whatever is said of its bytes: there are none to compare."""
+    side = Side.of_run(made(tokens_of(b"one", 1.0)))
+    (fact,) = side.facts
+    empty = fact._replace(drift="it drops what it has no token for", n_tokens=0)
+    check_comparable(side._replace(facts=[empty]), side._replace(facts=[empty]))
+    with pytest.raises(ValueError, match="bytes of A cannot be compared"):
+        check_comparable(side._replace(facts=[empty._replace(n_tokens=1)]), side)
 
 
 def test_other_windows_and_dtypes_are_allowed_and_said() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn.functional import kl_div
 
-from cynosure.cli import app
+from cynosure.cli import app, compare_report
 from cynosure.measure import compare, diverge, score
 from cynosure.measure import divergence as module
 from cynosure.measure.bootstrap import choose, interval
@@ -277,6 +277,25 @@ def test_a_gate_that_fails_is_status_1_and_in_both_files(run: Any, runs: Path, t
     assert run(runs / "a", runs / "b", "--fail-if", passes).status == 0
     assert run(runs / "a", runs / "b", "--fail-if", reaches).status == 1
     assert {path.name for path in tmp_path.iterdir()} == {"c.md", "c.xml"}
+
+
+def test_a_gate_fails_though_nobody_reads_to_the_end(run: Any, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with `| head -1`, where the pipe breaks before everything is printed."""
+
+    def broken(*_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(compare_report, "show", broken)
+    monkeypatch.setattr(app, "drop_output", lambda: None)
+    assert run(runs / "a", runs / "b", "--fail-if", "bits_per_byte < 1000%").status == 1
+    assert run(runs / "a", runs / "b", "--fail-if", "bits_per_byte > 1000%").status == 0
+
+
+def test_prompts_and_completions_are_compared(run: Any, tiny_folder: Path, tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"prompt": "the cat sat", "completion": " on the mat"}\n' * 3)
+    done = run(tiny_folder, tiny_folder, pairs, "--format", "json")
+    assert json.loads(done.out)["bytes"] == 3 * len(" on the mat")
 
 
 def test_two_models_are_compared_in_one_pass(run: Any, runs: Path, tiny_folder: Path) -> None:

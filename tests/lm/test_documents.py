@@ -276,7 +276,8 @@ def test_a_dataset_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for part in ("train", "test"):
         (tmp_path / "corpus" / part).mkdir(parents=True)
         column = raw_strings(f"{part} é\r\n".encode(), b"\xff")
-        parquet.write_table(pyarrow.table({"text": column, "body": [part, part]}), f"corpus/{part}/{part}.parquet")
+        table = pyarrow.table({"text": column, "body": [part, part], "tags": [["a"], []]})
+        parquet.write_table(table, f"corpus/{part}/{part}.parquet")
     files = "".join(f"  - split: {part}\n    path: {part}/*\n" for part in ("train", "test"))
     Path("corpus/README.md").write_text(f"---\nconfigs:\n- config_name: small\n  data_files:\n{files}---\n")
     assert read("corpus:small", limit=1) == [("corpus:test:0", "test é\r\n")]

@@ -1,6 +1,8 @@
 """Each protocol against the tool it is named after: its own loop, on the model's own full logits."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -126,6 +128,26 @@ def test_all_protocols_are_what_each_is_alone(model: LanguageModel) -> None:
         assert isinstance(scores, Scores)
         alone = score(model, DOCUMENTS[:1], protocol=name, window=20)
         assert (scores.tokens, scores.nats, scores.setting.protocol) == (alone.tokens, alone.nats, name)
+
+
+def test_each_protocol_keeps_its_own_figures(model: LanguageModel, tmp_path: Path) -> None:
+    found = score_all(split(model), Corpus(DOCUMENTS[:1], {}), window=20, out=tmp_path)
+    for scores in found.values():
+        assert isinstance(scores, Scores)
+        scores.save()
+    for name in ("sliding", "strided", "blocks"):
+        kept = json.loads((tmp_path / name / "summary.json").read_text())
+        scores = found[name]
+        assert isinstance(scores, Scores)
+        assert (kept["protocol"], kept["nats"]) == (name, scores.nats)
+    printed = found["strided-legacy"]
+    assert isinstance(printed, Scores)
+    assert all(figure.low is None for figure in printed.figures.values())  # the interval would be of another mean
+
+
+def test_what_is_wrong_is_no_protocol_that_does_not_apply(model: LanguageModel) -> None:
+    with pytest.raises(ValueError, match="stride"):
+        score_all(split(model), Corpus(DOCUMENTS[:1], {}), window=20, stride=2000)
 
 
 def test_what_does_not_apply_says_why(model: LanguageModel) -> None:

@@ -13,8 +13,8 @@ import pyarrow.parquet
 import pytest
 
 from cynosure.measure import Scores, Statistics, open_run, score
-from cynosure.measure.store import Store, difference
-from cynosure.models import LanguageModel, load
+from cynosure.measure.store import Store, difference, locked
+from cynosure.models import LanguageModel, load, split
 from cynosure.text import Document
 from tests.lm.conftest import byte_tokenizer, tiny
 
@@ -129,12 +129,32 @@ def test_another_run_is_refused_and_the_difference_named(model: LanguageModel, w
         (model, DOCUMENTS, {"batch_tokens": 32}, "its cutting.batch_tokens is 64, and now it is 32"),
         (model, [*DOCUMENTS[:-1], Document("doc11", "the other")], {}, "its text has changed, doc11 was another"),
         (model, DOCUMENTS[:-1], {}, "its text has changed, doc11 was another"),
+        (model, [*DOCUMENTS[:-1], DOCUMENTS[-1]._replace(n_prompt_chars=3)], {}, "its text has changed, doc11 was"),
         (model, [*DOCUMENTS, Document("new", "text")], {}, "its text has changed, new was another"),
     ]
     for other, documents, options, message in cases:
         with pytest.raises(ValueError, match=f"holds another run: {message}"):
             score(other, documents, out=folder, **(OPTIONS | options))
     assert sorted((path.name, path.read_bytes()) for path in folder.iterdir()) == before
+
+
+def test_a_digest_is_of_all_that_logits_depend_on() -> None:
+    """Of what is computed at loading too, and of a head that is given; not of what calls leave behind."""
+    model, far = tiny(), tiny(rope_parameters={"rope_type": "default", "rope_theta": 500.0})
+    assert model.model.state_dict().keys() == far.model.state_dict().keys()
+    assert split(model).weights_sha256() == split(tiny()).weights_sha256() != split(far).weights_sha256()
+    body, weight = model.model.model, model.model.lm_head.weight.detach()
+    one, other = (split(body, tokenizer=model.tokenizer, head=head).weights_sha256() for head in (weight, weight * 2))
+    assert one != other
+    before = split(model).tokenizer_sha256()
+    model.tokenizer("the cat sat on the mat", truncation=True, max_length=3)
+    assert split(model).tokenizer_sha256() == before
+
+
+def test_two_processes_do_not_share_a_folder(model: LanguageModel, whole: Scores) -> None:
+    with locked(folder_of(whole), "scoring into"), pytest.raises(ValueError, match="another process is scoring into"):
+        score(model, DOCUMENTS, out=folder_of(whole), **OPTIONS)
+    assert score(model, DOCUMENTS, out=folder_of(whole), **OPTIONS).nats == whole.nats
 
 
 def test_the_folder_is_listed_once_and_resuming_reads_each_shard_once(

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cynosure.measure import Corpus, score
 from cynosure.measure.workers import together
 from cynosure.models import load
+from cynosure.models.load import find_device
 from cynosure.text import find_sources
 from tests.lm.test_store import OPTIONS, TEXTS, TIMES, figures
 
@@ -83,6 +85,18 @@ def test_a_dead_worker_ends_the_run_and_any_number_of_processes_go_on(
     assert set() < begun < more
     assert figures(score(model, corpus, out=folder, **OPTIONS)) == alone
     assert more < {path.name for path in folder.glob("tokens-*.parquet")}
+
+
+@pytest.mark.parametrize(("local", "number"), [(0, 0), (5, 1)])
+def test_each_process_has_an_accelerator(monkeypatch: pytest.MonkeyPatch, local: int, number: int) -> None:
+    """Planted: a machine of four, and more processes than that."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 4)
+    assert find_device("auto") == torch.device("cuda")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_RANK", str(local))
+    assert find_device("auto") == torch.device("cuda", number)
 
 
 def test_the_death_of_another_process_is_said_in_one_line() -> None:

@@ -63,7 +63,7 @@ def main() -> None:
     except (BrokenPipeError, SystemExit) as stop:
         drop_output()
         if getattr(stop, "code", 1) == 1:  # typer makes that of a reader who has seen enough, which is no failed gate
-            sys.exit(0)
+            sys.exit(1 if common.settings.failed else 0)
         raise
     except (KeyboardInterrupt, typer.Abort):
         kept = common.settings.kept_in

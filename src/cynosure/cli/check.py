@@ -57,6 +57,7 @@ def check(
     in_range = max(ids[:N_TOKENS]) < len(head.weight)  # of another tokenizer they may not be: the audit says so
     checks = models.check(loaded.model, torch.tensor(ids[:N_TOKENS])) if in_range else []
     passed = all(check.passed for check in checks) and audit.passed
+    common.settings.failed = not passed
     if format == "json":
         values = [check._asdict() | {"passed": check.passed} for check in checks]
         parts = {"scale": head.scale, "softcap": head.softcap, "bias": head.bias is not None}

@@ -21,6 +21,7 @@ class Settings:
     """Set by options of any verb, read where an error ends."""
 
     debug: bool = False
+    failed: bool = False  # a check or a gate, whether or not somebody reads to the end what is printed of it
     kept_in: Path | None = None  # where the work of an interrupted command goes on
     way_on: str = ""  # what is added to the command to do so
 

@@ -53,7 +53,7 @@ def compare(
     limit: Annotated[
         int | None, typer.Option(help="Score the first documents only, this many.", show_default=False)
     ] = None,
-    column: Annotated[str, typer.Option(help="The column that holds the text.")] = "text",
+    column: common.Column = None,
     errors: Annotated[
         Literal["strict", "replace"], typer.Option(help="What is done about text that is not UTF-8.")
     ] = "strict",
@@ -80,6 +80,7 @@ def compare(
         check_left_out(context)
         comparison = measure.compare(a, b)
     verdicts = [gate.judge(comparison) for gate in gates]
+    common.settings.failed = any(verdict.failed for verdict in verdicts)
     if markdown is not None:
         write_whole(markdown, compare_report.markdown(comparison, verdicts).encode())
     if junit is not None:
@@ -90,7 +91,7 @@ def compare(
         compare_report.show(comparison, verdicts)
     for note in () if quiet else comparison.notes:
         print(f"cynosure: note: {note}", file=sys.stderr)
-    if any(verdict.failed for verdict in verdicts):
+    if common.settings.failed:
         raise typer.Exit(1)
 
 

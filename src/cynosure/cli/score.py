@@ -1,5 +1,6 @@
 """`cynosure score`: a model's loss on texts."""
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -74,6 +75,8 @@ def score(
         default = PROTOCOLS[protocol].window if protocol in PROTOCOLS else 0
         check_protocol(protocol, default if window is None else window, stride)
     sources = find_sources(texts)
+    if any(source.kind == "stdin" for source in sources) and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("standard input cannot be read by several processes: give a file")
     from cynosure import measure, models
     from cynosure.cli import tables
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from cynosure.measure.run import Corpus, score
 from cynosure.measure.scores import Scores
+from cynosure.measure.units import DoesNotApply
 from cynosure.models import SplitModel
 from cynosure.text import PROTOCOLS
 
@@ -24,7 +25,8 @@ def score_all(
     """The scores under each protocol by its name, or in a sentence why it does not apply to these texts.
 
     The documents must be such as can be gone through again. `window` and `stride` as of `score`, for the protocols
-    that have them; with `out` each protocol has a folder of its own in it. ValueError when none applies.
+    that have them; with `out` each protocol has a folder of its own in it. ValueError when none applies, and for
+    whatever `score` raises it for besides.
     """
     found: dict[str, Scores | str] = {}
     for name, protocol in PROTOCOLS.items():
@@ -39,7 +41,7 @@ def score_all(
             own["out"] = str(Path(out) / name)
         try:
             found[name] = score(model, corpus, protocol=name, **own, **options)
-        except ValueError as error:
+        except DoesNotApply as error:
             found[name] = str(error)
     if all(isinstance(scores, str) for scores in found.values()):
         raise ValueError(str(found["sliding"]))

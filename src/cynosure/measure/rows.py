@@ -47,6 +47,7 @@ class Facts(NamedTuple):
     n_replaced: int  # U+FFFD in the place of what was not UTF-8
     sha256: str
     drift: str | None  # why the tokens' bytes are not the text's
+    n_prompt_chars: int = 0
 
 
 class Shard(NamedTuple):

@@ -4,7 +4,7 @@ import logging
 import platform
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -19,8 +19,8 @@ from cynosure.measure.calibration import TEMPERATURES
 from cynosure.measure.rows import Facts
 from cynosure.measure.score import Progress, Say, Scorer
 from cynosure.measure.scores import Scores, Setting
-from cynosure.measure.store import Store
-from cynosure.measure.units import Cutting, units
+from cynosure.measure.store import Store, locked
+from cynosure.measure.units import Cutting, DoesNotApply, units
 from cynosure.measure.workers import Workers
 from cynosure.models import SplitModel, split
 from cynosure.text import PROTOCOLS, Document, check_protocol, find_sources, prefix_token, read_documents, source_digest
@@ -121,7 +121,8 @@ def score(
         made = stack.enter_context(TemporaryDirectory(prefix="cynosure-")) if temporary else out
         folder = Path(workers.told(made and str(made)))
         kept = None if batch_tokens is not None else planned_batch(folder)
-        cutting = make_cutting(split_model, protocol, window, stride, batch_tokens or kept)
+        # The leader's: on an accelerator the budget goes by what is free, which each finds otherwise.
+        cutting = workers.told(make_cutting(split_model, protocol, window, stride, batch_tokens or kept))
         run = StoredRun(Scorer(split_model, cutting, TOPK), corpus, workers, progress or ignore)
         store = run.score_into(folder)
         scores = Scores.of_store(store)
@@ -164,7 +165,7 @@ def make_cutting(
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}")
     if protocol == "rolling" and prefix_token(model.tokenizer) is None:
-        raise ValueError(
+        raise DoesNotApply(
             f"rolling needs a BOS or EOS token, and the tokenizer of {model.name} has neither: use sliding"
         )
     return Cutting(protocol, window, stride, batch_tokens, UNIT_BATCHES * batch_tokens)
@@ -205,6 +206,11 @@ class StoredRun(NamedTuple):
 
     def score_into(self, folder: Path) -> Store:
         """Score what the folder lacks; on return all of it is there."""
+        with locked(folder, "scoring into") if self.workers.leads else nullcontext():
+            return self.fill(folder)
+
+    def fill(self, folder: Path) -> Store:
+        """The same, in a folder that is this run's alone."""
         workers = self.workers
         manifest = self.manifest() if workers.leads else {}
         if workers.leads:

@@ -17,6 +17,7 @@ from cynosure.measure.intervals import Intervals, intervals
 from cynosure.measure.rows import Facts, Shard
 from cynosure.measure.stats import COLUMNS, Statistics
 from cynosure.measure.store import SUMMARY, Store
+from cynosure.measure.units import DoesNotApply
 
 SHOWN = 20  # costliest tokens and spans in the JSON
 MOST_DOCUMENTS = 200  # in the JSON, those with most nats
@@ -91,7 +92,7 @@ class Scores:
         self.statistics.check_account()
         if self.statistics.total.counts("tokens")[0] == 0:
             names = ", ".join(fact.name for fact in self.statistics.unscored()[:3])
-            raise ValueError(f"nothing to score: no token to guess in {names or 'the texts given'}")
+            raise DoesNotApply(f"nothing to score: no token to guess in {names or 'the texts given'}")
 
     def keep(self) -> None:
         """Take the tokens into memory, for when the store goes."""
@@ -164,6 +165,12 @@ class Scores:
     def figures(self) -> dict[str, Figure]:
         """The five figures that are the loss in different units, each with its 95% interval."""
         totals, found = self._totals, self.intervals
+        if self.setting.protocol == "strided-legacy":  # a mean of another kind than what was resampled
+            return {
+                "nats_per_token": figure(totals.nats, totals.tokens, None),
+                "token_perplexity": exponential(figure(totals.nats, totals.tokens, None)),
+                **dict.fromkeys(("word_perplexity", "bits_per_byte", "bits_per_char"), Figure(None)),
+            }
         per_word = None
         if totals.n_words and found.nats_per_token.low is not None:
             per_word = scaled(found.nats_per_token, totals.tokens / totals.n_words)
@@ -228,8 +235,8 @@ class Scores:
         return values
 
     def save(self) -> None:
-        """Write `summary.json` beside the run's tokens."""
-        if self.store is not None:
+        """Write `summary.json` beside the run's tokens; of `strided-legacy`, which has none of its own, nothing."""
+        if self.store is not None and self.store.manifest["setting"]["protocol"] == self.setting.protocol:
             self.store.put(SUMMARY, self.to_json())
 
 

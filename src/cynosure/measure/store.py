@@ -6,6 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,17 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing keeps a second process out
+    fcntl = None  # type: ignore[assignment]
+
 from cynosure.measure.rows import Facts, Shard
 
 MANIFEST, SUMMARY = "manifest.json", "summary.json"
 SHARD = re.compile(r"tokens-(?P<number>\d{6,})-(?P<digest>[0-9a-f]{16})\.parquet")
 PARTIAL = re.compile(r"(manifest|summary|tokens-\d+-[0-9a-f]+)\.(json|parquet)\.\d+\.partial")  # of `write_whole`
+LOCK = ".lock"
 META = b"cynosure"
 PLAIN = ("nll", "entropy", "confidence", "brier", "nll_at_temperature", "top_logprobs")  # too varied for a dictionary
 DESCRIBED = ("cynosure", "environment", "units")  # in the manifest, but no part of what a run is
@@ -157,6 +164,29 @@ def facts_of(meta: dict[str, Any]) -> tuple[Facts, ...]:
 def digest(data: bytes) -> str:
     """The checksum in a shard's name: the beginning of its SHA-256."""
     return hashlib.sha256(data).hexdigest()[:16]
+
+
+@contextmanager
+def locked(folder: Path, doing: str) -> Iterator[None]:
+    """The folder, made if need be, for this process alone; the system lets go of it when the process dies.
+
+    ValueError where another process has it. One that was made here and is empty in the end is removed.
+    """
+    existed = folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = folder / LOCK
+    with lock.open("w") as file:
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"another process is {doing} {folder}: wait for it, or give another --out") from error
+        try:
+            yield
+        finally:
+            lock.unlink()
+            if not existed and not any(folder.iterdir()):
+                folder.rmdir()
 
 
 def write_whole(path: Path, data: bytes) -> None:

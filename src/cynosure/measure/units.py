@@ -13,6 +13,10 @@ from cynosure.text import PROTOCOLS, SEPARATOR, Document, Protocol, Tokens, Wind
 NO_WINDOW = Window(0, 0, 1)
 
 
+class DoesNotApply(ValueError):
+    """A protocol that says nothing of these texts or this model, though others may."""
+
+
 class Cutting(NamedTuple):
     """How documents become windows and windows units: what the figures and their order depend on."""
 
@@ -78,12 +82,12 @@ def texts(documents: Iterable[Document], protocol: Protocol) -> Iterator[tuple[D
     found = list(documents)
     for document in found:
         if document.n_prompt_chars:
-            raise ValueError(
+            raise DoesNotApply(
                 f"{protocol.name} reads one running text, and {document.name} is a prompt and its completion: "
                 "use sliding or rolling"
             )
     if protocol.alone and len(found) > 1:
-        raise ValueError(f"{protocol.name} scores one file at a time, and there are {len(found)} documents")
+        raise DoesNotApply(f"{protocol.name} scores one file at a time, and there are {len(found)} documents")
     if found:
         name = found[0].name if len(found) == 1 else f"{found[0].name} and {len(found) - 1} more"
         joined = SEPARATOR.join(document.text for document in found)
@@ -102,7 +106,7 @@ def prepare(tokenizer: Any, number: int, document: Document, n_joined: int, cutt
     else:
         windows = list(rules.cut(len(x), cutting.window, cutting.stride))
         if len(windows) < rules.least:
-            raise ValueError(
+            raise DoesNotApply(
                 f"{rules.name} needs {'a whole window' if rules.least == 1 else f'{rules.least} windows'} of "
                 f"{cutting.window} tokens, and {document.name} has {len(x)} tokens in all"
             )
@@ -118,6 +122,7 @@ def prepare(tokenizer: Any, number: int, document: Document, n_joined: int, cutt
         document.n_replaced,
         hashlib.sha256(data).hexdigest(),
         tokens.drift,
+        document.n_prompt_chars,
     )
     first = int(x[0]) if rules.overwrites and added_bos(tokenizer, tokens) else None
     return Text(facts, tokens, x, lead, first, byte_stops(tokens, facts), windows)

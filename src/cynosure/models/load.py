@@ -75,6 +75,9 @@ def find_device(device: str) -> torch.device:
     """The torch device of that name, or for `auto` the accelerator there is, else the CPU."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if device == "auto":
+        if accelerator is not None and int(os.environ.get("WORLD_SIZE", 1)) > 1:  # of several processes, one each
+            number = int(os.environ.get("LOCAL_RANK", 0)) % torch.accelerator.device_count()
+            return torch.device(accelerator.type, number)
         return accelerator or torch.device("cpu")
     try:
         place = torch.device(device)

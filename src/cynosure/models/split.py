@@ -1,6 +1,7 @@
 """A model split where the loss begins: a body that gives hidden states, and the head that makes logits of them."""
 
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 from cynosure.models.head import Head, check_causal, hidden_states, read_head
 from cynosure.models.load import LanguageModel, load
+
+OF_ORIGIN = ("_name_or_path", "transformers_version", "architectures", "dtype", "use_cache")  # no logit hangs on it
 
 Body = Callable[[Tensor], Tensor]  # (B, T) token ids -> (B, T, D) hidden states
 
@@ -35,20 +38,41 @@ class SplitModel:
         return str(self.head.weight.dtype).removeprefix("torch.")
 
     def weights_sha256(self) -> str:
-        """A digest of every parameter and buffer as it is computed with, its name, dtype and shape."""
-        digest = hashlib.sha256()
-        for i, module in enumerate(self.modules):
-            for name, tensor in sorted(module.state_dict().items()):
+        """A digest of all that logits depend on: parameters and buffers, their names, dtypes, shapes; configuration."""
+        digest = hashlib.sha256(repr((self.head.scale, self.head.softcap)).encode())
+        # Buffers that are not saved, such as the frequencies of rotary positions, are computed with all the same.
+        parts = [module.state_dict() | dict(module.named_buffers()) for module in self.modules]
+        head = {"weight": self.head.weight, "bias": self.head.bias}
+        parts.append({name: tensor for name, tensor in head.items() if tensor is not None})
+        for i, tensors in enumerate(parts):
+            for name, tensor in sorted(tensors.items()):
                 digest.update(f"{i} {name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
                 digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        for module in self.modules:
+            digest.update(configuration(module).encode())
         return digest.hexdigest()
 
     def tokenizer_sha256(self) -> str:
         """A digest of how the tokenizer reads text, and of its BOS and EOS."""
         fast = getattr(self.tokenizer, "backend_tokenizer", None)
-        state = fast.to_str() if fast is not None else sorted(self.tokenizer.get_vocab().items())
+        state = rules(fast) if fast is not None else sorted(self.tokenizer.get_vocab().items())
         special = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         return hashlib.sha256(repr((state, special)).encode()).hexdigest()
+
+
+def configuration(module: nn.Module) -> str:
+    """What a transformers model was made with, but for where it came from."""
+    config: Any = getattr(module, "config", None)
+    if not hasattr(config, "to_dict"):
+        return ""
+    values = {name: value for name, value in config.to_dict().items() if name not in OF_ORIGIN}
+    return json.dumps(values, sort_keys=True, default=str)
+
+
+def rules(fast: Any) -> str:
+    """How a tokenizer of tokenizers reads text; how calls cut and fill is set anew by each of them."""
+    values = {name: value for name, value in json.loads(fast.to_str()).items() if name not in ("truncation", "padding")}
+    return json.dumps(values, sort_keys=True)
 
 
 def split(

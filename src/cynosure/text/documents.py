@@ -198,10 +198,11 @@ def raw_rows(batch: Any) -> list[dict[str, Any]]:
     import pyarrow
 
     texts = {pyarrow.string(), pyarrow.large_string(), pyarrow.string_view()}
-    columns = [
-        column.cast(pyarrow.large_binary()) if getattr(column.type, "value_type", column.type) in texts else column
-        for column in batch.columns
-    ]
+
+    def is_text(kind: Any) -> bool:
+        return (kind.value_type if pyarrow.types.is_dictionary(kind) else kind) in texts
+
+    columns = [column.cast(pyarrow.large_binary()) if is_text(column.type) else column for column in batch.columns]
     rows = zip(*(column.to_pylist() for column in columns), strict=True)
     return [dict(zip(batch.schema.names, row, strict=True)) for row in rows]
 

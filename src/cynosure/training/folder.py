@@ -1,7 +1,6 @@
 """The folder of a training run: what it is, its figures line by line, and its checkpoints, each whole or absent."""
 
 import errno
-import fcntl
 import json
 import os
 import re
@@ -11,14 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cynosure.measure.store import write_whole
+from cynosure.measure.store import locked, write_whole
 
 MANIFEST = "train.json"
 METRICS, VALIDATION, SAMPLES = "metrics.jsonl", "validation.jsonl", "samples.jsonl"
 LINES = (METRICS, VALIDATION, SAMPLES)
 DATA, CHECKPOINTS, VALIDATIONS, SCORES, MODEL = "data", "checkpoints", "validation", "scores", "model"
 PARTIAL = ".partial"  # what is being written
-LOCK = ".lock"
 TOKENS = "ids.int32"  # in DATA, and in no folder of that name but a run's
 STEP = re.compile(r"step-(\d{6,})")
 KEPT = 2  # last checkpoints, beside the best
@@ -63,28 +61,11 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """The folder, made if need be, for this process alone; the system lets go of it when the process dies.
-
-        ValueError where another process trains in it. One that was made here and is empty in the end is removed.
-        """
-        existed = self.path.exists()
-        if existed and not self.path.is_dir():
+        """The folder for this process alone, as `locked` says; ValueError where it is a file."""
+        if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path} is a file: give a folder as --out")
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = self / LOCK
-        with lock.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ValueError(
-                    f"another process is training in {self.path}: wait for it, or give another --out"
-                ) from error
-            try:
-                yield
-            finally:
-                lock.unlink()
-                if not existed and not any(self.path.iterdir()):
-                    self.path.rmdir()
+        with locked(self.path, "training in"):
+            yield
 
     @property
     def begun(self) -> list[Path]:
