@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 
 import cynosure
 
-loaded = cynosure.load("smollm2", dtype="float32")
+loaded = cynosure.load("smollm2", dtype="float32", device="cpu")
 adapters = LoraConfig(
     task_type="CAUSAL_LM",
     r=8,

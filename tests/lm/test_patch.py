@@ -1,11 +1,13 @@
 """A patched model has its own loss and gradients, and makes no logits, whatever it does between head and loss."""
 
 import copy
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from cynosure.models import Patch, causal_lm_loss
@@ -155,6 +157,78 @@ def test_a_deep_copy_is_patched_in_itself(model: Any) -> None:
         assert model._cynosure_patch.fused == 1  # the verification
         copied._cynosure_patch.undo()
         assert_same(step(copied, **batch()), ours)
+
+
+def test_an_old_patch_does_not_undo_a_newer_one(llama: Any) -> None:
+    old = patch(llama)
+    old.undo()
+    with patch(llama) as new:
+        old.undo()
+        assert llama._cynosure_patch is new
+
+
+def test_accelerates_autocast_outlives_the_patch(llama: Any) -> None:
+    """It is put around the forward once; a patch that is undone must not take it along."""
+    own, inputs = copy.deepcopy(llama), batch()
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    accelerator.prepare_model(own, evaluation_mode=True)
+    with patch(llama):
+        accelerator.prepare_model(llama, evaluation_mode=True)
+        half = llama(**inputs).loss
+    with torch.no_grad():
+        assert torch.equal(llama(**inputs).logits, own(**inputs).logits)
+        assert torch.equal(llama(**inputs).loss, own(**inputs).loss)
+    with patch(llama) as again:
+        assert torch.equal(llama(**inputs).loss, half)
+        assert again.made_by == []
+    assert not torch.equal(llama(**inputs).loss, family("Llama")(**inputs).loss)
+
+
+def test_who_looks_does_not_decide_on_the_graph(llama: Any) -> None:
+    """Logits looked at without gradients, and then used with them; and the other way round."""
+    inputs, losses = batch(), []
+    for patched in (False, True):
+        llama.zero_grad()
+        with patch(llama) if patched else nullcontext():
+            output = llama(**inputs)
+            with torch.no_grad():
+                assert output.logits.argmax(-1).shape == (2, 20)
+            (output.loss + output.logits.float().pow(2).mean()).backward()
+            losses.append(llama.lm_head.weight.grad.clone())
+            for quiet in (torch.no_grad, torch.inference_mode):
+                with quiet():
+                    output = llama(**inputs)
+                assert not (2 * output.logits).requires_grad
+                assert output.logits.numpy().shape == (2, 20, V)
+    torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-6)
+
+
+def test_logits_of_weights_that_are_no_more(llama: Any) -> None:
+    optimizer = torch.optim.SGD(llama.parameters(), lr=0.1)
+    with patch(llama):
+        output = llama(**batch())
+        output.loss.backward()
+        optimizer.step()
+        with pytest.raises(RuntimeError, match="look at them before the optimizer's step"):
+            output.logits.argmax(-1)
+
+
+def test_states_laid_end_to_end() -> None:
+    """The last token of a row does not guess the first of the next."""
+
+    class Flat(transformers.LlamaForCausalLM):
+        def forward(self, input_ids: Tensor, labels: Tensor | None = None, **kwargs: Any) -> Any:
+            hidden = self.model(input_ids).last_hidden_state
+            logits = self.lm_head(hidden.view(-1, hidden.shape[-1]))
+            loss = None if labels is None else self.loss_function(logits, labels, self.config.vocab_size)
+            return transformers.modeling_outputs.CausalLMOutputWithPast(loss=loss, logits=logits)
+
+    torch.manual_seed(0)
+    model = Flat(transformers.LlamaConfig(**SIZES)).eval()
+    own = step(model, **batch())
+    with patch(model) as patched:
+        assert_same(own, step(model, **batch()))
+        assert patched.made_by == []
 
 
 def test_full_logits_in_spite_of_the_patch_are_said_once() -> None:
@@ -312,8 +386,10 @@ def test_what_cannot_be_proved_equal_is_refused() -> None:
         return 1.01 * own_loss(*args, **kwargs)
 
     lying.loss_function = ForCausalLMLoss
-    with pytest.raises(ValueError, match=r"its own loss is .*, and without its logits"):
-        patch(lying)
+    lying.to(torch.bfloat16)  # in which a hundredth is nothing
+    for _ in range(2):
+        with pytest.raises(ValueError, match="it has a loss function of its own"):
+            patch(lying)
     lying.loss_function = lambda *args, **kwargs: own_loss(*args, **kwargs)
     with pytest.raises(ValueError, match="it has a loss function of its own"):
         patch(lying)

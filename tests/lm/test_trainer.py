@@ -141,6 +141,16 @@ def test_a_patched_trainer_trains_and_predicts_as_before(tmp_path: Path) -> None
     assert {"test_loss", "test_perplexity", "test_tokens"} <= prediction.metrics.keys()
 
 
+def test_trainers_that_minimise_something_else(tmp_path: Path) -> None:
+    class Weighing(Trainer):
+        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+            return 2 * super().compute_loss(*args, **kwargs)
+
+    arguments = TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True)
+    with pytest.raises(ValueError, match=r"its compute_loss is its own, .*: patch its model alone"):
+        cynosure.patch(Weighing(tiny_model(), arguments))
+
+
 def test_trainers_that_cannot_be_patched(tmp_path: Path) -> None:
     cases: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         ({"label_smoothing_factor": 0.1}, {}, "its label_smoothing_factor makes a loss of full logits"),

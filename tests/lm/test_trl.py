@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from datasets import Dataset
 from peft import LoraConfig
 from torch import Tensor
@@ -125,6 +126,35 @@ def test_what_cannot_be_proved_equal_is_refused() -> None:
         with pytest.raises(ValueError, match=f"this trainer cannot be patched: .*{reason}"):
             patch(model)
         assert torch.equal(probe(model, fused_lm_head=True).log_probs, own.log_probs)
+
+
+@pytest.mark.parametrize("name", ["Llama", "Phi, biased"])
+def test_bfloat16_models_are_no_less_equal(name: str) -> None:
+    """TRL's figures are float32 whatever they are made of; its head rounds otherwise than ours."""
+    for seed in range(8):
+        model = family(name, seed).to(torch.bfloat16)
+        add_fused_lm_head(model)
+        with patch(model):
+            pass
+    add_fused_lm_head(model, temperature=0.8)
+    with pytest.raises(ValueError, match="this trainer cannot be patched"):
+        patch(model)
+
+
+def test_a_head_behind_autocast_is_seen() -> None:
+    model = family("Llama")
+    add_fused_lm_head(model, temperature=0.7)
+    Accelerator(cpu=True, mixed_precision="bf16").prepare_model(model, evaluation_mode=True)
+    with pytest.raises(ValueError, match=r"this trainer cannot be patched: .*by the model's logits"):
+        patch(model)
+
+
+def test_sft_that_minimises_something_else(tmp_path: Path) -> None:
+    data = texts(packing=False)
+    arguments = SFTConfig(output_dir=str(tmp_path), **(OPTIONS | {"loss_type": "dft"}))
+    trainer = SFTTrainer(tiny_model(), arguments, train_dataset=data, processing_class=padding_tokenizer())
+    with pytest.raises(ValueError, match="it minimises dft, no cross-entropy"):
+        patch(trainer)
 
 
 def test_the_entropy_has_no_gradient_and_says_so() -> None:

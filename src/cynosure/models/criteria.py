@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.nn import functional as F
 
 from cynosure.loss import TokenStats, linear_cross_entropy, token_stats
 from cynosure.models.pending import Recipe, product_dtype
@@ -41,8 +42,11 @@ class Labelled(NamedTuple):
         target = labels if shift_labels is None else shift_labels
         if target is None:
             raise ValueError("a loss needs labels or shift_labels")
-        target = target.to(recipe.hidden.device).reshape(recipe.hidden.shape[:-1])
-        return Labelled(recipe, target, 1 if shift_labels is None else 0, ignore_index)
+        shift = 1 if shift_labels is None else 0
+        shape = recipe.hidden.shape[:-1]
+        if shift and target.shape != shape:  # of states laid end to end: the last of a row does not guess the next row
+            target, shift = F.pad(target[..., 1:], (0, 1), value=ignore_index), 0
+        return Labelled(recipe, target.to(recipe.hidden.device).reshape(shape), shift, ignore_index)
 
     def options(self) -> dict[str, Any]:
         """All of it but hidden and weight, as the operations of `cynosure.loss` take it."""

@@ -6,18 +6,21 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from importlib import import_module
+from itertools import count
 from types import MethodType
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cynosure.loss import TokenStats
 from cynosure.models.criteria import IGNORED, PLAIN, Labelled, mean_of
 from cynosure.models.pending import Deferring, PendingLogits
 
-N_PROBE = 16  # tokens of the verification
+N_PROBE = 16  # tokens of the verification, in two rows
+NUMBERS = count()
 KNOWN = ("num_items_in_batch", "ignore_index", "shift_labels")  # options of its own loss that the fused one takes
 OWN = ("forward", "_loss_function")  # what a patch replaces
 
@@ -32,7 +35,7 @@ class Patch:
         name = type(self.model).__name__
         if is_patched(self.model):
             raise ValueError(f"this {name} is patched already: undo that first")
-        if getattr(self.model.loss_function, "__name__", "") != "ForCausalLMLoss":
+        if not is_the_loss(self.model.loss_function):
             raise ValueError(f"{name} cannot be patched: it has a loss function of its own")
         head_layers(self.model)
         self.own_forward, self.own_loss = self.model.forward, self.model.loss_function
@@ -41,6 +44,7 @@ class Patch:
         self.observer: Callable[[TokenStats], None] | None = None  # is told every token's figures in evaluation
         self.objective = PLAIN  # of training
         self.plain: Tensor | None = None  # the cross-entropy alone of the last loss in training, without a graph
+        self.number = next(NUMBERS)
         self.made_by: list[str] = []  # what has asked for full logits, in the last forward with labels
         self.fused = 0  # losses made without logits
         self.warned = False
@@ -59,14 +63,16 @@ class Patch:
             why = f"its own forward fails on a few input_ids and labels: {error}"
             raise ValueError(f"{type(model).__name__} cannot be patched: {why}") from error
         own_tokens = probe(model, fused_lm_head=True) if per_token else None
-        model.forward = forward_of(model)
+        self.function = forward_of(model, self.number)
+        model.forward = MethodType(self.function, model)
         model.loss_function = self.loss
         model._cynosure_patch = self
         try:
             if own is not None:
                 self.verify(own)
             if own_tokens is not None:
-                import_module("cynosure.models.trl").verify(own_tokens, probe(model, fused_lm_head=True))
+                ours = probe(model, fused_lm_head=True)
+                import_module("cynosure.models.trl").verify(own_tokens, ours, model.dtype)
         except BaseException:
             self.undo()
             raise
@@ -76,11 +82,16 @@ class Patch:
     def undo(self) -> None:
         """Leave the model as it was; once is enough."""
         model = self.model
-        if vars(model).pop("_cynosure_patch", None) is None:
+        if vars(model).get("_cynosure_patch") is not self:
             return
+        del model._cynosure_patch
+        own = dict(self.own)
+        forward = vars(model).get("forward")
+        if forward is not None and getattr(forward, "__func__", None) is not self.function:
+            own["forward"] = forward  # Accelerate has put its autocast around ours, which lets everything through now
         for name in OWN:
             vars(model).pop(name, None)
-        vars(model).update(self.own)
+        vars(model).update(own)
 
     def __enter__(self) -> "Patch":
         return self
@@ -150,15 +161,19 @@ class Patch:
             )
 
 
-def forward_of(model: Any) -> Any:
-    """The forward that a patched model has instead of its own, with the signature of that.
+def forward_of(model: Any, number: int) -> Any:
+    """The function that a patched model has as its forward instead of its own, with the signature of that.
 
-    It finds its patch by the model that it is called on, so that a deep copy of a patched model is one in itself.
+    It finds its patch by the model that it is called on, so that a deep copy of a patched model is one in itself; once
+    that is undone it is the model's own.
     """
-    signature = inspect.signature(model.forward)
+    own = model.forward
+    signature = inspect.signature(own)
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        patched: Patch = self._cynosure_patch
+        patched: Patch | None = vars(self).get("_cynosure_patch")
+        if patched is None or patched.number != number:
+            return own(*args, **kwargs) if self is model else type(self).forward(self, *args, **kwargs)
         if kwargs.pop("fused_lm_head", False):  # TRL's trainers ask for per-token figures
             return import_module("cynosure.models.trl").per_token_output(patched, *args, **kwargs)
         given = signature.bind_partial(*args, **kwargs).arguments
@@ -169,8 +184,21 @@ def forward_of(model: Any) -> Any:
 
     parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY), *signature.parameters.values()]
     forward.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    forward.__doc__ = model.forward.__doc__
-    return MethodType(forward, model)
+    forward.__doc__ = own.__doc__
+    return forward
+
+
+def is_the_loss(loss_function: Any) -> bool:
+    """Whether a loss function is transformers' own for causal models, by its name and by what it gives."""
+    if getattr(loss_function, "__name__", "") != "ForCausalLMLoss":
+        return False
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(2, 6, 11, generator=generator) * 3, torch.arange(12).view(2, 6) % 11
+    labels[:, 2] = IGNORED
+    summed = F.cross_entropy(logits[:, :-1].reshape(-1, 11), labels[:, 1:].reshape(-1), reduction="sum")
+    with torch.no_grad():
+        found = [loss_function(logits, labels, 11, num_items_in_batch=items) for items in (None, 5)]
+    return all(bool(torch.isclose(loss, summed / n)) for loss, n in zip(found, (8, 5), strict=True))
 
 
 def find_causal_lm(model: Any) -> Any:
@@ -225,8 +253,13 @@ def heeded(loss_function: Any) -> set[str]:
 
 def takes_fused_head(model: Any) -> bool:
     """Whether a trainer of TRL has given the model a forward that takes `fused_lm_head`."""
-    code = getattr(model.forward, "__code__", None)
-    return code is not None and "fused_lm_head" in code.co_varnames
+    function = model.forward
+    while function is not None:
+        code = getattr(function, "__code__", None)
+        if code is not None and "fused_lm_head" in code.co_varnames:
+            return True
+        function = getattr(function, "__wrapped__", None)  # Accelerate's autocast around it
+    return False
 
 
 @torch.no_grad()
@@ -234,9 +267,9 @@ def probe(model: Any, **options: Any) -> Any:
     """The model's output for a few fixed tokens and labels, without dropout."""
     training = [module for module in model.modules() if module.training]
     device = next(model.parameters()).device
-    ids = torch.arange(N_PROBE, device=device)[None] % model.config.get_text_config().vocab_size
+    ids = torch.arange(N_PROBE, device=device).view(2, -1) % model.config.get_text_config().vocab_size
     labels = ids.clone()
-    labels[:, : N_PROBE // 4] = IGNORED
+    labels[:, : N_PROBE // 8] = IGNORED
     model.eval()
     try:
         return model(input_ids=ids, labels=labels, use_cache=False, **options)

@@ -25,6 +25,16 @@ class Recipe:
     softcap: float | None
     dtype: torch.dtype
     before_backward: tuple[Callable[[Tensor], Any], ...] = ()  # hooks by which FSDP2 gathers the weight again
+    versions: tuple[int, ...] = ()  # how often weight and bias had been changed in place; () is for now
+
+    def __post_init__(self) -> None:
+        if not self.versions:
+            object.__setattr__(self, "versions", versions(self.weight, self.bias))
+
+    @property
+    def stale(self) -> bool:
+        """Whether the weights have changed since: by an optimizer's step."""
+        return self.versions != versions(self.weight, self.bias)
 
     @property
     def requires_grad(self) -> bool:
@@ -56,10 +66,11 @@ class Recipe:
             return None
         hidden = torch.cat([self.hidden * self.scale, other.hidden * other.scale], -1)
         biases = [part.scale * part.bias for part in (self, other) if part.bias is not None]
-        bias = sum(biases[1:], biases[0]) if biases else None
+        bias = sum(biases[1:], biases[0]).to(hidden.dtype) if biases else None
         hooks = self.before_backward + other.before_backward
         weight = torch.cat([self.weight, other.weight], 1)
-        return Recipe(hidden, weight, bias, 1.0, None, self.dtype, hooks)
+        found = Recipe(hidden, weight, bias, 1.0, None, self.dtype, hooks)
+        return replace(found, versions=(-1,)) if self.stale or other.stale else found
 
     def logits(self) -> Tensor:
         """(..., V), in full."""
@@ -68,6 +79,11 @@ class Recipe:
         if self.softcap is not None:
             z = torch.tanh(z / self.softcap) * self.softcap
         return z.to(self.dtype)
+
+
+def versions(*tensors: Tensor | None) -> tuple[int, ...]:
+    """How often each of them has been changed in place."""
+    return tuple(0 if x is None or x.is_inference() else x._version for x in tensors)
 
 
 class PendingLogits(Tensor):
@@ -79,22 +95,32 @@ class PendingLogits(Tensor):
     recipe: Recipe
     made: Tensor | None
     tell: Callable[[str], None]
-    with_graph: bool  # they were asked for in grad mode
+    with_graph: bool  # what led to them was done in grad mode
 
     @staticmethod
-    def of(recipe: Recipe, tell: Callable[[str], None]) -> "PendingLogits":
+    def of(recipe: Recipe, tell: Callable[[str], None], with_graph: bool = True) -> "PendingLogits":
         """Stand for the logits of a recipe; `tell` is called with the name of what makes them necessary."""
         found: PendingLogits = Tensor._make_wrapper_subclass(
             PendingLogits, recipe.shape, dtype=recipe.dtype, device=recipe.hidden.device
         )
-        found.recipe, found.made, found.tell, found.with_graph = recipe, None, tell, torch.is_grad_enabled()
+        found.recipe, found.made, found.tell = recipe, None, tell
+        found.with_graph = with_graph and torch.is_grad_enabled()
         return found
 
     def logits(self, why: str) -> Tensor:
-        """The logits in full, made once."""
+        """The logits in full, made once, with a graph if they were to have one, whoever looks at them.
+
+        RuntimeError where the weights have changed since: they would be those of no model.
+        """
         if self.made is None:
+            if self.recipe.stale:
+                raise RuntimeError(
+                    "the logits of a patched model are made when they are looked at, and its weights have changed "
+                    "since then: look at them before the optimizer's step"
+                )
             self.tell(why)
-            self.made = self.recipe.logits()
+            with torch.inference_mode(False), torch.set_grad_enabled(self.with_graph):
+                self.made = self.recipe.logits()
         return self.made
 
     @classmethod
@@ -120,7 +146,7 @@ class PendingLogits(Tensor):
             changed = noted(name, args, kwargs)
             if changed is not None:
                 if not in_place(name):
-                    return PendingLogits.of(changed, first.tell)
+                    return PendingLogits.of(changed, first.tell, first.with_graph)
                 first.recipe = changed
                 return first
         return func(*made(args, name), **made(kwargs, name))

@@ -10,6 +10,7 @@ from cynosure.loss import TokenStats
 from cynosure.models import Patch
 
 REPLACED = ("evaluation_loop", "prediction_step")
+LOSSES_OF = ("transformers.trainer", "trl.trainer.sft_trainer")  # whose compute_loss is the cross-entropy
 THEIRS = {"entropy": "entropy", "mean_token_accuracy": "accuracy"}  # TRL's names of figures
 
 
@@ -117,6 +118,19 @@ def check_trainer(trainer: Any) -> None:
     ):
         if value:
             raise ValueError(f"this trainer cannot be patched: its {name} makes a loss of full logits")
+    if getattr(trainer.args, "loss_type", "nll") != "nll":
+        raise ValueError(f"this trainer cannot be patched: it minimises {trainer.args.loss_type}, no cross-entropy")
+    made_by = getattr(trainer.compute_loss, "__func__", None)
+    if getattr(made_by, "__module__", "") not in LOSSES_OF:
+        raise ValueError(
+            "this trainer cannot be patched: its compute_loss is its own, and eval_loss would be another figure: patch "
+            "its model alone"
+        )
+    if trainer.args.n_gpu > 1:
+        raise ValueError(
+            "this trainer cannot be patched: in one process it shares a batch among several GPUs by DataParallel; "
+            "start it with torchrun"
+        )
 
 
 def patch(target: Any) -> Patch | TrainerPatch:
