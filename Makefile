@@ -20,9 +20,11 @@ demo: .venv/native .demo/$(ADDRESS).txt .demo/addresses
 	$(BIN)/cynosure score smollm2 .demo/addresses/held-out --out .demo/smollm2 --format json --quiet > /dev/null
 	$(BIN)/cynosure compare .demo/tiny/scores .demo/smollm2
 
-# A process a core, each with one thread: threads of several processes would wait for each other.
+# A process a core, each with one thread: threads of several processes would wait for each other. Files in their order:
+# by their number of tests the few long ones of the examples would come last, for one process alone.
 test: .venv/native
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 8 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 8 --dist loadfile \
+		--no-loadscope-reorder
 
 check: .venv/installed
 	$(BIN)/ruff check .

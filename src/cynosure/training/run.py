@@ -1,5 +1,6 @@
 """A training run from texts to a model: begun or gone on with, watched, validated, and left whole at any moment."""
 
+import atexit
 import os
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -94,7 +95,8 @@ def new_workers(device: str) -> Workers:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         from accelerate import PartialState
 
-        PartialState(cpu=find_device(device).type == "cpu", timeout=PATIENCE)
+        state = PartialState(cpu=find_device(device).type == "cpu", timeout=PATIENCE)
+        atexit.register(state.destroy_process_group)
     return Workers()
 
 
