@@ -34,4 +34,3 @@ for step in range(3):  # a pass over the text each
         loss += part.detach()
     loss = accelerator.reduce(loss, "sum")
     accelerator.print(f"step {step}: {loss:.4f} nats a token over {n_tokens} tokens")
-accelerator.end_training()

@@ -1,6 +1,5 @@
 """A training run from texts to a model: begun or gone on with, watched, validated, and left whole at any moment."""
 
-import atexit
 import os
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -95,8 +94,7 @@ def new_workers(device: str) -> Workers:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         from accelerate import PartialState
 
-        state = PartialState(cpu=find_device(device).type == "cpu", timeout=PATIENCE)
-        atexit.register(state.destroy_process_group)
+        PartialState(cpu=find_device(device).type == "cpu", timeout=PATIENCE)
     return Workers()
 
 
