@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import lru_cache
 from importlib import import_module
 from itertools import count
 from types import MethodType
@@ -188,6 +189,7 @@ def forward_of(model: Any, number: int) -> Any:
     return forward
 
 
+@lru_cache(maxsize=32)  # asked at each call of `causal_lm_loss`
 def is_the_loss(loss_function: Any) -> bool:
     """Whether a loss function is transformers' own for causal models, by its name and by what it gives."""
     if getattr(loss_function, "__name__", "") != "ForCausalLMLoss":

@@ -42,8 +42,9 @@ class SplitModel:
         digest = hashlib.sha256(repr((self.head.scale, self.head.softcap)).encode())
         # Buffers that are not saved, such as the frequencies of rotary positions, are computed with all the same.
         parts = [module.state_dict() | dict(module.named_buffers()) for module in self.modules]
-        head = {"weight": self.head.weight, "bias": self.head.bias}
-        parts.append({name: tensor for name, tensor in head.items() if tensor is not None})
+        known = {tensor.data_ptr() for tensors in parts for tensor in tensors.values()}
+        head = {"weight": self.head.weight, "bias": self.head.bias}  # one that is given may be in no module
+        parts.append({name: x for name, x in head.items() if x is not None and x.data_ptr() not in known})
         for i, tensors in enumerate(parts):
             for name, tensor in sorted(tensors.items()):
                 digest.update(f"{i} {name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
