@@ -1,6 +1,5 @@
 """`cynosure compare`: two runs, or two models, on the same texts."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -89,8 +88,7 @@ def compare(
         common.print_json(comparison.to_json() | {"gates": [verdict.to_json() for verdict in verdicts]})
     else:
         compare_report.show(comparison, verdicts)
-    for note in () if quiet else comparison.notes:
-        print(f"cynosure: note: {note}", file=sys.stderr)
+    common.note(() if quiet else comparison.notes)
     if common.settings.failed:
         raise typer.Exit(1)
 

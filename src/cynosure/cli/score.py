@@ -1,17 +1,13 @@
 """`cynosure score`: a model's loss on texts."""
 
 import os
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from cynosure.cli import common
 from cynosure.cli.progress import shown_progress
-
-if TYPE_CHECKING:
-    from cynosure.measure import Scores
 
 
 def score(
@@ -109,10 +105,4 @@ def score(
         tables.show_protocols(found)
     else:
         tables.show(every[0])
-    show_notes(every, quiet)
-
-
-def show_notes(every: "list[Scores]", quiet: bool) -> None:
-    """What a reader of the figures must know, once, on stderr."""
-    for note in () if quiet else dict.fromkeys(note for scores in every for note in scores.notes):
-        print(f"cynosure: note: {note}", file=sys.stderr)
+    common.note(() if quiet else (note for scores in every for note in scores.notes))

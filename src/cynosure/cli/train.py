@@ -190,6 +190,7 @@ def train(
 def show(trained: "Trained", format: str) -> None:
     """What came of it: figures of the best model on all that was held out, and where it is."""
     from cynosure.cli import tables
+    from cynosure.cli.screen import stdout
 
     scores = trained.scores
     if format == "json":
@@ -203,7 +204,7 @@ def show(trained: "Trained", format: str) -> None:
     if scores is not None:
         tables.show(scores)
     if trained.unigram_bits_per_byte is not None:
-        common.stdout().print(f"byte-unigram model of the same text: {trained.unigram_bits_per_byte:.4f} bits per byte")
+        stdout().print(f"byte-unigram model of the same text: {trained.unigram_bits_per_byte:.4f} bits per byte")
     step = "" if trained.best_step is None else f", of step {trained.best_step:,}, the best on what was held out"
-    common.stdout().print(f"model: {trained.model_folder}{step}")
-    common.stdout().print(f"curves: {trained.folder / 'curves.svg'}")
+    stdout().print(f"model: {trained.model_folder}{step}")
+    stdout().print(f"curves: {trained.folder / 'curves.svg'}")

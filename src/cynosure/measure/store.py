@@ -85,7 +85,7 @@ class Store:
     def put(self, name: str, values: dict[str, Any]) -> None:
         """Write a JSON file of the run."""
         text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        write_whole(self.folder / name, text.encode())
+        write_whole(self.folder / name, text.encode("utf-8", "backslashreplace"))  # JSON's escape of a lone surrogate
 
     @cached_property
     def shards(self) -> dict[int, Path]:
