@@ -5,7 +5,6 @@ made once on a machine and remembered in the cache folder. `$CYNOSURE_GEMM` name
 that a run can be repeated bit for bit; torch has the dtypes that the one named has not.
 """
 
-import ctypes
 import json
 import os
 import time
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cynosure.loss.machine import cache_directory, cpu_name
-from cynosure.loss.native.library import Product, library
+from cynosure.loss.native.library import Product, call, library
 from cynosure.loss.openblas import find_openblas
 
 RIVALS = {torch.float32: "openblas", torch.bfloat16: "native"}  # of torch
@@ -148,13 +147,11 @@ def native_product(
     flops = 2.0 * a.shape[0] * a.shape[1] * b.shape[1]
     n_threads = torch.get_num_threads() if flops >= WORTH_THREADS else 1
     wide, narrow = (out.data_ptr(), None) if out.dtype == torch.float32 else (None, out.data_ptr())
-    call = Product(
+    arguments = Product(
         a.data_ptr(), *a.stride(), b.data_ptr(), *b.stride(), a.shape[0], b.shape[1], a.shape[1], wide, narrow,
         None if low is None else low.data_ptr(), out.stride(0), add, keep_low and low is not None, n_threads,
     )  # fmt: skip
-    functions = library().functions
-    assert functions is not None
-    functions.cynosure_product(ctypes.byref(call))
+    call("cynosure_product", arguments)
 
 
 def takes(dtype: torch.dtype, *tensors: Tensor) -> bool:
