@@ -1,6 +1,7 @@
 """Who does the matrix products: each provider right in every layout, chosen once, remembered, overridable."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -234,12 +235,56 @@ class TestTheTrial:
         self.rates = {"torch": 100.0, "openblas": 100.0}
         assert self.choose().provider == "torch"
 
-    @pytest.mark.parametrize("content", ["", "[]", "{"])
+    @pytest.mark.parametrize(
+        "content",
+        ["", "[]", "{", "null", '"x"', "1", b"\xff\xfe", b"\x00" * 9, "[" * 100_000, '{"a":' * 100_000, '{"x": 1e999}'],
+        ids=lambda x: str(x)[:8],
+    )
     def test_a_broken_file_is_made_again(self, content):
         self.kept.parent.mkdir()
-        self.kept.write_text(content)
+        self.kept.write_bytes(content if isinstance(content, bytes) else content.encode())
         assert self.choose().provider == "openblas"
         assert len(json.loads(self.kept.read_text())) == 1
+
+    @pytest.mark.parametrize(
+        "rates",
+        [
+            "null", "[]", "{}", "3", '"torch"', '{"torch": 9.0}', '{"openblas": 9.0}', '{"torch": null, "openblas": 1.0}',
+            '{"torch": "900.0", "openblas": 1.0}', '{"torch": NaN, "openblas": 1.0}', '{"torch": -900.0, "openblas": -999.0}',
+            '{"torch": 1e999, "openblas": 1.0}', '{"torch": 900.0, "openblas": {"a": [1]}}', '{"torch": true, "openblas": 0.5}',
+            '{"torch": ' + "9" * 400 + ', "openblas": 1.0}',
+        ],
+        ids=lambda x: x[:40],
+    )  # fmt: skip
+    def test_rates_that_are_none_are_measured_again(self, rates):
+        self.choose()
+        (key,) = json.loads(self.kept.read_text())
+        self.kept.write_text(f'{{{json.dumps(key)}: {rates}, "another": {{"torch": 1.0, "native": 2.0}}}}')
+        self.tried.clear()
+        assert self.choose() == ("openblas", "openblas 300 GFLOP/s, torch 100 in a trial")
+        assert self.tried == ["torch", "openblas"]
+        kept = json.loads(self.kept.read_text())
+        assert kept == {key: {"torch": 100.0, "openblas": 300.0}, "another": {"torch": 1.0, "native": 2.0}}
+
+    def test_a_file_too_large_to_be_ours_is_not_read_whole(self):
+        self.kept.parent.mkdir()
+        with self.kept.open("wb") as file:
+            file.truncate(2**40)  # sparse
+        assert self.choose().provider == "openblas"
+        assert self.kept.stat().st_size < 1000
+
+    @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: os.symlink("/dev/zero", path)])
+    def test_what_is_no_file_costs_a_trial(self, make):
+        self.kept.parent.mkdir()
+        make(self.kept)
+        assert self.choose().provider == "openblas"
+        assert [path.name for path in self.kept.parent.iterdir()] == ["gemm.json"]
+
+    def test_without_a_home_directory_nothing_is_kept(self, monkeypatch):
+        monkeypatch.setenv("CYNOSURE_CACHE", "~no-such-user/cache")
+        assert self.choose().provider == "openblas"
+        assert self.choose().provider == "openblas"
+        assert len(self.tried) == 4
 
     def test_a_folder_that_cannot_be_written_costs_a_trial(self, monkeypatch):
         monkeypatch.setenv("CYNOSURE_CACHE", "/dev/null/nowhere")
