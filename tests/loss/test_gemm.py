@@ -249,10 +249,11 @@ class TestTheTrial:
     @pytest.mark.parametrize(
         "rates",
         [
-            "null", "[]", "{}", "3", '"torch"', '{"torch": 9.0}', '{"openblas": 9.0}', '{"torch": null, "openblas": 1.0}',
-            '{"torch": "900.0", "openblas": 1.0}', '{"torch": NaN, "openblas": 1.0}', '{"torch": -900.0, "openblas": -999.0}',
-            '{"torch": 1e999, "openblas": 1.0}', '{"torch": 900.0, "openblas": {"a": [1]}}', '{"torch": true, "openblas": 0.5}',
-            '{"torch": ' + "9" * 400 + ', "openblas": 1.0}',
+            "null", "[]", "{}", "3", '"torch"', '{"torch": 9.0}', '{"openblas": 9.0}',
+            '{"torch": null, "openblas": 1.0}', '{"torch": "900.0", "openblas": 1.0}',
+            '{"torch": NaN, "openblas": 1.0}', '{"torch": -900.0, "openblas": -999.0}',
+            '{"torch": 1e999, "openblas": 1.0}', '{"torch": 900.0, "openblas": {"a": [1]}}',
+            '{"torch": true, "openblas": 0.5}', '{"torch": ' + "9" * 400 + ', "openblas": 1.0}',
         ],
         ids=lambda x: x[:40],
     )  # fmt: skip

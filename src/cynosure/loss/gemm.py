@@ -10,7 +10,6 @@ import math
 import os
 import time
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 import torch

@@ -6,12 +6,17 @@ from pathlib import Path
 
 
 def cache_directory() -> Path:
-    """`$CYNOSURE_CACHE`, else `$XDG_CACHE_HOME/cynosure`, else `~/.cache/cynosure`. Raises FileNotFoundError for no home."""
+    """`$CYNOSURE_CACHE`, else `$XDG_CACHE_HOME/cynosure`, else `~/.cache/cynosure`.
+
+    Raises FileNotFoundError where the user has no home directory.
+    """
     chosen = os.environ.get("CYNOSURE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "cynosure")
     try:
         return Path(chosen).expanduser()
     except RuntimeError as error:  # a user id that the system does not know, as in a container
-        raise FileNotFoundError(f"no home directory for the cache: {chosen}. Set CYNOSURE_CACHE to a folder.") from error
+        raise FileNotFoundError(
+            f"no home directory for the cache: {chosen}. Set CYNOSURE_CACHE to a folder."
+        ) from error
 
 
 def cpu_name() -> str:
