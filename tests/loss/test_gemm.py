@@ -67,6 +67,20 @@ def test_our_own_products_are_summed_in_float32(m, k, n):
 
 
 @has_native
+@pytest.mark.parametrize(("m", "k", "n"), [(40, 70, 2000), (2000, 70, 40), (40, 2000, 70)])
+def test_more_threads_than_there_is_work_for(m, k, n, monkeypatch):
+    """Each thread has memory of its own: there are no more of them than parts of the matmul."""
+    monkeypatch.setattr(gemm, "WORTH_THREADS", 0)
+    a, b, outs = torch.randn(m, k).bfloat16(), torch.randn(k, n).bfloat16(), []
+    for n_threads in (100, 2**31 - 1):
+        monkeypatch.setattr(torch, "get_num_threads", lambda n_threads=n_threads: n_threads)
+        outs.append(torch.empty(m, n))
+        native_product(a, b, outs[-1])
+    torch.testing.assert_close(outs[0].double(), a.double() @ b.double(), rtol=1e-5, atol=2e-6 * k)
+    assert torch.equal(*outs)
+
+
+@has_native
 @pytest.mark.parametrize(("v", "d"), [(1, 1), (301, 24), (70, 33), (24, 301), (515, 64)])
 @pytest.mark.parametrize("rows", [1, 9, 700])
 @pytest.mark.parametrize("n_chunks", [1, 2, 5])
