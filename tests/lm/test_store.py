@@ -13,7 +13,8 @@ import pyarrow.parquet
 import pytest
 
 from cynosure.measure import Scores, Statistics, open_run, score
-from cynosure.measure.store import Store, difference, locked
+from cynosure.measure.folder import locked
+from cynosure.measure.store import Store, difference
 from cynosure.models import LanguageModel, load, split
 from cynosure.text import Document
 from tests.lm.conftest import byte_tokenizer, tiny
@@ -152,7 +153,7 @@ def test_a_digest_is_of_all_that_logits_depend_on() -> None:
 
 
 def test_two_processes_do_not_share_a_folder(model: LanguageModel, whole: Scores) -> None:
-    with locked(folder_of(whole), "scoring into"), pytest.raises(ValueError, match="another process is scoring into"):
+    with locked(folder_of(whole), "scoring into", lambda: None), pytest.raises(ValueError, match="another process is scoring into"):
         score(model, DOCUMENTS, out=folder_of(whole), **OPTIONS)
     assert score(model, DOCUMENTS, out=folder_of(whole), **OPTIONS).nats == whole.nats
 
