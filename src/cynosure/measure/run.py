@@ -221,7 +221,7 @@ class StoredRun(NamedTuple):
         store = Store.open(folder)
         done = workers.told(store.whole_shards() if workers.leads else None)
         n_units = store.manifest.get("units")
-        if not (n_units is not None and self.corpus.known and done >= set(range(n_units))):
+        if not (n_units is not None and self.corpus.known and len(done) == n_units):
             with as_begun(store, self.scorer.model.device):
                 n_units = self.score_units(store, done)
         workers.meet()
@@ -239,12 +239,12 @@ class StoredRun(NamedTuple):
         if self.workers.leads and (different := difference(store.manifest, self.manifest())):
             raise other_run(folder, different)
         n_units = store.manifest.get("units")
-        if n_units is None or store.missing:
+        if n_units is None or store.first_missing is not None:
             raise ValueError(
                 f"{folder} is unfinished and cannot be written: copy it to a folder that can, and score into that"
             )
         if not self.corpus.known:
-            self.score_units(store, set(range(n_units)))
+            self.score_units(store, set(store.files))
         self.workers.meet()
         return store
 

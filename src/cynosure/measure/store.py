@@ -5,6 +5,7 @@ import logging
 import re
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,7 +131,7 @@ class Store:
                 continue
             if file.digest != self.listed(number):
                 label = decode_label_of(file.path, data)
-                self.check_label(number, file.path, label)
+                self.check_label(number, file, label)
                 if whole and label.run is None:
                     raise self.twice(number)
             whole.append(file)
@@ -147,9 +148,13 @@ class Store:
             path = self.files[min(beyond)][0].path
             raise ValueError(f"{path} is none of the run's {n_units} shards: move it out of the folder")
 
-    def check_label(self, number: int, path: Path, label: Label) -> None:
-        """ValueError where a shard is not what its name and its folder say."""
-        if label.run != self.identity and (label.run or self.listed(number)):
+    def check_label(self, number: int, file: ShardFile, label: Label) -> None:
+        """ValueError where a shard is not what its name and its folder say.
+
+        A shard of an earlier version, which does not say, is taken unless the manifest lists another.
+        """
+        path, old = file.path, label.run is None and self.listed(number) in (None, file.digest)
+        if label.run != self.identity and not old:
             raise ValueError(f"{path} is of another run than its folder: move it out of the folder, and {AGAIN}")
         if label.number not in (number, None):
             raise ValueError(f"{path} is shard {label.number}, not {number}: give it back its name, or {AGAIN}")
@@ -163,7 +168,7 @@ class Store:
 
     def read(self, number: int, columns: list[str] | None = None) -> tuple[Shard, float]:
         """A shard, whole or some columns of it, and the seconds it took. ValueError when it is damaged."""
-        path, named = self.files[number][0]
+        file = path, named = self.files[number][0]
         data = path.read_bytes()
         if digest(data) != named:
             raise ValueError(f"{path} is damaged: {AGAIN}")
@@ -173,7 +178,7 @@ class Store:
             shard, label = decode(data, columns)
         except ValueError as error:
             raise not_ours(path, error) from error
-        self.check_label(number, path, label)
+        self.check_label(number, file, label)
         return shard, float(label.seconds)
 
     def facts(self, number: int) -> tuple[Facts, ...]:
@@ -181,9 +186,10 @@ class Store:
         return parse(parquet.read_schema(self.files[number][0].path))[0]
 
     @property
-    def missing(self) -> list[int]:
-        """The numbers of the shards that a finished run lacks."""
-        return sorted(set(range(self.manifest["units"])) - set(self.files))
+    def first_missing(self) -> int | None:
+        """The number of the first shard that a finished run lacks."""
+        number = next(number for number in count() if number not in self.files)
+        return number if number < self.manifest["units"] else None
 
     def read_all(self, columns: list[str] | None = None) -> Iterator[tuple[Shard, float]]:
         """Every shard in order, whole or some columns. ValueError when the run is unfinished or a shard is missing."""
@@ -194,10 +200,9 @@ class Store:
                 "run the same cynosure score again to go on"
             )
         self.check_numbers()
-        if missing := self.missing:
-            raise ValueError(
-                f"{self.folder} lacks {len(missing)} of {n_units} shards, first number {missing[0]}: {AGAIN}"
-            )
+        if (first := self.first_missing) is not None:
+            n_missing = n_units - len(self.files)
+            raise ValueError(f"{self.folder} lacks {n_missing} of {n_units} shards, first number {first}: {AGAIN}")
         for number in range(n_units):
             if len(self.files[number]) > 1 and self.listed(number) is None:
                 raise self.twice(number)
@@ -206,8 +211,8 @@ class Store:
     def finish(self, n_units: int) -> None:
         """Record that all there is to score has been scored, and by which shards."""
         self.manifest = self.manifest | {"units": n_units}
-        if missing := self.missing:
-            raise ValueError(f"shard {missing[0]} has vanished from {self.folder}: {AGAIN}")
+        if (first := self.first_missing) is not None:
+            raise ValueError(f"shard {first} has vanished from {self.folder}: {AGAIN}")
         shards = [self.files[number][0].digest for number in range(n_units)]
         self.manifest = sealed(self.manifest | {"shards": shards})
         self.put(MANIFEST, self.manifest)
