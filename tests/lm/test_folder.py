@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from cynosure import measure
+from cynosure.loss.gemm import remember
 from cynosure.measure import open_run, score
 from cynosure.measure.folder import LOCK, locked, write_whole
 from cynosure.measure.store import check_own, remove_run
@@ -171,7 +172,7 @@ def test_the_folder_is_looked_at_again_under_the_lock(model: LanguageModel, tmp_
             (tmp_path / "thesis.tex").write_text("mine")
         looks.append(1)
 
-    with pytest.raises(ValueError, match="it holds thesis.tex"), locked(tmp_path, "at work in", check):
+    with pytest.raises(ValueError, match=r"it holds thesis\.tex"), locked(tmp_path, "at work in", check):
         raise AssertionError("it is another's")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -216,9 +217,7 @@ def read_only(folder: Path, number: int = errno.EROFS) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
-def test_a_finished_run_that_cannot_be_written_is_shown(
-    run: Run, tiny_folder: Path, text: Path, number: int
-) -> None:
+def test_a_finished_run_that_cannot_be_written_is_shown(run: Run, tiny_folder: Path, text: Path, number: int) -> None:
     folder = text.parent / "run"
     command = ["score", tiny_folder, text, "--out", folder, "--batch-tokens", 16, "--format", "json"]
     first = run(*command)
@@ -293,9 +292,7 @@ def test_on_a_disk_that_is_mounted_read_only(run: Run, tiny_folder: Path, text: 
     command: list[object] = ["score", tiny_folder, text, "--batch-tokens", 16, "--out"]
     whole = run(*command, folder)
     interrupted(tiny(), half, 2, **OPTIONS)
-    lines = mounted_read_only(
-        folder.parent, [*command, folder], [*command, half], [*command, folder.parent / "new"]
-    )
+    lines = mounted_read_only(folder.parent, [*command, folder], [*command, half], [*command, folder.parent / "new"])
     assert [line for line in lines if line.startswith("status")] == [f"status {code}" for code in (0, 2, 2)], lines
     assert whole.out.splitlines() == lines[: len(whole.out.splitlines())]
     assert f"cynosure: {folder.parent / 'new'}: read-only file system" in lines
@@ -318,6 +315,14 @@ def test_a_file_is_written_beside_without_following_links(tmp_path: Path, monkey
     path.chmod(0o600)
     write_whole(path, b"again")
     assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"again", 0o600)
+
+
+def test_what_is_remembered_is_not_written_through_links(tmp_path: Path) -> None:
+    target, kept = tmp_path / "target", tmp_path / "gemm.json"
+    target.write_text("mine")
+    (tmp_path / f"gemm.json.{os.getpid()}.partial").symlink_to(target)
+    remember(kept, "float32", {"torch": 1.0})
+    assert (json.loads(kept.read_text()), target.read_text()) == ({"float32": {"torch": 1.0}}, "mine")
 
 
 def test_what_is_no_file_is_written_to(tmp_path: Path) -> None:

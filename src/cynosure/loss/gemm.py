@@ -237,7 +237,9 @@ def remember(path: Path, key: str, rates: dict[str, float]) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps({**remembered(path), key: rates}, indent=1), encoding="utf-8")
+        partial.unlink(missing_ok=True)  # of a process that was killed, or a link that is not to be followed
+        with partial.open("x", encoding="utf-8") as file:
+            file.write(json.dumps({**remembered(path), key: rates}, indent=1))
         partial.replace(path)
     except OSError:
         return
