@@ -16,10 +16,10 @@ import pytest
 
 from cynosure import measure
 from cynosure.loss.gemm import remember
-from cynosure.measure import open_run, score
+from cynosure.measure import Corpus, open_run, score, score_all
 from cynosure.measure.folder import LOCK, locked, write_whole
 from cynosure.measure.store import check_own, remove_run
-from cynosure.models import LanguageModel
+from cynosure.models import LanguageModel, split
 from tests.lm.conftest import tiny
 from tests.lm.test_bad_input import Run, refused
 from tests.lm.test_cli import run as run
@@ -92,6 +92,8 @@ def test_runs_of_all_protocols_are_in_folders_of_their_own(run: Run, tiny_folder
     before = state(out)
     refused(run(*command), f"{out}/sliding/manifest.json is not JSON", "restore it from a copy")
     refused(run("score", tiny_folder, text, "--out", out), f"{out} is no run: it holds blocks")
+    with pytest.raises(ValueError, match=r"holds text\.txt, which is no run of a protocol: give another --out"):
+        score_all(split(tiny()), Corpus(FEW, {}), window=16, out=text.parent)
     assert state(out) == before
 
 
