@@ -81,6 +81,7 @@ def score(
         corpus = corpus._replace(documents=list(corpus.documents))  # standard input cannot be read again
     common.settings.kept_in = out
     if out is not None:
+        (measure.check_all_own if protocol == "all" else measure.check_own)(out)
         out.mkdir(parents=True, exist_ok=True)
     loaded = models.load(model, dtype=dtype, device=device, tokenizer=tokenizer, revision=revision)
     split = models.split(loaded, compile=compile)

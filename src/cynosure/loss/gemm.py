@@ -18,6 +18,7 @@ from torch import Tensor
 from cynosure.loss.machine import cache_directory, cpu_name
 from cynosure.loss.native.library import Product, call, library
 from cynosure.loss.openblas import find_openblas
+from cynosure.system.folders import write_whole
 
 RIVALS = {torch.float32: "openblas", torch.bfloat16: "native"}  # of torch
 PROVIDERS = ("torch", *RIVALS.values())
@@ -245,14 +246,6 @@ def remember(key: str, rates: dict[str, float]) -> None:
     try:
         path = cache_directory() / KEPT
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{KEPT}.{os.getpid()}.partial")
-        try:
-            with partial.open("w", encoding="utf-8") as file:
-                json.dump({**remembered(), key: rates}, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole(path, json.dumps({**remembered(), key: rates}, indent=1).encode())
     except OSError:
         return

@@ -10,7 +10,7 @@ import torch
 from cynosure import __version__
 from cynosure.loss.gemm import providers
 from cynosure.measure import Corpus
-from cynosure.measure.store import difference
+from cynosure.measure.manifest import difference
 from cynosure.models import LanguageModel, Patch, check_apart, load
 from cynosure.models.load import find_device, from_pretrained, locate
 from cynosure.text import Division, Packed

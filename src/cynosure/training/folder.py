@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cynosure.measure.store import locked, write_whole
+from cynosure.system.folders import check_is_folder, first_foreign, locked, write_whole
 
 MANIFEST = "train.json"
 METRICS, VALIDATION, SAMPLES = "metrics.jsonl", "validation.jsonl", "samples.jsonl"
@@ -18,6 +18,7 @@ LINES = (METRICS, VALIDATION, SAMPLES)
 DATA, CHECKPOINTS, VALIDATIONS, SCORES, MODEL = "data", "checkpoints", "validation", "scores", "model"
 PARTIAL = ".partial"  # what is being written
 TOKENS = "ids.int32"  # in DATA, and in no folder of that name but a run's
+LEFTOVER = re.compile(r"train\.json\.[0-9a-f]+\.partial")  # of `write_whole`
 STEP = re.compile(r"step-(\d{6,})")
 KEPT = 2  # last checkpoints, beside the best
 # Of a checkpoint, what no user of its model needs.
@@ -54,25 +55,34 @@ class RunFolder:
         """ValueError where the folder holds anything that beginning a run would mix with."""
         if self.exists:
             raise ValueError(f"{self.path} holds another run: --resume goes on with that, or give another --out")
-        names = sorted(path.name for path in self.path.iterdir())
-        begun = [path.name for path in self.begun]
-        if other := next((name for name in names if name not in begun and not name.startswith(".")), None):
-            raise ValueError(f"{self.path} holds {other} and no training run: give another --out")
+        self.check_own()
+
+    def check_own(self) -> None:
+        """ValueError where the path is neither the folder of a training run, nor an empty one, nor free.
+
+        Beside a manifest any file may stand. Without one, any other file makes the folder someone else's, hidden ones
+        too, except those of `SYSTEM_FILES` and what a run that never began has left.
+        """
+        check_is_folder(self.path)
+        if self.exists:
+            self.manifest  # noqa: B018  (raises for what is not a run's)
+        elif self.path.is_dir():
+            begun = [path.name for path in self.begun]
+            if other := first_foreign(self.path, lambda name: name in begun or bool(LEFTOVER.fullmatch(name))):
+                raise ValueError(f"{self.path} holds {other} and no training run: give another --out")
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """The folder for this process alone, as `locked` says; ValueError where it is a file."""
-        if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"{self.path} is a file: give a folder as --out")
-        with locked(self.path, "training in"):
-            yield
+    def locked(self) -> Iterator[bool]:
+        """Keep the folder for this process alone, as `cynosure.system.folders.locked` does."""
+        with locked(self.path, "training in", self.check_own) as writable:
+            yield writable
 
     @property
     def begun(self) -> list[Path]:
         """All that a run can have left which was stopped before its manifest; never a folder of another's."""
-        data = self / DATA
-        ours = data.is_dir() and ((data / TOKENS).exists() or not any(data.iterdir()))
-        return [self / PARTIAL, *([data] if ours else [])]
+        partial, data = self / PARTIAL, self / DATA
+        inside = is_folder(partial) and all(path.name == DATA and is_data(path) for path in partial.iterdir())
+        return [*([partial] if inside else []), *([data] if is_data(data) else [])]
 
     def clear_begun(self) -> None:
         """Remove what a run that never began has left."""
@@ -149,6 +159,16 @@ class RunFolder:
         shutil.rmtree(self / name, ignore_errors=True)
         made.rename(self / name)
         shutil.rmtree(self / PARTIAL, ignore_errors=True)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder at a path, and not a link to one."""
+    return path.is_dir() and not path.is_symlink()
+
+
+def is_data(path: Path) -> bool:
+    """Whether a folder holds the tokens of a run, or nothing yet."""
+    return is_folder(path) and ((path / TOKENS).exists() or not any(path.iterdir()))
 
 
 def line_of(values: dict[str, Any]) -> str:

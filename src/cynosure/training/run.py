@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from cynosure.loss.gemm import settle
-from cynosure.measure import Corpus, Scores
+from cynosure.measure import Corpus, Scores, open_run
 from cynosure.measure.run import as_documents
 from cynosure.measure.workers import PATIENCE, Workers
 from cynosure.models import load
 from cynosure.models.gguf import calm_transformers
 from cynosure.models.load import find_device
 from cynosure.text import Document, Packed
-from cynosure.training.begin import begin
+from cynosure.training.begin import begin, check_same
 from cynosure.training.curves import draw_curves
 from cynosure.training.data import Data, Facts, shortened, token_widths
 from cynosure.training.folder import DATA, MODEL, SCORES, RunFolder
@@ -76,13 +76,31 @@ def train(
     known = TrainSettings.of_json(folder.manifest["settings"]) if resume and folder.exists else settings
     check_reporters(report_to)
     workers = new_workers((known or TrainSettings()).device)
-    with folder.locked() if workers.leads else nullcontext():
+    with folder.locked() if workers.leads else nullcontext(False) as writable:
+        if resume and not workers.told(writable):
+            return find(folder, as_corpus(texts), as_corpus(valid), settings)
         if workers.leads:
             begin(folder, as_corpus(texts), as_corpus(valid), settings, resume, watcher, workers.count)
         workers.meet()
         run = Run(folder, watcher, workers, report_to)
         run.train()
         return run.finish()
+
+
+def find(folder: RunFolder, texts: Corpus, valid: Corpus, settings: TrainSettings | None) -> Trained:
+    """The finished run in a folder that cannot be written. ValueError where it is unfinished or another is meant."""
+    manifest, steps = folder.manifest, folder.checkpoints
+    check_same(folder, manifest, texts, valid, settings)
+    plan, facts = Plan(**manifest["plan"]), Facts(**manifest["facts"])
+    try:
+        if plan.steps not in steps or not (folder / MODEL).is_dir():
+            raise FileNotFoundError(folder / MODEL)
+        scores = open_run(folder / SCORES) if facts.valid_documents else None
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(
+            f"{folder.path} is unfinished and cannot be written: copy it to a folder that can, and go on there"
+        ) from error
+    return Trained(folder.path, plan, manifest["parameters"], folder.best_step, scores, facts.unigram_bits_per_byte)
 
 
 def as_corpus(texts: Texts) -> Corpus:
