@@ -1,5 +1,6 @@
 """Small training runs, and processes that die in the middle of them."""
 
+import contextlib
 import multiprocessing
 import os
 import random
@@ -43,6 +44,33 @@ def timeless(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics without what the clock makes of them."""
     lines = RunFolder(folder).lines("metrics.jsonl")
     return [{name: value for name, value in line.items() if name not in CLOCK} for line in lines]
+
+
+class Stopping(Watcher):
+    """Ends a training in this process after a step, as an interruption does."""
+
+    def __init__(self, step: int) -> None:
+        self.at = step
+
+    def step(self, figures: dict[str, Any]) -> None:
+        if figures["step"] == self.at:
+            raise KeyboardInterrupt
+
+
+def stopped_at(step: int, out: Path, **options: Any) -> None:
+    """A run that was interrupted after a step."""
+    with contextlib.suppress(KeyboardInterrupt):
+        run(out, Stopping(step), **options)
+
+
+class Noting(Watcher):
+    """Keeps what a user would be told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
 
 class Dying(Watcher):

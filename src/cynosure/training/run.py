@@ -1,8 +1,9 @@
 """A training run from texts to a model: begun or gone on with, watched, validated, and left whole at any moment."""
 
 import os
-from collections.abc import Iterable
-from contextlib import nullcontext
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ from cynosure.training.settings import Plan, TrainSettings, shared_anew
 from cynosure.training.watch import Figures, Watcher, named
 
 Texts = Corpus | Iterable[str | Path | Document]
+
+
+LOST = re.compile(r"\bgloo\b|NCCL|Connection (reset|closed|refused)")  # what PyTorch says where a process is gone
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,20 @@ def asked_to_shard() -> bool:
     return os.environ.pop("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
 
 
+@contextmanager
+def among_the_living() -> Iterator[None]:
+    """ConnectionError, in one sentence, where training stops because another process has ended."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not LOST.search(str(error)):
+            raise
+        raise ConnectionError(
+            "another process of this run has ended: what it said tells why; the same command with --resume goes on "
+            "from the last checkpoint"
+        ) from error
+
+
 class Run:
     """A run whose folder is ready, in one of its processes."""
 
@@ -191,7 +209,7 @@ class Run:
         last = max(folder.checkpoints, default=None)
         if last is not None:
             check_state(folder.checkpoint(last), last)
-        with calm_transformers():
+        with calm_transformers(), among_the_living():
             training.train(resume_from_checkpoint=None if last is None else str(folder.checkpoint(last)))
 
     def validator(self, model: Any) -> Any:
