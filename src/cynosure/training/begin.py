@@ -14,7 +14,7 @@ from cynosure.measure.store import difference
 from cynosure.models import LanguageModel, Patch, check_apart, load
 from cynosure.models.load import find_device, from_pretrained, locate
 from cynosure.text import Division, Packed
-from cynosure.training.data import Data, make_vocabulary, write_data
+from cynosure.training.data import TOKENS, Data, make_vocabulary, write_data
 from cynosure.training.folder import DATA, RunFolder, first_sound
 from cynosure.training.integrity import check_files, digests_of, weights_digest
 from cynosure.training.manifest import DATA_DIGESTS, KEPT
@@ -157,10 +157,12 @@ def check_tokens(data: Data, model: Any) -> None:
     """ValueError for tokens that the model has no embedding of."""
     ids = data.tokenised().ids
     n_known = model.get_input_embeddings().weight.shape[0]
-    if len(ids) and int(ids.max()) >= n_known:
-        raise ValueError(
-            f"the tokenizer gives token {int(ids.max())}, and the model knows {n_known:,}: they do not fit"
-        )
+    for token in (int(ids.min()), int(ids.max())) if len(ids) else ():
+        if not 0 <= token < n_known:
+            raise ValueError(
+                f"{data.folder / TOKENS} holds token {token}, and the model has {n_known:,}: tokenizer and model "
+                "do not fit each other"
+            )
 
 
 def environment() -> Figures:

@@ -253,10 +253,11 @@ class Training(Trainer):
         """Trainer's own would go on without the random numbers of a checkpoint that has none."""
         if checkpoint is None:
             return
-        place, files = Path(checkpoint), "rng_state*.pth"
-        with reading(place / files, way_out_of(place)):
-            if not any(place.glob(files)):
-                raise FileNotFoundError("there is none")
+        number = f"_{self.args.process_index}" if self.args.world_size > 1 else ""
+        path = Path(checkpoint) / f"rng_state{number}.pth"
+        with reading(path, way_out_of(path.parent)):
+            if not any(path.parent.glob("rng_state*.pth")):  # another number of processes has others
+                raise FileNotFoundError("it is missing")
             super()._load_rng_state(checkpoint)
 
     def _get_output_dir(self, trial: Any) -> str:

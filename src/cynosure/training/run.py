@@ -18,7 +18,7 @@ from cynosure.models import load
 from cynosure.models.gguf import calm_transformers
 from cynosure.models.load import find_device
 from cynosure.text import Document, Packed
-from cynosure.training.begin import begin, environment
+from cynosure.training.begin import begin, check_tokens, environment
 from cynosure.training.curves import draw_curves
 from cynosure.training.data import Data, Facts, shortened, token_widths
 from cynosure.training.folder import DATA, MODEL, SCORES, RunFolder, first_sound
@@ -190,6 +190,7 @@ class Run:
 
         plan, folder, settings = self.plan, self.folder, self.settings
         model = self.model()
+        check_tokens(self.data, model)
         if settings.fsdp and self.workers.count > 1:
             from cynosure.training.sharding import shard
 
