@@ -1,5 +1,6 @@
 """A run with damage in any of its files goes on to the same weights from an earlier checkpoint, or is refused."""
 
+import errno
 import os
 import random
 import shutil
@@ -7,13 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from cynosure.measure import Corpus
+from cynosure.measure.workers import Workers
+from cynosure.training import folder
 from cynosure.training.begin import begin
 from cynosure.training.folder import RunFolder
-from tests.lm.test_bad_input import Run, refused
+from cynosure.training.run import Run
+from tests.lm.test_bad_input import Run as Command
+from tests.lm.test_bad_input import refused
 from tests.lm.test_cli import run as run
-from tests.training.runs import Noting, stopped_at
+from tests.training.runs import Noting, stopped_at, timeless
 from tests.training.runs import run as trained
 from tests.training.test_resume import assert_same
 
@@ -92,22 +98,22 @@ def copied(stopped: Path, tmp_path: Path) -> Path:
 
 def resumed(out: Path) -> tuple[list[str], int]:
     """What is said when a run is about to go on, and the step that it goes on from; ValueError where it does not."""
-    folder, watcher = RunFolder(out), Noting()
-    begin(folder, Corpus([], {}), Corpus([], {}), None, True, watcher, 1)
-    return watcher.notes, max(folder.checkpoints, default=0)
+    found, watcher = RunFolder(out), Noting()
+    begin(found, Corpus([], {}), Corpus([], {}), None, True, watcher, 1)
+    return watcher.notes, max(found.checkpoints, default=0)
 
 
 def assert_begins_the_same(out: Path, stopped: Path, step: int) -> None:
     """All that the rest of a training depends on is what it was when the sound run had made its checkpoint."""
-    folder, sound = RunFolder(out), RunFolder(stopped)
-    place = folder.checkpoint(step).relative_to(out)
+    found, sound = RunFolder(out), RunFolder(stopped)
+    place = found.checkpoint(step).relative_to(out)
     for path in [*(stopped / "data").rglob("*"), *(stopped / place).rglob("*")]:
         if path.is_file():
             assert (out / path.relative_to(stopped)).read_bytes() == path.read_bytes()
     for name in LINES:
-        assert folder.lines(name) == [line for line in sound.lines(name) if line["step"] <= step]
+        assert found.lines(name) == [line for line in sound.lines(name) if line["step"] <= step]
     for name in ("settings", "plan", "facts", "products", "dtype"):
-        assert folder.manifest[name] == sound.manifest[name]
+        assert found.manifest[name] == sound.manifest[name]
 
 
 def test_every_file_of_a_run_is_tried(stopped: Path) -> None:
@@ -140,7 +146,7 @@ def test_damage_goes_back_or_is_refused(stopped: Path, tmp_path: Path, name: str
         assert name.startswith(("train", "data/", *LINES)), (kind, message)
 
 
-def test_it_goes_on_to_the_same_weights(run: Run, whole: Path, copied: Path) -> None:
+def test_it_goes_on_to_the_same_weights(run: Command, whole: Path, copied: Path) -> None:
     """From the checkpoint before a damaged one, which is said and stays until it is made again."""
     path = copied / LAST / "optimizer.pt"
     DAMAGE["a bit"](path)
@@ -164,7 +170,61 @@ def test_a_lost_checkpoint_is_missed(linked: Path) -> None:
     assert resumed(linked) == ([], 3)
 
 
-def test_it_never_begins_again_by_itself(run: Run, copied: Path) -> None:
+@pytest.mark.parametrize("name", ["digests.json", "train.json"])
+def test_a_disk_that_fills_up_while_a_checkpoint_is_kept(
+    stopped: Path, linked: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """No checkpoint is lost, and the new one is none until it is written down."""
+    run, own = RunFolder(linked), folder.write_whole
+
+    def full(path: Path, data: bytes) -> None:
+        if path.name == name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        own(path, data)
+
+    made = linked / ".partial" / "checkpoint-9"
+    shutil.copytree(linked / LAST, made)
+    (made / "digests.json").unlink()
+    monkeypatch.setattr(folder, "write_whole", full)
+    with pytest.raises(OSError, match="No space left"):
+        run.keep(made, 9)
+    monkeypatch.undo()
+    assert set(run.checkpoints) == {3, 6}
+    assert resumed(linked) == ([], 6)
+    assert_begins_the_same(linked, stopped, 6)
+    shutil.copytree(stopped / LAST, made)
+    (made / "digests.json").unlink()
+    run.keep(made, 9)
+    assert set(run.checkpoints) == {6, 9}
+    run.check(9)
+
+
+def test_other_threads_go_on_to_rounding_which_is_said(whole: Path, copied: Path) -> None:
+    watcher, threads = Noting(), torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        trained(copied, watcher, resume=True)
+    finally:
+        torch.set_num_threads(threads)
+    said = f"the run goes on to rounding, not bit for bit: {threads + 1} threads instead of {threads}"
+    assert said in watcher.notes
+    for ours, theirs in zip(timeless(copied), timeless(whole), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-5)
+
+
+def test_another_torch_is_said(linked: Path) -> None:
+    found, watcher = RunFolder(linked), Noting()
+    manifest = found.manifest
+    Run(found, watcher, Workers(), ())
+    assert watcher.notes == []
+    found.put_manifest(manifest | {"environment": manifest["environment"] | {"torch": "2.6.0"}})
+    Run(found, watcher, Workers(), ())
+    (note,) = watcher.notes
+    assert note.startswith("the run goes on to rounding, not bit for bit: torch ")
+    assert note.endswith(" instead of 2.6.0")
+
+
+def test_it_never_begins_again_by_itself(run: Command, copied: Path) -> None:
     """Where there were checkpoints and none is sound; where there never was one, it begins at the first step."""
     before = (copied / "metrics.jsonl").read_bytes()
     shutil.rmtree(copied / LAST)
@@ -186,18 +246,18 @@ def test_a_run_without_a_checkpoint_begins_at_its_first_step(tmp_path: Path) -> 
 
 def test_the_best_model_is_a_sound_one(tmp_path: Path) -> None:
     """Of a run that was ruined at its end the best checkpoint is damaged: the best of the others is taken."""
-    folder, watcher = RunFolder(tmp_path / "run"), Noting()
+    found, watcher = RunFolder(tmp_path / "run"), Noting()
     ruin = {"learning_rate": 0.5, "schedule": "wsd", "warmup": 0.8, "spike": 100.0}
-    best = trained(folder.path, **ruin).best_step
+    best = trained(found.path, **ruin).best_step
     assert best is not None
-    assert best < max(folder.kept)
-    _, second, *_ = folder.best_first(folder.kept)
-    DAMAGE["a bit"](folder.checkpoint(best) / "model.safetensors")
-    assert trained(folder.path, watcher, resume=True, **ruin).best_step == second
-    place = folder.checkpoint(best) / "model.safetensors"
+    assert best < max(found.kept)
+    _, second, *_ = found.best_first(found.kept)
+    DAMAGE["a bit"](found.checkpoint(best) / "model.safetensors")
+    assert trained(found.path, watcher, resume=True, **ruin).best_step == second
+    place = found.checkpoint(best) / "model.safetensors"
     assert (
         f"{place} does not match its SHA-256: the model is that of step {second}, the best of the others"
         in watcher.notes
     )
-    taken = (folder.path / "model" / "model.safetensors").read_bytes()
-    assert taken == (folder.checkpoint(second) / "model.safetensors").read_bytes()
+    taken = (found.path / "model" / "model.safetensors").read_bytes()
+    assert taken == (found.checkpoint(second) / "model.safetensors").read_bytes()

@@ -213,8 +213,8 @@ def test_damage_that_shows_without_digests(stopped: Path, tmp_path: Path, loadin
             loading(out)
         assert str(path.parent if name == "config.json" else path) in str(refusal.value)
         assert "\n" not in str(refusal.value)
-        shutil.rmtree(path.parent)  # as the message says
-        loading(out)
+    shutil.rmtree(path.parent)  # as the message says
+    loading(out)
 
 
 @pytest.mark.parametrize("earlier", [False, True])
