@@ -1,6 +1,7 @@
 """Small training runs, and processes that die in the middle of them."""
 
 import contextlib
+import json
 import multiprocessing
 import os
 import random
@@ -14,7 +15,7 @@ import torch
 from cynosure import TrainSettings, Watcher, train
 from cynosure.text import Document
 from cynosure.training import Trained
-from cynosure.training.folder import RunFolder
+from cynosure.training.folder import DIGESTS, RunFolder
 
 WORDS = "the of and to in that it is was he for on with as his they at be this from have or by one had not but"
 CLOCK = ("seconds", "tokens_per_second")  # the only figures of a step that another run of it need not repeat
@@ -38,6 +39,18 @@ def run(out: Path, watcher: Watcher | None = None, resume: bool = False, **optio
         warnings.simplefilter("ignore")  # Trainer's own
         settings = TrainSettings(**(SETTINGS | options))
         return train([] if resume else documents(), out, settings, watcher=watcher, resume=resume)
+
+
+def old(out: Path) -> RunFolder:
+    """The run as an earlier version would have left it."""
+    values = json.loads((out / "train.json").read_text())
+    for name in ("data_sha256", "checkpoints", "sha256", "init_sha256"):
+        del values[name]
+    (out / "train.json").unlink()  # which may be shared with another folder
+    (out / "train.json").write_text(json.dumps(values))
+    for path in out.rglob(DIGESTS):
+        path.unlink()
+    return RunFolder(out)
 
 
 def timeless(folder: Path) -> list[dict[str, Any]]:

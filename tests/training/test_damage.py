@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from cynosure.measure.workers import Workers
 from cynosure.training import folder
 from cynosure.training.begin import begin
 from cynosure.training.folder import RunFolder
+from cynosure.training.integrity import Damaged
 from cynosure.training.run import Run
 from tests.lm.test_bad_input import Run as Command
 from tests.lm.test_bad_input import refused
@@ -168,6 +170,20 @@ def test_a_lost_checkpoint_is_missed(linked: Path) -> None:
     shutil.rmtree(linked / LAST)
     assert resumed(linked) == ([f"{linked / LAST} is missing: going back to the checkpoint of step 3"], 3)
     assert resumed(linked) == ([], 3)
+
+
+@pytest.mark.parametrize("place", [LAST, "data/tokenizer"])
+def test_a_file_of_somebody_elses_is_not_read(linked: Path, place: str) -> None:
+    """Which transformers might take for one of the run's; hidden files are the system's."""
+    (linked / place / ".DS_Store").touch()
+    assert resumed(linked) == ([], 6)
+    (linked / place / "added_tokens.json").write_text("{}")
+    what = f"{linked / place / 'added_tokens.json'} was not written by this run"
+    if place == LAST:
+        assert resumed(linked) == ([f"{what}: going back to the checkpoint of step 3"], 3)
+    else:
+        with pytest.raises(Damaged, match=re.escape(what)):
+            resumed(linked)
 
 
 @pytest.mark.parametrize("name", ["digests.json", "train.json"])

@@ -15,7 +15,7 @@ from cynosure.training import loop
 from cynosure.training.folder import DIGESTS, RunFolder
 from cynosure.training.integrity import Damaged, digest_of, digests_of
 from cynosure.training.sharding import load_optimizer, tensors_alone
-from tests.training.runs import N_STEPS, Noting, run
+from tests.training.runs import N_STEPS, Noting, old, run
 from tests.training.test_damage import assert_same, resumed
 from tests.training.test_damage import copied as copied
 from tests.training.test_damage import stopped as stopped
@@ -47,18 +47,6 @@ def forged(out: Path) -> RunFolder:
     changes = {"data_sha256": digests_of(out / "data"), "checkpoints": {str(STEP): digest_of(place / DIGESTS)}}
     folder.put_manifest(folder.manifest | changes)
     return folder
-
-
-def old(out: Path) -> RunFolder:
-    """The run as an earlier version would have left it."""
-    values = json.loads((out / "train.json").read_text())
-    for name in ("data_sha256", "checkpoints", "sha256", "init_sha256"):
-        del values[name]
-    (out / "train.json").unlink()
-    (out / "train.json").write_text(json.dumps(values))
-    for path in out.rglob(DIGESTS):
-        path.unlink()
-    return RunFolder(out)
 
 
 def test_bombs_are_known_to_go_off(tmp_path: Path) -> None:
@@ -215,6 +203,13 @@ def test_damage_that_shows_without_digests(stopped: Path, tmp_path: Path, loadin
         assert "\n" not in str(refusal.value)
     shutil.rmtree(path.parent)  # as the message says
     loading(out)
+
+
+def test_the_state_of_another_step(stopped: Path) -> None:
+    place = RunFolder(stopped).checkpoint(STEP)
+    loop.check_state(place, STEP)
+    with pytest.raises(Damaged, match=r"trainer_state.json cannot be read: it is of step 6; remove .*step-000006, and"):
+        loop.check_state(place, STEP + 3)
 
 
 @pytest.mark.parametrize("earlier", [False, True])

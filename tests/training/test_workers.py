@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from cynosure.training import Diverged
 from cynosure.training.folder import RunFolder
+from cynosure.training.run import among_the_living
 from tests.training.fellows import DEATH, Notes
 from tests.training.runs import run, stopped_at, timeless
 from tests.training.test_resume import assert_same
@@ -45,6 +47,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_goes_on_after_one_of_two_processes_was_killed(runs: Path) -> None:
     assert_same(runs / "whole", runs / "killed")
     assert not list((runs / "killed").glob("*.partial"))
+
+
+def test_the_others_say_why_they_end() -> None:
+    gloo = RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error: Connection reset by peer")
+    with pytest.raises(ConnectionError, match="another process of this run has ended: .* --resume"), among_the_living():
+        raise gloo
+    with pytest.raises(RuntimeError, match="shapes"), among_the_living():
+        raise RuntimeError("shapes do not match")
+    with pytest.raises(Diverged), among_the_living():
+        raise Diverged("training left its course")
 
 
 def test_other_processes_go_on_to_rounding_which_is_said(runs: Path, tmp_path: Path) -> None:
