@@ -59,23 +59,6 @@ def timeless(folder: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if name not in CLOCK} for line in lines]
 
 
-class Stopping(Watcher):
-    """Ends a training in this process after a step, as an interruption does."""
-
-    def __init__(self, step: int) -> None:
-        self.at = step
-
-    def step(self, figures: dict[str, Any]) -> None:
-        if figures["step"] == self.at:
-            raise KeyboardInterrupt
-
-
-def stopped_at(step: int, out: Path, **options: Any) -> None:
-    """A run that was interrupted after a step."""
-    with contextlib.suppress(KeyboardInterrupt):
-        run(out, Stopping(step), **options)
-
-
 class Noting(Watcher):
     """Keeps what a user would be told."""
 
@@ -84,6 +67,26 @@ class Noting(Watcher):
 
     def note(self, text: str) -> None:
         self.notes.append(text)
+
+
+class Stopping(Noting):
+    """Ends a training in this process after a step, as an interruption does."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.at = step
+
+    def step(self, figures: dict[str, Any]) -> None:
+        if figures["step"] == self.at:
+            raise KeyboardInterrupt
+
+
+def stopped_at(step: int, out: Path, **options: Any) -> list[str]:
+    """Let a run be interrupted after a step; what a user would have been told."""
+    watcher = Stopping(step)
+    with contextlib.suppress(KeyboardInterrupt):
+        run(out, watcher, **options)
+    return watcher.notes
 
 
 class Dying(Watcher):

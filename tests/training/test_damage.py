@@ -216,15 +216,14 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_kept(
 
 
 def test_other_threads_go_on_to_rounding_which_is_said(whole: Path, copied: Path) -> None:
-    watcher, threads = Noting(), torch.get_num_threads()
+    threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
     try:
-        trained(copied, watcher, resume=True)
+        notes = stopped_at(8, copied, resume=True)
     finally:
         torch.set_num_threads(threads)
-    said = f"the run goes on to rounding, not bit for bit: {threads + 1} threads instead of {threads}"
-    assert said in watcher.notes
-    for ours, theirs in zip(timeless(copied), timeless(whole), strict=True):
+    assert f"the run goes on to rounding, not bit for bit: {threads + 1} threads instead of {threads}" in notes
+    for ours, theirs in zip(timeless(copied), timeless(whole)[:8], strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-5)
 
 

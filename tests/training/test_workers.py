@@ -51,7 +51,10 @@ def test_a_run_goes_on_after_one_of_two_processes_was_killed(runs: Path) -> None
 
 def test_the_others_say_why_they_end() -> None:
     gloo = RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error: Connection reset by peer")
-    with pytest.raises(ConnectionError, match="another process of this run has ended: .* --resume"), among_the_living():
+    with (
+        pytest.raises(ConnectionError, match=r"another process of this run has ended: .* --resume"),
+        among_the_living(),
+    ):
         raise gloo
     with pytest.raises(RuntimeError, match="shapes"), among_the_living():
         raise RuntimeError("shapes do not match")
