@@ -22,6 +22,7 @@ from cynosure.training.integrity import (
     digests_of,
     misfit,
     parse_lines,
+    reading,
 )
 from cynosure.training.manifest import KEPT, read_manifest, sealed
 
@@ -166,7 +167,8 @@ class RunFolder:
         if known is None:
             return {}
         check_file(path, known)
-        found: dict[str, Any] = json.loads(path.read_bytes())
+        with reading(path):
+            found: dict[str, Any] = json.loads(path.read_bytes())
         line = {"bytes": int, "sha256": str}
         wrong = misfit(found, DIGESTED) or misfit(found["lines"], dict.fromkeys(found["lines"], line))
         if wrong or not found["lines"].keys() <= LINES.keys():

@@ -28,8 +28,6 @@ from cynosure.training.settings import Plan, TrainSettings, shared_anew
 from cynosure.training.watch import Figures, Watcher, named
 
 Texts = Corpus | Iterable[str | Path | Document]
-
-
 LOST = re.compile(r"\bgloo\b|NCCL|Connection (reset|closed|refused)")  # what PyTorch says where a process is gone
 
 
@@ -72,7 +70,8 @@ def train(
     `curves.png`, and the best model in `model`.
 
     Raises ValueError or FileNotFoundError, before anything is written, for settings or texts that make no training,
-    and for a folder that holds anything else or that another process trains in; Diverged when the loss leaves its
+    and for a folder that holds anything else or that another process trains in, or a run whose files are damaged so
+    that it cannot go on; ConnectionError when another of the processes ends; Diverged when the loss leaves its
     course; OSError when there is no room.
     """
     folder, watcher = RunFolder(Path(out)), watcher or Watcher()
