@@ -14,8 +14,10 @@ from cynosure.measure.manifest import difference
 from cynosure.models import LanguageModel, Patch, check_apart, load
 from cynosure.models.load import find_device, from_pretrained, locate
 from cynosure.text import Division, Packed
-from cynosure.training.data import Data, make_vocabulary, write_data
-from cynosure.training.folder import DATA, MANIFEST, RunFolder
+from cynosure.training.data import TOKENS, Data, make_vocabulary, write_data
+from cynosure.training.folder import DATA, RunFolder, first_sound
+from cynosure.training.integrity import check_files, digests_of, weights_digest
+from cynosure.training.manifest import DATA_DIGESTS, KEPT
 from cynosure.training.presets import new_model
 from cynosure.training.settings import TrainSettings, make_plan
 from cynosure.training.watch import Figures, Watcher
@@ -29,10 +31,11 @@ def begin(
     if resume:
         manifest = folder.manifest
         check_same(folder, manifest, texts, valid, settings)
-        folder.rewind(max(folder.checkpoints, default=0))
+        go_back(folder, manifest, watcher)
         if manifest["plan"]["processes"] != processes:
             watcher.note(
-                f"{processes} processes go on with a run of {manifest['plan']['processes']}: the same to rounding"
+                f"the processes are {processes}, and were {manifest['plan']['processes']} when the run was begun: it "
+                "goes on to rounding, not bit for bit, and dropout draws other random numbers"
             )
     else:
         folder.check_free()
@@ -43,12 +46,30 @@ def begin(
             raise
 
 
+def go_back(folder: RunFolder, manifest: Figures, watcher: Watcher) -> None:
+    """Take a run back to its last sound checkpoint, or to the first step where it never kept one.
+
+    Raises Damaged where its data is not as it was written, or no checkpoint is.
+    """
+    if DATA_DIGESTS in manifest:
+        check_files(folder / DATA, manifest[DATA_DIGESTS])
+    kept = folder.kept
+    if DATA_DIGESTS not in manifest or None in kept.values():
+        watcher.note(
+            f"{folder.path} is of an earlier version that kept no digests: damage to its files may go unnoticed"
+        )
+    step, wrong = first_sound(folder, sorted(kept, reverse=True), folder.check) if kept else (0, [])
+    for what in wrong:
+        watcher.note(f"{what}: going back to the checkpoint of step {step:,}")
+    folder.rewind(step)
+
+
 def check_same(
     folder: RunFolder, manifest: Figures, texts: Corpus, valid: Corpus, settings: TrainSettings | None
 ) -> None:
     """ValueError where texts or settings that are given are not those of the run."""
     for field in fields(TrainSettings) if settings else ():
-        given, own = getattr(settings, field.name), manifest["settings"].get(field.name)
+        given, own = getattr(settings, field.name), manifest["settings"].get(field.name, field.default)
         if given not in (field.default, own):
             raise ValueError(
                 f"{folder.path} was begun with {field.name} {own}, not {given}: leave it out, it goes on so"
@@ -82,7 +103,7 @@ def begin_anew(folder: RunFolder, texts: Corpus, valid: Corpus, settings: TrainS
         most = started.max_positions if started else None
         plan = make_plan(settings, n_parameters, data.facts.train_tokens, most, processes, kind)
         Packed(data.tokenised(), plan.row_tokens, settings.seed)  # raises where there is not one row
-    folder.put(MANIFEST, {
+    folder.put_manifest({
         "cynosure": __version__,
         "settings": settings.to_json(),
         "plan": plan._asdict(),
@@ -94,6 +115,9 @@ def begin_anew(folder: RunFolder, texts: Corpus, valid: Corpus, settings: TrainS
         "device": find_device(settings.device).type,
         "dtype": chosen_dtype(settings),
         "environment": environment(),
+        DATA_DIGESTS: digests_of(folder / DATA),
+        "init_sha256": weights_digest(started.model) if started else None,
+        KEPT: {},
     })  # fmt: skip
 
 
@@ -133,10 +157,12 @@ def check_tokens(data: Data, model: Any) -> None:
     """ValueError for tokens that the model has no embedding of."""
     ids = data.tokenised().ids
     n_known = model.get_input_embeddings().weight.shape[0]
-    if len(ids) and int(ids.max()) >= n_known:
-        raise ValueError(
-            f"the tokenizer gives token {int(ids.max())}, and the model knows {n_known:,}: they do not fit"
-        )
+    for token in (int(ids.min()), int(ids.max())) if len(ids) else ():
+        if not 0 <= token < n_known:
+            raise ValueError(
+                f"{data.folder / TOKENS} holds token {token}, and the model has {n_known:,}: tokenizer and model "
+                "do not fit each other"
+            )
 
 
 def environment() -> Figures:
