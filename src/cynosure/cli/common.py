@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -50,6 +51,17 @@ Limit = Annotated[int | None, typer.Option(help="Read the first documents only, 
 Errors = Annotated[Literal["strict", "replace"], typer.Option(help="What is done about text that is not UTF-8.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the hub.")]
 
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code", help="Run the Python code that comes with the model or tokenizer. Read it first."
+    ),
+]
+AllowUnusedWeights = Annotated[
+    bool,
+    typer.Option("--allow-unused-weights", help="Load a model though its config.json leaves some weights unused."),
+]
+
 
 def leads() -> bool:
     """Whether this process is the one that speaks, of those that torchrun may have started."""
@@ -69,6 +81,12 @@ def show_notes(quiet: bool) -> None:
     logger.handlers[0].setFormatter(logging.Formatter("cynosure: %(message)s"))
     logger.setLevel(logging.INFO)
     logger.propagate = False
+
+
+def tell(notes: Iterable[str], quiet: bool) -> None:
+    """What a reader of the figures must know, each once, on stderr."""
+    for note in () if quiet else dict.fromkeys(notes):
+        print(f"cynosure: note: {note}", file=sys.stderr)
 
 
 def stdout() -> "Console":

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cynosure.models.load import load_tokenizer
 from cynosure.text import Division, Document, Separators, Tokenised, document_ids, spell, train_tokenizer
 from cynosure.text.tokens import Ints
 from cynosure.training.folder import TOKENS
@@ -50,10 +51,8 @@ class Data(NamedTuple):
         with (self.folder / VALID).open(encoding="utf-8") as file:
             return [Document(**json.loads(line)) for line in file]
 
-    def tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(self.folder / TOKENIZER)
+    def tokenizer(self, trust_remote_code: bool = False) -> Any:
+        return load_tokenizer(self.folder / TOKENIZER, None, trust_remote_code)[0]
 
 
 def write_data(folder: Path, division: Division, tokenizer: Any) -> Data:

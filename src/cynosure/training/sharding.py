@@ -52,7 +52,9 @@ def whole(model: Any) -> Any:
     weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
     config = copy.deepcopy(model.config)
     del config.distributed_config
-    found = type(model).from_pretrained(None, config=config, state_dict=weights, dtype=torch.float32)
+    found = type(model).from_pretrained(
+        None, config=config, state_dict=weights, dtype=torch.float32, trust_remote_code=False
+    )
     found.generation_config = model.generation_config
     return found.to(model.device).eval()
 
@@ -62,7 +64,8 @@ def load_weights(model: Any, checkpoint: Path) -> None:
 
     By transformers' own loading: what is saved may be named and cut otherwise than what is trained, as experts are.
     """
-    weights = load(str(checkpoint), dtype="float32", device="cpu").model.state_dict()
+    own = type(model).__module__.startswith("transformers_modules.")  # code that was trusted when the model was loaded
+    weights = load(str(checkpoint), dtype="float32", device="cpu", trust_remote_code=own).model.state_dict()
     if is_sharded(model):
         set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True))
     else:
