@@ -18,7 +18,7 @@ from cynosure.loss.machine import cache_directory
 from cynosure.models.cache import flush, is_whole, remove, seal, sha256, usable
 from cynosure.models.pretrained import is_panic, quiet_panic, reason_of
 from cynosure.models.soundness import Checkpoint
-from cynosure.models.weights import check_found
+from cynosure.models.weights import LAYER, check_found
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +138,8 @@ def convert(file: GgufFile, key: str, folder: Path) -> None:
                 raise
             raise ValueError(f"transformers cannot read {file.name}: {reason_of(error)}") from error
         model, found = loaded
-        left_out = check_found(found, model, Checkpoint({}, 0), file.name, allow_unused_weights=False)
+        found["unexpected_keys"] |= beyond(metadata["tensors"], model.config)  # which transformers passes over
+        left_out = check_found(found, model, Checkpoint({}, 0), file.name, allow_unused_weights=None)
         split_digits(tokenizer, metadata)
         write_model(model, tokenizer, folder)
     whole.unlink()
@@ -175,12 +176,20 @@ def joined(file: GgufFile, folder: Path) -> Path:
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """The metadata that transformers leaves unread: the file type and the tokenizer's family."""
+    """What transformers leaves unread: the file type, the tokenizer's family, and the names of all tensors."""
     from gguf import GGUFReader
 
-    fields = GGUFReader(path).fields
+    reader = GGUFReader(path)
+    fields = reader.fields
     wanted = ("general.file_type", "tokenizer.ggml.model", "tokenizer.ggml.pre")
-    return {name: fields[name].contents() for name in wanted if name in fields}
+    found = {name: fields[name].contents() for name in wanted if name in fields}
+    return found | {"tensors": [str(tensor.name) for tensor in reader.tensors]}
+
+
+def beyond(names: list[str], config: Any) -> set[str]:
+    """The tensors of layers that a configuration does not count."""
+    n_layers = config.get_text_config().num_hidden_layers
+    return {name for name in names if (layer := LAYER.search(name)) and int(layer[1]) >= n_layers}
 
 
 def quantisation(metadata: dict[str, Any]) -> str:
@@ -216,19 +225,19 @@ def split_digits(tokenizer: Any, metadata: dict[str, Any]) -> None:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Without transformers' warnings and progress bars; one bar heeds no setting, so stderr is kept from it."""
-    with calm_transformers(), redirect_stderr(io.StringIO()):
+    """Without what transformers logs, and its progress bars; one bar heeds no setting, so stderr is kept from it."""
+    with calm_transformers(logging.CRITICAL), redirect_stderr(io.StringIO()):
         yield
 
 
 @contextmanager
-def calm_transformers() -> Iterator[None]:
+def calm_transformers(verbosity: int = logging.ERROR) -> Iterator[None]:
     """Without transformers' warnings and such of its progress bars as heed a setting."""
-    from transformers.utils import logging
+    from transformers.utils import logging as module
 
-    theirs: Any = logging
+    theirs: Any = module
     level, bars = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
-    theirs.set_verbosity_error()
+    theirs.set_verbosity(verbosity)
     theirs.disable_progress_bar()
     try:
         yield

@@ -10,7 +10,7 @@ import torch
 from cynosure.models.gguf import GgufFile, dequantised, quiet_transformers, read_notes
 from cynosure.models.packaged import PACKAGED, packaged_parts
 from cynosure.models.pretrained import from_pretrained, told
-from cynosure.models.remote_code import CONFIG, TOKENIZER_CONFIG, Origin, find_origin, keep_to_own
+from cynosure.models.remote_code import TOKENIZER_CONFIG, Origin, find_origin, keep_to_own, pinned
 from cynosure.models.soundness import check_size, check_values, find_checkpoint
 from cynosure.models.weights import check_found
 
@@ -77,11 +77,11 @@ def load(
         origin = find_origin(folder, revision, "model")
         model, notes = load_model(origin, name, DTYPES.get(dtype, "auto"), trust_remote_code, allow_unused_weights)
         source = find_tokenizer(tokenizer) if tokenizer else folder
-        words, code = load_tokenizer(source, None if tokenizer else origin.revision, trust_remote_code)
-    pins = {"model": origin.pinned(), "tokenizer": code} if trust_remote_code else {}
+        words = load_tokenizer(source, None if tokenizer else origin.revision, trust_remote_code)
+        code = find_code(name, tokenizer, origin.revision) if trust_remote_code else {}
     kept = read_notes(folder) if isinstance(folder, Path) else None
     notes = (*(kept.notes if kept else ()), *notes)
-    return LanguageModel(model.eval().to(place), words, shown, notes, {what: pin for what, pin in pins.items() if pin})
+    return LanguageModel(model.eval().to(place), words, shown, notes, code)
 
 
 def load_model(
@@ -128,30 +128,27 @@ def find_tokenizer(name: str) -> Path | str:
     return folder if name and folder.is_dir() else locate(name)[0]
 
 
-def load_tokenizer(source: Path | str, revision: str | None, trust_remote_code: bool) -> tuple[Any, str | None]:
-    """The tokenizer of a folder or hub id, and the pin of its code, None unless it has some that is trusted."""
+def load_tokenizer(source: Path | str, revision: str | None, trust_remote_code: bool) -> Any:
+    """The tokenizer of a folder or hub id."""
     from transformers import AutoTokenizer
 
     origin = find_origin(source, revision, "tokenizer", TOKENIZER_CONFIG)
-    described = [origin, find_origin(source, origin.revision, "tokenizer")] if trust_remote_code else []
-    for file in described:
-        file.check_code(True, known=False)
+    if trust_remote_code:
+        for file in (origin, find_origin(source, origin.revision, "tokenizer")):
+            file.check_code(True, known=False)
     try:
-        found = from_pretrained(
-            AutoTokenizer, source, origin.revision, "tokenizer", trust_remote_code=trust_remote_code
-        )
-    except ValueError:
-        origin.check_code(trust_remote_code, known=False)  # the reason, where it is code that was not run
+        return from_pretrained(AutoTokenizer, source, origin.revision, "tokenizer", trust_remote_code=trust_remote_code)
+    except ValueError as error:
+        if "trust_remote_code" in str(error.__cause__):
+            origin.check_code(trust_remote_code, known=False)
         raise
-    return found, next((pin for file in described if (pin := file.pinned())), None)
 
 
-def find_code(name: str, tokenizer_only: bool = False) -> dict[str, str]:
-    """The pins of the code that comes with a model, or with a tokenizer alone; as `LanguageModel.code` has them."""
-    source = find_tokenizer(name) if tokenizer_only else locate(name)[0]
-    files = {"tokenizer": TOKENIZER_CONFIG} if tokenizer_only else {"model": CONFIG, "tokenizer": TOKENIZER_CONFIG}
-    pins = {what: find_origin(source, None, what, file).pinned() for what, file in files.items()}
-    return {what: pin for what, pin in pins.items() if pin}
+def find_code(model: str | None, tokenizer: str | None, revision: str | None = None) -> dict[str, str]:
+    """The pins of the code that comes with a model, and with a tokenizer taken from elsewhere."""
+    model_pin = pinned(locate(model)[0], revision, "model") if model else None
+    tokenizer_pin = pinned(find_tokenizer(tokenizer), None, "tokenizer") if tokenizer else None
+    return {what: pin for what, pin in (("model", model_pin), ("tokenizer", tokenizer_pin)) if pin}
 
 
 def find_device(device: str) -> torch.device:

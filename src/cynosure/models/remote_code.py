@@ -23,16 +23,6 @@ class Origin(NamedTuple):
     revision: str | None
     values: dict[str, Any]  # empty where there is no such file
 
-    @property
-    def has_code(self) -> bool:
-        return bool(references(self.values))
-
-    def pinned(self) -> str | None:
-        """What the code is: the repository's commit, or a SHA-256 of the folder's Python files; None without code."""
-        if not self.has_code:
-            return None
-        return f"sha256:{code_sha256(self.source)}" if isinstance(self.source, Path) else f"commit:{self.revision}"
-
     def check_code(self, trust_remote_code: bool, known: bool) -> None:
         """ValueError for code that would have to run without being trusted, and for code of another repository.
 
@@ -74,6 +64,20 @@ def find_origin(source: Path | str, revision: str | None, what: str, name: str =
         return Origin(source, revision, {} if path is None else read_json(path))
 
 
+def pinned(source: Path | str, revision: str | None, what: str) -> str | None:
+    """What the code that comes with a model or tokenizer is: a repository's commit, or a SHA-256 of a folder's Python
+    files; None where there is none."""
+    described = [find_origin(source, revision, what, name) for name in (CONFIG, TOKENIZER_CONFIG)]
+    if not any(references(origin.values) for origin in described):
+        return None
+    if isinstance(source, Path):
+        return f"sha256:{code_sha256(source)}"
+    commit = next((found for _, found, _ in described if found and COMMIT.fullmatch(found)), None)
+    if commit is None:
+        raise ValueError(f"{source} has code, and its commit is not known: give --revision with a commit")
+    return f"commit:{commit}"
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object that a JSON file holds. ValueError for anything else, or for more than a model's description."""
     if (size := path.stat().st_size) > MOST_BYTES:
@@ -106,11 +110,12 @@ def code_sha256(folder: str | Path) -> str:
 
 
 def keep_to_own(config: Any, trust_remote_code: bool) -> None:
-    """Take from a configuration what would fetch and run kernels of the hub or, untrusted, code.
+    """Remove from a configuration what would fetch and run kernels of the hub or, untrusted, code.
 
     Which kernel computes attention changes the speed, not the model: the default one takes its place.
     """
     for part in parts(config):
+        part.return_dict = True  # else a forward returns tuples, which nothing here reads
         if getattr(part, "_attn_implementation", None) not in ATTENTION:
             part._attn_implementation = None
         if getattr(part, "_experts_implementation", None) not in EXPERTS:

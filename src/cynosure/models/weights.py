@@ -16,21 +16,23 @@ LEFT_OUT = {
     ),
     "multi-token prediction": re.compile(r"(^|\.)(mtp|nextn)\w*\."),
 }
-LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+WAY_OUT = "mend config.json, or give --allow-unused-weights"
+LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|blk)\.(\d+)\.")
 
 
 def check_found(
-    found: dict[str, Any], model: Any, checkpoint: Checkpoint, name: str, allow_unused_weights: bool
+    found: dict[str, Any], model: Any, checkpoint: Checkpoint, name: str, allow_unused_weights: bool | None
 ) -> tuple[str, ...]:
     """What a reader must know of how a model's weights fit it, from the loading info of transformers.
 
     Raises ValueError when weights are missing, in the place of which transformers puts random ones, when they are of
-    another shape, or when some are left unused that no part left out on purpose accounts for.
+    another shape, or when some are left unused that no part left out on purpose accounts for; these are allowed by
+    `allow_unused_weights`, which is None where nobody can be asked.
     """
     mismatched = sorted(found["mismatched_keys"])
     if mismatched:
         tensor, on_disk, asked = mismatched[0]
-        more = f" (and {len(mismatched) - 1} more tensors)" if len(mismatched) > 1 else ""
+        more = f" (so with {len(mismatched)} tensors)" if len(mismatched) > 1 else ""
         raise ValueError(
             f"{name} does not fit its config.json: {tensor} is {shape(on_disk)} on disk, and the configuration asks "
             f"for {shape(asked)}{more}. Take the config.json and the weights from one place"
@@ -45,8 +47,8 @@ def check_found(
     rest = [key for key in unused if key not in excused]
     if rest and not allow_unused_weights:
         raise ValueError(
-            f"{name} has weights that its config.json leaves unused: {counted(rest)}. The loss would be another "
-            f"model's: mend config.json, or give --allow-unused-weights"
+            f"{name} has weights that its configuration leaves unused: {counted(rest)}. The loss would be another "
+            f"model's: {'get a whole one' if allow_unused_weights is None else WAY_OUT}"
         )
     notes = [f"{name} has weights that are left unused: {counted(rest)}"] if rest else []
     ignored = [key for key in ignorable(model, checkpoint) if key not in excused]

@@ -84,8 +84,7 @@ def check_code(folder: RunFolder, manifest: Figures, consent: Consent) -> None:
 
 def code_of(settings: TrainSettings) -> dict[str, str]:
     """The pins of the code of the model or tokenizer that a run begins with."""
-    name = settings.init or settings.tokenizer
-    return find_code(name, tokenizer_only=settings.init is None) if name else {}
+    return find_code(settings.init, settings.tokenizer)
 
 
 def begin_anew(
@@ -157,7 +156,7 @@ def tokenizer_of(settings: TrainSettings, division: Division, started: LanguageM
         return started.tokenizer
     if settings.tokenizer is None:
         return make_vocabulary(division, settings.size, settings.vocab_size)
-    return load_tokenizer(find_tokenizer(settings.tokenizer), None, consent.trust_remote_code)[0]
+    return load_tokenizer(find_tokenizer(settings.tokenizer), None, consent.trust_remote_code)
 
 
 def check_tokens(data: Data, model: Any) -> None:

@@ -52,7 +52,7 @@ class Data(NamedTuple):
             return [Document(**json.loads(line)) for line in file]
 
     def tokenizer(self, trust_remote_code: bool = False) -> Any:
-        return load_tokenizer(self.folder / TOKENIZER, None, trust_remote_code)[0]
+        return load_tokenizer(self.folder / TOKENIZER, None, trust_remote_code)
 
 
 def write_data(folder: Path, division: Division, tokenizer: Any) -> Data:
