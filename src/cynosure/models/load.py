@@ -10,7 +10,7 @@ import torch
 from cynosure.models.gguf import GgufFile, dequantised, quiet_transformers, read_notes
 from cynosure.models.packaged import PACKAGED, packaged_parts
 from cynosure.models.pretrained import from_pretrained, told
-from cynosure.models.remote_code import TOKENIZER_CONFIG, Origin, find_origin, keep_to_own, pinned
+from cynosure.models.remote_code import GENERATION_CONFIG, TOKENIZER_CONFIG, Origin, find_origin, keep_to_own, pinned
 from cynosure.models.soundness import check_size, check_values, find_checkpoint
 from cynosure.models.weights import check_found
 
@@ -95,6 +95,7 @@ def load_model(
     checkpoint = find_checkpoint(origin)
     check_values(values, checkpoint, name)
     check_no_adapter(origin)
+    find_origin(source, revision, "model", GENERATION_CONFIG)  # whose damage transformers does not name
     config = from_pretrained(AutoConfig, source, revision, "model", trust_remote_code=trust_remote_code)
     own = trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     if not own and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:

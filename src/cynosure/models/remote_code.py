@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from cynosure.models.pretrained import told
 
-CONFIG, TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
+CONFIG, TOKENIZER_CONFIG, GENERATION_CONFIG = "config.json", "tokenizer_config.json", "generation_config.json"
 MOST_BYTES = 1 << 24  # of a JSON file; those of real models are far smaller
 COMMIT = re.compile(r"[0-9a-f]{40}")
 # Implementations that transformers and torch bring themselves; others are fetched from the hub and run.
@@ -84,7 +84,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path.name} has {size:,} bytes, more than {MOST_BYTES:,}")
     try:
         values = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path.name} is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path.name} is not a JSON object")
