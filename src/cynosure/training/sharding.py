@@ -64,8 +64,13 @@ def load_weights(model: Any, checkpoint: Path) -> None:
 
     By transformers' own loading: what is saved may be named and cut otherwise than what is trained, as experts are.
     """
-    own = type(model).__module__.startswith("transformers_modules.")  # code that was trusted when the model was loaded
-    weights = load(str(checkpoint), dtype="float32", device="cpu", trust_remote_code=own).model.state_dict()
+    kind: Any = type(model)
+    if kind.__module__.startswith(
+        "transformers_modules."
+    ):  # trusted when the model was loaded; the checkpoint's is not
+        weights = kind.from_pretrained(checkpoint, dtype=torch.float32, trust_remote_code=False).state_dict()
+    else:
+        weights = load(str(checkpoint), dtype="float32", device="cpu").model.state_dict()
     if is_sharded(model):
         set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True))
     else:
