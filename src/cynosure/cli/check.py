@@ -33,6 +33,8 @@ def check(
     device: common.Device = "auto",
     tokenizer: common.Tokenizer = None,
     revision: common.Revision = None,
+    trust_remote_code: common.TrustRemoteCode = False,
+    allow_unused_weights: common.AllowUnusedWeights = False,
     format: common.Format = "table",
     quiet: common.Quiet = False,
     debug: common.Debug = False,
@@ -50,7 +52,11 @@ def check(
     from cynosure.text import tokenize
 
     common.show_notes(quiet)
-    loaded = models.load(model, dtype="float32", device=device, tokenizer=tokenizer, revision=revision)
+    loaded = models.load(
+        model, dtype="float32", device=device, tokenizer=tokenizer, revision=revision,
+        trust_remote_code=trust_remote_code, allow_unused_weights=allow_unused_weights,
+    )  # fmt: skip
+    common.note(() if quiet else loaded.notes)
     ids = [token for part in (read(text), FILLER) for token in tokenize(loaded.tokenizer, part).ids.tolist()]
     audit = models.audit(loaded.model, [padded_batch(loaded.tokenizer, ids)], tokenizer=loaded.tokenizer)
     head = models.read_head(loaded.model)

@@ -51,6 +51,17 @@ Limit = Annotated[int | None, typer.Option(help="Read the first documents only, 
 Errors = Annotated[Literal["strict", "replace"], typer.Option(help="What is done about text that is not UTF-8.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the hub.")]
 
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code", help="Run the Python code that comes with the model or tokenizer. Read it first."
+    ),
+]
+AllowUnusedWeights = Annotated[
+    bool,
+    typer.Option("--allow-unused-weights", help="Load a model though its config.json leaves some weights unused."),
+]
+
 
 def leads() -> bool:
     """Whether this process is the one that speaks, of those that torchrun may have started."""

@@ -11,7 +11,10 @@ from cynosure.cli.progress import shown_progress
 if TYPE_CHECKING:
     from cynosure.measure import Comparison
 
-OF_MODELS = ("protocol", "window", "stride", "dtype", "device", "batch_tokens", "limit", "column", "errors")
+OF_MODELS = (
+    "protocol", "window", "stride", "dtype", "device", "batch_tokens", "limit", "column", "errors",
+    "trust_remote_code", "allow_unused_weights",
+)  # fmt: skip
 
 
 def compare(
@@ -56,6 +59,8 @@ def compare(
     errors: Annotated[
         Literal["strict", "replace"], typer.Option(help="What is done about text that is not UTF-8.")
     ] = "strict",
+    trust_remote_code: common.TrustRemoteCode = False,
+    allow_unused_weights: common.AllowUnusedWeights = False,
     format: common.Format = "table",
     quiet: common.Quiet = False,
     debug: common.Debug = False,
@@ -118,8 +123,9 @@ def of_models(names: tuple[str, str], texts: list[str], given: dict[str, Any], q
 
     sources = find_sources(texts)
     corpus = measure.Corpus.of_sources(sources, **{name: given.pop(name) for name in ("column", "errors", "limit")})
-    where = {name: given.pop(name) for name in ("dtype", "device")}
+    where = {name: given.pop(name) for name in ("dtype", "device", "trust_remote_code", "allow_unused_weights")}
     a, b = (models.split(models.load(name, **where)) for name in names)
+    common.note(() if quiet else (*a.notes, *b.notes))
     sizes = [source.n_bytes for source in sources if source.n_bytes is not None]
     total = sum(sizes) if len(sizes) == len(sources) and corpus.origin["limit"] is None else None
     with shown_progress(total, quiet) as progress:

@@ -24,6 +24,8 @@ def predict(
     device: common.Device = "auto",
     tokenizer: common.Tokenizer = None,
     revision: common.Revision = None,
+    trust_remote_code: common.TrustRemoteCode = False,
+    allow_unused_weights: common.AllowUnusedWeights = False,
     format: common.Format = "table",
     quiet: common.Quiet = False,
     debug: common.Debug = False,
@@ -35,7 +37,11 @@ def predict(
     from cynosure import measure, models
 
     common.show_notes(quiet)
-    loaded = models.load(model, dtype=dtype, device=device, tokenizer=tokenizer, revision=revision)
+    loaded = models.load(
+        model, dtype=dtype, device=device, tokenizer=tokenizer, revision=revision,
+        trust_remote_code=trust_remote_code, allow_unused_weights=allow_unused_weights,
+    )  # fmt: skip
+    common.note(() if quiet else loaded.notes)
     prediction = measure.predict(loaded, text, truth=truth, top=top)
     if format == "json":
         common.print_json(prediction.to_json())

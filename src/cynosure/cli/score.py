@@ -54,6 +54,8 @@ def score(
     column: common.Column = None,
     tokenizer: common.Tokenizer = None,
     revision: common.Revision = None,
+    trust_remote_code: common.TrustRemoteCode = False,
+    allow_unused_weights: common.AllowUnusedWeights = False,
     errors: common.Errors = "strict",
     format: common.Format = "table",
     quiet: common.Quiet = False,
@@ -83,7 +85,10 @@ def score(
     if out is not None:
         (measure.check_all_own if protocol == "all" else measure.check_own)(out)
         out.mkdir(parents=True, exist_ok=True)
-    loaded = models.load(model, dtype=dtype, device=device, tokenizer=tokenizer, revision=revision)
+    loaded = models.load(
+        model, dtype=dtype, device=device, tokenizer=tokenizer, revision=revision,
+        trust_remote_code=trust_remote_code, allow_unused_weights=allow_unused_weights,
+    )  # fmt: skip
     split = models.split(loaded, compile=compile)
     sizes = [source.n_bytes for source in sources if source.n_bytes is not None and not source.name.endswith(".gz")]
     total = sum(sizes) if len(sizes) == len(sources) and limit is None else None

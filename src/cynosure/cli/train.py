@@ -134,6 +134,8 @@ def train(
         list[str] | None,
         typer.Option(metavar="NAME", help="Reporters of Trainer: tensorboard, wandb, trackio. [default: none]"),
     ] = None,
+    trust_remote_code: common.TrustRemoteCode = False,
+    allow_unused_weights: common.AllowUnusedWeights = False,
     column: common.Column = None,
     limit: common.Limit = None,
     errors: common.Errors = "strict",
@@ -178,8 +180,9 @@ def train(
     try:
         with shown_training(quiet) as watcher:
             trained = run(
-                corpus, out, settings, valid=apart, resume=resume, watcher=watcher, report_to=tuple(report_to or ())
-            )
+                corpus, out, settings, valid=apart, resume=resume, watcher=watcher, report_to=tuple(report_to or ()),
+                trust_remote_code=trust_remote_code, allow_unused_weights=allow_unused_weights,
+            )  # fmt: skip
     except Diverged as error:
         common.complain(str(error))
         raise typer.Exit(1) from None

@@ -176,7 +176,7 @@ def make_cutting(
 def setting(scorer: Scorer) -> Setting:
     model, cutting = scorer.model, scorer.cutting
     twice = cutting.protocol == "rolling" and adds_bos(model.tokenizer)
-    notes = (BOS_TWICE,) if twice else ()
+    notes = (*model.notes, BOS_TWICE) if twice else model.notes
     return Setting(model.name, cutting.protocol, cutting.window, cutting.stride, model.dtype, model.device.type, notes)
 
 
@@ -279,7 +279,8 @@ class StoredRun(NamedTuple):
                 "dtype": model.dtype,
                 "weights_sha256": model.weights_sha256(),
                 "tokenizer_sha256": model.tokenizer_sha256(),
-            },
+            }
+            | ({"code": model.code} if model.code else {}),
             "setting": setting(self.scorer).to_json(),
             "cutting": cutting._asdict(),
             "corpus": self.corpus.origin,

@@ -50,6 +50,19 @@ def begins_character(data: bytes) -> NDArray[np.bool_]:
     return begins
 
 
+def call(tokenizer: Any, text: str, **options: Any) -> Any:
+    """What a tokenizer's own call returns. ValueError where it fails, or where its Rust library panics."""
+    try:
+        return tokenizer(text, **options)
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # which pyo3 does not export
+            raise
+        reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+        shown = text if len(text) <= 40 else f"{text[:40]}..."
+        name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
+        raise ValueError(f"the tokenizer of {name} cannot read {shown!r}: {reason}") from error
+
+
 def prefix_token(tokenizer: Any) -> int | None:
     """The token that stands before a document so that its first token can be scored: BOS, else EOS, else none."""
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -59,7 +72,7 @@ def prefix_token(tokenizer: Any) -> int | None:
 
 def adds_bos(tokenizer: Any) -> bool:
     """Whether the tokenizer's own call puts BOS before a text."""
-    ids = tokenizer("a").input_ids
+    ids = call(tokenizer, "a").input_ids
     return bool(ids) and tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
 
 
@@ -106,7 +119,7 @@ class Own(NamedTuple):
 
 def encode(tokenizer: Any, text: str, special: bool) -> tuple[list[int], Own, list[int]]:
     """The ids that a tokenizer puts before a text, the text's own tokens, and the ids put after them."""
-    encoded = tokenizer(text, add_special_tokens=special, verbose=False)
+    encoded = call(tokenizer, text, add_special_tokens=special, verbose=False)
     encoding = encoded.encodings[0] if tokenizer.is_fast else None
     ids: list[int] = list(encoded.input_ids)
     start, stop = 0, len(ids)
@@ -114,7 +127,7 @@ def encode(tokenizer: Any, text: str, special: bool) -> tuple[list[int], Own, li
         own = np.flatnonzero(np.array(encoding.special_tokens_mask) == 0)
         start, stop = (int(own[0]), int(own[-1]) + 1) if len(own) else (stop, stop)
     elif special:  # the masks of tokenizers in Python are not to be relied on
-        bare = list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+        bare = list(call(tokenizer, text, add_special_tokens=False, verbose=False).input_ids)
         starts = (i for i in range(len(ids) - len(bare) + 1) if ids[i : i + len(bare)] == bare)
         start, stop = next(((i, i + len(bare)) for i in starts), (start, stop))
     return ids[:start], account(tokenizer, ids[start:stop], text, encoding, start), ids[stop:]
@@ -272,7 +285,7 @@ def read_spelling(tokenizer: Any) -> Spelling:
     """The rule of a vocabulary, and its added tokens, which are written as they are."""
     added = {id_: token.content for id_, token in tokenizer.added_tokens_decoder.items()}
     probe = " a§猫"  # which no normaliser changes and no vocabulary spells in two ways
-    tokens = tokenizer.convert_ids_to_tokens(tokenizer(probe, add_special_tokens=False).input_ids)
+    tokens = tokenizer.convert_ids_to_tokens(call(tokenizer, probe, add_special_tokens=False).input_ids)
     for rule in (byte_level, raw_bytes):
         if b"".join(map(rule, tokens)) == probe.encode():
             return Spelling(rule, {id_: content.encode() for id_, content in added.items()})

@@ -2,8 +2,7 @@
 
 import platform
 from dataclasses import fields
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -12,7 +11,7 @@ from cynosure.loss.gemm import providers
 from cynosure.measure import Corpus
 from cynosure.measure.manifest import difference
 from cynosure.models import LanguageModel, Patch, check_apart, load
-from cynosure.models.load import find_device, from_pretrained, locate
+from cynosure.models.load import find_code, find_device, find_tokenizer, load_tokenizer
 from cynosure.text import Division, Packed
 from cynosure.training.data import TOKENS, Data, make_vocabulary, write_data
 from cynosure.training.folder import DATA, RunFolder, first_sound
@@ -23,14 +22,28 @@ from cynosure.training.settings import TrainSettings, make_plan
 from cynosure.training.watch import Figures, Watcher
 
 
+class Consent(NamedTuple):
+    """What a user agrees to each time a model is loaded; a run's folder does not say it for them."""
+
+    trust_remote_code: bool = False
+    allow_unused_weights: bool = False
+
+
+def load_init(settings: TrainSettings, consent: Consent) -> LanguageModel:
+    """The model that a run begins with, in float32 on the CPU."""
+    assert settings.init is not None
+    return load(settings.init, dtype="float32", device="cpu", **consent._asdict())
+
+
 def begin(
     folder: RunFolder, texts: Corpus, valid: Corpus, settings: TrainSettings | None, resume: bool, watcher: Watcher,
-    processes: int,
+    processes: int, consent: Consent,
 ) -> None:  # fmt: skip
     """Make the folder what the run goes on from: new, or as it was at its last checkpoint."""
     if resume:
         manifest = folder.manifest
         check_same(folder, manifest, texts, valid, settings)
+        check_code(folder, manifest, consent)
         go_back(folder, manifest, watcher)
         if manifest["plan"]["processes"] != processes:
             watcher.note(
@@ -40,7 +53,7 @@ def begin(
     else:
         folder.check_free()
         try:
-            begin_anew(folder, texts, valid, settings or TrainSettings(), processes)
+            begin_anew(folder, texts, valid, settings or TrainSettings(), processes, consent, watcher)
         except BaseException:
             folder.clear_begun()
             raise
@@ -79,7 +92,26 @@ def check_same(
             raise ValueError(f"{folder.path} was begun on other texts: {what}; leave them out, it has its own")
 
 
-def begin_anew(folder: RunFolder, texts: Corpus, valid: Corpus, settings: TrainSettings, processes: int) -> None:
+def check_code(folder: RunFolder, manifest: Figures, consent: Consent) -> None:
+    """ValueError where a run was begun with trusted code, and that is not trusted again or not the same."""
+    kept, settings = manifest.get("code"), TrainSettings.of_json(manifest["settings"])
+    if kept and not consent.trust_remote_code:
+        raise ValueError(f"{folder.path} was begun with Python code of its model's own: give --trust-remote-code again")
+    if consent.trust_remote_code and (what := difference({"code": kept or {}}, {"code": code_of(settings)})):
+        raise ValueError(
+            f"{folder.path} was begun with other code: {what}; restore the model's code, or begin another run"
+        )
+
+
+def code_of(settings: TrainSettings) -> dict[str, str]:
+    """The pins of the code of the model or tokenizer that a run begins with."""
+    return find_code(settings.init, settings.tokenizer)
+
+
+def begin_anew(
+    folder: RunFolder, texts: Corpus, valid: Corpus, settings: TrainSettings, processes: int, consent: Consent,
+    watcher: Watcher,
+) -> None:  # fmt: skip
     """Data, plan and manifest of a new run; the manifest last, for it is what makes a folder a run."""
     documents = texts.documents if texts.known else list(texts.documents)
     held_out = list(valid.documents)
@@ -88,14 +120,16 @@ def begin_anew(folder: RunFolder, texts: Corpus, valid: Corpus, settings: TrainS
         raise ValueError("there is no text to train on: every document given is empty")
     if not any(document.text for document in division.train()):
         raise ValueError("there is no text to train on: every document given stands in --valid as well")
-    started = load(settings.init, dtype="float32", device="cpu") if settings.init else None
+    started = load_init(settings, consent) if settings.init else None
     if started is not None:
+        for note in started.notes:
+            watcher.note(note)
         check_trainable(started.model)
     folder.clear_begun()
     with folder.replacing(DATA) as place:
-        data = write_data(place, division, tokenizer_of(settings, division, started))
+        data = write_data(place, division, tokenizer_of(settings, division, started, consent))
         model = started.model if started else new_model(
-            settings.size, data.tokenizer(), 8, settings.seed
+            settings.size, data.tokenizer(consent.trust_remote_code), 8, settings.seed
         )  # fmt: skip
         check_tokens(data, model)
         n_parameters = sum(p.numel() for p in model.parameters())
@@ -118,7 +152,7 @@ def begin_anew(folder: RunFolder, texts: Corpus, valid: Corpus, settings: TrainS
         DATA_DIGESTS: digests_of(folder / DATA),
         "init_sha256": weights_digest(started.model) if started else None,
         KEPT: {},
-    })  # fmt: skip
+    } | ({"code": code} if (code := code_of(settings) if consent.trust_remote_code else {}) else {}))  # fmt: skip
 
 
 def chosen_dtype(settings: TrainSettings) -> str:
@@ -140,17 +174,13 @@ def check_trainable(model: Any) -> None:
     Patch(model).apply().undo()
 
 
-def tokenizer_of(settings: TrainSettings, division: Division, started: LanguageModel | None) -> Any:
+def tokenizer_of(settings: TrainSettings, division: Division, started: LanguageModel | None, consent: Consent) -> Any:
     """The model's own, the one that is named, or one made of the text."""
     if started is not None:
         return started.tokenizer
     if settings.tokenizer is None:
         return make_vocabulary(division, settings.size, settings.vocab_size)
-    from transformers import AutoTokenizer
-
-    folder = Path(settings.tokenizer).expanduser()
-    source = folder if folder.is_dir() else locate(settings.tokenizer)[0]  # it may stand there without a model
-    return from_pretrained(AutoTokenizer, source, None, "tokenizer")
+    return load_tokenizer(find_tokenizer(settings.tokenizer), None, consent.trust_remote_code)
 
 
 def check_tokens(data: Data, model: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 
+from cynosure.models.load import load_tokenizer
 from cynosure.text import Division, Document, Separators, Tokenised, document_ids, spell, train_tokenizer
 from cynosure.text.tokens import Ints
 from cynosure.training.integrity import Damaged, parse_lines, reading
@@ -60,11 +61,10 @@ class Data(NamedTuple):
         lines = parse_lines(path, data, get_type_hints(Document))
         return [Document(**{name: line[name] for name in Document._fields}) for line in lines]
 
-    def tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
-
+    def tokenizer(self, trust_remote_code: bool = False) -> Any:
+        """Raises Damaged where it cannot be read."""
         with reading(self.folder / TOKENIZER):
-            return AutoTokenizer.from_pretrained(self.folder / TOKENIZER, trust_remote_code=False)
+            return load_tokenizer(self.folder / TOKENIZER, None, trust_remote_code)
 
 
 def disagreement(texts: Tokenised, facts: Facts) -> str | None:

@@ -18,7 +18,7 @@ from cynosure.models import load
 from cynosure.models.gguf import calm_transformers
 from cynosure.models.load import find_device
 from cynosure.text import Document, Packed
-from cynosure.training.begin import begin, check_same, check_tokens, environment
+from cynosure.training.begin import Consent, begin, check_same, check_tokens, environment, load_init
 from cynosure.training.curves import draw_curves
 from cynosure.training.data import Data, Facts, shortened, token_widths
 from cynosure.training.folder import DATA, MODEL, SCORES, RunFolder, first_sound
@@ -57,13 +57,16 @@ def train(
     resume: bool = False,
     watcher: Watcher | None = None,
     report_to: tuple[str, ...] = (),
+    trust_remote_code: bool = False,
+    allow_unused_weights: bool = False,
 ) -> Trained:
     """Train a model on texts, from nothing or from a model that is there, into the folder `out`.
 
     `texts` and `valid` are as `score` takes them; `valid` is held out besides the share that the settings hold out.
     With `resume` the run in the folder goes on from its last checkpoint, to the same weights bit for bit where the
     machine and the number of threads and processes are the same; texts and settings that are given again must be its
-    own. `report_to` are reporters of Trainer, such as "tensorboard".
+    own. `report_to` are reporters of Trainer, such as "tensorboard". `trust_remote_code` and `allow_unused_weights` are
+    as `load` takes them; to resume they are given again.
 
     Under torchrun the processes share every batch. All of it is in the folder: `train.json`, the data as tokens,
     `metrics.jsonl`, `validation.jsonl`, `samples.jsonl`, checkpoints, the scores of what is held out, `curves.svg` and
@@ -79,14 +82,15 @@ def train(
         settings = replace(settings or TrainSettings(), fsdp=True)
     known = TrainSettings.of_json(folder.manifest["settings"]) if resume and folder.exists else settings
     check_reporters(report_to)
+    consent = Consent(trust_remote_code, allow_unused_weights)
     workers = new_workers((known or TrainSettings()).device)
     with folder.locked() if workers.leads else nullcontext(False) as writable:
         if resume and not workers.told(writable):
             return find(folder, as_corpus(texts), as_corpus(valid), settings)
         if workers.leads:
-            begin(folder, as_corpus(texts), as_corpus(valid), settings, resume, watcher, workers.count)
+            begin(folder, as_corpus(texts), as_corpus(valid), settings, resume, watcher, workers.count, consent)
         workers.meet()
-        run = Run(folder, watcher, workers, report_to)
+        run = Run(folder, watcher, workers, report_to, consent)
         run.train()
         return run.finish()
 
@@ -151,13 +155,15 @@ def among_the_living() -> Iterator[None]:
 class Run:
     """A run whose folder is ready, in one of its processes."""
 
-    def __init__(self, folder: RunFolder, watcher: Watcher, workers: Workers, report_to: tuple[str, ...]) -> None:
-        self.folder, self.workers, self.report_to = folder, workers, report_to
+    def __init__(
+        self, folder: RunFolder, watcher: Watcher, workers: Workers, report_to: tuple[str, ...], consent: Consent
+    ) -> None:
+        self.folder, self.workers, self.report_to, self.consent = folder, workers, report_to, consent
         self.watcher = watcher if workers.leads else Watcher()  # one of the processes speaks
         self.manifest = folder.manifest
         self.settings = TrainSettings.of_json(self.manifest["settings"])
         self.data = Data(folder / DATA, Facts(**self.manifest["facts"]))
-        self.tokenizer = self.data.tokenizer()
+        self.tokenizer = self.data.tokenizer(consent.trust_remote_code)
         self.device = find_device(self.settings.device)
         self.plan = self.planned()
         self.repeatable()
@@ -189,7 +195,7 @@ class Run:
         settings = self.settings
         if settings.init is None:
             return new_model(settings.size, self.tokenizer, self.plan.row_tokens, settings.seed)
-        model = load(settings.init, dtype="float32", device="cpu").model
+        model = load_init(settings, self.consent).model
         known = self.manifest.get("init_sha256")
         if known is not None and weights_digest(model) != known:
             raise ValueError(
@@ -264,7 +270,7 @@ class Run:
         if self.workers.leads:
             from cynosure.training.lora import keep_model
 
-            keep_model(folder, folder.checkpoint(best), self.settings)
+            keep_model(folder, folder.checkpoint(best), self.settings, self.consent)
             draw_curves(folder)
         self.workers.meet()
         scores = None
@@ -272,7 +278,10 @@ class Run:
         if documents:
             from cynosure.training.validate import score_into
 
-            model = load(str(folder / MODEL), dtype="float32", device=self.settings.device)
+            trust = self.consent.trust_remote_code
+            model = load(
+                str(folder / MODEL), dtype="float32", device=self.settings.device, trust_remote_code=trust
+            )  # fmt: skip
             model = replace(model, name=folder.path.resolve().name)
             self.watcher.note(f"scoring all that is held out, {named(len(documents), 'document')}")
             with self.watcher.scoring(sum(len(document.text.encode()) for document in documents)) as progress:

@@ -69,7 +69,9 @@ def whole(model: Any) -> Any:
     weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
     config = copy.deepcopy(model.config)
     del config.distributed_config
-    found = type(model).from_pretrained(None, config=config, state_dict=weights, dtype=torch.float32)
+    found = type(model).from_pretrained(
+        None, config=config, state_dict=weights, dtype=torch.float32, trust_remote_code=False
+    )
     found.generation_config = model.generation_config
     return found.to(model.device).eval()
 
@@ -79,8 +81,15 @@ def load_weights(model: Any, checkpoint: Path) -> None:
 
     By transformers' own loading: what is saved may be named and cut otherwise than what is trained, as experts are.
     """
+    kind: Any = type(model)
+    trusted = kind.__module__.startswith(
+        "transformers_modules."
+    )  # when the model was loaded; a checkpoint's code is not
     with reading(checkpoint, way_out_of(checkpoint)):
-        weights = load(str(checkpoint), dtype="float32", device="cpu").model.state_dict()
+        if trusted:
+            weights = kind.from_pretrained(checkpoint, dtype=torch.float32, trust_remote_code=False).state_dict()
+        else:
+            weights = load(str(checkpoint), dtype="float32", device="cpu").model.state_dict()
         if not is_sharded(model):
             model.load_state_dict(weights)
     if is_sharded(model):
