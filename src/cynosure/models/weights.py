@@ -1,7 +1,7 @@
 """Whether the weights that were loaded are the model's: none is missing, of another shape, or silently left unused."""
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from cynosure.models.soundness import Checkpoint
@@ -51,14 +51,17 @@ def check_found(
             f"model's: {'get a whole one' if allow_unused_weights is None else WAY_OUT}"
         )
     notes = [f"{name} has weights that are left unused: {counted(rest)}"] if rest else []
-    ignored = [key for key in ignorable(model, checkpoint) if key not in excused]
-    parts = {part: [key for key in excused if excused[key] == part] for part in dict.fromkeys(excused.values())}
-    for part, keys in (parts | {"other": ignored}).items():
+    return (*notes, *left_out_notes(excused, model, checkpoint, name), *tied_note(model, name))
+
+
+def left_out_notes(excused: dict[str, str], model: Any, checkpoint: Checkpoint, name: str) -> Iterator[str]:
+    """A note for each part that is left out on purpose; `excused` are unused tensors and the part each is of."""
+    parts = {f"{part} ": [key for key in excused if excused[key] == part] for part in dict.fromkeys(excused.values())}
+    parts[""] = [key for key in ignorable(model, checkpoint) if key not in excused]
+    for part, keys in parts.items():
         if keys:
-            kind = f"{part} " if part != "other" else ""
-            leaves = f"{type(model).__name__} leaves out {kind}weights"
-            notes.append(f"{name}: {leaves}, which it has no use for: {counted(keys)}")
-    return (*notes, *tied_note(model, name))
+            leaves = f"{type(model).__name__} leaves out {part}weights"
+            yield f"{name}: {leaves}, which it has no use for: {counted(keys)}"
 
 
 def counted(keys: Collection[str]) -> str:
