@@ -8,6 +8,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from cynosure.text.seams import announce, in_pieces
+
 Ints = NDArray[np.int64]
 Rule = Callable[[str], bytes]
 
@@ -89,23 +91,47 @@ def tokenize(tokenizer: Any, text: str, *, n_prompt_chars: int = 0, special: boo
     if n_prompt_chars:
         own, n_prompt = parted(tokenizer, text, n_prompt_chars, own)
         n_prompt += len(before)
-    pieces = [*([b""] * len(before)), *own.pieces, *([b""] * len(after))]
+    pieces = [b""] * len(before) + own.pieces + [b""] * len(after)
     if own.drift is None and b"".join(pieces) != text.encode():
         raise RuntimeError(f"the tokens of {text[:40]!r}... do not cover its bytes: a fault of cynosure's own")
-    return Tokens(np.array([*before, *own.ids, *after], dtype=np.int64), pieces, n_prompt, own.drift)
+    ids = own.ids
+    if before or after:
+        ids = np.concatenate([np.array(before, np.int64), ids, np.array(after, np.int64)])
+    return Tokens(ids, pieces, n_prompt, own.drift)
 
 
 class Own(NamedTuple):
     """A text's own tokens, without those put in, and where `drift` the characters each stands for, (N, 2), if known."""
 
-    ids: list[int]
+    ids: Ints
     pieces: list[bytes]
     drift: str | None = None
     spans: Ints | None = None
+    spells: bool = False  # every token is spelled as the text is, without a look at the offsets
 
 
 def encode(tokenizer: Any, text: str, special: bool) -> tuple[list[int], Own, list[int]]:
-    """The ids that a tokenizer puts before a text, the text's own tokens, and the ids put after them."""
+    """The ids that a tokenizer puts before a text, the text's own tokens, and the ids put after them.
+
+    A long text is encoded in pieces where that is the same; where the tokens do not spell it, as a whole.
+    """
+    before, after, ids, spelled = [], [], [], []
+    for number, part in enumerate(in_pieces(tokenizer, text)):
+        before_part, own, after_part = encode_whole(tokenizer, part, special and not number)
+        if len(part) == len(text):
+            return before_part, own, after_part
+        if not number:
+            before, after = before_part, after_part
+        if not own.spells:
+            announce(len(text))
+            return encode_whole(tokenizer, text, special)
+        ids.append(own.ids)
+        spelled += own.pieces
+    return before, Own(np.concatenate(ids), spelled, spells=True), after
+
+
+def encode_whole(tokenizer: Any, text: str, special: bool) -> tuple[list[int], Own, list[int]]:
+    """The same in one piece."""
     encoded = tokenizer(text, add_special_tokens=special, verbose=False)
     encoding = encoded.encodings[0] if tokenizer.is_fast else None
     ids: list[int] = list(encoded.input_ids)
@@ -120,20 +146,26 @@ def encode(tokenizer: Any, text: str, special: bool) -> tuple[list[int], Own, li
     return ids[:start], account(tokenizer, ids[start:stop], text, encoding, start), ids[stop:]
 
 
-def account(tokenizer: Any, ids: list[int], text: str, encoding: Any, start: int) -> Own:
+def text_ids(tokenizer: Any, text: str) -> Ints:
+    """The ids (N,) of a text alone, without special tokens put in."""
+    parts = (tokenizer(part, add_special_tokens=False, verbose=False).input_ids for part in in_pieces(tokenizer, text))
+    return np.concatenate([np.array(ids, np.int64) for ids in parts])
+
+
+def account(tokenizer: Any, numbers: list[int], text: str, encoding: Any, start: int) -> Own:
     """What each of a text's own tokens covers; `encoding`, if there is one, holds their spans from `start` on."""
-    data, spelled = text.encode(), spell(tokenizer, ids)
+    data, spelled, ids = text.encode(), spell(tokenizer, numbers), np.array(numbers, np.int64)
     found = b"".join(spelled)
     if found == data:
-        return Own(ids, spelled)
+        return Own(ids, spelled, spells=True)
     if found == b" " + data and spelled[0].startswith(b" "):  # the space a tokenizer puts before a text
-        return Own(ids, [spelled[0][1:], *spelled[1:]])
-    if not ids:
+        return Own(ids, [spelled[0][1:], *spelled[1:]], spells=True)
+    if not numbers:
         return Own(ids, [], "the tokenizer makes no token of this text")
     if encoding is None:
         return Own(ids, spelled, "the tokens do not spell the text, and this tokenizer gives no offsets")
     spans = np.array(encoding.offsets[start : start + len(ids)], dtype=np.int64)
-    drift = normaliser_drift(tokenizer, ids, spans, text) or passed_over(tokenizer, spelled, spans, text)
+    drift = normaliser_drift(tokenizer, numbers, spans, text) or passed_over(tokenizer, spelled, spans, text)
     return Own(ids, spelled, drift, spans) if drift else Own(ids, aligned(spelled, spans, data))
 
 
@@ -145,7 +177,7 @@ def parted(tokenizer: Any, text: str, n_prompt_chars: int, own: Own) -> tuple[Ow
         return own, n_prompt
     (_, a, _), (_, b, _) = (encode(tokenizer, part, False) for part in (prompt, completion))
     drift = a.drift or b.drift
-    return Own(a.ids + b.ids, a.pieces + b.pieces, drift and (own.drift or drift)), len(a.ids)
+    return Own(np.append(a.ids, b.ids), a.pieces + b.pieces, drift and (own.drift or drift)), len(a.ids)
 
 
 def tokens_of(own: Own, prompt: str) -> int | None:
