@@ -226,7 +226,7 @@ def normaliser_drift(tokenizer: Any, ids: list[int], spans: Ints, text: str) -> 
     if normaliser is None:
         return None
     # Added tokens are found before anything is normalised. An unknown token has an id of that kind, and is not one.
-    added = {id_: token.content for id_, token in tokenizer.added_tokens_decoder.items() if not token.normalized}
+    added = spelling_of(tokenizer).apart
     likely = np.isin(ids, list(added))
     places = zip(np.array(ids)[likely].tolist(), spans[likely].tolist(), strict=True)
     found = [place for id_, place in places if text[slice(*place)].strip() == added[id_]]
@@ -280,10 +280,14 @@ def n_common(a: str, b: str) -> int:
 
 
 class Spelling(NamedTuple):
-    """How the tokens of a vocabulary spell bytes, and the tokens spelled so far by id."""
+    """How the tokens of a vocabulary spell bytes, and by id the tokens spelled so far.
+
+    Also the added tokens that are found before anything is normalized: reading them takes long in a large vocabulary.
+    """
 
     rule: Rule
     known: dict[int, bytes]
+    apart: dict[int, str]
 
 
 SPELLINGS: WeakKeyDictionary[Any, Spelling] = WeakKeyDictionary()
@@ -291,24 +295,31 @@ SPELLINGS: WeakKeyDictionary[Any, Spelling] = WeakKeyDictionary()
 
 def spell(tokenizer: Any, ids: list[int]) -> list[bytes]:
     """The bytes of each token by the rule of its vocabulary."""
-    spelling = SPELLINGS.get(tokenizer)
-    if spelling is None:
-        spelling = SPELLINGS[tokenizer] = read_spelling(tokenizer)
-    rule, known = spelling
+    rule, known, _ = spelling_of(tokenizer)
     new = list(set(ids) - known.keys())
     known.update((id_, rule(token or "")) for id_, token in zip(new, tokenizer.convert_ids_to_tokens(new), strict=True))
     return [known[id_] for id_ in ids]
 
 
+def spelling_of(tokenizer: Any) -> Spelling:
+    """The spelling of a tokenizer, read once."""
+    spelling = SPELLINGS.get(tokenizer)
+    if spelling is None:
+        spelling = SPELLINGS[tokenizer] = read_spelling(tokenizer)
+    return spelling
+
+
 def read_spelling(tokenizer: Any) -> Spelling:
     """The rule of a vocabulary, and its added tokens, which are written as they are."""
-    added = {id_: token.content for id_, token in tokenizer.added_tokens_decoder.items()}
+    tokens_added = tokenizer.added_tokens_decoder.items()
+    added = {id_: token.content for id_, token in tokens_added}
+    apart = {id_: token.content for id_, token in tokens_added if not token.normalized}
     probe = " a§猫"  # which no normaliser changes and no vocabulary spells in two ways
     tokens = tokenizer.convert_ids_to_tokens(tokenizer(probe, add_special_tokens=False).input_ids)
     for rule in (byte_level, raw_bytes):
         if b"".join(map(rule, tokens)) == probe.encode():
-            return Spelling(rule, {id_: content.encode() for id_, content in added.items()})
-    return Spelling(sentencepiece, {id_: sentencepiece(content) for id_, content in added.items()})
+            return Spelling(rule, {id_: content.encode() for id_, content in added.items()}, apart)
+    return Spelling(sentencepiece, {id_: sentencepiece(content) for id_, content in added.items()}, apart)
 
 
 def token_texts(tokenizer: Any, ids: Ints) -> list[str]:
