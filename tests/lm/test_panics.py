@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cynosure.models import load
-from cynosure.models.pretrained import is_panic, quiet_panic
+from cynosure.system.panics import is_panic, quiet_panic
 from cynosure.text import tokenize
 from tests.lm.test_bad_input import refused
 from tests.lm.test_cli import run as run
@@ -62,12 +62,13 @@ def test_a_panic_on_loading_is_one_sentence(
     ids=["an expression", "a template", "an unknown token"],
 )
 def test_a_panic_on_encoding_is_one_sentence(
-    tiny_folder: Path, tmp_path: Path, parts: dict[str, Any], text: str, reason: str
+    tiny_folder: Path, tmp_path: Path, parts: dict[str, Any], text: str, reason: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = with_tokenizer(tiny_folder, tmp_path / "panics", **parts)
     tokenizer = load(str(folder)).tokenizer
     with pytest.raises(ValueError, match=rf"the tokenizer of .*/panics cannot read '.*': .*{reason}"):
         tokenize(tokenizer, text, special=True)
+    assert "panicked" not in capfd.readouterr().err
 
 
 def test_a_command_says_it_in_one_line(run, tiny_folder: Path, tmp_path: Path) -> None:

@@ -16,9 +16,10 @@ from filelock import FileLock
 
 from cynosure.loss.machine import cache_directory
 from cynosure.models.cache import flush, is_whole, remove, seal, sha256, usable
-from cynosure.models.pretrained import is_panic, quiet_panic, reason_of
+from cynosure.models.pretrained import reason_of
 from cynosure.models.soundness import Checkpoint
 from cynosure.models.weights import LAYER, check_found
+from cynosure.system.panics import is_panic, quiet_panic
 
 log = logging.getLogger(__name__)
 

@@ -2,13 +2,13 @@
 
 import difflib
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from cynosure.models.packaged import PACKAGED
+from cynosure.system.panics import is_panic, quiet_panic
 
 MOST_CHARS = 300  # of a reason that a file may have written
 
@@ -68,32 +68,3 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, KeyError) or not shown:
         shown = f"{type(error).__name__} {shown}".strip()
     return shown if len(shown) <= MOST_CHARS else f"{shown[:MOST_CHARS]}..."
-
-
-def is_panic(error: BaseException) -> bool:
-    """Whether a library written in Rust panicked; pyo3 makes that a BaseException, and exports no name for it."""
-    return type(error).__name__ == "PanicException"
-
-
-@contextmanager
-def quiet_panic() -> Iterator[None]:
-    """Drop what Rust writes to file descriptor 2 when it panics; anything else written there appears afterwards."""
-    try:
-        kept = os.dup(2)
-    except OSError:  # standard error is closed
-        yield
-        return
-    panicked = False
-    with tempfile.TemporaryFile() as written:
-        os.dup2(written.fileno(), 2)
-        try:
-            yield
-        except BaseException as error:
-            panicked = is_panic(error)
-            raise
-        finally:
-            os.dup2(kept, 2)
-            if not panicked:
-                written.seek(0)
-                os.write(2, written.read())
-            os.close(kept)
