@@ -14,7 +14,7 @@ import torch
 from cynosure.measure import Corpus
 from cynosure.measure.workers import Workers
 from cynosure.training import folder
-from cynosure.training.begin import begin
+from cynosure.training.begin import Consent, begin
 from cynosure.training.folder import RunFolder
 from cynosure.training.integrity import Damaged
 from cynosure.training.run import Run
@@ -101,7 +101,7 @@ def copied(stopped: Path, tmp_path: Path) -> Path:
 def resumed(out: Path) -> tuple[list[str], int]:
     """What is said when a run is about to go on, and the step that it goes on from; ValueError where it does not."""
     found, watcher = RunFolder(out), Noting()
-    begin(found, Corpus([], {}), Corpus([], {}), None, True, watcher, 1)
+    begin(found, Corpus([], {}), Corpus([], {}), None, True, watcher, 1, Consent())
     return watcher.notes, max(found.checkpoints, default=0)
 
 
@@ -230,10 +230,10 @@ def test_other_threads_go_on_to_rounding_which_is_said(whole: Path, copied: Path
 def test_another_torch_is_said(linked: Path) -> None:
     found, watcher = RunFolder(linked), Noting()
     manifest = found.manifest
-    Run(found, watcher, Workers(), ())
+    Run(found, watcher, Workers(), (), Consent())
     assert watcher.notes == []
     found.put_manifest(manifest | {"environment": manifest["environment"] | {"torch": "2.6.0"}})
-    Run(found, watcher, Workers(), ())
+    Run(found, watcher, Workers(), (), Consent())
     (note,) = watcher.notes
     assert note.startswith("the run goes on to rounding, not bit for bit: torch ")
     assert note.endswith(" instead of 2.6.0")

@@ -80,7 +80,7 @@ def train(
     folder, watcher = RunFolder(Path(out)), watcher or Watcher()
     if asked_to_shard():
         settings = replace(settings or TrainSettings(), fsdp=True)
-    known = TrainSettings.of_json(folder.manifest["settings"]) if resume and folder.exists else settings
+    known = TrainSettings.of_json(folder.manifest["settings"]) if resume else settings
     check_reporters(report_to)
     consent = Consent(trust_remote_code, allow_unused_weights)
     workers = new_workers((known or TrainSettings()).device)
