@@ -1,4 +1,4 @@
-# The developer's whole vocabulary: demo, test, check, bench, peers, clean. Each sets up what it needs, once.
+# The developer's whole vocabulary: demo, test, test-random, check, bench, peers, clean. Each sets up what it needs, once.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,7 +10,7 @@ ADDRESS := 1790-Washington-1
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := test
-.PHONY: demo test check bench peers clean
+.PHONY: demo test test-random check bench peers clean
 
 demo: .venv/native .demo/$(ADDRESS).txt .demo/addresses
 	$(BIN)/cynosure predict smollm2 "The quick brown fox jumps over the" --truth " dog"
@@ -25,6 +25,14 @@ demo: .venv/native .demo/$(ADDRESS).txt .demo/addresses
 test: .venv/native
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 8 --dist loadfile \
 		--no-loadscope-reorder
+
+# Tests in another order each time, which must not matter. pytest prints the seed; SEED=n repeats a run.
+WORKERS ?= 2
+SEED ?= default
+
+test-random: .venv/native
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p randomly --randomly-seed=$(SEED) --randomly-dont-reset-seed \
+		-n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 check: .venv/installed
 	$(BIN)/ruff check .
