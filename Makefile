@@ -1,16 +1,20 @@
-# The developer's whole vocabulary: demo, test, test-random, check, bench, peers, clean. Each sets up what it needs, once.
+# The developer's whole vocabulary: demo, test, test-random, check, sanitize, bench, peers, clean. Each sets up what it
+# needs, once.
 
 PYTHON ?= python3
 BIN := .venv/bin
 NATIVE := src/cynosure/loss/native
 PEERS := .venv-peers/bin
 ADDRESS := 1790-Washington-1
+SANITIZED := build/sanitized
+FUZZ_SECONDS ?= 60
+FUZZ_SEED ?= 0
 
 # Everything runs on packaged models: nothing is fetched once the packages are installed.
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := test
-.PHONY: demo test test-random check bench peers clean
+.PHONY: demo test test-random check sanitize bench peers clean
 
 demo: .venv/native .demo/$(ADDRESS).txt .demo/addresses
 	$(BIN)/cynosure predict smollm2 "The quick brown fox jumps over the" --truth " dog"
@@ -39,6 +43,28 @@ check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Random cases of the C++ kernels under gcc's sanitizers, FUZZ_SECONDS of each. Python's own leaks are not looked for.
+sanitize: $(SANITIZED)/address/rows.so $(SANITIZED)/thread/rows.so
+	$(call fuzz,address,asan,ASAN_OPTIONS=detect_leaks=0)
+	$(call fuzz,thread,tsan,TSAN_OPTIONS=halt_on_error=1)
+
+# (library, its runtime, options): the runtime must be loaded before Python, and C++'s before what intercepts its exceptions.
+define fuzz
+	for kernel in rows gemm; do \
+		echo "$(1) sanitizer:"; \
+		env OMP_NUM_THREADS=1 $(3) \
+			LD_PRELOAD="$$($(CXX) -print-file-name=lib$(2).so) $$($(CXX) -print-file-name=libstdc++.so)" \
+			$(BIN)/python -m tests.loss.fuzz $$kernel --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED) \
+			--library $(SANITIZED)/$(1) || exit 1; \
+	done
+endef
+
+$(SANITIZED)/address/rows.so: SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined
+$(SANITIZED)/thread/rows.so: SANITIZERS := -fsanitize=thread
+$(SANITIZED)/%/rows.so: .venv/native
+	@mkdir -p $(@D)
+	CXX=$(CXX) $(BIN)/python $(NATIVE)/build.py $(@D) -O1 -g -fno-omit-frame-pointer $(SANITIZERS)
+
 bench: .venv-peers/native
 	$(PEERS)/cynosure bench loss
 
@@ -46,7 +72,7 @@ peers: .venv-peers/native
 	$(PEERS)/python -m pytest -q tests/peers
 
 clean:
-	rm -rf .venv .venv-peers .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-peers .demo $(SANITIZED) .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find src tests -name __pycache__ -prune -exec rm -rf {} +
 
 .demo/$(ADDRESS).txt: .venv/installed

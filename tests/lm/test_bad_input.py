@@ -124,7 +124,7 @@ def test_damaged_gguf_files(run: Run, tmp_path: Path, text: Path, monkeypatch: p
 
 def test_runs(run: Run, tiny_folder: Path, tmp_path: Path, text: Path) -> None:
     refused(run("summary", tmp_path / "none"), "none is no run", "cynosure score ... --out makes one")
-    refused(run("score", tiny_folder, text, "--out", text), f"{text}: file exists")
+    refused(run("score", tiny_folder, text, "--out", text), f"{text} is a file: give a folder as --out")
     refused(run("score", tiny_folder, text, "--out", tmp_path), "it holds text.txt and no manifest.json", "--out")
     assert not (tmp_path / "manifest.json").exists()
     folder = tmp_path / "run"
@@ -150,6 +150,10 @@ def test_a_damaged_and_an_unfinished_run(run: Run, tiny_folder: Path, tmp_path: 
     assert json.loads(done.out)["nats"] == whole["nats"]
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest | {"units": None}))
+    refused(run("summary", tmp_path / "run"), "manifest.json was changed", "restore it from a copy")
+    for key in ("units", "shards", "manifest_sha256"):  # as an earlier version left it
+        del manifest[key]
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
     refused(run("summary", tmp_path / "run"), "is unfinished", "run the same cynosure score again to go on")
 
 

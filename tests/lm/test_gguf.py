@@ -95,7 +95,7 @@ def test_a_conversion_is_the_model_to_the_files_precision(file: Path, model: Any
     assert (ours - original).norm() < 0.02 * original.norm()
     assert tokenize(loaded.tokenizer, "12 a").ids.tolist() == loaded.tokenizer.convert_tokens_to_ids(["1", "2", "Ġa"])
     assert (loaded.tokenizer.bos_token_id, loaded.tokenizer.eos_token_id) == (1, 0)
-    (folder,) = (cache / "gguf").glob("*-v1")
+    (folder,) = (cache / "gguf").glob("*-v2")
     notes = read_notes(folder)
     assert notes is not None
     assert notes.source == file.name
@@ -173,7 +173,7 @@ def test_what_is_not_gguf_is_refused(tmp_path: Path, file: Path, cache: Path) ->
     half.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(ValueError, match=r"half\.gguf is damaged or cut short"):
         load(str(half))
-    assert not list((cache / "gguf").glob("*-v1"))
+    assert not list((cache / "gguf").glob("*-v2"))
 
 
 def test_a_file_that_lacks_a_tensor_is_refused(tmp_path: Path, file: Path, cache: Path) -> None:
@@ -183,7 +183,7 @@ def test_a_file_that_lacks_a_tensor_is_refused(tmp_path: Path, file: Path, cache
     assert lacking.read_bytes() != data
     with pytest.raises(ValueError, match=r"lacking\.gguf is no whole .*: it lacks 1 of its tensors, such as model\.l"):
         load(str(lacking))
-    assert not list((cache / "gguf").glob("*-v1"))
+    assert not list((cache / "gguf").glob("*-v2"))
 
 
 def test_a_cache_without_room_is_named(file: Path, cache: Path) -> None:

@@ -1,6 +1,7 @@
 """Nothing is lost: runs on disk survive crashes, notice damage, and refuse to become another run."""
 
 import json
+import logging
 import os
 import random
 import resource
@@ -11,10 +12,12 @@ from typing import Any
 
 import pyarrow.parquet
 import pytest
+import torch
 
 from cynosure.measure import Scores, Statistics, open_run, score
-from cynosure.measure.store import Store, difference, locked
+from cynosure.measure.store import Store, difference
 from cynosure.models import LanguageModel, load, split
+from cynosure.system.folders import locked
 from cynosure.text import Document
 from tests.lm.conftest import byte_tokenizer, tiny
 
@@ -97,6 +100,24 @@ def test_an_interrupted_run_goes_on(model: LanguageModel, whole: Scores, tmp_pat
     assert 0 < sum(step.tokens for step in steps) < whole.tokens
 
 
+def test_a_run_goes_on_with_the_threads_that_it_was_begun_with(
+    model: LanguageModel, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the last bits of a loss depend on their number."""
+    monkeypatch.setattr(logging.getLogger("cynosure"), "propagate", True)
+    was, used = torch.get_num_threads(), set()
+    try:
+        torch.set_num_threads(2)
+        interrupted(model, tmp_path, 40, **OPTIONS)
+        torch.set_num_threads(1)
+        with caplog.at_level("INFO", "cynosure"):
+            score(model, DOCUMENTS, out=tmp_path, progress=lambda _: used.add(torch.get_num_threads()), **OPTIONS)
+        assert (used, torch.get_num_threads()) == ({2}, 1)
+    finally:
+        torch.set_num_threads(was)
+    assert f"{tmp_path} was begun with 2 threads: going on with as many instead of 1" in caplog.messages
+
+
 def test_a_damaged_shard_is_noticed_and_scored_again(model: LanguageModel, whole: Scores, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     score(model, DOCUMENTS, out=folder, **OPTIONS)
@@ -152,7 +173,10 @@ def test_a_digest_is_of_all_that_logits_depend_on() -> None:
 
 
 def test_two_processes_do_not_share_a_folder(model: LanguageModel, whole: Scores) -> None:
-    with locked(folder_of(whole), "scoring into"), pytest.raises(ValueError, match="another process is scoring into"):
+    with (
+        locked(folder_of(whole), "scoring into", lambda: None),
+        pytest.raises(ValueError, match="another process is scoring into"),
+    ):
         score(model, DOCUMENTS, out=folder_of(whole), **OPTIONS)
     assert score(model, DOCUMENTS, out=folder_of(whole), **OPTIONS).nats == whole.nats
 

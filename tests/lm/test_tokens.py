@@ -11,7 +11,7 @@ from tokenizers import models as kinds
 from transformers import CanineTokenizer, PreTrainedTokenizerFast
 
 from cynosure.models import LanguageModel, load
-from cynosure.text import prefix_token, token_texts, tokenize
+from cynosure.text import prefix_token, seams, token_texts, tokenize
 from cynosure.text.tokens import adds_bos
 from tests.lm.conftest import byte_tokenizer, piece_tokenizer, word_tokenizer
 
@@ -238,3 +238,18 @@ def test_tokens_read_as_text(tokenizer: Any) -> None:
         return
     assert token_texts(tokenizer, tokenize(tokenizer, " the猫").ids) == [" the", "\\xe7", "\\x8c", "\\xab"]
     assert token_texts(tokenizer, np.array([0])) == ["<s>"]
+
+
+@pytest.mark.parametrize("make", [byte_tokenizer, squeezing_tokenizer, lambda: word_tokenizer(lowercase=True)])
+def test_a_vocabulary_is_read_once_not_for_each_document(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the documents close or not: a vocabulary may be of 100 MB."""
+    tokenizer, reads = make(), []
+    kind = type(tokenizer)
+    added, vocabulary = kind.added_tokens_decoder, kind.get_vocab
+    monkeypatch.setattr(kind, "added_tokens_decoder", property(lambda self: reads.append("added") or added.fget(self)))
+    monkeypatch.setattr(kind, "get_vocab", lambda self: reads.append("vocabulary") or vocabulary(self))
+    monkeypatch.setattr(seams, "PIECE_CHARS", 20)
+    for text in ["The cat sat.", "the  cat", "the cat sat on the mat. " * 9] * 5:
+        tokenize(tokenizer, text)
+    assert reads.count("added") <= 2  # its spelling and its seams
+    assert reads.count("vocabulary") <= 1

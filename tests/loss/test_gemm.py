@@ -1,6 +1,7 @@
 """Who does the matrix products: each provider right in every layout, chosen once, remembered, overridable."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -63,6 +64,20 @@ def test_our_own_products_are_summed_in_float32(m, k, n):
     torch.testing.assert_close(out.double(), truth, rtol=1e-5, atol=2e-6 * k)
     native_product(a, b, out, add=True)
     torch.testing.assert_close(out.double(), 2 * truth, rtol=1e-5, atol=4e-6 * k)
+
+
+@has_native
+@pytest.mark.parametrize(("m", "k", "n"), [(40, 70, 2000), (2000, 70, 40), (40, 2000, 70)])
+def test_more_threads_than_there_is_work_for(m, k, n, monkeypatch):
+    """Each thread has memory of its own: there are no more of them than parts of the matmul."""
+    monkeypatch.setattr(gemm, "WORTH_THREADS", 0)
+    a, b, outs = torch.randn(m, k).bfloat16(), torch.randn(k, n).bfloat16(), []
+    for n_threads in (100, 2**31 - 1):
+        monkeypatch.setattr(torch, "get_num_threads", lambda n_threads=n_threads: n_threads)
+        outs.append(torch.empty(m, n))
+        native_product(a, b, outs[-1])
+    torch.testing.assert_close(outs[0].double(), a.double() @ b.double(), rtol=1e-5, atol=2e-6 * k)
+    assert torch.equal(*outs)
 
 
 @has_native
@@ -234,12 +249,57 @@ class TestTheTrial:
         self.rates = {"torch": 100.0, "openblas": 100.0}
         assert self.choose().provider == "torch"
 
-    @pytest.mark.parametrize("content", ["", "[]", "{"])
+    @pytest.mark.parametrize(
+        "content",
+        ["", "[]", "{", "null", '"x"', "1", b"\xff\xfe", b"\x00" * 9, "[" * 100_000, '{"a":' * 100_000, '{"x": 1e999}'],
+        ids=lambda x: str(x)[:8],
+    )
     def test_a_broken_file_is_made_again(self, content):
         self.kept.parent.mkdir()
-        self.kept.write_text(content)
+        self.kept.write_bytes(content if isinstance(content, bytes) else content.encode())
         assert self.choose().provider == "openblas"
         assert len(json.loads(self.kept.read_text())) == 1
+
+    @pytest.mark.parametrize(
+        "rates",
+        [
+            "null", "[]", "{}", "3", '"torch"', '{"torch": 9.0}', '{"openblas": 9.0}',
+            '{"torch": null, "openblas": 1.0}', '{"torch": "900.0", "openblas": 1.0}',
+            '{"torch": NaN, "openblas": 1.0}', '{"torch": -900.0, "openblas": -999.0}',
+            '{"torch": 1e999, "openblas": 1.0}', '{"torch": 900.0, "openblas": {"a": [1]}}',
+            '{"torch": true, "openblas": 0.5}', '{"torch": ' + "9" * 400 + ', "openblas": 1.0}',
+        ],
+        ids=lambda x: x[:40],
+    )  # fmt: skip
+    def test_rates_that_are_none_are_measured_again(self, rates):
+        self.choose()
+        (key,) = json.loads(self.kept.read_text())
+        self.kept.write_text(f'{{{json.dumps(key)}: {rates}, "another": {{"torch": 1.0, "native": 2.0}}}}')
+        self.tried.clear()
+        assert self.choose() == ("openblas", "openblas 300 GFLOP/s, torch 100 in a trial")
+        assert self.tried == ["torch", "openblas"]
+        kept = json.loads(self.kept.read_text())
+        assert kept == {key: {"torch": 100.0, "openblas": 300.0}, "another": {"torch": 1.0, "native": 2.0}}
+
+    def test_a_file_too_large_to_be_ours_is_not_read_whole(self):
+        self.kept.parent.mkdir()
+        with self.kept.open("wb") as file:
+            file.truncate(2**40)  # sparse
+        assert self.choose().provider == "openblas"
+        assert self.kept.stat().st_size < 1000
+
+    @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: os.symlink("/dev/zero", path)])
+    def test_what_is_no_file_costs_a_trial(self, make):
+        self.kept.parent.mkdir()
+        make(self.kept)
+        assert self.choose().provider == "openblas"
+        assert [path.name for path in self.kept.parent.iterdir()] == ["gemm.json"]
+
+    def test_without_a_home_directory_nothing_is_kept(self, monkeypatch):
+        monkeypatch.setenv("CYNOSURE_CACHE", "~no-such-user/cache")
+        assert self.choose().provider == "openblas"
+        assert self.choose().provider == "openblas"
+        assert len(self.tried) == 4
 
     def test_a_folder_that_cannot_be_written_costs_a_trial(self, monkeypatch):
         monkeypatch.setenv("CYNOSURE_CACHE", "/dev/null/nowhere")

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cynosure.loss import cross_entropy, linear_cross_entropy, token_logprobs
+from cynosure.loss import cross_entropy, linear_cross_entropy, token_logprobs, token_stats
 from tests.loss import oracle
 from tests.loss.cases import KINDS, REDUCTIONS, Case, assert_same, evaluate, make_case, upstream_like
 from tests.loss.probes import assert_three_way, max_error, rms_error
@@ -124,6 +124,71 @@ def test_nll_is_never_negative(std, offset, dtype, backend):
     assert losses.isfinite().all()
     logprobs = case.without("reduction").call(token_logprobs, backend=backend)
     assert (logprobs <= 0).all()
+
+
+HUGE = [(torch.float32, 3e9), (torch.bfloat16, 1e10), (torch.float64, 1e30)]
+each_huge = pytest.mark.parametrize(("dtype", "size"), HUGE, ids=lambda x: str(x).removeprefix("torch."))
+each_scale = pytest.mark.parametrize("scale", [0.3, 1 / 3, -1.5, 30.0])
+
+
+def huge_logits(dtype, size, scale, n_rows=60, v=301):
+    """Logits (N, V) whose unit in the last place is above 100 nats, and targets, half of them the likeliest."""
+    torch.manual_seed(0)
+    logits = (torch.randn(n_rows, v, dtype=torch.float64) * size).to(dtype)
+    likeliest = (logits.to(oracle.wide(dtype)) * scale).argmax(-1)
+    return logits, torch.where(torch.arange(n_rows) % 2 == 0, likeliest, torch.randint(v, (n_rows,)))
+
+
+def assert_as_good(ours, theirs, truth, name):
+    assert ours.isfinite().all(), name
+    eps = 8 * torch.finfo(oracle.wide(ours.dtype)).eps * truth.abs().max().item()
+    assert_three_way(ours, theirs, truth, eps=eps, name=name)
+
+
+@each_huge
+@each_scale
+@pytest.mark.parametrize("options", [{}, {"softcap": True}, {"label_smoothing": 0.1}, {"z_loss": 1e-9}], ids=str)
+def test_finite_logits_of_any_size_have_a_finite_loss(options, scale, dtype, size, backend):
+    """What is subtracted from a scaled logit is one of them, rounded as it is: not its product before rounding."""
+    logits, target = huge_logits(dtype, size, scale)
+    options = {**options, "softcap": 20 * size * abs(scale)} if "softcap" in options else options
+
+    def run(op, x, **how):
+        x = x.detach().clone().requires_grad_()
+        loss = op(x, target, reduction="none", scale=scale, **options, **how)
+        (dlogits,) = torch.autograd.grad(loss.sum(), x)
+        return {"loss": loss.detach(), "dlogits": dlogits}
+
+    ours, theirs, truth = (
+        run(cross_entropy, logits, backend=backend), run(oracle.loss_of_logits, logits),
+        run(oracle.loss_of_logits, logits.double()),
+    )  # fmt: skip
+    ours["forward"], theirs["forward"], truth["forward"] = (
+        cross_entropy(logits, target, reduction="none", scale=scale, backend=backend, **options),
+        theirs["loss"], truth["loss"],
+    )  # fmt: skip
+    for name, x in ours.items():
+        assert_as_good(x, theirs[name], truth[name], name)
+    assert (ours["loss"] >= 0).all()
+
+
+@each_huge
+@each_scale
+@pytest.mark.parametrize("softcap", [False, True])
+def test_finite_logits_of_any_size_have_finite_statistics(softcap, scale, dtype, size, backend):
+    logits, target = huge_logits(dtype, size, scale)
+    hidden, weight = torch.eye(len(logits), dtype=dtype), logits.t().contiguous()  # whose matmul is exact
+    options = {"scale": scale, "softcap": 20 * size * abs(scale) if softcap else None}
+    more = {"topk": 3, "temperatures": [0.5, 1.5, 4.0]}
+    ours = token_stats(hidden, weight, target, backend=backend, **options, **more)._asdict()
+    theirs, truth = (oracle.stats(x, target, **options, **more) for x in (logits, logits.double()))
+    ours["loss"] = linear_cross_entropy(hidden, weight, target, reduction="none", backend=backend, **options)
+    theirs["loss"], truth["loss"] = theirs["nll"], truth["nll"]
+    for name, x in ours.items():
+        if x.is_floating_point():
+            assert_as_good(x, theirs[name], truth[name], name)
+    assert torch.equal(ours["rank"], theirs["rank"])  # the other ids are any of equals in bfloat16
+    assert (ours["nll"] >= 0).all()
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])

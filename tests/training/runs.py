@@ -1,5 +1,7 @@
 """Small training runs, and processes that die in the middle of them."""
 
+import contextlib
+import json
 import multiprocessing
 import os
 import random
@@ -13,7 +15,7 @@ import torch
 from cynosure import TrainSettings, Watcher, train
 from cynosure.text import Document
 from cynosure.training import Trained
-from cynosure.training.folder import RunFolder
+from cynosure.training.folder import DIGESTS, RunFolder
 
 WORDS = "the of and to in that it is was he for on with as his they at be this from have or by one had not but"
 CLOCK = ("seconds", "tokens_per_second")  # the only figures of a step that another run of it need not repeat
@@ -39,10 +41,52 @@ def run(out: Path, watcher: Watcher | None = None, resume: bool = False, **optio
         return train([] if resume else documents(), out, settings, watcher=watcher, resume=resume)
 
 
+def old(out: Path) -> RunFolder:
+    """The run as an earlier version would have left it."""
+    values = json.loads((out / "train.json").read_text())
+    for name in ("data_sha256", "checkpoints", "sha256", "init_sha256"):
+        del values[name]
+    (out / "train.json").unlink()  # which may be shared with another folder
+    (out / "train.json").write_text(json.dumps(values))
+    for path in out.rglob(DIGESTS):
+        path.unlink()
+    return RunFolder(out)
+
+
 def timeless(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics without what the clock makes of them."""
     lines = RunFolder(folder).lines("metrics.jsonl")
     return [{name: value for name, value in line.items() if name not in CLOCK} for line in lines]
+
+
+class Noting(Watcher):
+    """Keeps what a user would be told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+class Stopping(Noting):
+    """Ends a training in this process after a step, as an interruption does."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.at = step
+
+    def step(self, figures: dict[str, Any]) -> None:
+        if figures["step"] == self.at:
+            raise KeyboardInterrupt
+
+
+def stopped_at(step: int, out: Path, **options: Any) -> list[str]:
+    """Let a run be interrupted after a step; what a user would have been told."""
+    watcher = Stopping(step)
+    with contextlib.suppress(KeyboardInterrupt):
+        run(out, watcher, **options)
+    return watcher.notes
 
 
 class Dying(Watcher):

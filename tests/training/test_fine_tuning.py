@@ -1,17 +1,18 @@
 """Fine-tuning: a model that is there, whole or by low-rank updates, and whether it keeps documents apart."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import cynosure
 from cynosure.models import check_apart
 from cynosure.text import Document
 from tests.lm.conftest import tiny_model
-from tests.training.runs import documents, run, timeless
+from tests.training.runs import documents, run, stopped_at, timeless
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Trainer's own
 
@@ -38,6 +39,18 @@ def test_updates_alone_are_trained(tiny_folder: Path, tmp_path: Path) -> None:
     assert changed == {name for name in own if "_proj" in name}
     losses = [line["loss"] for line in timeless(trained.folder)]
     assert losses[-1] < losses[0]
+
+
+def test_a_run_goes_on_with_the_model_it_began_with(tiny_folder: Path, tmp_path: Path) -> None:
+    """Of updates of low rank that is most of what is left in the end."""
+    init = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    options = {"init": str(init), "lora": 2, "spike": 100.0} | NONE
+    stopped_at(4, tmp_path / "run", **options)
+    weights = load_file(init / "model.safetensors")
+    weights["lm_head.weight"][0, 0] += 1
+    save_file(weights, init / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"has other weights than when .*run was begun with it: put those"):
+        run(tmp_path / "run", resume=True, **options)
 
 
 def test_prompts_are_not_trained_on(tiny_folder: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A run that was killed goes on: the same figures and weights, bit for bit, as one that was not."""
 
 import random
+import shutil
 import signal
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from safetensors.torch import load_file
 
 import cynosure
 from cynosure.training.folder import RunFolder
+from tests.lm.test_folder import read_only, state
 from tests.training.runs import N_STEPS, SETTINGS, apart, documents, run, timeless
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Trainer's own
@@ -121,3 +123,37 @@ def test_a_run_that_never_began_gives_way(tmp_path: Path) -> None:
     (out / "data").mkdir()
     run(out, tokens=256)
     assert RunFolder(out).checkpoints.keys() == {1, 2} or RunFolder(out).checkpoints
+
+
+def test_a_finished_run_that_cannot_be_written_is_shown(whole: Path) -> None:
+    finished = cynosure.train([], whole, resume=True)
+    before = state(whole)
+    with read_only(whole):
+        again = cynosure.train([], whole, resume=True)
+        with pytest.raises(ValueError, match="begun with seed 0, not 1: leave it out"):
+            cynosure.train([], whole, cynosure.TrainSettings(seed=1), resume=True)
+    assert state(whole) == before
+    for name in ("folder", "plan", "parameters", "best_step", "unigram_bits_per_byte"):
+        assert getattr(again, name) == getattr(finished, name)
+    assert again.scores is not None
+    assert finished.scores is not None
+    assert again.scores.to_json() == finished.scores.to_json()
+
+
+def test_an_unfinished_run_that_cannot_be_written(whole: Path, tmp_path: Path) -> None:
+    cases = {"scores": "scores/manifest.json", "model": "model", "last": f"checkpoints/step-{N_STEPS:06d}"}
+    for name, lacking in cases.items():
+        out = shutil.copytree(whole, tmp_path / name)
+        (out / lacking).rename(tmp_path / f"{name} away")
+        with read_only(out), pytest.raises(ValueError, match="is unfinished and cannot be written: copy it"):
+            cynosure.train([], out, resume=True)
+    with read_only(tmp_path / "new"), pytest.raises(OSError, match="Read-only"):
+        run(tmp_path / "new")
+
+
+def test_what_is_put_among_a_runs_scores_is_not_removed(whole: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(whole, tmp_path / "run")
+    (out / "scores" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"scores/notes\.txt is not part of the run: move it out"):
+        cynosure.train([], out, resume=True)
+    assert (out / "scores" / "notes.txt").read_text() == "mine"

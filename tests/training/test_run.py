@@ -1,7 +1,9 @@
 """A whole training run: its figures, its objective, its validation and what it leaves behind."""
 
+import itertools
 import json
 import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -21,7 +23,7 @@ from cynosure.text import Packed
 from cynosure.training.data import Data, Facts
 from cynosure.training.folder import RunFolder
 from cynosure.training.presets import find_preset, new_model
-from tests.training.runs import N_STEPS, SETTINGS, documents, run, timeless
+from tests.training.runs import N_STEPS, SETTINGS, documents, run, stopped_at, timeless
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Trainer's own
 
@@ -162,6 +164,20 @@ def test_bfloat16_where_it_is_asked_for(whole: Any, tmp_path: Path) -> None:
     assert half == pytest.approx(full, rel=2e-3)
     state = torch.load(tmp_path / "half" / "checkpoints" / "step-000002" / "optimizer.pt")
     assert {x.dtype for entry in state["state"].values() for x in entry.values()} == {torch.float32}
+
+
+def test_the_clock_may_go_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An hour at every look, as where it is set right; of a run that goes on too."""
+    back = itertools.count(2e9, -3600.0)
+    monkeypatch.setattr(time, "time", lambda: next(back))
+    stopped_at(5, tmp_path / "run")
+    run(tmp_path / "run", resume=True)
+    steps = lines(tmp_path / "run", "metrics.jsonl")
+    seconds = [line["seconds"] for line in steps]
+    assert len(steps) == N_STEPS
+    assert seconds == sorted(seconds)
+    assert 0 < seconds[0] < seconds[-1] < 600
+    assert all(line["tokens_per_second"] > 0 for line in steps)
 
 
 def test_nothing_held_out(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """FSDP2 over gloo: two processes, each with its part of every weight, train as one and go on after a kill."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,8 +11,9 @@ import pytest
 
 from cynosure import TrainSettings
 from cynosure.training.folder import RunFolder
+from cynosure.training.integrity import Damaged
 from tests.training.ranks import DEATH, untied
-from tests.training.runs import N_STEPS, run, timeless
+from tests.training.runs import N_STEPS, old, run, timeless
 from tests.training.test_resume import assert_same
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Trainer's own
@@ -20,7 +22,8 @@ ROOT = Path(__file__).parents[2]
 
 def two_processes(*arguments: Path | str) -> subprocess.CompletedProcess[str]:
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    settings = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_FSDP": "true"}
+    path = f"{ROOT / 'src'}{os.pathsep}{ROOT}"
+    settings = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path, "ACCELERATE_USE_FSDP": "true"}
     return subprocess.run(
         [*start, "-m", "tests.training.ranks", *map(str, arguments)], cwd=ROOT, env=os.environ | settings,
         capture_output=True, text=True, check=False, timeout=240,
@@ -71,6 +74,22 @@ def test_one_process_goes_on_with_a_run_of_two(runs: Path) -> None:
     run(runs / "alone", resume=True)
     for ours, one in zip(timeless(runs / "whole"), timeless(runs / "alone"), strict=True):
         assert ours["loss"] == pytest.approx(one["loss"], rel=2e-5)
+
+
+def test_damage_to_a_part_is_found(runs: Path, tmp_path: Path) -> None:
+    """By its digest, and in a run of an earlier version when it is read."""
+    out = Path(shutil.copytree(runs / "whole", tmp_path / "run"))
+    part = RunFolder(out).checkpoint(N_STEPS) / "optimizer" / "__1_0.distcp"
+    for path in (part, part.parent / ".metadata"):
+        data = path.read_bytes()
+        path.write_bytes(data[:-100])
+        with pytest.raises(Damaged, match=re.escape(f"{path} does not match its SHA-256")):
+            RunFolder(out).check(N_STEPS)
+        old(out)
+        with pytest.raises(Damaged, match=rf"optimizer.* cannot be read: .*; remove {part.parents[1]}, and the same"):
+            run(out, resume=True)
+        shutil.rmtree(out)
+        shutil.copytree(runs / "whole", out)
 
 
 def test_updates_of_low_rank_are_not_shared() -> None:

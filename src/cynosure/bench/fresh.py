@@ -37,7 +37,7 @@ def vocabulary(size: int) -> Any:
         if len(made) < size:
             raise ValueError(f"the addresses support a vocabulary of {len(made):,} tokens, not {size:,}")
         made.save_pretrained(folder)
-    return AutoTokenizer.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def addresses() -> Iterator[str]:

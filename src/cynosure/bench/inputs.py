@@ -84,7 +84,7 @@ def packaged(name: str, n_rows: int, say: Say) -> Prepared:
 
     say(f"{name}: finding the model (dequantised once)")
     source, title = locate(name)
-    config = AutoConfig.from_pretrained(source).get_text_config()
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False).get_text_config()
     folder = bench_folder(f"{name}-{Path(source).name[:16]}")
     made = Prepared(name, title, config.vocab_size, config.hidden_size, folder, n_rows, str(torch.__version__))
     if not (made.rows_file.exists() and made.weight_file("float32").exists()):

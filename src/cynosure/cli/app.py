@@ -5,8 +5,9 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 from contextlib import suppress
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -50,37 +51,60 @@ def cynosure(
 
 
 def main() -> None:
-    """Run the command line. Exit status: 0 done, 1 a check failed, 2 bad usage or input, said in one line."""
+    """Run the command line. Exit status: 0 done, 1 a gate or check failed or training diverged, 2 anything else."""
     common.settings = common.Settings()
     logging.getLogger("cynosure").setLevel(logging.INFO)
+    warnings.showwarning = show_warning
     try:
-        status = app(prog_name="cynosure", standalone_mode=False)
-        if status == 130:  # what newer versions of typer make of it
-            raise KeyboardInterrupt
+        status = invoke()
         sys.stdout.flush()  # here, where an error of it is still said in one line
     except ModuleNotFoundError:
         raise  # a missing extra: the entry says which
-    except (BrokenPipeError, SystemExit) as stop:
+    except SystemExit as stop:
         drop_output()
-        if getattr(stop, "code", 1) == 1:  # typer makes that of a reader who has seen enough, which is no failed gate
-            sys.exit(1 if common.settings.failed else 0)
+        if stop.code == 1 or isinstance(stop.code, str):  # by a library: 1 is kept for what has failed a check
+            common.complain(f"a library ended the process: {stop.code}")
+            sys.exit(2)
         raise
-    except (KeyboardInterrupt, typer.Abort):
+    except BrokenPipeError:  # the reader has seen enough: that is no failure, but a failed gate stays one
+        drop_output()
+        sys.exit(1 if common.settings.failed else 0)
+    except KeyboardInterrupt:
         kept = common.settings.kept_in
         if common.leads():
             same = f"the same command{common.settings.way_on}"
             common.complain(f"interrupted; {same} goes on from what is in {kept}" if kept else "interrupted")
         sys.exit(130)
-    except Exception as error:
+    except BaseException as error:  # compiled libraries raise what is no Exception
         drop_output()
         if common.settings.debug:
-            traceback.print_exc()
+            for line in traceback.format_exc().splitlines():
+                common.say(line)
         if type(error).__name__ == "NoArgsIsHelpError":  # nothing was asked for: the help itself
             print(error, file=sys.stderr)
         else:
             common.complain(one_line(error))
         sys.exit(2)
-    sys.exit(status if isinstance(status, int) else 0)
+    sys.exit(status)
+
+
+def invoke() -> int:
+    """Run the command that was asked for; its exit status.
+
+    Not by typer's own `main`, which reports an EOFError as an interruption and a broken pipe as status 1.
+    """
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("cynosure", sys.argv[1:]) as context:
+            command.invoke(context)
+    except typer.Exit as stop:
+        return stop.exit_code
+    return 0
+
+
+def show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """A warning of any library as a line."""
+    common.say(f"cynosure: {category.__name__}: {message}")
 
 
 def drop_output() -> None:
@@ -89,7 +113,7 @@ def drop_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """What went wrong and where, in one line; errors that are nobody's input carry their type."""
     if hasattr(error, "format_message"):  # of the command line's own parser
         context = getattr(error, "ctx", None)
@@ -100,4 +124,6 @@ def one_line(error: Exception) -> str:
         return f"{error.filename or 'standard output'}: {error.strerror.lower()}{way_out}"
     if isinstance(error, ValueError | OSError):
         return message
+    if isinstance(error, MemoryError) or "can't allocate memory" in message:  # torch's, a RuntimeError
+        return f"not enough memory: {message or 'an allocation failed'}; close other programs, or give less at once"
     return f"{type(error).__name__}: {message} (--debug shows where)"

@@ -159,6 +159,7 @@ def coverage(
     Exit status 1 where they do so for less than 92% or more than 98% of the texts, and do not say so.
     """
     from cynosure.bench.coverage import bench_coverage, print_coverage, to_json
+    from cynosure.cli import screen
 
     common.show_notes(quiet)
     check_folder(json_path)
@@ -167,7 +168,7 @@ def coverage(
     with shown_progress(quiet) as say:
         cases = bench_coverage(runs, say)
     put(json_path, to_json(cases))
-    print_coverage(cases, common.stdout())
+    print_coverage(cases, screen.stdout())
     if not all(case.honest for case in cases):
         common.complain("intervals hold the truth too seldom or too often, and do not say so")
         raise typer.Exit(1)
@@ -185,21 +186,24 @@ def growth(
 ) -> None:
     """How time and memory of our loss grow: 64 to 65,536 tokens, 8,192 to 1,048,576 classes, and a fit of each."""
     from cynosure.bench.growth import bench_growth, print_growth, to_json
+    from cynosure.cli import screen
 
     common.show_notes(quiet)
     with shown_progress(quiet) as say:
         axes, report = bench_growth(names(dtypes), runs, say)
     put(json_path, to_json(axes, report))
-    print_growth(axes, report, common.stdout())
+    print_growth(axes, report, screen.stdout())
 
 
 def finish(report: Any, json_path: Path | None, format: str, show: Callable[..., None]) -> None:
     """Write and print a report; ValueError where nothing could be raced."""
+    from cynosure.cli import screen
+
     put(json_path, report.to_json())
     if format == "json":
         common.print_json(report.to_json())
     else:
-        show(report, common.stdout())
+        show(report, screen.stdout())
     if not report.cases:
         raise ValueError("nothing could be prepared: " + "; ".join(report.skipped.values()))
 
@@ -213,7 +217,7 @@ def check_folder(json_path: Path | None) -> None:
 def put(json_path: Path | None, values: Any) -> None:
     """Write a file of JSON, if one is wanted: beside, then renamed."""
     if json_path is not None:
-        from cynosure.measure.store import write_whole
+        from cynosure.system.folders import write_whole
 
         write_whole(json_path, f"{json.dumps(values, indent=1, allow_nan=False)}\n".encode())
 
@@ -243,7 +247,6 @@ def shown_progress(quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
 
 @contextmanager
 def bar() -> Iterator[Callable[[int, int, str], None]]:
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -253,8 +256,11 @@ def bar() -> Iterator[Callable[[int, int, str], None]]:
         TimeRemainingColumn,
     )
 
+    from cynosure.cli.screen import stderr
+
     columns = (BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.description}"), console=Console(stderr=True), transient=True) as display:
+    text = TextColumn("{task.description}", markup=False)
+    with Progress(*columns, text, console=stderr(), transient=True) as display:
         task = display.add_task("", total=None)
         yield lambda done, total, text: display.update(task, completed=done, total=total, description=text)
 
@@ -266,6 +272,6 @@ def lines() -> Callable[[int, int, str], None]:
         nonlocal last
         if time.monotonic() - last >= LINE_SECONDS:
             last = time.monotonic()
-            print(f"[{done}/{total}] {text}", file=sys.stderr, flush=True)
+            common.say(f"[{done}/{total}] {text}")
 
     return say

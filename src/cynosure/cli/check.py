@@ -33,6 +33,8 @@ def check(
     device: common.Device = "auto",
     tokenizer: common.Tokenizer = None,
     revision: common.Revision = None,
+    trust_remote_code: common.TrustRemoteCode = False,
+    allow_unused_weights: common.AllowUnusedWeights = False,
     format: common.Format = "table",
     quiet: common.Quiet = False,
     debug: common.Debug = False,
@@ -50,7 +52,11 @@ def check(
     from cynosure.text import tokenize
 
     common.show_notes(quiet)
-    loaded = models.load(model, dtype="float32", device=device, tokenizer=tokenizer, revision=revision)
+    loaded = models.load(
+        model, dtype="float32", device=device, tokenizer=tokenizer, revision=revision,
+        trust_remote_code=trust_remote_code, allow_unused_weights=allow_unused_weights,
+    )  # fmt: skip
+    common.note(() if quiet else loaded.notes)
     ids = [token for part in (read(text), FILLER) for token in tokenize(loaded.tokenizer, part).ids.tolist()]
     audit = models.audit(loaded.model, [padded_batch(loaded.tokenizer, ids)], tokenizer=loaded.tokenizer)
     head = models.read_head(loaded.model)
@@ -102,28 +108,25 @@ def padded_batch(tokenizer: Any, ids: list[int]) -> "dict[str, Tensor]":
 
 
 def show(name: str, head: str, checks: "list[Check]") -> None:
-    from rich.table import Table
-
+    from cynosure.cli.screen import headed_table, stdout
     from cynosure.models.check import TOLERANCE
 
-    console = common.stdout()
+    console = stdout()
     console.print(name, style="bold")
-    console.print(head + "\n")
+    console.print(head)
+    console.print()
     if not checks:
         console.print("The losses are not compared: the model has no rows for the ids of this tokenizer.")
         return
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("in float32")
-    for column in ("ours", "the model's", "difference", "ours to exact", "its to exact"):
-        table.add_column(column, justify="right")
-    table.add_column("")
+    table = headed_table("in float32", "ours", "the model's", "difference", "ours to exact", "its to exact", "<")
     for check in checks:
         values = f"{check.ours:.6f}", f"{check.theirs:.6f}"
         errors = (f"{x:.1e}" for x in (check.difference, check.ours_from_exact, check.theirs_from_exact))
         verdict = "equal" if check.equal else "nearer" if check.passed else "DIFFERS"
         table.add_row(check.name, *values, *errors, verdict, style=None if check.passed else "bold red")
     console.print(table)
-    console.print("\nDifferences are relative; of tensors, of their norms. Exact is float64 from full logits.")
+    console.print()
+    console.print("Differences are relative; of tensors, of their norms. Exact is float64 from full logits.")
     failed = sum(not check.passed for check in checks)
     if failed:
         console.print(f"FAILED: {failed} of {len(checks)} differ by more than {TOLERANCE:g}.", style="bold red")
@@ -136,15 +139,20 @@ def show(name: str, head: str, checks: "list[Check]") -> None:
 def show_audit(audit: "Audit") -> None:
     from rich.padding import Padding
 
-    console = common.stdout()
+    from cynosure.cli.screen import stdout
+    from cynosure.system.escapes import visible
+
+    console = stdout()
     where = f"{len(audit.checks)} checks of the model on a padded batch of the text"
     if audit.passed:
         console.print(f"Audit: nothing found in {where}.", style="bold")
     else:
-        console.print(f"\nAudit: {len(audit.findings)} found in {where}.", style="bold red")
+        console.print()
+        console.print(f"Audit: {len(audit.findings)} found in {where}.", style="bold red")
     for finding in audit.findings:
-        console.print(f"\n{finding.name}: {finding.what}.", style="bold")
-        console.print(Padding(f"It means: {finding.means}.", (0, 0, 0, 2)))
-        console.print(Padding(f"The fix: {finding.fix}.", (0, 0, 0, 2)))
+        console.print()
+        console.print(f"{finding.name}: {finding.what}.", style="bold")
+        for line in (f"It means: {finding.means}.", f"The fix: {finding.fix}."):
+            console.print(Padding(visible(line), (0, 0, 0, 2)))
     for note in audit.notes:
         console.print(f"Note: {note}.")

@@ -3,17 +3,18 @@
 import json
 import logging
 import os
+import re
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from cynosure.system.escapes import visible
 
-WIDTH = 100  # of what goes to a file or a pipe
+NOT_ASCII = re.compile(r"[^\n -~]")  # nor a line end
 
 
 @dataclass
@@ -50,15 +51,44 @@ Limit = Annotated[int | None, typer.Option(help="Read the first documents only, 
 Errors = Annotated[Literal["strict", "replace"], typer.Option(help="What is done about text that is not UTF-8.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the hub.")]
 
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code", help="Run the Python code that comes with the model or tokenizer. Read it first."
+    ),
+]
+AllowUnusedWeights = Annotated[
+    bool,
+    typer.Option("--allow-unused-weights", help="Load a model though its config.json leaves some weights unused."),
+]
+
 
 def leads() -> bool:
     """Whether this process is the one that speaks, of those that torchrun may have started."""
     return os.environ.get("RANK", "0") == "0"
 
 
+def say(text: str) -> None:
+    """A line on stderr, whatever the text holds."""
+    print(visible(text), file=sys.stderr, flush=True)
+
+
 def complain(message: str) -> None:
     who = "cynosure" if leads() else f"cynosure (process {os.environ['RANK']})"
-    print(f"{who}: {message}", file=sys.stderr)
+    say(f"{who}: {message}")
+
+
+def note(notes: Iterable[str]) -> None:
+    """What a reader of the results must know, each once."""
+    for text in dict.fromkeys(notes):
+        say(f"cynosure: note: {text}")
+
+
+class Line(logging.Formatter):
+    """A note of the library's as a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(f"cynosure: {record.getMessage()}")
 
 
 def show_notes(quiet: bool) -> None:
@@ -66,18 +96,20 @@ def show_notes(quiet: bool) -> None:
     logger = logging.getLogger("cynosure")
     logger.handlers.clear()
     logger.addHandler(logging.NullHandler() if quiet or not leads() else logging.StreamHandler(sys.stderr))
-    logger.handlers[0].setFormatter(logging.Formatter("cynosure: %(message)s"))
+    logger.handlers[0].setFormatter(Line())
     logger.setLevel(logging.INFO)
     logger.propagate = False
 
 
-def stdout() -> "Console":
-    """Where tables go: as wide as the terminal, or wide enough for whole lines in a file."""
-    from rich.console import Console
-
-    console = Console(highlight=False, emoji=False, markup=False)
-    return console if console.is_terminal else Console(width=WIDTH, highlight=False, emoji=False, markup=False)
-
-
 def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    """The value on stdout, with JSON's own escapes for every character that does not print."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    print(NOT_ASCII.sub(lambda found: found[0] if found[0].isprintable() else json_escape(found[0]), text))
+
+
+def json_escape(character: str) -> str:
+    r"""
+    >>> print(json_escape("\x7f"), json_escape("\u202e"))
+    \u007f \u202e
+    """
+    return r"\u007f" if character == "\x7f" else json.dumps(character)[1:-1]

@@ -1,6 +1,5 @@
 """`cynosure compare`: two runs, or two models, on the same texts."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,7 +11,10 @@ from cynosure.cli.progress import shown_progress
 if TYPE_CHECKING:
     from cynosure.measure import Comparison
 
-OF_MODELS = ("protocol", "window", "stride", "dtype", "device", "batch_tokens", "limit", "column", "errors")
+OF_MODELS = (
+    "protocol", "window", "stride", "dtype", "device", "batch_tokens", "limit", "column", "errors",
+    "trust_remote_code", "allow_unused_weights",
+)  # fmt: skip
 
 
 def compare(
@@ -57,6 +59,8 @@ def compare(
     errors: Annotated[
         Literal["strict", "replace"], typer.Option(help="What is done about text that is not UTF-8.")
     ] = "strict",
+    trust_remote_code: common.TrustRemoteCode = False,
+    allow_unused_weights: common.AllowUnusedWeights = False,
     format: common.Format = "table",
     quiet: common.Quiet = False,
     debug: common.Debug = False,
@@ -69,7 +73,7 @@ def compare(
     """
     from cynosure import measure
     from cynosure.cli import compare_report
-    from cynosure.measure.store import write_whole
+    from cynosure.system.folders import write_whole
 
     common.show_notes(quiet)
     gates = [measure.Gate.parse(text) for text in fail_if or []]
@@ -89,8 +93,7 @@ def compare(
         common.print_json(comparison.to_json() | {"gates": [verdict.to_json() for verdict in verdicts]})
     else:
         compare_report.show(comparison, verdicts)
-    for note in () if quiet else comparison.notes:
-        print(f"cynosure: note: {note}", file=sys.stderr)
+    common.note(() if quiet else comparison.notes)
     if common.settings.failed:
         raise typer.Exit(1)
 
@@ -120,8 +123,9 @@ def of_models(names: tuple[str, str], texts: list[str], given: dict[str, Any], q
 
     sources = find_sources(texts)
     corpus = measure.Corpus.of_sources(sources, **{name: given.pop(name) for name in ("column", "errors", "limit")})
-    where = {name: given.pop(name) for name in ("dtype", "device")}
+    where = {name: given.pop(name) for name in ("dtype", "device", "trust_remote_code", "allow_unused_weights")}
     a, b = (models.split(models.load(name, **where)) for name in names)
+    common.note(() if quiet else (*a.notes, *b.notes))
     sizes = [source.n_bytes for source in sources if source.n_bytes is not None]
     total = sum(sizes) if len(sizes) == len(sources) and corpus.origin["limit"] is None else None
     with shown_progress(total, quiet) as progress:

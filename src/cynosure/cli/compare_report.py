@@ -1,14 +1,15 @@
 """A comparison as tables on a terminal, and as Markdown for a comment: the verdict first, then where it comes from."""
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cynosure.cli import common
-from cynosure.cli.tables import headed_table, in_context, number, plain_table, quoted
+from cynosure.cli.screen import headed_table, plain_table, stdout
+from cynosure.cli.tables import in_context, number, shortened
+from cynosure.system.escapes import visible
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from cynosure.cli.screen import Console
     from cynosure.measure import Comparison, Verdict
     from cynosure.measure.compare import Change
     from cynosure.measure.scores import Figure
@@ -25,10 +26,13 @@ NAMES = {
 
 def show(found: "Comparison", verdicts: "Sequence[Verdict]") -> None:
     """All of it, on stdout."""
-    console = common.stdout()
-    console.print(f"A  {found.a.model}\nB  {found.b.model}", style="bold")
-    console.print(f"{described(found)}\n")
-    console.print(f"{conclusion(found)}\n", style="bold")
+    console = stdout()
+    console.print(f"A  {found.a.model}", style="bold")
+    console.print(f"B  {found.b.model}", style="bold")
+    console.print(described(found))
+    console.print()
+    console.print(conclusion(found), style="bold")
+    console.print()
     table = headed_table(*HEAD)
     for name, change in found.changes.items():
         table.add_row(NAMES[name], *cells(change))
@@ -46,7 +50,8 @@ def show(found: "Comparison", verdicts: "Sequence[Verdict]") -> None:
         show_segments(console, title, segments[:SHOWN])
     for verdict in verdicts:
         style = "bold red" if verdict.failed else None
-        console.print(f"\n{verdict.status.upper()}: {verdict.gate.text}", style=style)
+        console.print()
+        console.print(f"{verdict.status.upper()}: {verdict.gate.text}", style=style)
         console.print(verdict.message)
 
 
@@ -137,7 +142,7 @@ def show_segments(console: "Console", title: str, segments: list[dict[str, Any]]
     table = headed_table("nats of A", "of B", f"<{title}", "<in its text")
     for part in segments:
         nats = (number(part[name]) for name in ("nats_a", "nats_b"))
-        table.add_row(*nats, quoted(part["text"]), in_context(part))
+        table.add_row(*nats, shortened(part["text"]), in_context(part))
     if segments:
         console.print()
         console.print(table)
@@ -150,17 +155,17 @@ def markdown(found: "Comparison", verdicts: "Sequence[Verdict]") -> str:
     lines = [
         f"**{conclusion(found)}{verdict}**",
         "",
-        f"A: {code(found.a.model)}, B: {code(found.b.model)}. {described(found)}.",
+        f"A: {code(found.a.model)}, B: {code(found.b.model)}. {plain(described(found))}.",
         "",
         *grid(HEAD, [(NAMES[name], *cells(change)) for name, change in found.changes.items()]),
         "",
         *(f"- {name}: {value} {meaning}" for name, value, meaning in facts(found)),
     ]
     if verdicts:
-        rows = [(code(verdict.gate.text), verdict.status, verdict.message) for verdict in verdicts]
+        rows = [(code(verdict.gate.text), verdict.status, plain(verdict.message)) for verdict in verdicts]
         lines += ["", *grid(("gate", "verdict", "why"), rows)]
     if found.notes:
-        lines += ["", *(f"- {note}" for note in found.notes)]
+        lines += ["", *(f"- {plain(note)}" for note in found.notes)]
     return "\n".join(lines) + "\n"
 
 
@@ -173,4 +178,13 @@ def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def code(text: str) -> str:
-    return f"`{text.replace('`', chr(39))}`"
+    return f"`{visible(text).replace('`', chr(39))}`"
+
+
+def plain(text: str) -> str:
+    """Text that Markdown leaves as it is, whatever it holds: no link, no image, no HTML.
+
+    >>> print(plain("<img src=x> *a* [b](c)"))
+    \\<img src=x\\> \\*a\\* \\[b\\](c)
+    """
+    return re.sub(r"[\\`*_\[\]<>~]", r"\\\g<0>", visible(text))

@@ -1,10 +1,14 @@
 """Where the `cynosure` script starts: it runs the command line, or says in one line which extra is missing."""
 
+import io
+import os
 import re
 import signal
 import sys
 from collections import Counter
 from importlib.metadata import PackageNotFoundError, requires
+
+from cynosure.system.escapes import visible
 
 REQUIREMENT = re.compile(r"""(?P<package>[\w.-]+).*extra == ['"](?P<extra>[\w-]+)['"]""")
 
@@ -44,9 +48,37 @@ def missing_extra(module: str) -> str | None:
     return f"cynosure: this command needs the package {package!r}: pip install 'cynosure[{extra}]'"
 
 
+class ForTexts(io.TextIOBase):
+    """Standard input for the text that is named `-` alone, which reads `buffer`; to any other reader it is empty.
+
+    Libraries ask questions on standard input, and a text must never answer them.
+    """
+
+    def __init__(self, buffer: io.BufferedReader) -> None:
+        self.buffer = buffer
+
+    def readline(self, size: int = -1, /) -> str:  # type: ignore[override]
+        return ""
+
+    def read(self, size: int | None = -1, /) -> str:
+        return ""
+
+
+def keep_stdin_for_texts() -> None:
+    """Put `ForTexts` in the place of standard input, and nothing in that of its file descriptor."""
+    try:
+        texts, nothing = os.dup(0), os.open(os.devnull, os.O_RDONLY)
+    except OSError:
+        return  # there is none
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    sys.stdin = ForTexts(os.fdopen(texts, "rb"))
+
+
 def main() -> None:
-    """Run the command line. Exit status 2 when a package of an extra is missing."""
+    """Run the command line. Exit status 2 when a package is missing or broken, whatever it raises."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is temporary or half-written is removed
+    keep_stdin_for_texts()
     try:
         from cynosure.cli.app import main as run
 
@@ -54,9 +86,7 @@ def main() -> None:
     except KeyboardInterrupt:  # before the command line could take care of it
         print("cynosure: interrupted", file=sys.stderr)
         sys.exit(130)
-    except ModuleNotFoundError as error:
-        line = missing_extra((error.name or "").partition(".")[0])
-        if line is None:
-            raise
-        print(line, file=sys.stderr)
+    except ImportError as error:
+        line = missing_extra((error.name or "").partition(".")[0]) if isinstance(error, ModuleNotFoundError) else None
+        print(line or f"cynosure: {type(error).__name__}: {visible(str(error))}: reinstall it", file=sys.stderr)
         sys.exit(2)

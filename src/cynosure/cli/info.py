@@ -81,9 +81,9 @@ def folder_bytes(folder: Any) -> int:
 
 
 def show(facts: dict[str, Any]) -> None:
-    from rich.table import Table
+    from cynosure.cli.screen import Table, stdout
 
-    table = Table(box=None, pad_edge=False, show_header=False)
+    table = Table(show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     cpu, cache = facts["cpu"], facts["cache"]
@@ -101,4 +101,4 @@ def show(facts: dict[str, Any]) -> None:
     for name, state in facts["models"].items():
         table.add_row(f"model {name}", state)
     table.add_row("cache", f"{cache['folder']}, {cache['bytes'] / 1e6:,.0f} MB")
-    common.stdout().print(table)
+    stdout().print(table)

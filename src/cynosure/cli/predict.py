@@ -7,8 +7,7 @@ import typer
 from cynosure.cli import common
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
+    from cynosure.cli.screen import Table
     from cynosure.measure import Prediction
 
 BAR = 24
@@ -25,6 +24,8 @@ def predict(
     device: common.Device = "auto",
     tokenizer: common.Tokenizer = None,
     revision: common.Revision = None,
+    trust_remote_code: common.TrustRemoteCode = False,
+    allow_unused_weights: common.AllowUnusedWeights = False,
     format: common.Format = "table",
     quiet: common.Quiet = False,
     debug: common.Debug = False,
@@ -36,7 +37,11 @@ def predict(
     from cynosure import measure, models
 
     common.show_notes(quiet)
-    loaded = models.load(model, dtype=dtype, device=device, tokenizer=tokenizer, revision=revision)
+    loaded = models.load(
+        model, dtype=dtype, device=device, tokenizer=tokenizer, revision=revision,
+        trust_remote_code=trust_remote_code, allow_unused_weights=allow_unused_weights,
+    )  # fmt: skip
+    common.note(() if quiet else loaded.notes)
     prediction = measure.predict(loaded, text, truth=truth, top=top)
     if format == "json":
         common.print_json(prediction.to_json())
@@ -45,14 +50,17 @@ def predict(
 
 
 def show(prediction: "Prediction") -> None:
-    from cynosure.measure.predict import visible
+    from cynosure.cli.screen import stdout
+    from cynosure.system.escapes import quoted
 
-    console = common.stdout()
+    console = stdout()
     console.print(prediction.model, style="bold")
-    console.print(f"after {visible(prediction.text)}\n")
+    console.print(f"after {quoted(prediction.text)}")
+    console.print()
     console.print(top_table(prediction))
+    console.print()
     console.print(
-        f"\nentropy {prediction.entropy_nats:.3f} nats: the loss to expect here if the model's probabilities are right"
+        f"entropy {prediction.entropy_nats:.3f} nats: the loss to expect here if the model's probabilities are right"
     )
     if prediction.truth:
         console.print()
@@ -65,35 +73,29 @@ def show(prediction: "Prediction") -> None:
 def top_table(prediction: "Prediction") -> "Table":
     """The likeliest tokens, their probabilities, and bars that share one scale."""
     from rich.bar import Bar
-    from rich.table import Table
 
-    from cynosure.measure.predict import percent, visible
+    from cynosure.cli.screen import headed_table
+    from cynosure.measure.predict import percent
+    from cynosure.system.escapes import quoted
 
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("rank", justify="right")
-    table.add_column("token")
-    table.add_column("probability", justify="right")
-    table.add_column("")
+    table = headed_table(">rank", "<token", "probability", "<")
     largest = prediction.top[0].probability
     for rank, candidate in enumerate(prediction.top, 1):
         bar = Bar(largest, 0, candidate.probability, width=BAR, color="cyan")
-        table.add_row(str(rank), visible(candidate.token), percent(candidate.probability), bar)
+        table.add_row(str(rank), quoted(candidate.token), percent(candidate.probability), bar)
     return table
 
 
 def truth_table(prediction: "Prediction") -> "Table":
     """The tokens of the truth one by one, and their sum when there are several."""
-    from rich.table import Table
+    from cynosure.cli.screen import headed_table
+    from cynosure.measure.predict import percent
+    from cynosure.system.escapes import quoted
 
-    from cynosure.measure.predict import percent, visible
-
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("truth")
-    for name in ("probability", "rank", "loss in nats", "in bits"):
-        table.add_column(name, justify="right")
+    table = headed_table("truth", "probability", "rank", "loss in nats", "in bits")
     for token in prediction.truth:
         row = percent(token.probability), f"{token.rank:,}", f"{token.nll_nats:.4f}", f"{token.nll_bits:.4f}"
-        table.add_row(visible(token.token), *row)
+        table.add_row(quoted(token.token), *row)
     if len(prediction.truth) > 1:
         values = prediction.to_json()["truth"]
         row = percent(values["probability"]), "", f"{values['nll_nats']:.4f}", f"{values['nll_bits']:.4f}"

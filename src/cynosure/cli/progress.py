@@ -54,9 +54,10 @@ class Meter:
 @contextmanager
 def bar(total: int | None) -> Iterator["Callable[[Progress], None]"]:
     """Share of the bytes done, rate, time left, and the running loss; gone when finished."""
-    from rich.console import Console
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Display
+
+    from cynosure.cli.screen import stderr
 
     meter = Meter(total)
     columns = (
@@ -67,7 +68,7 @@ def bar(total: int | None) -> Iterator["Callable[[Progress], None]"]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[loss]}"),
     )
-    with Display(*columns, console=Console(stderr=True), transient=True) as display:
+    with Display(*columns, console=stderr(), transient=True) as display:
         task = display.add_task("", total=total, rate="", loss="")
 
         def advance(step: "Progress") -> None:
@@ -91,6 +92,6 @@ def lines(total: int | None) -> "Callable[[Progress], None]":
             return
         last, done = now, meter.done
         left = f"{done:.0%}, {(now - meter.start) * (1 - done) / done:,.0f} s left, " if done else ""
-        print(f"scored {meter.tokens:,} tokens: {left}{meter.rate}, {meter.loss}", file=sys.stderr, flush=True)
+        common.say(f"scored {meter.tokens:,} tokens: {left}{meter.rate}, {meter.loss}")
 
     return advance

@@ -1,17 +1,13 @@
 """`cynosure score`: a model's loss on texts."""
 
 import os
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from cynosure.cli import common
 from cynosure.cli.progress import shown_progress
-
-if TYPE_CHECKING:
-    from cynosure.measure import Scores
 
 
 def score(
@@ -58,6 +54,8 @@ def score(
     column: common.Column = None,
     tokenizer: common.Tokenizer = None,
     revision: common.Revision = None,
+    trust_remote_code: common.TrustRemoteCode = False,
+    allow_unused_weights: common.AllowUnusedWeights = False,
     errors: common.Errors = "strict",
     format: common.Format = "table",
     quiet: common.Quiet = False,
@@ -85,8 +83,12 @@ def score(
         corpus = corpus._replace(documents=list(corpus.documents))  # standard input cannot be read again
     common.settings.kept_in = out
     if out is not None:
+        (measure.check_all_own if protocol == "all" else measure.check_own)(out)
         out.mkdir(parents=True, exist_ok=True)
-    loaded = models.load(model, dtype=dtype, device=device, tokenizer=tokenizer, revision=revision)
+    loaded = models.load(
+        model, dtype=dtype, device=device, tokenizer=tokenizer, revision=revision,
+        trust_remote_code=trust_remote_code, allow_unused_weights=allow_unused_weights,
+    )  # fmt: skip
     split = models.split(loaded, compile=compile)
     sizes = [source.n_bytes for source in sources if source.n_bytes is not None and not source.name.endswith(".gz")]
     total = sum(sizes) if len(sizes) == len(sources) and limit is None else None
@@ -109,10 +111,4 @@ def score(
         tables.show_protocols(found)
     else:
         tables.show(every[0])
-    show_notes(every, quiet)
-
-
-def show_notes(every: "list[Scores]", quiet: bool) -> None:
-    """What a reader of the figures must know, once, on stderr."""
-    for note in () if quiet else dict.fromkeys(note for scores in every for note in scores.notes):
-        print(f"cynosure: note: {note}", file=sys.stderr)
+    common.note(() if quiet else (note for scores in every for note in scores.notes))

@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from cynosure.cli import common
-from cynosure.cli.score import show_notes
 
 
 def summary(
@@ -28,4 +27,4 @@ def summary(
         common.print_json(scores.to_json())
     else:
         tables.show(scores)
-    show_notes([scores], quiet)
+    common.note(() if quiet else scores.notes)

@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from cynosure.cli import common
+from cynosure.cli.screen import headed_table, plain_table, stdout
+from cynosure.system.escapes import quoted, visible
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
+    from cynosure.cli.screen import Console
     from cynosure.measure import Scores
     from cynosure.measure.scores import Figure
 
@@ -21,12 +21,13 @@ POSITIONS = 6
 def show(scores: "Scores") -> None:
     """One run."""
     values, setting = scores.to_json(), scores.setting
-    console = common.stdout()
+    console = stdout()
     console.print(setting.model, style="bold")
     console.print(
         f"{setting.protocol} windows of {setting.window:,} tokens, stride {setting.stride:,}; "
-        f"{setting.dtype} on {setting.device}; {n_documents(values['documents'])}\n"
+        f"{setting.dtype} on {setting.device}; {n_documents(values['documents'])}"
     )
+    console.print()
     table = plain_table("", ">bold", "", "dim")
     for line in figures(scores):
         table.add_row(*line)
@@ -38,26 +39,6 @@ def show(scores: "Scores") -> None:
     console.print(table)
     show_shares(console, values)
     show_costliest(console, values)
-
-
-def plain_table(*styles: str) -> "Table":
-    """Columns in these styles, those that begin with > to the right."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for style in styles:
-        table.add_column(justify="right" if style.startswith(">") else "left", style=style.lstrip(">"))
-    return table
-
-
-def headed_table(*names: str) -> "Table":
-    """The first column to the left, the others to the right; a name that begins with < to the left."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for i, name in enumerate(names):
-        table.add_column(name.lstrip("<"), justify="left" if i == 0 or name.startswith("<") else "right")
-    return table
 
 
 def figures(scores: "Scores") -> Iterator[tuple[str, str, str, str]]:
@@ -141,21 +122,22 @@ def shares(row: dict[str, Any]) -> tuple[str, ...]:
 
 def show_costliest(console: "Console", values: dict[str, Any]) -> None:
     """The costliest tokens in their context, and the costliest span."""
-    from rich.text import Text
 
     table = headed_table("nats", "<costliest tokens", "<in their context")
     for part in values["worst_tokens"][:COSTLIEST]:
-        table.add_row(number(part["nats"], 1), quoted(part["text"]), in_context(part))
+        table.add_row(number(part["nats"], 1), shortened(part["text"]), in_context(part))
     console.print()
     console.print(table)
     for part in values["worst_spans"][:1]:
         share = "" if part["share_of_nats"] is None else f", {part['share_of_nats']:.1%} of all"
-        console.print(f"\ncostliest {part['tokens']} tokens: {number(part['nats'], 1)} nats{share}", style="dim")
-        console.print(Text(visible(part["text"])))
+        console.print()
+        console.print(f"costliest {part['tokens']} tokens: {number(part['nats'], 1)} nats{share}", style="dim")
+        console.print(part["text"])
 
 
-def quoted(text: str) -> str:
-    return f'"{visible(text)[:SHOWN_CHARS]}"'
+def shortened(text: str) -> str:
+    """The beginning of a text, in quotes."""
+    return quoted(visible(text)[:SHOWN_CHARS])
 
 
 def in_context(part: dict[str, Any]) -> "Text":
@@ -168,19 +150,15 @@ def in_context(part: dict[str, Any]) -> "Text":
     return text
 
 
-def visible(text: str) -> str:
-    """Line ends and other control characters written out."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def show_protocols(found: "dict[str, Scores | str]") -> None:
     """Every protocol side by side, and a sentence on each."""
     from cynosure.text import PROTOCOLS
 
-    console = common.stdout()
+    console = stdout()
     some = next(scores for scores in found.values() if not isinstance(scores, str))
     console.print(some.setting.model, style="bold")
-    console.print(f"{some.setting.dtype} on {some.setting.device}; {n_documents(some.documents)}\n")
+    console.print(f"{some.setting.dtype} on {some.setting.device}; {n_documents(some.documents)}")
+    console.print()
     names = (
         "protocol",
         "window",

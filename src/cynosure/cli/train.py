@@ -134,6 +134,8 @@ def train(
         list[str] | None,
         typer.Option(metavar="NAME", help="Reporters of Trainer: tensorboard, wandb, trackio. [default: none]"),
     ] = None,
+    trust_remote_code: common.TrustRemoteCode = False,
+    allow_unused_weights: common.AllowUnusedWeights = False,
     column: common.Column = None,
     limit: common.Limit = None,
     errors: common.Errors = "strict",
@@ -178,8 +180,9 @@ def train(
     try:
         with shown_training(quiet) as watcher:
             trained = run(
-                corpus, out, settings, valid=apart, resume=resume, watcher=watcher, report_to=tuple(report_to or ())
-            )
+                corpus, out, settings, valid=apart, resume=resume, watcher=watcher, report_to=tuple(report_to or ()),
+                trust_remote_code=trust_remote_code, allow_unused_weights=allow_unused_weights,
+            )  # fmt: skip
     except Diverged as error:
         common.complain(str(error))
         raise typer.Exit(1) from None
@@ -190,6 +193,7 @@ def train(
 def show(trained: "Trained", format: str) -> None:
     """What came of it: figures of the best model on all that was held out, and where it is."""
     from cynosure.cli import tables
+    from cynosure.cli.screen import stdout
 
     scores = trained.scores
     if format == "json":
@@ -203,7 +207,7 @@ def show(trained: "Trained", format: str) -> None:
     if scores is not None:
         tables.show(scores)
     if trained.unigram_bits_per_byte is not None:
-        common.stdout().print(f"byte-unigram model of the same text: {trained.unigram_bits_per_byte:.4f} bits per byte")
+        stdout().print(f"byte-unigram model of the same text: {trained.unigram_bits_per_byte:.4f} bits per byte")
     step = "" if trained.best_step is None else f", of step {trained.best_step:,}, the best on what was held out"
-    common.stdout().print(f"model: {trained.model_folder}{step}")
-    common.stdout().print(f"curves: {trained.folder / 'curves.svg'}")
+    stdout().print(f"model: {trained.model_folder}{step}")
+    stdout().print(f"curves: {trained.folder / 'curves.svg'}")

@@ -53,7 +53,7 @@ class Display(Watcher):
         )
 
     def say(self, text: str) -> None:
-        print(f"cynosure: {text}", file=sys.stderr, flush=True)
+        common.say(f"cynosure: {text}")
 
     def note(self, text: str) -> None:
         self.say(f"note: {text}")
@@ -118,11 +118,11 @@ class Lines(Display):
             return
         self.last = now
         told = ", ".join(f"{name} {value}" for name, value in self.figures().items())
-        print(f"step {figures['step']:,}/{self.plan.steps:,}: {told}", file=sys.stderr, flush=True)
+        common.say(f"step {figures['step']:,}/{self.plan.steps:,}: {told}")
 
     def validation(self, figures: Figures, samples: list[Figures]) -> None:
         super().validation(figures, samples)
-        print(f"step {figures['step']:,}: held out {held_out(figures)}", file=sys.stderr, flush=True)
+        common.say(f"step {figures['step']:,}: held out {held_out(figures)}")
 
 
 class Picture(Display):
@@ -219,11 +219,11 @@ def shown_training(quiet: bool) -> Iterator[Watcher]:
     if quiet or not common.leads():
         yield Watcher()
     elif sys.stderr.isatty():
-        from rich.console import Console
         from rich.live import Live
 
-        console = Console(stderr=True, highlight=False, emoji=False, markup=False)
-        with Live(console=console, refresh_per_second=4) as live:
+        from cynosure.cli.screen import stderr
+
+        with Live(console=stderr(), refresh_per_second=4) as live:
             yield Picture(live)
     else:
         yield Lines()

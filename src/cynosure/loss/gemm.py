@@ -5,20 +5,20 @@ made once on a machine and remembered in the cache folder. `$CYNOSURE_GEMM` name
 that a run can be repeated bit for bit; torch has the dtypes that the one named has not.
 """
 
-import ctypes
 import json
+import math
 import os
 import time
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from cynosure.loss.machine import cache_directory, cpu_name
-from cynosure.loss.native.library import Product, library
+from cynosure.loss.native.library import Product, call, library
 from cynosure.loss.openblas import find_openblas
+from cynosure.system.folders import write_whole
 
 RIVALS = {torch.float32: "openblas", torch.bfloat16: "native"}  # of torch
 PROVIDERS = ("torch", *RIVALS.values())
@@ -27,6 +27,8 @@ WORTH_IT = 1e9  # floating-point operations below which torch does them, whoever
 WORTH_THREADS = 1e8  # below which starting threads takes longer than our own product
 TRIAL = (192, 640, 8192)  # rows, hidden size, vocabulary: three products of 2 GFLOP, a hundredth of a second each
 TRIAL_RUNS = 4
+KEPT = "gemm.json"  # in the cache folder: what the trials have shown
+MOST_KEPT_BYTES = 2**20  # of it: thousands of trials
 SUM_ROWS = 2048  # of a half-precision dW that torch makes at a time
 
 
@@ -148,13 +150,11 @@ def native_product(
     flops = 2.0 * a.shape[0] * a.shape[1] * b.shape[1]
     n_threads = torch.get_num_threads() if flops >= WORTH_THREADS else 1
     wide, narrow = (out.data_ptr(), None) if out.dtype == torch.float32 else (None, out.data_ptr())
-    call = Product(
+    arguments = Product(
         a.data_ptr(), *a.stride(), b.data_ptr(), *b.stride(), a.shape[0], b.shape[1], a.shape[1], wide, narrow,
         None if low is None else low.data_ptr(), out.stride(0), add, keep_low and low is not None, n_threads,
     )  # fmt: skip
-    functions = library().functions
-    assert functions is not None
-    functions.cynosure_product(ctypes.byref(call))
+    call("cynosure_product", arguments)
 
 
 def takes(dtype: torch.dtype, *tensors: Tensor) -> bool:
@@ -181,11 +181,10 @@ def fastest(dtype: torch.dtype, n_threads: int) -> Gemm:
     kernels = os.environ.get("OPENBLAS_CORETYPE", "its own choice of kernels")
     about = f"{find_openblas().path}, {kernels}" if rival == "openblas" else ""  # type: ignore[union-attr]
     key = f"{dtype}, {cpu_name()}, {n_threads} threads, torch {torch.__version__}, {rival} {about}".strip()
-    kept = cache_directory() / "gemm.json"
-    rates = remembered(kept).get(key)
-    if rates is None:
+    rates = remembered().get(key, {})
+    if not rates.keys() >= {"torch", rival}:
         rates = {name: trial(name, dtype) for name in ("torch", rival)}
-        remember(kept, key, rates)
+        remember(key, rates)
     told = f"{rival} {rates[rival]:.0f} GFLOP/s, torch {rates['torch']:.0f} in a trial"
     return Gemm(max(("torch", rival), key=rates.__getitem__), told)
 
@@ -224,20 +223,29 @@ def trial(provider: str, dtype: torch.dtype) -> float:
     return round(6e-9 * rows * hidden_size * vocab_size / min(seconds), 1)
 
 
-def remembered(path: Path) -> dict[str, dict[str, float]]:
+def remembered() -> dict[str, dict[str, float]]:
+    """The rates kept in the cache folder, by key. Anything that `remember` did not write counts as absent."""
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        path = cache_directory() / KEPT
+        if not path.is_file():
+            return {}
+        with path.open("rb") as file:
+            kept = json.loads(file.read(MOST_KEPT_BYTES))
+    except (OSError, ValueError, RecursionError):
         return {}
-    return kept if isinstance(kept, dict) else {}
+    return {key: rates for key, rates in kept.items() if are_rates(rates)} if isinstance(kept, dict) else {}
 
 
-def remember(path: Path, key: str, rates: dict[str, float]) -> None:
+def are_rates(x: object) -> bool:
+    """Whether these are GFLOP/s by provider."""
+    return isinstance(x, dict) and all(isinstance(rate, float) and 0 <= rate < math.inf for rate in x.values())
+
+
+def remember(key: str, rates: dict[str, float]) -> None:
     """Written beside, then renamed; a folder that cannot be written costs the next process a trial."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
+        path = cache_directory() / KEPT
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps({**remembered(path), key: rates}, indent=1), encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, json.dumps({**remembered(), key: rates}, indent=1).encode())
     except OSError:
         return

@@ -6,10 +6,17 @@ from pathlib import Path
 
 
 def cache_directory() -> Path:
-    """`$CYNOSURE_CACHE`, else `$XDG_CACHE_HOME/cynosure`, else `~/.cache/cynosure`."""
-    if chosen := os.environ.get("CYNOSURE_CACHE"):
+    """`$CYNOSURE_CACHE`, else `$XDG_CACHE_HOME/cynosure`, else `~/.cache/cynosure`.
+
+    Raises FileNotFoundError where the user has no home directory.
+    """
+    chosen = os.environ.get("CYNOSURE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "cynosure")
+    try:
         return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cynosure"
+    except RuntimeError as error:  # a user id that the system does not know, as in a container
+        raise FileNotFoundError(
+            f"no home directory for the cache: {chosen}. Set CYNOSURE_CACHE to a folder."
+        ) from error
 
 
 def cpu_name() -> str:
@@ -36,7 +43,7 @@ def cpu_vendor() -> str:
 def cpu_about() -> dict[str, str]:
     """What Linux tells of the first processor; elsewhere nothing."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return {}
     fields = (line.partition(":") for line in reversed(lines))

@@ -3,12 +3,10 @@
 One call takes a whole chunk, its rows shared out among as many threads as torch uses.
 """
 
-import ctypes
-
 import torch
 from torch import Tensor
 
-from cynosure.loss.native.library import INSTRUCTIONS, STORED, Logits, LossRows, StatsRows, library
+from cynosure.loss.native.library import INSTRUCTIONS, STORED, Logits, LossRows, StatsRows, call
 from cynosure.loss.options import RowOptions, accumulation_dtype
 from cynosure.loss.pieces import Best, LossPart, Piece, StatsPart
 from cynosure.loss.targets import TargetRows
@@ -45,12 +43,12 @@ class NativeRows:
         if class_weight is not None:
             class_weight = class_weight[piece.first : piece.first + z.shape[-1]].contiguous()
         k, upstream = contiguous(target.k), contiguous(upstream)
-        call = LossRows(
+        arguments = LossRows(
             self.logits(z, options), piece.first, pointer(classes), pointer(probability), probability.shape[-1],
             probability.stride(0), pointer(k), pointer(class_weight), pointer(upstream), 1 - options.label_smoothing,
             options.label_smoothing / piece.vocab_size, options.z_loss, **results,
         )  # fmt: skip
-        functions().cynosure_loss_rows(ctypes.byref(call))
+        call("cynosure_loss_rows", arguments)
 
     def stats_piece(
         self, z: Tensor, piece: Piece, index: Tensor, target_logit: Tensor, options: RowOptions, best: Best,
@@ -63,12 +61,12 @@ class NativeRows:
         )
         part = StatsPart._make([*sums[:6], sums[6:], above, argmax])
         index, target_logit = index.contiguous(), target_logit.contiguous()
-        call = StatsRows(
+        arguments = StatsRows(
             self.logits(z, options), piece.first, pointer(index), pointer(target_logit), pointer(beta), len(beta),
             equal_steps(beta), **{name: pointer(x) for name, x in part._asdict().items()}, topk=best.z.shape[-1],
             top_z=pointer(best.z), top_ids=pointer(best.ids),
         )  # fmt: skip
-        functions().cynosure_stats_rows(ctypes.byref(call))
+        call("cynosure_stats_rows", arguments)
         return part
 
     def logits(self, z: Tensor, options: RowOptions) -> Logits:
@@ -78,12 +76,6 @@ class NativeRows:
             z.data_ptr(), STORED[str(z.dtype).removeprefix("torch.")], z.shape[0], z.shape[1], z.stride(0),
             options.scale, options.softcap or 0.0, self.instructions, torch.get_num_threads(),
         )  # fmt: skip
-
-
-def functions() -> ctypes.CDLL:
-    found = library()
-    assert found.functions is not None, found.reason
-    return found.functions
 
 
 def contiguous(x: Tensor | None) -> Tensor | None:

@@ -9,6 +9,7 @@ from cynosure.measure.gate import junit as junit
 from cynosure.measure.meter import Meter as Meter
 from cynosure.measure.predict import Prediction as Prediction
 from cynosure.measure.predict import predict as predict
+from cynosure.measure.protocols import check_all_own as check_all_own
 from cynosure.measure.protocols import score_all as score_all
 from cynosure.measure.run import Corpus as Corpus
 from cynosure.measure.run import score as score
@@ -16,3 +17,4 @@ from cynosure.measure.score import Progress as Progress
 from cynosure.measure.scores import Scores as Scores
 from cynosure.measure.scores import open_run as open_run
 from cynosure.measure.stats import Statistics as Statistics
+from cynosure.measure.store import check_own as check_own

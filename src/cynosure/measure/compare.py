@@ -1,23 +1,21 @@
 """Two runs compared: how much better one model guesses the same bytes, how sure that is, and where it comes from."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cynosure.measure.align import Floats, Segments, Side, align
+from cynosure.measure.align import Floats, Side, align
 from cynosure.measure.bootstrap import BASE_TOKENS, Method, choose, interval, paired
 from cynosure.measure.classes import CLASSES
+from cynosure.measure.excerpts import in_context
 from cynosure.measure.rows import Facts, Ints
-from cynosure.measure.scores import MOST_DOCUMENTS, SHOWN, Figure, Scores, Setting, exponential, finite
+from cynosure.measure.scores import MOST_DOCUMENTS, Figure, Scores, Setting, exponential, finite
+from cynosure.measure.tally import CELL_BYTES, Tally, difference, grouped
 
-CELL_BYTES = 64  # of the shortest blocks that are resampled
-BEFORE_BYTES, AFTER_BYTES = 80, 30  # shown around a segment
 METRICS = ("bits_per_byte", "nats_per_token", "token_perplexity", "top1_accuracy")
 UNKNOWN = Figure(None)
 
@@ -146,31 +144,34 @@ def compare(a: Scores | str | Path, b: Scores | str | Path) -> Comparison:
 
 def compare_sides(a: Side, b: Side) -> Comparison:
     """The comparison of two runs that have been read."""
-    found = align(a, b)
-    method, clusters = Clusters.of(found)
-    documents, (n_bytes, nats_a, nats_b) = grouped(found.document, [found.n_bytes, found.nats_a, found.nats_b])
-    losses, gains = extremes(found, a)
+    tally = Tally()
+    for found in align(a, b):
+        tally.add(found)
+    method, clusters, documents, sums = Clusters.of(tally)
+    _, n_bytes, nats_a, nats_b, *_ = sums
+    shown = in_context(a, tally.losses.excerpts() + tally.gains.excerpts())
+    n_losses = len(tally.losses.worse)
     comparison = Comparison(
         a.setting,
         b.setting,
         documents=sum(a.facts[key].n_joined for key in documents.tolist()),
         n_bytes=int(n_bytes.sum()),
-        tokens_a=int(found.tokens_a.sum()),
-        tokens_b=int(found.tokens_b.sum()),
-        impossible_a=int(np.isinf(found.nats_a).sum()),
-        impossible_b=int(np.isinf(found.nats_b).sum()),
-        changes=clusters.changes(method, same=found.choices is not None),
+        tokens_a=int(tally.tokens[0]),
+        tokens_b=int(tally.tokens[1]),
+        impossible_a=int(tally.impossible[0]),
+        impossible_b=int(tally.impossible[1]),
+        changes=clusters.changes(method, same=tally.same),
         resampling=Resampling.of(method),
-        agreement=agreement(found),
+        agreement=agreement(tally),
         wins={
             "a": int((nats_a < nats_b).sum()),
             "b": int((nats_b < nats_a).sum()),
             "ties": int((nats_a == nats_b).sum()),
         },
         by_document=by_document([a.facts[key] for key in documents.tolist()], n_bytes, nats_a, nats_b),
-        by_class=by_class(found),
-        losses=losses,
-        gains=gains,
+        by_class=by_class(tally),
+        losses=shown[:n_losses],
+        gains=shown[n_losses:],
         notes=(),
     )
     return replace(comparison, notes=tuple(notes(comparison, sum(fact.n_bytes for fact in a.facts))))
@@ -187,23 +188,12 @@ class Clusters(NamedTuple):
     right_b: Floats
 
     @classmethod
-    def of(cls, found: Segments) -> tuple[Method, "Clusters"]:
-        """Documents where there are 30, else blocks inside them; a segment belongs where its first byte is."""
-        choices, none = found.choices, np.zeros(len(found.document))
-        right = (none, none) if choices is None else (choices.right_a, choices.right_b)
-        change = difference(found.nats_a, found.nats_b)
-        columns = [
-            np.where(np.isinf(change), 0, change),
-            found.n_bytes,
-            found.nats_a,
-            found.nats_b,
-            found.tokens_a,
-            *right,
-        ]
-        keys, cells = grouped((found.document << 32) + found.byte_start // CELL_BYTES, columns)
-        _, documents = grouped(keys >> 32, list(cells))
+    def of(cls, tally: Tally) -> "tuple[Method, Clusters, Ints, Floats]":
+        """Documents where there are 30, else blocks inside them; also all documents (G,) and their sums (7, G)."""
+        keys, cells = tally.cells()
+        numbers, documents = grouped(keys >> 32, list(cells))
         method, clusters = choose(documents.T, cells.T, keys >> 32)
-        return method, cls(*clusters.T[1:])
+        return method, cls(*clusters.T[1:]), numbers, documents
 
     def changes(self, method: Method, *, same: bool) -> dict[str, Change]:
         """Every metric that these runs have; those of tokens where they are the `same`."""
@@ -235,23 +225,10 @@ def perplexity(nats: Change) -> Change:
     return Change(a, b, Figure(absolute), Figure(*(None if x is None else x - 1 for x in ratio)), nats.p)
 
 
-def difference(nats_a: Floats, nats_b: Floats) -> Floats:
-    """B - A; infinite where one is, 0 where both are."""
-    both = np.isinf(nats_a) & np.isinf(nats_b)
-    return np.subtract(nats_b, nats_a, out=np.zeros_like(nats_a), where=~both)
-
-
-def grouped(keys: Ints, columns: Sequence[NDArray[Any]]) -> tuple[Ints, Floats]:
-    """The sums (k, G) of k columns over runs of equal ones of ascending keys, and those keys (G,)."""
-    starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
-    return keys[starts], np.stack([np.add.reduceat(column, starts) for column in columns]).astype(np.float64)
-
-
-def agreement(found: Segments) -> Agreement | None:
-    if found.choices is None:
+def agreement(tally: Tally) -> Agreement | None:
+    if not tally.same:
         return None
-    n_tokens = int(found.tokens_a.sum())
-    agreed, broken, mended = (int(x.sum()) / n_tokens for x in (found.choices.agreed, *found.choices[3:]))
+    agreed, broken, mended = (int(x) / int(tally.tokens[0]) for x in (tally.choices[0], *tally.choices[3:]))
     return Agreement(agreed, broken + mended, broken, mended)
 
 
@@ -274,73 +251,13 @@ def by_document(facts: list[Facts], n_bytes: Floats, nats_a: Floats, nats_b: Flo
     return [{"document": facts[i].name, **row(*values[i])} for i in np.sort(order).tolist()]
 
 
-def by_class(found: Segments) -> list[dict[str, Any]]:
+def by_class(tally: Tally) -> list[dict[str, Any]]:
     """One row for each byte class there is of A's tokens."""
-    order = np.argsort(found.kind, kind="stable")
-    columns = (found.n_bytes, found.nats_a, found.nats_b)
-    kinds, sums = grouped(found.kind[order], [column[order] for column in columns])
     return [
-        {"class": CLASSES[kind], **row(*values)} for kind, values in zip(kinds.tolist(), sums.T.tolist(), strict=True)
+        {"class": name, **row(*values)}
+        for name, values in zip(CLASSES, tally.classes.T.tolist(), strict=True)
+        if values[0]
     ]
-
-
-def extremes(found: Segments, a: Side) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The segments on which B loses most against A, and those on which it gains most, in the text around them."""
-    apart, text = difference(found.nats_a, found.nats_b), Text.of(a)
-    both = []
-    for worse in (apart, -apart):
-        n = min(SHOWN, len(worse))
-        at = np.flatnonzero((worse >= np.partition(worse, -n)[-n]) & (worse > 0))
-        at = at[np.argsort(-worse[at], kind="stable")][:n]
-        columns = (found.document, found.byte_start, found.byte_end, found.nats_a, found.nats_b, apart)
-        both.append(
-            [text.segment(*values) for values in zip(*(column[at].tolist() for column in columns), strict=True)]
-        )
-    return both[0], both[1]
-
-
-class Text(NamedTuple):
-    """All documents, one behind the other, to show parts of."""
-
-    data: bytes
-    offsets: list[int]  # where each begins, and the end
-    names: list[str]
-
-    @classmethod
-    def of(cls, side: Side) -> "Text":
-        offsets = np.cumsum([0, *(fact.n_bytes for fact in side.facts)]).tolist()
-        return cls(side.text(), offsets, [fact.name for fact in side.facts])
-
-    def segment(
-        self, document: int, byte_start: int, byte_end: int, nats_a: float, nats_b: float, apart: float
-    ) -> dict[str, Any]:
-        """A segment as plain values, in the text around it; bytes that are no character of their own as `\\xNN`."""
-        first, last = self.offsets[document : document + 2]
-        start, end = first + byte_start, first + byte_end
-        edges = (
-            self.character(max(first, start - BEFORE_BYTES)),
-            start,
-            end,
-            self.character(min(last, end + AFTER_BYTES)),
-        )
-        before, text, after = (self.data[i:j].decode("utf-8", "backslashreplace") for i, j in pairwise(edges))
-        return {
-            "document": self.names[document],
-            "byte_start": byte_start,
-            "byte_end": byte_end,
-            "nats_a": finite(nats_a),
-            "nats_b": finite(nats_b),
-            "difference": finite(apart),
-            "before": before,
-            "text": text,
-            "after": after,
-        }
-
-    def character(self, at: int) -> int:
-        """Where the character of a byte begins."""
-        while 0 < at < len(self.data) and self.data[at] & 0xC0 == 0x80:
-            at -= 1
-        return at
 
 
 def notes(found: Comparison, n_bytes: int) -> Iterator[str]:

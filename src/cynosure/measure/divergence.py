@@ -13,11 +13,12 @@ from torch import Tensor
 
 from cynosure.measure.align import COLUMNS, Floats, Side
 from cynosure.measure.bootstrap import BASE_TOKENS, choose, interval
-from cynosure.measure.compare import Comparison, Divergence, compare_sides, grouped
+from cynosure.measure.compare import Comparison, Divergence, compare_sides
 from cynosure.measure.rows import Facts, Ints, numbers
 from cynosure.measure.run import Corpus, as_documents, ignore, make_cutting, setting
 from cynosure.measure.score import Figures, Row, Say, Scorer, batches, rows_of
 from cynosure.measure.scores import Figure
+from cynosure.measure.tally import grouped
 from cynosure.measure.units import Task, units
 from cynosure.models import Head, SplitModel, split
 from cynosure.text import Document

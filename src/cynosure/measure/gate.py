@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 from xml.etree import ElementTree
 
 from cynosure.measure.compare import METRICS, Change, Comparison
+from cynosure.system.escapes import visible
 
 GATE = re.compile(r"(?P<metric>\w+) ?(?P<sign>[<>]) ?(?P<number>[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?) ?(?P<percent>%?)")
 ALLOWED = (
@@ -120,11 +121,13 @@ def junit(verdicts: Sequence[Verdict]) -> bytes:
     attributes = {name: str(count) for name, count in counts.items()}
     suite = ElementTree.SubElement(root, "testsuite", {"name": "cynosure compare", **attributes})
     for verdict in verdicts:
-        case = ElementTree.SubElement(suite, "testcase", {"classname": "cynosure.compare", "name": verdict.gate.text})
+        case = ElementTree.SubElement(
+            suite, "testcase", {"classname": "cynosure.compare", "name": visible(verdict.gate.text)}
+        )
         if verdict.failed:
-            ElementTree.SubElement(case, "failure", {"type": "gate", "message": verdict.message})
+            ElementTree.SubElement(case, "failure", {"type": "gate", "message": visible(verdict.message)})
         else:
-            ElementTree.SubElement(case, "system-out").text = f"{verdict.status}: {verdict.message}"
+            ElementTree.SubElement(case, "system-out").text = visible(f"{verdict.status}: {verdict.message}")
     ElementTree.indent(root)
     found: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
     return found

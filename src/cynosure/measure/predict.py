@@ -8,6 +8,7 @@ import torch
 
 from cynosure.loss import TokenStats
 from cynosure.models import LanguageModel, hidden_states, read_head
+from cynosure.system.escapes import quoted
 from cynosure.text import prefix_token, token_texts, tokenize
 
 SURE = 0.5
@@ -81,7 +82,7 @@ class Prediction:
 def read_surprise(truth: tuple[Surprise, ...], nll_nats: float) -> str:
     """Sure and right, unsure, or sure and wrong: the reading of the token that cost most."""
     worst = max(truth, key=lambda token: token.nll_nats)
-    came, likely = visible(worst.token), visible(worst.expected.token)
+    came, likely = quoted(worst.token), quoted(worst.expected.token)
     p, best = percent(worst.probability), percent(worst.expected.probability)
     start = "" if len(truth) == 1 else f"Most of the {nll_nats:.2f} nats come from {came}. "
     if worst.rank == 1 and worst.probability >= SURE:
@@ -96,16 +97,6 @@ def read_surprise(truth: tuple[Surprise, ...], nll_nats: float) -> str:
         start
         + f"Unsure: its first guess was {likely} at {best}; {came} had {p}, and the less it has the more it costs."
     )
-
-
-def visible(token: str) -> str:
-    """A token in quotes, with line ends and other control characters written out.
-
-    >>> print(visible(" dog"), visible("\\n"))
-    " dog" "\\n"
-    """
-    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in token)
-    return f'"{plain}"'
 
 
 def percent(p: float) -> str:

@@ -7,8 +7,11 @@ from typing import Any
 
 from cynosure.measure.run import Corpus, score
 from cynosure.measure.scores import Scores
+from cynosure.measure.store import check_own
 from cynosure.measure.units import DoesNotApply
+from cynosure.measure.workers import Workers
 from cynosure.models import SplitModel
+from cynosure.system.folders import check_is_folder, first_foreign
 from cynosure.text import PROTOCOLS
 
 
@@ -28,6 +31,8 @@ def score_all(
     that have them; with `out` each protocol has a folder of its own in it. ValueError when none applies, and for
     whatever `score` raises it for besides.
     """
+    if out is not None and Workers().leads:
+        check_all_own(Path(out))
     found: dict[str, Scores | str] = {}
     for name, protocol in PROTOCOLS.items():
         if name == "strided-legacy":  # the same tokens as strided, averaged in another way
@@ -46,6 +51,15 @@ def score_all(
     if all(isinstance(scores, str) for scores in found.values()):
         raise ValueError(str(found["sliding"]))
     return found
+
+
+def check_all_own(folder: Path) -> None:
+    """ValueError where a path is neither a folder of runs of `score_all`, nor an empty one, nor free."""
+    check_is_folder(folder)
+    if folder.is_dir() and (other := first_foreign(folder, PROTOCOLS.__contains__)):
+        raise ValueError(f"{folder} holds {other}, which is no run of a protocol: give another --out")
+    for name in PROTOCOLS:
+        check_own(folder / name)
 
 
 def as_printed(strided: Scores) -> Scores:

@@ -4,7 +4,7 @@ import logging
 import platform
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -16,13 +16,15 @@ import torch
 from cynosure import __version__
 from cynosure.measure.budget import default_batch_tokens
 from cynosure.measure.calibration import TEMPERATURES
+from cynosure.measure.manifest import MANIFEST, difference
 from cynosure.measure.rows import Facts
 from cynosure.measure.score import Progress, Say, Scorer
 from cynosure.measure.scores import Scores, Setting
-from cynosure.measure.store import Store, locked
+from cynosure.measure.store import Store, check_own, other_run
 from cynosure.measure.units import Cutting, DoesNotApply, units
 from cynosure.measure.workers import Workers
 from cynosure.models import SplitModel, split
+from cynosure.system.folders import locked
 from cynosure.text import PROTOCOLS, Document, check_protocol, find_sources, prefix_token, read_documents, source_digest
 from cynosure.text.documents import MEASURED, Source
 from cynosure.text.tokens import adds_bos
@@ -174,7 +176,7 @@ def make_cutting(
 def setting(scorer: Scorer) -> Setting:
     model, cutting = scorer.model, scorer.cutting
     twice = cutting.protocol == "rolling" and adds_bos(model.tokenizer)
-    notes = (BOS_TWICE,) if twice else ()
+    notes = (*model.notes, BOS_TWICE) if twice else model.notes
     return Setting(model.name, cutting.protocol, cutting.window, cutting.stride, model.dtype, model.device.type, notes)
 
 
@@ -183,7 +185,7 @@ def score_in_memory(scorer: Scorer, corpus: Corpus, say: Say, keep: bool) -> Sco
     start = time.perf_counter()
     for tasks, facts in units(scorer.model.tokenizer, corpus.documents, scorer.cutting):
         scores.add(scorer.score(tasks, facts, say), 0.0)
-    scores.seconds = time.perf_counter() - start
+    scores.seconds = max(0.0, time.perf_counter() - start)
     scores.check()
     return scores
 
@@ -206,26 +208,45 @@ class StoredRun(NamedTuple):
 
     def score_into(self, folder: Path) -> Store:
         """Score what the folder lacks; on return all of it is there."""
-        with locked(folder, "scoring into") if self.workers.leads else nullcontext():
-            return self.fill(folder)
+        lock = locked(folder, "scoring into", lambda: check_own(folder)) if self.workers.leads else nullcontext(False)
+        with lock as writable:
+            return self.fill(folder) if self.workers.told(writable) else self.find(folder)
 
     def fill(self, folder: Path) -> Store:
         """The same, in a folder that is this run's alone."""
         workers = self.workers
-        manifest = self.manifest() if workers.leads else {}
         if workers.leads:
-            Store.begin(folder, manifest)
+            Store.begin(folder, self.manifest())
         workers.meet()
         store = Store.open(folder)
-        done = set(workers.told(sorted(store.whole_shards()) if workers.leads else None))
+        done = workers.told(store.whole_shards() if workers.leads else None)
         n_units = store.manifest.get("units")
-        if not (n_units is not None and self.corpus.known and done >= set(range(n_units))):
-            n_units = self.score_units(store, done)
+        if not (n_units is not None and self.corpus.known and len(done) == n_units):
+            with as_begun(store, self.scorer.model.device):
+                n_units = self.score_units(store, done)
         workers.meet()
+        store = Store.open(folder)
         if workers.leads:
             store.finish(n_units)
         workers.meet()
-        return Store.open(folder)
+        return store if workers.leads else Store.open(folder)
+
+    def find(self, folder: Path) -> Store:
+        """The finished run in a folder that cannot be written. ValueError where there is none, or another."""
+        if not (folder / MANIFEST).exists():
+            raise ValueError(f"{folder} cannot be written, and holds no run: give another --out")
+        store = Store.open(folder)
+        if self.workers.leads and (different := difference(store.manifest, self.manifest())):
+            raise other_run(folder, different)
+        n_units = store.manifest.get("units")
+        if n_units is None or store.first_missing is not None:
+            raise ValueError(
+                f"{folder} is unfinished and cannot be written: copy it to a folder that can, and score into that"
+            )
+        if not self.corpus.known:
+            self.score_units(store, set(store.files))
+        self.workers.meet()
+        return store
 
     def score_units(self, store: Store, done: set[int]) -> int:
         """Score this process's share of the units; how many there are in all."""
@@ -258,7 +279,8 @@ class StoredRun(NamedTuple):
                 "dtype": model.dtype,
                 "weights_sha256": model.weights_sha256(),
                 "tokenizer_sha256": model.tokenizer_sha256(),
-            },
+            }
+            | ({"code": model.code} if model.code else {}),
             "setting": setting(self.scorer).to_json(),
             "cutting": cutting._asdict(),
             "corpus": self.corpus.origin,
@@ -271,6 +293,21 @@ class StoredRun(NamedTuple):
                 "threads": torch.get_num_threads(),
             },
         }
+
+
+@contextmanager
+def as_begun(store: Store, device: torch.device) -> Iterator[None]:
+    """Score with as many threads as the run was begun with: on a CPU the last bits of a loss depend on it."""
+    begun, now = store.environment.get("threads"), torch.get_num_threads()
+    if device.type != "cpu" or type(begun) is not int or begun < 1 or begun == now:
+        yield
+        return
+    log.info("%s was begun with %d threads: going on with as many instead of %d", store.folder, begun, now)
+    torch.set_num_threads(begun)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(now)
 
 
 def check_same(store: Store, number: int, facts: list[Facts]) -> None:

@@ -1,5 +1,6 @@
 """The outcome of a run: its figures with their intervals, its statistics, and its tokens as tables."""
 
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,9 +19,12 @@ from cynosure.measure.rows import Facts, Shard
 from cynosure.measure.stats import COLUMNS, Statistics
 from cynosure.measure.store import SUMMARY, Store
 from cynosure.measure.units import DoesNotApply
+from cynosure.system.folders import READ_ONLY
 
 SHOWN = 20  # costliest tokens and spans in the JSON
 MOST_DOCUMENTS = 200  # in the JSON, those with most nats
+
+log = logging.getLogger("cynosure")
 
 
 class Setting(NamedTuple):
@@ -71,13 +75,15 @@ class Scores:
     @classmethod
     def of_store(cls, store: Store) -> "Scores":
         """The scores of a finished run on disk. Raises ValueError when it is unfinished or damaged."""
+        found = cls(Setting.of_json(store.manifest["setting"]), store=store)
         try:
-            found = cls(Setting.of_json(store.manifest["setting"]), store=store)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{store.folder}/manifest.json is of no run known here ({error})") from error
-        for shard, seconds in store.read_all(COLUMNS):
-            found.add(shard, seconds)
-        found.check()
+            for shard, seconds in store.read_all(COLUMNS):
+                found.add(shard, seconds)
+            found.check()
+        except (LookupError, TypeError, ArithmeticError, RuntimeError) as error:
+            raise ValueError(
+                f"{store.folder} is damaged, its shards do not fit together ({error}): score again into another --out"
+            ) from error
         return found
 
     def add(self, shard: Shard, seconds: float) -> None:
@@ -235,9 +241,18 @@ class Scores:
         return values
 
     def save(self) -> None:
-        """Write `summary.json` beside the run's tokens; of `strided-legacy`, which has none of its own, nothing."""
-        if self.store is not None and self.store.manifest["setting"]["protocol"] == self.setting.protocol:
+        """Write `summary.json` beside the run's tokens, where the folder can be written.
+
+        Nothing is written of `strided-legacy`, which has no tokens of its own.
+        """
+        if self.store is None or self.store.manifest["setting"]["protocol"] != self.setting.protocol:
+            return
+        try:
             self.store.put(SUMMARY, self.to_json())
+        except OSError as error:
+            if error.errno not in READ_ONLY:
+                raise
+            log.info("%s: %s; the run is finished, and stays as it is", error.filename, error.strerror)
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ def prepare(tokenizer: Any, number: int, document: Document, n_joined: int, cutt
         n_joined,
         len(data),
         len(document.text),
-        len(re.split(r"\s+", document.text)),
+        1 + sum(1 for _ in re.finditer(r"\s+", document.text)),
         len(tokens.ids),
         document.n_replaced,
         hashlib.sha256(data).hexdigest(),
@@ -135,9 +135,10 @@ def added_bos(tokenizer: Any, tokens: Tokens) -> bool:
 
 def byte_stops(tokens: Tokens, facts: Facts) -> Ints | None:
     """Where each token's bytes end. The account closes: RuntimeError when they do not add up to the text's."""
-    if tokens.n_bytes is None:
+    n_bytes = tokens.n_bytes
+    if n_bytes is None:
         return None
-    stops: Ints = np.cumsum(tokens.n_bytes)
+    stops: Ints = np.cumsum(n_bytes, out=n_bytes)
     total = int(stops[-1]) if len(stops) else 0
     if len(stops) and total != facts.n_bytes:
         raise RuntimeError(f"the tokens of {facts.name} cover {total} bytes, and its text has {facts.n_bytes}")

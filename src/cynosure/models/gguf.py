@@ -1,6 +1,5 @@
 """GGUF files: dequantised once, by transformers, and kept as safetensors in the user's cache directory."""
 
-import hashlib
 import io
 import json
 import logging
@@ -16,10 +15,15 @@ from typing import Any
 from filelock import FileLock
 
 from cynosure.loss.machine import cache_directory
+from cynosure.models.cache import flush, is_whole, remove, seal, sha256, usable
+from cynosure.models.pretrained import reason_of
+from cynosure.models.soundness import Checkpoint
+from cynosure.models.weights import LAYER, check_found
+from cynosure.system.panics import is_panic, quiet_panic
 
 log = logging.getLogger(__name__)
 
-LAYOUT = 1  # of a cached conversion; raise it when what is written changes
+LAYOUT = 2  # of a cached conversion; raise it when what is written changes
 NOTES = "cynosure.json"  # what a conversion remembers of its source
 # Vocabularies whose digits are split one by one before the byte-level merges; transformers leaves that out.
 DIGIT_SPLITTING = frozenset({"smollm", "starcoder", "refact", "command-r"})
@@ -34,12 +38,7 @@ class GgufFile:
 
     def sha256(self) -> str:
         """The hash of the whole file; about a second a gigabyte."""
-        digest = hashlib.sha256()
-        for part in self.parts:
-            with part.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-        return digest.hexdigest()
+        return sha256(*self.parts)
 
 
 @dataclass(frozen=True)
@@ -51,41 +50,56 @@ class Notes:
     sha256: str
     quantisation: str
     transformers: str
+    notes: tuple[str, ...] = ()  # on weights that were left out
 
 
 def dequantised(file: GgufFile) -> Path:
     """The folder of safetensors, config and tokenizer that a GGUF file becomes; converted if it is not cached yet.
 
-    The cache is keyed by the file's SHA-256. Of several processes that want the same file one converts and the others
-    wait; an interrupted conversion leaves nothing that is taken for a whole one.
+    The cache is keyed by the file's SHA-256, and what is in it is verified. Of several processes that want the same
+    file one converts and the others wait; an interrupted conversion leaves nothing that is taken for a whole one.
 
-    Raises ValueError when the file is not GGUF or of an architecture that transformers does not read.
+    Raises ValueError when the file is not GGUF or of an architecture that transformers does not read, OSError when the
+    cache cannot be written.
     """
     check_magic(file)
     key = file.sha256()
     home = cache_directory() / "gguf"
     folder = home / f"{key}-v{LAYOUT}"
-    if folder.is_dir():
+    if is_whole(folder):
         return folder
-    home.mkdir(parents=True, exist_ok=True)
-    with FileLock(home / f"{key}.lock"):
-        if not folder.is_dir():
-            partial = home / f"{key}.partial"
-            shutil.rmtree(partial, ignore_errors=True)  # what an interrupted conversion left
-            try:
-                convert(file, key, partial)
-                partial.rename(folder)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
+    with usable(home):
+        home.mkdir(parents=True, exist_ok=True)
+        with FileLock(home / f"{key}.lock"):
+            if not is_whole(folder):
+                if folder.exists():
+                    log.info("the cached conversion of %s is damaged: %s. It is made again", file.name, folder)
+                    remove(folder)
+                partial = home / f"{key}.partial"
+                shutil.rmtree(partial, ignore_errors=True)  # what an interrupted conversion left
+                try:
+                    convert(file, key, partial)
+                    seal(partial)
+                    partial.rename(folder)
+                    flush(home)
+                finally:
+                    shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
 def read_notes(folder: Path) -> Notes | None:
-    """The notes of a converted GGUF, or None for any other folder."""
+    """The notes of a converted GGUF, or None for any other folder. ValueError where they are not what was written."""
+    path = folder / NOTES
     try:
-        return Notes(**json.loads((folder / NOTES).read_text(encoding="utf-8")))
+        values = json.loads(path.read_bytes())
+        found = Notes(**(values | {"notes": tuple(values["notes"])}))
+        if all(isinstance(value, str) for value in (found.name, found.source, *found.notes)):
+            return found
     except FileNotFoundError:
         return None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        pass
+    raise ValueError(f"{path} is damaged: remove it to load the folder as any other")
 
 
 def check_magic(file: GgufFile) -> None:
@@ -103,7 +117,11 @@ def convert(file: GgufFile, key: str, folder: Path) -> None:
     folder.mkdir()
     whole = joined(file, folder)
     source: Any = {"pretrained_model_name_or_path": folder, "gguf_file": whole.name}
-    options: Any = {"quantization_config": GgufConfig(dequantize=True), "output_loading_info": True}
+    options: Any = {
+        "quantization_config": GgufConfig(dequantize=True),
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,
+    }
     with quiet_transformers():
         try:
             metadata = read_metadata(whole)
@@ -111,28 +129,25 @@ def convert(file: GgufFile, key: str, folder: Path) -> None:
             raise ValueError(f"{file.name} is damaged or cut short: {str(error).rstrip('.')}; get it again") from error
         log.info("dequantising %s: only this once, about half a minute for 100 MB", file.name)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(**source)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32, **options)
-        except Exception as error:
-            raise ValueError(f"transformers cannot read {file.name}: {error}") from error
+            with quiet_panic():
+                tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                **source, dtype=torch.float32, trust_remote_code=False, **options
+            )
+        except BaseException as error:
+            if not isinstance(error, Exception) and not is_panic(error):
+                raise
+            raise ValueError(f"transformers cannot read {file.name}: {reason_of(error)}") from error
         model, found = loaded
-        check_complete(found, file.name)
+        found["unexpected_keys"] |= beyond(metadata["tensors"], model.config)  # which transformers passes over
+        left_out = check_found(found, model, Checkpoint({}, 0), file.name, allow_unused_weights=None)
         split_digits(tokenizer, metadata)
         write_model(model, tokenizer, folder)
     whole.unlink()
     kind = quantisation(metadata)
-    notes = Notes(display_name(file.name, kind), file.name, key, kind, __version__)
+    notes = Notes(display_name(file.name, kind), file.name, key, kind, __version__, left_out)
     (folder / NOTES).write_text(json.dumps(asdict(notes), indent=1), encoding="utf-8")
     log.info("dequantised in %.0f s", time.monotonic() - start)
-
-
-def check_complete(found: dict[str, Any], name: str) -> None:
-    """ValueError when a model lacks weights, in the place of which transformers puts random ones."""
-    missing = sorted(found["missing_keys"])
-    if missing:
-        raise ValueError(
-            f"{name} is no whole causal language model: it lacks {len(missing)} of its tensors, such as {missing[0]}"
-        )
 
 
 def write_model(model: Any, tokenizer: Any, folder: Path) -> None:
@@ -162,12 +177,20 @@ def joined(file: GgufFile, folder: Path) -> Path:
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """The metadata that transformers leaves unread: the file type and the tokenizer's family."""
+    """What transformers leaves unread: the file type, the tokenizer's family, and the names of all tensors."""
     from gguf import GGUFReader
 
-    fields = GGUFReader(path).fields
+    reader = GGUFReader(path)
+    fields = reader.fields
     wanted = ("general.file_type", "tokenizer.ggml.model", "tokenizer.ggml.pre")
-    return {name: fields[name].contents() for name in wanted if name in fields}
+    found = {name: fields[name].contents() for name in wanted if name in fields}
+    return found | {"tensors": [str(tensor.name) for tensor in reader.tensors]}
+
+
+def beyond(names: list[str], config: Any) -> set[str]:
+    """The tensors of layers that a configuration does not count."""
+    n_layers = config.get_text_config().num_hidden_layers
+    return {name for name in names if (layer := LAYER.search(name)) and int(layer[1]) >= n_layers}
 
 
 def quantisation(metadata: dict[str, Any]) -> str:
@@ -203,19 +226,19 @@ def split_digits(tokenizer: Any, metadata: dict[str, Any]) -> None:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Without transformers' warnings and progress bars; one bar heeds no setting, so stderr is kept from it."""
-    with calm_transformers(), redirect_stderr(io.StringIO()):
+    """Without what transformers logs, and its progress bars; one bar heeds no setting, so stderr is kept from it."""
+    with calm_transformers(logging.CRITICAL), redirect_stderr(io.StringIO()):
         yield
 
 
 @contextmanager
-def calm_transformers() -> Iterator[None]:
+def calm_transformers(verbosity: int = logging.ERROR) -> Iterator[None]:
     """Without transformers' warnings and such of its progress bars as heed a setting."""
-    from transformers.utils import logging
+    from transformers.utils import logging as module
 
-    theirs: Any = logging
+    theirs: Any = module
     level, bars = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
-    theirs.set_verbosity_error()
+    theirs.set_verbosity(verbosity)
     theirs.disable_progress_bar()
     try:
         yield

@@ -1,15 +1,18 @@
 """A model and its tokenizer, from a hub id, a folder, a `.gguf` file or the name of a packaged model."""
 
-import difflib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cynosure.models.gguf import GgufFile, check_complete, dequantised, quiet_transformers, read_notes
+from cynosure.models.gguf import GgufFile, dequantised, quiet_transformers, read_notes
 from cynosure.models.packaged import PACKAGED, packaged_parts
+from cynosure.models.pretrained import from_pretrained, told
+from cynosure.models.remote_code import GENERATION_CONFIG, TOKENIZER_CONFIG, Origin, find_origin, keep_to_own, pinned
+from cynosure.models.soundness import check_size, check_values, find_checkpoint
+from cynosure.models.weights import check_found
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -21,6 +24,8 @@ class LanguageModel:
     model: Any  # transformers' PreTrainedModel
     tokenizer: Any  # transformers' PreTrainedTokenizerBase
     name: str
+    notes: tuple[str, ...] = ()  # what a reader of the figures must know, such as weights that are left out
+    code: dict[str, str] = field(default_factory=dict)  # of "model" and "tokenizer", the trusted code, pinned
 
     @property
     def device(self) -> torch.device:
@@ -40,7 +45,14 @@ class LanguageModel:
 
 
 def load(
-    name: str, *, dtype: str = "auto", device: str = "auto", tokenizer: str | None = None, revision: str | None = None
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    tokenizer: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    allow_unused_weights: bool = False,
 ) -> LanguageModel:
     """Load a causal language model for evaluation.
 
@@ -48,6 +60,10 @@ def load(
     is for hub ids. `dtype` is `auto` (what the weights are stored in), `float32`, `bfloat16` or `float16`; `device` is
     `auto` (an accelerator if there is one) or torch's name of one. `tokenizer` names another folder or hub id to take
     the tokenizer from.
+
+    Python code that comes with a model or tokenizer runs only with `trust_remote_code`; then `code` of the result says
+    which: the commit of a hub id, or a SHA-256 of a folder's Python files. A model with weights that its configuration
+    leaves unused is loaded only with `allow_unused_weights`; then a note says which.
 
     Raises ValueError or FileNotFoundError, in one sentence, for whatever cannot be loaded.
     """
@@ -57,18 +73,83 @@ def load(
     folder, shown = locate(name)
     if isinstance(folder, Path) and revision is not None:
         raise ValueError(f"revision {revision!r} is for models of the hub, and {name!r} is not one")
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
     with quiet_transformers():
-        config = from_pretrained(AutoConfig, folder, revision, "model")
-        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-            raise ValueError(f"{name} is of the type {config.model_type}, no causal model such as llama or gpt2")
-        options: dict[str, Any] = {"dtype": DTYPES.get(dtype, "auto"), "output_loading_info": True}
-        model, found = from_pretrained(AutoModelForCausalLM, folder, revision, "model", **options)
-        check_complete(found, name)
-        source, at = (tokenizer, None) if tokenizer else (folder, revision)
-        words = from_pretrained(AutoTokenizer, source, at, "tokenizer")
-    return LanguageModel(model.eval().to(place), words, shown)
+        origin = find_origin(folder, revision, "model")
+        model, notes = load_model(origin, name, DTYPES.get(dtype, "auto"), trust_remote_code, allow_unused_weights)
+        source = find_tokenizer(tokenizer) if tokenizer else folder
+        words = load_tokenizer(source, None if tokenizer else origin.revision, trust_remote_code)
+        code = find_code(name, tokenizer, origin.revision) if trust_remote_code else {}
+    kept = read_notes(folder) if isinstance(folder, Path) else None
+    notes = (*(kept.notes if kept else ()), *notes)
+    return LanguageModel(model.eval().to(place), words, shown, notes, code)
+
+
+def load_model(
+    origin: Origin, name: str, dtype: Any, trust_remote_code: bool, allow_unused_weights: bool
+) -> tuple[Any, tuple[str, ...]]:
+    """The model of a folder or repository, and notes on how its weights fit it; checked before it is built."""
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
+
+    source, revision, values = origin
+    origin.check_code(trust_remote_code, str(values.get("model_type")) in CONFIG_MAPPING)
+    checkpoint = find_checkpoint(origin)
+    check_values(values, checkpoint, name)
+    check_no_adapter(origin)
+    find_origin(source, revision, "model", GENERATION_CONFIG)  # whose damage transformers does not name
+    config = from_pretrained(AutoConfig, source, revision, "model", trust_remote_code=trust_remote_code)
+    own = trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if not own and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(f"{name} is of the type {config.model_type}, no causal model such as llama or gpt2")
+    keep_to_own(config, trust_remote_code)
+    if not own:
+        check_size(config, checkpoint, source)
+    options = {"dtype": dtype, "config": config, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, found = from_pretrained(
+        AutoModelForCausalLM, source, revision, "model", trust_remote_code=trust_remote_code, **options
+    )
+    return model, check_found(found, model, checkpoint, name, allow_unused_weights)
+
+
+def check_no_adapter(origin: Origin) -> None:
+    """ValueError where an adapter lies beside a model: transformers would apply it, or load another model by name."""
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    with told(origin.source, "model"):
+        found = find_adapter_config_file(str(origin.source), revision=origin.revision)
+    if found is not None:
+        raise ValueError(
+            f"{origin.source} holds a model and an adapter_config.json: merge the adapter into the model, "
+            f"or remove it to load the model alone"
+        )
+
+
+def find_tokenizer(name: str) -> Path | str:
+    """The folder, which may hold no model, or the hub id that the name of a tokenizer stands for."""
+    folder = Path(name).expanduser()
+    return folder if name and folder.is_dir() else locate(name)[0]
+
+
+def load_tokenizer(source: Path | str, revision: str | None, trust_remote_code: bool) -> Any:
+    """The tokenizer of a folder or hub id."""
+    from transformers import AutoTokenizer
+
+    origin = find_origin(source, revision, "tokenizer", TOKENIZER_CONFIG)
+    if trust_remote_code:
+        for file in (origin, find_origin(source, origin.revision, "tokenizer")):
+            file.check_code(True, known=False)
+    try:
+        return from_pretrained(AutoTokenizer, source, origin.revision, "tokenizer", trust_remote_code=trust_remote_code)
+    except ValueError as error:
+        if "trust_remote_code" in str(error.__cause__):
+            origin.check_code(trust_remote_code, known=False)
+        raise
+
+
+def find_code(model: str | None, tokenizer: str | None, revision: str | None = None) -> dict[str, str]:
+    """The pins of the code that comes with a model, and with a tokenizer taken from elsewhere."""
+    model_pin = pinned(locate(model)[0], revision, "model") if model else None
+    tokenizer_pin = pinned(find_tokenizer(tokenizer), None, "tokenizer") if tokenizer else None
+    return {what: pin for what, pin in (("model", model_pin), ("tokenizer", tokenizer_pin)) if pin}
 
 
 def find_device(device: str) -> torch.device:
@@ -115,22 +196,3 @@ def converted(file: GgufFile) -> tuple[Path, str]:
     folder = dequantised(file)
     notes = read_notes(folder)
     return folder, notes.name if notes else file.name
-
-
-def from_pretrained(kind: Any, source: Path | str, revision: str | None, what: str, **options: Any) -> Any:
-    """transformers' `from_pretrained`, its errors brought down to one sentence."""
-    try:
-        return kind.from_pretrained(source, revision=revision, **options)
-    except Exception as error:  # a damaged file raises whatever its bytes lead to
-        reason = str(error).strip().partition("\n")[0].rstrip(".: ") or type(error).__name__
-        if isinstance(source, Path):
-            way_out = "; --tokenizer takes it from elsewhere" if what == "tokenizer" else ""
-            raise ValueError(f"cannot load the {what} in {source}: {reason}{way_out}") from error
-        like = difflib.get_close_matches(source, PACKAGED, n=1)
-        meant = f" (did you mean {like[0]}?)" if like else ""
-        packaged = ", ".join(PACKAGED)
-        offline = " (offline: HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
-        raise ValueError(
-            f"no {what} {source!r}{meant}{offline}: neither a folder or file here, nor packaged ({packaged}), "
-            f"and the hub says: {reason}"
-        ) from error

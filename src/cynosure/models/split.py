@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,6 +27,8 @@ class SplitModel:
     name: str
     max_positions: int | None
     modules: tuple[nn.Module, ...]  # all that holds weights
+    notes: tuple[str, ...] = ()  # what a reader of the figures must know of the model
+    code: dict[str, str] = field(default_factory=dict)  # as `LanguageModel` has it
 
     @property
     def device(self) -> torch.device:
@@ -116,6 +118,8 @@ def of_language_model(model: LanguageModel) -> SplitModel:
         model.name,
         model.max_positions,
         (model.model,),
+        model.notes,
+        model.code,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cynosure.text.tokens import Ints, prefix_token, tokenize
+from cynosure.text.tokens import Ints, prefix_token, text_ids, tokenize
 
 IGNORED = -100  # a target that is not to be predicted
 
@@ -55,8 +55,7 @@ def document_ids(tokenizer: Any, separators: Separators, text: str, n_prompt_cha
     if n_prompt_chars:
         tokens = tokenize(tokenizer, text, n_prompt_chars=n_prompt_chars)
         return separators.around(tokens.ids), max(1, tokens.n_prompt + opened)
-    ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-    return separators.around(np.array(ids, np.int64)), 1
+    return separators.around(text_ids(tokenizer, text)), 1
 
 
 class Row(NamedTuple):

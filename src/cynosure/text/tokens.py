@@ -8,6 +8,9 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from cynosure.text.calling import call
+from cynosure.text.seams import announce, in_pieces
+
 Ints = NDArray[np.int64]
 Rule = Callable[[str], bytes]
 
@@ -59,7 +62,7 @@ def prefix_token(tokenizer: Any) -> int | None:
 
 def adds_bos(tokenizer: Any) -> bool:
     """Whether the tokenizer's own call puts BOS before a text."""
-    ids = tokenizer("a").input_ids
+    ids = call(tokenizer, "a").input_ids
     return bool(ids) and tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
 
 
@@ -89,24 +92,48 @@ def tokenize(tokenizer: Any, text: str, *, n_prompt_chars: int = 0, special: boo
     if n_prompt_chars:
         own, n_prompt = parted(tokenizer, text, n_prompt_chars, own)
         n_prompt += len(before)
-    pieces = [*([b""] * len(before)), *own.pieces, *([b""] * len(after))]
+    pieces = [b""] * len(before) + own.pieces + [b""] * len(after)
     if own.drift is None and b"".join(pieces) != text.encode():
         raise RuntimeError(f"the tokens of {text[:40]!r}... do not cover its bytes: a fault of cynosure's own")
-    return Tokens(np.array([*before, *own.ids, *after], dtype=np.int64), pieces, n_prompt, own.drift)
+    ids = own.ids
+    if before or after:
+        ids = np.concatenate([np.array(before, np.int64), ids, np.array(after, np.int64)])
+    return Tokens(ids, pieces, n_prompt, own.drift)
 
 
 class Own(NamedTuple):
     """A text's own tokens, without those put in, and where `drift` the characters each stands for, (N, 2), if known."""
 
-    ids: list[int]
+    ids: Ints
     pieces: list[bytes]
     drift: str | None = None
     spans: Ints | None = None
+    spells: bool = False  # every token is spelled as the text is, without a look at the offsets
 
 
 def encode(tokenizer: Any, text: str, special: bool) -> tuple[list[int], Own, list[int]]:
-    """The ids that a tokenizer puts before a text, the text's own tokens, and the ids put after them."""
-    encoded = tokenizer(text, add_special_tokens=special, verbose=False)
+    """The ids that a tokenizer puts before a text, the text's own tokens, and the ids put after them.
+
+    A long text is encoded in pieces where that is the same; where the tokens do not spell it, as a whole.
+    """
+    before, after, ids, spelled = [], [], [], []
+    for number, part in enumerate(in_pieces(tokenizer, text)):
+        before_part, own, after_part = encode_whole(tokenizer, part, special and not number)
+        if len(part) == len(text):
+            return before_part, own, after_part
+        if not number:
+            before, after = before_part, after_part
+        if not own.spells:
+            announce(len(text))
+            return encode_whole(tokenizer, text, special)
+        ids.append(own.ids)
+        spelled += own.pieces
+    return before, Own(np.concatenate(ids), spelled, spells=True), after
+
+
+def encode_whole(tokenizer: Any, text: str, special: bool) -> tuple[list[int], Own, list[int]]:
+    """The same in one piece."""
+    encoded = call(tokenizer, text, add_special_tokens=special, verbose=False)
     encoding = encoded.encodings[0] if tokenizer.is_fast else None
     ids: list[int] = list(encoded.input_ids)
     start, stop = 0, len(ids)
@@ -114,26 +141,32 @@ def encode(tokenizer: Any, text: str, special: bool) -> tuple[list[int], Own, li
         own = np.flatnonzero(np.array(encoding.special_tokens_mask) == 0)
         start, stop = (int(own[0]), int(own[-1]) + 1) if len(own) else (stop, stop)
     elif special:  # the masks of tokenizers in Python are not to be relied on
-        bare = list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+        bare = list(call(tokenizer, text, add_special_tokens=False, verbose=False).input_ids)
         starts = (i for i in range(len(ids) - len(bare) + 1) if ids[i : i + len(bare)] == bare)
         start, stop = next(((i, i + len(bare)) for i in starts), (start, stop))
     return ids[:start], account(tokenizer, ids[start:stop], text, encoding, start), ids[stop:]
 
 
-def account(tokenizer: Any, ids: list[int], text: str, encoding: Any, start: int) -> Own:
+def text_ids(tokenizer: Any, text: str) -> Ints:
+    """The ids (N,) of a text alone, without special tokens put in."""
+    parts = (call(tokenizer, part, add_special_tokens=False, verbose=False) for part in in_pieces(tokenizer, text))
+    return np.concatenate([np.array(part.input_ids, np.int64) for part in parts])
+
+
+def account(tokenizer: Any, numbers: list[int], text: str, encoding: Any, start: int) -> Own:
     """What each of a text's own tokens covers; `encoding`, if there is one, holds their spans from `start` on."""
-    data, spelled = text.encode(), spell(tokenizer, ids)
+    data, spelled, ids = text.encode(), spell(tokenizer, numbers), np.array(numbers, np.int64)
     found = b"".join(spelled)
     if found == data:
-        return Own(ids, spelled)
+        return Own(ids, spelled, spells=True)
     if found == b" " + data and spelled[0].startswith(b" "):  # the space a tokenizer puts before a text
-        return Own(ids, [spelled[0][1:], *spelled[1:]])
-    if not ids:
+        return Own(ids, [spelled[0][1:], *spelled[1:]], spells=True)
+    if not numbers:
         return Own(ids, [], "the tokenizer makes no token of this text")
     if encoding is None:
         return Own(ids, spelled, "the tokens do not spell the text, and this tokenizer gives no offsets")
     spans = np.array(encoding.offsets[start : start + len(ids)], dtype=np.int64)
-    drift = normaliser_drift(tokenizer, ids, spans, text) or passed_over(tokenizer, spelled, spans, text)
+    drift = normaliser_drift(tokenizer, numbers, spans, text) or passed_over(tokenizer, spelled, spans, text)
     return Own(ids, spelled, drift, spans) if drift else Own(ids, aligned(spelled, spans, data))
 
 
@@ -145,7 +178,7 @@ def parted(tokenizer: Any, text: str, n_prompt_chars: int, own: Own) -> tuple[Ow
         return own, n_prompt
     (_, a, _), (_, b, _) = (encode(tokenizer, part, False) for part in (prompt, completion))
     drift = a.drift or b.drift
-    return Own(a.ids + b.ids, a.pieces + b.pieces, drift and (own.drift or drift)), len(a.ids)
+    return Own(np.append(a.ids, b.ids), a.pieces + b.pieces, drift and (own.drift or drift)), len(a.ids)
 
 
 def tokens_of(own: Own, prompt: str) -> int | None:
@@ -194,7 +227,7 @@ def normaliser_drift(tokenizer: Any, ids: list[int], spans: Ints, text: str) -> 
     if normaliser is None:
         return None
     # Added tokens are found before anything is normalised. An unknown token has an id of that kind, and is not one.
-    added = {id_: token.content for id_, token in tokenizer.added_tokens_decoder.items() if not token.normalized}
+    added = spelling_of(tokenizer).apart
     likely = np.isin(ids, list(added))
     places = zip(np.array(ids)[likely].tolist(), spans[likely].tolist(), strict=True)
     found = [place for id_, place in places if text[slice(*place)].strip() == added[id_]]
@@ -248,10 +281,14 @@ def n_common(a: str, b: str) -> int:
 
 
 class Spelling(NamedTuple):
-    """How the tokens of a vocabulary spell bytes, and the tokens spelled so far by id."""
+    """How the tokens of a vocabulary spell bytes, and by id the tokens spelled so far.
+
+    Also the added tokens that are found before anything is normalized: reading them takes long in a large vocabulary.
+    """
 
     rule: Rule
     known: dict[int, bytes]
+    apart: dict[int, str]
 
 
 SPELLINGS: WeakKeyDictionary[Any, Spelling] = WeakKeyDictionary()
@@ -259,24 +296,31 @@ SPELLINGS: WeakKeyDictionary[Any, Spelling] = WeakKeyDictionary()
 
 def spell(tokenizer: Any, ids: list[int]) -> list[bytes]:
     """The bytes of each token by the rule of its vocabulary."""
-    spelling = SPELLINGS.get(tokenizer)
-    if spelling is None:
-        spelling = SPELLINGS[tokenizer] = read_spelling(tokenizer)
-    rule, known = spelling
+    rule, known, _ = spelling_of(tokenizer)
     new = list(set(ids) - known.keys())
     known.update((id_, rule(token or "")) for id_, token in zip(new, tokenizer.convert_ids_to_tokens(new), strict=True))
     return [known[id_] for id_ in ids]
 
 
+def spelling_of(tokenizer: Any) -> Spelling:
+    """The spelling of a tokenizer, read once."""
+    spelling = SPELLINGS.get(tokenizer)
+    if spelling is None:
+        spelling = SPELLINGS[tokenizer] = read_spelling(tokenizer)
+    return spelling
+
+
 def read_spelling(tokenizer: Any) -> Spelling:
     """The rule of a vocabulary, and its added tokens, which are written as they are."""
-    added = {id_: token.content for id_, token in tokenizer.added_tokens_decoder.items()}
+    tokens_added = tokenizer.added_tokens_decoder.items()
+    added = {id_: token.content for id_, token in tokens_added}
+    apart = {id_: token.content for id_, token in tokens_added if not token.normalized}
     probe = " a§猫"  # which no normaliser changes and no vocabulary spells in two ways
-    tokens = tokenizer.convert_ids_to_tokens(tokenizer(probe, add_special_tokens=False).input_ids)
+    tokens = tokenizer.convert_ids_to_tokens(call(tokenizer, probe, add_special_tokens=False).input_ids)
     for rule in (byte_level, raw_bytes):
         if b"".join(map(rule, tokens)) == probe.encode():
-            return Spelling(rule, {id_: content.encode() for id_, content in added.items()})
-    return Spelling(sentencepiece, {id_: sentencepiece(content) for id_, content in added.items()})
+            return Spelling(rule, {id_: content.encode() for id_, content in added.items()}, apart)
+    return Spelling(sentencepiece, {id_: sentencepiece(content) for id_, content in added.items()}, apart)
 
 
 def token_texts(tokenizer: Any, ids: Ints) -> list[str]:

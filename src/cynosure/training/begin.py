@@ -2,45 +2,79 @@
 
 import platform
 from dataclasses import fields
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from cynosure import __version__
 from cynosure.loss.gemm import providers
 from cynosure.measure import Corpus
-from cynosure.measure.store import difference
+from cynosure.measure.manifest import difference
 from cynosure.models import LanguageModel, Patch, check_apart, load
-from cynosure.models.load import find_device, from_pretrained, locate
+from cynosure.models.load import find_code, find_device, find_tokenizer, load_tokenizer
 from cynosure.text import Division, Packed
-from cynosure.training.data import Data, make_vocabulary, write_data
-from cynosure.training.folder import DATA, MANIFEST, RunFolder
+from cynosure.training.data import TOKENS, Data, make_vocabulary, write_data
+from cynosure.training.folder import DATA, RunFolder, first_sound
+from cynosure.training.integrity import check_files, digests_of, weights_digest
+from cynosure.training.manifest import DATA_DIGESTS, KEPT
 from cynosure.training.presets import new_model
 from cynosure.training.settings import TrainSettings, make_plan
 from cynosure.training.watch import Figures, Watcher
 
 
+class Consent(NamedTuple):
+    """What a user agrees to each time a model is loaded; a run's folder does not say it for them."""
+
+    trust_remote_code: bool = False
+    allow_unused_weights: bool = False
+
+
+def load_init(settings: TrainSettings, consent: Consent) -> LanguageModel:
+    """The model that a run begins with, in float32 on the CPU."""
+    assert settings.init is not None
+    return load(settings.init, dtype="float32", device="cpu", **consent._asdict())
+
+
 def begin(
     folder: RunFolder, texts: Corpus, valid: Corpus, settings: TrainSettings | None, resume: bool, watcher: Watcher,
-    processes: int,
+    processes: int, consent: Consent,
 ) -> None:  # fmt: skip
     """Make the folder what the run goes on from: new, or as it was at its last checkpoint."""
     if resume:
         manifest = folder.manifest
         check_same(folder, manifest, texts, valid, settings)
-        folder.rewind(max(folder.checkpoints, default=0))
+        check_code(folder, manifest, consent)
+        go_back(folder, manifest, watcher)
         if manifest["plan"]["processes"] != processes:
             watcher.note(
-                f"{processes} processes go on with a run of {manifest['plan']['processes']}: the same to rounding"
+                f"the processes are {processes}, and were {manifest['plan']['processes']} when the run was begun: it "
+                "goes on to rounding, not bit for bit, and dropout draws other random numbers"
             )
     else:
         folder.check_free()
         try:
-            begin_anew(folder, texts, valid, settings or TrainSettings(), processes)
+            begin_anew(folder, texts, valid, settings or TrainSettings(), processes, consent, watcher)
         except BaseException:
             folder.clear_begun()
             raise
+
+
+def go_back(folder: RunFolder, manifest: Figures, watcher: Watcher) -> None:
+    """Take a run back to its last sound checkpoint, or to the first step where it never kept one.
+
+    Raises Damaged where its data is not as it was written, or no checkpoint is.
+    """
+    if DATA_DIGESTS in manifest:
+        check_files(folder / DATA, manifest[DATA_DIGESTS])
+    kept = folder.kept
+    if DATA_DIGESTS not in manifest or None in kept.values():
+        watcher.note(
+            f"{folder.path} is of an earlier version that kept no digests: damage to its files may go unnoticed"
+        )
+    step, wrong = first_sound(folder, sorted(kept, reverse=True), folder.check) if kept else (0, [])
+    for what in wrong:
+        watcher.note(f"{what}: going back to the checkpoint of step {step:,}")
+    folder.rewind(step)
 
 
 def check_same(
@@ -48,7 +82,7 @@ def check_same(
 ) -> None:
     """ValueError where texts or settings that are given are not those of the run."""
     for field in fields(TrainSettings) if settings else ():
-        given, own = getattr(settings, field.name), manifest["settings"].get(field.name)
+        given, own = getattr(settings, field.name), manifest["settings"].get(field.name, field.default)
         if given not in (field.default, own):
             raise ValueError(
                 f"{folder.path} was begun with {field.name} {own}, not {given}: leave it out, it goes on so"
@@ -58,7 +92,26 @@ def check_same(
             raise ValueError(f"{folder.path} was begun on other texts: {what}; leave them out, it has its own")
 
 
-def begin_anew(folder: RunFolder, texts: Corpus, valid: Corpus, settings: TrainSettings, processes: int) -> None:
+def check_code(folder: RunFolder, manifest: Figures, consent: Consent) -> None:
+    """ValueError where a run was begun with trusted code, and that is not trusted again or not the same."""
+    kept, settings = manifest.get("code"), TrainSettings.of_json(manifest["settings"])
+    if kept and not consent.trust_remote_code:
+        raise ValueError(f"{folder.path} was begun with Python code of its model's own: give --trust-remote-code again")
+    if consent.trust_remote_code and (what := difference({"code": kept or {}}, {"code": code_of(settings)})):
+        raise ValueError(
+            f"{folder.path} was begun with other code: {what}; restore the model's code, or begin another run"
+        )
+
+
+def code_of(settings: TrainSettings) -> dict[str, str]:
+    """The pins of the code of the model or tokenizer that a run begins with."""
+    return find_code(settings.init, settings.tokenizer)
+
+
+def begin_anew(
+    folder: RunFolder, texts: Corpus, valid: Corpus, settings: TrainSettings, processes: int, consent: Consent,
+    watcher: Watcher,
+) -> None:  # fmt: skip
     """Data, plan and manifest of a new run; the manifest last, for it is what makes a folder a run."""
     documents = texts.documents if texts.known else list(texts.documents)
     held_out = list(valid.documents)
@@ -67,14 +120,16 @@ def begin_anew(folder: RunFolder, texts: Corpus, valid: Corpus, settings: TrainS
         raise ValueError("there is no text to train on: every document given is empty")
     if not any(document.text for document in division.train()):
         raise ValueError("there is no text to train on: every document given stands in --valid as well")
-    started = load(settings.init, dtype="float32", device="cpu") if settings.init else None
+    started = load_init(settings, consent) if settings.init else None
     if started is not None:
+        for note in started.notes:
+            watcher.note(note)
         check_trainable(started.model)
     folder.clear_begun()
     with folder.replacing(DATA) as place:
-        data = write_data(place, division, tokenizer_of(settings, division, started))
+        data = write_data(place, division, tokenizer_of(settings, division, started, consent))
         model = started.model if started else new_model(
-            settings.size, data.tokenizer(), 8, settings.seed
+            settings.size, data.tokenizer(consent.trust_remote_code), 8, settings.seed
         )  # fmt: skip
         check_tokens(data, model)
         n_parameters = sum(p.numel() for p in model.parameters())
@@ -82,7 +137,7 @@ def begin_anew(folder: RunFolder, texts: Corpus, valid: Corpus, settings: TrainS
         most = started.max_positions if started else None
         plan = make_plan(settings, n_parameters, data.facts.train_tokens, most, processes, kind)
         Packed(data.tokenised(), plan.row_tokens, settings.seed)  # raises where there is not one row
-    folder.put(MANIFEST, {
+    folder.put_manifest({
         "cynosure": __version__,
         "settings": settings.to_json(),
         "plan": plan._asdict(),
@@ -94,7 +149,10 @@ def begin_anew(folder: RunFolder, texts: Corpus, valid: Corpus, settings: TrainS
         "device": find_device(settings.device).type,
         "dtype": chosen_dtype(settings),
         "environment": environment(),
-    })  # fmt: skip
+        DATA_DIGESTS: digests_of(folder / DATA),
+        "init_sha256": weights_digest(started.model) if started else None,
+        KEPT: {},
+    } | ({"code": code} if (code := code_of(settings) if consent.trust_remote_code else {}) else {}))  # fmt: skip
 
 
 def chosen_dtype(settings: TrainSettings) -> str:
@@ -116,27 +174,25 @@ def check_trainable(model: Any) -> None:
     Patch(model).apply().undo()
 
 
-def tokenizer_of(settings: TrainSettings, division: Division, started: LanguageModel | None) -> Any:
+def tokenizer_of(settings: TrainSettings, division: Division, started: LanguageModel | None, consent: Consent) -> Any:
     """The model's own, the one that is named, or one made of the text."""
     if started is not None:
         return started.tokenizer
     if settings.tokenizer is None:
         return make_vocabulary(division, settings.size, settings.vocab_size)
-    from transformers import AutoTokenizer
-
-    folder = Path(settings.tokenizer).expanduser()
-    source = folder if folder.is_dir() else locate(settings.tokenizer)[0]  # it may stand there without a model
-    return from_pretrained(AutoTokenizer, source, None, "tokenizer")
+    return load_tokenizer(find_tokenizer(settings.tokenizer), None, consent.trust_remote_code)
 
 
 def check_tokens(data: Data, model: Any) -> None:
     """ValueError for tokens that the model has no embedding of."""
     ids = data.tokenised().ids
     n_known = model.get_input_embeddings().weight.shape[0]
-    if len(ids) and int(ids.max()) >= n_known:
-        raise ValueError(
-            f"the tokenizer gives token {int(ids.max())}, and the model knows {n_known:,}: they do not fit"
-        )
+    for token in (int(ids.min()), int(ids.max())) if len(ids) else ():
+        if not 0 <= token < n_known:
+            raise ValueError(
+                f"{data.folder / TOKENS} holds token {token}, and the model has {n_known:,}: tokenizer and model "
+                "do not fit each other"
+            )
 
 
 def environment() -> Figures:

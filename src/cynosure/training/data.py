@@ -4,17 +4,19 @@ import json
 import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cynosure.models.load import load_tokenizer
 from cynosure.text import Division, Document, Separators, Tokenised, document_ids, spell, train_tokenizer
 from cynosure.text.tokens import Ints
-from cynosure.training.folder import TOKENS
+from cynosure.training.integrity import Damaged, parse_lines, reading
 from cynosure.training.presets import Preset
 
 DOCUMENTS, VALID, TOKENIZER = "documents.npz", "valid.jsonl", "tokenizer"
+TOKENS = "ids.int32"  # in no folder but a run's
 LEAST_BYTES = 512  # of each document validated on: less tells how texts begin, and no more
 
 log = logging.getLogger("cynosure")
@@ -40,20 +42,41 @@ class Data(NamedTuple):
     facts: Facts
 
     def tokenised(self) -> Tokenised:
-        """What is trained on; the ids stay on disk."""
-        ids = np.memmap(self.folder / TOKENS, dtype=np.int32, mode="r")
-        kept = np.load(self.folder / DOCUMENTS)
-        return Tokenised(ids, kept["edges"], kept["first_predicted"], bool(kept["shared"]))
+        """What is trained on; the ids stay on disk. Raises Damaged where files are not those of one run's texts."""
+        with reading(self.folder / TOKENS):
+            ids = np.memmap(self.folder / TOKENS, dtype=np.int32, mode="r")
+        with reading(self.folder / DOCUMENTS), np.load(self.folder / DOCUMENTS) as kept:
+            found = Tokenised(ids, kept["edges"], kept["first_predicted"], bool(kept["shared"]))
+            if wrong := disagreement(found, self.facts):
+                raise ValueError(wrong)
+        return found
 
     def valid(self) -> list[Document]:
-        """What is held out."""
-        with (self.folder / VALID).open(encoding="utf-8") as file:
-            return [Document(**json.loads(line)) for line in file]
+        """What is held out. Raises Damaged, with the number of the line, for one that is no document."""
+        path = self.folder / VALID
+        with reading(path):
+            data = path.read_bytes()
+        if data and not data.endswith(b"\n"):
+            raise Damaged(f"{path} is cut off in its last line")
+        lines = parse_lines(path, data, get_type_hints(Document))
+        return [Document(**{name: line[name] for name in Document._fields}) for line in lines]
 
-    def tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
+    def tokenizer(self, trust_remote_code: bool = False) -> Any:
+        """Raises Damaged where it cannot be read."""
+        with reading(self.folder / TOKENIZER):
+            return load_tokenizer(self.folder / TOKENIZER, None, trust_remote_code)
 
-        return AutoTokenizer.from_pretrained(self.folder / TOKENIZER)
+
+def disagreement(texts: Tokenised, facts: Facts) -> str | None:
+    """Why these are not the documents that the facts tell of, in words; None where they are."""
+    edges, first = texts.edges, texts.first_predicted
+    if edges.dtype != np.int64 or first.dtype != np.int64 or edges.ndim != 1 or len(edges) != len(first) + 1:
+        return "its arrays are not of documents"
+    if len(texts.ids) != facts.train_tokens or len(first) != facts.train_documents:
+        return f"there are {len(texts.ids):,} tokens, and {facts.train_tokens:,} were written"
+    if edges[0] != 0 or edges[-1] != len(texts.ids) or (np.diff(edges) < 0).any():
+        return f"its documents do not make up the {len(texts.ids):,} tokens in {TOKENS}"
+    return None
 
 
 def write_data(folder: Path, division: Division, tokenizer: Any) -> Data:

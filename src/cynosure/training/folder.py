@@ -5,23 +5,48 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cynosure.measure.store import locked, write_whole
+from cynosure.system.folders import check_is_folder, first_foreign, locked, write_whole
+from cynosure.training.data import TOKENS
+from cynosure.training.integrity import (
+    WAY_OUT,
+    Damaged,
+    check_beginning,
+    check_file,
+    check_files,
+    digest_of,
+    digests_of,
+    misfit,
+    parse_lines,
+    reading,
+)
+from cynosure.training.manifest import KEPT, read_manifest, sealed
 
 MANIFEST = "train.json"
 METRICS, VALIDATION, SAMPLES = "metrics.jsonl", "validation.jsonl", "samples.jsonl"
-LINES = (METRICS, VALIDATION, SAMPLES)
+FIGURE = {"value": float | None}
+LINES: dict[str, dict[str, Any]] = {  # and what a resumed run reads of each line
+    METRICS: {
+        "step": int, "tokens": int, "loss": float, "smoothed": float, "seconds": float, "bits_per_byte": float | None,
+    },
+    VALIDATION: {"step": int, "tokens": int, "nats_per_token": FIGURE, "bits_per_byte": FIGURE},
+    SAMPLES: {"step": int},
+}  # fmt: skip
 DATA, CHECKPOINTS, VALIDATIONS, SCORES, MODEL = "data", "checkpoints", "validation", "scores", "model"
 PARTIAL = ".partial"  # what is being written
-TOKENS = "ids.int32"  # in DATA, and in no folder of that name but a run's
+LEFTOVER = re.compile(r"train\.json\.[0-9a-f]+\.partial")  # of `write_whole`
 STEP = re.compile(r"step-(\d{6,})")
-KEPT = 2  # last checkpoints, beside the best
+DIGESTS = "digests.json"  # in a checkpoint: of its files, and of the lines that came before it
+DIGESTED = {"files": dict[str, str], "lines": dict}
+N_LAST = 2  # checkpoints that stay, beside the best
 # Of a checkpoint, what no user of its model needs.
-TRAINING_ONLY = ("optimizer", "optimizer.pt", "scheduler.pt", "training_args.bin", "trainer_state.json", "rng_state*")
+TRAINING_ONLY = (
+    "optimizer", "optimizer.pt", "scheduler.pt", "training_args.bin", "trainer_state.json", "rng_state*", DIGESTS,
+)  # fmt: skip
 
 
 class RunFolder:
@@ -39,40 +64,45 @@ class RunFolder:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What the run is. FileNotFoundError where there is none, ValueError where it cannot be read."""
+        """What the run is. FileNotFoundError where there is none, Damaged where it is not as it was written."""
         if not self.exists:
+            if (self / CHECKPOINTS).exists():
+                raise FileNotFoundError(f"{self / MANIFEST} is missing; {WAY_OUT}")
             raise FileNotFoundError(f"{self.path} holds no training run to go on with: leave --resume out to begin one")
-        try:
-            found = json.loads((self / MANIFEST).read_bytes())
-        except ValueError as error:
-            raise ValueError(f"{self / MANIFEST} is not JSON: {error}; give another --out") from error
-        if not isinstance(found, dict) or not {"settings", "plan", "facts", "dtype"} <= found.keys():
-            raise ValueError(f"{self / MANIFEST} is of no run known here: give another --out")
-        return found
+        return read_manifest(self / MANIFEST)
 
     def check_free(self) -> None:
         """ValueError where the folder holds anything that beginning a run would mix with."""
         if self.exists:
             raise ValueError(f"{self.path} holds another run: --resume goes on with that, or give another --out")
-        names = sorted(path.name for path in self.path.iterdir())
-        begun = [path.name for path in self.begun]
-        if other := next((name for name in names if name not in begun and not name.startswith(".")), None):
-            raise ValueError(f"{self.path} holds {other} and no training run: give another --out")
+        self.check_own()
+
+    def check_own(self) -> None:
+        """ValueError where the path is neither the folder of a training run, nor an empty one, nor free.
+
+        Beside a manifest any file may stand. Without one, any other file makes the folder someone else's, hidden ones
+        too, except those of `SYSTEM_FILES` and what a run that never began has left.
+        """
+        check_is_folder(self.path)
+        if self.exists:
+            self.manifest  # noqa: B018  (raises for what is not a run's)
+        elif self.path.is_dir():
+            begun = [path.name for path in self.begun]
+            if other := first_foreign(self.path, lambda name: name in begun or bool(LEFTOVER.fullmatch(name))):
+                raise ValueError(f"{self.path} holds {other} and no training run: give another --out")
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """The folder for this process alone, as `locked` says; ValueError where it is a file."""
-        if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"{self.path} is a file: give a folder as --out")
-        with locked(self.path, "training in"):
-            yield
+    def locked(self) -> Iterator[bool]:
+        """Keep the folder for this process alone, as `cynosure.system.folders.locked` does."""
+        with locked(self.path, "training in", self.check_own) as writable:
+            yield writable
 
     @property
     def begun(self) -> list[Path]:
         """All that a run can have left which was stopped before its manifest; never a folder of another's."""
-        data = self / DATA
-        ours = data.is_dir() and ((data / TOKENS).exists() or not any(data.iterdir()))
-        return [self / PARTIAL, *([data] if ours else [])]
+        partial, data = self / PARTIAL, self / DATA
+        inside = is_folder(partial) and all(path.name == DATA and is_data(path) for path in partial.iterdir())
+        return [*([partial] if inside else []), *([data] if is_data(data) else [])]
 
     def clear_begun(self) -> None:
         """Remove what a run that never began has left."""
@@ -80,7 +110,11 @@ class RunFolder:
             shutil.rmtree(path, ignore_errors=True)
 
     def put(self, name: str, values: dict[str, Any]) -> None:
-        write_whole(self / name, (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode())
+        text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+        write_whole(self / name, text.encode("utf-8", "backslashreplace"))  # JSON's escape of a lone surrogate
+
+    def put_manifest(self, values: dict[str, Any]) -> None:
+        self.put(MANIFEST, sealed(values))
 
     def append(self, name: str, values: dict[str, Any]) -> None:
         """Add a line. A disk that fills up in the middle of one costs that line alone."""
@@ -91,52 +125,113 @@ class RunFolder:
             raise OSError(error.errno, error.strerror, str(self / name)) from error
 
     def lines(self, name: str) -> list[dict[str, Any]]:
-        """The whole lines of a file; one that was cut off at the end is not."""
+        """The whole lines of a file; one that was cut off at the end is not. Raises Damaged for any other bad one."""
         try:
-            text = (self / name).read_text(encoding="utf-8")
+            data = (self / name).read_bytes()
         except FileNotFoundError:
             return []
-        return [json.loads(line) for line in text.split("\n")[:-1]]
+        return parse_lines(self / name, data, LINES[name])
 
-    def rewind(self, step: int) -> None:
-        """Forget what came after a step: lines, and half-written things."""
-        shutil.rmtree(self / PARTIAL, ignore_errors=True)
-        for name in LINES:
-            if (self / name).exists():
-                kept = [line for line in self.lines(name) if line["step"] <= step]
-                text = "".join(map(line_of, kept))
-                write_whole(self / name, text.encode())
+    @property
+    def kept(self) -> dict[int, str | None]:
+        """The checkpoints that the run has kept, by step in order: the SHA-256 of each one's digests.
+
+        None in its place for those of an earlier version, which kept no digests.
+        """
+        manifest = self.manifest if self.exists else {}
+        if KEPT in manifest:
+            return {int(step): digest for step, digest in manifest[KEPT].items()}
+        matches = [STEP.fullmatch(path.name) for path in (self / CHECKPOINTS).glob("step-*")]
+        return dict.fromkeys(sorted(int(match[1]) for match in matches if match))
 
     @property
     def checkpoints(self) -> dict[int, Path]:
-        """By step, in order."""
-        found = {}
-        for path in sorted((self / CHECKPOINTS).glob("step-*")):
-            if match := STEP.fullmatch(path.name):
-                found[int(match[1])] = path
+        """Those that are there, by step in order."""
+        return {step: path for step in sorted(self.kept) if (path := self.checkpoint(step)).is_dir()}
+
+    def checkpoint(self, step: int) -> Path:
+        """Where the one of a step is."""
+        return self / CHECKPOINTS / f"step-{step:06d}"
+
+    def best_first(self, steps: Collection[int]) -> list[int]:
+        """Those of the steps that were validated, by their losses, the first of several that are the same before."""
+        rows = [(row["nats_per_token"]["value"], row["step"]) for row in self.lines(VALIDATION)]
+        return [step for _, step in sorted(row for row in rows if row[0] is not None and row[1] in steps)]
+
+    def check(self, step: int) -> None:
+        """Raises Damaged where a checkpoint, or any line before it, is not as it was written."""
+        self.check_checkpoint(step)
+        for name, known in self.digests(step).get("lines", {}).items():
+            check_beginning(self / name, known["bytes"], known["sha256"])
+
+    def check_checkpoint(self, step: int) -> None:
+        """Raises Damaged where a checkpoint is not as it was written; without digests, where it is not there."""
+        place = self.checkpoint(step)
+        if not place.is_dir():
+            raise Damaged(f"{place} is {'no folder' if place.exists() else 'missing'}")
+        if digests := self.digests(step):
+            check_files(place, digests["files"], beside=[DIGESTS])
+
+    def digests(self, step: int) -> dict[str, Any]:
+        """Of the files of a checkpoint, and of the lines before it; none where an earlier version wrote it."""
+        known, path = self.kept[step], self.checkpoint(step) / DIGESTS
+        if known is None:
+            return {}
+        check_file(path, known)
+        with reading(path):
+            found: dict[str, Any] = json.loads(path.read_bytes())
+        line = {"bytes": int, "sha256": str}
+        wrong = misfit(found, DIGESTED) or misfit(found["lines"], dict.fromkeys(found["lines"], line))
+        if wrong or not found["lines"].keys() <= LINES.keys():
+            raise Damaged(f"{path} is damaged: {wrong or 'it names other files'}")
         return found
 
-    @property
-    def best_step(self) -> int | None:
-        """The step of the lowest validation loss, the first of several; None before one."""
-        rows = [(row["nats_per_token"]["value"], row["step"]) for row in self.lines(VALIDATION)]
-        return min((row for row in rows if row[0] is not None), default=(0.0, None))[1]
+    def rewind(self, step: int) -> None:
+        """Forget what came after a checkpoint: lines, half-written things, and that there were later checkpoints."""
+        remove(self / PARTIAL)
+        known = self.digests(step).get("lines") if step in self.kept else None
+        for name in filter(lambda name: (self / name).exists(), LINES):
+            data = (self / name).read_bytes()
+            if step == 0:
+                left = b""
+            elif known is None:
+                left = "".join(line_of(line) for line in self.lines(name) if line["step"] <= step).encode()
+            else:
+                left = data[: known[name]["bytes"]] if name in known else b""
+            if left != data:
+                write_whole(self / name, left)
+        self.remember({kept: digest for kept, digest in self.kept.items() if kept <= step})
+
+    def remember(self, kept: dict[int, str | None]) -> None:
+        """Let the manifest say which checkpoints there are."""
+        if self.exists and kept != self.kept:
+            self.put_manifest(self.manifest | {KEPT: {str(step): kept[step] for step in sorted(kept)}})
 
     def keep(self, made: Path, step: int) -> None:
-        """Put a checkpoint that is whole in its place, and let go of those that are neither best nor among the last."""
-        for path in made.rglob("*"):
-            if path.is_file():
-                flush(path)
-        place = self / CHECKPOINTS / f"step-{step:06d}"
+        """Put a checkpoint that is whole in its place, and let go of those that are neither best nor among the last.
+
+        A damaged one stays where it is until it is made again.
+        """
+        lines = {name: self / name for name in LINES if (self / name).exists()}
+        written = {name: {"bytes": path.stat().st_size, "sha256": digest_of(path)} for name, path in lines.items()}
+        self.write_digests(made, written)
+        flush_files(made)
+        place = self.checkpoint(step)
         place.parent.mkdir(exist_ok=True)
-        if place.exists():
-            shutil.rmtree(place)
+        remove(place)
+        digest = digest_of(made / DIGESTS)
         made.rename(place)
         flush(place.parent)
-        found, best = self.checkpoints, self.best_step
-        for old in list(found)[:-KEPT]:
-            if old != best:
-                shutil.rmtree(found[old])
+        kept = self.kept | {step: digest}
+        stay = {*sorted(kept)[-N_LAST:], *self.best_first(kept)[:1]}
+        self.remember({one: digest for one, digest in kept.items() if one in stay})
+        for old in kept.keys() - stay:
+            remove(self.checkpoint(old))
+
+    def write_digests(self, made: Path, lines: dict[str, Any]) -> None:
+        """Add to a checkpoint the digests of its files and of the lines that came before it."""
+        text = json.dumps({"files": digests_of(made), "lines": lines}, indent=1) + "\n"
+        write_whole(made / DIGESTS, text.encode())
 
     @contextmanager
     def replacing(self, name: str) -> Iterator[Path]:
@@ -146,9 +241,36 @@ class RunFolder:
         made.parent.mkdir(parents=True, exist_ok=True)
         with whole_or_nothing(made):
             yield made
+            flush_files(made)
         shutil.rmtree(self / name, ignore_errors=True)
         made.rename(self / name)
         shutil.rmtree(self / PARTIAL, ignore_errors=True)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder at a path, and not a link to one."""
+    return path.is_dir() and not path.is_symlink()
+
+
+def is_data(path: Path) -> bool:
+    """Whether a folder holds the tokens of a run, or nothing yet."""
+    return is_folder(path) and ((path / TOKENS).exists() or not any(path.iterdir()))
+
+
+def first_sound(folder: RunFolder, steps: Iterable[int], check: Callable[[int], None]) -> tuple[int, list[str]]:
+    """The first of these checkpoints that is as it was written, and what is wrong with those before it.
+
+    Raises Damaged where none is.
+    """
+    wrong: list[str] = []
+    for step in steps:
+        try:
+            check(step)
+        except Damaged as error:
+            wrong.append(error.what)
+        else:
+            return step, wrong
+    raise Damaged(f"no checkpoint in {folder / CHECKPOINTS} is sound: {'; '.join(wrong)}")
 
 
 def line_of(values: dict[str, Any]) -> str:
@@ -170,6 +292,21 @@ def whole_or_nothing(made: Path) -> Iterator[None]:
         if full is None and not any(sign in reason for sign in ("PytorchStreamWriter", "I/O error")):
             raise
         raise OSError(full or errno.EIO, os.strerror(full) if full else reason, str(made)) from error
+
+
+def remove(path: Path) -> None:
+    """Whatever is there, a folder or a file, if anything is."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        path.unlink()
+
+
+def flush_files(folder: Path) -> None:
+    """Every file in a folder, before it is renamed."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            flush(path)
 
 
 def flush(path: Path) -> None:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,13 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, Trainer, TrainingArguments
-from transformers.trainer import SCHEDULER_NAME
+from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
 from cynosure.models import Objective, Patch
 from cynosure.models.gguf import quiet_transformers
 from cynosure.text import Packed
 from cynosure.training.folder import METRICS, PARTIAL, RunFolder, whole_or_nothing
+from cynosure.training.integrity import reading, way_out_of
 from cynosure.training.settings import Plan, TrainSettings
 from cynosure.training.sharding import is_sharded, load_optimizer, load_weights, save_optimizer
 from cynosure.training.watch import Diverged, Figures, Smoothed, Watcher, odd_beginning, perplexity, what_is_wrong
@@ -217,10 +219,12 @@ class Training(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Trainer's own where there is an adapter; else it would pass over weights that are saved by other names."""
+        place = Path(resume_from_checkpoint)
         if self.settings.lora is None:
-            load_weights(self.model, Path(resume_from_checkpoint))
+            load_weights(self.model, place)
         else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            with reading(place, way_out_of(place)):
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Trainer's own, but of a sharded model, of which it would keep the leader's part alone."""
@@ -233,12 +237,28 @@ class Training(Trainer):
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or not self.settings.fsdp:
-            super()._load_optimizer_and_scheduler(checkpoint)
+        """Trainer's own would go on without those whose files are missing."""
+        if checkpoint is None:
             return
+        place = Path(checkpoint)
+        assert self.optimizer is not None
         assert self.lr_scheduler is not None
-        load_optimizer(self.model, self.optimizer, Path(checkpoint))
-        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+        if self.settings.fsdp:
+            load_optimizer(self.model, self.optimizer, place)
+        else:
+            self.optimizer.load_state_dict(tensors_in(place / OPTIMIZER_NAME))
+        self.lr_scheduler.load_state_dict(tensors_in(place / SCHEDULER_NAME))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Trainer's own would go on without the random numbers of a checkpoint that has none."""
+        if checkpoint is None:
+            return
+        number = f"_{self.args.process_index}" if self.args.world_size > 1 else ""
+        path = Path(checkpoint) / f"rng_state{number}.pth"
+        with reading(path, way_out_of(path.parent)):
+            if not any(path.parent.glob("rng_state*.pth")):  # another number of processes has others
+                raise FileNotFoundError("it is missing")
+            super()._load_rng_state(checkpoint)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.folder / PARTIAL)
@@ -257,6 +277,24 @@ class Training(Trainer):
                 self.folder.keep(made / f"checkpoint-{step}", step)
         self.accelerator.wait_for_everyone()
         self.last = time.perf_counter()
+
+
+def tensors_in(path: Path) -> Any:
+    """What a file of torch's holds, nothing but tensors and numbers: no code in it is run. Raises Damaged."""
+    with reading(path, way_out_of(path.parent)):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except UnpicklingError as error:
+            raise ValueError("it is damaged, or holds more than tensors and numbers") from error
+
+
+def check_state(checkpoint: Path, step: int) -> None:
+    """Raises Damaged unless Trainer's state in a checkpoint is of this step."""
+    path = checkpoint / TRAINER_STATE_NAME
+    with reading(path, way_out_of(checkpoint)):
+        state = TrainerState.load_from_json(str(path))
+        if state.global_step != step:
+            raise ValueError(f"it is of step {state.global_step}")
 
 
 def arguments_of(

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from cynosure.training.begin import Consent, load_init
 from cynosure.training.folder import MODEL, TRAINING_ONLY, RunFolder
 from cynosure.training.settings import TrainSettings
 
@@ -23,7 +24,7 @@ def with_updates(model: Any, rank: int, seed: int) -> Any:
         return get_peft_model(model, config)
 
 
-def keep_model(folder: RunFolder, checkpoint: Path, settings: TrainSettings) -> None:
+def keep_model(folder: RunFolder, checkpoint: Path, settings: TrainSettings, consent: Consent) -> None:
     """Put the model of a checkpoint where users look for it, its updates worked in; they are kept beside it."""
     with folder.replacing(MODEL if settings.lora is None else ADAPTER) as made:
         shutil.copytree(checkpoint, made, ignore=shutil.ignore_patterns(*TRAINING_ONLY))
@@ -31,12 +32,10 @@ def keep_model(folder: RunFolder, checkpoint: Path, settings: TrainSettings) -> 
         return
     from peft import PeftModel
 
-    from cynosure.models import load
     from cynosure.models.gguf import quiet_transformers
 
-    assert settings.init is not None
-    started = load(settings.init, dtype="float32", device="cpu")
-    merged = PeftModel.from_pretrained(started.model, folder / ADAPTER).merge_and_unload()
+    started = load_init(settings, consent)
+    merged = PeftModel.from_pretrained(started.model, folder / ADAPTER, trust_remote_code=False).merge_and_unload()
     with folder.replacing(MODEL) as made:
         with quiet_transformers():
             merged.save_pretrained(made)

@@ -1,8 +1,9 @@
 """A training run from texts to a model: begun or gone on with, watched, validated, and left whole at any moment."""
 
 import os
-from collections.abc import Iterable
-from contextlib import nullcontext
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,22 +11,24 @@ from typing import Any
 import torch
 
 from cynosure.loss.gemm import settle
-from cynosure.measure import Corpus, Scores
+from cynosure.measure import Corpus, Scores, open_run
 from cynosure.measure.run import as_documents
 from cynosure.measure.workers import PATIENCE, Workers
 from cynosure.models import load
 from cynosure.models.gguf import calm_transformers
 from cynosure.models.load import find_device
 from cynosure.text import Document, Packed
-from cynosure.training.begin import begin
+from cynosure.training.begin import Consent, begin, check_same, check_tokens, environment, load_init
 from cynosure.training.curves import draw_curves
 from cynosure.training.data import Data, Facts, shortened, token_widths
-from cynosure.training.folder import DATA, MODEL, SCORES, RunFolder
+from cynosure.training.folder import DATA, MODEL, SCORES, RunFolder, first_sound
+from cynosure.training.integrity import weights_digest
 from cynosure.training.presets import new_model
 from cynosure.training.settings import Plan, TrainSettings, shared_anew
 from cynosure.training.watch import Figures, Watcher, named
 
 Texts = Corpus | Iterable[str | Path | Document]
+LOST = re.compile(r"\bgloo\b|NCCL|Connection (reset|closed|refused)")  # what PyTorch says where a process is gone
 
 
 @dataclass(frozen=True)
@@ -54,35 +57,59 @@ def train(
     resume: bool = False,
     watcher: Watcher | None = None,
     report_to: tuple[str, ...] = (),
+    trust_remote_code: bool = False,
+    allow_unused_weights: bool = False,
 ) -> Trained:
     """Train a model on texts, from nothing or from a model that is there, into the folder `out`.
 
     `texts` and `valid` are as `score` takes them; `valid` is held out besides the share that the settings hold out.
     With `resume` the run in the folder goes on from its last checkpoint, to the same weights bit for bit where the
     machine and the number of threads and processes are the same; texts and settings that are given again must be its
-    own. `report_to` are reporters of Trainer, such as "tensorboard".
+    own. `report_to` are reporters of Trainer, such as "tensorboard". `trust_remote_code` and `allow_unused_weights` are
+    as `load` takes them; to resume they are given again.
 
     Under torchrun the processes share every batch. All of it is in the folder: `train.json`, the data as tokens,
     `metrics.jsonl`, `validation.jsonl`, `samples.jsonl`, checkpoints, the scores of what is held out, `curves.svg` and
     `curves.png`, and the best model in `model`.
 
     Raises ValueError or FileNotFoundError, before anything is written, for settings or texts that make no training,
-    and for a folder that holds anything else or that another process trains in; Diverged when the loss leaves its
+    and for a folder that holds anything else or that another process trains in, or a run whose files are damaged so
+    that it cannot go on; ConnectionError when another of the processes ends; Diverged when the loss leaves its
     course; OSError when there is no room.
     """
     folder, watcher = RunFolder(Path(out)), watcher or Watcher()
     if asked_to_shard():
         settings = replace(settings or TrainSettings(), fsdp=True)
-    known = TrainSettings.of_json(folder.manifest["settings"]) if resume and folder.exists else settings
+    known = TrainSettings.of_json(folder.manifest["settings"]) if resume else settings
     check_reporters(report_to)
+    consent = Consent(trust_remote_code, allow_unused_weights)
     workers = new_workers((known or TrainSettings()).device)
-    with folder.locked() if workers.leads else nullcontext():
+    with folder.locked() if workers.leads else nullcontext(False) as writable:
+        if resume and not workers.told(writable):
+            return find(folder, as_corpus(texts), as_corpus(valid), settings)
         if workers.leads:
-            begin(folder, as_corpus(texts), as_corpus(valid), settings, resume, watcher, workers.count)
+            begin(folder, as_corpus(texts), as_corpus(valid), settings, resume, watcher, workers.count, consent)
         workers.meet()
-        run = Run(folder, watcher, workers, report_to)
+        run = Run(folder, watcher, workers, report_to, consent)
         run.train()
         return run.finish()
+
+
+def find(folder: RunFolder, texts: Corpus, valid: Corpus, settings: TrainSettings | None) -> Trained:
+    """The finished run in a folder that cannot be written. ValueError where it is unfinished or another is meant."""
+    manifest, steps = folder.manifest, folder.checkpoints
+    check_same(folder, manifest, texts, valid, settings)
+    plan, facts = Plan(**manifest["plan"]), Facts(**manifest["facts"])
+    try:
+        if plan.steps not in steps or not (folder / MODEL).is_dir():
+            raise FileNotFoundError(folder / MODEL)
+        scores = open_run(folder / SCORES) if facts.valid_documents else None
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(
+            f"{folder.path} is unfinished and cannot be written: copy it to a folder that can, and go on there"
+        ) from error
+    best = next(iter(folder.best_first(folder.kept)), None)
+    return Trained(folder.path, plan, manifest["parameters"], best, scores, facts.unigram_bits_per_byte)
 
 
 def as_corpus(texts: Texts) -> Corpus:
@@ -111,16 +138,32 @@ def asked_to_shard() -> bool:
     return os.environ.pop("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
 
 
+@contextmanager
+def among_the_living() -> Iterator[None]:
+    """ConnectionError, in one sentence, where training stops because another process has ended."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not LOST.search(str(error)):
+            raise
+        raise ConnectionError(
+            "another process of this run has ended: what it said tells why; the same command with --resume goes on "
+            "from the last checkpoint"
+        ) from error
+
+
 class Run:
     """A run whose folder is ready, in one of its processes."""
 
-    def __init__(self, folder: RunFolder, watcher: Watcher, workers: Workers, report_to: tuple[str, ...]) -> None:
-        self.folder, self.workers, self.report_to = folder, workers, report_to
+    def __init__(
+        self, folder: RunFolder, watcher: Watcher, workers: Workers, report_to: tuple[str, ...], consent: Consent
+    ) -> None:
+        self.folder, self.workers, self.report_to, self.consent = folder, workers, report_to, consent
         self.watcher = watcher if workers.leads else Watcher()  # one of the processes speaks
         self.manifest = folder.manifest
         self.settings = TrainSettings.of_json(self.manifest["settings"])
         self.data = Data(folder / DATA, Facts(**self.manifest["facts"]))
-        self.tokenizer = self.data.tokenizer()
+        self.tokenizer = self.data.tokenizer(consent.trust_remote_code)
         self.device = find_device(self.settings.device)
         self.plan = self.planned()
         self.repeatable()
@@ -135,13 +178,15 @@ class Run:
     def repeatable(self) -> None:
         """Let products and threads be those that the run was begun with; a note where they cannot."""
         missing = settle(self.manifest["products"]) if self.device.type == "cpu" else []
-        threads, now = self.manifest["environment"]["threads"], torch.get_num_threads()
-        device = self.manifest["device"]
+        begun = self.manifest["environment"]
+        now: dict[str, Any] = environment()
         why = [f"{', '.join(missing)} is not here"] if missing else []
-        if self.folder.checkpoints and threads != now:
-            why.append(f"{now} threads instead of {threads}")
-        if self.folder.checkpoints and device != self.device.type:
-            why.append(f"on {self.device.type} instead of {device}")
+        if begun["threads"] != now["threads"]:
+            why.append(f"{now['threads']} threads instead of {begun['threads']}")
+        if begun["torch"] != now["torch"]:
+            why.append(f"torch {now['torch']} instead of {begun['torch']}")
+        if self.manifest["device"] != self.device.type:
+            why.append(f"on {self.device.type} instead of {self.manifest['device']}")
         if why:
             self.watcher.note(f"the run goes on to rounding, not bit for bit: {', '.join(why)}")
 
@@ -150,7 +195,13 @@ class Run:
         settings = self.settings
         if settings.init is None:
             return new_model(settings.size, self.tokenizer, self.plan.row_tokens, settings.seed)
-        model = load(settings.init, dtype="float32", device="cpu").model
+        model = load_init(settings, self.consent).model
+        known = self.manifest.get("init_sha256")
+        if known is not None and weights_digest(model) != known:
+            raise ValueError(
+                f"{settings.init} has other weights than when {self.folder.path} was begun with it: put those back, or "
+                "train again with another --out"
+            )
         if settings.lora is None:
             return model
         from cynosure.training.lora import with_updates
@@ -159,10 +210,11 @@ class Run:
 
     def train(self) -> None:
         """Train to the end, from the last checkpoint if there is one."""
-        from cynosure.training.loop import Job, Rows, Training, arguments_of
+        from cynosure.training.loop import Job, Rows, Training, arguments_of, check_state
 
         plan, folder, settings = self.plan, self.folder, self.settings
         model = self.model()
+        check_tokens(self.data, model)
         if settings.fsdp and self.workers.count > 1:
             from cynosure.training.sharding import shard
 
@@ -180,8 +232,10 @@ class Run:
         training = Training(model, self.tokenizer, rows, arguments, job)
         self.watcher.begin(plan, self.manifest | self.running(training))
         last = max(folder.checkpoints, default=None)
-        with calm_transformers():
-            training.train(resume_from_checkpoint=None if last is None else str(folder.checkpoints[last]))
+        if last is not None:
+            check_state(folder.checkpoint(last), last)
+        with calm_transformers(), among_the_living():
+            training.train(resume_from_checkpoint=None if last is None else str(folder.checkpoint(last)))
 
     def validator(self, model: Any) -> Any:
         """What scores the model as training goes on; None where nothing is held out."""
@@ -212,13 +266,11 @@ class Run:
 
     def finish(self) -> Trained:
         """Keep the best model apart, score it on everything held out, and draw the curves."""
-        folder, best = self.folder, self.folder.best_step
-        steps = folder.checkpoints
-        chosen = steps.get(best) if best is not None else None
+        folder, best = self.folder, self.workers.told(self.best() if self.workers.leads else None)
         if self.workers.leads:
             from cynosure.training.lora import keep_model
 
-            keep_model(folder, chosen or steps[max(steps)], self.settings)
+            keep_model(folder, folder.checkpoint(best), self.settings, self.consent)
             draw_curves(folder)
         self.workers.meet()
         scores = None
@@ -226,7 +278,10 @@ class Run:
         if documents:
             from cynosure.training.validate import score_into
 
-            model = load(str(folder / MODEL), dtype="float32", device=self.settings.device)
+            trust = self.consent.trust_remote_code
+            model = load(
+                str(folder / MODEL), dtype="float32", device=self.settings.device, trust_remote_code=trust
+            )  # fmt: skip
             model = replace(model, name=folder.path.resolve().name)
             self.watcher.note(f"scoring all that is held out, {named(len(documents), 'document')}")
             with self.watcher.scoring(sum(len(document.text.encode()) for document in documents)) as progress:
@@ -234,4 +289,15 @@ class Run:
                     model, documents, folder / SCORES, self.plan.row_tokens, self.workers.leads, progress
                 )
         baseline = self.data.facts.unigram_bits_per_byte
-        return Trained(folder.path, self.plan, self.manifest["parameters"], best, scores, baseline)
+        validated = best if folder.best_first([best]) else None
+        return Trained(folder.path, self.plan, self.manifest["parameters"], validated, scores, baseline)
+
+    def best(self) -> int:
+        """The step of the best checkpoint that is as it was written; the last one where none was validated."""
+        folder, kept = self.folder, self.folder.kept
+        validated = folder.best_first(kept)
+        others = sorted(kept.keys() - set(validated), reverse=True)
+        step, wrong = first_sound(folder, [*validated, *others], folder.check_checkpoint)
+        for what in wrong:
+            self.watcher.note(f"{what}: the model is that of step {step:,}, the best of the others")
+        return step

@@ -1,6 +1,10 @@
 """Every weight of a model shared out among the processes: PyTorch's FSDP2, as transformers applies it."""
 
 import copy
+import os
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +13,21 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 
 from cynosure.models import load
+from cynosure.training.integrity import Damaged, reading, reason_of, way_out_of
 
 OPTIMIZER = "optimizer"  # the folder in a checkpoint to which each process writes its part
+METADATA = ".metadata"  # in it: a pickle of what each part holds
+FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+DESCRIBING = {
+    *(("torch", name) for name in ("Size", "float32", "int64", "device")),
+    *(("torch.distributed.checkpoint.metadata", name) for name in (
+        "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties",
+        "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
+    )),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    ("torch.serialization", "_get_layout"),
+    ("pathlib", "PosixPath"), ("pathlib", "WindowsPath"), ("pathlib._local", "PosixPath"),  # the last of Python 3.13
+}  # fmt: skip
 
 
 def shard(model: Any, device: torch.device) -> Any:
@@ -52,7 +69,9 @@ def whole(model: Any) -> Any:
     weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
     config = copy.deepcopy(model.config)
     del config.distributed_config
-    found = type(model).from_pretrained(None, config=config, state_dict=weights, dtype=torch.float32)
+    found = type(model).from_pretrained(
+        None, config=config, state_dict=weights, dtype=torch.float32, trust_remote_code=False
+    )
     found.generation_config = model.generation_config
     return found.to(model.device).eval()
 
@@ -62,11 +81,19 @@ def load_weights(model: Any, checkpoint: Path) -> None:
 
     By transformers' own loading: what is saved may be named and cut otherwise than what is trained, as experts are.
     """
-    weights = load(str(checkpoint), dtype="float32", device="cpu").model.state_dict()
+    kind: Any = type(model)
+    trusted = kind.__module__.startswith(
+        "transformers_modules."
+    )  # when the model was loaded; a checkpoint's code is not
+    with reading(checkpoint, way_out_of(checkpoint)):
+        if trusted:
+            weights = kind.from_pretrained(checkpoint, dtype=torch.float32, trust_remote_code=False).state_dict()
+        else:
+            weights = load(str(checkpoint), dtype="float32", device="cpu").model.state_dict()
+        if not is_sharded(model):
+            model.load_state_dict(weights)
     if is_sharded(model):
         set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True))
-    else:
-        model.load_state_dict(weights)
 
 
 def save_optimizer(model: Any, optimizer: Any, checkpoint: Path) -> None:
@@ -77,7 +104,42 @@ def save_optimizer(model: Any, optimizer: Any, checkpoint: Path) -> None:
 
 
 def load_optimizer(model: Any, optimizer: Any, checkpoint: Path) -> None:
-    """As many processes as there are now read what was written by as many as there were."""
+    """As many processes as there are now read what was written by as many as there were.
+
+    Raises Damaged where it cannot be read; no code that is in it is run.
+    """
+    from torch.distributed.checkpoint.api import CheckpointException
     from transformers.distributed.checkpoint import load_optimizer_distributed
 
-    load_optimizer_distributed(model, optimizer, str(checkpoint / OPTIMIZER))
+    place = checkpoint / OPTIMIZER
+    with reading(place / METADATA, way_out_of(checkpoint)), (place / METADATA).open("rb") as file:
+        Plain(file).load()
+    try:
+        with tensors_alone():
+            load_optimizer_distributed(model, optimizer, str(place))
+    except CheckpointException as error:  # which is no Exception
+        reason = next((reason_of(failure) for failure, _ in error.failures.values()), "unknown")
+        raise Damaged(f"{place} cannot be read: {reason}", way_out_of(checkpoint)) from error
+
+
+@contextmanager
+def tensors_alone() -> Iterator[None]:
+    """Let torch.load run no code, whatever its callers ask for: PyTorch's own reading of parts asks for it."""
+    before = os.environ.get(FORCED)
+    os.environ[FORCED] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[FORCED]
+        else:
+            os.environ[FORCED] = before
+
+
+class Plain(pickle.Unpickler):
+    """Reads a pickle that only describes tensors. PyTorch would run any code in the one it is about to read."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in DESCRIBING:
+            raise ValueError(f"it names {module}.{name}, which describes no tensors")
+        return super().find_class(module, name)

@@ -1,7 +1,6 @@
 """Validation: a fixed set of texts scored by the measuring core as training goes on, and samples of what is written."""
 
 import math
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 
 from cynosure.measure import Corpus, Scores, score
 from cynosure.measure.score import Say
+from cynosure.measure.store import remove_run
 from cynosure.models import LanguageModel, SplitModel, find_causal_lm, split
 from cynosure.text import Document, prefix_token
 from cynosure.training.folder import SAMPLES, VALIDATION, VALIDATIONS, RunFolder
@@ -96,7 +96,7 @@ def score_into(
 ) -> Scores:  # fmt: skip
     """Every token of the documents under the sliding protocol, a row seen at once, into the store of a folder anew."""
     if leads:
-        shutil.rmtree(place, ignore_errors=True)  # of a time before the run was resumed
+        remove_run(place)  # of a time before the run was resumed
     scores = score(
         model, Corpus(documents, {"held out": len(documents)}), window=row_tokens, out=place, progress=progress
     )

@@ -1,5 +1,7 @@
 """Compile the C++ row kernel: run by the package's build, and by `python build.py` after a change of the sources.
 
+`python build.py FOLDER FLAG...` compiles it into another folder with more flags, such as a sanitizer's.
+
 Needs nothing but Python and a C++17 compiler with GCC's vector types (g++ or clang++). One source is compiled once for
 each instruction set; which one runs is chosen when it is used, so that the library works on any processor of its
 architecture.
@@ -12,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -59,31 +62,31 @@ def run(command: list[str]) -> None:
         raise CannotBuild(f"{command[0]} failed: {lines[0].strip()}")
 
 
-def compile_library(folder: Path) -> Path:
+def compile_library(folder: Path, more_flags: Sequence[str] = ()) -> Path:
     """Compile into `folder`, beside and renamed. Raises CannotBuild."""
-    compiler = find_compiler()
+    compiler = [*find_compiler(), *FLAGS, *more_flags]
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     sets = {name: flags for name, flags in INSTRUCTIONS.items() if x86 or not flags}
     with tempfile.TemporaryDirectory() as scratch:
         objects = [str(Path(scratch, "rows.o"))]  # first: of functions they share the one for any processor is linked
-        run([*compiler, *FLAGS, "-c", str(HERE / "rows.cpp"), "-o", objects[0]])
+        run([*compiler, "-c", str(HERE / "rows.cpp"), "-o", objects[0]])
         for name, flags in sets.items():
             objects.append(str(Path(scratch, f"{name}.o")))
             source = str(HERE / "passes.cpp")
-            run([*compiler, *FLAGS, *flags, f"-DPASSES=passes_{name}", "-c", source, "-o", objects[-1]])
+            run([*compiler, *flags, f"-DPASSES=passes_{name}", "-c", source, "-o", objects[-1]])
         if x86:
             objects.append(str(Path(scratch, "gemm.o")))
-            run([*compiler, *FLAGS, *AVX512, "-mavx512bf16", "-c", str(HERE / "gemm.cpp"), "-o", objects[-1]])
+            run([*compiler, *AVX512, "-mavx512bf16", "-c", str(HERE / "gemm.cpp"), "-o", objects[-1]])
         partial = folder / f"{LIBRARY}.{os.getpid()}.partial"
-        run([*compiler, *FLAGS, "-shared", *objects, "-o", str(partial)])
+        run([*compiler, "-shared", *objects, "-o", str(partial)])
     return partial.replace(folder / LIBRARY)
 
 
-def build(folder: Path = HERE) -> str | None:
+def build(folder: Path = HERE, more_flags: Sequence[str] = ()) -> str | None:
     """The library in `folder`, or the reason why there is none, which is left there too."""
     missing = folder / MISSING
     try:
-        compile_library(folder)
+        compile_library(folder, more_flags)
     except CannotBuild as error:
         (folder / LIBRARY).unlink(missing_ok=True)
         missing.write_text(f"{error}\n", encoding="utf-8")
@@ -93,4 +96,4 @@ def build(folder: Path = HERE) -> str | None:
 
 
 if __name__ == "__main__":
-    sys.exit(build())
+    sys.exit(build(Path(sys.argv[1]) if sys.argv[1:] else HERE, sys.argv[2:]))

@@ -7,11 +7,8 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
-#include <memory>
-#include <system_error>
-#include <thread>
-#include <vector>
+
+#include "threads.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -20,18 +17,6 @@ namespace {
 
 constexpr int64_t TILE = 12, PANEL = 32, MOST_K = 640, M_BLOCK = 192, N_BLOCK = 512;
 constexpr int64_t PAIRS = MOST_K / 2;
-
-struct Free {
-    void operator()(void* p) const { std::free(p); }
-};
-template <class T>
-using Buffer = std::unique_ptr<T[], Free>;
-
-template <class T>
-Buffer<T> allocate(int64_t n) {
-    const size_t bytes = (n * sizeof(T) + 127) / 64 * 64;
-    return Buffer<T>((T*)std::aligned_alloc(64, bytes));
-}
 
 struct Matrix {
     const uint16_t* data;
@@ -227,24 +212,9 @@ void panel_product(const uint32_t* a, int64_t rows, const uint32_t* b, int64_t n
     }
 }
 
+// Words (of 4 bytes) that packed tiles take.
 int64_t tiles_size(int64_t rows, int64_t n_k) { return Tiles(rows).n * TILE * ((n_k + 1) / 2); }
-
-template <class Work>
-void share_out(int64_t n_threads, Work work) {
-    std::atomic<int64_t> next{0};
-    auto loop = [&](int64_t thread) { work(thread, next); };
-    std::vector<std::thread> threads;
-    for (int64_t i = 1; i < n_threads; i++) {
-        try {
-            threads.emplace_back(loop, i);
-        } catch (const std::system_error&) {
-            break;  // no more threads to be had: this one does their work
-        }
-    }
-    loop(0);
-    for (int64_t i = threads.size() + 1; i < n_threads; i++) loop(i);
-    for (auto& thread : threads) thread.join();
-}
+int64_t whole_lines(int64_t n_words) { return (n_words + 15) / 16 * 16; }
 
 // ---- the three shapes ------------------------------------------------------------------------------------------------
 
@@ -256,19 +226,23 @@ struct Parts {
     int64_t length(int64_t i) const { return std::min(size, k - i * size); }
 };
 
+// Each returns the bytes that could not be had; 0 if it is done. A thread without a share of the work needs no memory.
+
 // N is long (logits): A stays packed, B passes a few panels at a time, so that a row's results lie together.
-void along_n(const Product& p, const Matrix& a, const Matrix& b, const Target& to) {
+int64_t along_n(const Product& p, const Matrix& a, const Matrix& b, const Target& to) {
     const Parts parts(p.k);
-    const int64_t n_blocks = (p.n + N_BLOCK - 1) / N_BLOCK, panel = PAIRS * PANEL;
-    std::vector<Buffer<uint32_t>> packed;
-    for (int64_t j = 0; j < parts.n; j++) {
-        packed.push_back(allocate<uint32_t>(tiles_size(p.m, parts.length(j))));
-        pack_tiles(a, 0, p.m, parts.begin(j), parts.length(j), packed.back().get());
-    }
+    const int64_t n_blocks = (p.n + N_BLOCK - 1) / N_BLOCK, panel = PAIRS * PANEL, panels_size = N_BLOCK / PANEL * panel;
+    const int64_t n_threads = std::min(p.n_threads, n_blocks), packed_size = whole_lines(tiles_size(p.m, parts.size));
+    const Scratch scratch(4 * parts.n * packed_size, 4 * (panels_size + (parts.n > 1 ? p.m * N_BLOCK : 0)), n_threads);
+    if (scratch.missing()) return scratch.missing();
+    uint32_t* const packed = scratch.shared<uint32_t>();
+    for (int64_t j = 0; j < parts.n; j++)
+        pack_tiles(a, 0, p.m, parts.begin(j), parts.length(j), packed + j * packed_size);
     const Tiles tiles(p.m);
-    share_out(p.n_threads, [&](int64_t, std::atomic<int64_t>& next) {
-        auto panels = allocate<uint32_t>(N_BLOCK / PANEL * panel);
-        auto part = allocate<float>(parts.n > 1 ? p.m * N_BLOCK : 0);
+    std::atomic<int64_t> next{0};
+    in_threads(n_threads, [&](int64_t thread) {
+        uint32_t* const panels = scratch.of<uint32_t>(thread);
+        float* const part = (float*)(panels + panels_size);
         for (int64_t i = next++, after; i < n_blocks; i = after) {
             after = next++;
             const int64_t first = i * N_BLOCK, columns = std::min(N_BLOCK, p.n - first), later = after * N_BLOCK;
@@ -277,74 +251,81 @@ void along_n(const Product& p, const Matrix& a, const Matrix& b, const Target& t
                 const int64_t pairs = (parts.length(j) + 1) / 2;
                 for (int64_t c = 0; c < columns; c += PANEL)
                     pack_panel(b, first + c, std::min(PANEL, columns - c), parts.begin(j), parts.length(j),
-                               panels.get() + c / PANEL * panel);
+                               panels + c / PANEL * panel);
                 Target step = to.at(0, first);
-                if (j > 0) step.add = part.get(), step.add_stride = N_BLOCK;
-                if (j + 1 < parts.n)
-                    step = {step.add, part.get(), nullptr, nullptr, step.add_stride, N_BLOCK, false, false};
+                if (j > 0) step.add = part, step.add_stride = N_BLOCK;
+                if (j + 1 < parts.n) step = {step.add, part, nullptr, nullptr, step.add_stride, N_BLOCK, false, false};
                 for (int64_t t = 0; t < tiles.n; t++) {
                     ahead.fetch(j * tiles.n + t, parts.n * tiles.n);
                     for (int64_t c = 0; c < columns; c += PANEL)
-                        TILES[tiles.size(t) - 1](packed[j].get() + t * pairs * TILE, panels.get() + c / PANEL * panel,
+                        TILES[tiles.size(t) - 1](packed + j * packed_size + t * pairs * TILE, panels + c / PANEL * panel,
                                                  pairs, step.at(tiles.begin(t), c), std::min(PANEL, columns - c));
                 }
             }
         }
     });
+    return 0;
 }
 
 // M is long (dW) and K short: B stays packed, A passes block by block.
-void along_m(const Product& p, const Matrix& a, const Matrix& b, const Target& to) {
+int64_t along_m(const Product& p, const Matrix& a, const Matrix& b, const Target& to) {
     const int64_t n_panels = (p.n + PANEL - 1) / PANEL, panel = (p.k + 1) / 2 * PANEL;
-    const int64_t n_blocks = (p.m + M_BLOCK - 1) / M_BLOCK;
-    auto packed = allocate<uint32_t>(n_panels * panel);
+    const int64_t n_blocks = (p.m + M_BLOCK - 1) / M_BLOCK, n_threads = std::min(p.n_threads, n_blocks);
+    const Scratch scratch(4 * n_panels * panel, 4 * tiles_size(M_BLOCK, p.k), n_threads);
+    if (scratch.missing()) return scratch.missing();
+    uint32_t* const packed = scratch.shared<uint32_t>();
     for (int64_t i = 0; i < n_panels; i++)
-        pack_panel(b, i * PANEL, std::min(PANEL, p.n - i * PANEL), 0, p.k, packed.get() + i * panel);
-    share_out(p.n_threads, [&](int64_t, std::atomic<int64_t>& next) {
-        auto tiles = allocate<uint32_t>(tiles_size(M_BLOCK, p.k));
+        pack_panel(b, i * PANEL, std::min(PANEL, p.n - i * PANEL), 0, p.k, packed + i * panel);
+    std::atomic<int64_t> next{0};
+    in_threads(n_threads, [&](int64_t thread) {
+        uint32_t* const tiles = scratch.of<uint32_t>(thread);
         for (int64_t i = next++, after; i < n_blocks; i = after) {
             after = next++;
             const int64_t first = i * M_BLOCK, rows = std::min(M_BLOCK, p.m - first), later = after * M_BLOCK;
             const Ahead ahead = after < n_blocks ? Ahead(a, later, std::min(M_BLOCK, p.m - later), 0, p.k) : Ahead();
-            pack_tiles(a, first, rows, 0, p.k, tiles.get());
+            pack_tiles(a, first, rows, 0, p.k, tiles);
             const Tiles in_block(rows);
             for (int64_t t = 0; t < in_block.n; t++) {  // a tile against every panel: whole rows of the result at a time
                 for (int64_t j = 0; j < n_panels; j++) {
                     ahead.fetch(t * n_panels + j, in_block.n * n_panels);
-                    TILES[in_block.size(t) - 1](tiles.get() + t * ((p.k + 1) / 2) * TILE, packed.get() + j * panel,
-                                                (p.k + 1) / 2, to.at(first + in_block.begin(t), j * PANEL),
+                    TILES[in_block.size(t) - 1](tiles + t * ((p.k + 1) / 2) * TILE, packed + j * panel, (p.k + 1) / 2,
+                                                to.at(first + in_block.begin(t), j * PANEL),
                                                 std::min(PANEL, p.n - j * PANEL));
                 }
             }
         }
     });
+    return 0;
 }
 
 // K is long (dhidden): each thread adds up parts of K in sums of its own.
-void along_k(const Product& p, const Matrix& a, const Matrix& b, const Target& to) {
+int64_t along_k(const Product& p, const Matrix& a, const Matrix& b, const Target& to) {
     const Parts parts(p.k);
-    const int64_t n_panels = (p.n + PANEL - 1) / PANEL;
-    std::vector<Buffer<float>> sums(p.n_threads);
-    share_out(p.n_threads, [&](int64_t thread, std::atomic<int64_t>&) {
-        auto tiles = allocate<uint32_t>(tiles_size(p.m, MOST_K));
-        auto panel = allocate<uint32_t>(PAIRS * PANEL);
-        auto& sum = sums[thread] = allocate<float>(p.m * p.n);
-        std::fill_n(sum.get(), p.m * p.n, 0.f);
-        const int64_t stop = (thread + 1) * parts.n / p.n_threads;  // the same parts at every call: the same sum
-        for (int64_t i = thread * parts.n / p.n_threads, after; i < stop; i = after) {
+    const int64_t n_panels = (p.n + PANEL - 1) / PANEL, n_threads = std::min(p.n_threads, parts.n);
+    const int64_t tiles_words = whole_lines(tiles_size(p.m, parts.size)), panel_words = PAIRS * PANEL;
+    const Scratch scratch(0, 4 * (tiles_words + panel_words + p.m * p.n), n_threads);
+    if (scratch.missing()) return scratch.missing();
+    const auto sum_of = [&](int64_t thread) { return scratch.of<float>(thread) + tiles_words + panel_words; };
+    in_threads(n_threads, [&](int64_t thread) {
+        uint32_t* const tiles = scratch.of<uint32_t>(thread);
+        uint32_t* const panel = tiles + tiles_words;
+        float* const sum = sum_of(thread);
+        std::fill_n(sum, p.m * p.n, 0.f);
+        const int64_t stop = (thread + 1) * parts.n / n_threads;  // the same parts at every call: the same sum
+        for (int64_t i = thread * parts.n / n_threads, after; i < stop; i = after) {
             after = i + 1;
             const int64_t k = parts.begin(i), n_k = parts.length(i);
             const bool more = after < stop;
             const Ahead rows = more ? Ahead(a, 0, p.m, parts.begin(after), parts.length(after)) : Ahead();
             const Ahead columns = more ? Ahead(b, 0, p.n, parts.begin(after), parts.length(after)) : Ahead();
-            pack_tiles(a, 0, p.m, k, n_k, tiles.get());
+            pack_tiles(a, 0, p.m, k, n_k, tiles);
             for (int64_t j = 0; j < n_panels; j++) {
                 const int64_t first = j * PANEL;
-                pack_panel(b, first, std::min(PANEL, p.n - first), k, n_k, panel.get());
-                const Target here{sum.get() + first, sum.get() + first, nullptr, nullptr, p.n, p.n, false, false};
+                pack_panel(b, first, std::min(PANEL, p.n - first), k, n_k, panel);
+                const Target here{sum + first, sum + first, nullptr, nullptr, p.n, p.n, false, false};
                 const bool second_half = 2 * j >= n_panels;
-                panel_product(tiles.get(), p.m, panel.get(), n_k, here, std::min(PANEL, p.n - first),
-                              second_half ? columns : rows, second_half ? j - (n_panels + 1) / 2 : j, (n_panels + 1) / 2);
+                panel_product(tiles, p.m, panel, n_k, here, std::min(PANEL, p.n - first), second_half ? columns : rows,
+                              second_half ? j - (n_panels + 1) / 2 : j, (n_panels + 1) / 2);
             }
         }
     });
@@ -352,23 +333,21 @@ void along_k(const Product& p, const Matrix& a, const Matrix& b, const Target& t
         for (int64_t j = 0; j < p.n; j += 16) {
             const __mmask16 mask = mask_of(p.n - j);
             __m512 v = _mm512_setzero_ps();
-            for (auto& sum : sums)
-                if (sum) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, sum.get() + i * p.n + j));
+            for (int64_t thread = 0; thread < n_threads; thread++)
+                v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, sum_of(thread) + i * p.n + j));
             finish(v, to.at(i, j), mask);
         }
+    return 0;
 }
 
 }  // namespace
 
-extern "C" void cynosure_product(const Product* p) {
+extern "C" int64_t cynosure_product(const Product* p) {
     const Matrix a{p->a, p->a_row, p->a_column}, b{p->b, p->b_column, p->b_row};
     const Target target{p->add ? p->sum : nullptr, p->sum, p->narrow, p->low, p->stride, p->stride,
                         p->add && p->low, p->keep_low != 0};
-    if (p->k > MOST_K && p->k >= p->n)
-        along_k(*p, a, b, target);
-    else if (p->m > p->n && p->k <= MOST_K)
-        along_m(*p, a, b, target);
-    else
-        along_n(*p, a, b, target);
+    if (p->k > MOST_K && p->k >= p->n) return along_k(*p, a, b, target);
+    if (p->m > p->n && p->k <= MOST_K) return along_m(*p, a, b, target);
+    return along_n(*p, a, b, target);
 }
 #endif

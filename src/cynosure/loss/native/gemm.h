@@ -22,5 +22,6 @@ struct Product {
     int64_t n_threads;
 };
 
-__attribute__((visibility("default"))) void cynosure_product(const Product*);
+// Returns the bytes of memory that could not be had, the result being undefined then; 0 if it is done.
+__attribute__((visibility("default"))) int64_t cynosure_product(const Product*);
 }

@@ -54,7 +54,8 @@ class Product(ctypes.Structure):
     ]  # fmt: skip
 
 
-LAYOUT = ctypes.sizeof(LossRows) << 32 | ctypes.sizeof(StatsRows) << 16 | ctypes.sizeof(Product)
+VERSION = 1  # of rows.h
+LAYOUT = VERSION << 48 | ctypes.sizeof(LossRows) << 32 | ctypes.sizeof(StatsRows) << 16 | ctypes.sizeof(Product)
 
 
 class Library(NamedTuple):
@@ -64,6 +65,17 @@ class Library(NamedTuple):
     instructions: tuple[str, ...]  # that this processor has, best first
     bfloat16_products: bool
     reason: str
+
+
+def call(name: str, arguments: ctypes.Structure) -> None:
+    """Run a function of the library that reports the bytes it could not get. Raises MemoryError with them."""
+    functions = library().functions
+    assert functions is not None, library().reason
+    if missing := getattr(functions, name)(ctypes.byref(arguments)):
+        raise MemoryError(
+            f"out of memory: {name} in {LIBRARY} cannot allocate {missing:,} bytes of scratch memory. "
+            "Free memory, or use fewer threads (torch.set_num_threads) or a smaller chunk_tokens."
+        )
 
 
 @cache
@@ -88,11 +100,11 @@ def load(folder: Path) -> Library:
         bits = functions.cynosure_instructions()
     except (OSError, AttributeError) as error:
         return Library(None, (), False, f"{path} cannot be loaded: {error}; {AGAIN}")
-    functions.cynosure_loss_rows.argtypes = functions.cynosure_stats_rows.argtypes = [c_void_p]
-    functions.cynosure_loss_rows.restype = functions.cynosure_stats_rows.restype = None
+    for function in (functions.cynosure_loss_rows, functions.cynosure_stats_rows):
+        function.argtypes, function.restype = [c_void_p], c_int64
     functions.cynosure_exp.argtypes = [c_void_p, c_void_p, c_int64, c_int64]
     functions.cynosure_exp.restype = None
     found = tuple(name for i, name in enumerate(INSTRUCTIONS) if bits >> i & 1)
     if products := bool(bits >> len(INSTRUCTIONS) & 1):
-        functions.cynosure_product.argtypes, functions.cynosure_product.restype = [c_void_p], None
+        functions.cynosure_product.argtypes, functions.cynosure_product.restype = [c_void_p], c_int64
     return Library(functions, found[::-1], products, "")

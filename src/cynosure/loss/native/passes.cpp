@@ -11,11 +11,17 @@ constexpr int64_t PIECE = 4096;  // elements added up in F before the sum goes o
 
 // ---- how a logit is read: z = cap(scale x) --------------------------------------------------------------------------
 
-template <class F>
+// A power of two multiplies without rounding: in an FMA too the product is z, and the FMA costs no operation more.
+bool is_power_of_two(double x) {
+    int exponent;
+    return __builtin_fabs(__builtin_frexp(x, &exponent)) == 0.5;
+}
+
+template <class F, bool exact>
 struct Plain {
     F scale;
     explicit Plain(const Cap& cap) : scale(F(cap.scale)) {}
-    INLINE Vector<F> z(Vector<F> x) const { return x * scale; }
+    INLINE Vector<F> z(Vector<F> x) const { return exact ? x * scale : rounded<F>(x * scale); }
     INLINE Vector<F> slope(Vector<F>) const { return all<F>(scale); }
 };
 
@@ -23,7 +29,7 @@ template <class F>
 struct Capped {
     F scale, softcap;
     explicit Capped(const Cap& cap) : scale(F(cap.scale)), softcap(F(cap.softcap)) {}
-    INLINE Vector<F> z(Vector<F> x) const { return tanh_of<F>(x * scale / softcap) * softcap; }
+    INLINE Vector<F> z(Vector<F> x) const { return rounded<F>(tanh_of<F>(x * scale / softcap) * softcap); }
     INLINE Vector<F> slope(Vector<F> z) const {
         Vector<F> t = z / softcap;
         return (1 - t * t) * scale;
@@ -283,7 +289,8 @@ template <class Body>
 INLINE auto with_type(int64_t stored, const void* row, const Cap& cap, Body body) {
     auto with_cap = [&](auto* typed) {
         typedef typename Stored<std::remove_pointer_t<decltype(typed)>>::Computed F;
-        return cap.softcap > 0 ? body(typed, Capped<F>(cap)) : body(typed, Plain<F>(cap));
+        if (cap.softcap > 0) return body(typed, Capped<F>(cap));
+        return is_power_of_two(F(cap.scale)) ? body(typed, Plain<F, true>(cap)) : body(typed, Plain<F, false>(cap));
     };
     if (stored == FLOAT32) return with_cap((float*)row);
     if (stored == FLOAT64) return with_cap((double*)row);

@@ -5,12 +5,11 @@
 #include <atomic>
 #include <cmath>
 #include <limits>
-#include <system_error>
-#include <thread>
-#include <vector>
+#include <utility>
 
 #include "gemm.h"
 #include "passes.h"
+#include "threads.h"
 
 namespace {
 
@@ -25,26 +24,19 @@ const Passes& passes_of(int64_t instructions) {
     return passes_portable;
 }
 
-// Every call starts its threads and joins them: nothing is left that a fork could break.
+// Calls work(row, scratch of n_bytes) for every row. Returns the bytes of memory that could not be had; 0 if it is done.
 template <class Work>
-void for_rows(const Logits& logits, Work work) {
+int64_t for_rows(const Logits& logits, int64_t n_bytes, Work work) {
     constexpr int64_t enough = 1 << 16;  // elements that are worth a thread
     const int64_t busy = logits.n_rows * logits.vocab_size / enough;
     const int64_t n_threads = std::max<int64_t>(1, std::min({logits.n_threads, logits.n_rows, busy}));
+    const Scratch scratch(0, n_bytes, n_threads);
+    if (scratch.missing()) return scratch.missing();
     std::atomic<int64_t> next{0};
-    auto loop = [&] {
-        for (int64_t i; (i = next++) < logits.n_rows;) work(i);
-    };
-    std::vector<std::thread> threads;
-    for (int64_t i = 1; i < n_threads; i++) {
-        try {
-            threads.emplace_back(loop);
-        } catch (const std::system_error&) {
-            break;  // no more threads to be had: those there are do the work
-        }
-    }
-    loop();
-    for (auto& thread : threads) thread.join();
+    in_threads(n_threads, [&](int64_t thread) {
+        for (int64_t i; (i = next++) < logits.n_rows;) work(i, scratch.of<void>(thread));
+    });
+    return 0;
 }
 
 int64_t size_of(int64_t stored) { return stored == FLOAT64 ? 8 : stored == FLOAT32 ? 4 : 2; }
@@ -118,14 +110,20 @@ struct Share {
 
 class LossOfRow {
    public:
-    LossOfRow(const LossRows& call, int64_t i)
-        : call(call), i(i), row(call.logits, i), n(call.logits.vocab_size), m(row.passes.top(
-              call.logits.stored, row.data, n, row.cap)) {
+    LossOfRow(const LossRows& call, int64_t i, void* scratch)
+        : call(call),
+          i(i),
+          row(call.logits, i),
+          n(call.logits.vocab_size),
+          m(row.passes.top(call.logits.stored, row.data, n, row.cap)),
+          shares((Share*)scratch) {
         dense = {nullptr, call.class_weight, call.keep, call.share};
         if (!call.classes) dense.probability = Reals(call.probability, call.logits).at(i * call.probability_stride);
         for (int64_t j = 0; call.classes && j < call.n_classes; j++) add_share(j);
-        if (shares.size() > 1) merge_shares();
+        if (n_shares > 1) merge_shares();
     }
+
+    static int64_t scratch_bytes(const LossRows& call) { return call.classes ? call.n_classes * sizeof(Share) : 0; }
 
     void run() {
         if (!call.loss) return leave_sums();
@@ -144,19 +142,19 @@ class LossOfRow {
         if (v < 0 || v >= n) return;
         double q = Reals(call.probability, call.logits)[i * call.probability_stride + j] * dense.keep;
         if (call.class_weight) q *= Reals(call.class_weight, call.logits)[v];
-        shares.push_back({v, q, row.z(v)});
+        shares[n_shares++] = {v, q, row.z(v)};
     }
 
     void merge_shares() {
-        std::sort(shares.begin(), shares.end(), [](const Share& a, const Share& b) { return a.v < b.v; });
-        size_t last = 0;
-        for (size_t j = 1; j < shares.size(); j++) {
+        std::sort(shares, shares + n_shares, [](const Share& a, const Share& b) { return a.v < b.v; });
+        int64_t last = 0;
+        for (int64_t j = 1; j < n_shares; j++) {
             if (shares[j].v == shares[last].v)
                 shares[last].q += shares[j].q;
             else
                 shares[++last] = shares[j];
         }
-        shares.resize(last + 1);
+        n_shares = last + 1;
     }
 
     void leave_sums() {
@@ -174,7 +172,7 @@ class LossOfRow {
     }
 
     // A sole class is left out of the dense pass and added in double: 1 - p of a sure guess keeps its digits.
-    bool alone() const { return shares.size() == 1; }
+    bool alone() const { return n_shares == 1; }
 
     template <class Pass>
     void over_ranges(Pass pass) const {
@@ -191,7 +189,8 @@ class LossOfRow {
             sums.dot += part.dot;
             sums.mass += part.mass;
         });
-        for (const Share& share : shares) {
+        for (int64_t j = 0; j < n_shares; j++) {
+            const Share& share = shares[j];
             const double q = share.q + (alone() ? dense_q(share.v) : 0);
             if (alone()) sums.exp += std::exp(share.z - m);
             sums.mass += q;
@@ -205,7 +204,8 @@ class LossOfRow {
         over_ranges([&](int64_t begin, int64_t end) {
             row.passes.write(call.logits.stored, row.data, begin, end, m, row.cap, dense, a, up);
         });
-        for (const Share& share : shares) {
+        for (int64_t j = 0; j < n_shares; j++) {
+            const Share& share = shares[j];
             const double q = share.q + dense_q(share.v);
             row.store(share.v, row.slope(share.z) * (a * std::exp(share.z - m) - up * q));
         }
@@ -223,16 +223,28 @@ class LossOfRow {
     int64_t n;
     double m;
     Dense dense;
-    std::vector<Share> shares;
+    Share* shares;  // n_shares of them, at most n_classes
+    int64_t n_shares = 0;
 };
 
 // ---- statistics --------------------------------------------------------------------------------------------------------
 
 class StatsOfRow {
+    typedef std::pair<double, int64_t> Entry;
+
    public:
-    StatsOfRow(const StatsRows& call, int64_t i)
-        : call(call), i(i), row(call.logits, i), n(call.logits.vocab_size), target(call.target[i] - call.first) {
+    StatsOfRow(const StatsRows& call, int64_t i, void* scratch)
+        : call(call),
+          i(i),
+          row(call.logits, i),
+          n(call.logits.vocab_size),
+          target(call.target[i] - call.first),
+          scratch(scratch) {
         z_target = row.passes.cap_one(call.logits.stored, Row(target_logits(call), i).stored(0), row.cap);
+    }
+
+    static int64_t scratch_bytes(const StatsRows& call) {
+        return std::max(call.topk * int64_t(sizeof(Entry)), call.n_beta * int64_t(sizeof(double)));
     }
 
     void run() {
@@ -305,29 +317,29 @@ class StatsOfRow {
     void largest() const {
         const int64_t k = call.topk;
         if (k == 0) return;
-        typedef std::pair<double, int64_t> Entry;
-        std::vector<Entry> heap;
+        Entry* const heap = (Entry*)scratch;
+        int64_t size = 0;
         const auto better = [](const Entry& a, const Entry& b) {
             return a.first > b.first || (a.first == b.first && a.second < b.second);
         };
         int64_t v = 0;
         for (int64_t j = i * k; j < i * k + k; j++)
-            if (call.top_ids[j] >= 0) heap.emplace_back(call.top_z[j], call.top_ids[j]);
-        for (; v < n && int64_t(heap.size()) < k; v++)
-            if (v != target) heap.emplace_back(row.z(v), call.first + v);
-        std::make_heap(heap.begin(), heap.end(), better);
+            if (call.top_ids[j] >= 0) heap[size++] = {call.top_z[j], call.top_ids[j]};
+        for (; v < n && size < k; v++)
+            if (v != target) heap[size++] = {row.z(v), call.first + v};
+        std::make_heap(heap, heap + size, better);
         int64_t found[32];
         for (int64_t n_found = v < n ? 32 : 0; n_found == 32; v = found[31] + 1) {  // the bound is renewed after 32
-            n_found = row.passes.find(call.logits.stored, row.data, v, n, heap.front().first, row.cap, found, 32);
+            n_found = row.passes.find(call.logits.stored, row.data, v, n, heap[0].first, row.cap, found, 32);
             for (int64_t j = 0; j < n_found; j++) {
                 const Entry entry{row.z(found[j]), call.first + found[j]};
-                if (found[j] == target || !better(entry, heap.front())) continue;
-                std::pop_heap(heap.begin(), heap.end(), better);
-                heap.back() = entry;
-                std::push_heap(heap.begin(), heap.end(), better);
+                if (found[j] == target || !better(entry, heap[0])) continue;
+                std::pop_heap(heap, heap + size, better);
+                heap[size - 1] = entry;
+                std::push_heap(heap, heap + size, better);
             }
         }
-        for (size_t j = 0; j < heap.size(); j++) {
+        for (int64_t j = 0; j < size; j++) {
             call.top_z[i * k + j] = heap[j].first;
             call.top_ids[i * k + j] = heap[j].second;
         }
@@ -335,10 +347,11 @@ class StatsOfRow {
 
     void temperatures(double base) const {
         if (call.n_beta == 0) return;
-        std::vector<double> sums(call.n_beta);
+        double* const sums = (double*)scratch;
+        std::fill_n(sums, call.n_beta, 0.);
         over_others([&](int64_t begin, int64_t end) {
             row.passes.temper(call.logits.stored, row.at(begin), end - begin, base, row.cap, call.beta, call.n_beta,
-                              call.equal_steps, sums.data());
+                              call.equal_steps, sums);
         });
         for (int64_t j = 0; j < call.n_beta; j++) call.tempered[j * call.logits.n_rows + i] = sums[j];
     }
@@ -347,6 +360,7 @@ class StatsOfRow {
     int64_t i;
     Row row;
     int64_t n, target;
+    void* scratch;  // of `largest`, then of `temperatures`
     double z_target;
 };
 
@@ -354,7 +368,7 @@ class StatsOfRow {
 
 extern "C" {
 
-int64_t cynosure_layout() { return int64_t(sizeof(LossRows) << 32 | sizeof(StatsRows) << 16 | sizeof(Product)); }
+int64_t cynosure_layout() { return VERSION << 48 | sizeof(LossRows) << 32 | sizeof(StatsRows) << 16 | sizeof(Product); }
 
 int64_t cynosure_instructions() {
     int64_t found = 1;
@@ -370,12 +384,14 @@ int64_t cynosure_instructions() {
     return found;
 }
 
-void cynosure_loss_rows(const LossRows* call) {
-    for_rows(call->logits, [&](int64_t i) { LossOfRow(*call, i).run(); });
+int64_t cynosure_loss_rows(const LossRows* call) {
+    return for_rows(call->logits, LossOfRow::scratch_bytes(*call),
+                    [&](int64_t i, void* scratch) { LossOfRow(*call, i, scratch).run(); });
 }
 
-void cynosure_stats_rows(const StatsRows* call) {
-    for_rows(call->logits, [&](int64_t i) { StatsOfRow(*call, i).run(); });
+int64_t cynosure_stats_rows(const StatsRows* call) {
+    return for_rows(call->logits, StatsOfRow::scratch_bytes(*call),
+                    [&](int64_t i, void* scratch) { StatsOfRow(*call, i, scratch).run(); });
 }
 
 void cynosure_exp(const float* x, float* y, int64_t n, int64_t instructions) {

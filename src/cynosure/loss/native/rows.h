@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+constexpr int64_t VERSION = 1;  // of what the functions take and return, apart from the structs' sizes
+
 extern "C" {
 #pragma GCC visibility push(default)
 
@@ -46,12 +48,14 @@ struct StatsRows {
     int64_t* top_ids;
 };
 
-// The structs' sizes, with gemm.h's, which Python compares with its own: a library left over from older sources is not used.
+// VERSION and the structs' sizes, with gemm.h's, which Python compares with its own: a library left over from older sources
+// is not used.
 int64_t cynosure_layout();
 // Which instruction sets this processor has, as bits: 1 << index, and 8 for AVX-512's bfloat16 products.
 int64_t cynosure_instructions();
-void cynosure_loss_rows(const LossRows*);
-void cynosure_stats_rows(const StatsRows*);
+// These return the bytes of memory that could not be had, the results being undefined then; 0 if all is done.
+int64_t cynosure_loss_rows(const LossRows*);
+int64_t cynosure_stats_rows(const StatsRows*);
 void cynosure_exp(const float* x, float* y, int64_t n, int64_t instructions);
 
 #pragma GCC visibility pop

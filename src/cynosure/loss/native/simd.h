@@ -75,6 +75,21 @@ INLINE Vector<F> all(F x) {
     return x - Vector<F>{};
 }
 
+#if defined(__x86_64__)
+#define REGISTER "+v"
+#elif defined(__aarch64__)
+#define REGISTER "+w"
+#else
+#define REGISTER "+m"
+#endif
+
+// x rounded to F, whatever it is used for: never the exact product inside an FMA, which may be above its own rounding.
+template <class F>
+INLINE Vector<F> rounded(Vector<F> x) {
+    asm("" : REGISTER(x));
+    return x;
+}
+
 template <class F>
 INLINE Vector<F> where(Mask<F> mask, Vector<F> a, Vector<F> b) {
     return mask ? a : b;

@@ -1,0 +1,110 @@
+"""The manifest of a run: what the run is, sealed by its own checksum, and how two of them differ."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+SEAL = "manifest_sha256"  # of all its other values
+DESCRIBED = ("cynosure", "environment", "units", "shards", SEAL)  # in the manifest, but no part of what a run is
+PARTS: dict[str, dict[str, type]] = {
+    "model": {"name": str, "dtype": str, "weights_sha256": str, "tokenizer_sha256": str},
+    "setting": {
+        "model": str, "protocol": str, "window": int, "stride": int, "dtype": str, "device": str, "notes": list,
+    },
+    "cutting": {"protocol": str, "window": int, "stride": int, "batch_tokens": int, "unit_tokens": int},
+    "corpus": {},
+}  # fmt: skip
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a run. FileNotFoundError where there is none, ValueError where it is damaged or another's."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.parent} is no run: it has no {path.name}; cynosure score ... --out makes one")
+    try:
+        manifest = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}; restore it from a copy, or give another folder") from error
+    if not isinstance(manifest, dict) or not all(isinstance(manifest.get(part), dict) for part in PARTS):
+        raise ValueError(f"{path} is of no run known here: give another folder")
+    if SEAL in manifest and manifest[SEAL] != seal(manifest):
+        raise ValueError(f"{path} was changed after the run wrote it: restore it from a copy, or give another folder")
+    if wrong := first_wrong(manifest):
+        raise ValueError(f"{path} is of no run known here: {wrong}; restore it from a copy, or give another folder")
+    return manifest
+
+
+def first_wrong(manifest: dict[str, Any]) -> str | None:
+    """What keeps the values of a manifest from being a run's; also of one that has no checksum."""
+    for part, kinds in PARTS.items():
+        for name, kind in kinds.items():
+            if type(manifest[part].get(name)) is not kind:
+                return f"its {part}.{name} is {shown(manifest[part].get(name))}"
+    if extra := manifest["setting"].keys() - PARTS["setting"].keys():
+        return f"it has setting.{min(extra)}"
+    if not all(isinstance(note, str) for note in manifest["setting"]["notes"]):
+        return "its setting.notes are not texts"
+    units, shards = manifest.get("units"), manifest.get("shards")
+    if units is not None and (type(units) is not int or units < 1):
+        return f"its units is {shown(units)}"
+    if shards is not None and not (
+        isinstance(shards, list) and len(shards) == units and all(isinstance(digest, str) for digest in shards)
+    ):
+        return "its shards do not fit its units"
+    for part, name in (("setting", "window"), ("setting", "stride"), ("cutting", "batch_tokens")):
+        if manifest[part][name] < 1:
+            return f"its {part}.{name} is {manifest[part][name]}"
+    return None
+
+
+def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """A manifest with its checksum."""
+    return manifest | {SEAL: seal(manifest)}
+
+
+def seal(manifest: dict[str, Any]) -> str:
+    return checksum({name: value for name, value in manifest.items() if name != SEAL})
+
+
+def identity(manifest: dict[str, Any]) -> str:
+    """What ties shards to their run: the same for two manifests between which `difference` finds nothing."""
+    return checksum({name: value for name, value in manifest.items() if name not in DESCRIBED})[:16]
+
+
+def checksum(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def difference(old: dict[str, Any], new: dict[str, Any], at: str = "") -> str | None:
+    """The first thing in which two runs differ, in words; None when they are the same run."""
+    for key in dict.fromkeys([*old, *new]):
+        if not at and key in DESCRIBED:
+            continue
+        a, b, name = old.get(key), new.get(key), f"{at}{key}"
+        if isinstance(a, dict) and isinstance(b, dict):
+            if found := difference(a, b, f"{name}."):
+                return found
+        elif isinstance(a, list) and isinstance(b, list):
+            if found := difference(numbered(a), numbered(b), f"{name}."):
+                return found
+        elif a != b:
+            return f"its {name} is {shown(a)}, and now it is {shown(b)}"
+    return None
+
+
+def numbered(values: list[Any]) -> dict[str, Any]:
+    return {str(i): value for i, value in enumerate(values)}
+
+
+def shown(value: Any) -> str:
+    """A value of a manifest in a sentence; digests by their beginnings.
+
+    >>> shown("0123456789abcdef" * 4), shown(512), shown(None)
+    ('01234567...', '512', 'nothing')
+    """
+    if value is None:
+        return "nothing"
+    text = str(value)
+    return f"{text[:8]}..." if re.fullmatch(r"[0-9a-f]{64}", text) else text

@@ -1,0 +1,70 @@
+"""Hugging Face's loading calls: they run no code that was not trusted, and their errors come as one sentence."""
+
+import difflib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from cynosure.models.packaged import PACKAGED
+from cynosure.system.panics import is_panic, quiet_panic
+
+MOST_CHARS = 300  # of a reason that a file may have written
+
+
+def from_pretrained(
+    kind: Any, source: Path | str, revision: str | None, what: str, *, trust_remote_code: bool = False, **options: Any
+) -> Any:
+    """transformers' `from_pretrained`, its errors reduced to one sentence.
+
+    Code in the folder or repository runs only with `trust_remote_code`; nothing is ever asked on standard input.
+    """
+    with told(source, what), quiet_panic() if what == "tokenizer" else nullcontext():
+        return kind.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code, **options)
+
+
+@contextmanager
+def told(source: Path | str, what: str) -> Iterator[None]:
+    """ValueError, in one sentence, for whatever a damaged or hostile file makes the libraries raise."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(sentence(source, what, error)) from error
+    except BaseException as error:
+        if not is_panic(error):
+            raise
+        raise ValueError(sentence(source, what, error)) from error
+
+
+def sentence(source: Path | str, what: str, error: BaseException) -> str:
+    """What failed to load, where, and why."""
+    if isinstance(source, Path):
+        way_out = "; --tokenizer takes it from elsewhere" if what == "tokenizer" else ""
+        return f"cannot load the {what} in {source}: {reason_of(error)}{way_out}"
+    like = difflib.get_close_matches(source, PACKAGED, n=1)
+    meant = f" (did you mean {like[0]}?)" if like else ""
+    offline = " (offline: HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
+    return (
+        f"no {what} {source!r}{meant}{offline}: neither a folder or file here, nor packaged ({', '.join(PACKAGED)}), "
+        f"and the hub says: {reason_of(error)}"
+    )
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of an error's message, or both of the first two where the first only announces the second.
+
+    >>> reason_of(ValueError("Validation error for field 'n':\\n    TypeError: expected int\\nmore"))
+    "Validation error for field 'n': TypeError: expected int"
+    """
+    message = str(error)
+    if "weights_only" in message:  # whose text advises to run the file
+        return "its weights are a pickle that holds more than tensors, and is not run; use safetensors"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    lines = [line.strip() for line in message.strip().splitlines()] or [""]
+    first = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    shown = "".join(character if character.isprintable() else " " for character in first).rstrip(".: ")
+    if isinstance(error, KeyError) or not shown:
+        shown = f"{type(error).__name__} {shown}".strip()
+    return shown if len(shown) <= MOST_CHARS else f"{shown[:MOST_CHARS]}..."

@@ -1,0 +1,114 @@
+"""Whether the weights that were loaded are the model's: none is missing, of another shape, or silently left unused."""
+
+import re
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any
+
+from cynosure.models.soundness import Checkpoint
+
+# Buffers that older versions saved; they follow from the configuration.
+EMPTY = re.compile(r"(^|\.)(inv_freq|position_ids|masked_bias)$|(^|\.)(attn|attention|self_attention)\.bias$")
+# Parts that a causal model of text leaves out, by a component of the tensor's name.
+LEFT_OUT = {
+    "vision or audio": re.compile(
+        r"(^|[._])(vision|visual|image|audio|speech|video|vit|talker|token2wav|code2wav)\w*(\.|$)"
+        r"|(^|\.)(multi_modal|mm)_projector\."
+    ),
+    "multi-token prediction": re.compile(r"(^|\.)(mtp|nextn)\w*\."),
+}
+WAY_OUT = "mend config.json, or give --allow-unused-weights"
+LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|blk)\.(\d+)\.")
+
+
+def check_found(
+    found: dict[str, Any], model: Any, checkpoint: Checkpoint, name: str, allow_unused_weights: bool | None
+) -> tuple[str, ...]:
+    """What a reader must know of how a model's weights fit it, from the loading info of transformers.
+
+    Raises ValueError when weights are missing, in the place of which transformers puts random ones, when they are of
+    another shape, or when some are left unused that no part left out on purpose accounts for; these are allowed by
+    `allow_unused_weights`, which is None where nobody can be asked.
+    """
+    mismatched = sorted(found["mismatched_keys"])
+    if mismatched:
+        tensor, on_disk, asked = mismatched[0]
+        more = f" (so with {len(mismatched)} tensors)" if len(mismatched) > 1 else ""
+        raise ValueError(
+            f"{name} does not fit its config.json: {tensor} is {shape(on_disk)} on disk, and the configuration asks "
+            f"for {shape(asked)}{more}. Take the config.json and the weights from one place"
+        )
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"{name} is no whole causal language model: it lacks {len(missing)} of its tensors, such as {missing[0]}"
+        )
+    unused = [key for key in sorted(found["unexpected_keys"]) if not is_empty(key, checkpoint)]
+    excused = {key: part for key in unused if (part := part_left_out(key, model.config))}
+    rest = [key for key in unused if key not in excused]
+    if rest and not allow_unused_weights:
+        raise ValueError(
+            f"{name} has weights that its configuration leaves unused: {counted(rest)}. The loss would be another "
+            f"model's: {'get a whole one' if allow_unused_weights is None else WAY_OUT}"
+        )
+    notes = [f"{name} has weights that are left unused: {counted(rest)}"] if rest else []
+    return (*notes, *left_out_notes(excused, model, checkpoint, name), *tied_note(model, name))
+
+
+def left_out_notes(excused: dict[str, str], model: Any, checkpoint: Checkpoint, name: str) -> Iterator[str]:
+    """A note for each part that is left out on purpose; `excused` are unused tensors and the part each is of."""
+    parts = {f"{part} ": [key for key in excused if excused[key] == part] for part in dict.fromkeys(excused.values())}
+    parts[""] = [key for key in ignorable(model, checkpoint) if key not in excused]
+    for part, keys in parts.items():
+        if keys:
+            leaves = f"{type(model).__name__} leaves out {part}weights"
+            yield f"{name}: {leaves}, which it has no use for: {counted(keys)}"
+
+
+def counted(keys: Collection[str]) -> str:
+    return f"{len(keys)} tensor{'s' if len(keys) != 1 else ''}, such as {next(iter(keys))}"
+
+
+def shape(sizes: Iterable[int]) -> str:
+    return " x ".join(map(str, sizes)) or "a single number"
+
+
+def is_empty(key: str, checkpoint: Checkpoint) -> bool:
+    """Whether a tensor is a buffer that carries nothing, such as a causal mask; a true bias has one dimension."""
+    sizes = checkpoint.shapes.get(key)
+    return bool(EMPTY.search(key)) and not (key.endswith(".bias") and sizes is not None and len(sizes) == 1)
+
+
+def part_left_out(key: str, config: Any) -> str | None:
+    """The part of a model that a tensor is of, if a causal model of text leaves that out on purpose."""
+    for part, pattern in LEFT_OUT.items():
+        if pattern.search(key):
+            return part
+    text, layer = config.get_text_config(), LAYER.search(key)
+    n_layers, n_more = (getattr(text, name, None) or 0 for name in ("num_hidden_layers", "num_nextn_predict_layers"))
+    if layer and n_layers <= int(layer[1]) < n_layers + n_more:
+        return "multi-token prediction"
+    return None
+
+
+def ignorable(model: Any, checkpoint: Checkpoint) -> list[str]:
+    """The tensors on disk that the model's class itself declares to have no use for."""
+    patterns = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
+    if not patterns:
+        return []
+    own = model.state_dict().keys()
+    unused = (key for key in checkpoint.shapes if key not in own and not is_empty(key, checkpoint))
+    return sorted(key for key in unused if any(pattern.search(key) for pattern in patterns))
+
+
+def tied_note(model: Any, name: str) -> tuple[str, ...]:
+    """A note where the configuration ties the head to the embeddings, and the head on disk is another."""
+    config = model.config.get_text_config()
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    head, embeddings = getattr(head, "weight", None), getattr(embeddings, "weight", None)
+    tied = getattr(config, "tie_word_embeddings", False) and getattr(model, "_tied_weights_keys", None)
+    if not tied or head is None or embeddings is None or head.data_ptr() == embeddings.data_ptr():
+        return ()
+    return (
+        f"{name}: config.json ties the head to the embeddings, and the weights hold a head that differs: "
+        f"the head on disk is used, untied",
+    )

@@ -1,0 +1,1 @@
+"""What everybody needs, from the standard library alone."""

@@ -1,0 +1,21 @@
+"""A tokenizer's own call, whatever its file makes the library do."""
+
+from typing import Any
+
+from cynosure.system.panics import is_panic, quiet_panic
+
+SHOWN_CHARS = 40  # of a text that cannot be read
+
+
+def call(tokenizer: Any, text: str, **options: Any) -> Any:
+    """What a tokenizer's own call returns. ValueError where it fails, or where its Rust library panics."""
+    try:
+        with quiet_panic():
+            return tokenizer(text, **options)
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
+        reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+        shown = text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}..."
+        name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
+        raise ValueError(f"the tokenizer of {name} cannot read {shown!r}: {reason}") from error

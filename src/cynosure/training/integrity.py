@@ -1,0 +1,162 @@
+"""Whether the files of a run are as they were written: SHA-256 digests, and the kinds of values in JSON."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin
+
+import torch
+
+BLOCK = 1 << 20  # bytes read at once
+WAY_OUT = "restore it from a copy, or train again with another --out"
+
+
+def way_out_of(checkpoint: Path) -> str:
+    """What to do about a checkpoint that was not found to be damaged, and yet cannot be read."""
+    return f"remove {checkpoint}, and the same command goes on from the checkpoint before it"
+
+
+class Damaged(ValueError):
+    """A file of a run is not as it was written: `what` names the file and what is wrong, and the message a way out."""
+
+    def __init__(self, what: str, way_out: str = WAY_OUT) -> None:
+        super().__init__(f"{what}; {way_out}")
+        self.what = what
+
+
+def digest_of(path: Path) -> str:
+    """The SHA-256 of a file. Raises Damaged where there is no file, or none that can be read."""
+    if not path.is_file():
+        raise Damaged(f"{path} is {'no file' if path.exists() else 'missing'}")
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(BLOCK):
+                digest.update(block)
+    except OSError as error:
+        raise Damaged(f"{path} cannot be read: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+def digests_of(folder: Path) -> dict[str, str]:
+    """The SHA-256 of every file in a folder and in those below it, by its path in the folder."""
+    return {path.relative_to(folder).as_posix(): digest_of(path) for path in files_in(folder)}
+
+
+def files_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def check_file(path: Path, digest: str) -> None:
+    """Raises Damaged for a file with another SHA-256."""
+    if digest_of(path) != digest:
+        raise Damaged(f"{path} does not match its SHA-256")
+
+
+def check_files(folder: Path, digests: dict[str, str], beside: Iterable[str] = ()) -> None:
+    """Raises Damaged unless a folder holds these files, as they were, and no others but hidden ones and `beside`."""
+    for name, digest in digests.items():
+        check_file(folder / name, digest)
+    for path in files_in(folder):
+        name = path.relative_to(folder).as_posix()
+        if name not in digests and name not in beside and not path.name.startswith("."):
+            raise Damaged(f"{path} was not written by this run")
+
+
+def check_beginning(path: Path, n_bytes: int, digest: str) -> None:
+    """Raises Damaged unless a file of lines begins with the bytes that had this digest; it names the line if it can."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise Damaged(f"{path} cannot be read: {error.strerror}") from error
+    if hashlib.sha256(data[:n_bytes]).hexdigest() == digest:
+        return
+    parse_lines(path, data[:n_bytes])
+    if len(data) < n_bytes:
+        raise Damaged(f"{path} is cut off after {len(data):,} of {n_bytes:,} bytes")
+    raise Damaged(f"{path} does not match its SHA-256 in its first {n_bytes:,} bytes")
+
+
+def parse_lines(path: Path, data: bytes, kinds: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    """The whole lines of a file, a JSON object each; one that was cut off at the end is left out.
+
+    Raises Damaged, with the number of the line, where one is no object or lacks a value of these kinds.
+    """
+    found = []
+    for number, line in enumerate(data.split(b"\n")[:-1], 1):
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise Damaged(f"{path}, line {number}, is not JSON: {reason_of(error)}") from error
+        if wrong := misfit(values, kinds or {}):
+            raise Damaged(f"{path}, line {number}, is damaged: {wrong}")
+        found.append(values)
+    return found
+
+
+def misfit(values: Any, kinds: dict[str, Any]) -> str | None:
+    """The first value of a JSON object that is missing or of another kind than it should be, in words.
+
+    >>> misfit({"step": 3, "loss": "low"}, {"step": int, "loss": float | None})
+    "loss is 'low', not float | None"
+    >>> misfit({"step": 3}, {"step": int, "loss": float})
+    'loss is missing'
+    """
+    if not isinstance(values, dict):
+        return f"{shortened(values)} is no object"
+    for name, kind in kinds.items():
+        if name not in values:
+            return f"{name} is missing"
+        if isinstance(kind, dict):
+            if wrong := misfit(values[name], kind):
+                return f"{name}: {wrong}"
+        elif not fits(values[name], kind):
+            return f"{name} is {shortened(values[name])}, not {getattr(kind, '__name__', kind)}"
+    return None
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value from JSON is of a kind, as type hints write it; an integer is a float too, a bool no integer."""
+    if isinstance(kind, UnionType):
+        return any(fits(value, one) for one in get_args(kind))
+    if get_origin(kind) is tuple:
+        return isinstance(value, list) and all(fits(one, get_args(kind)[0]) for one in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(fits(one, get_args(kind)[1]) for one in value.values())
+    return type(value) in ((int, float) if kind is float else (kind,))
+
+
+def shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+@contextmanager
+def reading(path: Path, way_out: str = WAY_OUT) -> Iterator[None]:
+    """Whatever a library raises for a file that it cannot read becomes Damaged, with the file's name."""
+    try:
+        yield
+    except (Damaged, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a damaged file raises whatever its bytes lead to
+        raise Damaged(f"{path} cannot be read: {reason_of(error)}", way_out) from error
+
+
+def reason_of(error: BaseException) -> str:
+    """The first sentence of an error."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    line = str(error).strip().partition("\n")[0].partition(". ")[0].rstrip(".: ")
+    return line or type(error).__name__
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """The SHA-256 of a model's weights, their names, dtypes and shapes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
