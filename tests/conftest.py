@@ -1,13 +1,10 @@
-"""What every test shares. Models come from installed packages: no test may reach for the network."""
+"""What every test shares."""
 
-import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 from jaxtyping import install_import_hook
-
-os.environ["HF_HUB_OFFLINE"] = "1"
 
 # Below the public operations annotations are checked at run time; above, a wrong type gets an error of our own.
 BELOW = ("reference", "chunked", "rows_torch", "autograd")

@@ -10,9 +10,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# What now and then the last words of a process of torchrun are, all its work done, where the machine is busy: seen with
-# gloo in examples that do no more than DDP and FSDP2 do, and not traced further.
-ABORTED = "terminate called without an active exception"
 LAUNCH = {
     "python": [sys.executable],
     "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone"],
@@ -39,13 +36,10 @@ def test_every_example_says_how_to_start_it() -> None:
 @pytest.mark.parametrize(("example", "words"), commands(), ids=lambda x: x[0] if isinstance(x, list) else x.stem)
 def test_the_loss_falls_and_no_logits_are_made(example: Path, words: list[str], tmp_path: Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TMPDIR": str(tmp_path)}
-    for _ in range(3):
-        done = subprocess.run(
-            [*LAUNCH[words[0]], *words[1:]], capture_output=True, text=True, cwd=ROOT, env=environment, check=False,
-            timeout=400,
-        )  # fmt: skip
-        if ABORTED not in done.stderr:
-            break
+    done = subprocess.run(
+        [*LAUNCH[words[0]], *words[1:]], capture_output=True, text=True, cwd=ROOT, env=environment, check=False,
+        timeout=400,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     losses = [float(value) for value in re.findall(r"(?:step \d+: |'loss': )(\d+\.\d+)", done.stdout)]
     assert len(losses) >= 2, done.stdout

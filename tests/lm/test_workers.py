@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +32,25 @@ def write(self, number, *rest):
 Store.write = write
 from cynosure.cli.entry import main
 main()
+"""
+
+# It keeps the GIL at its end for long enough that a thread of gloo comes to wait for it.
+TELLS = """
+import atexit, os, sys, time
+
+def end():
+    sys.setswitchinterval(10)
+    os.environ["ENDS"] = "1"
+    until = time.perf_counter() + 0.1
+    while time.perf_counter() < until:
+        pass
+
+atexit.register(end)
+import torch
+from cynosure.measure.workers import Workers
+workers = Workers()
+held = torch.distributed.group.WORLD  # as DDP and FSDP2 hold it
+assert workers.told("a" if workers.leads else "b") == "a"
 """
 
 
@@ -114,3 +135,26 @@ def test_each_process_has_an_accelerator(monkeypatch: pytest.MonkeyPatch, local:
 def test_the_death_of_another_process_is_said_in_one_line() -> None:
     with pytest.raises(ConnectionError, match="another process of this run has ended"), together():
         raise RuntimeError("Connection closed by peer. This is typically caused by a remote worker crashing.")
+
+
+@pytest.mark.skipif(not shutil.which("gcc") or sys.platform != "linux", reason="no C compiler, or no LD_PRELOAD")
+def test_a_process_outlives_the_threads_of_its_last_collective(tmp_path: Path) -> None:
+    """They need Python to drop its tensors, and abort the process if Python is shutting down."""
+    shim, script = tmp_path / "slow_gloo.so", tmp_path / "tells.py"
+    script.write_text(TELLS)
+    subprocess.run(["gcc", "-shared", "-fPIC", Path(__file__).with_name("slow_gloo.c"), "-o", shim, "-ldl"], check=True)
+    environment = os.environ | {"LD_PRELOAD": str(shim), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+    environment |= {"MASTER_PORT": str(free_port())}
+    started = [
+        subprocess.Popen([sys.executable, script], stderr=subprocess.PIPE, text=True, env=environment | {"RANK": rank})
+        for rank in "01"
+    ]
+    said = [process.communicate(timeout=120)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+
+
+def free_port() -> int:
+    with socket.socket() as opened:
+        opened.bind(("localhost", 0))
+        port: int = opened.getsockname()[1]
+    return port

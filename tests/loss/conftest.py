@@ -1,7 +1,6 @@
 """Every test here takes its backends from the package: a new one adds a parameter, and no test."""
 
 import pytest
-import torch
 
 from cynosure.loss.plan import backends
 
@@ -16,8 +15,3 @@ def backend_params():
 @pytest.fixture(params=backend_params(), scope="session")
 def backend(request):
     return request.param
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
