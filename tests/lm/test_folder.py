@@ -91,7 +91,7 @@ def test_runs_of_all_protocols_are_in_folders_of_their_own(run: Run, tiny_folder
     before = state(out)
     refused(run(*command), f"{out}/sliding/manifest.json is not JSON", "restore it from a copy")
     refused(run("score", tiny_folder, text, "--out", out), f"{out} is no run: it holds blocks")
-    with pytest.raises(ValueError, match=r"holds runs, which is no run of a protocol: give another --out"):
+    with pytest.raises(ValueError, match="holds runs, which is no run of a protocol: give another --out"):
         score_all(split(tiny()), Corpus(FEW, {}), window=16, out=text.parent)
     assert state(out) == before
 
@@ -325,6 +325,15 @@ def test_what_is_no_file_is_written_to(tmp_path: Path) -> None:
     write_whole(pipe, b"report")
     assert (os.read(reader, 10), [path.name for path in tmp_path.iterdir()]) == (b"report", ["pipe"])
     os.close(reader)
+
+
+def test_a_link_to_standard_output_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").write_text("")
+    (tmp_path / "stdout").symlink_to(tmp_path / "out")
+    monkeypatch.setattr(folders, "DEVICES", tmp_path)
+    write_whole(tmp_path / "stdout", b"report")
+    assert (tmp_path / "stdout").is_symlink()
+    assert (tmp_path / "out").read_bytes() == b"report"
 
 
 def test_only_the_files_of_a_run_are_removed(model: LanguageModel, tmp_path: Path) -> None:

@@ -107,15 +107,15 @@ def test_a_run_goes_on_with_the_threads_that_it_was_begun_with(
     monkeypatch.setattr(logging.getLogger("cynosure"), "propagate", True)
     was, used = torch.get_num_threads(), set()
     try:
-        torch.set_num_threads(2)
-        interrupted(model, tmp_path, 40, **OPTIONS)
         torch.set_num_threads(1)
+        interrupted(model, tmp_path, 40, **OPTIONS)
+        torch.set_num_threads(2)
         with caplog.at_level("INFO", "cynosure"):
             score(model, DOCUMENTS, out=tmp_path, progress=lambda _: used.add(torch.get_num_threads()), **OPTIONS)
-        assert (used, torch.get_num_threads()) == ({2}, 1)
+        assert (used, torch.get_num_threads()) == ({1}, 2)
     finally:
         torch.set_num_threads(was)
-    assert f"{tmp_path} was begun with 2 threads: going on with as many instead of 1" in caplog.messages
+    assert f"{tmp_path} was begun with 1 CPU thread(s): going on with as many, not with 2" in caplog.messages
 
 
 def test_a_damaged_shard_is_noticed_and_scored_again(model: LanguageModel, whole: Scores, tmp_path: Path) -> None:

@@ -302,7 +302,7 @@ def as_begun(store: Store, device: torch.device) -> Iterator[None]:
     if device.type != "cpu" or type(begun) is not int or begun < 1 or begun == now:
         yield
         return
-    log.info("%s was begun with %d threads: going on with as many instead of %d", store.folder, begun, now)
+    log.info("%s was begun with %d CPU thread(s): going on with as many, not with %d", store.folder, begun, now)
     torch.set_num_threads(begun)
     try:
         yield

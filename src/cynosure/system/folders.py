@@ -22,6 +22,7 @@ NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}
 READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 NOT_A_FILE = {errno.ELOOP, errno.EMLINK, errno.EISDIR, errno.ENXIO}  # what opening a link, folder or socket raises
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
+DEVICES = Path("/dev")  # of which /dev/stdout is a link that must stay, wherever it leads
 TRIES = 100  # to lock a file that other processes remove again and again
 
 log = logging.getLogger("cynosure")
@@ -148,7 +149,7 @@ def write_whole(path: Path, data: bytes) -> None:
     """
     partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}.partial")
     try:
-        if path.exists() and not (path.is_file() or path.is_dir()):
+        if path.parent == DEVICES or (path.exists() and not (path.is_file() or path.is_dir())):
             path.write_bytes(data)
             return
         try:
