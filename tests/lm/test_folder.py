@@ -17,8 +17,9 @@ import pytest
 from cynosure.measure import Corpus, open_run, score, score_all
 from cynosure.measure.store import check_own, remove_run
 from cynosure.models import LanguageModel, split
-from cynosure.system import folders
-from cynosure.system.folders import LOCK, locked, write_whole
+from cynosure.system import files, folders
+from cynosure.system.files import write_whole
+from cynosure.system.folders import LOCK, locked
 from tests.lm.conftest import tiny
 from tests.lm.test_bad_input import Run, refused
 from tests.lm.test_cli import run as run
@@ -330,7 +331,7 @@ def test_what_is_no_file_is_written_to(tmp_path: Path) -> None:
 def test_a_link_to_standard_output_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "out").write_text("")
     (tmp_path / "stdout").symlink_to(tmp_path / "out")
-    monkeypatch.setattr(folders, "DEVICES", tmp_path)
+    monkeypatch.setattr(files, "DEVICES", tmp_path)
     write_whole(tmp_path / "stdout", b"report")
     assert (tmp_path / "stdout").is_symlink()
     assert (tmp_path / "out").read_bytes() == b"report"

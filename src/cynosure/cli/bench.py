@@ -217,7 +217,7 @@ def check_folder(json_path: Path | None) -> None:
 def put(json_path: Path | None, values: Any) -> None:
     """Write a file of JSON, if one is wanted: beside, then renamed."""
     if json_path is not None:
-        from cynosure.system.folders import write_whole
+        from cynosure.system.files import write_whole
 
         write_whole(json_path, f"{json.dumps(values, indent=1, allow_nan=False)}\n".encode())
 

@@ -73,7 +73,7 @@ def compare(
     """
     from cynosure import measure
     from cynosure.cli import compare_report
-    from cynosure.system.folders import write_whole
+    from cynosure.system.files import write_whole
 
     common.show_notes(quiet)
     gates = [measure.Gate.parse(text) for text in fail_if or []]

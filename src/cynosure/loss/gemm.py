@@ -18,7 +18,7 @@ from torch import Tensor
 from cynosure.loss.machine import cache_directory, cpu_name
 from cynosure.loss.native.library import Product, call, library
 from cynosure.loss.openblas import find_openblas
-from cynosure.system.folders import write_whole
+from cynosure.system.files import write_whole
 
 RIVALS = {torch.float32: "openblas", torch.bfloat16: "native"}  # of torch
 PROVIDERS = ("torch", *RIVALS.values())

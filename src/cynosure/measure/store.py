@@ -14,7 +14,8 @@ from pyarrow import parquet
 from cynosure.measure.manifest import MANIFEST, difference, identity, read_manifest, sealed
 from cynosure.measure.rows import Facts, Shard
 from cynosure.measure.shards import Label, decode, decode_label, digest, encode, parse
-from cynosure.system.folders import LOCK, SYSTEM_FILES, check_is_folder, first_foreign, write_whole
+from cynosure.system.files import write_whole
+from cynosure.system.folders import LOCK, SYSTEM_FILES, check_is_folder, first_foreign
 
 SUMMARY = "summary.json"
 SHARD = re.compile(r"tokens-(?P<number>[0-9]{6,})-(?P<digest>[0-9a-f]{16})\.parquet")

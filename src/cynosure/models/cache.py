@@ -1,14 +1,14 @@
 """Folders in the cache: sealed with a digest of every file, and verified before they are used again."""
 
-import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from cynosure.system.files import flush, sha256
 
 SEAL = "cynosure.sha256.json"  # in a folder: the digest of every other file
 CHECKED_HOURS = 24  # after that the digests are computed again, though no file seems to have changed
@@ -74,25 +74,6 @@ def remove(folder: Path) -> None:
         shutil.rmtree(folder)
     else:
         folder.unlink(missing_ok=True)
-
-
-def sha256(*paths: Path) -> str:
-    """The hash of files one after another; about a second a gigabyte."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
-
-
-def flush(path: Path) -> None:
-    """To disk, so that a folder that is renamed afterwards is whole after a loss of power too."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextmanager

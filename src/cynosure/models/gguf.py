@@ -15,10 +15,11 @@ from typing import Any
 from filelock import FileLock
 
 from cynosure.loss.machine import cache_directory
-from cynosure.models.cache import flush, is_whole, remove, seal, sha256, usable
+from cynosure.models.cache import is_whole, remove, seal, usable
 from cynosure.models.pretrained import reason_of
 from cynosure.models.soundness import Checkpoint
 from cynosure.models.weights import LAYER, check_found
+from cynosure.system.files import flush, sha256
 from cynosure.system.panics import is_panic, quiet_panic
 
 log = logging.getLogger(__name__)

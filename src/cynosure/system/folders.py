@@ -1,10 +1,9 @@
-"""Folders that users name: whose they are, which process has them, and files in them that are whole or absent."""
+"""Folders that users name: whose they are, and which process has them."""
 
 import errno
 import logging
 import os
 import re
-import secrets
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,14 +14,14 @@ try:
 except ImportError:  # Windows, where nothing keeps a second process out
     fcntl = None  # type: ignore[assignment]
 
+from cynosure.system.files import NO_FOLLOW
+
 LOCK = ".cynosure.lock"
 # What systems and users put into any folder. It makes no folder anyone's; we never read, change or remove it.
 SYSTEM_FILES = re.compile(r"\.DS_Store|\.gitignore|\.gitkeep|\.nfs[0-9a-f]+|lost\+found|\.lock")
 NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}
 READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 NOT_A_FILE = {errno.ELOOP, errno.EMLINK, errno.EISDIR, errno.ENXIO}  # what opening a link, folder or socket raises
-NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
-DEVICES = Path("/dev")  # of which /dev/stdout is a link that must stay, wherever it leads
 TRIES = 100  # to lock a file that other processes remove again and again
 
 log = logging.getLogger("cynosure")
@@ -139,31 +138,3 @@ def is_at(handle: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(handle), os.lstat(path))
     except FileNotFoundError:
         return False
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file beside its place, flush it to disk, then rename it: it is whole or absent.
-
-    A link at `path` is replaced, and what it leads to stays as it is. The permissions of a file that was there are
-    kept. What is no file, such as /dev/stdout or a pipe, is written to.
-    """
-    partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}.partial")
-    try:
-        if path.parent == DEVICES or (path.exists() and not (path.is_file() or path.is_dir())):
-            path.write_bytes(data)
-            return
-        try:
-            handle = os.open(
-                partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY | NO_FOLLOW | getattr(os, "O_BINARY", 0), 0o666
-            )
-            with open(handle, "wb") as file:
-                if path.is_file() and not path.is_symlink():
-                    os.chmod(partial, stat.S_IMODE(path.stat().st_mode))
-                file.write(data)
-                file.flush()
-                os.fsync(handle)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error

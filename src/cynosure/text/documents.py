@@ -2,7 +2,6 @@
 
 import glob
 import gzip
-import hashlib
 import json
 import re
 import sys
@@ -11,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from cynosure.system.files import sha256
 
 COLUMN = "text"
 PAIR = ("prompt", "completion")
@@ -85,11 +86,7 @@ def source_digest(source: Source) -> str | None:
     """The SHA-256 of a file, in hexadecimal; None for what is no file."""
     if source.kind in ("stdin", "dataset"):
         return None
-    digest = hashlib.sha256()
-    with open(source.name, "rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
+    return sha256(Path(source.name))
 
 
 class Rules(NamedTuple):

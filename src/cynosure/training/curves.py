@@ -3,7 +3,7 @@
 import io
 from typing import Any
 
-from cynosure.system.folders import write_whole
+from cynosure.system.files import write_whole
 from cynosure.training.folder import METRICS, VALIDATION, RunFolder
 
 MOST_POINTS = 1000  # of a curve: more are not seen

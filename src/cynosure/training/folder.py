@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cynosure.system.folders import check_is_folder, first_foreign, locked, write_whole
+from cynosure.system.files import flush, write_whole
+from cynosure.system.folders import check_is_folder, first_foreign, locked
 from cynosure.training.data import TOKENS
 from cynosure.training.integrity import (
     WAY_OUT,
@@ -307,12 +308,3 @@ def flush_files(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
             flush(path)
-
-
-def flush(path: Path) -> None:
-    """To disk, so that what is renamed is there after a loss of power too."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -10,7 +10,8 @@ from typing import Any, get_args, get_origin
 
 import torch
 
-BLOCK = 1 << 20  # bytes read at once
+from cynosure.system.files import sha256
+
 WAY_OUT = "restore it from a copy, or train again with another --out"
 
 
@@ -31,14 +32,10 @@ def digest_of(path: Path) -> str:
     """The SHA-256 of a file. Raises Damaged where there is no file, or none that can be read."""
     if not path.is_file():
         raise Damaged(f"{path} is {'no file' if path.exists() else 'missing'}")
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while block := file.read(BLOCK):
-                digest.update(block)
+        return sha256(path)
     except OSError as error:
         raise Damaged(f"{path} cannot be read: {error.strerror}") from error
-    return digest.hexdigest()
 
 
 def digests_of(folder: Path) -> dict[str, str]:

@@ -1,0 +1,58 @@
+"""Files that are whole or absent: written beside their place, flushed to disk, renamed; and known by a digest."""
+
+import hashlib
+import os
+import secrets
+import stat
+from pathlib import Path
+
+NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
+DEVICES = Path("/dev")  # of which /dev/stdout is a link that must stay, wherever it leads
+BLOCK_BYTES = 1 << 20  # read at once
+
+
+def sha256(*paths: Path) -> str:
+    """The hash of files one after another, in hexadecimal; about a second a gigabyte."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(BLOCK_BYTES):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def flush(path: Path) -> None:
+    """Write a file or folder to disk, so that what is renamed afterwards is whole after a loss of power too."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file beside its place, flush it to disk, then rename it: it is whole or absent.
+
+    A link at `path` is replaced, and what it leads to stays as it is. The permissions of a file that was there are
+    kept. What is no file, such as /dev/stdout or a pipe, is written to.
+    """
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}.partial")
+    try:
+        if path.parent == DEVICES or (path.exists() and not (path.is_file() or path.is_dir())):
+            path.write_bytes(data)
+            return
+        try:
+            handle = os.open(
+                partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY | NO_FOLLOW | getattr(os, "O_BINARY", 0), 0o666
+            )
+            with open(handle, "wb") as file:
+                if path.is_file() and not path.is_symlink():
+                    os.chmod(partial, stat.S_IMODE(path.stat().st_mode))
+                file.write(data)
+                file.flush()
+                os.fsync(handle)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
