@@ -18,7 +18,7 @@ from cynosure.measure import Corpus, open_run, score, score_all
 from cynosure.measure.store import check_own, remove_run
 from cynosure.models import LanguageModel, split
 from cynosure.system import files, folders
-from cynosure.system.files import write_whole
+from cynosure.system.files import write_out, write_whole
 from cynosure.system.folders import LOCK, locked
 from tests.lm.conftest import tiny
 from tests.lm.test_bad_input import Run, refused
@@ -323,7 +323,7 @@ def test_what_is_no_file_is_written_to(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    write_whole(pipe, b"report")
+    write_out(pipe, b"report")
     assert (os.read(reader, 10), [path.name for path in tmp_path.iterdir()]) == (b"report", ["pipe"])
     os.close(reader)
 
@@ -332,7 +332,7 @@ def test_a_link_to_standard_output_stays(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "out").write_text("")
     (tmp_path / "stdout").symlink_to(tmp_path / "out")
     monkeypatch.setattr(files, "DEVICES", tmp_path)
-    write_whole(tmp_path / "stdout", b"report")
+    write_out(tmp_path / "stdout", b"report")
     assert (tmp_path / "stdout").is_symlink()
     assert (tmp_path / "out").read_bytes() == b"report"
 

@@ -217,9 +217,9 @@ def check_folder(json_path: Path | None) -> None:
 def put(json_path: Path | None, values: Any) -> None:
     """Write a file of JSON, if one is wanted: beside, then renamed."""
     if json_path is not None:
-        from cynosure.system.files import write_whole
+        from cynosure.system.files import write_out
 
-        write_whole(json_path, f"{json.dumps(values, indent=1, allow_nan=False)}\n".encode())
+        write_out(json_path, f"{json.dumps(values, indent=1, allow_nan=False)}\n".encode())
 
 
 def names(text: str) -> tuple[str, ...]:

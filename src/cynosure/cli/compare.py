@@ -73,7 +73,7 @@ def compare(
     """
     from cynosure import measure
     from cynosure.cli import compare_report
-    from cynosure.system.files import write_whole
+    from cynosure.system.files import write_out
 
     common.show_notes(quiet)
     gates = [measure.Gate.parse(text) for text in fail_if or []]
@@ -86,9 +86,9 @@ def compare(
     verdicts = [gate.judge(comparison) for gate in gates]
     common.settings.failed = any(verdict.failed for verdict in verdicts)
     if markdown is not None:
-        write_whole(markdown, compare_report.markdown(comparison, verdicts).encode())
+        write_out(markdown, compare_report.markdown(comparison, verdicts).encode())
     if junit is not None:
-        write_whole(junit, measure.junit(verdicts))
+        write_out(junit, measure.junit(verdicts))
     if format == "json":
         common.print_json(comparison.to_json() | {"gates": [verdict.to_json() for verdict in verdicts]})
     else:

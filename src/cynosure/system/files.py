@@ -33,14 +33,11 @@ def flush(path: Path) -> None:
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file beside its place, flush it to disk, then rename it: it is whole or absent.
 
-    A link at `path` is replaced, and what it leads to stays as it is. The permissions of a file that was there are
-    kept. What is no file, such as /dev/stdout or a pipe, is written to.
+    A link, pipe or device at `path` is replaced, and what a link leads to stays as it is. The permissions of a file
+    that was there are kept.
     """
     partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}.partial")
     try:
-        if path.parent == DEVICES or (path.exists() and not (path.is_file() or path.is_dir())):
-            path.write_bytes(data)
-            return
         try:
             handle = os.open(
                 partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY | NO_FOLLOW | getattr(os, "O_BINARY", 0), 0o666
@@ -56,3 +53,11 @@ def write_whole(path: Path, data: bytes) -> None:
             partial.unlink(missing_ok=True)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def write_out(path: Path, data: bytes) -> None:
+    """The same for a file that a user names; a pipe or device, such as /dev/stdout, is written to."""
+    if path.parent == DEVICES or (path.exists() and not (path.is_file() or path.is_dir())):
+        path.write_bytes(data)
+    else:
+        write_whole(path, data)
