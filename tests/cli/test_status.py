@@ -101,24 +101,44 @@ def test_before_the_command_line_is_there(statement: str, status: int, message: 
     assert len(done.stderr.splitlines()) == bool(message)
 
 
+PRINTS = {
+    "print": "print('x' * 1_000_000); sys.stdout.flush()",
+    "a table": "console = screen.stdout(); [console.print('x' * 1_000_000) for _ in range(3)]",
+    "a note": "common.note(['x' * 1_000_000])",
+    "progress": "[screen.stderr().print('x' * 1_000_000) for _ in range(3)]",
+}
+
+
 @pytest.mark.parametrize("failed", [False, True])
-def test_a_reader_who_has_seen_enough_is_no_failure(failed: bool) -> None:
-    """Whichever way a broken pipe is told."""
+@pytest.mark.parametrize("prints", PRINTS)
+def test_a_reader_who_has_seen_enough_is_no_failure(prints: str, failed: bool) -> None:
+    """As after `2>&1 | head -1`, whoever it is that meets the broken pipe."""
     code = (
-        "import sys; from cynosure.cli import app, common\n"
+        "import sys; from cynosure.cli import app, common, screen\n"
         "def show(*_, **__):\n"
         f"    common.settings.failed = {failed}\n"
-        "    print('x' * 1_000_000)\n"
-        "    sys.stdout.flush()\n"
+        f"    {PRINTS[prints]}\n"
         "app.info.show = show\n"
         "sys.argv = ['cynosure', 'info']\n"
         "app.main()"
     )
+    assert to_nobody(code) == failed
+
+
+@pytest.mark.parametrize("arguments", [["odd"], [], ["score", "--debug"]])
+def test_an_error_that_nobody_hears_is_status_2(arguments: list[str]) -> None:
+    assert (
+        to_nobody(f"import sys; from cynosure.cli import app; sys.argv = ['cynosure', *{arguments}]; app.main()") == 2
+    )
+
+
+def to_nobody(code: str) -> int:
+    """The exit status of a program whose output goes into a pipe that is closed at the other end."""
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run([sys.executable, "-c", code], stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], stdout=writing, stderr=writing, check=False)
     os.close(writing)
-    assert (done.returncode, done.stderr) == (int(failed), "")
+    return done.returncode
 
 
 def test_a_killed_process_has_the_signals_status(tmp_path: Path) -> None:

@@ -77,15 +77,21 @@ def main() -> None:
         sys.exit(130)
     except BaseException as error:  # compiled libraries raise what is no Exception
         drop_output()
-        if common.settings.debug:
-            for line in traceback.format_exc().splitlines():
-                common.say(line)
-        if type(error).__name__ == "NoArgsIsHelpError":  # nothing was asked for: the help itself
-            print(error, file=sys.stderr)
-        else:
-            common.complain(one_line(error))
+        with suppress(OSError):  # where nobody listens
+            tell(error)
         sys.exit(2)
     sys.exit(status)
+
+
+def tell(error: BaseException) -> None:
+    """Say what went wrong on stderr, and where in the program if that was asked for."""
+    if common.settings.debug:
+        for line in traceback.format_exc().splitlines():
+            common.say(line)
+    if type(error).__name__ == "NoArgsIsHelpError":  # nothing was asked for: the help itself
+        print(error, file=sys.stderr, flush=True)
+    else:
+        common.complain(one_line(error))
 
 
 def invoke() -> int:

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -74,8 +75,10 @@ def say(text: str) -> None:
 
 
 def complain(message: str) -> None:
+    """Say what went wrong, where anybody still listens: what cannot be said must not change the exit status."""
     who = "cynosure" if leads() else f"cynosure (process {os.environ['RANK']})"
-    say(f"{who}: {message}")
+    with suppress(OSError):
+        say(f"{who}: {message}")
 
 
 def note(notes: Iterable[str]) -> None:

@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 from collections import Counter
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, requires
 
 from cynosure.system.escapes import visible
@@ -84,9 +85,12 @@ def main() -> None:
 
         run()
     except KeyboardInterrupt:  # before the command line could take care of it
-        print("cynosure: interrupted", file=sys.stderr)
+        with suppress(OSError):
+            print("cynosure: interrupted", file=sys.stderr, flush=True)
         sys.exit(130)
     except ImportError as error:
         line = missing_extra((error.name or "").partition(".")[0]) if isinstance(error, ModuleNotFoundError) else None
-        print(line or f"cynosure: {type(error).__name__}: {visible(str(error))}: reinstall it", file=sys.stderr)
+        with suppress(OSError):
+            told = line or f"cynosure: {type(error).__name__}: {visible(str(error))}: reinstall it"
+            print(told, file=sys.stderr, flush=True)
         sys.exit(2)

@@ -25,6 +25,10 @@ class Console(rich.console.Console):
     def print(self, *objects: Any, **options: Any) -> None:
         super().print(*(visible(x) if isinstance(x, str) else x for x in objects), **options)
 
+    def on_broken_pipe(self) -> None:
+        """Raise the BrokenPipeError that is being handled, of which Rich would make an exit with status 1."""
+        raise
+
     def render(self, *arguments: Any, **options: Any) -> Iterable[Segment]:
         """The segments that Rich makes of anything; its own control codes are segments of another kind."""
         for segment in super().render(*arguments, **options):
