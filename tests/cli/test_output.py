@@ -182,7 +182,7 @@ def test_notes_of_the_library_and_warnings(capsys: pytest.CaptureFixture[str]) -
         warnings.simplefilter("always")
         warnings.showwarning = app.show_warning
         warnings.warn(HOSTILE, UserWarning, stacklevel=1)
-    common.note([HOSTILE, HOSTILE])
+    common.note([HOSTILE, HOSTILE], quiet=False)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3
     assert_safe("\n".join(lines))

@@ -104,7 +104,7 @@ def test_before_the_command_line_is_there(statement: str, status: int, message: 
 PRINTS = {
     "print": "print('x' * 1_000_000); sys.stdout.flush()",
     "a table": "console = screen.stdout(); [console.print('x' * 1_000_000) for _ in range(3)]",
-    "a note": "common.note(['x' * 1_000_000])",
+    "a note": "common.note(['x' * 1_000_000], quiet=False)",
     "progress": "[screen.stderr().print('x' * 1_000_000) for _ in range(3)]",
 }
 
@@ -112,7 +112,7 @@ PRINTS = {
 @pytest.mark.parametrize("failed", [False, True])
 @pytest.mark.parametrize("prints", PRINTS)
 def test_a_reader_who_has_seen_enough_is_no_failure(prints: str, failed: bool) -> None:
-    """As after `2>&1 | head -1`, whoever it is that meets the broken pipe."""
+    """As after `2>&1 | head -1`, whichever call meets the broken pipe."""
     code = (
         "import sys; from cynosure.cli import app, common, screen\n"
         "def show(*_, **__):\n"

@@ -59,7 +59,7 @@ def made(*documents: Sequence[Tok], names: Sequence[str] = (), drift: str | None
 
 
 def aligned(a: Scores, b: Scores) -> Segments:
-    """All segments together, but for the choices."""
+    """All segments together, without the choices."""
     parts = [part[:-1] for part in align(Side.of_run(a), Side.of_run(b))]
     return Segments(*(np.concatenate(columns) for columns in zip(*parts, strict=True)), choices=None)
 

@@ -210,7 +210,7 @@ def test_what_is_not_proven_is_one_piece(name: str) -> None:
 
 
 def test_no_cut_touches_an_added_token() -> None:
-    """A cut is made before a space, but for the spaces in an added token and beside it."""
+    """A cut is made before a space, except for the spaces in an added token and beside it."""
     text = "xx aa the bb aa aa"
     assert list(in_pieces(splitting(LLAMA3), text)) == ["xx aa", " the", " bb", " aa", " aa"]
     assert list(in_pieces(swallowing(), text)) == ["xx aa the bb aa", " aa"]

@@ -28,7 +28,7 @@ WAY_OUT = "and the same command goes on from the checkpoint before it"
 
 
 class Bomb:
-    """A pickle that makes a file when it is read by whoever trusts it."""
+    """A pickle that makes a file when something reads it and trusts it."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace

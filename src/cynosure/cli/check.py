@@ -56,7 +56,7 @@ def check(
         model, dtype="float32", device=device, tokenizer=tokenizer, revision=revision,
         trust_remote_code=trust_remote_code, allow_unused_weights=allow_unused_weights,
     )  # fmt: skip
-    common.note(() if quiet else loaded.notes)
+    common.note(loaded.notes, quiet)
     ids = [token for part in (read(text), FILLER) for token in tokenize(loaded.tokenizer, part).ids.tolist()]
     audit = models.audit(loaded.model, [padded_batch(loaded.tokenizer, ids)], tokenizer=loaded.tokenizer)
     head = models.read_head(loaded.model)

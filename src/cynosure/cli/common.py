@@ -81,9 +81,9 @@ def complain(message: str) -> None:
         say(f"{who}: {message}")
 
 
-def note(notes: Iterable[str]) -> None:
+def note(notes: Iterable[str], quiet: bool) -> None:
     """What a reader of the results must know, each once."""
-    for text in dict.fromkeys(notes):
+    for text in () if quiet else dict.fromkeys(notes):
         say(f"cynosure: note: {text}")
 
 
@@ -111,7 +111,8 @@ def print_json(value: Any) -> None:
 
 
 def json_escape(character: str) -> str:
-    r"""
+    r"""A character as JSON may write it in ASCII.
+
     >>> print(json_escape("\x7f"), json_escape("\u202e"))
     \u007f \u202e
     """

@@ -93,7 +93,7 @@ def compare(
         common.print_json(comparison.to_json() | {"gates": [verdict.to_json() for verdict in verdicts]})
     else:
         compare_report.show(comparison, verdicts)
-    common.note(() if quiet else comparison.notes)
+    common.note(comparison.notes, quiet)
     if common.settings.failed:
         raise typer.Exit(1)
 
@@ -125,7 +125,7 @@ def of_models(names: tuple[str, str], texts: list[str], given: dict[str, Any], q
     corpus = measure.Corpus.of_sources(sources, **{name: given.pop(name) for name in ("column", "errors", "limit")})
     where = {name: given.pop(name) for name in ("dtype", "device", "trust_remote_code", "allow_unused_weights")}
     a, b = (models.split(models.load(name, **where)) for name in names)
-    common.note(() if quiet else (*a.notes, *b.notes))
+    common.note((*a.notes, *b.notes), quiet)
     sizes = [source.n_bytes for source in sources if source.n_bytes is not None]
     total = sum(sizes) if len(sizes) == len(sources) and corpus.origin["limit"] is None else None
     with shown_progress(total, quiet) as progress:

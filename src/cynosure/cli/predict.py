@@ -41,7 +41,7 @@ def predict(
         model, dtype=dtype, device=device, tokenizer=tokenizer, revision=revision,
         trust_remote_code=trust_remote_code, allow_unused_weights=allow_unused_weights,
     )  # fmt: skip
-    common.note(() if quiet else loaded.notes)
+    common.note(loaded.notes, quiet)
     prediction = measure.predict(loaded, text, truth=truth, top=top)
     if format == "json":
         common.print_json(prediction.to_json())

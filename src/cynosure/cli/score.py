@@ -111,4 +111,4 @@ def score(
         tables.show_protocols(found)
     else:
         tables.show(every[0])
-    common.note(() if quiet else (note for scores in every for note in scores.notes))
+    common.note((note for scores in every for note in scores.notes), quiet)

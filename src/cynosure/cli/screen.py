@@ -32,8 +32,7 @@ class Console(rich.console.Console):
     def render(self, *arguments: Any, **options: Any) -> Iterable[Segment]:
         """The segments that Rich makes of anything; its own control codes are segments of another kind."""
         for segment in super().render(*arguments, **options):
-            safe = segment.control or segment.text.isprintable() or segment.text == "\n"
-            yield segment if safe else Segment(as_lines(segment.text), segment.style)
+            yield segment if segment.control else Segment(as_lines(segment.text), segment.style)
 
 
 class Table(rich.table.Table):
@@ -47,7 +46,7 @@ class Table(rich.table.Table):
 
 
 def as_lines(text: str) -> str:
-    """Visible but for its line ends, which Rich puts there itself."""
+    """Visible, except for line ends, which Rich puts there itself."""
     return "\n".join(map(visible, text.split("\n")))
 
 

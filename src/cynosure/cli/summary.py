@@ -27,4 +27,4 @@ def summary(
         common.print_json(scores.to_json())
     else:
         tables.show(scores)
-    common.note(() if quiet else scores.notes)
+    common.note(scores.notes, quiet)

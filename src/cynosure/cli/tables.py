@@ -122,7 +122,6 @@ def shares(row: dict[str, Any]) -> tuple[str, ...]:
 
 def show_costliest(console: "Console", values: dict[str, Any]) -> None:
     """The costliest tokens in their context, and the costliest span."""
-
     table = headed_table("nats", "<costliest tokens", "<in their context")
     for part in values["worst_tokens"][:COSTLIEST]:
         table.add_row(number(part["nats"], 1), shortened(part["text"]), in_context(part))

@@ -74,6 +74,7 @@ def identity(manifest: dict[str, Any]) -> str:
 
 
 def checksum(values: dict[str, Any]) -> str:
+    """The SHA-256 of plain values, whatever the order of their names."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

@@ -5,6 +5,7 @@ import json
 import math
 from typing import NamedTuple, get_type_hints
 
+import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
@@ -74,7 +75,7 @@ def check_columns(table: pa.Table, facts: tuple[Facts, ...]) -> None:
     for field in table.schema:
         if field.name in expected.names and field.type != expected.field(field.name).type:
             raise TypeError(f"its column {field.name} is of {field.type}")
-    present = set(numbers(table, "document").tolist()) if "document" in table.column_names else set()
+    present = set(np.unique(numbers(table, "document")).tolist()) if "document" in table.column_names else set()
     if unknown := present - {fact.document for fact in facts}:
         raise ValueError(f"it has rows of document {min(unknown)}, which it does not describe")
 

@@ -1,14 +1,13 @@
 """Folders in the cache: sealed with a digest of every file, and verified before they are used again."""
 
 import json
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from cynosure.system.files import flush, sha256
+from cynosure.system.files import flush, remove, sha256
 
 SEAL = "cynosure.sha256.json"  # in a folder: the digest of every other file
 CHECKED_HOURS = 24  # after that the digests are computed again, though no file seems to have changed
@@ -67,13 +66,10 @@ def files_of(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.name != SEAL)
 
 
-def remove(folder: Path) -> None:
+def discard(folder: Path) -> None:
     """Remove a damaged folder, or whatever stands in its place."""
     stamp_file(folder).unlink(missing_ok=True)
-    if folder.is_dir() and not folder.is_symlink():
-        shutil.rmtree(folder)
-    else:
-        folder.unlink(missing_ok=True)
+    remove(folder)
 
 
 @contextmanager

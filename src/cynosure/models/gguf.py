@@ -15,12 +15,12 @@ from typing import Any
 from filelock import FileLock
 
 from cynosure.loss.machine import cache_directory
-from cynosure.models.cache import is_whole, remove, seal, usable
+from cynosure.models.cache import discard, is_whole, seal, usable
 from cynosure.models.pretrained import reason_of
 from cynosure.models.soundness import Checkpoint
 from cynosure.models.weights import LAYER, check_found
 from cynosure.system.files import flush, sha256
-from cynosure.system.panics import is_panic, quiet_panic
+from cynosure.system.panics import is_failure, quiet_panic
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def dequantised(file: GgufFile) -> Path:
             if not is_whole(folder):
                 if folder.exists():
                     log.info("the cached conversion of %s is damaged: %s. It is made again", file.name, folder)
-                    remove(folder)
+                    discard(folder)
                 partial = home / f"{key}.partial"
                 shutil.rmtree(partial, ignore_errors=True)  # what an interrupted conversion left
                 try:
@@ -136,7 +136,7 @@ def convert(file: GgufFile, key: str, folder: Path) -> None:
                 **source, dtype=torch.float32, trust_remote_code=False, **options
             )
         except BaseException as error:
-            if not isinstance(error, Exception) and not is_panic(error):
+            if not is_failure(error):
                 raise
             raise ValueError(f"transformers cannot read {file.name}: {reason_of(error)}") from error
         model, found = loaded
@@ -227,7 +227,7 @@ def split_digits(tokenizer: Any, metadata: dict[str, Any]) -> None:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Without what transformers logs, and its progress bars; one bar heeds no setting, so stderr is kept from it."""
+    """Without what transformers logs, and its progress bars; one bar ignores the setting, so stderr is kept from it."""
     with calm_transformers(logging.CRITICAL), redirect_stderr(io.StringIO()):
         yield
 

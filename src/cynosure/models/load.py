@@ -78,7 +78,7 @@ def load(
         model, notes = load_model(origin, name, DTYPES.get(dtype, "auto"), trust_remote_code, allow_unused_weights)
         source = find_tokenizer(tokenizer) if tokenizer else folder
         words = load_tokenizer(source, None if tokenizer else origin.revision, trust_remote_code)
-        code = find_code(name, tokenizer, origin.revision) if trust_remote_code else {}
+        code = find_code(folder, source if tokenizer else None, origin.revision) if trust_remote_code else {}
     kept = read_notes(folder) if isinstance(folder, Path) else None
     notes = (*(kept.notes if kept else ()), *notes)
     return LanguageModel(model.eval().to(place), words, shown, notes, code)
@@ -145,10 +145,10 @@ def load_tokenizer(source: Path | str, revision: str | None, trust_remote_code: 
         raise
 
 
-def find_code(model: str | None, tokenizer: str | None, revision: str | None = None) -> dict[str, str]:
-    """The pins of the code that comes with a model, and with a tokenizer taken from elsewhere."""
-    model_pin = pinned(locate(model)[0], revision, "model") if model else None
-    tokenizer_pin = pinned(find_tokenizer(tokenizer), None, "tokenizer") if tokenizer else None
+def find_code(model: Path | str | None, tokenizer: Path | str | None, revision: str | None = None) -> dict[str, str]:
+    """The pins of the code that comes with a model, and with a tokenizer taken from elsewhere: folders or hub ids."""
+    model_pin = pinned(model, revision, "model") if model else None
+    tokenizer_pin = pinned(tokenizer, None, "tokenizer") if tokenizer else None
     return {what: pin for what, pin in (("model", model_pin), ("tokenizer", tokenizer_pin)) if pin}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cynosure.models.packaged import PACKAGED
-from cynosure.system.panics import is_panic, quiet_panic
+from cynosure.system.panics import is_failure, quiet_panic
 
 MOST_CHARS = 300  # of a reason that a file may have written
 
@@ -29,10 +29,8 @@ def told(source: Path | str, what: str) -> Iterator[None]:
     """ValueError, in one sentence, for whatever a damaged or hostile file makes the libraries raise."""
     try:
         yield
-    except Exception as error:
-        raise ValueError(sentence(source, what, error)) from error
     except BaseException as error:
-        if not is_panic(error):
+        if not is_failure(error):
             raise
         raise ValueError(sentence(source, what, error)) from error
 

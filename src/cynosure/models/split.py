@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,9 +48,7 @@ class SplitModel:
         head = {"weight": self.head.weight, "bias": self.head.bias}  # one that is given may be in no module
         parts.append({name: x for name, x in head.items() if x is not None and x.data_ptr() not in known})
         for i, tensors in enumerate(parts):
-            for name, tensor in sorted(tensors.items()):
-                digest.update(f"{i} {name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-                digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+            add_tensors(digest, tensors, f"{i} ")
         for module in self.modules:
             digest.update(configuration(module).encode())
         return digest.hexdigest()
@@ -61,6 +59,13 @@ class SplitModel:
         state = rules(fast) if fast is not None else sorted(self.tokenizer.get_vocab().items())
         special = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         return hashlib.sha256(repr((state, special)).encode()).hexdigest()
+
+
+def add_tensors(digest: Any, tensors: Mapping[str, Tensor], mark: str = "") -> None:
+    """Add tensors to a digest of hashlib: their names after a mark, dtypes, shapes and bytes."""
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{mark}{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
 def configuration(module: nn.Module) -> str:

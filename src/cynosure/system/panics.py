@@ -15,6 +15,11 @@ def is_panic(error: BaseException) -> bool:
     return type(error).__name__ == "PanicException"
 
 
+def is_failure(error: BaseException) -> bool:
+    """Whether something failed, in Python or in Rust; anything else, such as KeyboardInterrupt, ends the program."""
+    return isinstance(error, Exception) or is_panic(error)
+
+
 @cache
 def written() -> int:
     """Where file descriptor 2 leads meanwhile: one file for a process, as making one takes longer than a short call."""

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cynosure.system.panics import is_panic, quiet_panic
+from cynosure.system.panics import is_failure, quiet_panic
 
 SHOWN_CHARS = 40  # of a text that cannot be read
 
@@ -13,7 +13,7 @@ def call(tokenizer: Any, text: str, **options: Any) -> Any:
         with quiet_panic():
             return tokenizer(text, **options)
     except BaseException as error:
-        if not isinstance(error, Exception) and not is_panic(error):
+        if not is_failure(error):
             raise
         reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
         shown = text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}..."

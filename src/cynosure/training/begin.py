@@ -11,7 +11,7 @@ from cynosure.loss.gemm import providers
 from cynosure.measure import Corpus
 from cynosure.measure.manifest import difference
 from cynosure.models import LanguageModel, Patch, check_apart, load
-from cynosure.models.load import find_code, find_device, find_tokenizer, load_tokenizer
+from cynosure.models.load import find_code, find_device, find_tokenizer, load_tokenizer, locate
 from cynosure.text import Division, Packed
 from cynosure.training.data import TOKENS, Data, make_vocabulary, write_data
 from cynosure.training.folder import DATA, RunFolder, first_sound
@@ -105,7 +105,8 @@ def check_code(folder: RunFolder, manifest: Figures, consent: Consent) -> None:
 
 def code_of(settings: TrainSettings) -> dict[str, str]:
     """The pins of the code of the model or tokenizer that a run begins with."""
-    return find_code(settings.init, settings.tokenizer)
+    model = locate(settings.init)[0] if settings.init else None
+    return find_code(model, find_tokenizer(settings.tokenizer) if settings.tokenizer else None)
 
 
 def begin_anew(
@@ -137,6 +138,7 @@ def begin_anew(
         most = started.max_positions if started else None
         plan = make_plan(settings, n_parameters, data.facts.train_tokens, most, processes, kind)
         Packed(data.tokenised(), plan.row_tokens, settings.seed)  # raises where there is not one row
+    code = code_of(settings) if consent.trust_remote_code else {}
     folder.put_manifest({
         "cynosure": __version__,
         "settings": settings.to_json(),
@@ -152,7 +154,7 @@ def begin_anew(
         DATA_DIGESTS: digests_of(folder / DATA),
         "init_sha256": weights_digest(started.model) if started else None,
         KEPT: {},
-    } | ({"code": code} if (code := code_of(settings) if consent.trust_remote_code else {}) else {}))  # fmt: skip
+    } | ({"code": code} if code else {}))  # fmt: skip
 
 
 def chosen_dtype(settings: TrainSettings) -> str:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cynosure.system.files import flush, write_whole
+from cynosure.system.files import flush, remove, write_whole
 from cynosure.system.folders import check_is_folder, first_foreign, locked
 from cynosure.training.data import TOKENS
 from cynosure.training.integrity import (
@@ -21,6 +21,7 @@ from cynosure.training.integrity import (
     check_files,
     digest_of,
     digests_of,
+    files_in,
     misfit,
     parse_lines,
     reading,
@@ -161,17 +162,17 @@ class RunFolder:
 
     def check(self, step: int) -> None:
         """Raises Damaged where a checkpoint, or any line before it, is not as it was written."""
-        self.check_checkpoint(step)
-        for name, known in self.digests(step).get("lines", {}).items():
+        for name, known in self.check_checkpoint(step).get("lines", {}).items():
             check_beginning(self / name, known["bytes"], known["sha256"])
 
-    def check_checkpoint(self, step: int) -> None:
-        """Raises Damaged where a checkpoint is not as it was written; without digests, where it is not there."""
+    def check_checkpoint(self, step: int) -> dict[str, Any]:
+        """The digests of a checkpoint. Raises Damaged where it differs from them; without any, where it is missing."""
         place = self.checkpoint(step)
         if not place.is_dir():
             raise Damaged(f"{place} is {'no folder' if place.exists() else 'missing'}")
         if digests := self.digests(step):
             check_files(place, digests["files"], beside=[DIGESTS])
+        return digests
 
     def digests(self, step: int) -> dict[str, Any]:
         """Of the files of a checkpoint, and of the lines before it; none where an earlier version wrote it."""
@@ -258,7 +259,7 @@ def is_data(path: Path) -> bool:
     return is_folder(path) and ((path / TOKENS).exists() or not any(path.iterdir()))
 
 
-def first_sound(folder: RunFolder, steps: Iterable[int], check: Callable[[int], None]) -> tuple[int, list[str]]:
+def first_sound(folder: RunFolder, steps: Iterable[int], check: Callable[[int], object]) -> tuple[int, list[str]]:
     """The first of these checkpoints that is as it was written, and what is wrong with those before it.
 
     Raises Damaged where none is.
@@ -295,16 +296,7 @@ def whole_or_nothing(made: Path) -> Iterator[None]:
         raise OSError(full or errno.EIO, os.strerror(full) if full else reason, str(made)) from error
 
 
-def remove(path: Path) -> None:
-    """Whatever is there, a folder or a file, if anything is."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    elif os.path.lexists(path):
-        path.unlink()
-
-
 def flush_files(folder: Path) -> None:
     """Every file in a folder, before it is renamed."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            flush(path)
+    for path in files_in(folder):
+        flush(path)

@@ -10,6 +10,7 @@ from typing import Any, get_args, get_origin
 
 import torch
 
+from cynosure.models.split import add_tensors
 from cynosure.system.files import sha256
 
 WAY_OUT = "restore it from a copy, or train again with another --out"
@@ -153,7 +154,5 @@ def reason_of(error: BaseException) -> str:
 def weights_digest(model: torch.nn.Module) -> str:
     """The SHA-256 of a model's weights, their names, dtypes and shapes."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    add_tensors(digest, model.state_dict())
     return digest.hexdigest()

@@ -1,10 +1,10 @@
 """`train.json`: what a run is and which checkpoints it has kept. It carries a SHA-256 of all else that it says."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from cynosure.measure.manifest import checksum
 from cynosure.training.data import Facts
 from cynosure.training.integrity import Damaged, misfit, reason_of
 from cynosure.training.settings import Plan, TrainSettings
@@ -27,8 +27,7 @@ ADDED = {
 def sealed(values: dict[str, Any]) -> dict[str, Any]:
     """The manifest with the SHA-256 of the rest of it."""
     rest = {name: value for name, value in values.items() if name != SEAL}
-    text = json.dumps(rest, sort_keys=True)
-    return rest | {SEAL: hashlib.sha256(text.encode()).hexdigest()}
+    return rest | {SEAL: checksum(rest)}
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

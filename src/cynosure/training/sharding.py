@@ -82,9 +82,7 @@ def load_weights(model: Any, checkpoint: Path) -> None:
     By transformers' own loading: what is saved may be named and cut otherwise than what is trained, as experts are.
     """
     kind: Any = type(model)
-    trusted = kind.__module__.startswith(
-        "transformers_modules."
-    )  # when the model was loaded; a checkpoint's code is not
+    trusted = kind.__module__.startswith("transformers_modules.")  # as it was loaded; a checkpoint's code is not
     with reading(checkpoint, way_out_of(checkpoint)):
         if trusted:
             weights = kind.from_pretrained(checkpoint, dtype=torch.float32, trust_remote_code=False).state_dict()
