@@ -87,7 +87,7 @@ class RunFolder:
         """
         check_is_folder(self.path)
         if self.exists:
-            self.manifest  # noqa: B018  (raises for what is not a run's)
+            read_manifest(self / MANIFEST)  # raises for what is not a run's
         elif self.path.is_dir():
             begun = [path.name for path in self.begun]
             if other := first_foreign(self.path, lambda name: name in begun or bool(LEFTOVER.fullmatch(name))):
