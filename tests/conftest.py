@@ -1,6 +1,7 @@
 """What every test shares."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -22,3 +23,35 @@ def poison_empty() -> Iterator[None]:
     assert torch.utils.deterministic.fill_uninitialized_memory
     yield
     torch.use_deterministic_algorithms(was[0], warn_only=was[1])
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Any:
+    from cynosure.models import load  # transformers takes seconds, which tests of the loss need not wait for
+
+    return load("smollm2", dtype="float32", device="cpu")
+
+
+@pytest.fixture(autouse=True)
+def _untouched(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that changes the model which the whole session shares fails; it may change a copy."""
+    if "smollm2" not in request.fixturenames:
+        yield
+        return
+    model = request.getfixturevalue("smollm2").model
+    before = traits(model)
+    yield
+    changed = [name for name, trait in traits(model).items() if trait != before.get(name)]
+    assert not changed, f"the test has changed the session's model: {changed[:5]}"
+
+
+def traits(model: Any) -> dict[str, Any]:
+    """What a test could leave behind in each module and parameter: its mode, hooks, attributes, weights, gradients."""
+    found: dict[str, Any] = {"config": model.config.to_dict(), "class": type(model)}
+    for name, module in model.named_modules():
+        own = {key: value if isinstance(value, bool) else id(value) for key, value in vars(module).items()}
+        hooks = [sorted(value) for key, value in vars(module).items() if key.endswith("_hooks")]
+        found[f"module {name}"] = (own, hooks)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        found[name] = (tensor.data_ptr(), tensor._version, tensor.dtype, tensor.requires_grad, tensor.grad is None)
+    return found

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "cynosure"
-ORDER = ("system", "loss", "text", "models", "measure", "training", "bench", "cli")
+ORDER = ("system", "loss", "patching", "text", "models", "measure", "training", "bench", "cli")
 GROUND = {"system", "loss", "text"}  # import no other wing but system
 # Statistics need no model.
 MODEL_FREE = {

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from cynosure.loss import *  # noqa: F403
     from cynosure.measure import *  # noqa: F403
     from cynosure.models import *  # noqa: F403
+    from cynosure.patching import *  # noqa: F403
     from cynosure.text import *  # noqa: F403
     from cynosure.training import *  # noqa: F403
 
@@ -18,9 +19,10 @@ WINGS = {
     "loss": ("CrossEntropyLoss", "LinearCrossEntropyLoss", "Plan", "TokenStats", "cross_entropy", "explain",
              "linear_cross_entropy", "token_logprobs", "token_stats"),
     "text": ("Document",),
-    "models": ("LanguageModel", "audit", "causal_lm_loss", "load"),
+    "patching": ("TrainerPatch", "causal_lm_loss", "patch"),
+    "models": ("LanguageModel", "audit", "load"),
     "measure": ("Meter", "Scores", "Statistics", "open_run", "predict", "score"),
-    "training": ("Diverged", "TrainSettings", "Trained", "TrainerPatch", "Watcher", "patch", "train"),
+    "training": ("Diverged", "TrainSettings", "Trained", "Watcher", "train"),
 }  # fmt: skip
 __all__ = [name for names in WINGS.values() for name in names]
 

@@ -34,7 +34,7 @@ from cynosure.bench.trainers import (
     build_transformers,
 )
 from cynosure.cli.app import main
-from cynosure.training import patch
+from cynosure.patching import patch
 from tests.lm.conftest import byte_tokenizer, tiny, tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Trainer's own

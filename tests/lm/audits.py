@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 import cynosure
 from cynosure.models.audit import Audit
-from cynosure.models.criteria import IGNORED
-from tests.lm.test_patch import V
-from tests.lm.test_patch import family as bare_family
+from cynosure.patching.labelled import IGNORED
+from tests.patching.test_patch import V
+from tests.patching.test_patch import family as bare_family
 
 PAD, BOS, EOS = 0, 1, 2  # of the tiny families
 

@@ -1,6 +1,5 @@
 """Models and tokenizers: SmolLM2 from its cache, loaded once, and tiny ones made here."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, process
 from tokenizers import models as kinds
 from transformers import PreTrainedTokenizerFast
 
-from cynosure.models import LanguageModel, load
+from cynosure.models import LanguageModel
 from cynosure.text.tokens import byte_alphabet
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -85,33 +84,3 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_model().save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
-
-
-@pytest.fixture(scope="session")
-def smollm2() -> LanguageModel:
-    return load("smollm2", dtype="float32", device="cpu")
-
-
-@pytest.fixture(autouse=True)
-def _untouched(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A test that changes the model which the whole session shares fails; it may change a copy."""
-    if "smollm2" not in request.fixturenames:
-        yield
-        return
-    model = request.getfixturevalue("smollm2").model
-    before = traits(model)
-    yield
-    changed = [name for name, trait in traits(model).items() if trait != before.get(name)]
-    assert not changed, f"the test has changed the session's model: {changed[:5]}"
-
-
-def traits(model: Any) -> dict[str, Any]:
-    """What a test could leave behind in each module and parameter: its mode, hooks, attributes, weights, gradients."""
-    found: dict[str, Any] = {"config": model.config.to_dict(), "class": type(model)}
-    for name, module in model.named_modules():
-        own = {key: value if isinstance(value, bool) else id(value) for key, value in vars(module).items()}
-        hooks = [sorted(value) for key, value in vars(module).items() if key.endswith("_hooks")]
-        found[f"module {name}"] = (own, hooks)
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        found[name] = (tensor.data_ptr(), tensor._version, tensor.dtype, tensor.requires_grad, tensor.grad is None)
-    return found

@@ -13,8 +13,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 import cynosure
-from tests.lm.test_patch import IGNORED, batch, family
-from tests.lm.trainers import trained_and_evaluated
+from tests.patching.test_patch import IGNORED, batch, family
+from tests.patching.trainers import trained_and_evaluated
 
 FAMILIES = ["Llama", "Llama, tied", "Gemma 2", "Phi, biased"]
 WRAPPINGS = ["DDP", "DDP, unused parameters", "FSDP2", "FSDP2, head by itself", "FSDP2, patched after"]
@@ -71,8 +71,8 @@ def step(name: str, wrapping: str, which: str) -> dict[str, Tensor]:
 
 
 def main(folder: Path) -> None:
-    from tests.lm.test_trainer import trainer_of
-    from tests.lm.test_trl import sft_trainer_of
+    from tests.patching.test_trainer import trainer_of
+    from tests.patching.test_trl import sft_trainer_of
 
     dist.init_process_group("gloo")
     steps = {

@@ -15,7 +15,7 @@ import cynosure
 from cynosure import audit
 from cynosure.models import LanguageModel
 from cynosure.models.audit.findings import FAULTS
-from cynosure.models.criteria import IGNORED
+from cynosure.patching.labelled import IGNORED
 from tests.lm.audits import (
     BOS,
     EOS,
@@ -44,7 +44,7 @@ from tests.lm.audits import (
     summed,
     without,
 )
-from tests.lm.test_patch import SIZES, V
+from tests.patching.test_patch import SIZES, V
 
 ROOT = Path(__file__).parents[2]
 

@@ -18,7 +18,7 @@ from cynosure.models.audit import Audit
 from cynosure.models.audit.batch import N_BATCHES
 from cynosure.models.audit.loss import rounding_of
 from cynosure.models.audit.truth import Own, nll_of
-from cynosure.models.criteria import IGNORED
+from cynosure.patching.labelled import IGNORED
 from tests.lm.audits import (
     BOS,
     EOS,
@@ -39,7 +39,7 @@ from tests.lm.audits import (
     without,
 )
 from tests.lm.conftest import byte_tokenizer, tiny_model
-from tests.lm.test_patch import FAMILIES, SIZES, V
+from tests.patching.test_patch import FAMILIES, SIZES, V
 
 TEXTS = (
     "The loss of a language model is its surprise at the text it reads.",

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from tests.lm.ranks import BATCHES, FAMILIES, WRAPPINGS, inputs
-from tests.lm.test_patch import IGNORED, family
-from tests.lm.test_trainer import trainer_of
-from tests.lm.test_trl import sft_trainer_of
-from tests.lm.trainers import trained_and_evaluated
+from tests.patching.test_patch import IGNORED, family
+from tests.patching.test_trainer import trainer_of
+from tests.patching.test_trl import sft_trainer_of
+from tests.patching.trainers import trained_and_evaluated
 
 ROOT = Path(__file__).parents[2]
 

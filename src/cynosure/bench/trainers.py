@@ -25,7 +25,7 @@ Step = Callable[[], float]  # one step of the optimizer: the loss before it
 
 def build_cynosure(work: TrainWork) -> Step:
     from cynosure.bench.stepping import Stepper
-    from cynosure.training import patch
+    from cynosure.patching import patch
 
     patch(work.model.model)
     return Stepper(work)

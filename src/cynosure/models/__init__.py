@@ -2,15 +2,11 @@
 
 from cynosure.models.audit import audit as audit
 from cynosure.models.check import check as check
-from cynosure.models.criteria import Objective as Objective
 from cynosure.models.head import Head as Head
 from cynosure.models.head import hidden_states as hidden_states
 from cynosure.models.head import read_head as read_head
 from cynosure.models.load import LanguageModel as LanguageModel
 from cynosure.models.load import load as load
 from cynosure.models.packed import check_apart as check_apart
-from cynosure.models.patch import Patch as Patch
-from cynosure.models.patch import causal_lm_loss as causal_lm_loss
-from cynosure.models.patch import find_causal_lm as find_causal_lm
 from cynosure.models.split import SplitModel as SplitModel
 from cynosure.models.split import split as split

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from cynosure.loss import linear_cross_entropy
-from cynosure.models.criteria import IGNORED
 from cynosure.models.head import Head, hidden_states, read_head
+from cynosure.patching.labelled import IGNORED
 
 TOLERANCE = 1e-5
 

@@ -10,8 +10,9 @@ from cynosure import __version__
 from cynosure.loss.gemm import providers
 from cynosure.measure import Corpus
 from cynosure.measure.manifest import difference
-from cynosure.models import LanguageModel, Patch, check_apart, load
+from cynosure.models import LanguageModel, check_apart, load
 from cynosure.models.load import find_code, find_device, find_tokenizer, load_tokenizer, locate
+from cynosure.patching import Patch
 from cynosure.text import Division, Packed
 from cynosure.training.data import TOKENS, Data, make_vocabulary, write_data
 from cynosure.training.folder import DATA, RunFolder, first_sound

@@ -14,8 +14,8 @@ from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
-from cynosure.models import Objective, Patch
 from cynosure.models.gguf import quiet_transformers
+from cynosure.patching import Objective, Patch
 from cynosure.text import Packed
 from cynosure.training.folder import METRICS, PARTIAL, RunFolder, whole_or_nothing
 from cynosure.training.integrity import reading, way_out_of

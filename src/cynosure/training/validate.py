@@ -10,7 +10,8 @@ import torch
 from cynosure.measure import Corpus, Scores, score
 from cynosure.measure.score import Say
 from cynosure.measure.store import remove_run
-from cynosure.models import LanguageModel, SplitModel, find_causal_lm, split
+from cynosure.models import LanguageModel, SplitModel, split
+from cynosure.patching import find_causal_lm
 from cynosure.text import Document, prefix_token
 from cynosure.training.folder import SAMPLES, VALIDATION, VALIDATIONS, RunFolder
 from cynosure.training.sharding import is_sharded, whole

@@ -10,7 +10,7 @@ from cynosure.models.audit.findings import Report
 from cynosure.models.audit.loss import Compared, rounding_of, times, whole_factor
 from cynosure.models.audit.subject import Subject
 from cynosure.models.audit.truth import Nll
-from cynosure.models.criteria import IGNORED
+from cynosure.patching.labelled import IGNORED
 
 
 def check_accumulation(subject: Subject, compared: list[Compared], report: Report) -> None:

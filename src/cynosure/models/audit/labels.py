@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cynosure.models.audit.batch import Batch, pulled
 from cynosure.models.audit.findings import Report
-from cynosure.models.criteria import IGNORED
+from cynosure.patching.labelled import IGNORED
 from cynosure.text.tokens import adds_bos
 
 

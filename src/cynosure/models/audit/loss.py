@@ -12,7 +12,7 @@ from cynosure.models.audit.batch import Batch, pulled
 from cynosure.models.audit.findings import Report
 from cynosure.models.audit.subject import Subject
 from cynosure.models.audit.truth import Nll, Own, nll_of, own_logits, read_known
-from cynosure.models.criteria import IGNORED
+from cynosure.patching.labelled import IGNORED
 
 FACTORS = 64  # whole factors that are recognised, such as numbers of accumulated steps
 

@@ -23,7 +23,7 @@ from cynosure.models.audit.level import check_level
 from cynosure.models.audit.loss import Compared, compare_loss
 from cynosure.models.audit.subject import LossFunction, Subject, find_subject, untouched
 from cynosure.models.audit.vocabulary import check_specials, check_vocabulary
-from cynosure.models.criteria import IGNORED
+from cynosure.patching.labelled import IGNORED
 
 
 def audit(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cynosure.models.audit.batch import COMPLETION
-from cynosure.models.patch import find_causal_lm
+from cynosure.patching import find_causal_lm
 
 LossFunction = Callable[..., Tensor]
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from cynosure.models.audit.batch import Batch
 from cynosure.models.audit.subject import Subject
-from cynosure.models.criteria import IGNORED
 from cynosure.models.head import agree, candidates
+from cynosure.patching.labelled import IGNORED
 
 CHUNK = 1 << 22  # logits in float64 at a time
 

@@ -7,7 +7,7 @@ import torch
 from cynosure.models.audit.batch import Batch
 from cynosure.models.audit.findings import Report
 from cynosure.models.audit.labels import Rows
-from cynosure.models.criteria import IGNORED
+from cynosure.patching.labelled import IGNORED
 
 SPECIALS = ("pad", "bos", "eos")
 

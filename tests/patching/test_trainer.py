@@ -10,12 +10,12 @@ import torch
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
 import cynosure
-from cynosure.models.criteria import IGNORED
-from cynosure.models.pending import PendingLogits
-from cynosure.training import patch
+from cynosure.patching import patch
+from cynosure.patching.labelled import IGNORED
+from cynosure.patching.pending import PendingLogits
 from tests.lm.conftest import tiny_model
-from tests.lm.trainers import OPTIONS as SHARED
-from tests.lm.trainers import figures, padding_tokenizer
+from tests.patching.trainers import OPTIONS as SHARED
+from tests.patching.trainers import figures, padding_tokenizer
 
 OPTIONS: dict[str, Any] = SHARED | {"max_steps": 4}
 

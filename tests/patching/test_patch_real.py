@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 import cynosure
 from cynosure.models import LanguageModel, load
-from tests.lm.test_patch import IGNORED, step
+from tests.patching.test_patch import IGNORED, step
 
 N_TOKENS = 48
 

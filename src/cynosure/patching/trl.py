@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.autograd import Function
 from transformers.utils.generic import ModelOutput
 
-from cynosure.models.criteria import Items
-from cynosure.models.patch import Patch
+from cynosure.patching.labelled import Items
+from cynosure.patching.model import Patch
 
 
 @dataclass

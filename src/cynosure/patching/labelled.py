@@ -9,7 +9,7 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from cynosure.loss import TokenStats, linear_cross_entropy, token_stats
-from cynosure.models.pending import Recipe, product_dtype
+from cynosure.patching.pending import Recipe, product_dtype
 
 IGNORED = -100
 NAMES = ("hidden", "weight", "bias")

@@ -4,14 +4,13 @@ h (..., D) hidden states, w (V, D) the head's weight, b (V,) its bias. What a mo
 is one of few things: it multiplies by a number, caps by tanh, casts, and drops the end of a padded vocabulary.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 
 @dataclass(frozen=True)
@@ -272,27 +271,6 @@ PROPERTIES = {
         "_base",
     )
 }
-
-
-class Deferring(TorchFunctionMode):
-    """Inside of it, products with the weights of these layers give stand-ins; `tell` as in `PendingLogits.of`."""
-
-    def __init__(self, layers: Iterable[nn.Module], tell: Callable[[str], None]) -> None:
-        super().__init__()
-        self.layers, self.tell = list(layers), tell
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is F.linear:
-            hidden, weight, bias = bound(*args, **(kwargs or {}))
-            if any(layer.weight is weight for layer in self.layers):
-                return PendingLogits.of(Recipe(hidden, weight, bias, 1.0, None, product_dtype(hidden)), self.tell)
-        return func(*args, **(kwargs or {}))
-
-
-def bound(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
-    return input, weight, bias
 
 
 def product_dtype(hidden: Tensor) -> torch.dtype:

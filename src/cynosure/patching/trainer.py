@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cynosure.loss import TokenStats
-from cynosure.models import Patch
+from cynosure.patching.model import Patch
 
 REPLACED = ("evaluation_loop", "prediction_step")
 LOSSES_OF = ("transformers.trainer", "trl.trainer.sft_trainer")  # whose compute_loss is the cross-entropy
@@ -131,30 +131,3 @@ def check_trainer(trainer: Any) -> None:
             "this trainer cannot be patched: in one process it shares a batch among several GPUs by DataParallel; "
             "start it with torchrun"
         )
-
-
-def patch(target: Any) -> Patch | TrainerPatch:
-    """Put a causal language model of transformers, or a Trainer and its model, on the fused loss.
-
-    A model: until `undo()` or to the end of a `with` block, `model(..., labels=...)` works as before,
-    `num_items_in_batch` and `shift_labels` too: the same loss, the same gradients, auxiliary losses kept, but no logits
-    are made. Those in the output stand for them, and are made when something looks at them. Without labels nothing
-    changes. The model may be wrapped by PEFT, low-rank updates of its head included. Under torch.compile it works, with
-    graph breaks around the head.
-
-    A Trainer of transformers or SFTTrainer of TRL: its model, and evaluation by tokens, as `TrainerPatch` says. Patch
-    SFTTrainer itself, not its model before: it puts a loss of its own on the model.
-
-    What the model does to its logits (scale, softcap, bias, padded vocabulary) is seen when it does it. Raises
-    ValueError, with the reason, where the loss cannot be shown equal on a few tokens; TypeError for what is neither.
-
-    >>> from tests.lm.conftest import tiny_model
-    >>> model, ids = tiny_model(), torch.arange(12)[None]
-    >>> own = model(ids, labels=ids).loss
-    >>> with patch(model):
-    ...     fused = model(ids, labels=ids).loss
-    >>> torch.testing.assert_close(fused, own)
-    """
-    if hasattr(target, "evaluation_loop"):
-        return TrainerPatch(target).apply()
-    return Patch(target).apply()

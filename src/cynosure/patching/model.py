@@ -4,7 +4,6 @@ import inspect
 import sys
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import lru_cache
 from importlib import import_module
 from itertools import count
@@ -17,10 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cynosure.loss import TokenStats
-from cynosure.models.criteria import IGNORED, PLAIN, Labelled, mean_of
-from cynosure.models.pending import Deferring, PendingLogits
+from cynosure.patching.find import find_causal_lm
+from cynosure.patching.heads import Deferring, gather_head, head_layers
+from cynosure.patching.labelled import IGNORED, PLAIN, Labelled, mean_of
+from cynosure.patching.pending import PendingLogits
+from cynosure.patching.probe import probe
 
-N_PROBE = 16  # tokens of the verification, in two rows
 NUMBERS = count()
 KNOWN = ("num_items_in_batch", "ignore_index", "shift_labels")  # options of its own loss that the fused one takes
 OWN = ("forward", "_loss_function")  # what a patch replaces
@@ -73,7 +74,7 @@ class Patch:
                 self.verify(own)
             if own_tokens is not None:
                 ours = probe(model, fused_lm_head=True)
-                import_module("cynosure.models.trl").verify(own_tokens, ours, model.dtype)
+                import_module("cynosure.patching.trl").verify(own_tokens, ours, model.dtype)
         except BaseException:
             self.undo()
             raise
@@ -176,7 +177,7 @@ def forward_of(model: Any, number: int) -> Any:
         if patched is None or patched.number != number:
             return own(*args, **kwargs) if self is model else type(self).forward(self, *args, **kwargs)
         if kwargs.pop("fused_lm_head", False):  # TRL's trainers ask for per-token figures
-            return import_module("cynosure.models.trl").per_token_output(patched, *args, **kwargs)
+            return import_module("cynosure.patching.trl").per_token_output(patched, *args, **kwargs)
         given = signature.bind_partial(*args, **kwargs).arguments
         given = given | given.get("kwargs", {})
         if given.get("labels") is None and given.get("shift_labels") is None:
@@ -203,42 +204,8 @@ def is_the_loss(loss_function: Any) -> bool:
     return all(bool(torch.isclose(loss, summed / n)) for loss, n in zip(found, (8, 5), strict=True))
 
 
-def find_causal_lm(model: Any) -> Any:
-    """The transformers model inside of what wraps it: PEFT, DistributedDataParallel, torch.compile."""
-    while True:
-        inner = getattr(model, "get_base_model", None)
-        if callable(inner):
-            model = inner()
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod
-        elif isinstance(getattr(model, "module", None), nn.Module) and not hasattr(model, "get_output_embeddings"):
-            model = model.module
-        else:
-            break
-    if not hasattr(model, "get_output_embeddings") or not hasattr(model, "loss_function"):
-        raise TypeError(f"patch needs a causal language model of transformers, got {type(model).__name__}")
-    return model
-
-
 def is_patched(model: Any) -> bool:
     return "_cynosure_patch" in vars(model)
-
-
-def head_layers(model: Any) -> list[nn.Module]:
-    """The linear layers in the model's head that give logits: one, and more where PEFT has wrapped it."""
-    head = model.get_output_embeddings()
-    layers = [layer for layer in head.modules() if isinstance(layer, nn.Linear)] if head is not None else []
-    if not layers:
-        raise ValueError(f"{type(model).__name__} cannot be patched: it has no linear output layer")
-    n_classes = max(layer.out_features for layer in layers)
-    return [layer for layer in layers if layer.out_features == n_classes]
-
-
-def gather_head(model: Any) -> None:
-    """Gather a head that FSDP2 shards by itself: it is let go after its forward, but the loss reads it later."""
-    for module in model.get_output_embeddings().modules():
-        if hasattr(module, "unshard"):
-            module.unshard()  # until its backward
 
 
 def heeded(loss_function: Any) -> set[str]:
@@ -262,53 +229,3 @@ def takes_fused_head(model: Any) -> bool:
             return True
         function = getattr(function, "__wrapped__", None)  # Accelerate's autocast around it
     return False
-
-
-@torch.no_grad()
-def probe(model: Any, **options: Any) -> Any:
-    """The model's output for a few fixed tokens and labels, without dropout."""
-    training = [module for module in model.modules() if module.training]
-    device = next(model.parameters()).device
-    ids = torch.arange(N_PROBE, device=device).view(2, -1) % model.config.get_text_config().vocab_size
-    labels = ids.clone()
-    labels[:, : N_PROBE // 8] = IGNORED
-    model.eval()
-    try:
-        return model(input_ids=ids, labels=labels, use_cache=False, **options)
-    finally:
-        for module in training:
-            module.training = True
-        for module in model.modules():
-            if hasattr(module, "reshard"):
-                module.reshard()  # FSDP2's root keeps what it gathered, which an optimizer made now would hold
-
-
-def causal_lm_loss(
-    model: Any,
-    input_ids: Tensor,
-    labels: Tensor | None = None,
-    attention_mask: Tensor | None = None,
-    normalizer: float | Tensor | None = None,
-    **model_inputs: Any,
-) -> Tensor:
-    """The next-token loss of a transformers model, without its logits: nats, a 0-d tensor with a graph.
-
-    `input_ids` (B, T); `labels` (B, T) are by default these, ignored where `attention_mask` is 0; -100 is ignored. The
-    mean over the tokens that are not, or the sum divided by `normalizer`, the number of them in a whole accumulated or
-    distributed batch. `model_inputs` go to the model. Errors as of `patch`, which is in place during the call unless it
-    has been before.
-
-    >>> from tests.lm.conftest import tiny_model
-    >>> ids = torch.arange(12)[None]
-    >>> round(causal_lm_loss(tiny_model(spread=0.0), ids).item(), 4)  # ln 300
-    5.7038
-    """
-    if labels is None:
-        labels = input_ids if attention_mask is None else input_ids.masked_fill(attention_mask == 0, IGNORED)
-    given = model_inputs | {"input_ids": input_ids, "labels": labels, "attention_mask": attention_mask}
-    if normalizer is not None:
-        given["num_items_in_batch"] = normalizer
-    inner = find_causal_lm(model)
-    with nullcontext() if is_patched(inner) else Patch(inner).apply():
-        found: Tensor = model(**given).loss
-    return found

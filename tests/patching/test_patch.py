@@ -10,10 +10,10 @@ import transformers
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from cynosure.models import Patch, causal_lm_loss
-from cynosure.models.patch import IGNORED, head_layers
-from cynosure.models.pending import PendingLogits
-from cynosure.training import patch
+from cynosure.patching import Patch, causal_lm_loss, patch
+from cynosure.patching.heads import head_layers
+from cynosure.patching.labelled import IGNORED
+from cynosure.patching.pending import PendingLogits
 from tests.lm.conftest import tiny_model
 from tests.loss.probes import Allocations
 

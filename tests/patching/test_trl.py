@@ -13,12 +13,12 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 import cynosure
-from cynosure.models.patch import probe
-from cynosure.training import patch
+from cynosure.patching import patch
+from cynosure.patching.probe import probe
 from tests.lm.conftest import tiny_model
-from tests.lm.test_patch import batch, family
-from tests.lm.trainers import OPTIONS as SHARED
-from tests.lm.trainers import figures, padding_tokenizer
+from tests.patching.test_patch import batch, family
+from tests.patching.trainers import OPTIONS as SHARED
+from tests.patching.trainers import figures, padding_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # TRL's own
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 
-from cynosure.training import patch
-from tests.lm.test_patch import assert_same, batch, family, step
+from cynosure.patching import patch
+from tests.patching.test_patch import assert_same, batch, family, step
 
 # PEFT's advice on tied heads and on merging, and what it uses of transformers that is to go.
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -1,0 +1,22 @@
+"""The transformers model inside of what wraps it."""
+
+from typing import Any
+
+from torch import nn
+
+
+def find_causal_lm(model: Any) -> Any:
+    """The transformers model inside of what wraps it: PEFT, DistributedDataParallel, torch.compile."""
+    while True:
+        inner = getattr(model, "get_base_model", None)
+        if callable(inner):
+            model = inner()
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod
+        elif isinstance(getattr(model, "module", None), nn.Module) and not hasattr(model, "get_output_embeddings"):
+            model = model.module
+        else:
+            break
+    if not hasattr(model, "get_output_embeddings") or not hasattr(model, "loss_function"):
+        raise TypeError(f"patch needs a causal language model of transformers, got {type(model).__name__}")
+    return model
