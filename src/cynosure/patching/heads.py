@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from cynosure.patching.pending import PendingLogits, Recipe, product_dtype
 from cynosure.patching.products import Product, product_of
+from cynosure.patching.quantized import dequantized, rounding
 
 
 class Deferring(TorchFunctionMode):
@@ -24,9 +25,21 @@ class Deferring(TorchFunctionMode):
 
     def __init__(self, model: Any, tell: Callable[[str], None] = lambda why: None) -> None:
         super().__init__()
+        layers = head_layers(model)
         self.classes, self.tell = class_counts(model), tell
-        self.obstacle = rounding(model)  # what there is in the head itself against putting it off
+        self.obstacle = rounding(layers)  # what there is in the head itself against putting it off
+        self.lent = dequantized(layers)
+        self.seen = False  # whether there was such a product
         self.grad_enabled = torch.is_grad_enabled()
+
+    def __enter__(self) -> "Deferring":
+        self.lent.__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)  # type: ignore[no-untyped-call]
+        self.lent.__exit__(*raised)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -44,9 +57,16 @@ class Deferring(TorchFunctionMode):
             return False
         if torch.is_grad_enabled() != self.grad_enabled or is_traceable_wrapper_subclass(hidden):
             return False
-        self.obstacle = self.obstacle or sharded(weight)
+        self.seen, self.obstacle = True, self.obstacle or sharded(weight)
         same_dtype = hidden.dtype == weight.dtype or torch.is_autocast_enabled(hidden.device.type)
         return same_dtype and self.obstacle is None
+
+    def why_not(self) -> str | None:
+        """Why the product that makes logits has not been put off; None where it has been."""
+        if self.obstacle is None and not self.seen:
+            counts = " or ".join(map(str, sorted(self.classes)))
+            return f"no product of hidden states and one weight in its forward gives {counts} classes"
+        return self.obstacle
 
     def asked(self, why: str) -> None:
         if why != "T":  # of the identity times low-rank weights, as PEFT's DoRA has it: a weight, not logits
@@ -94,18 +114,3 @@ def sharded(weight: Tensor) -> str | None:
     else:
         return None
     return f"its head is {how}: leave the head out of that"
-
-
-ROUNDING = {  # layers that round the states too, by where they are defined
-    ("bitsandbytes", "Linear8bitLt"): "bitsandbytes' 8-bit layer",
-    ("torchao", "Float8Linear"): "torchao's float8 layer",
-}
-
-
-def rounding(model: Any) -> str | None:
-    """The layer in a head that is no product with a weight because it rounds the states too; None for none."""
-    for layer in head_layers(model):
-        name = ROUNDING.get((type(layer).__module__.split(".")[0], type(layer).__name__))
-        if name is not None:
-            return f"its head is {name}, which rounds the hidden states too: leave the head out of quantization"
-    return None

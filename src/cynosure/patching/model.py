@@ -155,7 +155,7 @@ class Patch:
         self.warned = False
         if not self.fused:
             asked = f"between its head and its loss, {self.made_by[0]} needs full logits" if self.made_by else None
-            why = self.head.obstacle or asked or "it has a loss function of its own"
+            why = self.head.why_not() or asked or "it has a loss function of its own"
             raise ValueError(f"{name} cannot be patched: {why}")
         tolerance = 16 * torch.finfo(model.dtype).eps
         if not abs(float(ours) - float(own)) <= tolerance * max(1.0, abs(float(own))):

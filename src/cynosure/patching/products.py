@@ -42,7 +42,10 @@ def of_linear(input: Any, weight: Any, bias: Any = None) -> Product:
 
 
 def of_matmul(input: Any, other: Any) -> Product | None:
-    return Product(input, other.t()) if isinstance(other, Tensor) and other.ndim == 2 else None
+    if not isinstance(input, Tensor) or not isinstance(other, Tensor) or not 2 <= other.ndim <= input.ndim:
+        return None
+    one_matrix = other.shape[:-2].numel() == 1
+    return Product(input, other.reshape(other.shape[-2:]).t()) if one_matrix else None
 
 
 def of_addmm(input: Any, mat1: Any, mat2: Any) -> Product:
@@ -68,6 +71,7 @@ def of_einsum(equation: Any, *operands: Any) -> Product | None:
 
 READERS: dict[Callable[..., Any], Callable[..., Product | None]] = {
     F.linear: of_linear,
+    torch.inner: of_linear,
     torch.addmm: of_addmm,
     torch.einsum: of_einsum,
     **dict.fromkeys(MATMULS, of_matmul),
