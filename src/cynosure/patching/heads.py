@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from torch.distributed.fsdp._runtime_utils import _unshard
 from torch.distributed.tensor import DTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
@@ -99,10 +100,12 @@ def head_layers(model: Any) -> list[nn.Module]:
 
 
 def gather_head(model: Any) -> None:
-    """Gather a head that FSDP2 shards by itself: it is let go after its forward, but the loss reads it later."""
-    for module in head_layers(model):
+    """Gather a head that FSDP shards by itself: it is let go after its forward, but the loss reads it later."""
+    for module in head_layers(model):  # until its backward
         if isinstance(module, FSDPModule):
-            module.unshard()  # until its backward
+            module.unshard()
+        elif isinstance(module, FullyShardedDataParallel) and module._handle is not None:
+            _unshard(module, module._handle, module._unshard_stream, module._pre_unshard_stream)
 
 
 def sharded(weight: Tensor) -> str | None:

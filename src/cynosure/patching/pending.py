@@ -164,7 +164,7 @@ class PendingLogits(Tensor):
                 return first.with_graph and first.recipe.requires_grad
             if name == "grad_fn":  # DistributedDataParallel asks whether there is one
                 return first.recipe.hidden.grad_fn if first.with_graph else None
-            if name == "register_hook" and args[1].__module__.startswith("torch.distributed.fsdp"):
+            if name == "register_hook" and of_fsdp(args[1]):
                 first.recipe = replace(first.recipe, before_backward=(*first.recipe.before_backward, args[1]))
                 return None
             changed = noted(name, args, kwargs)
@@ -180,6 +180,12 @@ class PendingLogits(Tensor):
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         raise RuntimeError(f"{func} was given logits that are not made yet: a fault of cynosure's own")
+
+
+def of_fsdp(hook: Any) -> bool:
+    """Whether a hook is one by which FSDP gathers weights before a backward; FSDP1's is a partial."""
+    module: str = getattr(hook, "func", hook).__module__
+    return module.startswith("torch.distributed.fsdp")
 
 
 def in_place(name: str) -> bool:
