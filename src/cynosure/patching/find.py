@@ -6,8 +6,11 @@ from torch import nn
 
 
 def find_causal_lm(model: Any) -> Any:
-    """The transformers model inside of what wraps it: PEFT, DistributedDataParallel, torch.compile."""
+    """The transformers model inside of what wraps it: PEFT, DistributedDataParallel, FSDP1, torch.compile."""
     while True:
+        if isinstance(getattr(model, "_fsdp_wrapped_module", None), nn.Module):
+            model = model._fsdp_wrapped_module
+            continue
         inner = getattr(model, "get_base_model", None)
         if callable(inner):
             model = inner()

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
-from torch.distributed.fsdp._runtime_utils import _unshard
+from torch.distributed.fsdp._runtime_utils import _reshard, _unshard
 from torch.distributed.tensor import DTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
@@ -106,6 +106,21 @@ def gather_head(model: Any) -> None:
             module.unshard()
         elif isinstance(module, FullyShardedDataParallel) and module._handle is not None:
             _unshard(module, module._handle, module._unshard_stream, module._pre_unshard_stream)
+
+
+def release(model: Any) -> None:
+    """Let go what is gathered after a forward that has no backward: an optimizer made now would hold it."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # the root keeps what it has gathered
+        elif isinstance(module, FullyShardedDataParallel) and module._handle is not None:
+            _reshard(module, module._handle, True)
+
+
+def is_in_fsdp1(model: Any) -> bool:
+    """Whether FSDP1 has put a model's weights into flat ones; FSDP2, with the same mark, leaves them DTensors."""
+    managed = getattr(model, "_is_fsdp_managed_module", False)
+    return managed and not any(isinstance(weight, DTensor) for weight in model.parameters())
 
 
 def sharded(weight: Tensor) -> str | None:

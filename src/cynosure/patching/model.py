@@ -13,11 +13,12 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn import functional as F
 
 from cynosure.loss import TokenStats
 from cynosure.patching.find import find_causal_lm
-from cynosure.patching.heads import Deferring, gather_head, head_layers
+from cynosure.patching.heads import Deferring, gather_head, head_layers, is_in_fsdp1
 from cynosure.patching.labelled import IGNORED, PLAIN, Labelled, mean_of
 from cynosure.patching.pending import PendingLogits
 from cynosure.patching.probe import probe
@@ -34,9 +35,16 @@ class Patch:
 
     def __init__(self, model: Any) -> None:
         self.model = find_causal_lm(model)
+        # What is called to verify it: FSDP1 gathers weights around the model, and nowhere else.
+        self.called = model if isinstance(model, FullyShardedDataParallel) else self.model
         name = type(self.model).__name__
         if is_patched(self.model):
             raise ValueError(f"this {name} is patched already: undo that first")
+        if self.called is self.model and is_in_fsdp1(self.model):
+            raise ValueError(
+                f"{name} cannot be patched: FullyShardedDataParallel gathers its weights around it, not inside of it: "
+                "patch what that has given, or the model before it is wrapped"
+            )
         if not is_the_loss(self.model.loss_function):
             raise ValueError(f"{name} cannot be patched: it has a loss function of its own")
         self.own_forward, self.own_loss = self.model.forward, self.model.loss_function
@@ -59,7 +67,7 @@ class Patch:
         per_token = takes_fused_head(model)
         known = VERIFIED.get(model) == layers and not per_token
         try:
-            own = None if known else probe(model).loss
+            own = None if known else probe(self.called).loss
         except Exception as error:
             why = f"its own forward fails on a few input_ids and labels: {error}"
             raise ValueError(f"{type(model).__name__} cannot be patched: {why}") from error
@@ -151,7 +159,7 @@ class Patch:
         """Compare a loss of the model as it was with one of the model as it is now."""
         model, name = self.model, type(self.model).__name__
         self.warned = True
-        ours = probe(model).loss
+        ours = probe(self.called).loss
         self.warned = False
         if not self.fused:
             asked = f"between its head and its loss, {self.made_by[0]} needs full logits" if self.made_by else None
