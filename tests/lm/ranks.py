@@ -96,14 +96,17 @@ def step(name: str, wrapping: str, which: str) -> dict[str, Tensor]:
         wrapper.zero_grad()
         loss = wrapper(**own, num_items_in_batch=n_items, use_cache=False).loss * dist.get_world_size()
         loss.backward()
-    wrapper.eval()
-    with torch.no_grad():
-        wrapper(**own, use_cache=False)
     if model._cynosure_patch.made_by:
         raise RuntimeError(f"{name}, {wrapping}: {model._cynosure_patch.made_by} made full logits")
     loss = loss.detach() / dist.get_world_size()
     dist.all_reduce(loss)
-    return {"loss": loss} | gradients(wrapper)
+    found = {"loss": loss} | gradients(wrapper)
+    wrapper.eval()
+    with torch.no_grad():
+        wrapper(**own, use_cache=False)
+    if model._cynosure_patch.made_by:
+        raise RuntimeError(f"{name}, {wrapping}: {model._cynosure_patch.made_by} made full logits in evaluation")
+    return found
 
 
 def main(folder: Path) -> None:
