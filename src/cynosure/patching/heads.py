@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from cynosure.patching.pending import PendingLogits, Recipe, product_dtype
+from cynosure.patching.pending import Owner, PendingLogits
+from cynosure.patching.recipe import Recipe, product_dtype
 
 
 def head_layers(model: Any) -> list[nn.Module]:
@@ -28,11 +29,11 @@ def gather_head(model: Any) -> None:
 
 
 class Deferring(TorchFunctionMode):
-    """Inside of it, products with the weights of these layers give stand-ins; `tell` as in `PendingLogits.of`."""
+    """Inside of it, products with the weights of these layers give stand-ins; `owner` as in `PendingLogits.of`."""
 
-    def __init__(self, layers: Iterable[nn.Module], tell: Callable[[str], None]) -> None:
+    def __init__(self, layers: Iterable[nn.Module], owner: Owner) -> None:
         super().__init__()
-        self.layers, self.tell = list(layers), tell
+        self.layers, self.owner = list(layers), owner
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -40,7 +41,8 @@ class Deferring(TorchFunctionMode):
         if func is F.linear:
             hidden, weight, bias = bound(*args, **(kwargs or {}))
             if any(layer.weight is weight for layer in self.layers):
-                return PendingLogits.of(Recipe(hidden, weight, bias, 1.0, None, product_dtype(hidden)), self.tell)
+                self.owner.deferred += 1
+                return PendingLogits.of(Recipe(hidden, weight, bias, 1.0, None, product_dtype(hidden)), self.owner)
         return func(*args, **(kwargs or {}))
 
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cynosure.loss import linear_cross_entropy
 from cynosure.loss.gemm import as_if_large
 from cynosure.patching.forward import takes_fused_head
 from cynosure.patching.heads import head_layers
 from cynosure.patching.labelled import NAMES, Labelled
-from cynosure.patching.pending import Recipe, product_dtype
+from cynosure.patching.losses import Asked
 from cynosure.patching.probe import probe
+from cynosure.patching.recipe import Recipe, product_dtype
 
 VERIFIED: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # models, and what their heads were
 
@@ -63,12 +63,11 @@ def attribute(patched: Any, name: str, value: Any) -> Iterator[None]:
 
 def difference(patched: Any, own: Tensor) -> str | None:
     """What differs between the model as it was, with this loss, and as it is now; None for nothing."""
-    fused, seen = patched.fused, list[Labelled]()
+    seen: list[Asked] = []
     with attribute(patched, "warned", True), attribute(patched, "seen", seen):
         ours = probe(patched.model).loss
-    if patched.fused == fused:
-        why = f"{patched.made_by[0]} needs full logits" if patched.made_by else "it has a loss function of its own"
-        return f"between its head and its loss, {why}"
+    if patched.made_by or not seen:
+        return patched.why_not()  # type: ignore[no-any-return]
     if not torch.isfinite(own):
         return f"its own loss is {float(own)} on a few tokens: check its weights, or its dtype for overflow"
     tolerance = 16 * torch.finfo(patched.model.dtype).eps
@@ -76,7 +75,7 @@ def difference(patched: Any, own: Tensor) -> str | None:
         return f"its own loss is {float(own):.6f}, and without its logits {float(ours):.6f}"
     if any(is_sharded(module) for module in patched.model.modules()):
         return None  # FSDP would take a backward of the head alone for one of the model
-    return gradient_difference(seen[-1])
+    return next(filter(None, (gradient_difference(asked.labelled) for asked in seen)), None)
 
 
 def is_sharded(module: Any) -> bool:
@@ -89,18 +88,17 @@ def gradient_difference(found: Labelled) -> str | None:
     The model is cut where its head begins: states and weights are taken as they are.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        recipe = cut(found.recipe)
-        found = found._replace(recipe=recipe)
+        found = found._replace(recipe=cut(found.recipe))
+        recipe = found.recipe
         asked = {name: x for name in NAMES if (x := getattr(recipe, name)) is not None and x.requires_grad}
+        logits = replace(recipe, normalized=False, after=0).logits()
         try:
-            logits = recipe.logits()
             own = torch.autograd.grad(loss_of(found, logits), list(asked.values()))
         except (RuntimeError, NotImplementedError):
             return None  # a head without a backward: there is nothing to be equal to
         half = max(found.target.numel() // 2, 1)  # so that there is a first chunk and a last one
         with as_if_large():
-            fused = linear_cross_entropy(recipe.hidden, recipe.weight, **found.options(), chunk_tokens=half)
-            ours = torch.autograd.grad(fused, list(asked.values()))
+            ours = torch.autograd.grad(found.loss("sum", chunk_tokens=half), list(asked.values()))
     eps = torch.finfo(product_dtype(recipe.hidden)).eps
     tolerance = max(eps**0.5, 16 * eps * float(logits.detach().abs().max()))
     slack = eps * max(float(x.detach().float().norm(dim=-1).max()) for x in (recipe.hidden, recipe.weight))
@@ -124,7 +122,11 @@ def cut(recipe: Recipe) -> Recipe:
 
 
 def loss_of(found: Labelled, logits: Tensor) -> Tensor:
-    """The mean cross-entropy of full logits, by torch."""
-    end = logits.shape[-2] - found.shift
-    logits, target = logits[..., :end, :].float(), found.predicted()
-    return F.cross_entropy(logits.flatten(0, -2), target.flatten(), ignore_index=found.ignore_index)
+    """The summed cross-entropy of full logits (..., V), by torch."""
+    end = logits.shape[-2] - found.shift if found.shift else None
+    target = found.predicted() if found.shift else found.target
+    target = target.flatten(0, -2) if target.is_floating_point() else target.flatten()
+    return F.cross_entropy(
+        logits[..., :end, :].float().flatten(0, -2), target, found.class_weight,
+        ignore_index=found.ignore_index, label_smoothing=found.label_smoothing, reduction="sum",
+    )  # fmt: skip
