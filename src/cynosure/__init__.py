@@ -19,7 +19,7 @@ WINGS = {
     "loss": ("CrossEntropyLoss", "LinearCrossEntropyLoss", "Plan", "TokenStats", "cross_entropy", "explain",
              "linear_cross_entropy", "token_logprobs", "token_stats"),
     "text": ("Document",),
-    "patching": ("TrainerPatch", "causal_lm_loss", "patch"),
+    "patching": ("Patch", "TrainerPatch", "causal_lm_loss", "patch", "unpatch"),
     "models": ("LanguageModel", "audit", "load"),
     "measure": ("Meter", "Scores", "Statistics", "open_run", "predict", "score"),
     "training": ("Diverged", "TrainSettings", "Trained", "Watcher", "train"),

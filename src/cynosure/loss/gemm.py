@@ -9,6 +9,8 @@ import json
 import math
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import NamedTuple
 
@@ -37,6 +39,9 @@ SUM_ROWS = 2048  # of a half-precision dW that torch makes at a time
 SETTLED: dict[torch.dtype, "Gemm"] = {}  # in this process, whoever a trial shows to be faster
 
 
+LARGE: list[bool] = []  # not empty: inside of `as_if_large`
+
+
 class Gemm(NamedTuple):
     """Who does a product, and why."""
 
@@ -54,9 +59,19 @@ def choose_gemm(flops: float, dtype: torch.dtype, device: torch.device) -> Gemm:
         if asked != "torch" and (missing := why_missing(asked)):
             raise ValueError(f"{VARIABLE}={asked}, but {missing}")
         return Gemm(asked if asked == RIVALS[dtype] else "torch", f"asked for by {VARIABLE}={asked}")
-    if flops < WORTH_IT:
+    if flops < WORTH_IT and not (LARGE and flops):
         return Gemm("torch", "the products are small")
     return SETTLED.get(dtype) or fastest(dtype, torch.get_num_threads())
+
+
+@contextmanager
+def as_if_large() -> Iterator[None]:
+    """Inside, products of any size are made by the provider of large ones."""
+    LARGE.append(True)
+    try:
+        yield
+    finally:
+        LARGE.pop()
 
 
 def providers() -> dict[str, str]:

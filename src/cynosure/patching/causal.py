@@ -1,13 +1,11 @@
 """The next-token loss of a transformers model that is not patched."""
 
-from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor
 
-from cynosure.patching.find import find_causal_lm
 from cynosure.patching.labelled import IGNORED
-from cynosure.patching.model import Patch, is_patched
+from cynosure.patching.model import Patch
 
 
 def causal_lm_loss(
@@ -36,7 +34,6 @@ def causal_lm_loss(
     given = model_inputs | {"input_ids": input_ids, "labels": labels, "attention_mask": attention_mask}
     if normalizer is not None:
         given["num_items_in_batch"] = normalizer
-    inner = find_causal_lm(model)
-    with nullcontext() if is_patched(inner) else Patch(inner).apply():
+    with Patch.on(model):
         found: Tensor = model(**given).loss
     return found

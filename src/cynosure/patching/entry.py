@@ -1,7 +1,8 @@
-"""`patch`: the front door."""
+"""`patch` and `unpatch`: the front door."""
 
 from typing import Any
 
+from cynosure.patching.find import find_causal_lm
 from cynosure.patching.model import Patch
 from cynosure.patching.trainer import TrainerPatch
 
@@ -15,11 +16,15 @@ def patch(target: Any) -> Patch | TrainerPatch:
     changes. The model may be wrapped by PEFT, low-rank updates of its head included. Under torch.compile it works, with
     graph breaks around the head.
 
-    A Trainer of transformers or SFTTrainer of TRL: its model, and evaluation by tokens, as `TrainerPatch` says. Patch
-    SFTTrainer itself, not its model before: it puts a loss of its own on the model.
+    A Trainer of transformers or SFTTrainer of TRL: its model, and evaluation by tokens, as `TrainerPatch` says.
+
+    To patch what is patched already gives the same handle; the end of an inner `with` block leaves it patched. A
+    patched model can be copied, pickled and sent to other processes, and is patched there; where cynosure is not
+    installed a pickle of it cannot be read: `unpatch` it before, or save its weights alone.
 
     What the model does to its logits (scale, softcap, bias, padded vocabulary) is seen when it does it. Raises
-    ValueError, with the reason, where the loss cannot be shown equal on a few tokens; TypeError for what is neither.
+    ValueError, with the reason, where the loss and its gradients cannot be shown equal on a few tokens; TypeError for
+    what is neither.
 
     >>> import torch
     >>> from tests.lm.conftest import tiny_model
@@ -29,6 +34,31 @@ def patch(target: Any) -> Patch | TrainerPatch:
     ...     fused = model(ids, labels=ids).loss
     >>> torch.testing.assert_close(fused, own)
     """
+    return TrainerPatch.on(target) if hasattr(target, "evaluation_loop") else Patch.on(target)
+
+
+def unpatch(target: Any) -> None:
+    """Leave a model, or a Trainer and its model, as it was before `patch`; nothing happens where it is not patched.
+
+    It ends a patch at once, inside of its `with` blocks too. Raises TypeError for what is neither.
+
+    >>> from tests.lm.conftest import tiny_model
+    >>> model = tiny_model()
+    >>> handle = patch(model)
+    >>> unpatch(model)
+    >>> "_cynosure_patch" in vars(model)
+    False
+    """
     if hasattr(target, "evaluation_loop"):
-        return TrainerPatch(target).apply()
-    return Patch(target).apply()
+        found = vars(target).get("_cynosure_patch")
+        if found is not None:
+            found.undo()
+        target = target.model
+    try:
+        model = find_causal_lm(target)
+    except TypeError:
+        kind = type(target).__name__
+        raise TypeError(f"unpatch needs a causal language model of transformers or a Trainer, got {kind}") from None
+    found = vars(model).get("_cynosure_patch")
+    if found is not None:
+        found.undo()

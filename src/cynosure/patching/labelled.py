@@ -57,12 +57,12 @@ class Labelled(NamedTuple):
         head = {"bias": self.recipe.bias, "scale": self.recipe.scale, "softcap": self.recipe.softcap}
         return head | {"target": self.target, "shift": self.shift, "ignore_index": self.ignore_index}
 
-    def loss(self, reduction: Any, objective: Objective = PLAIN) -> Tensor:
+    def loss(self, reduction: Any, objective: Objective = PLAIN, chunk_tokens: int | None = None) -> Tensor:
         """The cross-entropy, reduced as by `F.cross_entropy`, and what is minimised beside it."""
         return linear_cross_entropy(
             self.recipe.hidden, self.recipe.weight, reduction=reduction, class_weight=self.class_weight,
             label_smoothing=objective.label_smoothing or self.label_smoothing, z_loss=objective.z_loss,
-            **self.options(),
+            chunk_tokens=chunk_tokens, **self.options(),
         )  # fmt: skip
 
     def stats(self) -> TokenStats:

@@ -1,107 +1,128 @@
 """A transformers model on the fused loss: its own forward and its own loss, with the logits left out between them."""
 
-import inspect
 import warnings
 from collections.abc import Callable
 from importlib import import_module
-from itertools import count
-from types import MethodType
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from cynosure.loss import TokenStats
 from cynosure.loss.compiler import uncompiled
 from cynosure.patching.find import find_causal_lm
-from cynosure.patching.heads import Deferring, gather_head, head_layers, is_in_fsdp1
+from cynosure.patching.forward import Forward, leads_to
+from cynosure.patching.heads import Deferring, gather_head, is_in_fsdp1
 from cynosure.patching.labelled import PLAIN, reduced
 from cynosure.patching.losses import Asked
-from cynosure.patching.probe import probe
-
-NUMBERS = count()
-OWN = ("forward",)  # what a patch replaces
-
-VERIFIED: WeakKeyDictionary[Any, list[nn.Module]] = WeakKeyDictionary()  # models, and the layers of their heads
+from cynosure.patching.verify import verify
 
 
 class Patch:
-    """A patched model; `undo` takes it back, as does leaving it as a context manager."""
+    """A patched model; `undo` takes it back, as does leaving it as a context manager.
+
+    There is one for a model: patching that again gives the same, which is in place until each of them is left. It goes
+    along where the model is copied, pickled or sent to another process.
+    """
 
     def __init__(self, model: Any) -> None:
         self.model = find_causal_lm(model)
         # What is called to verify it: FSDP1 gathers weights around the model, and nowhere else.
-        self.called = model if isinstance(model, FullyShardedDataParallel) else self.model
-        name = type(self.model).__name__
-        if is_patched(self.model):
-            raise ValueError(f"this {name} is patched already: undo that first")
-        if self.called is self.model and is_in_fsdp1(self.model):
-            raise ValueError(
-                f"{name} cannot be patched: FullyShardedDataParallel gathers its weights around it, not inside of it: "
-                "patch what that has given, or the model before it is wrapped"
-            )
-        self.own_forward = self.model.forward
-        self.own = {name: value for name, value in vars(self.model).items() if name in OWN}
+        self.probed = model if isinstance(model, FullyShardedDataParallel) else self.model
         self.observer: Callable[[TokenStats], None] | None = None  # is told every token's figures in evaluation
         self.objective = PLAIN  # of training
         self.plain: Tensor | None = None  # the cross-entropy alone of the last sum in training, without a graph
-        self.number = next(NUMBERS)
         self.made_by: list[str] = []  # what has asked for full logits, in the last forward with labels
         self.obstacle: str | None = None  # what its head has against being put off
+        self.seen: list[Asked] | None = None  # what losses were made of, while they are verified
         self.deferred = 0  # products of the head put off in it
         self.fused = 0  # losses made without logits
+        self.entries = 0  # how often it has been asked for, and not left
         self.warned = False
+        self.paused = False  # the model is as it was meanwhile
+        self.without_labels = False  # its logits are put off too
+
+    @classmethod
+    def on(cls, model: Any) -> "Patch":
+        """The patch of a model, put in place and verified where it is not; entered once more. Errors as of `apply`."""
+        inner = find_causal_lm(model)
+        found: Patch = vars(inner).get("_cynosure_patch") or cls(model)
+        found.probed, entries = model if isinstance(model, FullyShardedDataParallel) else inner, found.entries
+        if found.in_place:
+            verify(found)  # PEFT may have changed the head since
+        else:
+            found.undo()
+            found.apply()
+        found.entries = entries + 1
+        return found
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the model is patched by this, and no one has put another forward there since."""
+        own = vars(self.model)
+        return own.get("_cynosure_patch") is self and leads_to(own.get("forward"), self.installed)
 
     def apply(self) -> "Patch":
         """Put it in place and verify it, once for a model and its head.
 
         Raises ValueError, the model being as before, where it cannot be proved equal.
         """
-        model, layers = self.model, head_layers(self.model)
-        per_token = takes_fused_head(model)
-        known = VERIFIED.get(model) == layers and not per_token
-        try:
-            own = None if known else probe(self.called).loss
-        except Exception as error:
-            why = f"its own forward fails on a few input_ids and labels: {error}"
-            raise ValueError(f"{type(model).__name__} cannot be patched: {why}") from error
-        own_tokens = probe(model, fused_lm_head=True) if per_token else None
-        self.function = forward_of(model, self.number)
-        model.forward = MethodType(self.function, model)
+        model = self.model
+        if is_patched(model):
+            raise ValueError(f"this {type(model).__name__} is patched already: undo that first")
+        if self.probed is model and is_in_fsdp1(model):
+            raise ValueError(
+                f"{type(model).__name__} cannot be patched: FullyShardedDataParallel gathers its weights around it, "
+                "not inside of it: patch what that has given, or the model before it is wrapped"
+            )
+        self.own_forward = model.forward
+        self.covered = vars(model).get("forward")  # of the model itself, not of its class
+        model.forward = self.installed = Forward(model)
         model._cynosure_patch = self
         try:
-            if own is not None:
-                self.verify(own)
-            if own_tokens is not None:
-                ours = probe(model, fused_lm_head=True)
-                import_module("cynosure.patching.trl").verify(own_tokens, ours, model.dtype)
+            verify(self)
         except BaseException:
             self.undo()
             raise
-        VERIFIED[model] = layers
         return self
 
     def undo(self) -> None:
-        """Leave the model as it was; once is enough."""
-        model = self.model
+        """Leave the model as it was, whoever else has asked for the patch; once is enough."""
+        model, self.entries = self.model, 0
         if vars(model).get("_cynosure_patch") is not self:
             return
         del model._cynosure_patch
-        own = dict(self.own)
-        forward = vars(model).get("forward")
-        if forward is not None and getattr(forward, "__func__", None) is not self.function:
-            own["forward"] = forward  # Accelerate has put its autocast around ours, which lets everything through now
-        for name in OWN:
-            vars(model).pop(name, None)
-        vars(model).update(own)
+        forward = vars(model).pop("forward", None)
+        if getattr(forward, "__func__", None) is self.installed.__func__:
+            forward = self.covered
+        if forward is not None:  # as Accelerate's autocast around ours, which lets everything through now
+            model.forward = forward
+
+    def leave(self) -> None:
+        """Undo it, unless it has been asked for more often than left."""
+        self.entries -= 1
+        if self.entries <= 0:
+            self.undo()
 
     def __enter__(self) -> "Patch":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.undo()
+        self.leave()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"observer": None, "plain": None}
+
+    def called(self, *args: Any, **kwargs: Any) -> Any:
+        """What the patched model gives for a call."""
+        if kwargs.pop("fused_lm_head", False):  # TRL's trainers ask for per-token figures
+            return import_module("cynosure.patching.trl").per_token_output(self, *args, **kwargs)
+        given = self.installed.__signature__.bind_partial(*args, **kwargs).arguments
+        given = given | given.get("kwargs", {})
+        if given.get("labels") is None and given.get("shift_labels") is None and not self.without_labels:
+            return self.own_forward(*args, **kwargs)
+        return self.forward(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own forward, its logits left out."""
@@ -124,6 +145,8 @@ class Patch:
     def loss(self, asked: Asked) -> Tensor:
         """A loss of the model's logits, without them."""
         self.ready()
+        if self.seen is not None:
+            self.seen.append(asked)
         labelled, reduction = asked.labelled, asked.reduction
         dtype = labelled.recipe.dtype
         if self.observer is not None and not torch.is_grad_enabled() and labelled.is_plain:
@@ -155,47 +178,6 @@ class Patch:
             warnings.warn(f"{type(self.model).__name__} is patched, but {self.why_not()}", stacklevel=4)
         self.warned = True
 
-    def verify(self, own: Tensor) -> None:
-        """Compare a loss of the model as it was with one of the model as it is now."""
-        model, name = self.model, type(self.model).__name__
-        self.warned = True
-        ours = probe(self.called).loss
-        self.warned = False
-        if self.made_by or not self.fused:
-            raise ValueError(f"{name} cannot be patched: {self.why_not()}")
-        tolerance = 16 * torch.finfo(model.dtype).eps
-        if not abs(float(ours) - float(own)) <= tolerance * max(1.0, abs(float(own))):
-            raise ValueError(
-                f"{name} cannot be patched: its own loss is {float(own):.6f}, and without its logits {float(ours):.6f}"
-            )
-
-
-def forward_of(model: Any, number: int) -> Any:
-    """The function that a patched model has as its forward instead of its own, with the signature of that.
-
-    It finds its patch by the model that it is called on, so that a deep copy of a patched model is one in itself; once
-    that is undone it is the model's own.
-    """
-    own = model.forward
-    signature = inspect.signature(own)
-
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        patched: Patch | None = vars(self).get("_cynosure_patch")
-        if patched is None or patched.number != number:
-            return own(*args, **kwargs) if self is model else type(self).forward(self, *args, **kwargs)
-        if kwargs.pop("fused_lm_head", False):  # TRL's trainers ask for per-token figures
-            return import_module("cynosure.patching.trl").per_token_output(patched, *args, **kwargs)
-        given = signature.bind_partial(*args, **kwargs).arguments
-        given = given | given.get("kwargs", {})
-        if given.get("labels") is None and given.get("shift_labels") is None:
-            return patched.own_forward(*args, **kwargs)
-        return patched.forward(*args, **kwargs)
-
-    parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY), *signature.parameters.values()]
-    forward.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    forward.__doc__ = own.__doc__
-    return forward
-
 
 def has_loss(output: Any) -> bool:
     """Whether a model gave a loss; a tuple is not known to have one."""
@@ -204,14 +186,3 @@ def has_loss(output: Any) -> bool:
 
 def is_patched(model: Any) -> bool:
     return "_cynosure_patch" in vars(model)
-
-
-def takes_fused_head(model: Any) -> bool:
-    """Whether a trainer of TRL has given the model a forward that takes `fused_lm_head`."""
-    function = model.forward
-    while function is not None:
-        code = getattr(function, "__code__", None)
-        if code is not None and "fused_lm_head" in code.co_varnames:
-            return True
-        function = getattr(function, "__wrapped__", None)  # Accelerate's autocast around it
-    return False

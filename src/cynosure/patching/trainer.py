@@ -25,21 +25,33 @@ class TrainerPatch:
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
         check_trainer(trainer)
-        self.model_patch = Patch(trainer.model)
+        self.model_patch = Patch.on(trainer.model)
+        self.entries = 0  # how often it has been asked for, and not left
         self.own = {name: vars(trainer)[name] for name in REPLACED if name in vars(trainer)}
         self.own_loop, self.own_step = trainer.evaluation_loop, trainer.prediction_step
         self.batches: list[TokenStats] = []
         self.sums = torch.zeros(len(Figures.NAMES), dtype=torch.float64)
 
-    def apply(self) -> "TrainerPatch":
-        """Put it in place; errors as of `Patch.apply`."""
-        self.model_patch.apply()
-        self.trainer.evaluation_loop, self.trainer.prediction_step = self.evaluation_loop, self.prediction_step
-        return self
+    @classmethod
+    def on(cls, trainer: Any) -> "TrainerPatch":
+        """The patch of a trainer, put in place where there is none; entered once more. Errors as of `Patch.on`."""
+        found: TrainerPatch | None = vars(trainer).get("_cynosure_patch")
+        if found is None:
+            found = cls(trainer)
+            trainer._cynosure_patch = found
+            trainer.evaluation_loop, trainer.prediction_step = found.evaluation_loop, found.prediction_step
+        found.entries += 1
+        return found
 
     def undo(self) -> None:
-        """Leave trainer and model as they were; once is enough."""
-        self.model_patch.undo()
+        """Leave trainer and model as they were, whoever else has asked for the patch; once is enough.
+
+        A model that was patched before the trainer stays patched.
+        """
+        self.entries = 0
+        if vars(self.trainer).pop("_cynosure_patch", None) is None:
+            return
+        self.model_patch.leave()
         for name in REPLACED:
             vars(self.trainer).pop(name, None)
         vars(self.trainer).update(self.own)
@@ -48,7 +60,9 @@ class TrainerPatch:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.undo()
+        self.entries -= 1
+        if self.entries <= 0:
+            self.undo()
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """Trainer's own, its loss replaced by that of all tokens, and the other figures added."""

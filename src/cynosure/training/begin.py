@@ -174,7 +174,7 @@ def chosen_dtype(settings: TrainSettings) -> str:
 def check_trainable(model: Any) -> None:
     """ValueError where a model cannot be put on our loss, or does not keep the documents of a row apart."""
     check_apart(model, model.get_input_embeddings().weight.shape[0])
-    Patch(model).apply().undo()
+    Patch.on(model).leave()
 
 
 def tokenizer_of(settings: TrainSettings, division: Division, started: LanguageModel | None, consent: Consent) -> Any:

@@ -90,7 +90,7 @@ class Training(Trainer):
         self.settings, self.plan, self.folder, self.watcher, self.validate, widths, self.fresh = job
         self.widths = None if widths is None else torch.from_numpy(widths)
         self.tokenizer = tokenizer
-        self.patched = Patch(self.model).apply()
+        self.patched = Patch.on(self.model)
         self.patched.objective = Objective(self.settings.z_loss, self.settings.label_smoothing)
         if not self.model_accepts_loss_kwargs:
             raise ValueError(f"{type(model).__name__} cannot be told how many tokens a whole batch has")

@@ -194,7 +194,11 @@ def without_inputs(subject: Subject, batch: Batch) -> Iterator[Reason]:
 
 def compare_fused(subject: Subject, batch: Batch, own: Own, right: Nll, report: Report) -> None:
     """The loss that `patch` would put in place, on this batch."""
-    head, known = subject.inner.get_output_embeddings(), read_known(subject, own)
+    head = subject.inner.get_output_embeddings()
+    if any(parameter.is_meta for parameter in head.parameters()):
+        report.made("fused loss", "not made: the head's weights are offloaded, and there in its own forward alone")
+        return
+    known = read_known(subject, own)
     if type(head) is not nn.Linear or known is None or own.hidden is None:
         report.made("fused loss", "not made: the head is not one linear layer with a scale, softcap or bias known here")
         return

@@ -176,7 +176,7 @@ def read_known(subject: Subject, own: Own) -> Known | None:
     for scale, softcap in candidates(subject.inner.config.get_text_config()):
         if agree(Known(raw, None, scale, softcap).logits().float(), own.logits.float(), coarsest(own)):
             bias = getattr(subject.inner.get_output_embeddings(), "bias", None)
-            if not isinstance(bias, Tensor):
+            if not isinstance(bias, Tensor) or bias.is_meta:
                 return Known(raw, None, scale, softcap)
             return Known(raw - bias[:n_classes], bias[:n_classes], scale, softcap)
     return None
