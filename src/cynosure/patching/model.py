@@ -16,9 +16,10 @@ from cynosure.loss import TokenStats
 from cynosure.loss.compiler import uncompiled
 from cynosure.patching.find import find_causal_lm
 from cynosure.patching.heads import Deferring, gather_head, head_layers
+from cynosure.patching.inputs import Inputs
 from cynosure.patching.labelled import PLAIN, reduced
 from cynosure.patching.losses import Asked
-from cynosure.patching.probe import probe
+from cynosure.patching.probe import own_probe, probe
 
 NUMBERS = count()
 OWN = ("forward",)  # what a patch replaces
@@ -29,8 +30,8 @@ VERIFIED: WeakKeyDictionary[Any, list[nn.Module]] = WeakKeyDictionary()  # model
 class Patch:
     """A patched model; `undo` takes it back, as does leaving it as a context manager."""
 
-    def __init__(self, model: Any) -> None:
-        self.model = find_causal_lm(model)
+    def __init__(self, model: Any, example: Inputs | None = None) -> None:
+        self.model, self.example = find_causal_lm(model), example
         name = type(self.model).__name__
         if is_patched(self.model):
             raise ValueError(f"this {name} is patched already: undo that first")
@@ -55,19 +56,18 @@ class Patch:
         per_token = takes_fused_head(model)
         known = VERIFIED.get(model) == layers and not per_token
         try:
-            own = None if known else probe(model).loss
-        except Exception as error:
-            why = f"its own forward fails on a few input_ids and labels: {error}"
-            raise ValueError(f"{type(model).__name__} cannot be patched: {why}") from error
-        own_tokens = probe(model, fused_lm_head=True) if per_token else None
+            given, own = ({}, None) if known else own_probe(model, self.example)
+        except ValueError as error:
+            raise ValueError(f"{type(model).__name__} cannot be patched: {error}") from error
+        own_tokens = probe(model, given | {"fused_lm_head": True}) if per_token else None
         self.function = forward_of(model, self.number)
         model.forward = MethodType(self.function, model)
         model._cynosure_patch = self
         try:
             if own is not None:
-                self.verify(own)
+                self.verify(given, own.loss)
             if own_tokens is not None:
-                ours = probe(model, fused_lm_head=True)
+                ours = probe(model, given | {"fused_lm_head": True})
                 import_module("cynosure.patching.trl").verify(own_tokens, ours, model.dtype)
         except BaseException:
             self.undo()
@@ -145,11 +145,11 @@ class Patch:
             warnings.warn(f"{type(self.model).__name__} is patched, but {self.why_not()}", stacklevel=4)
         self.warned = True
 
-    def verify(self, own: Tensor) -> None:
+    def verify(self, given: Inputs, own: Tensor) -> None:
         """Compare a loss of the model as it was with one of the model as it is now."""
         model, name = self.model, type(self.model).__name__
         self.warned = True
-        ours = probe(model).loss
+        ours = probe(model, given).loss
         self.warned = False
         if self.made_by or not self.fused:
             raise ValueError(f"{name} cannot be patched: {self.why_not()}")
