@@ -115,7 +115,8 @@ class Patch:
         """A loss of the model's logits, without them."""
         self.ready()
         labelled, reduction = asked.labelled, asked.reduction
-        dtype = labelled.recipe.dtype
+        casts = torch.is_autocast_enabled(labelled.target.device.type)  # autocast has this loss in float32
+        dtype = torch.promote_types(labelled.recipe.dtype, torch.float32) if casts else labelled.recipe.dtype
         if self.observer is not None and not torch.is_grad_enabled() and labelled.is_plain:
             stats = labelled.stats()
             self.observer(labelled.spread(stats))
@@ -149,7 +150,10 @@ class Patch:
         """Compare a loss of the model as it was with one of the model as it is now."""
         model, name = self.model, type(self.model).__name__
         self.warned = True
-        ours = probe(model, given).loss
+        try:
+            ours = probe(model, given).loss
+        except RuntimeError as error:
+            raise ValueError(f"{name} cannot be patched: {error}") from error
         self.warned = False
         if self.made_by or not self.fused:
             raise ValueError(f"{name} cannot be patched: {self.why_not()}")
