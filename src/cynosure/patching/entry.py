@@ -7,14 +7,14 @@ from cynosure.patching.model import Patch
 from cynosure.patching.trainer import TrainerPatch
 
 
-def patch(target: Any) -> Patch | TrainerPatch:
-    """Put a causal language model of transformers, or a Trainer and its model, on the fused loss.
+def patch(target: Any, example: dict[str, Any] | None = None) -> Patch | TrainerPatch:
+    """Put a language model of transformers, or a Trainer and its model, on the fused loss.
 
-    A model: until `undo()` or to the end of a `with` block, `model(..., labels=...)` works as before,
-    `num_items_in_batch` and `shift_labels` too: the same loss, the same gradients, auxiliary losses kept, but no logits
-    are made. Those in the output stand for them, and are made when something looks at them. Without labels nothing
-    changes. The model may be wrapped by PEFT, low-rank updates of its head included. Under torch.compile it works, with
-    graph breaks around the head.
+    A model, with or without an encoder, images or sound: until `undo()` or to the end of a `with` block,
+    `model(..., labels=...)` works as before. Its own loss function runs, with all of its options: the same loss, the
+    same gradients, auxiliary losses kept, but no logits are made. Those in the output stand for them, and are made when
+    something looks at them. Without labels nothing changes. The model may be wrapped by PEFT, low-rank updates of its
+    head included. Under torch.compile it works, with graph breaks around the head.
 
     A Trainer of transformers or SFTTrainer of TRL: its model, and evaluation by tokens, as `TrainerPatch` says.
 
@@ -22,9 +22,10 @@ def patch(target: Any) -> Patch | TrainerPatch:
     patched model can be copied, pickled and sent to other processes, and is patched there; where cynosure is not
     installed a pickle of it cannot be read: `unpatch` it before, or save its weights alone.
 
-    What the model does to its logits (scale, softcap, bias, padded vocabulary) is seen when it does it. Raises
-    ValueError, with the reason, where the loss and its gradients cannot be shown equal on a few tokens; TypeError for
-    what is neither.
+    What the model does to its logits (scale, softcap, bias, padded vocabulary, another shape, fewer rows) is followed
+    until they reach `F.cross_entropy`. The loss and its gradients must be shown equal on a few tokens; `example`, a
+    batch with labels, is for a model whose inputs cannot be guessed. Raises ValueError, with the reason, where it cannot
+    be shown; TypeError for what is neither.
 
     >>> import torch
     >>> from tests.lm.conftest import tiny_model
@@ -34,7 +35,9 @@ def patch(target: Any) -> Patch | TrainerPatch:
     ...     fused = model(ids, labels=ids).loss
     >>> torch.testing.assert_close(fused, own)
     """
-    return TrainerPatch.on(target) if hasattr(target, "evaluation_loop") else Patch.on(target)
+    if hasattr(target, "evaluation_loop"):
+        return TrainerPatch.on(target, example)
+    return Patch.on(target, example)
 
 
 def unpatch(target: Any) -> None:

@@ -14,6 +14,7 @@ from cynosure.loss.compiler import uncompiled
 from cynosure.patching.find import find_causal_lm
 from cynosure.patching.forward import Forward, leads_to
 from cynosure.patching.heads import Deferring, gather_head, is_in_fsdp1
+from cynosure.patching.inputs import Inputs
 from cynosure.patching.labelled import PLAIN, reduced
 from cynosure.patching.losses import Asked
 from cynosure.patching.verify import verify
@@ -26,8 +27,8 @@ class Patch:
     along where the model is copied, pickled or sent to another process.
     """
 
-    def __init__(self, model: Any) -> None:
-        self.model = find_causal_lm(model)
+    def __init__(self, model: Any, example: Inputs | None = None) -> None:
+        self.model, self.example = find_causal_lm(model), example
         # What is called to verify it: FSDP1 gathers weights around the model, and nowhere else.
         self.probed = model if isinstance(model, FullyShardedDataParallel) else self.model
         self.observer: Callable[[TokenStats], None] | None = None  # is told every token's figures in evaluation
@@ -44,11 +45,12 @@ class Patch:
         self.without_labels = False  # its logits are put off too
 
     @classmethod
-    def on(cls, model: Any) -> "Patch":
+    def on(cls, model: Any, example: Inputs | None = None) -> "Patch":
         """The patch of a model, put in place and verified where it is not; entered once more. Errors as of `apply`."""
         inner = find_causal_lm(model)
-        found: Patch = vars(inner).get("_cynosure_patch") or cls(model)
+        found: Patch = vars(inner).get("_cynosure_patch") or cls(model, example)
         found.probed, entries = model if isinstance(model, FullyShardedDataParallel) else inner, found.entries
+        found.example = found.example if example is None else example
         if found.in_place:
             verify(found)  # PEFT may have changed the head since
         else:
@@ -148,7 +150,8 @@ class Patch:
         if self.seen is not None:
             self.seen.append(asked)
         labelled, reduction = asked.labelled, asked.reduction
-        dtype = labelled.recipe.dtype
+        casts = torch.is_autocast_enabled(labelled.target.device.type)  # autocast has this loss in float32
+        dtype = torch.promote_types(labelled.recipe.dtype, torch.float32) if casts else labelled.recipe.dtype
         if self.observer is not None and not torch.is_grad_enabled() and labelled.is_plain:
             stats = labelled.stats()
             self.observer(labelled.spread(stats))

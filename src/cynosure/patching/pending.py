@@ -186,6 +186,7 @@ COMMUTING = ("mul", "rmul", "multiply", "add", "radd")
 ASKING = {
     *(Tensor.size, Tensor.dim, Tensor.ndimension, Tensor.numel, Tensor.nelement, Tensor.__len__),
     *(Tensor.is_floating_point, Tensor.is_complex, Tensor.get_device, Tensor.element_size),
+    Tensor.is_contiguous,
     *(torch.is_floating_point, torch.is_complex, torch.numel),
 }
 PROPERTIES = {

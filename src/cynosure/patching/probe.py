@@ -8,48 +8,38 @@ import torch
 from torch import nn
 
 from cynosure.patching.heads import release
-from cynosure.patching.labelled import IGNORED
+from cynosure.patching.inputs import Inputs, probe_inputs
 
-N_TOKENS = 16  # in two rows
 MOST_KEPT = 2**20  # elements of a buffer that is put back: statistics are small, quantized weights may lie in buffers
 
 
-def probe(model: Any, **options: Any) -> Any:
-    """The model's output for a few fixed tokens and labels, without dropout and gradients.
-
-    With a cache where that is the model's own default, and without where that fails.
-    """
-    ids = torch.arange(N_TOKENS, device=input_device(model)).view(2, -1) % model.config.get_text_config().vocab_size
-    labels = ids.clone()
-    labels[:, : N_TOKENS // 8] = IGNORED
-    given = {"input_ids": ids, "labels": labels, **options}
+def probe(model: Any, given: Inputs) -> Any:
+    """The model's output for these inputs, without dropout and gradients."""
     try:
         with torch.inference_mode(False), torch.no_grad(), untouched(model):
-            try:
-                return model(**given)
-            except Exception as error:
-                first = error
-            try:
-                return model(**given, use_cache=False)
-            except Exception:
-                raise first from None
+            return model(**given)
     finally:
         release(model)
 
 
-def input_device(model: Any) -> torch.device:
-    """Where a model takes its inputs: where its embedding runs, if Accelerate has offloaded that."""
-    embedding = model.get_input_embeddings()
-    weight = getattr(embedding, "weight", None)
-    for module in (embedding, *model.modules()):
-        hook = getattr(module, "_hf_hook", None)
-        for part in getattr(hook, "hooks", (hook,)):
-            device = getattr(part, "execution_device", None)
-            if device is not None:
-                return torch.device(device)
-        if weight is not None and weight.device.type != "meta":
-            return weight.device  # type: ignore[no-any-return]
-    return next(model.parameters()).device  # type: ignore[no-any-return]
+def own_probe(model: Any, example: Inputs | None = None) -> tuple[Inputs, Any]:
+    """Inputs that the model's own forward takes, `example` if it is given, and its output for them.
+
+    ValueError where it gives no loss for any that can be guessed.
+    """
+    reasons = []
+    for given in probe_inputs(model) if example is None else [example]:
+        for options in ({}, {"use_cache": False}):
+            try:
+                output = probe(model, given | options)
+            except Exception as error:
+                reasons.append(f"its own forward fails on {' and '.join(given)}: {' '.join(str(error).split())}")
+                continue
+            if getattr(output, "loss", None) is not None:
+                return given | options, output
+            reasons.append(f"its own forward gives no loss for {' and '.join(given)}")
+    reason = reasons[0] if reasons else "its forward takes no input_ids"
+    raise ValueError(f"{reason}. Give patch an example: patch(model, example=batch)" if example is None else reason)
 
 
 @contextmanager

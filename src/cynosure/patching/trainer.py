@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from cynosure.loss import TokenStats
+from cynosure.patching.inputs import Inputs
 from cynosure.patching.model import Patch
 
 REPLACED = ("evaluation_loop", "prediction_step")
@@ -22,10 +23,10 @@ class TrainerPatch:
     `eval_perplexity`, `eval_accuracy` (of the likeliest token), `eval_entropy` (nats a token) and `eval_tokens`.
     """
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: Any, example: Inputs | None = None) -> None:
         self.trainer = trainer
         check_trainer(trainer)
-        self.model_patch = Patch.on(trainer.model)
+        self.model_patch = Patch.on(trainer.model, example)
         self.entries = 0  # how often it has been asked for, and not left
         self.own = {name: vars(trainer)[name] for name in REPLACED if name in vars(trainer)}
         self.own_loop, self.own_step = trainer.evaluation_loop, trainer.prediction_step
@@ -33,11 +34,11 @@ class TrainerPatch:
         self.sums = torch.zeros(len(Figures.NAMES), dtype=torch.float64)
 
     @classmethod
-    def on(cls, trainer: Any) -> "TrainerPatch":
+    def on(cls, trainer: Any, example: Inputs | None = None) -> "TrainerPatch":
         """The patch of a trainer, put in place where there is none; entered once more. Errors as of `Patch.on`."""
         found: TrainerPatch | None = vars(trainer).get("_cynosure_patch")
         if found is None:
-            found = cls(trainer)
+            found = cls(trainer, example)
             trainer._cynosure_patch = found
             trainer.evaluation_loop, trainer.prediction_step = found.evaluation_loop, found.prediction_step
         found.entries += 1

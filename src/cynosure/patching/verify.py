@@ -14,9 +14,10 @@ from torch.nn import functional as F
 from cynosure.loss.gemm import as_if_large
 from cynosure.patching.forward import takes_fused_head
 from cynosure.patching.heads import head_layers
+from cynosure.patching.inputs import Inputs
 from cynosure.patching.labelled import NAMES, Labelled
 from cynosure.patching.losses import Asked
-from cynosure.patching.probe import probe
+from cynosure.patching.probe import own_probe, probe
 from cynosure.patching.recipe import Recipe, product_dtype
 
 VERIFIED: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # models, and what their heads were
@@ -30,16 +31,15 @@ def verify(patched: Any) -> None:
         return
     with attribute(patched, "paused", True):
         try:
-            own = probe(patched.probed).loss
-        except Exception as error:
-            reason = f"its own forward fails on a few input_ids and labels: {error}"
-            raise ValueError(f"{name} cannot be patched: {reason}") from error
-        own_tokens = probe(model, fused_lm_head=True) if per_token else None
-    why = difference(patched, own)
+            given, output = own_probe(patched.probed, patched.example)
+        except ValueError as error:
+            raise ValueError(f"{name} cannot be patched: {error}") from error
+        own_tokens = probe(model, given | {"fused_lm_head": True}) if per_token else None
+    why = difference(patched, given, output.loss)
     if why is not None:
         raise ValueError(f"{name} cannot be patched: {why}")
     if own_tokens is not None:
-        ours = probe(model, fused_lm_head=True)
+        ours = probe(model, given | {"fused_lm_head": True})
         import_module("cynosure.patching.trl").verify(own_tokens, ours, model.dtype)
     VERIFIED[model] = head
 
@@ -61,11 +61,14 @@ def attribute(patched: Any, name: str, value: Any) -> Iterator[None]:
         setattr(patched, name, before)
 
 
-def difference(patched: Any, own: Tensor) -> str | None:
+def difference(patched: Any, given: Inputs, own: Tensor) -> str | None:
     """What differs between the model as it was, with this loss, and as it is now; None for nothing."""
     seen: list[Asked] = []
     with attribute(patched, "warned", True), attribute(patched, "seen", seen):
-        ours = probe(patched.probed).loss
+        try:
+            ours = probe(patched.probed, given).loss
+        except RuntimeError as error:
+            return " ".join(str(error).split())
     if patched.made_by or not seen:
         return patched.why_not()  # type: ignore[no-any-return]
     if not torch.isfinite(own):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cynosure.models.audit.batch import COMPLETION
 from cynosure.patching import find_causal_lm
-from cynosure.patching.probe import input_device
+from cynosure.patching.inputs import input_device
 
 LossFunction = Callable[..., Tensor]
 
