@@ -79,7 +79,7 @@ class Labelled(NamedTuple):
             nothing = torch.nan if part.is_floating_point() else -1
             rest = part.shape[places.ndim :]
             found = part.new_full((lead.numel(), *rest), nothing)
-            found[places.reshape(-1)] = part.reshape(-1, *rest)
+            found[places.reshape(-1)] = part.reshape(places.numel(), *rest)
             return found.view(*lead, *rest)
 
         return TokenStats(*map(whole, stats))
