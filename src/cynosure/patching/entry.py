@@ -24,8 +24,8 @@ def patch(target: Any, example: dict[str, Any] | None = None) -> Patch | Trainer
 
     What the model does to its logits (scale, softcap, bias, padded vocabulary, another shape, fewer rows) is followed
     until they reach `F.cross_entropy`. The loss and its gradients must be shown equal on a few tokens; `example`, a
-    batch with labels, is for a model whose inputs cannot be guessed. Raises ValueError, with the reason, where it cannot
-    be shown; TypeError for what is neither.
+    batch with labels, is for a model whose inputs cannot be guessed. Raises ValueError, with the reason, where that
+    cannot be shown; TypeError for what is neither.
 
     >>> import torch
     >>> from tests.lm.conftest import tiny_model

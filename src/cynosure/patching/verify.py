@@ -106,7 +106,7 @@ def gradient_difference(found: Labelled) -> str | None:
     tolerance = max(eps**0.5, 16 * eps * float(logits.detach().abs().max()))
     slack = eps * max(float(x.detach().float().norm(dim=-1).max()) for x in (recipe.hidden, recipe.weight))
     for name, a, b in zip(asked, own, ours, strict=True):
-        error, norm = float((b.float() - a.float()).norm()), float(a.float().norm())
+        error, norm = float((b.double() - a.double()).norm()), float(a.double().norm())
         if not error <= tolerance * norm + slack:
             return f"the gradient of its head's {name} is off by {error:.2g}, its norm being {norm:.2g}"
     return None
@@ -124,12 +124,17 @@ def cut(recipe: Recipe) -> Recipe:
     return replace(recipe, **changed, before_backward=())
 
 
+def wide(x: Tensor) -> Tensor:
+    """In float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def loss_of(found: Labelled, logits: Tensor) -> Tensor:
     """The summed cross-entropy of full logits (..., V), by torch."""
     end = logits.shape[-2] - found.shift if found.shift else None
     target = found.predicted() if found.shift else found.target
     target = target.flatten(0, -2) if target.is_floating_point() else target.flatten()
     return F.cross_entropy(
-        logits[..., :end, :].float().flatten(0, -2), target, found.class_weight,
+        wide(logits[..., :end, :]).flatten(0, -2), target, found.class_weight,
         ignore_index=found.ignore_index, label_smoothing=found.label_smoothing, reduction="sum",
     )  # fmt: skip
