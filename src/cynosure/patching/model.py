@@ -108,9 +108,8 @@ class Patch:
         self.made_by.clear()
         self.plain, self.deferred, fused = None, 0, self.fused
         # Made anew each time: PEFT and FSDP replace layers or their weights after patching.
-        with Deferring(self.model, self) as deferring:
+        with Deferring(self.model, self):
             output = self.own_forward(*args, **kwargs)
-        self.obstacle = deferring.why_not()
         if self.made_by or (self.fused == fused and has_loss(output)):
             self.warn()
         return output
