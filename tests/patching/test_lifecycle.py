@@ -147,6 +147,7 @@ def test_wrong_gradients_are_refused(
             self.dweight.zero_()
 
     monkeypatch.setattr(chunked, "product", product)
+    monkeypatch.setattr(head, "product", product)
     monkeypatch.setattr(chunked.WeightSum, "add", add)
     with pytest.raises(ValueError, match=f"cannot be patched: the gradient of its head's {faulty} is off by"):
         patch(llama)

@@ -25,7 +25,10 @@ def probe_inputs(model: Any) -> Iterator[Inputs]:
     >>> {name: tuple(x.shape) for name, x in next(probe_inputs(tiny_model())).items()}
     {'input_ids': (2, 8), 'labels': (2, 8)}
     """
-    names = set(inspect.signature(model.forward).parameters)
+    parameters = inspect.signature(model.forward).parameters
+    names = set(parameters)
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        names.add(model.main_input_name)  # which a forward around the model's own may hand on
     device, dtype = input_device(model), model.dtype
 
     def placed(x: Any) -> Any:

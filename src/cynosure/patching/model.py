@@ -114,7 +114,7 @@ class Patch:
         self.leave()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: x for name, x in vars(self).items() if name != "deferring"} | {"observer": None, "plain": None}
+        return vars(self) | {"observer": None, "plain": None}
 
     def called(self, *args: Any, **kwargs: Any) -> Any:
         """What the patched model gives for a call."""
@@ -131,10 +131,8 @@ class Patch:
         self.made_by.clear()
         self.plain, self.deferred, fused = None, 0, self.fused
         # Made anew each time: PEFT and FSDP replace layers or their weights after patching.
-        self.deferring = Deferring(self.model, self)  # a local would be lost in a graph break of torch.compile
-        with self.deferring:
+        with Deferring(self.model, self):
             output = self.own_forward(*args, **kwargs)
-        self.obstacle = self.deferring.why_not()
         if self.made_by or (self.fused == fused and has_loss(output)):
             self.warn()
         return output

@@ -18,6 +18,7 @@ class Owner(Protocol):
     """Who puts logits off."""
 
     deferred: int  # how many products it has put off
+    obstacle: str | None  # what the head has against that
 
     def tell(self, why: str) -> None:
         """What has asked for full logits."""

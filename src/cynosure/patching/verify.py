@@ -131,10 +131,11 @@ def wide(x: Tensor) -> Tensor:
 
 def loss_of(found: Labelled, logits: Tensor) -> Tensor:
     """The summed cross-entropy of full logits (..., V), by torch."""
-    end = logits.shape[-2] - found.shift if found.shift else None
+    if found.shift:
+        logits = logits[..., : -found.shift, :]
     target = found.predicted() if found.shift else found.target
     target = target.flatten(0, -2) if target.is_floating_point() else target.flatten()
     return F.cross_entropy(
-        wide(logits[..., :end, :]).flatten(0, -2), target, found.class_weight,
+        wide(logits).flatten(0, -2), target, found.class_weight,
         ignore_index=found.ignore_index, label_smoothing=found.label_smoothing, reduction="sum",
     )  # fmt: skip
