@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import cynosure
-from cynosure.loss import chunked, gemm
+from cynosure.loss import chunked, gemm, head
 from cynosure.patching import Patch, patch, unpatch
 from cynosure.patching.pending import PendingLogits
 from tests.patching.test_patch import assert_same, batch, family, step

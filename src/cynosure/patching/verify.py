@@ -134,8 +134,9 @@ def loss_of(found: Labelled, logits: Tensor) -> Tensor:
     if found.shift:
         logits = logits[..., : -found.shift, :]
     target = found.predicted() if found.shift else found.target
-    target = target.flatten(0, -2) if target.is_floating_point() else target.flatten()
+    n_classes = logits.shape[-1]
+    target = target.reshape(-1, n_classes) if target.is_floating_point() else target.flatten()
     return F.cross_entropy(
-        wide(logits).flatten(0, -2), target, found.class_weight,
+        wide(logits).reshape(-1, n_classes), target, found.class_weight,
         ignore_index=found.ignore_index, label_smoothing=found.label_smoothing, reduction="sum",
     )  # fmt: skip
