@@ -45,16 +45,24 @@ def text_of(error: BaseException) -> str:
 
 def seeded(model: Any, inputs: dict[str, Any]) -> Any:
     torch.manual_seed(0)
-    return model(**inputs)
+    return model(**copied(inputs))
+
+
+def copied(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Inputs that a model may change in place."""
+    return {name: x.clone() if isinstance(x, Tensor) else x for name, x in inputs.items()}
 
 
 def outcomes(model: Any, calls: dict[str, Call], patch: Any = None) -> dict[str, Outcome]:
-    """What each call comes to; the model is in evaluation mode and without gradients afterwards."""
+    """What each call comes to; the model is in evaluation mode, without gradients and with its own buffers afterwards."""
     found = {}
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]  # batch norms change theirs
     for name, call in calls.items():
         model.train(call.train)
         model.zero_grad(set_to_none=True)
         found[name] = outcome(model, call.inputs, patch)
+        for buffer, before in buffers:
+            buffer.copy_(before)
     model.eval()
     model.zero_grad(set_to_none=True)
     return found
@@ -111,6 +119,23 @@ def compared(own: Outcome, ours: Outcome, tolerance: Tolerance) -> Comparison:
     return Comparison("equal", loss, gradient)
 
 
+def repeatable(found: Outcome, own: Outcome, again: Outcome) -> Outcome:
+    """Without the gradients that the model itself gives otherwise each time: PyTorch's of some convolutions."""
+    assert found.gradients is not None and own.gradients is not None and again.gradients is not None
+    pairs = {name: (a, again.gradients[name]) for name, a in own.gradients.items()}
+    same = {name for name, (a, b) in pairs.items() if a is b or (a is not None and b is not None and torch.equal(a, b))}
+    return found._replace(gradients={name: g for name, g in found.gradients.items() if name in same})
+
+
+def as_exact(own: Outcome, ours: Outcome, exact: Outcome) -> bool:
+    """Whether a patched call is as near to float64 as the model's own: at most twice as far, and a millionth."""
+    if own.gradients is None or ours.gradients is None or exact.gradients is None:
+        return False
+    losses = abs(ours.loss - exact.loss) <= 2 * abs(own.loss - exact.loss) + 1e-6 * abs(exact.loss)
+    errors = [difference(exact.gradients, found.gradients, whole=False)[0] for found in (own, ours)]
+    return losses and errors[1] <= 2 * errors[0] + 1e-6
+
+
 def difference(own: dict[str, Tensor | None], ours: dict[str, Tensor | None], *, whole: bool) -> tuple[float, str]:
     """The largest relative difference of a gradient and its parameter; infinite where one side has none."""
     norms = {name: 0.0 if g is None else g.double().norm().item() for name, g in own.items()}
@@ -124,7 +149,7 @@ def difference(own: dict[str, Tensor | None], ours: dict[str, Tensor | None], *,
             continue
         apart = (b.double() - a.double()).norm().item()
         squares += apart**2
-        relative = apart / max(norms[name], 1e-3 * total)
+        relative = apart / max(norms[name], 1e-3 * total, 1e-30)
         if not relative <= worst:
             worst, where = relative, name
     return (squares**0.5 / total, "all parameters") if whole else (worst, where)

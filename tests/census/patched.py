@@ -1,5 +1,6 @@
 """`cynosure.patch` on one model: refused and why, or every call compared."""
 
+import copy
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -10,7 +11,19 @@ from torch import Tensor
 
 import cynosure
 from tests.census.calls import Call, calls_of
-from tests.census.compare import BFLOAT16, FLOAT32, Tolerance, compared, outcomes, seeded, text_of
+from tests.census.compare import (
+    BFLOAT16,
+    FLOAT32,
+    Outcome,
+    Tolerance,
+    as_exact,
+    compared,
+    copied,
+    outcomes,
+    repeatable,
+    seeded,
+    text_of,
+)
 
 Calls = dict[str, Call]
 Record = dict[str, Any]
@@ -22,9 +35,10 @@ def of_patch(model: Any, inputs: dict[str, Any], names: tuple[str, ...] = (), ta
     calls = calls_of(model, inputs)
     if names:
         calls = {name: call for name, call in calls.items() if name in names}
-    before = dict(vars(model))
+    wide = widened(model)
     own = outcomes(model, calls)
     own_text = None if names else logits_and_text(model, inputs)
+    before = dict(vars(model))
     try:
         patch = cynosure.patch(model)
     except (ValueError, TypeError) as error:
@@ -39,7 +53,8 @@ def of_patch(model: Any, inputs: dict[str, Any], names: tuple[str, ...] = (), ta
             "trace": traceback.format_exc()[-1500:],
         }
     tampered = tamper(model, calls) if tamper is not None else calls
-    record = in_one_precision(own, outcomes(model, tampered, patch), FLOAT32)
+    ours = outcomes(model, tampered, patch)
+    record = in_one_precision(own, ours, FLOAT32, lambda name: exactly(wide, calls[name], own[name], ours[name]))
     ours_text = None if names else logits_and_text(model, inputs)
     patch.undo()
     wrong = record.pop("wrong")
@@ -53,9 +68,28 @@ def of_patch(model: Any, inputs: dict[str, Any], names: tuple[str, ...] = (), ta
     return record | ({"status": "wrong", "reason": "; ".join(wrong)} if wrong else {"status": "equal"})
 
 
-def in_one_precision(own: Record, ours: Record, tolerance: Tolerance) -> Record:
+def widened(model: Any) -> Any:
+    """A copy in float64; None of a model that cannot be copied."""
+    try:
+        return copy.deepcopy(model).double()
+    except Exception:
+        return None
+
+
+def exactly(wide: Any, call: Call, own: Outcome, ours: Outcome) -> bool:
+    """Whether a call that differs is as near to float64 as the model's own."""
+    if wide is None or own.error or ours.error or ours.logits_made:
+        return False
+    inputs = {n: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for n, x in call.inputs.items()}
+    return as_exact(own, ours, outcomes(wide, {"exact": Call(inputs, call.train)})["exact"])
+
+
+def in_one_precision(own: Record, ours: Record, tolerance: Tolerance, exact: Callable[[str], bool]) -> Record:
     """Verdicts of all calls, the worst differences, and what is wrong."""
     found = {name: compared(own[name], ours[name], tolerance) for name in own}
+    for name, one in found.items():
+        if one.verdict not in ("equal", "own error") and exact(name):
+            found[name] = one._replace(verdict="equal")
     wrong = [f"{name}: {c.verdict}" for name, c in found.items() if c.verdict not in ("equal", "own error")]
     if all(c.verdict == "own error" for c in found.values()):
         wrong.append(f"its own forward fails: {next(iter(own.values())).error}")
@@ -83,7 +117,7 @@ def logits_and_text(model: Any, inputs: dict[str, Any]) -> dict[str, Tensor | No
             found["logits"] = None
         try:
             torch.manual_seed(0)
-            found["generated tokens"] = model.generate(**rest, max_new_tokens=5, do_sample=False)
+            found["generated tokens"] = model.generate(**copied(rest), max_new_tokens=5, do_sample=False)
         except Exception:
             found["generated tokens"] = None
     return found
@@ -113,9 +147,10 @@ def in_half(model: Any, calls: Calls) -> str:
     name = "train" if own["plain"].error else "plain"
     if own[name].error:
         return "own error"
+    again = outcomes(half, {name: halves[name]})[name]
     try:
         with cynosure.patch(half) as patch:
             ours = outcomes(half, {name: halves[name]}, patch)
     except Exception as error:
         return f"refused: {error}"
-    return compared(own[name], ours[name], BFLOAT16).verdict
+    return compared(repeatable(own[name], own[name], again), repeatable(ours[name], own[name], again), BFLOAT16).verdict

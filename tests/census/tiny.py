@@ -22,7 +22,6 @@ from tests.census.media import MEDIA
 from tests.census.sizes import EVEN_IF_NONE, SMALL
 from tests.census.tweaks import TWEAKS
 
-
 MOST_PARAMETERS = 30_000_000
 TIMM = ("fast_vlm", "gemma3n", "perception_lm")
 

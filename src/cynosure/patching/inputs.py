@@ -42,7 +42,10 @@ def probe_inputs(model: Any) -> Iterator[Inputs]:
 
 def input_device(model: Any) -> torch.device:
     """Where a model takes its inputs: where its embedding runs, if Accelerate has offloaded that."""
-    embedding = model.get_input_embeddings()
+    try:
+        embedding = model.get_input_embeddings()
+    except NotImplementedError:  # of some models that see or hear
+        embedding = None
     weight = getattr(embedding, "weight", None)
     for module in (embedding, *model.modules()):
         hook = getattr(module, "_hf_hook", None)
@@ -72,12 +75,18 @@ def text(model: Any) -> Iterator[Inputs]:
     yield labelled(tokens(model))
 
 
+class Encoded(BaseModelOutput):
+    """An encoder's output, all of whose places may be attended to."""
+
+    attention_mask = None
+
+
 def encoded(model: Any) -> Iterator[Inputs]:
     """The output of an encoder, of each size that it may have, and labels for the decoder."""
     given = labelled(tokens(model))
     ids, labels = given["input_ids"], given["labels"]
     for size in encoder_sizes(model):
-        output = BaseModelOutput(last_hidden_state=noise(2, N_TOKENS, size).to(input_device(model), model.dtype))
+        output = Encoded(last_hidden_state=noise(2, N_TOKENS, size).to(input_device(model), model.dtype))
         yield {"encoder_outputs": output, "labels": labels}
         yield {"encoder_outputs": output, "decoder_input_ids": ids, "labels": labels}
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from cynosure.patching.heads import release
 from cynosure.patching.inputs import Inputs, probe_inputs
@@ -14,7 +15,8 @@ MOST_KEPT = 2**20  # elements of a buffer that is put back: statistics are small
 
 
 def probe(model: Any, given: Inputs) -> Any:
-    """The model's output for these inputs, without dropout and gradients."""
+    """The model's output for these inputs, which it may change in place, without dropout and gradients."""
+    given = tree_map_only(torch.Tensor, torch.clone, given)
     try:
         with torch.inference_mode(False), torch.no_grad(), untouched(model):
             return model(**given)
