@@ -32,7 +32,7 @@ class Outcome(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """One call unpatched and patched. `verdict`: "equal", "own error" (so is the model's own call), or what is wrong."""
+    """One call unpatched and patched. `verdict`: "equal", "own error" (the model itself fails), or what is wrong."""
 
     verdict: str
     loss_difference: float = 0.0
@@ -54,7 +54,7 @@ def copied(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def outcomes(model: Any, calls: dict[str, Call], patch: Any = None) -> dict[str, Outcome]:
-    """What each call comes to; the model is in evaluation mode, without gradients and with its own buffers afterwards."""
+    """What each call comes to; afterwards the model is in evaluation mode, without gradients, its buffers as before."""
     found = {}
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]  # batch norms change theirs
     for name, call in calls.items():
@@ -110,7 +110,8 @@ def compared(own: Outcome, ours: Outcome, tolerance: Tolerance) -> Comparison:
     if ours.logits_made:
         return Comparison(f"full logits are made: {ours.logits_made}")
     loss = abs(ours.loss - own.loss) / max(abs(own.loss), 1e-30)
-    assert own.gradients is not None and ours.gradients is not None
+    assert own.gradients is not None
+    assert ours.gradients is not None
     gradient, where = difference(own.gradients, ours.gradients, whole=tolerance.whole)
     if not loss <= tolerance.loss:
         return Comparison(f"its loss is {ours.loss:.6f} instead of {own.loss:.6f}", loss, gradient)
@@ -121,7 +122,9 @@ def compared(own: Outcome, ours: Outcome, tolerance: Tolerance) -> Comparison:
 
 def repeatable(found: Outcome, own: Outcome, again: Outcome) -> Outcome:
     """Without the gradients that the model itself gives otherwise each time: PyTorch's of some convolutions."""
-    assert found.gradients is not None and own.gradients is not None and again.gradients is not None
+    assert found.gradients is not None
+    assert own.gradients is not None
+    assert again.gradients is not None
     pairs = {name: (a, again.gradients[name]) for name, a in own.gradients.items()}
     same = {name for name, (a, b) in pairs.items() if a is b or (a is not None and b is not None and torch.equal(a, b))}
     return found._replace(gradients={name: g for name, g in found.gradients.items() if name in same})

@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """What the names of fields do not tell of models with images, sound or an encoder: `TWEAKS` of theirs."""
 
 from typing import Any

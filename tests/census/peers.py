@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """The model types whose loss other implementations patch, read from their sources, with their versions."""
 
 from typing import NamedTuple

@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Small values for the fields of configurations, by name."""
 
 from typing import Any

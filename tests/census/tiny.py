@@ -1,4 +1,4 @@
-"""Tiny random models of every architecture of transformers: a generic shrinker of configurations, and what it cannot guess.
+"""Tiny random models of every class of transformers: a generic shrinker of configurations, and what it cannot guess.
 
 `tiny_config(kind)` gives the configuration of a model type with small sizes, its dropout off and its scales and caps
 other than 1; `tiny_model(kind, table)` the model, its weights random enough that every one of them matters.

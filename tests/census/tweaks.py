@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """What the names of fields do not tell of language models of text: their `TWEAKS`, by model type."""
 
 from typing import Any
