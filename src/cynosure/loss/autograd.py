@@ -6,7 +6,16 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from cynosure.loss.chunked import Gradients, Head, Job, Wanted, compute, compute_dlogits, compute_logits
+from cynosure.loss.chunked import (
+    Gradients,
+    Head,
+    Job,
+    Wanted,
+    compute,
+    compute_dlogits,
+    compute_dtarget,
+    compute_logits,
+)
 from cynosure.loss.forward import compute_loss
 
 NO_SECOND = (
@@ -59,14 +68,16 @@ class FusedSum(_FirstOrder):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, row_weight: Tensor, job: Job) -> Tensor:
-        ctx.job, ctx.wanted = job, Wanted(*ctx.needs_input_grad[:3])
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, probability: Tensor | None, row_weight: Tensor,
+        job: Job,
+    ) -> Tensor:  # fmt: skip
+        ctx.job, ctx.wanted = job, Wanted(*ctx.needs_input_grad[:4])
         if any(ctx.wanted):
             loss, ctx.gradients = compute(job, hidden, Head(weight, bias), row_weight, ctx.wanted)
         else:
             loss, ctx.gradients = compute_loss(job, hidden, Head(weight, bias)), None
-        ctx.dtypes = [None if x is None else x.dtype for x in (hidden, weight, bias)]
-        ctx.save_for_backward(hidden, weight, bias, row_weight, loss)
+        _save(ctx, hidden, weight, bias, probability, row_weight, loss)
         return (row_weight * loss).sum()
 
     @staticmethod
@@ -74,11 +85,11 @@ class FusedSum(_FirstOrder):
         (dsum,) = upstream
         gradients: Gradients | None = ctx.gradients
         ctx.gradients = None
+        hidden, weight, bias, _, row_weight, loss = ctx.saved_tensors
         if gradients is None and any(ctx.wanted):
-            hidden, weight, bias, row_weight, _ = ctx.saved_tensors
             gradients = compute(ctx.job, hidden, Head(weight, bias), row_weight, ctx.wanted)[1]
-        parts: list[Tensor | None] = [None] * 3 if gradients is None else gradients.take(dsum.detach(), ctx.dtypes)
-        drow_weight = dsum.detach() * ctx.saved_tensors[4] if ctx.needs_input_grad[3] else None
+        parts: list[Tensor | None] = [None] * 4 if gradients is None else gradients.take(dsum.detach(), ctx.dtypes)
+        drow_weight = dsum.detach() * loss if ctx.needs_input_grad[4] else None
         return (*_first_order([*parts, drow_weight], ctx, dsum), None)
 
 
@@ -86,34 +97,45 @@ class FusedRows(_FirstOrder):
     """loss_i of every counted row; the backward makes the logits again, for any upstream: four GEMMs in all."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, job: Job) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, probability: Tensor | None, job: Job
+    ) -> Tensor:
         ctx.job = job
-        ctx.save_for_backward(hidden, weight, bias)
+        _save(ctx, hidden, weight, bias, probability)
         return compute_loss(job, hidden, Head(weight, bias))
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
-        hidden, weight, bias = ctx.saved_tensors
-        wanted = Wanted(*ctx.needs_input_grad[:3])
+        hidden, weight, bias, _ = ctx.saved_tensors
+        wanted = Wanted(*ctx.needs_input_grad[:4])
         gradients = compute(ctx.job, hidden, Head(weight, bias), upstream[0].detach(), wanted)[1]
-        dtypes = [None if x is None else x.dtype for x in (hidden, weight, bias)]
-        return (*_first_order(gradients.take(None, dtypes), ctx, upstream[0]), None)
+        return (*_first_order(gradients.take(None, ctx.dtypes), ctx, upstream[0]), None)
 
 
 class LogitsRows(_FirstOrder):
     """loss_i of every counted row of logits that are there already; the backward visits them again."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, job: Job) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, probability: Tensor | None, job: Job) -> Tensor:
         ctx.job = job
-        ctx.save_for_backward(logits)
+        ctx.save_for_backward(logits, probability if ctx.needs_input_grad[1] else None)
         return compute_logits(job, logits)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
-        (logits,) = ctx.saved_tensors
-        dlogits = compute_dlogits(ctx.job, logits, upstream[0].detach())
-        return (*_first_order([dlogits], ctx, upstream[0]), None)
+        logits, dloss = ctx.saved_tensors[0], upstream[0].detach()
+        dlogits = compute_dlogits(ctx.job, logits, dloss) if ctx.needs_input_grad[0] else None
+        dtarget = compute_dtarget(ctx.job, logits, dloss) if ctx.needs_input_grad[1] else None
+        return (*_first_order([dlogits, dtarget], ctx, upstream[0]), None)
+
+
+def _save(
+    ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, probability: Tensor | None, *others: Tensor
+) -> None:
+    """Keep what the backward of the fused functions reads. The job has the probabilities; where they require grad they
+    are kept here too, for the second derivative that is refused."""
+    ctx.dtypes = [None if x is None else x.dtype for x in (hidden, weight, bias, probability)]
+    ctx.save_for_backward(hidden, weight, bias, probability if ctx.needs_input_grad[3] else None, *others)
 
 
 def apply(function: type[Function], *args: Any) -> Tensor:

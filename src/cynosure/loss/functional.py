@@ -13,7 +13,7 @@ from cynosure.loss.chunked import Head, Job
 from cynosure.loss.compiler import uncompiled
 from cynosure.loss.options import ReduceOptions, Reduction, RowOptions, accumulation_dtype
 from cynosure.loss.plan import check_chunk_tokens, choose_backend
-from cynosure.loss.targets import Batch, TargetLike, check_target, make_batch
+from cynosure.loss.targets import Batch, TargetLike, check_target, make_batch, probability_of
 
 
 @uncompiled
@@ -87,13 +87,13 @@ def linear_cross_entropy(
     check_head(hidden, weight, bias)
     options = RowOptions(label_smoothing, z_loss, softcap, scale, class_weight)
     reduce = ReduceOptions(ignore_index, reduction, token_weight, normalizer, shift)
-    check_chunk_tokens(chunk_tokens)
+    chunk_tokens = check_chunk_tokens(chunk_tokens)
     job = _make_job(hidden, weight.shape[0], target, options, reduce, backend, matmul_dtype(hidden))
     job = job._replace(chunk_tokens=chunk_tokens, dweight_dtype=weight.dtype)
-    rows = hidden.reshape(-1, hidden.shape[-1])
+    rows, probability = hidden.reshape(-1, hidden.shape[-1]), probability_of(target)
     if reduction == "none":
-        return _spread(apply(FusedRows, rows, weight, bias, job), job.batch)
-    return apply(FusedSum, rows, weight, bias, job.batch.weight, job)
+        return _spread(apply(FusedRows, rows, weight, bias, probability, job), job.batch)
+    return apply(FusedSum, rows, weight, bias, probability, job.batch.weight, job)
 
 
 @uncompiled
@@ -125,10 +125,11 @@ def cross_entropy(
         raise TypeError(f"logits must be a floating-point tensor, got {kind(logits)}")
     if logits.ndim == 0 or logits.shape[-1] == 0:
         raise ValueError(f"logits must have shape (..., V) with V >= 1, got {tuple(logits.shape)}")
+    _check_classes_last(logits, target)
     options = RowOptions(label_smoothing, z_loss, softcap, scale, class_weight)
     reduce = ReduceOptions(ignore_index, reduction, token_weight, normalizer, shift)
     job = _make_job(logits, logits.shape[-1], target, options, reduce, backend, logits.dtype)
-    losses = apply(LogitsRows, logits, job)
+    losses = apply(LogitsRows, logits, probability_of(target), job)
     return _spread(losses, job.batch) if reduction == "none" else (losses * job.batch.weight).sum()
 
 
@@ -209,6 +210,16 @@ def _make_job(
     checked = check_target(target, lead, vocab_size, rows.device, reduce.ignore_index)
     batch = make_batch(checked, lead, options, reduce, dtype)
     return Job(batch, options, choose_backend(backend, rows.device)[0], dtype, dtype, None)
+
+
+def _check_classes_last(logits: Tensor, target: TargetLike) -> None:
+    """Refuse torch's layout (N, V, ...) where the target's shape gives it away."""
+    shape = logits.shape
+    if isinstance(target, Tensor) and len(shape) > 2 and target.shape == (shape[0], *shape[2:]) != shape[:-1]:
+        raise ValueError(
+            f"logits of shape {tuple(shape)} with a target of shape {tuple(target.shape)} have their classes in "
+            f"dimension 1, but classes must come last: pass logits.movedim(1, -1)"
+        )
 
 
 def kind(x: object) -> str:
