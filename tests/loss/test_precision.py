@@ -260,7 +260,7 @@ def test_any_shape_and_dtype(
     # Of one token d(logits) is of the size of its upstream gradient, whatever then cancels.
     unit = upstream_like(ours.loss).abs().max().item() / (n if reduction == "mean" else 1)
     sizes = {"loss": 1.0, "dhidden": unit * case.weight.abs().max().item()}
-    sizes |= {"dweight": unit * case.hidden.abs().max().item(), "dbias": unit}
+    sizes |= {"dweight": unit * case.hidden.abs().max().item(), "dbias": unit, "dprobability": unit}
     for name, x in ours.named().items():
         y = truth.named()[name]
         size = max(sizes[name], y.abs().max().item())

@@ -13,7 +13,7 @@ from cynosure.loss.chunked import Job
 from cynosure.loss.head import Head, OwnHead, make_head
 from cynosure.loss.options import ReduceOptions, Reduction, RowOptions, accumulation_dtype
 from cynosure.loss.plan import check_chunk_tokens, choose_backend
-from cynosure.loss.targets import Batch, TargetLike, check_target, make_batch
+from cynosure.loss.targets import Batch, TargetLike, check_target, make_batch, probability_of
 from cynosure.loss.tensors import public
 
 COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -90,19 +90,19 @@ def linear_cross_entropy(
     head = check_head(hidden, weight, bias)
     options = RowOptions(label_smoothing, z_loss, softcap, scale, class_weight)
     reduce = ReduceOptions(ignore_index, reduction, token_weight, normalizer, shift)
-    check_chunk_tokens(chunk_tokens)
+    chunk_tokens = check_chunk_tokens(chunk_tokens)
     job = _make_job(hidden, weight.shape[0], target, options, reduce, backend, matmul_dtype(hidden))
     job = job._replace(chunk_tokens=chunk_tokens, dweight_dtype=weight.dtype)
+    rows, probability = hidden.reshape(-1, hidden.shape[-1]), probability_of(target)
     if job.batch.target.is_abstract:
-        return _shapes(job, reduction, hidden, weight, bias, token_weight)
+        return _shapes(job, reduction, hidden, weight, bias, token_weight, probability)
     given: Tensor | None = weight
     if isinstance(head, OwnHead):
         check_frozen(weight)
         given, job = None, job._replace(own_weight=weight)
-    rows = hidden.reshape(-1, hidden.shape[-1])
     if reduction == "none":
-        return _spread(apply(FusedRows, rows, given, bias, job), job.batch)
-    return apply(FusedSum, rows, given, bias, job.batch.weight, job)
+        return _spread(apply(FusedRows, rows, given, bias, probability, job), job.batch)
+    return apply(FusedSum, rows, given, bias, probability, job.batch.weight, job)
 
 
 @public
@@ -133,12 +133,13 @@ def cross_entropy(
     check_floating("logits", logits)
     if logits.ndim == 0 or logits.shape[-1] == 0:
         raise ValueError(f"logits must have shape (..., V) with V >= 1, got {tuple(logits.shape)}")
+    _check_classes_last(logits, target)
     options = RowOptions(label_smoothing, z_loss, softcap, scale, class_weight)
     reduce = ReduceOptions(ignore_index, reduction, token_weight, normalizer, shift)
     job = _make_job(logits, logits.shape[-1], target, options, reduce, backend, logits.dtype)
     if job.batch.target.is_abstract:
-        return _shapes(job, reduction, logits, token_weight)
-    losses = apply(LogitsRows, logits, job)
+        return _shapes(job, reduction, logits, token_weight, probability_of(target))
+    losses = apply(LogitsRows, logits, probability_of(target), job)
     return _spread(losses, job.batch) if reduction == "none" else (losses * job.batch.weight).sum()
 
 
@@ -247,6 +248,16 @@ def _shapes(job: Job, reduction: Reduction, *given: Tensor | None) -> Tensor:
     """The result of tensors without values: its shape and dtype alone."""
     shape = job.batch.shape if reduction == "none" else torch.Size()
     return apply(Shapes, shape, accumulation_dtype(job.dtype), *given)
+
+
+def _check_classes_last(logits: Tensor, target: TargetLike) -> None:
+    """Refuse torch's layout (N, V, ...) where the target's shape gives it away."""
+    shape = logits.shape
+    if isinstance(target, Tensor) and len(shape) > 2 and target.shape == (shape[0], *shape[2:]) != shape[:-1]:
+        raise ValueError(
+            f"logits of shape {tuple(shape)} with a target of shape {tuple(target.shape)} have their classes in "
+            f"dimension 1, but classes must come last: pass logits.movedim(1, -1)"
+        )
 
 
 def kind(x: object) -> str:

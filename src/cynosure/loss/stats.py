@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cynosure.loss.forward import compute_figures, rows_of
 from cynosure.loss.functional import check_head, kind, matmul_dtype
-from cynosure.loss.options import ReduceOptions, RowOptions, accumulation_dtype
+from cynosure.loss.options import ReduceOptions, RowOptions, accumulation_dtype, as_integer, as_positive
 from cynosure.loss.plan import check_chunk_tokens, choose_backend
 from cynosure.loss.targets import Batch, check_target, make_batch, rows_between, take_rows
 from cynosure.loss.tensors import public
@@ -61,13 +61,11 @@ def token_stats(
     head = check_head(hidden, weight, bias)
     if not isinstance(target, Tensor) or target.is_floating_point():
         raise TypeError(f"target must be class indices, got {kind(target)}")
-    check_chunk_tokens(chunk_tokens)
-    vocab_size = weight.shape[0]
-    if not isinstance(topk, int) or not 0 <= topk <= vocab_size:
+    chunk_tokens = check_chunk_tokens(chunk_tokens)
+    vocab_size, topk = weight.shape[0], as_integer("topk", topk)
+    if not 0 <= topk <= vocab_size:
         raise ValueError(f"topk must be an integer from 0 to {vocab_size}, the vocabulary, got {topk!r}")
-    temperatures = [float(t) for t in temperatures or []]
-    if not all(0 < t < float("inf") for t in temperatures):
-        raise ValueError(f"temperatures must be positive and finite, got {temperatures}")
+    temperatures = [] if temperatures is None else [as_positive("temperatures", t) for t in temperatures]
     options = RowOptions(softcap=softcap, scale=scale)
     reduce = ReduceOptions(ignore_index=ignore_index, reduction="none", shift=shift)
     chosen, _ = choose_backend(backend, hidden.device)
@@ -78,13 +76,15 @@ def token_stats(
     figures = _Figures(batch, topk, len(temperatures), hidden.new_empty(0, dtype=accumulation_dtype(dtype)))
     if batch.target.is_abstract:
         return figures.stats()
+    classes = batch.target.classes
+    assert classes is not None
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         rows = hidden.reshape(-1, hidden.shape[-1]).to(dtype)
         head = head.to(dtype)
         beta, order = torch.tensor([1 / t for t in temperatures], dtype=torch.float64, device=hidden.device).sort()
         for chunk in rows_of(rows, head, batch.inputs, batch.n_rows, chunk_tokens):
             at = rows_between(batch.targets, chunk.start, chunk.stop)
-            index = take_rows(target.unsqueeze(-1), at)[:, 0].long()
+            index = take_rows(classes, at)[:, 0]
             found = compute_figures(chunk, index, chosen, options, topk, beta)
             nll_at_temperature = found.nll_at_temperature[:, order.argsort()]
             figures.put(chunk.start, chunk.stop, found._replace(nll_at_temperature=nll_at_temperature))
