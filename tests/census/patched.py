@@ -1,5 +1,6 @@
 """`cynosure.patch` on one model: refused and why, or every call compared."""
 
+import copy
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -22,9 +23,9 @@ def of_patch(model: Any, inputs: dict[str, Any], names: tuple[str, ...] = (), ta
     calls = calls_of(model, inputs)
     if names:
         calls = {name: call for name, call in calls.items() if name in names}
-    before = dict(vars(model))
     own = outcomes(model, calls)
     own_text = None if names else logits_and_text(model, inputs)
+    before = dict(vars(model))  # `generate` may have set some
     try:
         patch = cynosure.patch(model)
     except (ValueError, TypeError) as error:
@@ -74,7 +75,8 @@ def changed(model: Any, before: dict[str, Any]) -> list[str]:
 
 def logits_and_text(model: Any, inputs: dict[str, Any]) -> dict[str, Tensor | None]:
     """The logits without labels and five greedy tokens; None where the model cannot."""
-    rest = {name: x for name, x in inputs.items() if name != "labels"}
+    # Copies: BLIP's `generate` writes into its input_ids.
+    rest = {name: copy.deepcopy(x) for name, x in inputs.items() if name != "labels"}
     found: dict[str, Tensor | None] = {"logits": None, "generated tokens": None}
     with torch.no_grad():
         try:
@@ -95,7 +97,7 @@ def different(own: dict[str, Tensor | None], ours: dict[str, Tensor | None]) -> 
 
 
 def same(a: Tensor, b: Tensor | None) -> bool:
-    return type(a) is type(b) and torch.equal(a, b)  # type: ignore[arg-type]
+    return type(a) is type(b) and torch.equal(a, b)
 
 
 def in_half(model: Any, calls: Calls) -> str:

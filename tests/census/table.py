@@ -20,15 +20,15 @@ INTRO = """\
 Every class of transformers with a loss of text, built tiny with random weights, and what `cynosure.patch` and scoring's
 split make of it. `make census` writes this page in about five minutes of one core; {versions}.
 
-**Patch.** The model's own `model(..., labels=...)` is compared with the same call after `cynosure.patch`: the loss (to 1e-5)
-and every parameter's gradient (to 1e-4, relative), in float32. Full logits must not be made, and logits and generated
-tokens without labels must be equal bit for bit. `undo` must leave the model as it was.
+**Patch.** The model's own `model(..., labels=...)` is compared with the same call after `cynosure.patch`: the loss (to
+1e-5) and every parameter's gradient (to 1e-4, relative), in float32. Full logits must not be made, and logits and
+generated tokens without labels must be equal bit for bit. `undo` must leave the model as it was.
 
 **Split.** `cynosure score`, `predict` and `check` against the model's own logits.
 """
 LEGEND = """\
-`=`: equal. `–`: the model does not take this call itself. "Equal": every call is; refused: `patch` says why it cannot serve
-the model, which stays as it was. Δ: the worst relative difference of a loss, and of one parameter's gradient.
+`=`: equal. `-`: the model does not take this call itself. "Equal": every call is. Refused: `patch` says why it cannot
+serve the model, which stays as it was. Δ: the worst relative difference of a loss, and of one parameter's gradient.
 """
 
 
@@ -36,7 +36,8 @@ def page(results: dict[str, Any]) -> str:
     """The whole page, as Markdown."""
     classes = results["classes"]
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    parts = [INTRO.format(versions=versions), "## In short\n", *in_short(classes), "", "## Beside other implementations\n",
+    parts = [INTRO.format(versions=versions), "## In short\n", *in_short(classes), "",
+             "## Beside other implementations\n",
              *beside(classes), "", "## Not served, and why\n", *not_served(classes)]  # fmt: skip
     for table, title in TITLES.items():
         parts += ["", f"## {title}\n", LEGEND, *every_class([r for r in classes if r["table"] == table])]
@@ -63,7 +64,7 @@ def beside(classes: list[Record]) -> Iterator[str]:
     for peer in PEERS:
         kinds = set(peer.kinds)
         yield f"| {peer.name} ({peer.where}) | {len(kinds)} types | {len(kinds & known)} | {len(kinds & equal)} |"
-    yield "| TRL 1.16 (`add_fused_lm_head`) | any with a linear head, unverified; per-token figures, not the model's loss | | |"
+    yield "| TRL 1.16 (`add_fused_lm_head`) | any with a linear head, not verified; per-token values | | |"
     yield "| unsloth (rewrites the source of each forward) | no list | | |"
     yield f"| cynosure | {len(equal)} types, each verified when it is patched | {len(equal)} | {len(equal)} |"
 
@@ -88,15 +89,11 @@ def every_class(classes: list[Record]) -> Iterator[str]:
 
 def row(record: Record) -> list[str]:
     calls = record.get("calls", {})
-    marks = [mark(calls.get(name, "")) for name in COLUMNS] + [mark(record.get("bfloat16", ""))]
+    marks = [calls.get(name, "") for name in COLUMNS] + [record.get("bfloat16", "")]
     differences = [f"{record[name]:.0e}" if name in record else "" for name in ("loss", "gradient")]
     inputs = ", ".join(record.get("inputs", []))
     split = record.get("split", {}).get("status", "")
     return [record["kind"], record.get("class", ""), inputs, record["status"], *marks, *differences, split]
-
-
-def mark(kept: str) -> str:
-    return {"-": "–"}.get(kept, kept)
 
 
 def cell(text: str, most: int = 220) -> str:

@@ -6,6 +6,7 @@ cannot do without is read from its forward's signature and its configuration.
 
 import inspect
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,13 @@ from cynosure.patching.labelled import IGNORED
 
 N_TOKENS = 8  # a row, besides those of an image
 Inputs = dict[str, Any]
+
+
+@dataclass
+class Encoded(BaseModelOutput):
+    """An encoder's output, without the mask that those of speech models have beside it."""
+
+    attention_mask: Tensor | None = None
 
 
 def probe_inputs(model: Any) -> Iterator[Inputs]:
@@ -42,7 +50,10 @@ def probe_inputs(model: Any) -> Iterator[Inputs]:
 
 def input_device(model: Any) -> torch.device:
     """Where a model takes its inputs: where its embedding runs, if Accelerate has offloaded that."""
-    embedding = model.get_input_embeddings()
+    try:
+        embedding = model.get_input_embeddings()
+    except NotImplementedError:  # a few encoder-decoders name none
+        embedding = None
     weight = getattr(embedding, "weight", None)
     for module in (embedding, *model.modules()):
         hook = getattr(module, "_hf_hook", None)
@@ -77,7 +88,7 @@ def encoded(model: Any) -> Iterator[Inputs]:
     given = labelled(tokens(model))
     ids, labels = given["input_ids"], given["labels"]
     for size in encoder_sizes(model):
-        output = BaseModelOutput(last_hidden_state=noise(2, N_TOKENS, size).to(input_device(model), model.dtype))
+        output = Encoded(last_hidden_state=noise(2, N_TOKENS, size).to(input_device(model), model.dtype))
         yield {"encoder_outputs": output, "labels": labels}
         yield {"encoder_outputs": output, "decoder_input_ids": ids, "labels": labels}
 
@@ -150,6 +161,13 @@ def heard(model: Any) -> Iterator[Inputs]:
     yield labelled(tokens(model), input_features=noise(2, mels, 8 * N_TOKENS))
 
 
+def boxed(model: Any) -> Iterator[Inputs]:
+    """UDOP: a box of the page for each token, and the page."""
+    ids = tokens(model)
+    box = torch.tensor([0.1, 0.1, 0.2, 0.2]).expand(*ids.shape, 4)
+    yield labelled(ids, bbox=box, pixel_values=image(model, 2))
+
+
 def protein(model: Any) -> Iterator[Inputs]:
     ids = tokens(model) % 20 + 4
     yield labelled(tokens(model), protein_input_ids=ids, protein_attention_mask=torch.ones_like(ids))
@@ -168,7 +186,7 @@ def codebooks(model: Any) -> Iterator[Inputs]:
         sound = tokens(model, rows=2 * n)
         yield {
             "input_ids": tokens(model), "labels": sound,
-            "decoder_input_ids": sound.view(2, n, N_TOKENS).transpose(1, 2),
+            "decoder_input_ids": sound.view(2, n, N_TOKENS).transpose(1, 2).contiguous(),
         }  # fmt: skip
 
 
@@ -180,6 +198,7 @@ RECIPES: list[tuple[set[str], Callable[[Any], Iterator[Inputs]]]] = [
     ({"pixel_values", "image_attention_mask"}, attended_image),
     ({"pixel_values"}, seen),
     ({"input_features"}, heard),
+    ({"bbox", "pixel_values"}, boxed),
     ({"protein_input_ids"}, protein),
     ({"input_ids"}, codebooks),
 ]

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from cynosure.patching.heads import release
 from cynosure.patching.inputs import Inputs, probe_inputs
@@ -17,9 +18,14 @@ def probe(model: Any, given: Inputs) -> Any:
     """The model's output for these inputs, without dropout and gradients."""
     try:
         with torch.inference_mode(False), torch.no_grad(), untouched(model):
-            return model(**given)
+            return model(**tree_map(copied, given))
     finally:
         release(model)
+
+
+def copied(x: Any) -> Any:
+    """A copy of a tensor: some forwards write into their inputs."""
+    return x.detach().clone() if isinstance(x, torch.Tensor) else x
 
 
 def own_probe(model: Any, example: Inputs | None = None) -> tuple[Inputs, Any]:
