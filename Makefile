@@ -1,5 +1,5 @@
-# The developer's whole vocabulary: demo, test, test-random, test-large, census, check, sanitize, bench, peers, clean.
-# Each sets up what it needs, once.
+# The developer's whole vocabulary: demo, test, test-random, test-large, census, check, sanitize, bench, peers, clean. Each sets
+# up what it needs, once.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -42,7 +42,7 @@ test-random: .venv/native
 test-large: .venv/native
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s tests/large
 
-# Every class of transformers through patch, score, predict and check: writes docs/models.md, in about five minutes.
+# Every class of transformers with a loss of text: makes docs/models.md, in about five minutes of one core.
 census: .venv/native
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.census
 

@@ -20,7 +20,9 @@ def versions() -> dict[str, str]:
 
 def compact(record: Record) -> Record:
     """What is kept of a record."""
-    found = {name: record[name] for name in ("table", "kind", "class", "inputs", "status", "reason") if name in record}
+    found: Record = {
+        name: record[name] for name in ("table", "kind", "class", "inputs", "status", "reason") if name in record
+    }
     for name in ("loss", "gradient"):
         if name in record:
             found[name] = float(f"{record[name]:.1e}")

@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 """Small values for the fields of configurations, by name."""
 
 from typing import Any
@@ -11,8 +10,8 @@ SMALL: dict[str, Any] = {
     **dict.fromkeys(("unpadded_vocab_size",), 300),
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "emb_dim", "embedding_size", "input_embedding_size",
                      "output_embedding_size", "lru_width", "word_embed_proj_dim", "attention_hidden_size",
-                     "backbone_hidden_size", "embed_dim", "embedding_dim", "decoder_hidden_size", "proj_dim", "projection_dim",
-                     "out_hidden_size"), 32),
+                     "backbone_hidden_size", "embed_dim", "embedding_dim", "decoder_hidden_size", "proj_dim",
+                     "projection_dim", "out_hidden_size"), 32),
     **dict.fromkeys(("intermediate_size", "ffn_dim", "decoder_ffn_dim", "encoder_ffn_dim", "ffn_hidden_size", "n_inner",
                      "d_ff", "dff", "dim_ff", "d_inner", "feed_forward_size", "intermediate_size_mlp", "mlp_dim",
                      "dense_intermediate_size", "prefix_dense_intermediate_size", "shared_intermediate_size"), 48),
@@ -20,8 +19,9 @@ SMALL: dict[str, Any] = {
                      "shared_experts_intermediate_size", "moe_shared_expert_intermediate_size"), 24),
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers",
                      "num_decoder_layers", "num_encoder_layers", "depth", "num_blocks"), 2),
-    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads", "attention_heads",
-                     "encoder_attention_heads", "num_encoder_attention_heads", "num_decoder_attention_heads",
+    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads",
+                     "attention_heads", "encoder_attention_heads", "num_encoder_attention_heads",
+                     "num_decoder_attention_heads",
                      "swa_num_attention_heads", "linear_num_heads", "decoder_num_attention_heads",
                      "encoder_num_attention_heads"), 4),
     **dict.fromkeys(("num_key_value_heads", "num_kv_heads", "swa_num_key_value_heads", "decoder_num_key_value_heads",
@@ -41,7 +41,8 @@ SMALL: dict[str, Any] = {
     **dict.fromkeys(("qk_nope_head_dim", "v_head_dim", "qk_rope_head_dim"), 8),
     **dict.fromkeys(("index_head_dim", "indexer_head_dim"), 16),
     **dict.fromkeys(("index_n_heads", "indexer_n_heads"), 4),
-    **dict.fromkeys(("index_topk",), 128),  # all of them: a choice among a few hangs on ties, and so on the length of a row
+    # All of them: a choice among a few depends on ties, and so on the length of a row.
+    **dict.fromkeys(("index_topk",), 128),
     **dict.fromkeys(("linear_num_key_heads",), 2),
     **dict.fromkeys(("linear_num_value_heads",), 4),
     **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), 8),

@@ -1,4 +1,4 @@
-"""Scoring's split into backbone and head on one model: refused and why, or held to the model's own logits."""
+"""Scoring's split of a model into backbone and head: refused and why, or its values against the model's own logits."""
 
 from typing import Any
 

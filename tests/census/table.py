@@ -20,14 +20,14 @@ INTRO = """\
 Every class of transformers with a loss of text, built tiny with random weights, and what `cynosure.patch` and scoring's
 split make of it. `make census` writes this page in about five minutes of one core; {versions}.
 
-**Patch.** The model's own `model(..., labels=...)` is compared with the same call after `cynosure.patch`, in float32:
-the loss (to 1e-5), and every parameter's gradient (to 1e-4, or as near to float64 as the model's own). Full logits must
-not be made. Logits and generated tokens without labels must be equal bit for bit, and `undo` must leave no trace.
+**Patch.** The model's own `model(..., labels=...)` is compared with the same call after `cynosure.patch`: the loss (to
+1e-5) and every parameter's gradient (to 1e-4, relative), in float32. Full logits must not be made, and logits and
+generated tokens without labels must be equal bit for bit. `undo` must leave the model as it was.
 
 **Split.** `cynosure score`, `predict` and `check` against the model's own logits.
 """
 LEGEND = """\
-`=`: equal. `-`: the model itself does not take this call. "Equal": every call is. "Refused": `patch` says why it cannot
+`=`: equal. `-`: the model does not take this call itself. "Equal": every call is. Refused: `patch` says why it cannot
 serve the model, which stays as it was. Δ: the worst relative difference of a loss, and of one parameter's gradient.
 """
 
@@ -36,9 +36,9 @@ def page(results: dict[str, Any]) -> str:
     """The whole page, as Markdown."""
     classes = results["classes"]
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    parts = [INTRO.format(versions=versions), "## In short\n", *in_short(classes)]
-    parts += ["", "## Beside other implementations\n", *beside(classes)]
-    parts += ["", "## Not served, and why\n", *not_served(classes)]
+    parts = [INTRO.format(versions=versions), "## In short\n", *in_short(classes), "",
+             "## Beside other implementations\n",
+             *beside(classes), "", "## Not served, and why\n", *not_served(classes)]  # fmt: skip
     for table, title in TITLES.items():
         parts += ["", f"## {title}\n", LEGEND, *every_class([r for r in classes if r["table"] == table])]
     return "\n".join(parts) + "\n"
@@ -64,7 +64,7 @@ def beside(classes: list[Record]) -> Iterator[str]:
     for peer in PEERS:
         kinds = set(peer.kinds)
         yield f"| {peer.name} ({peer.where}) | {len(kinds)} types | {len(kinds & known)} | {len(kinds & equal)} |"
-    yield "| TRL 1.16 (`add_fused_lm_head`) | any with a linear head, unverified; log-probabilities, not a loss | | |"
+    yield "| TRL 1.16 (`add_fused_lm_head`) | any with a linear head, not verified; per-token values | | |"
     yield "| unsloth (rewrites the source of each forward) | no list | | |"
     yield f"| cynosure | {len(equal)} types, each verified when it is patched | {len(equal)} | {len(equal)} |"
 

@@ -29,14 +29,27 @@ xlnet
 """
 MENDED_OTHER = """
 bart blenderbot canary cohere_asr encoder-decoder led longt5 m2m_100 marian mbart moonshine mt5 mvp nllb-moe pegasus
-pegasus_x pix2struct plbart qwen2_audio seamless_m4t speech_to_text switch_transformers t5 t5gemma udop umt5
-vision-encoder-decoder whisper
+pegasus_x pix2struct plbart qwen2_audio seamless_m4t moonshine_streaming speech_to_text switch_transformers t5 t5gemma
+udop umt5 vision-encoder-decoder whisper
 """
-# With every call, bfloat16 and the split: states instead of attention, and bases that their names do not tell.
-WHOLE = "falcon_mamba llama4_text mamba mamba2 mllama opt xlstm"
-REFUSED: dict[tuple[str, str], str] = {}  # the whole reason of what cannot be served
+# With every call, bfloat16 and the split: a head and states of two dtypes.
+WHOLE = "falcon_mamba mamba mamba2 xlstm"
+# The whole reasons of what cannot be served.
+REFUSED = {
+    ("blt", "causal"): "BltForCausalLM cannot be patched: between its head and its loss, logsumexp needs full logits",
+    ("musicgen", "causal"): "MusicgenForCausalLM cannot be patched: between its head and its loss, stack needs full "
+    "logits",
+    ("chameleon", "other"): "ChameleonForConditionalGeneration cannot be patched: between its head and its loss, "
+    "__setitem__ needs full logits",
+    (
+        "dia",
+        "other",
+    ): "DiaForConditionalGeneration cannot be patched: no product of hidden states and one weight in its "
+    "forward gives 331 classes",
+}
 SAMPLE = [
     *((kind, "causal") for kind in (CAUSAL + MENDED_CAUSAL).split()),
+    *REFUSED,
     *((kind, "other") for kind in (*OTHER.split(), *MENDED_OTHER.split())),
 ]
 

@@ -1,4 +1,4 @@
-"""Tiny random models of every class of transformers: a generic shrinker of configurations, and what it cannot guess.
+"""Tiny random models of every architecture of transformers: configurations made small by the names of their fields.
 
 `tiny_config(kind)` gives the configuration of a model type with small sizes, its dropout off and its scales and caps
 other than 1; `tiny_model(kind, table)` the model, its weights random enough that every one of them matters.
@@ -47,7 +47,7 @@ def tiny_values(config_class: type, kind: str) -> dict[str, Any]:
 
 def parts_of(config_class: type) -> dict[str, tuple[type, str, dict[str, Any]]]:
     """The configurations inside of one: their classes, model types, and what the outer one sets in them."""
-    found = {}
+    found: dict[str, Any] = {}
     declared = getattr(config_class, "sub_configs_defaults", None) or getattr(config_class, "sub_configs", {})
     for name, part in declared.items():
         kind, own = getattr(part, "model_type", ""), {}

@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 """What the names of fields do not tell of language models of text: their `TWEAKS`, by model type."""
 
 from typing import Any
@@ -6,8 +5,15 @@ from typing import Any
 ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
 FOUR_LAYERS = {"num_hidden_layers": 4}  # of several kinds, the last of them attention
 MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8}
-INDEXER = FOUR_LAYERS | {"indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 8,
-                         "indexer_compress_ratio": 4, "ngram_vocab_size_base": 50, "split_ngram_parts": 2}  # fmt: skip
+INDEXER = FOUR_LAYERS | {
+    "indexer_n_heads": 4,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 16,
+    "indexer_budget": 8,
+    "indexer_compress_ratio": 4,
+    "ngram_vocab_size_base": 50,
+    "split_ngram_parts": 2,
+}
 # What the names of fields do not tell, by model type.
 TWEAKS: dict[str, dict[str, Any]] = {
     "bailing_hybrid": {"layer_group_size": 2},
@@ -20,15 +26,19 @@ TWEAKS: dict[str, dict[str, Any]] = {
         "global_config": {"hidden_size": 64},
     },
     "cohere_compass_text": {"rope_parameters": {"full_attention": ROPE}},
-    "dbrx": {"attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10_000.0}, "ffn_config": {"ffn_hidden_size": 24, "moe_top_k": 2},
-             "rope_parameters": ROPE},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10_000.0},
+        "ffn_config": {"ffn_hidden_size": 24, "moe_top_k": 2},
+        "rope_parameters": ROPE,
+    },
     "deepseek_v2": {"num_experts_per_tok": 2},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "dots3_note_text": {"head_dim": 16},
     "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8},
     "gemma3n_text": {"num_kv_shared_layers": 0},
-    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0,
-                                         "num_kv_shared_layers": 2}},
+    "gemma4_assistant": {
+        "text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0, "num_kv_shared_layers": 2}
+    },
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "granitemoehybrid": MAMBA | {"layer_types": ["linear_attention", "full_attention"]},
     "hunyuan_v1_dense": {"head_dim": 8},
@@ -52,15 +62,29 @@ TWEAKS: dict[str, dict[str, Any]] = {
     "qwen4_exp": {"text_config": INDEXER},
     "qwen4_exp_text": INDEXER,
     "recurrent_gemma": {"num_hidden_layers": 3},
-    "reformer": {"axial_pos_embds": False, "attn_layers": ["local", "lsh"], "attention_head_size": 8,
-                 "local_attn_chunk_length": 8, "lsh_attn_chunk_length": 8, "num_buckets": 4, "hash_seed": 0},
-    "roc_bert": {"pronunciation_vocab_size": 331, "shape_vocab_size": 331, "pronunciation_embed_dim": 16,
-                 "shape_embed_dim": 16},
+    "reformer": {
+        "axial_pos_embds": False,
+        "attn_layers": ["local", "lsh"],
+        "attention_head_size": 8,
+        "local_attn_chunk_length": 8,
+        "lsh_attn_chunk_length": 8,
+        "num_buckets": 4,
+        "hash_seed": 0,
+    },
+    "roc_bert": {
+        "pronunciation_vocab_size": 331,
+        "shape_vocab_size": 331,
+        "pronunciation_embed_dim": 16,
+        "shape_embed_dim": 16,
+    },
     "xlm": {"causal": True, "is_encoder": True},
     "xlstm": {"hidden_size": 128, "embedding_dim": ..., "chunk_size": 8},
     "xmod": {"default_language": "en_XX"},
-    "zamba": {"num_hidden_layers": 3, "attention_hidden_size": 64,
-              "layers_block_type": ["linear_attention", "hybrid", "hybrid"]},
+    "zamba": {
+        "num_hidden_layers": 3,
+        "attention_hidden_size": 64,
+        "layers_block_type": ["linear_attention", "hybrid", "hybrid"],
+    },
     "zamba2": {"num_hidden_layers": 3, "layers_block_type": ["linear_attention", "hybrid", "hybrid"]},
     "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 16},
-}  # fmt: skip
+}

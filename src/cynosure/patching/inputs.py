@@ -6,6 +6,7 @@ cannot do without is read from its forward's signature and its configuration.
 
 import inspect
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,13 @@ from cynosure.patching.labelled import IGNORED
 
 N_TOKENS = 8  # a row, besides those of an image
 Inputs = dict[str, Any]
+
+
+@dataclass
+class Encoded(BaseModelOutput):
+    """An encoder's output, without the mask that those of speech models have beside it."""
+
+    attention_mask: Tensor | None = None
 
 
 def probe_inputs(model: Any) -> Iterator[Inputs]:
@@ -44,7 +52,7 @@ def input_device(model: Any) -> torch.device:
     """Where a model takes its inputs: where its embedding runs, if Accelerate has offloaded that."""
     try:
         embedding = model.get_input_embeddings()
-    except NotImplementedError:  # of some models that see or hear
+    except NotImplementedError:  # a few encoder-decoders name none
         embedding = None
     weight = getattr(embedding, "weight", None)
     for module in (embedding, *model.modules()):
@@ -73,12 +81,6 @@ def labelled(ids: Tensor, **others: Any) -> Inputs:
 
 def text(model: Any) -> Iterator[Inputs]:
     yield labelled(tokens(model))
-
-
-class Encoded(BaseModelOutput):
-    """An encoder's output, all of whose places may be attended to."""
-
-    attention_mask = None
 
 
 def encoded(model: Any) -> Iterator[Inputs]:
@@ -159,6 +161,13 @@ def heard(model: Any) -> Iterator[Inputs]:
     yield labelled(tokens(model), input_features=noise(2, mels, 8 * N_TOKENS))
 
 
+def boxed(model: Any) -> Iterator[Inputs]:
+    """UDOP: a box of the page for each token, and the page."""
+    ids = tokens(model)
+    box = torch.tensor([0.1, 0.1, 0.2, 0.2]).expand(*ids.shape, 4)
+    yield labelled(ids, bbox=box, pixel_values=image(model, 2))
+
+
 def protein(model: Any) -> Iterator[Inputs]:
     ids = tokens(model) % 20 + 4
     yield labelled(tokens(model), protein_input_ids=ids, protein_attention_mask=torch.ones_like(ids))
@@ -177,7 +186,7 @@ def codebooks(model: Any) -> Iterator[Inputs]:
         sound = tokens(model, rows=2 * n)
         yield {
             "input_ids": tokens(model), "labels": sound,
-            "decoder_input_ids": sound.view(2, n, N_TOKENS).transpose(1, 2),
+            "decoder_input_ids": sound.view(2, n, N_TOKENS).transpose(1, 2).contiguous(),
         }  # fmt: skip
 
 
@@ -189,6 +198,7 @@ RECIPES: list[tuple[set[str], Callable[[Any], Iterator[Inputs]]]] = [
     ({"pixel_values", "image_attention_mask"}, attended_image),
     ({"pixel_values"}, seen),
     ({"input_features"}, heard),
+    ({"bbox", "pixel_values"}, boxed),
     ({"protein_input_ids"}, protein),
     ({"input_ids"}, codebooks),
 ]
