@@ -40,8 +40,12 @@ class Deferring(TorchFunctionMode):
         if func is F.linear:
             hidden, weight, bias = bound(*args, **(kwargs or {}))
             if any(layer.weight is weight for layer in self.layers):
-                return PendingLogits.of(Recipe(hidden, weight, bias, 1.0, None, product_dtype(hidden)), self.tell)
+                return self.logits(hidden, weight, bias)
         return func(*args, **(kwargs or {}))
+
+    def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """What such a product gives."""
+        return PendingLogits.of(Recipe(hidden, weight, bias, 1.0, None, product_dtype(hidden)), self.tell)
 
 
 def bound(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
