@@ -9,9 +9,10 @@ from torch.nn import functional as F
 
 from cynosure.loss import linear_cross_entropy
 from cynosure.models.head import Head, hidden_states, read_head
-from cynosure.patching.heads import Deferring, head_layers
+from cynosure.patching.heads import Deferring
 from cynosure.patching.ids import check_ids, embedding_rows
 from cynosure.patching.labelled import IGNORED
+from cynosure.patching.products import Product
 
 TOLERANCE = 1e-5
 
@@ -103,20 +104,22 @@ class Cut(Deferring):
     """Inside of it the head's products are made of hidden states that are cut off from what they were made of."""
 
     def __init__(self, model: Any) -> None:
-        super().__init__(head_layers(model), lambda _: None)
+        super().__init__(model)
         self.products: list[tuple[Tensor, Tensor]] = []  # the hidden states and the weight of each
 
-    def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        self.products.append((hidden.detach().requires_grad_(), weight))
-        return F.linear(self.products[-1][0], weight, bias)
+    def logits(self, product: Product) -> Tensor:
+        self.products.append((product.hidden.detach().requires_grad_(), product.weight))
+        return F.linear(*self.products[-1], product.bias)
 
 
 def own_loss(model: Any, head: Head, ids: Tensor, labels: Tensor, **options: int) -> LossAndGradients:
     """`model(..., labels=...)`, its hidden states cut off from the backbone so that only the head's gradient counts."""
     name = type(model).__name__
     try:
-        with torch.enable_grad(), Cut(model) as cut:
-            loss = model(input_ids=ids, labels=labels, use_cache=False, **options).loss
+        with torch.enable_grad():
+            cut = Cut(model)
+            with cut:
+                loss = model(input_ids=ids, labels=labels, use_cache=False, **options).loss
     except Exception as error:
         raise ValueError(f"{name} cannot be checked: its own loss of a few tokens fails: {error}") from error
     if len(cut.products) != 1 or cut.products[0][1].data_ptr() != head.weight.data_ptr():

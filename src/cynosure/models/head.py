@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cynosure.loss import TokenStats, token_stats
 from cynosure.models.cpu import fast_cpu
 from cynosure.models.finite import check_finite
-from cynosure.patching.heads import Deferring, head_layers
+from cynosure.patching.heads import Deferring
 from cynosure.patching.ids import embedding_rows
 from cynosure.patching.pending import PendingLogits, Recipe
 
@@ -61,11 +61,12 @@ def trace(model: Any, input_ids: Tensor, **inputs: Any) -> Recipe:
     ValueError, with the reason, where the model makes them in a way that cannot be followed.
     """
     asked: list[str] = []
-    with fast_cpu(input_ids.device), Deferring(head_layers(model), asked.append):
+    deferring = Deferring(model, asked.append)
+    with fast_cpu(input_ids.device), deferring:
         logits = model(input_ids=input_ids, use_cache=False, **inputs).logits
     if isinstance(logits, PendingLogits) and logits.made is None:
         return logits.recipe
-    why = f"{asked[0]} needs full logits" if asked else "the product that makes its logits is not a linear layer's"
+    why = deferring.why_not() or f"between its head and its logits, {asked[0] if asked else 'something'} needs them in full"
     raise ValueError(f"{type(model).__name__} cannot be split into backbone and head: {why}")
 
 

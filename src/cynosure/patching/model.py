@@ -39,7 +39,6 @@ class Patch:
             raise ValueError(f"this {name} is patched already: undo that first")
         if not is_the_loss(self.model.loss_function):
             raise ValueError(f"{name} cannot be patched: it has a loss function of its own")
-        head_layers(self.model)
         self.own_forward, self.own_loss = self.model.forward, self.model.loss_function
         self.heeded = heeded(self.own_loss)
         self.own = {name: value for name, value in vars(self.model).items() if name in OWN}
@@ -104,8 +103,9 @@ class Patch:
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own forward, its logits left out."""
         self.made_by.clear()
-        # The layers are looked up each time: PEFT and FSDP replace them or their weights after patching.
-        with Deferring(head_layers(self.model), self.made_by.append):
+        # Made anew each time: PEFT and FSDP replace layers or their weights after patching.
+        self.head = Deferring(self.model, self.made_by.append)
+        with self.head:
             return self.own_forward(*args, **kwargs)
 
     def loss(self, logits: Tensor, labels: Tensor | None = None, vocab_size: int | None = None, **options: Any) -> Any:
@@ -154,8 +154,9 @@ class Patch:
         ours = probe(model).loss
         self.warned = False
         if not self.fused:
-            why = f"{self.made_by[0]} needs full logits" if self.made_by else "it has a loss function of its own"
-            raise ValueError(f"{name} cannot be patched: between its head and its loss, {why}")
+            asked = f"between its head and its loss, {self.made_by[0]} needs full logits" if self.made_by else None
+            why = self.head.why_not() or asked or "it has a loss function of its own"
+            raise ValueError(f"{name} cannot be patched: {why}")
         tolerance = 16 * torch.finfo(model.dtype).eps
         if not abs(float(ours) - float(own)) <= tolerance * max(1.0, abs(float(own))):
             raise ValueError(

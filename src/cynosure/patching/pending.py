@@ -48,6 +48,28 @@ class Recipe:
             return replace(self, scale=self.scale * factor)
         return replace(self, scale=self.scale * factor, softcap=self.softcap * factor)
 
+    def times_each(self, factor: Tensor | float) -> "Recipe | None":
+        """Each class, (V,), times a factor of its own, or all times one of any sign; None where there is a cap.
+
+        It goes into the weight, so that a factor that is learned has its gradient.
+        """
+        if self.softcap is not None:
+            return None
+        column = factor[:, None] if isinstance(factor, Tensor) else factor
+        bias = None if self.bias is None else (self.bias * factor).to(self.bias.dtype)
+        return self.changed(weight=(self.weight * column).to(self.weight.dtype), bias=bias)
+
+    def plus_each(self, offset: Tensor, sign: int = 1) -> "Recipe | None":
+        """Each class plus, or minus, an offset of its own, (V,); None where there is a cap."""
+        if self.softcap is not None:
+            return None
+        offset = (offset * (sign / self.scale)).to(self.hidden.dtype)
+        return self.changed(bias=offset.expand(self.shape[-1]) if self.bias is None else self.bias + offset)
+
+    def changed(self, **parts: Tensor | None) -> "Recipe":
+        """With other weights, made of these; stale if these are."""
+        return replace(self, **parts, versions=(-1,) if self.stale else ())  # type: ignore[arg-type]
+
     def capped(self) -> "Recipe | None":
         """tanh of it; None where it has been capped before."""
         return replace(self, softcap=1.0) if self.softcap is None else None
@@ -63,11 +85,14 @@ class Recipe:
         """
         if self.softcap is not None or other.softcap is not None or self.shape != other.shape:
             return None
-        hidden = torch.cat([self.hidden * self.scale, other.hidden * other.scale], -1)
+        if self.hidden is other.hidden:
+            hidden, weight = self.hidden, self.weight * self.scale + other.weight * other.scale
+        else:
+            hidden = torch.cat([self.hidden * self.scale, other.hidden * other.scale], -1)
+            weight = torch.cat([self.weight, other.weight], 1)
         biases = [part.scale * part.bias for part in (self, other) if part.bias is not None]
         bias = sum(biases[1:], biases[0]).to(hidden.dtype) if biases else None
         hooks = self.before_backward + other.before_backward
-        weight = torch.cat([self.weight, other.weight], 1)
         found = Recipe(hidden, weight, bias, 1.0, None, self.dtype, hooks)
         return replace(found, versions=(-1,)) if self.stale or other.stale else found
 
@@ -139,7 +164,7 @@ class PendingLogits(Tensor):
                 return first.with_graph and first.recipe.requires_grad
             if name == "grad_fn":  # DistributedDataParallel asks whether there is one
                 return first.recipe.hidden.grad_fn if first.with_graph else None
-            if name == "register_hook" and args[1].__module__.startswith("torch.distributed.fsdp"):
+            if name == "register_hook" and of_fsdp(args[1]):
                 first.recipe = replace(first.recipe, before_backward=(*first.recipe.before_backward, args[1]))
                 return None
             changed = noted(name, args, kwargs)
@@ -155,6 +180,12 @@ class PendingLogits(Tensor):
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         raise RuntimeError(f"{func} was given logits that are not made yet: a fault of cynosure's own")
+
+
+def of_fsdp(hook: Any) -> bool:
+    """Whether a hook is one by which FSDP gathers weights before a backward; FSDP1's is a partial."""
+    module: str = getattr(hook, "func", hook).__module__
+    return module.startswith("torch.distributed.fsdp")
 
 
 def in_place(name: str) -> bool:
@@ -175,8 +206,8 @@ def noted(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recipe | 
     recipe = x.recipe
     if name == "tanh":
         return recipe.capped()
-    if name in ("add", "iadd", "radd") and len(rest) == 1 and isinstance(rest[0], PendingLogits) and not kwargs:
-        return recipe.plus(rest[0].recipe) if rest[0].made is None else None
+    if name in ("add", "iadd", "radd", "sub", "isub") and len(rest) == 1 and not kwargs:
+        return added(x, rest[0], -1 if "sub" in name else 1)
     if name in CASTS and not rest and not kwargs:
         return replace(recipe, dtype=CASTS[name])
     if name == "to":
@@ -193,12 +224,37 @@ def scaled(x: Any, y: Any, *, inverse: bool) -> Recipe | None:
     if not isinstance(x, PendingLogits):
         x, y = y, x
     if isinstance(y, Tensor):
-        if isinstance(y, PendingLogits) or y.numel() != 1 or y.requires_grad or y.ndim > x.ndim:
-            return None
-        y = y.item()
-    if isinstance(y, bool) or not isinstance(y, int | float) or y <= 0:
+        each = for_each_class(x, y)
+        if each is None or each.numel() != 1 or each.requires_grad:
+            return None if each is None else promoted(x.recipe.times_each(1 / each if inverse else each), y)
+        y = each.item()
+    if isinstance(y, bool) or not isinstance(y, int | float) or y == 0:
         return None
-    return x.recipe.times(1 / y if inverse else float(y))  # type: ignore[no-any-return]
+    factor = 1 / y if inverse else float(y)
+    return x.recipe.times(factor) if factor > 0 else x.recipe.times_each(factor)  # type: ignore[no-any-return]
+
+
+def added(x: PendingLogits, y: Any, sign: int) -> Recipe | None:
+    """A recipe plus, or minus, another or a vector of as many elements as there are classes."""
+    if isinstance(y, PendingLogits):
+        other = y.recipe if sign > 0 else y.recipe.times_each(-1.0)
+        return x.recipe.plus(other) if other is not None and y.made is None else None
+    each = for_each_class(x, y) if isinstance(y, Tensor) else None
+    return None if each is None else promoted(x.recipe.plus_each(each, sign), y)
+
+
+def promoted(recipe: Recipe | None, by: Tensor) -> Recipe | None:
+    """In the dtype to which a tensor that took part in an operation promotes the logits."""
+    if recipe is None:
+        return None
+    return replace(recipe, dtype=torch.result_type(torch.empty(1, dtype=recipe.dtype), by))
+
+
+def for_each_class(x: PendingLogits, y: Tensor) -> Tensor | None:
+    """(V,) or (1,): what a tensor is to each class of these logits; None where it is not the same for all rows."""
+    if isinstance(y, PendingLogits) or not 1 <= max(y.ndim, 1) <= x.ndim or y.numel() not in (1, x.shape[-1]):
+        return None
+    return y.reshape(-1) if y.numel() == (y.shape[-1] if y.ndim else 1) else None
 
 
 def cast(recipe: Recipe, rest: tuple[Any, ...], kwargs: dict[str, Any]) -> Recipe | None:
