@@ -63,10 +63,15 @@ def trace(model: Any, input_ids: Tensor, **inputs: Any) -> Recipe:
     asked: list[str] = []
     deferring = Deferring(model, asked.append)
     with fast_cpu(input_ids.device), deferring:
-        logits = model(input_ids=input_ids, use_cache=False, **inputs).logits
+        logits = getattr(model(input_ids=input_ids, use_cache=False, **inputs), "logits", None)
     if isinstance(logits, PendingLogits) and logits.made is None:
         return logits.recipe
-    why = deferring.why_not() or f"between its head and its logits, {asked[0] if asked else 'something'} needs them in full"
+    if logits is None:
+        why = "its forward gives no logits; where it is a backbone, give its head too"
+    elif asked:
+        why = f"between its head and its logits, {asked[0]} needs them in full"
+    else:
+        why = deferring.why_not() or "its logits are not those of its head"
     raise ValueError(f"{type(model).__name__} cannot be split into backbone and head: {why}")
 
 
@@ -93,11 +98,11 @@ def read_head(model: Any) -> Head:
         shapes = f"{tuple(recipe.hidden.shape)} for ids of shape {tuple(ids.shape)}"
         raise ValueError(f"{name} cannot be split into backbone and head: its hidden states are of shape {shapes}")
     half = ids.shape[1] // 2
-    later = trace(model, torch.cat([ids[:, :half], ids[:, half:].flip(1)], 1))
+    later = trace(model, torch.cat([ids[:, :half], ids[:, :half].flip(1)], 1))
     check_causal(name, recipe.hidden[:, :half], later.hidden[:, :half])
     head = Head.of_recipe(recipe)
     if not head.equals(Head.of_recipe(later)):
-        raise ValueError(f"{name} cannot be split into backbone and head: what it does to its logits hangs on the text")
+        raise ValueError(f"{name} cannot be split into backbone and head: what it does to its logits depends on the text")
     with fast_cpu(ids.device):  # for both: the rounding of other products could tell them apart
         ours = head.logits(recipe.hidden).float()
         theirs = model(input_ids=ids, use_cache=False).logits.float()

@@ -168,6 +168,6 @@ def of_parts(body: nn.Module, head: nn.Module | Tensor | Head, tokenizer: Any) -
                 f"and the head needs (1, 8, {head.weight.shape[1]})"
             )
         check_finite(body, type(body).__name__, hidden, lambda: run(ids))
-        later = torch.cat([ids[:, :4], ids[:, 4:].flip(1)], 1)
+        later = torch.cat([ids[:, :4], ids[:, :4].flip(1)], 1)
         check_causal(type(body).__name__, hidden[:, :4], run(later)[:, :4])
     return SplitModel(run, head, tokenizer, type(body).__name__, None, own)
