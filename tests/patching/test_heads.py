@@ -134,10 +134,10 @@ def test_a_head_of_another_make(make: str) -> None:
 class Unnamed(transformers.LlamaForCausalLM):
     """Its forward multiplies by the embedding, and it names another layer as its head, or none."""
 
-    named: Any = None
+    lies = False
 
     def get_output_embeddings(self) -> Any:
-        return self.named
+        return self.model.layers[0].mlp.up_proj if self.lies else None
 
     def forward(self, input_ids: Tensor, labels: Tensor | None = None, **kwargs: Any) -> Any:
         hidden = self.model(input_ids).last_hidden_state
@@ -150,7 +150,7 @@ def test_a_model_that_does_not_say_what_its_head_is_or_lies() -> None:
     torch.manual_seed(0)
     model = Unnamed(transformers.LlamaConfig(**SIZES)).eval()
     same_without_logits(model)
-    model.named = model.model.layers[0].mlp.up_proj
+    model.lies = True
     same_without_logits(model)
 
 

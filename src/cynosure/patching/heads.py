@@ -6,31 +6,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
-from torch.distributed.fsdp._runtime_utils import _unshard
+from torch.distributed.fsdp._runtime_utils import _reshard, _unshard
 from torch.distributed.tensor import DTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from cynosure.patching.pending import PendingLogits, Recipe, product_dtype
+from cynosure.patching.pending import Owner, PendingLogits
 from cynosure.patching.products import Product, product_of
 from cynosure.patching.quantized import dequantized, rounding
+from cynosure.patching.recipe import Recipe, product_dtype
 
 
 class Deferring(TorchFunctionMode):
-    """Inside of it the products that make logits of a model give stand-ins; `tell` as in `PendingLogits.of`.
+    """Inside of it the products that make logits of a model give stand-ins; `owner` as in `PendingLogits.of`.
 
     They are known by what they are, not by the module that makes them: a matrix of as many rows as there are classes,
     computed or not, times states. So the head may be any module, a parameter, or the embedding; its weight is the one
     that was multiplied by, and gradients go on to what that was made of.
     """
 
-    def __init__(self, model: Any, tell: Callable[[str], None] = lambda why: None) -> None:
+    def __init__(self, model: Any, owner: Owner) -> None:
         super().__init__()
         layers = head_layers(model)
-        self.classes, self.tell = class_counts(model), tell
+        self.classes, self.owner = class_counts(model), owner
         self.obstacle = rounding(layers)  # what there is in the head itself against putting it off
-        self.lent = dequantized(layers)
-        self.seen = False  # whether there was such a product
+        self.lent = dequantized(layers)  # entered with it
         self.grad_enabled = torch.is_grad_enabled()
 
     def __enter__(self) -> "Deferring":
@@ -41,6 +41,7 @@ class Deferring(TorchFunctionMode):
     def __exit__(self, *raised: Any) -> None:
         super().__exit__(*raised)  # type: ignore[no-untyped-call]
         self.lent.__exit__(*raised)
+        self.owner.obstacle = self.why_not()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -53,7 +54,8 @@ class Deferring(TorchFunctionMode):
     def logits(self, product: Product) -> Tensor:
         """What stands for the logits of such a product."""
         hidden, weight, bias = product
-        return PendingLogits.of(Recipe(hidden, weight, bias, 1.0, None, product_dtype(hidden)), self.asked)
+        self.owner.deferred += 1
+        return PendingLogits.of(Recipe(hidden, weight, bias, 1.0, None, product_dtype(hidden)), self.owner)
 
     def defers(self, product: Product) -> bool:
         """Whether this product can be put off; one of another grad mode is inside of an autograd function."""
@@ -62,27 +64,26 @@ class Deferring(TorchFunctionMode):
             return False
         if torch.is_grad_enabled() != self.grad_enabled or is_traceable_wrapper_subclass(hidden):
             return False
-        self.seen, self.obstacle = True, self.obstacle or sharded(weight)
+        self.obstacle = self.obstacle or sharded(weight)
         same_dtype = hidden.dtype == weight.dtype or torch.is_autocast_enabled(hidden.device.type)
         return same_dtype and self.obstacle is None
 
     def why_not(self) -> str | None:
         """Why the product that makes logits has not been put off; None where it has been."""
-        if self.obstacle is None and not self.seen:
+        if self.obstacle is None and not self.owner.deferred:
             counts = " or ".join(map(str, sorted(self.classes)))
             return f"no product of hidden states and one weight in its forward gives {counts} classes"
         return self.obstacle
 
-    def asked(self, why: str) -> None:
-        if why != "T":  # of the identity times low-rank weights, as PEFT's DoRA has it: a weight, not logits
-            self.tell(why)
-
 
 def class_counts(model: Any) -> set[int]:
-    """How many rows the matrix of a head may have: those of its weight, padding included, or the vocabulary."""
-    counts = [rows(layer) for layer in head_layers(model)]
-    vocab_size = getattr(model.config.get_text_config(), "vocab_size", None)
-    return {n for n in (max(counts, default=0), vocab_size) if n}
+    """How many rows the matrix of a head may have: as many as the vocabulary, or those of its padded weight.
+
+    A layer of fewer is no head, whatever the model says: its own loss reshapes logits to the vocabulary.
+    """
+    vocab_size = getattr(model.config.get_text_config(), "vocab_size", None) or 1
+    counts = {vocab_size, max(map(rows, head_layers(model)), default=0)}
+    return {n for n in counts if n >= vocab_size}
 
 
 def rows(layer: nn.Module) -> int:
@@ -110,6 +111,21 @@ def gather_head(model: Any) -> None:
             module.unshard()
         elif isinstance(module, FullyShardedDataParallel) and module._handle is not None:
             _unshard(module, module._handle, module._unshard_stream, module._pre_unshard_stream)
+
+
+def release(model: Any) -> None:
+    """Let go what is gathered after a forward that has no backward: an optimizer made now would hold it."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # the root keeps what it has gathered
+        elif isinstance(module, FullyShardedDataParallel) and module._handle is not None:
+            _reshard(module, module._handle, True)
+
+
+def is_in_fsdp1(model: Any) -> bool:
+    """Whether FSDP1 has put a model's weights into flat ones; FSDP2, with the same mark, leaves them DTensors."""
+    managed = getattr(model, "_is_fsdp_managed_module", False)
+    return managed and not any(isinstance(weight, DTensor) for weight in model.parameters())
 
 
 def sharded(weight: Tensor) -> str | None:

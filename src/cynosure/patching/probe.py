@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from cynosure.patching.heads import release
 from cynosure.patching.labelled import IGNORED
 
 N_TOKENS = 16  # in two rows
@@ -23,6 +24,4 @@ def probe(model: Any, **options: Any) -> Any:
     finally:
         for module in training:
             module.training = True
-        for module in model.modules():
-            if hasattr(module, "reshard"):
-                module.reshard()  # FSDP2's root keeps what it gathered, which an optimizer made now would hold
+        release(model)

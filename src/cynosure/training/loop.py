@@ -110,14 +110,18 @@ class Training(Trainer):
         self.batch = found[0]
         return found
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         """Trainer's own, of our objective; the plain loss is kept beside it."""
-        loss: Any = super().compute_loss(model, inputs, *args, **kwargs)
+        loss: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         targets = inputs["shift_labels"]
         counted = targets[targets >= 0]
-        assert self.patched.plain is not None
+        if self.patched.plain is None:
+            name = type(self.patched.model).__name__
+            raise ValueError(f"{name} does not divide its loss by the number of tokens of the whole batch")
         self.sums.add(
-            nats=float(self.patched.plain),
+            nats=float(self.patched.plain) / float(num_items_in_batch),
             objective=float(loss.detach()) / self.accelerator.num_processes,
             tokens=float(counted.numel()),
             n_bytes=0.0 if self.widths is None else float(self.widths[counted.cpu()].sum()),
