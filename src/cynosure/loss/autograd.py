@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from cynosure.loss.chunked import Gradients, Head, Job, Wanted, compute, compute_dlogits, compute_logits
+from cynosure.loss.chunked import Gradients, Job, Wanted, compute, compute_dlogits, compute_logits
 from cynosure.loss.forward import compute_loss
+from cynosure.loss.tensors import NO_TRANSFORMS, plain
 
 NO_SECOND = (
     "the fused loss has no second derivative: for double backward (Hessian-vector products, gradient penalties) use "
@@ -16,10 +17,6 @@ NO_SECOND = (
 NO_FORWARD = (
     "the fused loss has no forward-mode derivative: use reverse mode (backward), or "
     "torch.nn.functional.cross_entropy on full logits"
-)
-NO_TRANSFORMS = (
-    "the fused loss does not run under the transforms of torch.func (grad, vjp, jvp, vmap): use torch.autograd.grad or "
-    "backward, or torch.nn.functional.cross_entropy on full logits"
 )
 
 
@@ -59,24 +56,26 @@ class FusedSum(_FirstOrder):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, row_weight: Tensor, job: Job) -> Tensor:
-        ctx.job, ctx.wanted = job, Wanted(*ctx.needs_input_grad[:3])
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor | None, bias: Tensor | None, row_weight: Tensor, job: Job
+    ) -> Tensor:
+        ctx.job, ctx.wanted, head = job, Wanted(*ctx.needs_input_grad[:3]), job.head(weight, bias)
         if any(ctx.wanted):
-            loss, ctx.gradients = compute(job, hidden, Head(weight, bias), row_weight, ctx.wanted)
+            loss, ctx.gradients = compute(job, hidden, head, row_weight, ctx.wanted)
         else:
-            loss, ctx.gradients = compute_loss(job, hidden, Head(weight, bias)), None
+            loss, ctx.gradients = compute_loss(job, hidden, head), None
         ctx.dtypes = [None if x is None else x.dtype for x in (hidden, weight, bias)]
         ctx.save_for_backward(hidden, weight, bias, row_weight, loss)
         return (row_weight * loss).sum()
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
-        (dsum,) = upstream
+        dsum = plain("the upstream gradient", upstream[0])
         gradients: Gradients | None = ctx.gradients
         ctx.gradients = None
         if gradients is None and any(ctx.wanted):
             hidden, weight, bias, row_weight, _ = ctx.saved_tensors
-            gradients = compute(ctx.job, hidden, Head(weight, bias), row_weight, ctx.wanted)[1]
+            gradients = compute(ctx.job, hidden, ctx.job.head(weight, bias), row_weight, ctx.wanted)[1]
         parts: list[Tensor | None] = [None] * 3 if gradients is None else gradients.take(dsum.detach(), ctx.dtypes)
         drow_weight = dsum.detach() * ctx.saved_tensors[4] if ctx.needs_input_grad[3] else None
         return (*_first_order([*parts, drow_weight], ctx, dsum), None)
@@ -86,18 +85,19 @@ class FusedRows(_FirstOrder):
     """loss_i of every counted row; the backward makes the logits again, for any upstream: four GEMMs in all."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, job: Job) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor | None, bias: Tensor | None, job: Job) -> Tensor:
         ctx.job = job
         ctx.save_for_backward(hidden, weight, bias)
-        return compute_loss(job, hidden, Head(weight, bias))
+        return compute_loss(job, hidden, job.head(weight, bias))
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
         hidden, weight, bias = ctx.saved_tensors
         wanted = Wanted(*ctx.needs_input_grad[:3])
-        gradients = compute(ctx.job, hidden, Head(weight, bias), upstream[0].detach(), wanted)[1]
+        drows = plain("the upstream gradient", upstream[0])
+        gradients = compute(ctx.job, hidden, ctx.job.head(weight, bias), drows.detach(), wanted)[1]
         dtypes = [None if x is None else x.dtype for x in (hidden, weight, bias)]
-        return (*_first_order(gradients.take(None, dtypes), ctx, upstream[0]), None)
+        return (*_first_order(gradients.take(None, dtypes), ctx, drows), None)
 
 
 class LogitsRows(_FirstOrder):
@@ -112,8 +112,23 @@ class LogitsRows(_FirstOrder):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
         (logits,) = ctx.saved_tensors
-        dlogits = compute_dlogits(ctx.job, logits, upstream[0].detach())
-        return (*_first_order([dlogits], ctx, upstream[0]), None)
+        drows = plain("the upstream gradient", upstream[0])
+        dlogits = compute_dlogits(ctx.job, logits, drows.detach())
+        return (*_first_order([dlogits], ctx, drows), None)
+
+
+class Shapes(_FirstOrder):
+    """A result of a shape, without values, from tensors without values; so are their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, shape: torch.Size, dtype: torch.dtype, *given: Tensor | None) -> Tensor:
+        ctx.save_for_backward(*given)
+        first = next(x for x in given if x is not None)
+        return first.new_empty(shape, dtype=dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        return None, None, *(None if x is None else torch.empty_like(x) for x in ctx.saved_tensors)
 
 
 def apply(function: type[Function], *args: Any) -> Tensor:

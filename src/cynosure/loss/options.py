@@ -7,6 +7,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from cynosure.loss.tensors import is_abstract
+
 Reduction = Literal["mean", "sum", "none"]
 
 
@@ -59,6 +61,8 @@ class ReduceOptions:
         if isinstance(normalizer, Tensor):
             if normalizer.ndim != 0:
                 raise ValueError(f"normalizer must be a number or a 0-d tensor, got shape {tuple(normalizer.shape)}")
+            if is_abstract(normalizer):
+                return
             normalizer = normalizer.item()
         _check_number("normalizer", normalizer, "finite and not negative", low=0.0)
 
