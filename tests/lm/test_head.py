@@ -9,7 +9,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from cynosure.loss import linear_cross_entropy
 from cynosure.models import hidden_states, read_head, split
-from cynosure.patching.pending import Recipe
+from cynosure.patching.recipe import Recipe
 from tests.lm.conftest import byte_tokenizer, tiny_model
 
 FAMILIES = {
@@ -28,7 +28,8 @@ MAMBA = SIZES | {"state_size": 8}
 ATTENTION = SIZES | {"intermediate_size": 48, "num_attention_heads": 4, "max_position_embeddings": 64}
 LLAMA4 = {"num_key_value_heads": 2, "num_local_experts": 2, "intermediate_size_mlp": 48, "head_dim": 8}
 SPECIAL = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 1)
-DECODER = {"is_decoder": True, "is_encoder_decoder": False, "max_position_embeddings": 64}
+DECODER = {"is_decoder": True, "is_encoder_decoder": False, "max_position_embeddings": 64, "vocab_size": 300}
+DECODER |= {"d_model": 32, "decoder_layers": 2, "decoder_ffn_dim": 48}
 # Whose attributes do not say where head and backbone meet, by class of model and options of its configuration.
 TRACED: dict[str, tuple[str, dict[str, Any]]] = {
     "Llama4ForCausalLM": ("Llama4TextConfig", ATTENTION | LLAMA4),
@@ -36,7 +37,7 @@ TRACED: dict[str, tuple[str, dict[str, Any]]] = {
     "Mamba2ForCausalLM": ("Mamba2Config", MAMBA | {"num_heads": 8, "head_dim": 8, "n_groups": 1, "chunk_size": 8}),
     "FalconMambaForCausalLM": ("FalconMambaConfig", MAMBA),
     "OPTForCausalLM": ("OPTConfig", ATTENTION | {"ffn_dim": 48, "word_embed_proj_dim": 16}),
-    "BartForCausalLM": ("BartConfig", DECODER | {"vocab_size": 300, "d_model": 32, "decoder_layers": 2, "decoder_ffn_dim": 48}),
+    "BartForCausalLM": ("BartConfig", DECODER),
     "BertLMHeadModel": ("BertConfig", ATTENTION | {"is_decoder": True}),
     "ModernBertDecoderForCausalLM": ("ModernBertDecoderConfig", ATTENTION | SPECIAL),
 }  # fmt: skip

@@ -183,7 +183,9 @@ def test_nan_is_an_error_not_a_figure() -> None:
     apart = split(broken)
     with torch.no_grad():
         broken.model.model.norm.weight.fill_(torch.nan)
-    with pytest.raises(ValueError, match=r"tiny has weights that are not finite in float32: model.norm.weight .16 of 16.*NaN from doc0"):
+    with pytest.raises(
+        ValueError, match=r"tiny has weights that are not finite in float32: model.norm.weight .16 of 16.*NaN from doc0"
+    ):
         score(apart, DOCUMENTS, window=16)
 
 
@@ -235,7 +237,12 @@ def test_what_is_no_model_is_refused(model: LanguageModel) -> None:
     cases: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
         (3, {}, TypeError, "model must be a name, a LanguageModel or a torch module, got int"),
         (own, {}, TypeError, "a model in memory needs its tokenizer"),
-        (own.model, {"tokenizer": tokenizer}, ValueError, "its forward gives no logits; where it is a backbone, give its head too"),
+        (
+            own.model,
+            {"tokenizer": tokenizer},
+            ValueError,
+            "its forward gives no logits; where it is a backbone, give its head too",
+        ),
         (own.model, {"tokenizer": tokenizer, "head": own.model.norm}, ValueError, "head must be a linear layer"),
         (own.model, {"tokenizer": tokenizer, "head": torch.zeros(9, 3)}, ValueError, "the head needs .1, 8, 3."),
         (Acausal(own.model), {"tokenizer": tokenizer, "head": own.lm_head}, ValueError, "Acausal is not causal"),

@@ -49,8 +49,9 @@ class Scorer(NamedTuple):
     def states(self, batch: "list[Row]") -> tuple[Tensor, Tensor]:
         """The hidden states (n, D) before the scored tokens of a batch, and those tokens (n,)."""
         tasks = [row.task for row in batch]
-        ids, target = self.ids(tasks), torch.from_numpy(
-            np.concatenate([t.text.x[t.window.score_start : t.window.see_stop + 1] for t in tasks])
+        ids, target = (
+            self.ids(tasks),
+            torch.from_numpy(np.concatenate([t.text.x[t.window.score_start : t.window.see_stop + 1] for t in tasks])),
         )
         self.model.check_ids(ids, target)
         hidden = self.model.body(ids.to(self.model.device))

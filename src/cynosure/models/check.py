@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cynosure.loss import linear_cross_entropy
-from cynosure.models.head import Head, hidden_states, read_head
+from cynosure.models.head import Head, Tracer, forward, hidden_states, read_head
 from cynosure.patching.heads import Deferring
 from cynosure.patching.ids import check_ids, embedding_rows
 from cynosure.patching.labelled import IGNORED
@@ -69,7 +69,7 @@ def check(model: Any, input_ids: Tensor) -> list[Check]:
     ids = input_ids.to(head.weight.device)[None]
     with torch.no_grad():
         hidden = hidden_states(model, ids)
-        theirs = model(input_ids=ids, use_cache=False).logits
+        theirs = forward(model, ids).logits
         checks = [compare("logits", head.logits(hidden), theirs, wide(head).logits(hidden.double()))]
     return checks + list(losses(model, head, ids, hidden))
 
@@ -106,7 +106,7 @@ class Cut(Deferring):
     """Inside of it the head's products are made of hidden states that are cut off from what they were made of."""
 
     def __init__(self, model: Any) -> None:
-        super().__init__(model)
+        super().__init__(model, Tracer())
         self.products: list[tuple[Tensor, Tensor]] = []  # the hidden states and the weight of each
 
     def logits(self, product: Product) -> Tensor:
@@ -121,12 +121,13 @@ def own_loss(model: Any, head: Head, ids: Tensor, labels: Tensor, **options: int
         with torch.enable_grad():
             cut = Cut(model)
             with cut:
-                loss = model(input_ids=ids, labels=labels, use_cache=False, **options).loss
+                loss = forward(model, ids, labels=labels, **options).loss
     except Exception as error:
         raise ValueError(f"{name} cannot be checked: its own loss of a few tokens fails: {error}") from error
-    if len(cut.products) != 1 or cut.products[0][1].data_ptr() != head.weight.data_ptr():
+    products = [product for product in cut.products if product[1].data_ptr() == head.weight.data_ptr()]
+    if len(products) != 1:
         raise ValueError(f"{name} cannot be checked: its logits are not one product of a weight, merge its adapters")
-    d_hidden, d_weight = torch.autograd.grad(loss, cut.products[0])
+    d_hidden, d_weight = torch.autograd.grad(loss, products[0])
     return LossAndGradients(loss.detach(), d_hidden, d_weight[: head.weight.shape[0]])
 
 
@@ -137,7 +138,13 @@ def fused_loss(
     leaf, weight = hidden.detach().clone().requires_grad_(), head.weight.detach().clone().requires_grad_()
     with torch.enable_grad():
         loss = linear_cross_entropy(
-            leaf, weight, labels, bias=head.bias, scale=head.scale, softcap=head.softcap, shift=shift,
+            leaf,
+            weight,
+            labels,
+            bias=head.bias,
+            scale=head.scale,
+            softcap=head.softcap,
+            shift=shift,
             normalizer=normalizer,
         )
         d_hidden, d_weight = torch.autograd.grad(loss, [leaf, weight])

@@ -1,6 +1,6 @@
 """Models whose numbers are not finite: which of their tensors are the first, and what helps."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,21 +21,31 @@ def why_not_finite(module: nn.Module, name: str, run: Callable[[], Any]) -> str:
     """The sentence of the error: its weights that are not finite, or the first place where states overflow."""
     weights = {key: p for key, p in module.named_parameters() if p.is_floating_point()}
     dtype = next((str(p.dtype).removeprefix("torch.") for p in weights.values()), "float32")
-    wrong = [key for key, p in weights.items() if not p.isfinite().all()]
-    if wrong:
-        n = int((~weights[wrong[0]].isfinite()).sum())
-        more = f", and {len(wrong) - 1} more tensors" if len(wrong) > 1 else ""
+    found = {key: int((~p.isfinite()).sum()) for key, p in weights.items() if not p.isfinite().all()}
+    if found:
+        more = f", and {len(found) - 1} more tensors" if len(found) > 1 else ""
+        start = "The" if dtype == "float32" else "Load it in float32; if they remain, the"
         return (
-            f"{name} has weights that are not finite in {dtype}: {wrong[0]} ({n:,} of {weights[wrong[0]].numel():,})"
-            f"{more}. {'Load it in float32; if they remain, the' if dtype != 'float32' else 'The'} checkpoint is "
-            "damaged or its training diverged: use an earlier one"
+            f"{name} has weights that are not finite in {dtype}: {shown(weights, found)}{more}. "
+            f"{start} checkpoint is damaged or its training diverged: use an earlier one"
+        )
+    buffers = {key: p for key, p in module.named_buffers() if p.is_floating_point()}
+    found = {key: n for key, p in buffers.items() if (n := int((p.isnan() | (p == torch.inf)).sum()))}
+    if found:  # -inf may hide what attention must not see
+        return (
+            f"{name} has finite weights and a buffer that is not finite: {shown(buffers, found)}, as its configuration "
+            "has it: correct its config.json"
         )
     where = first_not_finite(module, run)
-    if dtype == "float16":
-        way = "load it in float32 or bfloat16"
-    else:
-        way = "its training diverged: use an earlier checkpoint"
+    ways = {"float16": "load it in float32 or bfloat16"}
+    way = ways.get(dtype, "its training diverged, use an earlier checkpoint")
     return f"{name} has finite weights, but its {where} overflow in {dtype}: {way}"
+
+
+def shown(tensors: Mapping[str, Tensor], found: dict[str, int]) -> str:
+    """The first of them, and how many of its elements are not finite."""
+    first, n = next(iter(found.items()))
+    return f"{first} ({n:,} of {tensors[first].numel():,})"
 
 
 @torch.no_grad()

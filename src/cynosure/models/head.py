@@ -4,7 +4,9 @@ Where one ends and the other begins is seen in the model's own forward, as `patc
 logits is put off, so that what enters it are the hidden states, and what follows is noted.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +16,12 @@ from cynosure.models.cpu import fast_cpu
 from cynosure.models.finite import check_finite
 from cynosure.patching.heads import Deferring
 from cynosure.patching.ids import embedding_rows
-from cynosure.patching.pending import PendingLogits, Recipe
+from cynosure.patching.losses import Asked
+from cynosure.patching.pending import PendingLogits
+from cynosure.patching.recipe import Recipe
 
-N_PROBED = 16  # tokens, the last half of which is changed to see whether the first half depends on them
+CACHING: WeakSet[Any] = WeakSet()  # models that fail without a cache, as xLSTM in half precision
+N_PROBED = 32  # tokens, the last half of which is changed and cut to see whether the first half depends on it
 
 
 class Head(NamedTuple):
@@ -55,23 +60,71 @@ def same(a: Tensor | None, b: Tensor | None) -> bool:
     return a.data_ptr() == b.data_ptr() or torch.equal(a, b)
 
 
+class Tracer:
+    """Who puts logits off to see what they are made of: an `Owner` of stand-ins."""
+
+    def __init__(self) -> None:
+        self.deferred = 0
+        self.obstacle: str | None = None
+        self.asked: list[str] = []  # what has asked for full logits
+
+    def tell(self, why: str) -> None:
+        if why != "T":  # of the identity times low-rank weights, as PEFT's DoRA has it: a weight, not logits
+            self.asked.append(why)
+
+    def loss(self, asked: Asked) -> Tensor:
+        return asked.labelled.loss(asked.reduction)
+
+    def why_not(self) -> str:
+        """Why the last forward gave logits that are made."""
+        if self.asked:
+            return f"between its head and its logits, {self.asked[0]} needs them in full"
+        return self.obstacle or "its logits are not those of its head"
+
+
+def forward(model: Any, input_ids: Tensor, **inputs: Any) -> Any:
+    """The output of a model that keeps no cache of keys and values, or one where it cannot run without.
+
+    ValueError where it cannot run on ids at all.
+    """
+    if model not in CACHING:
+        try:
+            return model(input_ids=input_ids, use_cache=False, **inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            pass
+    try:
+        output = model(input_ids=input_ids, **inputs)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        name = type(model).__name__
+        raise ValueError(f"{name} cannot be split into backbone and head: its forward fails on ids: {error}") from error
+    CACHING.add(model)
+    return output
+
+
 def trace(model: Any, input_ids: Tensor, **inputs: Any) -> Recipe:
     """What a causal language model's logits (B, T, V) are made of; its forward is run, and they are not made.
 
     ValueError, with the reason, where the model makes them in a way that cannot be followed.
     """
-    asked: list[str] = []
-    deferring = Deferring(model, asked.append)
-    with fast_cpu(input_ids.device), deferring:
-        logits = getattr(model(input_ids=input_ids, use_cache=False, **inputs), "logits", None)
+    with fast_cpu(input_ids.device):
+        return follow(model, lambda: forward(model, input_ids, **inputs))
+
+
+def follow(model: Any, call: Callable[[], Any]) -> Recipe:
+    """The same of a call of the model."""
+    tracer = Tracer()
+    with Deferring(model, tracer):
+        logits = getattr(call(), "logits", None)
     if isinstance(logits, PendingLogits) and logits.made is None:
         return logits.recipe
     if logits is None:
         why = "its forward gives no logits; where it is a backbone, give its head too"
-    elif asked:
-        why = f"between its head and its logits, {asked[0]} needs them in full"
     else:
-        why = deferring.why_not() or "its logits are not those of its head"
+        why = tracer.why_not()
     raise ValueError(f"{type(model).__name__} cannot be split into backbone and head: {why}")
 
 
@@ -85,47 +138,59 @@ def hidden_states(model: Any, input_ids: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def read_head(model: Any) -> Head:
+def read_head(model: Any, name: str | None = None) -> Head:
     """The head of a causal language model: weight and bias, scale and softcap, as its own forward applies them.
 
     Verified on a few tokens against the model's own logits. Raises ValueError, with the reason, when the model has no
-    such head, when it gives NaN or overflows, when the logits differ, or when the hidden states see later tokens.
+    such head, when it gives NaN or overflows, when the logits differ, or when the hidden states see later tokens;
+    `name` is what errors call it, by default its class.
     """
-    name, ids = type(model).__name__, probed_ids(model)
+    name, ids = name or type(model).__name__, probed_ids(model)
     recipe = trace(model, ids)
     check_finite(model, name, recipe.hidden, lambda: trace(model, ids))
     if recipe.hidden.shape[:-1] != ids.shape:
         shapes = f"{tuple(recipe.hidden.shape)} for ids of shape {tuple(ids.shape)}"
         raise ValueError(f"{name} cannot be split into backbone and head: its hidden states are of shape {shapes}")
     half = ids.shape[1] // 2
-    later = trace(model, torch.cat([ids[:, :half], ids[:, :half].flip(1)], 1))
+    later = trace(model, torch.cat([ids[:, :half], ids[:, :half].flip(1)[:, : half // 2]], 1))
     check_causal(name, recipe.hidden[:, :half], later.hidden[:, :half])
     head = Head.of_recipe(recipe)
     if not head.equals(Head.of_recipe(later)):
-        raise ValueError(f"{name} cannot be split into backbone and head: what it does to its logits depends on the text")
+        raise ValueError(
+            f"{name} cannot be split into backbone and head: what it does to its logits depends on the text"
+        )
     with fast_cpu(ids.device):  # for both: the rounding of other products could tell them apart
         ours = head.logits(recipe.hidden).float()
-        theirs = model(input_ids=ids, use_cache=False).logits.float()
+        theirs = forward(model, ids).logits.float()
     check_finite(model, name, theirs, lambda: trace(model, ids))
     if not agree(ours, theirs, head.weight.dtype):
         raise ValueError(f"{name} cannot be split into backbone and head: {difference(ours, theirs)}")
     return head
 
 
+@torch.no_grad()
+def current_head(model: Any) -> Head:
+    """The head of a model that `read_head` has verified, its weights as they are now."""
+    return Head.of_recipe(trace(model, probed_ids(model)[:, :2]))
+
+
 def probed_ids(model: Any) -> Tensor:
     """(1, T) ids that a model is sure to know, spread over its vocabulary."""
     config = model.config.get_text_config()
     n_rows = embedding_rows(model) or config.vocab_size
-    n_tokens = min(N_PROBED, getattr(config, "max_position_embeddings", None) or N_PROBED)
+    most = getattr(config, "max_position_embeddings", None) or N_PROBED
+    n_tokens = min(N_PROBED, most if most > 1 else N_PROBED)  # -1 is for no limit
     ids = torch.linspace(n_rows // 8, n_rows // 2, n_tokens, device=next(model.parameters()).device)
     return ids.long()[None]
 
 
 def check_causal(name: str, hidden: Tensor, other: Tensor) -> None:
-    """ValueError when the states of the same tokens are others with other tokens behind them."""
+    """ValueError when the states of the same tokens are others with other and fewer tokens behind them."""
     tolerance = torch.finfo(hidden.dtype).eps ** 0.5
     if (hidden - other).float().norm() > tolerance * hidden.float().norm():
-        raise ValueError(f"{name} is not causal: its hidden states depend on the tokens that follow")
+        raise ValueError(
+            f"{name} is not causal: its hidden states depend on the tokens that follow, or on how many there are"
+        )
 
 
 def agree(ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> bool:

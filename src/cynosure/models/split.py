@@ -127,7 +127,7 @@ def split(
 
 
 def of_language_model(model: LanguageModel) -> SplitModel:
-    head = read_head(model.model)
+    head = read_head(model.model, model.name)
     return SplitModel(
         lambda ids: hidden_states(model.model, ids),
         head,

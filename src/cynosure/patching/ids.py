@@ -22,8 +22,7 @@ def check_ids(ids: Tensor, n_rows: int | None, name: str, tokenizer: Any = None)
     Traceback (most recent call last):
     ValueError: token 600 is beyond tiny, which has 600 (ids 0 to 599): use the tokenizer it was trained with, or ...
     """
-    wrong = ids[(ids < 0) | (ids >= n_rows)] if n_rows is not None else ids[:0]
-    if len(wrong) == 0:
+    if n_rows is None or not len(wrong := ids[(ids < 0) | (ids >= n_rows)]):
         return
     id_ = int(wrong[0])
     text = tokenizer.convert_ids_to_tokens(id_) if tokenizer is not None and id_ >= 0 else None

@@ -12,6 +12,7 @@ from cynosure.models.audit.batch import Batch, pulled
 from cynosure.models.audit.findings import Report
 from cynosure.models.audit.subject import Subject
 from cynosure.models.audit.truth import Nll, Own, nll_of, own_logits, reduced, split_of
+from cynosure.models.finite import why_not_finite
 from cynosure.patching.labelled import IGNORED
 
 FACTORS = 64  # whole factors that are recognised, such as numbers of accumulated steps
@@ -44,8 +45,10 @@ def compare_loss(subject: Subject, batch: Batch, report: Report, *, fused: bool)
     slack = right.slack / right.n + rounding_of(loss)
     if not math.isfinite(right.total):
         bad = (~torch.isfinite(right.nats)) & right.counted
+        why = why_not_finite(subject.inner, type(subject.inner).__name__, lambda: own_logits(subject, batch))
         report.find(
-            "not-finite", f"the model's own logits give a loss of {float(right.nats[bad][0])} at {batch.place(bad)}"
+            "not-finite",
+            f"the model's own logits give a loss of {float(right.nats[bad][0])} at {batch.place(bad)}: {why}",
         )
         return Compared(batch, right, 0.0, False)
     auxiliary = min((0.0, extra), key=lambda x: abs(found - right.mean - x))
@@ -140,10 +143,13 @@ def wrong_shifts(batch: Batch, own: Own) -> Iterator[Reason]:
 
 def wrong_heads(subject: Subject, batch: Batch, own: Own) -> Iterator[Reason]:
     found = split_of(subject, batch, own)
-    for names, head in reduced(found[1]) if found else ():
+    if found is None:
+        return
+    hidden, whole = found
+    for names, head in reduced(whole):
         faults = tuple(f"{name}-dropped" for name in names)
         with subject.precision():
-            logits = head.logits(found[0])
+            logits = head.logits(hidden)
         yield from mean_reason(faults, f"without the {' and '.join(names)} of the head they give",
                                nll_of(own, batch.truth, logits))  # fmt: skip
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cynosure.models.audit.batch import Batch
 from cynosure.models.audit.subject import Subject
-from cynosure.models.head import Head, agree, trace
+from cynosure.models.head import Head, agree, follow
 from cynosure.patching.labelled import IGNORED
 
 CHUNK = 1 << 22  # logits in float64 at a time
@@ -137,10 +137,9 @@ def d_logits(logits: Tensor, target: Tensor) -> Tensor:
 
 def split_of(subject: Subject, batch: Batch, own: Own) -> tuple[Tensor, Head] | None:
     """The hidden states and the head that logits are made of, verified on these; None where they are not known."""
-    inputs = {name: value for name, value in subject.inputs(batch.given).items() if name != "use_cache"}
     try:
         with subject.precision():
-            recipe = trace(subject.inner, inputs.pop("input_ids"), **inputs)
+            recipe = follow(subject.inner, lambda: subject.model(**subject.inputs(batch.given)))
             head = Head.of_recipe(recipe)
             ours = head.logits(recipe.hidden)
     except ValueError:
