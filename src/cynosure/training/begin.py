@@ -15,7 +15,7 @@ from cynosure.models.load import find_code, find_device, find_tokenizer, load_to
 from cynosure.patching import Patch
 from cynosure.patching.ids import check_ids, embedding_rows
 from cynosure.text import Division, Packed
-from cynosure.training.data import Data, make_vocabulary, write_data
+from cynosure.training.data import TOKENS, Data, make_vocabulary, write_data
 from cynosure.training.folder import DATA, RunFolder, first_sound
 from cynosure.training.integrity import check_files, digests_of, weights_digest
 from cynosure.training.manifest import DATA_DIGESTS, KEPT
@@ -192,7 +192,10 @@ def check_tokens(data: Data, model: Any, tokenizer: Any) -> None:
     """ValueError for tokens that the model has no embedding of."""
     ids = data.tokenised().ids
     ends = torch.tensor([int(ids.min()), int(ids.max())] if len(ids) else [])
-    check_ids(ends, embedding_rows(model), "the model's embedding", tokenizer)
+    try:
+        check_ids(ends, embedding_rows(model), "the model's embedding", tokenizer)
+    except ValueError as error:
+        raise ValueError(f"{data.folder / TOKENS}: {error}") from error
 
 
 def environment() -> Figures:
