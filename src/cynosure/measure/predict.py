@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from cynosure.loss import TokenStats
-from cynosure.models import LanguageModel, hidden_states, read_head
+from cynosure.models import LanguageModel, split
 from cynosure.system.escapes import quoted
 from cynosure.text import prefix_token, token_texts, tokenize
 
@@ -124,12 +124,16 @@ def predict(model: LanguageModel, text: str, *, truth: str | None = None, top: i
         raise ValueError(
             f"the text is {len(x)} tokens long, more than the {model.max_positions} positions of {model.name}"
         )
-    head = read_head(model.model)
+    parted = split(model)
     n_rows = max(1, len(after))
+    seen, target = x[: len(before) + n_rows - 1], torch.tensor(after or [0])
+    parted.check_ids(seen, target)
+    ids = seen[None].to(parted.device)
     with torch.inference_mode():
-        hidden = hidden_states(model.model, x[None, : len(before) + n_rows - 1].to(model.device))[0, -n_rows:]
-        target = torch.tensor(after or [0], device=model.device)
-        stats = head.stats(hidden, target, topk=min(top, head.weight.shape[0]))
+        hidden = parted.body(ids)[0, -n_rows:]
+        stats = parted.head.stats(hidden, target.to(parted.device), topk=min(top, len(parted.head.weight)))
+    if stats.nll.isnan().any():
+        raise ValueError(parted.why_not_finite(ids))
     rows = [candidates(model, stats, row) for row in range(n_rows)]
     surprises = tuple(surprise(model, stats, row, id_, rows[row][0]) for row, id_ in enumerate(after))
     return Prediction(model.name, text, float(stats.entropy[0]), rows[0], surprises)

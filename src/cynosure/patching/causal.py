@@ -4,6 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
+from cynosure.patching.find import find_causal_lm
+from cynosure.patching.ids import check_ids, embedding_rows
 from cynosure.patching.labelled import IGNORED
 from cynosure.patching.model import Patch
 
@@ -21,7 +23,7 @@ def causal_lm_loss(
     `input_ids` (B, T); `labels` (B, T) are by default these, ignored where `attention_mask` is 0; -100 is ignored. The
     mean over the tokens that are not, or the sum divided by `normalizer`, the number of them in a whole accumulated or
     distributed batch. `model_inputs` go to the model. Errors as of `patch`, which is in place during the call unless it
-    has been before.
+    has been before; ValueError for ids that the model has no embedding of.
 
     >>> import torch
     >>> from tests.lm.conftest import tiny_model
@@ -34,6 +36,8 @@ def causal_lm_loss(
     given = model_inputs | {"input_ids": input_ids, "labels": labels, "attention_mask": attention_mask}
     if normalizer is not None:
         given["num_items_in_batch"] = normalizer
+    inner = find_causal_lm(model)
+    check_ids(input_ids, embedding_rows(inner), f"the embedding of {type(inner).__name__}")
     with Patch.on(model):
         found: Tensor = model(**given).loss
     return found

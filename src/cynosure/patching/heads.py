@@ -49,6 +49,10 @@ class Deferring(TorchFunctionMode):
         product = product_of(func, args, kwargs or {})
         if product is None or product.weight.shape[0] not in self.classes or not self.defers(product):
             return func(*args, **(kwargs or {}))
+        return self.logits(product)
+
+    def logits(self, product: Product) -> Tensor:
+        """What stands for the logits of such a product."""
         hidden, weight, bias = product
         self.owner.deferred += 1
         return PendingLogits.of(Recipe(hidden, weight, bias, 1.0, None, product_dtype(hidden)), self.owner)

@@ -37,10 +37,11 @@ def check_gradients(subject: Subject, compared: Compared, report: Report) -> Non
 def examined(model: Any) -> dict[str, nn.Parameter]:
     """The head's weight and the last trained parameter beside it, which costs no backward through all layers."""
     trained = {name: parameter for name, parameter in model.named_parameters() if is_examinable(parameter)}
-    head = getattr(model.get_output_embeddings(), "weight", None)
+    layer = model.get_output_embeddings()
+    head = getattr(layer, "weight", None)
     found = {name: parameter for name, parameter in trained.items() if parameter is head}
-    inside = {id(parameter) for parameter in model.base_model.parameters()}
-    body = [name for name, parameter in trained.items() if parameter is not head and id(parameter) in inside]
+    of_head = set(layer.parameters()) if layer is not None else set()
+    body = [name for name, parameter in trained.items() if parameter not in of_head]
     return found | {name: trained[name] for name in body[-1:]}
 
 

@@ -63,6 +63,12 @@ class Subject:
             raise TypeError(f"{self.name} gives {what} as the loss of a batch: {way}")
         return found
 
+    def precision(self) -> torch.autocast:
+        """The autocast that the loss has run its model under."""
+        kind = self.device.type
+        dtype = self.autocast or torch.get_autocast_dtype(kind)
+        return torch.autocast(kind, dtype, enabled=self.autocast is not None)
+
     def note_autocast(self, *_: Any) -> None:
         kind = self.device.type
         self.autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
