@@ -47,9 +47,22 @@ class Opened(Float8):
 
 
 class LinearAlone(Float8):
-    """The same, which can be multiplied by and detached, and nothing else."""
+    """The same, which can be multiplied by, detached and copied, and nothing else."""
 
-    KNOWN = ("mm", "addmm", "t", "detach", "alias", "_to_copy", "matmul", "linear", "view", "_unsafe_view")
+    KNOWN = (
+        "mm",
+        "addmm",
+        "clone",
+        "copy_",
+        "t",
+        "detach",
+        "alias",
+        "_to_copy",
+        "matmul",
+        "linear",
+        "view",
+        "_unsafe_view",
+    )
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
