@@ -47,7 +47,7 @@ class Opened(Float8):
 
 
 class LinearAlone(Float8):
-    """The same, which can be multiplied by, detached and copied, and nothing else."""
+    """The same, which can be multiplied by and detached, and nothing else."""
 
     KNOWN = (
         "mm",

@@ -288,7 +288,7 @@ class OfParts(nn.Module):
     def __init__(self, linear: nn.Module, kind: type[Tensor], more: str) -> None:
         super().__init__()
         self.more = more
-        self.register_buffer("weight", kind(linear.weight))
+        self.weight = kind(linear.weight)
         self.factor, self.update = nn.Parameter(torch.rand(128) + 0.5), nn.Linear(64, 128, bias=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
