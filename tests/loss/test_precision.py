@@ -32,7 +32,8 @@ def compare(case, dtype, backend, upstream=None, error=max_error, **how):
     truth["losses"], theirs["losses"] = each.double().call(oracle.loss), each.call(oracle.loss)
     ours["losses"] = each.call(linear_cross_entropy, backend=backend, **how)
     for name, x in ours.items():
-        assert x.dtype == (oracle.wide(dtype) if name.startswith("loss") else dtype), name
+        own = case.probability().dtype if name == "dprobability" else dtype
+        assert x.dtype == (oracle.wide(dtype) if name.startswith("loss") else own), name
         y = truth[name]
         eps = torch.finfo(torch.float32).eps * y.abs().max().item() * (4 if x.dim() == 0 else 1)
         assert_three_way(x, theirs[name], y, eps=eps, name=name, error=error)

@@ -1,6 +1,7 @@
 """Heads of every make: the same loss and gradients without logits, or the true reason why not."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,10 +9,13 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
+from torch.distributed.tensor import Replicate
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
 from cynosure.patching import patch
+from tests.loss.subclasses import Float8, LinearAlone, Opened
 from tests.patching.test_patch import SIZES, V, assert_same, batch, family, step
 
 D = SIZES["hidden_size"]
@@ -255,6 +259,67 @@ def test_torchaos_training_in_float8_is_refused_and_with_rounded_weights_served(
     assert refusal(model) == (
         "LlamaForCausalLM cannot be patched: its head is torchao's float8 layer, which rounds hidden states too: leave "
         "the head out of quantization"
+    )
+
+
+def is_head(module: nn.Module, name: str) -> bool:
+    return name.endswith("lm_head")
+
+
+TORCHAO = ["Float8WeightOnlyConfig", "Int8WeightOnlyConfig", "IntxWeightOnlyConfig"]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("config", TORCHAO)
+def test_torchaos_rounded_weights(config: str, adapted: bool) -> None:
+    torchao = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
+    model = quantized(lambda linear: linear)
+    torchao.quantize_(model, getattr(torchao, config)(), is_head)
+    if adapted:
+        lora = LoraConfig(target_modules=["lm_head"], init_lora_weights=False, task_type="CAUSAL_LM")
+        model = get_peft_model(model, lora)
+    same_without_logits(model)
+
+
+class OfParts(nn.Module):
+    """A head whose weight is a tensor without memory; its logits may be scaled for each class, or have an update."""
+
+    def __init__(self, linear: nn.Module, kind: type[Tensor], more: str) -> None:
+        super().__init__()
+        self.more = more
+        self.weight = kind(linear.weight)
+        self.factor, self.update = nn.Parameter(torch.rand(128) + 0.5), nn.Linear(64, 128, bias=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        logits = F.linear(hidden, self.weight)
+        if self.more == "factor":
+            return logits * self.factor
+        return logits + self.update(torch.tanh(hidden)) if self.more == "update" else logits
+
+
+@pytest.mark.parametrize("more", ["nothing", "factor", "update"])
+@pytest.mark.parametrize("kind", [Float8, Opened, LinearAlone])
+def test_a_weight_without_memory(kind: type[Tensor], more: str) -> None:
+    same_without_logits(quantized(lambda linear: OfParts(linear, kind, more)))
+
+
+@pytest.fixture
+def mesh(tmp_path: Path) -> Iterator[Any]:
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1, init_method=f"file://{tmp_path}/store")
+    yield torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("gathered", [False, True])
+def test_tensor_parallel_heads_are_refused(mesh: Any, gathered: bool) -> None:
+    model = family("Llama")
+    style = ColwiseParallel(output_layouts=Replicate()) if gathered else ColwiseParallel()
+    parallelize_module(model, mesh, {"lm_head": style})
+    assert refusal(model) == (
+        "LlamaForCausalLM cannot be patched: its head is tensor-parallel, its weight a DTensor of placements "
+        "(Shard(dim=0),): leave the head out of that"
     )
 
 

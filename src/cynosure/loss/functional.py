@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cynosure.loss.autograd import FusedRows, FusedSum, LogitsRows, Shapes, apply
 from cynosure.loss.chunked import Job
-from cynosure.loss.head import Head, OwnHead, make_head
+from cynosure.loss.head import Head, OwnHead, check_frozen, make_head
 from cynosure.loss.options import ReduceOptions, Reduction, RowOptions, accumulation_dtype
 from cynosure.loss.plan import check_chunk_tokens, choose_backend
 from cynosure.loss.targets import Batch, TargetLike, check_target, make_batch, probability_of
@@ -204,15 +204,6 @@ def check_floating(name: str, x: object) -> Tensor:
     if x.dtype not in COMPUTED:
         raise TypeError(f"{name} is {x.dtype}, which torch stores but does not compute in: cast it, say to bfloat16")
     return x
-
-
-def check_frozen(weight: Tensor) -> None:
-    """Refuse to leave out the gradient of a weight that multiplies by itself."""
-    if torch.is_grad_enabled() and weight.requires_grad:
-        raise NotImplementedError(
-            f"weight is a {type(weight).__name__} that requires grad, and only its class knows that gradient: freeze "
-            "it (weight.requires_grad_(False)), or train a plain weight"
-        )
 
 
 def matmul_dtype(hidden: Tensor) -> torch.dtype:

@@ -62,9 +62,9 @@ class Deferring(TorchFunctionMode):
         hidden, weight, _ = product
         if isinstance(hidden, PendingLogits) or isinstance(weight, PendingLogits):
             return False
+        self.obstacle = self.obstacle or sharded(weight)
         if torch.is_grad_enabled() != self.grad_enabled or is_traceable_wrapper_subclass(hidden):
             return False
-        self.obstacle = self.obstacle or sharded(weight)
         same_dtype = hidden.dtype == weight.dtype or torch.is_autocast_enabled(hidden.device.type)
         return same_dtype and self.obstacle is None
 

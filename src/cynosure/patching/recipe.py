@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cynosure.loss.head import readable
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -36,6 +38,11 @@ class Recipe:
             object.__setattr__(self, "versions", versions(self.weight, self.bias))
         if self.lead is None:
             object.__setattr__(self, "lead", self.rows)
+
+    @property
+    def matrix(self) -> Tensor:
+        """The weight as it can be changed: a quantized one dequantized."""
+        return readable(self.weight)
 
     @property
     def stale(self) -> bool:
@@ -75,7 +82,7 @@ class Recipe:
 
     def classes(self, n: int) -> "Recipe":
         """The first n classes alone."""
-        return replace(self, weight=self.weight[:n], bias=None if self.bias is None else self.bias[:n])
+        return replace(self, weight=self.matrix[:n], bias=None if self.bias is None else self.bias[:n])
 
     def times_each(self, factor: Tensor | float) -> "Recipe | None":
         """Each class, (V,), times a factor of its own, or all times one of any sign; None where there is a cap.
@@ -86,7 +93,7 @@ class Recipe:
             return None
         column = factor[:, None] if isinstance(factor, Tensor) else factor
         bias = None if self.bias is None else (self.bias * factor).to(self.bias.dtype)
-        return self.changed(weight=(self.weight * column).to(self.weight.dtype), bias=bias)
+        return self.changed(weight=(self.matrix * column).to(self.weight.dtype), bias=bias)
 
     def plus_each(self, offset: Tensor, sign: float = 1) -> "Recipe | None":
         """Each class plus, or minus, an offset of its own, (V,); None where there is a cap."""
@@ -107,10 +114,10 @@ class Recipe:
         if self.softcap is not None or other.softcap is not None or self.shape != other.shape:
             return None
         if self.hidden is other.hidden:
-            hidden, weight = self.hidden, self.weight * self.scale + other.weight * other.scale
+            hidden, weight = self.hidden, self.matrix * self.scale + other.matrix * other.scale
         else:
             hidden = torch.cat([self.hidden * self.scale, other.hidden * other.scale], -1)
-            weight = torch.cat([self.weight, other.weight], 1)
+            weight = torch.cat([self.matrix, other.matrix], 1)
         biases = [part.scale * part.bias for part in (self, other) if part.bias is not None]
         bias = sum(biases[1:], biases[0]).to(hidden.dtype) if biases else None
         hooks = self.before_backward + other.before_backward

@@ -104,7 +104,7 @@ def gradient_difference(found: Labelled) -> str | None:
             ours = torch.autograd.grad(found.loss("sum", chunk_tokens=half), list(asked.values()))
     eps = torch.finfo(product_dtype(recipe.hidden)).eps
     tolerance = max(eps**0.5, 16 * eps * float(logits.detach().abs().max()))
-    slack = eps * max(float(x.detach().float().norm(dim=-1).max()) for x in (recipe.hidden, recipe.weight))
+    slack = eps * max(float(x.detach().float().norm(dim=-1).max()) for x in (recipe.hidden, recipe.matrix))
     for name, a, b in zip(asked, own, ours, strict=True):
         error, norm = float((b.double() - a.double()).norm()), float(a.double().norm())
         if not error <= tolerance * norm + slack:
