@@ -8,6 +8,7 @@ from torch.autograd import Function
 
 from cynosure.loss.chunked import Gradients, Head, Job, Wanted, compute, compute_dlogits, compute_logits
 from cynosure.loss.forward import compute_loss
+from cynosure.loss.transforms import refuse_batched
 
 NO_SECOND = (
     "the fused loss has no second derivative: for double backward (Hessian-vector products, gradient penalties) use "
@@ -16,10 +17,6 @@ NO_SECOND = (
 NO_FORWARD = (
     "the fused loss has no forward-mode derivative: use reverse mode (backward), or "
     "torch.nn.functional.cross_entropy on full logits"
-)
-NO_TRANSFORMS = (
-    "the fused loss does not run under the transforms of torch.func (grad, vjp, jvp, vmap): use torch.autograd.grad or "
-    "backward, or torch.nn.functional.cross_entropy on full logits"
 )
 
 
@@ -71,6 +68,7 @@ class FusedSum(_FirstOrder):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
+        refuse_batched(upstream[0])
         (dsum,) = upstream
         gradients: Gradients | None = ctx.gradients
         ctx.gradients = None
@@ -93,6 +91,7 @@ class FusedRows(_FirstOrder):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
+        refuse_batched(upstream[0])
         hidden, weight, bias = ctx.saved_tensors
         wanted = Wanted(*ctx.needs_input_grad[:3])
         gradients = compute(ctx.job, hidden, Head(weight, bias), upstream[0].detach(), wanted)[1]
@@ -111,6 +110,7 @@ class LogitsRows(_FirstOrder):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
+        refuse_batched(upstream[0])
         (logits,) = ctx.saved_tensors
         dlogits = compute_dlogits(ctx.job, logits, upstream[0].detach())
         return (*_first_order([dlogits], ctx, upstream[0]), None)
@@ -120,10 +120,5 @@ def apply(function: type[Function], *args: Any) -> Tensor:
     """Apply one of these functions; without grad mode its inputs ask for no gradient, so none is made ahead."""
     if not torch.is_grad_enabled():
         args = tuple(x.detach() if isinstance(x, Tensor) else x for x in args)
-    try:
-        result: Tensor = function.apply(*args)  # type: ignore[no-untyped-call]
-    except RuntimeError as error:
-        if "functorch transforms" in str(error):
-            raise NotImplementedError(NO_TRANSFORMS) from error
-        raise
+    result: Tensor = function.apply(*args)  # type: ignore[no-untyped-call]
     return result

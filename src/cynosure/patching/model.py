@@ -21,6 +21,7 @@ from cynosure.patching.heads import Deferring, gather_head, head_layers
 from cynosure.patching.labelled import IGNORED, PLAIN, Labelled, mean_of
 from cynosure.patching.pending import PendingLogits
 from cynosure.patching.probe import probe
+from cynosure.system.apart import apart
 
 NUMBERS = count()
 KNOWN = ("num_items_in_batch", "ignore_index", "shift_labels")  # options of its own loss that the fused one takes
@@ -193,8 +194,11 @@ def forward_of(model: Any, number: int) -> Any:
 @lru_cache(maxsize=32)  # asked at each call of `causal_lm_loss`
 def is_the_loss(loss_function: Any) -> bool:
     """Whether a loss function is transformers' own for causal models, by its name and by what it gives."""
-    if getattr(loss_function, "__name__", "") != "ForCausalLMLoss":
-        return False
+    return getattr(loss_function, "__name__", "") == "ForCausalLMLoss" and apart(gives_the_loss, loss_function)
+
+
+def gives_the_loss(loss_function: Any) -> bool:
+    """Whether a loss function gives what transformers' own does, with and without a number of items."""
     generator = torch.Generator().manual_seed(0)
     logits, labels = torch.randn(2, 6, 11, generator=generator) * 3, torch.arange(12).view(2, 6) % 11
     labels[:, 2] = IGNORED
