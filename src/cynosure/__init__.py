@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 WINGS = {
     "loss": ("CrossEntropyLoss", "LinearCrossEntropyLoss", "Plan", "TokenStats", "cross_entropy", "explain",
-             "linear_cross_entropy", "token_logprobs", "token_stats"),
+             "linear_cross_entropy", "logits_token_logprobs", "logits_token_stats", "token_logprobs", "token_stats"),
     "text": ("Document",),
     "patching": ("Patch", "TrainerPatch", "causal_lm_loss", "patch", "unpatch"),
     "models": ("LanguageModel", "audit", "load"),

@@ -16,7 +16,8 @@ from cynosure.loss.chunked import (
     compute_logits,
 )
 from cynosure.loss.forward import compute_loss
-from cynosure.loss.tensors import NO_TRANSFORMS, plain
+from cynosure.loss.tensors import plain
+from cynosure.loss.transforms import refuse_batched
 
 NO_SECOND = (
     "the fused loss has no second derivative: for double backward (Hessian-vector products, gradient penalties) use "
@@ -78,6 +79,7 @@ class FusedSum(_FirstOrder):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
+        refuse_batched(upstream[0])
         dsum = plain("the upstream gradient", upstream[0])
         gradients: Gradients | None = ctx.gradients
         ctx.gradients = None
@@ -102,6 +104,7 @@ class FusedRows(_FirstOrder):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
+        refuse_batched(upstream[0])
         hidden, weight, bias, _ = ctx.saved_tensors
         wanted = Wanted(*ctx.needs_input_grad[:4])
         drows = plain("the upstream gradient", upstream[0])
@@ -120,6 +123,7 @@ class LogitsRows(_FirstOrder):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
+        refuse_batched(upstream[0])
         logits, drows = ctx.saved_tensors[0], plain("the upstream gradient", upstream[0])
         dloss = drows.detach()
         dlogits = compute_dlogits(ctx.job, logits, dloss) if ctx.needs_input_grad[0] else None
@@ -154,10 +158,5 @@ def apply(function: type[Function], *args: Any) -> Tensor:
     """Apply one of these functions; without grad mode its inputs ask for no gradient, so none is made ahead."""
     if not torch.is_grad_enabled():
         args = tuple(x.detach() if isinstance(x, Tensor) else x for x in args)
-    try:
-        result: Tensor = function.apply(*args)  # type: ignore[no-untyped-call]
-    except RuntimeError as error:
-        if "functorch transforms" in str(error):
-            raise NotImplementedError(NO_TRANSFORMS) from error
-        raise
+    result: Tensor = function.apply(*args)  # type: ignore[no-untyped-call]
     return result

@@ -130,9 +130,7 @@ def cross_entropy(
     >>> cross_entropy(torch.zeros(3, 5, 100), torch.zeros(3, 5, dtype=torch.long), shift=1)  # ln 100
     tensor(4.6052)
     """
-    check_floating("logits", logits)
-    if logits.ndim == 0 or logits.shape[-1] == 0:
-        raise ValueError(f"logits must have shape (..., V) with V >= 1, got {tuple(logits.shape)}")
+    check_logits(logits)
     _check_classes_last(logits, target)
     options = RowOptions(label_smoothing, z_loss, softcap, scale, class_weight)
     reduce = ReduceOptions(ignore_index, reduction, token_weight, normalizer, shift)
@@ -167,12 +165,52 @@ def token_logprobs(
     >>> logprobs.exp()  # one in ten, and ignored
     tensor([0.1000, 1.0000])
     """
-    if not isinstance(target, Tensor) or target.is_floating_point():
-        raise TypeError(f"target must be class indices, got {kind(target)}")
+    check_class_indices(target)
     return -linear_cross_entropy(
         hidden, weight, target, bias=bias, softcap=softcap, scale=scale, shift=shift, ignore_index=ignore_index,
         reduction="none", backend=backend, chunk_tokens=chunk_tokens,
     )  # fmt: skip
+
+
+@public
+def logits_token_logprobs(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    shift: int = 0,
+    ignore_index: int = -100,
+    backend: str | None = None,
+) -> Tensor:
+    """`token_logprobs` of logits (..., V) that are there already; classes last. Differentiable.
+
+    Options and errors as of `cross_entropy`, class indices alone. Returns (...), or (..., T - shift): log p(target) in
+    nats, 0.0 where ignored; float32, or float64 for float64 logits. The logits are not modified, and beside them and
+    their gradient no memory of their size is taken.
+
+    >>> import torch
+    >>> logits_token_logprobs(torch.zeros(2, 10), torch.tensor([3, -100])).exp()  # one in ten, and ignored
+    tensor([0.1000, 1.0000])
+    """
+    check_class_indices(target)
+    return -cross_entropy(
+        logits, target, softcap=softcap, scale=scale, shift=shift, ignore_index=ignore_index, reduction="none",
+        backend=backend,
+    )  # fmt: skip
+
+
+def check_logits(logits: Tensor) -> None:
+    """Logits (..., V), or a clear error."""
+    check_floating("logits", logits)
+    if logits.ndim == 0 or logits.shape[-1] == 0:
+        raise ValueError(f"logits must have shape (..., V) with V >= 1, got {tuple(logits.shape)}")
+
+
+def check_class_indices(target: Tensor) -> None:
+    """A target that is no distribution, or a clear error."""
+    if not isinstance(target, Tensor) or target.is_floating_point():
+        raise TypeError(f"target must be class indices, got {kind(target)}")
 
 
 def check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Head | OwnHead:

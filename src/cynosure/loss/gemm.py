@@ -12,19 +12,22 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils.flop_counter import register_flop_formula
 
 from cynosure.loss.machine import cache_directory, cpu_name
 from cynosure.loss.native.library import Product, call, library
 from cynosure.loss.openblas import find_openblas
 from cynosure.loss.tensors import address
+from cynosure.system.apart import apart
 from cynosure.system.files import write_whole
 
 RIVALS = {torch.float32: "openblas", torch.bfloat16: "native"}  # of torch
+DTYPES = {rival: dtype for dtype, rival in RIVALS.items()}
 PROVIDERS = ("torch", *RIVALS.values())
 VARIABLE = "CYNOSURE_GEMM"
 WORTH_IT = 1e9  # floating-point operations below which torch does them, whoever is faster
@@ -109,15 +112,11 @@ def product(a: Tensor, b: Tensor, out: Tensor, add: bool = False, provider: str 
     """out (M, N) = a (M, K) @ b (K, N), or += with `add`; by the provider named, or the one to choose."""
     flops = 2.0 * a.shape[0] * a.shape[1] * b.shape[1]
     provider = provider or choose_gemm(flops, a.dtype, a.device).provider
-    if provider == "openblas" and takes(torch.float32, a, b, out) and by_rows(out):
-        blas = find_openblas()
-        assert blas is not None
-        blas.product(a, b, out, add)
+    ours = provider == "openblas" or (provider == "native" and not add)
+    if ours and takes(DTYPES[provider], a, b, out) and by_rows(out):
+        multiply(a, b, out, add=add)
         return out
-    if provider == "native" and not add and takes(torch.bfloat16, a, b, out) and by_rows(out):
-        native_product(a, b, out)
-        return out
-    return out.addmm_(a, b) if add else torch.mm(a, b, out=out)
+    return torch.addmm(out, a, b, out=out) if add else torch.mm(a, b, out=out)  # addmm_ is not counted as FLOPs
 
 
 class WeightSum:
@@ -144,7 +143,7 @@ class WeightSum:
             elif not self.native:
                 self.wide = self.dweight if whole else torch.empty_like(self.dweight, dtype=torch.float32)
         if self.native:
-            native_product(a, b, self.dweight, self.low, add=not first, keep_low=not last)
+            multiply(a, b, self.dweight, self.low, add=not first, keep_low=not last)
         else:
             self._add_by_rows(a, b, first, last)
 
@@ -158,6 +157,40 @@ class WeightSum:
             total = total.copy_(made) if first else total.add_(made)
             if last and self.wide is not self.dweight:
                 self.dweight[start:stop] = total
+
+
+def multiply(
+    a: Tensor, b: Tensor, out: Tensor, low: Tensor | None = None, add: bool = False, keep_low: bool = False
+) -> None:
+    """out = a @ b, or += with `add`, by torch's rival for the dtype; low and keep_low as of `native_product`.
+
+    Dispatch modes, such as `FlopCounterMode`, and the profiler see operations of torch alone: while one is active this
+    is one, `cynosure::gemm`, whose floating-point operations are registered. Else that would be overhead.
+    """
+    watched = torch._C._len_torch_dispatch_stack() > 0 or torch._C._autograd._profiler_enabled()
+    (torch.ops.cynosure.gemm if watched else unseen)(a, b, out, low, add, keep_low)
+
+
+def unseen(a: Tensor, b: Tensor, out: Tensor, low: Tensor | None, add: bool, keep_low: bool) -> None:
+    """The product itself."""
+    if a.dtype == torch.float32:
+        blas = find_openblas()
+        assert blas is not None
+        blas.product(a, b, out, add)
+    else:
+        native_product(a, b, out, low, add, keep_low)
+
+
+torch.library.define(
+    "cynosure::gemm", "(Tensor a, Tensor b, Tensor(a!) out, Tensor(b!)? low, bool add, bool keep_low) -> ()"
+)
+torch.library.impl("cynosure::gemm", "cpu", unseen)
+
+
+@register_flop_formula(torch.ops.cynosure.gemm)
+def gemm_flops(a_shape: tuple[int, int], b_shape: tuple[int, int], *_: Any, **__: Any) -> int:
+    """What `FlopCounterMode` counts for `cynosure::gemm`."""
+    return 2 * a_shape[0] * a_shape[1] * b_shape[1]
 
 
 def native_product(
@@ -198,14 +231,14 @@ def _fastest(dtype: torch.dtype, n_threads: int) -> Gemm:
     rival = RIVALS[dtype]
     if missing := why_missing(rival):
         return Gemm("torch", missing)
-    if not agrees(rival, dtype):
+    if not apart(agrees, rival, dtype):
         return Gemm("torch", f"{rival} gives other products than torch")
     kernels = os.environ.get("OPENBLAS_CORETYPE", "its own choice of kernels")
     about = f"{find_openblas().path}, {kernels}" if rival == "openblas" else ""  # type: ignore[union-attr]
     key = f"{dtype}, {cpu_name()}, {n_threads} threads, torch {torch.__version__}, {rival} {about}".strip()
     rates = remembered().get(key, {})
     if not rates.keys() >= {"torch", rival}:
-        rates = {name: trial(name, dtype) for name in ("torch", rival)}
+        rates = {name: apart(trial, name, dtype) for name in ("torch", rival)}
         remember(key, rates)
     told = f"{rival} {rates[rival]:.0f} GFLOP/s, torch {rates['torch']:.0f} in a trial"
     return Gemm(max(("torch", rival), key=rates.__getitem__), told)

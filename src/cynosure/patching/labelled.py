@@ -9,6 +9,7 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from cynosure.loss import TokenStats, linear_cross_entropy, token_stats
+from cynosure.loss.transforms import refuse_batched
 from cynosure.patching.recipe import Recipe, product_dtype
 
 IGNORED = -100
@@ -126,6 +127,7 @@ class Known(Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
+        refuse_batched(upstream[0])
         wanted = ctx.needs_input_grad[1:4]
         parts = [None if x is None else x.detach() for x in ctx.saved_tensors]
         asked = [x.requires_grad_() for x, want in zip(parts, wanted, strict=True) if x is not None and want]

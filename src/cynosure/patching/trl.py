@@ -52,7 +52,7 @@ def per_token_output(
     if aux_loss is not None:
         loss = loss + patched.model.config.get_text_config().router_aux_loss_coef * aux_loss
     entropy: Tensor = Constant.apply(stats.entropy.nan_to_num(0.0), log_probs)  # type: ignore[no-untyped-call]
-    return PerTokenOutput(loss, log_probs, entropy, stats.argmax == found.predicted(), mask, aux_loss)
+    return PerTokenOutput(loss, log_probs, entropy, stats.correct == 1, mask, aux_loss)
 
 
 class Constant(Function):

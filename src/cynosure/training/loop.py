@@ -14,17 +14,18 @@ from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
+from cynosure.loss import TokenSums, perplexity
 from cynosure.models.gguf import quiet_transformers
 from cynosure.patching import Objective, Patch
+from cynosure.system.numbers import finite
 from cynosure.text import Packed
 from cynosure.training.folder import METRICS, PARTIAL, RunFolder, whole_or_nothing
 from cynosure.training.integrity import reading, way_out_of
 from cynosure.training.settings import Plan, TrainSettings
 from cynosure.training.sharding import is_sharded, load_optimizer, load_weights, save_optimizer
-from cynosure.training.watch import Diverged, Figures, Smoothed, Watcher, odd_beginning, perplexity, what_is_wrong
+from cynosure.training.watch import Diverged, Figures, Smoothed, Watcher, odd_beginning, what_is_wrong
 
 Validate = Callable[[int, int], Figures]  # (step, tokens so far) -> what was found
-LN2 = float(np.log(2))
 LARGE_BATCH = 32768  # tokens: gradients of smaller ones are noisier, and their squares are averaged over more steps
 SLOW, FAST = 0.99, 0.95
 
@@ -172,8 +173,8 @@ class Training(Trainer):
             "tokens": step * self.plan.batch_tokens,
             "loss": nats,
             **({} if self.patched.objective == Objective() else {"objective": objective}),
-            "perplexity": perplexity(nats) if nats == nats else None,
-            "bits_per_byte": nats * tokens / LN2 / n_bytes if n_bytes else None,
+            "perplexity": finite(perplexity(nats)),
+            "bits_per_byte": finite(TokenSums(int(tokens), nats * tokens, n_bytes=int(n_bytes)).bits_per_byte),
             "grad_norm": grad_norm,
             "learning_rate": learning_rate,
             "seconds": now - self.started,

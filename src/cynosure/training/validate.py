@@ -1,6 +1,5 @@
 """Validation: a fixed set of texts scored by the measuring core as training goes on, and samples of what is written."""
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,6 +14,7 @@ from cynosure.measure.store import remove_run
 from cynosure.models import LanguageModel, SplitModel, split
 from cynosure.models.head import current_head
 from cynosure.patching import find_causal_lm
+from cynosure.system.numbers import finite
 from cynosure.text import Document, prefix_token
 from cynosure.training.folder import SAMPLES, VALIDATION, VALIDATIONS, RunFolder
 from cynosure.training.sharding import is_sharded, whole
@@ -137,4 +137,4 @@ def figures_of(scores: Scores) -> Figures:
 
 
 def named(figure: Any) -> Figures:
-    return {name: x if x is None or math.isfinite(x) else None for name, x in figure._asdict().items()}
+    return {name: finite(x) for name, x in figure._asdict().items()}
