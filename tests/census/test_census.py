@@ -33,7 +33,7 @@ pegasus_x pix2struct plbart qwen2_audio seamless_m4t moonshine_streaming speech_
 udop umt5 vision-encoder-decoder whisper
 """
 # With every call, bfloat16 and the split: a head and states of two dtypes.
-WHOLE = "falcon_mamba mamba mamba2 xlstm"
+WHOLE = "falcon_mamba llama4_text mamba mamba2 mllama opt xlstm"
 # The whole reasons of what cannot be served.
 REFUSED = {
     ("blt", "causal"): "BltForCausalLM cannot be patched: between its head and its loss, logsumexp needs full logits",

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import register_flop_formula
 
 from cynosure.loss.machine import cache_directory, cpu_name
@@ -223,22 +222,21 @@ def by_rows(x: Tensor) -> bool:
 @cache
 def fastest(dtype: torch.dtype, n_threads: int) -> Gemm:
     """The faster provider of a dtype's products on this machine, as remembered or tried."""
-    with torch.device("cpu"), _disable_current_modes(), torch.inference_mode():  # on real tensors, whoever calls
-        return _fastest(dtype, n_threads)
+    return apart(_fastest, dtype, n_threads)
 
 
 def _fastest(dtype: torch.dtype, n_threads: int) -> Gemm:
     rival = RIVALS[dtype]
     if missing := why_missing(rival):
         return Gemm("torch", missing)
-    if not apart(agrees, rival, dtype):
+    if not agrees(rival, dtype):
         return Gemm("torch", f"{rival} gives other products than torch")
     kernels = os.environ.get("OPENBLAS_CORETYPE", "its own choice of kernels")
     about = f"{find_openblas().path}, {kernels}" if rival == "openblas" else ""  # type: ignore[union-attr]
     key = f"{dtype}, {cpu_name()}, {n_threads} threads, torch {torch.__version__}, {rival} {about}".strip()
     rates = remembered().get(key, {})
     if not rates.keys() >= {"torch", rival}:
-        rates = {name: apart(trial, name, dtype) for name in ("torch", rival)}
+        rates = {name: trial(name, dtype) for name in ("torch", rival)}
         remember(key, rates)
     told = f"{rival} {rates[rival]:.0f} GFLOP/s, torch {rates['torch']:.0f} in a trial"
     return Gemm(max(("torch", rival), key=rates.__getitem__), told)
