@@ -48,7 +48,8 @@ def linear_cross_entropy(
 
     Args:
         hidden: (..., D) hidden states, floating point.
-        weight: (V, D) output embedding, hidden's dtype (autocast casts both as it does for `F.linear`).
+        weight: (V, D) output embedding, hidden's dtype (autocast casts both as it does for `F.linear`). A frozen subclass
+            with an `F.linear` of its own, such as a quantized weight, is multiplied by that.
         target: class indices (...); or probabilities (..., V); or a pair of class indices (..., K) and their
             probabilities (..., K), every other class having none. Constants.
         bias: (V,), hidden's dtype.
@@ -68,6 +69,9 @@ def linear_cross_entropy(
 
     Returns:
         0-d, or (...) - (..., T - shift) under shift - for "none". float32, or float64 for float64 inputs.
+
+    DTensors are gathered, and gradients get their placements; the result is a plain tensor on every process. Tensors
+    without values, fake or on the meta device, give a result without values.
 
     Raises:
         ValueError, TypeError: an argument of the wrong shape, dtype, device or value, which the message names.

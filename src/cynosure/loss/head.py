@@ -89,7 +89,8 @@ class OwnHead:
         if type(self.weight).dequantize is Tensor.dequantize:
             return None
         try:
-            values = self.weight.detach().dequantize()
+            with torch.no_grad():
+                values = self.weight.dequantize()
         except Exception:
             return None
         return values.to(self.dtype) if is_plain(values) and values.shape == self.shape else None

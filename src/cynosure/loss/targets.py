@@ -180,6 +180,8 @@ def _weighed(batch: Batch, class_weight: Tensor | None, options: ReduceOptions, 
         return batch._replace(k=k, weight=weight)
     if options.normalizer is None:
         normalizer = (weight * k).sum()
+    elif is_abstract(options.normalizer):
+        raise ValueError(f"normalizer is on meta, but hidden or logits is on {device}: pass a number")
     else:
         normalizer = torch.as_tensor(options.normalizer, dtype=dtype, device=device).detach()
     if normalizer == 0:  # nothing to average over: the loss is 0.0, not 0 / 0
