@@ -48,8 +48,8 @@ def linear_cross_entropy(
 
     Args:
         hidden: (..., D) hidden states, floating point.
-        weight: (V, D) output embedding, hidden's dtype (autocast casts both as it does for `F.linear`). A frozen subclass
-            with an `F.linear` of its own, such as a quantized weight, is multiplied by that.
+        weight: (V, D) output embedding, hidden's dtype (autocast casts both as it does for `F.linear`). A frozen
+            subclass with an `F.linear` of its own, such as a quantized weight, is multiplied by that.
         target: class indices (...); or probabilities (..., V); or a pair of class indices (..., K) and their
             probabilities (..., K), every other class having none. Constants.
         bias: (V,), hidden's dtype.
