@@ -48,9 +48,10 @@ def linear_cross_entropy(
 
     Args:
         hidden: (..., D) hidden states, floating point.
-        weight: (V, D) output embedding, hidden's dtype (autocast casts both as it does for `F.linear`).
+        weight: (V, D) output embedding, hidden's dtype (autocast casts both as it does for `F.linear`). A frozen
+            subclass with an `F.linear` of its own, such as a quantized weight, is multiplied by that.
         target: class indices (...); or probabilities (..., V); or a pair of class indices (..., K) and their
-            probabilities (..., K), every other class having none. Constants.
+            probabilities (..., K), every other class having none. Probabilities may require grad.
         bias: (V,), hidden's dtype.
         ignore_index: class indices of this value are ignored: they cost nothing and get no gradient.
         reduction: "mean" over the normalizer, "sum", or "none" for (...) losses with 0 where ignored.
@@ -69,11 +70,14 @@ def linear_cross_entropy(
     Returns:
         0-d, or (...) - (..., T - shift) under shift - for "none". float32, or float64 for float64 inputs.
 
+    DTensors are gathered, and gradients get their placements; the result is a plain tensor on every process. Tensors
+    without values, fake or on the meta device, give a result without values.
+
     Raises:
         ValueError, TypeError: an argument of the wrong shape, dtype, device or value, which the message names.
         IndexError: a class index outside [0, V), with its position.
 
-    Gradients reach hidden, weight, bias and token_weight, where they require them, in three matrix products (four
+    Gradients reach hidden, weight, bias, token_weight and a target's probabilities, where they require them, in three matrix products (four
     for "none"); second derivatives, forward mode and `torch.func` raise NotImplementedError. Under `torch.compile` the
     call is a graph break.
 

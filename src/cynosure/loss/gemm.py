@@ -61,7 +61,7 @@ def choose_gemm(flops: float, dtype: torch.dtype, device: torch.device) -> Gemm:
         if asked != "torch" and (missing := why_missing(asked)):
             raise ValueError(f"{VARIABLE}={asked}, but {missing}")
         return Gemm(asked if asked == RIVALS[dtype] else "torch", f"asked for by {VARIABLE}={asked}")
-    if flops < WORTH_IT and not (LARGE and flops):
+    if flops < WORTH_IT and not (LARGE and flops > 0):
         return Gemm("torch", "the products are small")
     return SETTLED.get(dtype) or fastest(dtype, torch.get_num_threads())
 
@@ -261,7 +261,7 @@ def trial(provider: str, dtype: torch.dtype) -> float:
     hidden, weight = torch.ones(rows, hidden_size, dtype=dtype), torch.ones(vocab_size, hidden_size, dtype=dtype)
     logits, dhidden = torch.empty(rows, vocab_size, dtype=dtype), torch.empty_like(hidden)
     dweight = torch.zeros_like(weight)
-    total = WeightSum(dweight, dtype, 0.0)
+    total = WeightSum(dweight, dtype, -math.inf)  # by nobody's choice: this trial is what a choice goes by
     total.native = provider == "native"
     seconds = []
     for i in range(TRIAL_RUNS):
