@@ -77,9 +77,9 @@ def linear_cross_entropy(
         ValueError, TypeError: an argument of the wrong shape, dtype, device or value, which the message names.
         IndexError: a class index outside [0, V), with its position.
 
-    Gradients reach hidden, weight, bias, token_weight and a target's probabilities, where they require them, in three matrix products (four
-    for "none"); second derivatives, forward mode and `torch.func` raise NotImplementedError. Under `torch.compile` the
-    call is a graph break.
+    Gradients reach hidden, weight, bias, token_weight and a target's probabilities, where they require them, in three
+    matrix products (four for "none"); second derivatives, forward mode and `torch.func` raise NotImplementedError.
+    Under `torch.compile` the call is a graph break.
 
     >>> import torch
     >>> hidden = torch.tensor([[2.0, 0.0], [0.0, 1.0]], requires_grad=True)

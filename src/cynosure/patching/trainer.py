@@ -121,7 +121,7 @@ def check_trainer(trainer: Any) -> None:
     if getattr(made_by, "__module__", "") not in LOSSES_OF:
         raise ValueError(
             "this trainer cannot be patched: its compute_loss is its own, and eval_loss would be another figure: patch "
-            "its model alone"
+            "its model alone, which helps where compute_loss gives that labels"
         )
     if trainer.args.n_gpu > 1:
         raise ValueError(
