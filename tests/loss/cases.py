@@ -11,7 +11,7 @@ from torch import Tensor
 KINDS = ("indices", "dense", "sparse")
 REDUCTIONS = ("mean", "sum", "none")
 # Named alone, these are tensors that a loss can be differentiated by.
-LEAVES = ("hidden", "weight", "bias", "token_weight")
+LEAVES = ("hidden", "weight", "bias", "token_weight", "probability")  # the last: of a target that has them
 
 
 @dataclass(frozen=True)
@@ -23,17 +23,26 @@ class Case:
     frozen: tuple[str, ...] = ()  # leaves that no gradient is asked for
 
     def leaves(self) -> dict[str, Tensor]:
-        named = {"hidden": self.hidden, "weight": self.weight, **self.options}
+        named = {"hidden": self.hidden, "weight": self.weight, "probability": self.probability(), **self.options}
         return {name: named[name] for name in LEAVES if named.get(name) is not None and name not in self.frozen}
 
     def with_leaves(self, leaves: dict[str, Tensor]) -> "Case":
-        others = {k: v for k, v in leaves.items() if k not in ("hidden", "weight")}
+        others = {k: v for k, v in leaves.items() if k not in ("hidden", "weight", "probability")}
+        target = leaves.get("probability", self.target)
+        if isinstance(self.target, tuple):
+            target = self.target[0], leaves.get("probability", self.target[1])
         return replace(
             self,
             hidden=leaves.get("hidden", self.hidden),
             weight=leaves.get("weight", self.weight),
+            target=target,
             options={**self.options, **others},
         )
+
+    def probability(self) -> Tensor | None:
+        """The target's probabilities, if it has any."""
+        probability = self.target[1] if isinstance(self.target, tuple) else self.target
+        return probability if torch.is_tensor(probability) and probability.is_floating_point() else None
 
     def without(self, *names: str) -> "Case":
         return replace(self, options={k: v for k, v in self.options.items() if k not in names})
@@ -46,7 +55,8 @@ class Case:
 
     def to(self, dtype: torch.dtype) -> "Case":
         """hidden, weight and bias in another dtype."""
-        return self.with_leaves({k: v.to(dtype) for k, v in self.leaves().items() if k != "token_weight"})
+        constant = ("token_weight", "probability")
+        return self.with_leaves({k: v.to(dtype) for k, v in self.leaves().items() if k not in constant})
 
     def double(self) -> "Case":
         """Everything in float64, the same values."""

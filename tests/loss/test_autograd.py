@@ -1,5 +1,6 @@
 """A loss is a plain function of its inputs: any upstream gradient, any number of backwards, any subset of inputs."""
 
+from dataclasses import replace
 from itertools import chain, combinations
 
 import pytest
@@ -133,8 +134,15 @@ def test_two_losses_of_one_head_add_up(case, backend):
         close(x.grad, 2 * a.grads[name] - b.grads[name])
 
 
+def suited(case, wanted):
+    """The case, with probabilities for its target where they are wanted a gradient of."""
+    dense = make_case(lead=(10,), kind="dense").target
+    return replace(case, target=dense) if "probability" in wanted else case
+
+
 @pytest.mark.parametrize("wanted", SUBSETS, ids="-".join)
 def test_gradients_only_where_asked(case, op, wanted, backend):
+    case = suited(case, wanted)
     fresh, leaves = leaf_case(case, wanted)
     loss = fresh.call(op, backend=backend, chunk_tokens=3)
     assert loss.requires_grad is bool(wanted)
@@ -153,9 +161,10 @@ def test_gradients_only_where_asked(case, op, wanted, backend):
 @pytest.mark.parametrize("wanted", SUBSETS, ids="-".join)
 def test_matrix_products_only_where_asked(case, wanted, backend):
     """One for the logits, one for each of dhidden and dweight; `none` makes the logits again to have a gradient."""
+    case = suited(case, wanted)
     fresh, _ = leaf_case(case, wanted)
     v, d = case.weight.shape
-    counted = case.target != -100
+    counted = torch.ones(case.hidden.shape[:-1], dtype=bool) if "probability" in wanted else case.target != -100
     if "token_weight" not in wanted:  # a constant weight of zero: ignored; a learned one has a derivative there
         counted &= case.options["token_weight"] != 0
     kept = int(counted.sum())
@@ -164,7 +173,7 @@ def test_matrix_products_only_where_asked(case, wanted, backend):
         if wanted:
             loss.backward(upstream_like(loss))
     products = 1 + ("hidden" in wanted) + ("weight" in wanted)
-    again = case.options["reduction"] == "none" and bool({"hidden", "weight", "bias"} & set(wanted))
+    again = case.options["reduction"] == "none" and wanted not in [(), ("token_weight",)]
     assert gemms.count(kept, d, v) == products + again
 
 

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -25,6 +26,11 @@ def good():
 
 def dense(*shape, dtype=torch.float32):
     return torch.full(shape, 0.1).to(dtype)
+
+
+def at(x, place, value):
+    x[place] = value
+    return x
 
 
 def meta(*shape):
@@ -53,7 +59,41 @@ BAD = {
     "target of complex numbers": ({"target": torch.ones(2, 4).cfloat()}, TypeError, ["target", "complex"]),
     "target no tensor": ({"target": "abc"}, TypeError, ["target", "str"]),
     "target elsewhere": ({"target": meta(2, 4).long()}, ValueError, ["target", "meta", "cpu"]),
-    "target that requires grad": ({"target": dense(2, 4, 7).requires_grad_()}, ValueError, ["target", "requires_grad"]),
+    "log-probabilities": (
+        {"target": dense(2, 4, 7).log()}, ValueError, ["target[0, 0, 0]", "-2.30259", "log-prob", "target.exp()"],
+    ),
+    "sparse log-probabilities": (
+        {"target": (torch.zeros(2, 4, 3).long(), dense(2, 4, 3).log())}, ValueError,
+        ["target probabilities[0, 0, 0]", "-2.30259", "log-prob", "target probabilities.exp()"],
+    ),
+    "log-probabilities with impossible classes": (
+        {"target": at(dense(2, 4, 7).log(), (0, 0, 0), -INF)}, ValueError, ["target[0, 0, 0]", "-inf", "target.exp()"],
+    ),
+    "logits as probabilities": (
+        {"target": at(dense(2, 4, 7), (1, 2, 3), -2.5)}, ValueError, ["target[1, 2, 3]", "-2.5", "target.softmax(-1)"],
+    ),
+    "probabilities of NaN": (
+        {"target": at(dense(2, 4, 7), (0, 1, 6), NAN)}, ValueError, ["target[0, 1, 6]", "nan", "finite"],
+    ),
+    "probabilities of infinity": (
+        {"target": at(dense(2, 4, 7, dtype=torch.bfloat16), (1, 3, 0), INF)}, ValueError, ["target[1, 3, 0]", "inf"],
+    ),
+    "a shifted target's bad probabilities": (
+        {"target": at(dense(2, 4, 7), (1, 2, 3), -2.5), "shift": 1}, ValueError, ["target[1, 2, 3]", "-2.5"],
+    ),
+    "ignore_index with probabilities": (
+        {"target": dense(2, 4, 7), "ignore_index": 3}, ValueError, ["ignore_index=3", "probabilities", "token_weight"],
+    ),
+    "ignore_index with sparse probabilities": (
+        {"target": (torch.zeros(2, 4, 3).long(), dense(2, 4, 3)), "ignore_index": 0},
+        ValueError, ["ignore_index=0", "probabilities", "token_weight"],
+    ),
+    "target of uint8 that torch would take for -100": (
+        {"target": torch.full((2, 4), 156, dtype=torch.uint8)}, IndexError, ["target[0, 0]", "156", "7)"],
+    ),
+    "target of uint64 that wraps to -100": (
+        {"target": torch.full((2, 4), -100).to(torch.uint64)}, IndexError, ["target[0, 0]", str(2**64 - 100), "7)"],
+    ),
     "target beyond V": ({"target": torch.tensor([[0] * 4, [0, 0, 7, 0]])}, IndexError, ["target", "1, 2", "7)"]),
     "target below it": ({"target": torch.tensor([[0, -5, 0, 0], [0] * 4])}, IndexError, ["target", "0, 1", "-5"]),
     "a pair of one": ({"target": (torch.zeros(2, 4, 3).long(),)}, (TypeError, ValueError), ["target", "pair", "1"]),
@@ -96,7 +136,16 @@ BAD = {
     "normalizer NaN": ({"normalizer": NAN}, ValueError, ["normalizer", "nan"]),
     "normalizer negative": ({"normalizer": -2.0}, ValueError, ["normalizer", "-2"]),
     "normalizer of a NaN tensor": ({"normalizer": torch.tensor(NAN)}, ValueError, ["normalizer", "nan"]),
-    "normalizer with dimensions": ({"normalizer": torch.ones(2)}, ValueError, ["normalizer", "(2,)", "0-d"]),
+    "normalizer with dimensions": ({"normalizer": torch.ones(2)}, ValueError, ["normalizer", "(2,)", "one element"]),
+    "normalizer of a boolean": ({"normalizer": True}, TypeError, ["normalizer", "number", "True"]),
+    "normalizer of a true tensor": ({"normalizer": torch.ones(1).bool()}, TypeError, ["normalizer", "tensor([True])"]),
+    "normalizer of a boolean of NumPy": ({"normalizer": np.bool_(True)}, TypeError, ["normalizer", "True"]),
+    "normalizer complex": ({"normalizer": 1j}, TypeError, ["normalizer", "number", "1j"]),
+    "normalizer of no element": ({"normalizer": torch.ones(0)}, ValueError, ["normalizer", "(0,)"]),
+    "normalizer beyond a float": ({"normalizer": 10**400}, ValueError, ["normalizer", "finite"]),
+    "scale of NaN from NumPy": ({"scale": np.float32("nan")}, ValueError, ["scale", "nan", "finite"]),
+    "shift of a boolean": ({"shift": np.bool_(True)}, TypeError, ["shift", "integer", "True"]),
+    "shift of two": ({"shift": torch.tensor([1, 2])}, ValueError, ["shift", "(2,)"]),
     "normalizer in words": ({"normalizer": "8"}, TypeError, ["normalizer", "'8'"]),
     "shift negative": ({"shift": -1}, ValueError, ["shift", "-1"]),
     "shift beyond the sequence": ({"shift": 5}, ValueError, ["shift", "5", "4"]),
@@ -160,6 +209,16 @@ def test_logits(logits, error, fragments):
     fails(lambda: cross_entropy(logits, torch.zeros(3).long()), error, fragments)
 
 
+@pytest.mark.parametrize("shape", [(3, 7, 5), (3, 7, 5, 2), (1, 2, 4)])
+def test_logits_with_their_classes_second(shape):
+    """torch's layout; a target (N, C) of logits (N, C, C) does not tell the two apart."""
+    target = torch.zeros(shape[0], *shape[2:]).long()
+    fragments = [str(shape), "dimension 1", "logits.movedim(1, -1)"]
+    fails(lambda: cross_entropy(torch.randn(shape), target, class_weight=torch.ones(shape[1])), ValueError, fragments)
+    moved = torch.randn(shape).movedim(1, -1)
+    assert cross_entropy(moved, target).isfinite()
+
+
 OF_TOKENS = (
     "hidden",
     "weight",
@@ -197,6 +256,8 @@ def test_per_token_operations(name, function):
     [
         ({"topk": 8}, ValueError, ["topk", "8", "7"]),
         ({"topk": -1}, ValueError, ["topk", "-1"]),
+        ({"topk": True}, TypeError, ["topk", "True"]),
+        ({"temperatures": [True]}, TypeError, ["temperatures", "True"]),
         ({"topk": 1.5}, (TypeError, ValueError), ["topk", "1.5"]),
         ({"temperatures": [1.0, 0.0]}, ValueError, ["temperatures", "0"]),
         ({"temperatures": [-2.0]}, ValueError, ["temperatures", "-2"]),

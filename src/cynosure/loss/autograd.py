@@ -6,9 +6,18 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from cynosure.loss.chunked import Gradients, Job, Wanted, compute, compute_dlogits, compute_logits
+from cynosure.loss.chunked import (
+    Gradients,
+    Job,
+    Wanted,
+    compute,
+    compute_dlogits,
+    compute_dtarget,
+    compute_logits,
+)
 from cynosure.loss.forward import compute_loss
-from cynosure.loss.tensors import NO_TRANSFORMS, plain
+from cynosure.loss.tensors import plain
+from cynosure.loss.transforms import refuse_batched
 
 NO_SECOND = (
     "the fused loss has no second derivative: for double backward (Hessian-vector products, gradient penalties) use "
@@ -57,27 +66,28 @@ class FusedSum(_FirstOrder):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor | None, bias: Tensor | None, row_weight: Tensor, job: Job
-    ) -> Tensor:
-        ctx.job, ctx.wanted, head = job, Wanted(*ctx.needs_input_grad[:3]), job.head(weight, bias)
+        ctx: Any, hidden: Tensor, weight: Tensor | None, bias: Tensor | None, probability: Tensor | None,
+        row_weight: Tensor, job: Job,
+    ) -> Tensor:  # fmt: skip
+        ctx.job, ctx.wanted, head = job, Wanted(*ctx.needs_input_grad[:4]), job.head(weight, bias)
         if any(ctx.wanted):
             loss, ctx.gradients = compute(job, hidden, head, row_weight, ctx.wanted)
         else:
             loss, ctx.gradients = compute_loss(job, hidden, head), None
-        ctx.dtypes = [None if x is None else x.dtype for x in (hidden, weight, bias)]
-        ctx.save_for_backward(hidden, weight, bias, row_weight, loss)
+        _save(ctx, hidden, weight, bias, probability, row_weight, loss)
         return (row_weight * loss).sum()
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
+        refuse_batched(upstream[0])
         dsum = plain("the upstream gradient", upstream[0])
         gradients: Gradients | None = ctx.gradients
         ctx.gradients = None
+        hidden, weight, bias, _, row_weight, loss = ctx.saved_tensors
         if gradients is None and any(ctx.wanted):
-            hidden, weight, bias, row_weight, _ = ctx.saved_tensors
             gradients = compute(ctx.job, hidden, ctx.job.head(weight, bias), row_weight, ctx.wanted)[1]
-        parts: list[Tensor | None] = [None] * 3 if gradients is None else gradients.take(dsum.detach(), ctx.dtypes)
-        drow_weight = dsum.detach() * ctx.saved_tensors[4] if ctx.needs_input_grad[3] else None
+        parts: list[Tensor | None] = [None] * 4 if gradients is None else gradients.take(dsum.detach(), ctx.dtypes)
+        drow_weight = dsum.detach() * loss if ctx.needs_input_grad[4] else None
         return (*_first_order([*parts, drow_weight], ctx, dsum), None)
 
 
@@ -85,36 +95,40 @@ class FusedRows(_FirstOrder):
     """loss_i of every counted row; the backward makes the logits again, for any upstream: four GEMMs in all."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor | None, bias: Tensor | None, job: Job) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor | None, bias: Tensor | None, probability: Tensor | None, job: Job
+    ) -> Tensor:
         ctx.job = job
-        ctx.save_for_backward(hidden, weight, bias)
+        _save(ctx, hidden, weight, bias, probability)
         return compute_loss(job, hidden, job.head(weight, bias))
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
-        hidden, weight, bias = ctx.saved_tensors
-        wanted = Wanted(*ctx.needs_input_grad[:3])
+        refuse_batched(upstream[0])
+        hidden, weight, bias, _ = ctx.saved_tensors
+        wanted = Wanted(*ctx.needs_input_grad[:4])
         drows = plain("the upstream gradient", upstream[0])
         gradients = compute(ctx.job, hidden, ctx.job.head(weight, bias), drows.detach(), wanted)[1]
-        dtypes = [None if x is None else x.dtype for x in (hidden, weight, bias)]
-        return (*_first_order(gradients.take(None, dtypes), ctx, drows), None)
+        return (*_first_order(gradients.take(None, ctx.dtypes), ctx, drows), None)
 
 
 class LogitsRows(_FirstOrder):
     """loss_i of every counted row of logits that are there already; the backward visits them again."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, job: Job) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, probability: Tensor | None, job: Job) -> Tensor:
         ctx.job = job
-        ctx.save_for_backward(logits)
+        ctx.save_for_backward(logits, probability if ctx.needs_input_grad[1] else None)
         return compute_logits(job, logits)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
-        (logits,) = ctx.saved_tensors
-        drows = plain("the upstream gradient", upstream[0])
-        dlogits = compute_dlogits(ctx.job, logits, drows.detach())
-        return (*_first_order([dlogits], ctx, drows), None)
+        refuse_batched(upstream[0])
+        logits, drows = ctx.saved_tensors[0], plain("the upstream gradient", upstream[0])
+        dloss = drows.detach()
+        dlogits = compute_dlogits(ctx.job, logits, dloss) if ctx.needs_input_grad[0] else None
+        dtarget = compute_dtarget(ctx.job, logits, dloss) if ctx.needs_input_grad[1] else None
+        return (*_first_order([dlogits, dtarget], ctx, drows), None)
 
 
 class Shapes(_FirstOrder):
@@ -131,14 +145,18 @@ class Shapes(_FirstOrder):
         return None, None, *(None if x is None else torch.empty_like(x) for x in ctx.saved_tensors)
 
 
+def _save(
+    ctx: Any, hidden: Tensor, weight: Tensor | None, bias: Tensor | None, probability: Tensor | None, *others: Tensor
+) -> None:
+    """Keep what the backward of the fused functions reads. The job has the probabilities; where they require grad they
+    are kept here too, for the second derivative that is refused."""
+    ctx.dtypes = [None if x is None else x.dtype for x in (hidden, weight, bias, probability)]
+    ctx.save_for_backward(hidden, weight, bias, probability if ctx.needs_input_grad[3] else None, *others)
+
+
 def apply(function: type[Function], *args: Any) -> Tensor:
     """Apply one of these functions; without grad mode its inputs ask for no gradient, so none is made ahead."""
     if not torch.is_grad_enabled():
         args = tuple(x.detach() if isinstance(x, Tensor) else x for x in args)
-    try:
-        result: Tensor = function.apply(*args)  # type: ignore[no-untyped-call]
-    except RuntimeError as error:
-        if "functorch transforms" in str(error):
-            raise NotImplementedError(NO_TRANSFORMS) from error
-        raise
+    result: Tensor = function.apply(*args)  # type: ignore[no-untyped-call]
     return result

@@ -15,6 +15,7 @@ from cynosure.loss.gemm import WeightSum, product
 from cynosure.loss.head import Head, OwnHead
 from cynosure.loss.options import RowOptions, accumulation_dtype
 from cynosure.loss.plan import Backend, block_rows, choose_chunk_tokens
+from cynosure.loss.rows_torch import target_gradient
 from cynosure.loss.targets import Batch, rows_between, take_rows
 
 
@@ -52,6 +53,12 @@ class Wanted(NamedTuple):
     dhidden: bool
     dweight: bool
     dbias: bool
+    dtarget: bool  # of the target's probabilities
+
+    @property
+    def dlogits(self) -> bool:
+        """Whether the gradient of the logits is needed on the way."""
+        return self.dhidden or self.dweight or self.dbias
 
 
 def logits_chunks(
@@ -91,7 +98,7 @@ def blocks(backend: Backend, logits: Tensor, n_rows: int, copied: bool = False) 
 
 
 class Gradients:
-    """dhidden (N, D), dweight (V, D) and dbias (V,), added up chunk by chunk, `1 / unit` of their size.
+    """dhidden (N, D), dweight (V, D), dbias (V,) and dtarget, added up chunk by chunk, `1 / unit` of their size.
 
     dW of half-precision inputs is added up in float32 and narrowed to the weight's dtype as the last chunk is added:
     one visit less. A single chunk needs no accumulator at all.
@@ -108,6 +115,7 @@ class Gradients:
             make = torch.empty if job.batch.n_rows else torch.zeros
             self.dweight = make(head.shape, dtype=job.dweight_dtype, device=hidden.device)
         self.dbias = torch.zeros(head.shape[0], dtype=dtype, device=hidden.device) if wanted.dbias else None
+        self.dtarget = new_dtarget(job.batch) if wanted.dtarget else None
 
     def add(self, chunk: Chunk, head: Head | OwnHead) -> None:
         """Two GEMMs: what the chunk, now holding d(logits), adds to each gradient."""
@@ -137,8 +145,8 @@ class Gradients:
         factor: float | Tensor = self.unit
         if upstream is not None:  # read on a CPU, where 1 saves a visit of dW; elsewhere that would wait for the device
             factor = factor * (upstream.item() if upstream.device.type == "cpu" else upstream)
-        parts = (self.dhidden, self.dweight, self.dbias)
-        self.dhidden = self.dweight = self.dbias = None
+        parts = (self.dhidden, self.dweight, self.dbias, self.dtarget)
+        self.dhidden = self.dweight = self.dbias = self.dtarget = None
         one = isinstance(factor, float) and factor == 1.0
         scaled = [d if d is None or one else d.mul_(factor) for d in parts]
         return [None if d is None else d.to(dtype) for d, dtype in zip(scaled, dtypes, strict=True)]
@@ -154,9 +162,30 @@ def compute(
         unit = _unit(upstream, job.dtype)
         gradients = Gradients(hidden, head, job, wanted, unit)
         for chunk in logits_chunks(hidden, head, job.batch.inputs, job.batch.n_rows, job.chunk_tokens):
-            visit(job.backend, chunk.logits, _row_kernel(job, chunk.start, loss, upstream / unit), write_back=True)
+            if gradients.dtarget is not None:
+                for start, stop in blocks(job.backend, chunk.logits, len(chunk.logits), copied=True):
+                    _put_dtarget(gradients.dtarget, job, chunk.start + start, chunk.logits[start:stop], upstream / unit)
+            kernel = _row_kernel(job, chunk.start, loss, upstream / unit if wanted.dlogits else None)
+            visit(job.backend, chunk.logits, kernel, write_back=True)
             gradients.add(chunk, head)
     return loss, gradients
+
+
+def new_dtarget(batch: Batch) -> Tensor:
+    """Where the gradient of the target's probabilities goes: zeros where rows are left out."""
+    probability = batch.target.probability
+    assert probability is not None
+    new = torch.empty_like if batch.targets is None else torch.zeros_like
+    return new(probability, memory_format=torch.contiguous_format)
+
+
+def _put_dtarget(dtarget: Tensor, job: Job, start: int, logits: Tensor, upstream: Tensor) -> None:
+    """The rows of dtarget that go with these logits (r, V), of the counted rows from `start` on."""
+    batch, stop = job.batch, start + len(logits)
+    at = rows_between(batch.targets, start, stop)
+    classes = None if batch.target.classes is None else take_rows(batch.target.classes, at)
+    part = target_gradient(logits, classes, job.options, upstream[start:stop])
+    dtarget.view(-1, dtarget.shape[-1])[at] = part.to(dtarget.dtype)
 
 
 def _row_kernel(job: Job, offset: int, loss: Tensor, upstream: Tensor | None) -> Callable[[Tensor, int, int], None]:
@@ -199,17 +228,39 @@ def compute_dlogits(job: Job, logits: Tensor, upstream: Tensor) -> Tensor:
     return dlogits
 
 
+def compute_dtarget(job: Job, logits: Tensor, upstream: Tensor) -> Tensor:
+    """d(probabilities), in the target's shape, of sum(upstream * loss), from logits (..., V)."""
+    with torch.no_grad():
+        dtarget = new_dtarget(job.batch)
+        for start, stop in blocks(job.backend, logits, job.batch.n_rows, copied=True):
+            rows = take_rows(logits, rows_between(job.batch.inputs, start, stop))
+            _put_dtarget(dtarget, job, start, rows, upstream)
+    return dtarget
+
+
 def _visit_given(job: Job, logits: Tensor, loss: Tensor, upstream: Tensor | None, dlogits: Tensor | None) -> None:
     """The kernel works where d(logits) go, or where the logits lie if it leaves them; else on copies."""
     rows, kernel = job.batch.inputs, _row_kernel(job, 0, loss, upstream)
-    direct = job.backend.in_place and rows is None and logits.dtype in job.backend.dtypes and logits.stride(-1) == 1
-    for start, stop in blocks(job.backend, logits, job.batch.n_rows, copied=not direct):
+    for start, stop, z, direct in given_rows(job.backend, logits, rows, job.batch.n_rows):
         at = rows_between(rows, start, stop)
-        z = take_rows(logits, at)
         if direct:
             kernel(z if dlogits is None else dlogits[at].copy_(z), start, stop)
             continue
-        z = z.to(loss.dtype, copy=True, memory_format=torch.contiguous_format)
         kernel(z, start, stop)
         if dlogits is not None:
             dlogits[at] = z.to(dlogits.dtype)
+
+
+def given_rows(
+    backend: Backend, logits: Tensor, rows: Tensor | None, n_rows: int
+) -> Iterator[tuple[int, int, Tensor, bool]]:
+    """Counted rows start to stop of logits (..., V) that must stay as they are, block after block.
+
+    The block is a view if the last is True, for a kernel that leaves it alone; else a copy in the accumulation dtype.
+    """
+    direct = backend.in_place and rows is None and logits.dtype in backend.dtypes and logits.stride(-1) == 1
+    for start, stop in blocks(backend, logits, n_rows, copied=not direct):
+        z = take_rows(logits, rows_between(rows, start, stop))
+        if not direct:
+            z = z.to(accumulation_dtype(z.dtype), copy=True, memory_format=torch.contiguous_format)
+        yield start, stop, z, direct

@@ -2,7 +2,9 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from decimal import Decimal
+from numbers import Integral, Real
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -23,13 +25,11 @@ class RowOptions:
     class_weight: Tensor | None = None  # (V,)
 
     def __post_init__(self) -> None:
-        _check_number("label_smoothing", self.label_smoothing, "in [0, 1]", low=0.0, high=1.0)
-        _check_number("z_loss", self.z_loss, "finite and not negative", low=0.0)
-        _check_number("scale", self.scale, "finite")
+        _set(self, "label_smoothing", as_number("label_smoothing", self.label_smoothing, "in [0, 1]", 0.0, 1.0))
+        _set(self, "z_loss", as_number("z_loss", self.z_loss, "finite and not negative", low=0.0))
+        _set(self, "scale", as_number("scale", self.scale, "finite"))
         if self.softcap is not None:
-            _check_number("softcap", self.softcap, "None or finite and positive", low=0.0)
-            if self.softcap == 0:
-                raise ValueError("softcap must be None or finite and positive, got 0")
+            _set(self, "softcap", as_positive("softcap", self.softcap))
         if self.class_weight is not None and not isinstance(self.class_weight, Tensor):
             raise TypeError(f"class_weight must be None or a tensor, got {type(self.class_weight).__name__}")
         if self.class_weight is not None and self.class_weight.requires_grad:
@@ -48,23 +48,21 @@ class ReduceOptions:
 
     def __post_init__(self) -> None:
         check_reduction(self.reduction)
-        check_integer("ignore_index", self.ignore_index)
-        check_integer("shift", self.shift)
+        _set(self, "ignore_index", as_integer("ignore_index", self.ignore_index))
+        _set(self, "shift", as_integer("shift", self.shift))
         if self.shift < 0:
             raise ValueError(f"shift must not be negative, got {self.shift}")
         if self.normalizer is not None:
-            self._check_normalizer(self.normalizer)
+            if self.reduction != "mean":
+                raise ValueError(f"normalizer is read by reduction='mean' alone, got reduction={self.reduction!r}")
+            constant = self.normalizer.detach() if isinstance(self.normalizer, Tensor) else self.normalizer
+            if not is_abstract(constant):
+                _set(self, "normalizer", as_number("normalizer", constant, "finite and not negative", low=0.0))
 
-    def _check_normalizer(self, normalizer: float | Tensor) -> None:
-        if self.reduction != "mean":
-            raise ValueError(f"normalizer is read by reduction='mean' alone, got reduction={self.reduction!r}")
-        if isinstance(normalizer, Tensor):
-            if normalizer.ndim != 0:
-                raise ValueError(f"normalizer must be a number or a 0-d tensor, got shape {tuple(normalizer.shape)}")
-            if is_abstract(normalizer):
-                return
-            normalizer = normalizer.item()
-        _check_number("normalizer", normalizer, "finite and not negative", low=0.0)
+
+def _set(record: object, name: str, value: object) -> None:
+    """Set a field of a frozen record while it is being made."""
+    object.__setattr__(record, name, value)
 
 
 def check_reduction(reduction: str) -> None:
@@ -73,22 +71,45 @@ def check_reduction(reduction: str) -> None:
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
 
 
-def check_integer(name: str, value: object) -> None:
-    """Refuse anything that is not a plain integer."""
-    if not isinstance(value, int) or isinstance(value, bool):
+def as_integer(name: str, value: object) -> int:
+    """The integer that this is: Python's, NumPy's, or the one element of a tensor or array."""
+    only = _only_element(name, value)
+    if not isinstance(only, Integral) or isinstance(only, bool):
         raise TypeError(f"{name} must be an integer, got {value!r}")
+    return int(only)
 
 
-def _check_number(name: str, value: object, wanted: str, low: float = -math.inf, high: float = math.inf) -> None:
-    if isinstance(value, Tensor):
+def as_number(name: str, value: object, wanted: str, low: float = -math.inf, high: float = math.inf) -> float:
+    """The number that this is, of whichever type; `wanted` says in words what it must be."""
+    only = _only_element(name, value)
+    if not isinstance(only, (Real, Decimal)) or isinstance(only, bool):
+        raise TypeError(f"{name} must be a number {wanted}, got {value!r}")
+    try:
+        number = float(only)
+    except OverflowError:  # an integer or a fraction beyond the largest float
+        number = math.inf
+    if not (math.isfinite(number) and low <= number <= high):
+        raise ValueError(f"{name} must be {wanted}, got {number}")
+    return number
+
+
+def as_positive(name: str, value: object) -> float:
+    """The positive number that this is."""
+    return as_number(name, value, "positive and finite", low=math.ulp(0.0))
+
+
+def _only_element(name: str, value: Any) -> object:
+    """The one element of a tensor or array of any shape; anything else as it is."""
+    if isinstance(value, Tensor) and value.requires_grad:
         raise TypeError(
-            f"{name} must be a number, got a tensor of shape {tuple(value.shape)}: it is a constant of the loss; "
+            f"{name} must be a number, got a tensor that requires grad: it is a constant of the loss; "
             f"pass {name}.item(), or fold a learned one into hidden or logits"
         )
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a number {wanted}, got {value!r}")
-    if not (math.isfinite(value) and low <= value <= high):
-        raise ValueError(f"{name} must be {wanted}, got {value}")
+    if not hasattr(value, "item") or not hasattr(value, "shape"):
+        return value
+    if math.prod(value.shape) != 1:
+        raise ValueError(f"{name} must be a number or have one element, got shape {tuple(value.shape)}")
+    return value.item()
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -10,7 +10,7 @@ import torch
 from cynosure.loss import rows_native, rows_torch
 from cynosure.loss.gemm import Gemm, choose_gemm
 from cynosure.loss.native.library import library
-from cynosure.loss.options import Reduction, accumulation_dtype, check_integer, check_reduction
+from cynosure.loss.options import Reduction, accumulation_dtype, as_integer, check_reduction
 from cynosure.loss.pieces import LossPart, StatsPart
 
 MIB = 2**20
@@ -98,12 +98,14 @@ def choose_backend(name: str | None, device: str | torch.device = "cpu") -> tupl
     raise ValueError(f"backend {name!r} cannot run here: {statuses[0].reason}")
 
 
-def check_chunk_tokens(chunk_tokens: int | None) -> None:
+def check_chunk_tokens(chunk_tokens: int | None) -> int | None:
     """None, or an integer of at least 1."""
-    if chunk_tokens is not None:
-        check_integer("chunk_tokens", chunk_tokens)
-        if chunk_tokens < 1:
-            raise ValueError(f"chunk_tokens must be at least 1, or None to choose, got {chunk_tokens}")
+    if chunk_tokens is None:
+        return None
+    chunk_tokens = as_integer("chunk_tokens", chunk_tokens)
+    if chunk_tokens < 1:
+        raise ValueError(f"chunk_tokens must be at least 1, or None to choose, got {chunk_tokens}")
+    return chunk_tokens
 
 
 def choose_chunk_tokens(n_tokens: int, vocab_size: int, dtype: torch.dtype, chunk_tokens: int | None) -> int:
@@ -211,7 +213,7 @@ def explain(
     scratch      2.0 MiB
     accumulator  640.0 MiB
     """
-    check_chunk_tokens(chunk_tokens)
+    chunk_tokens = check_chunk_tokens(chunk_tokens)
     check_reduction(reduction)
     for name, size, least in (
         ("n_tokens", n_tokens, 0),

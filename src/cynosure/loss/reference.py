@@ -75,3 +75,17 @@ def backward(logits: Tensor, terms: Terms, dloss: Tensor) -> Tensor:
     dz = dloss[:, None] * (mass[:, None] * p - terms.q)
     slope = 1.0 if terms.softcap is None else 1 - (z / terms.softcap).square()
     return dz * slope * terms.scale
+
+
+def backward_target(
+    logits: Tensor, terms: Terms, dloss: Tensor, label_smoothing: float = 0.0, class_weight: Tensor | None = None
+) -> Tensor:
+    """d(y) (N, V) of a given distribution y, from which `smooth` makes q: (1 - eps) c (lse - z).
+
+    >>> logits = torch.zeros(1, 2, dtype=torch.float64)
+    >>> backward_target(logits, Terms(q=torch.tensor([[0.5, 0.5]]), k=torch.ones(1)), torch.ones(1)).exp()  # 1 / p
+    tensor([[2., 2.]], dtype=torch.float64)
+    """
+    z = cap(logits, terms)
+    dy = dloss[:, None] * (1 - label_smoothing) * (z.logsumexp(-1, keepdim=True) - z)
+    return dy if class_weight is None else dy * class_weight

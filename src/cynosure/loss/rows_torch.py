@@ -105,6 +105,19 @@ def subtract_target_(dz: Tensor, target: TargetRows, q: Tensor, options: RowOpti
             dz.addcmul_(share, options.class_weight[None], value=-1)
 
 
+def target_gradient(z: Tensor, classes: Tensor | None, options: RowOptions, upstream: Tensor) -> Tensor:
+    """upstream (r,) * d(loss)/d(probability), of classes (r, K) or of all (r, V), from raw logits z, which stay."""
+    z = z.to(upstream.dtype, copy=True)
+    cap_(z, options)
+    z.sub_(z.amax(-1, keepdim=True))
+    log_s = z.exp().sum(-1, keepdim=True).log()
+    factor = (upstream * (1 - options.label_smoothing))[:, None]
+    if options.class_weight is not None:
+        factor = factor * (options.class_weight if classes is None else options.class_weight[classes])
+    surprise = (z if classes is None else z.gather(-1, classes)).neg_().add_(log_s)
+    return surprise.mul_(factor).masked_fill_(factor == 0, 0)
+
+
 def loss_piece(z: Tensor, piece: Piece, target: TargetRows, options: RowOptions) -> LossPart:
     """What a piece of r rows adds to their loss; a dense target's probabilities are the piece's (r, v)."""
     cap_(z, options)

@@ -28,7 +28,7 @@ class TargetRows(NamedTuple):
 class Target:
     """A checked target: (..., K) indices with (..., K) probabilities, or (..., V) probabilities."""
 
-    classes: Tensor | None
+    classes: Tensor | None  # int64
     probability: Tensor | None  # None: class indices, all probability 1
     ignored: Tensor | None  # (...) bool, for class indices alone
 
@@ -55,7 +55,7 @@ class Target:
 
     def rows(self, at: "slice | Tensor", k: Tensor, columns: slice = slice(None)) -> TargetRows:
         """The targets at these flat rows, k (r,) being theirs; of a distribution over all V, these columns."""
-        classes = None if self.classes is None else take_rows(self.classes, at).long()
+        classes = None if self.classes is None else take_rows(self.classes, at)
         if self.probability is None:
             return TargetRows(classes, torch.ones_like(k)[:, None], k)
         probability = self.probability if classes is not None else self.probability[..., columns]
@@ -92,6 +92,12 @@ def rows_between(rows: Tensor | None, start: int, stop: int) -> "slice | Tensor"
     return slice(start, stop) if rows is None else rows[start:stop]
 
 
+def probability_of(target: TargetLike) -> Tensor | None:
+    """What of a target a gradient may be asked for: its probabilities, or None for class indices."""
+    probability = target[1] if isinstance(target, (tuple, list)) else target
+    return probability if probability.is_floating_point() else None
+
+
 def check_target(
     target: TargetLike, lead: torch.Size, vocab_size: int, device: torch.device, ignore_index: int
 ) -> Target:
@@ -99,17 +105,18 @@ def check_target(
     if isinstance(target, (tuple, list)):
         if len(target) != 2:
             raise TypeError(f"a sparse target is a pair (indices, probabilities), got {len(target)} items")
+        _check_no_ignore_index(ignore_index)
         return _check_sparse(target[0], target[1], lead, vocab_size, device)
     _check_tensor("target", target, device)
     if target.is_floating_point():
         _check_shape("target (probabilities)", target, (*lead, vocab_size))
-        _check_constant("target", target)
-        return Target(None, target, None)
+        _check_no_ignore_index(ignore_index)
+        return Target(None, target.detach(), None)
     _check_integral("target", target)
     _check_shape("target (class indices)", target, tuple(lead))
-    ignored = target == ignore_index
-    _check_range("target", target, ~ignored, vocab_size, f", or ignore_index={ignore_index}")
-    return Target(target.unsqueeze(-1), None, ignored)
+    ignored = _equal(target, ignore_index)
+    classes = _check_range("target", target, ~ignored, vocab_size, f", or ignore_index={ignore_index}")
+    return Target(classes.unsqueeze(-1), None, ignored)
 
 
 def _check_sparse(
@@ -123,9 +130,17 @@ def _check_sparse(
     if index.ndim != len(lead) + 1 or index.shape[:-1] != lead:
         raise ValueError(f"target indices must have shape {_text((*lead, 'K'))}, got {tuple(index.shape)}")
     _check_shape("target probabilities", probability, tuple(index.shape))
-    _check_constant("target probabilities", probability)
-    _check_range("target indices", index, torch.ones_like(index, dtype=torch.bool), vocab_size, "")
-    return Target(index, probability, None)
+    classes = _check_range("target indices", index, torch.ones_like(index, dtype=torch.bool), vocab_size, "")
+    return Target(classes, probability.detach(), None)
+
+
+def _check_no_ignore_index(ignore_index: int) -> None:
+    """As in torch, negative ones, which no class could be, are let through: the default is one."""
+    if ignore_index >= 0:
+        raise ValueError(
+            f"ignore_index={ignore_index} has no meaning for a target of probabilities: leave it out, and give the "
+            f"positions to ignore a token_weight of 0"
+        )
 
 
 def make_batch(target: Target, lead: torch.Size, row: RowOptions, options: ReduceOptions, dtype: torch.dtype) -> Batch:
@@ -140,6 +155,7 @@ def make_batch(target: Target, lead: torch.Size, row: RowOptions, options: Reduc
     batch = Batch(target, shape.numel(), None, None, None, shape, torch.empty(0), torch.empty(0))
     if outputs is not None or shift:
         batch = _paired(batch, torch.arange(shape.numel(), device=device) if outputs is None else outputs, shift)
+    _check_probabilities(batch)
     return _weighed(batch, row.class_weight, options, accumulation_dtype(dtype))
 
 
@@ -172,7 +188,7 @@ def _weighed(batch: Batch, class_weight: Tensor | None, options: ReduceOptions, 
     k = torch.ones(batch.n_rows, dtype=dtype, device=device)
     if batch.target.is_class and class_weight is not None:
         assert classes is not None
-        k = class_weight.to(dtype)[take_rows(classes, at)[:, 0].long()]
+        k = class_weight.to(dtype)[take_rows(classes, at)[:, 0]]
     weight = torch.ones_like(k)
     if options.token_weight is not None:
         weight = options.token_weight.reshape(-1)[at].to(dtype)
@@ -181,7 +197,9 @@ def _weighed(batch: Batch, class_weight: Tensor | None, options: ReduceOptions, 
     if options.normalizer is None:
         normalizer = (weight * k).sum()
     else:
-        normalizer = torch.as_tensor(options.normalizer, dtype=dtype, device=device).detach()
+        if is_abstract(options.normalizer):
+            raise ValueError("normalizer is on the meta device, but the target has values: pass a number")
+        normalizer = torch.as_tensor(options.normalizer, dtype=dtype, device=device)
     if normalizer == 0:  # nothing to average over: the loss is 0.0, not 0 / 0
         nothing = torch.empty(0, dtype=torch.long, device=device)
         return batch._replace(n_rows=0, inputs=nothing, targets=nothing, outputs=nothing, k=k[:0], weight=weight[:0])
@@ -213,26 +231,64 @@ def _check_integral(name: str, x: Tensor) -> None:
         raise TypeError(f"{name} must be integers (class indices) or floating point (probabilities), got {x.dtype}")
 
 
-def _check_constant(name: str, x: Tensor) -> None:
-    if x.requires_grad:
-        raise ValueError(f"{name} must be a constant: it has requires_grad=True; pass its .detach()")
-
-
 def _check_shape(name: str, x: Tensor, expected: tuple[int, ...]) -> None:
     if tuple(x.shape) != expected:
         raise ValueError(f"{name} must have shape {_text(expected)}, got {tuple(x.shape)}")
 
 
-def _check_range(name: str, x: Tensor, counted: Tensor, vocab_size: int, otherwise: str) -> None:
+def _equal(x: Tensor, value: int) -> Tensor:
+    """x == value. Where x's dtype cannot hold the value, torch compares with its remainder: 156 for -100 in uint8."""
+    limits = torch.iinfo(x.dtype)
+    return x == value if limits.min <= value <= limits.max else torch.zeros_like(x, dtype=torch.bool)
+
+
+def _check_range(name: str, x: Tensor, counted: Tensor, vocab_size: int, otherwise: str) -> Tensor:
+    """x as int64, all that is counted being classes."""
+    index = x.long()  # a uint64 beyond it becomes negative; torch compares no unsigned integers but uint8
     if is_abstract(x):
-        return
-    bad = counted & ((x < 0) | (x >= vocab_size))
+        return index
+    bad = counted & ((index < 0) | (index >= vocab_size))
     if bool(bad.any()):
         place = tuple(bad.nonzero()[0].tolist())
         raise IndexError(
-            f"{name}[{', '.join(map(str, place))}] is {int(x[place])}, "
+            f"{name}[{_place(place)}] is {x[place].item()}, "
             f"but it must be in [0, {vocab_size}), the vocabulary{otherwise}"
         )
+    return index
+
+
+def _check_probabilities(batch: Batch) -> None:
+    """Refuse negative, infinite or NaN probabilities in rows that count: one pass, and on a CPU alone, since elsewhere
+    it would wait for the device."""
+    probability = batch.target.probability
+    if probability is None or probability.device.type != "cpu" or probability.numel() == 0:
+        return
+    # torch has no extremes of float8
+    low, high = torch.aminmax(probability if probability.dtype.itemsize > 1 else probability.half(), dim=-1)
+    bad = ~((low >= 0) & (high < torch.inf)).reshape(-1)  # NaN is neither
+    rows = bad.nonzero()[:, 0] if batch.targets is None else batch.targets[bad[batch.targets]]
+    if len(rows):
+        name = "target" if batch.target.classes is None else "target probabilities"
+        entries = take_rows(probability, rows[:1])[0].double()
+        column = int((~((entries >= 0) & (entries < torch.inf))).nonzero()[0])
+        place = *(int(i) for i in torch.unravel_index(rows[0], probability.shape[:-1])), column
+        raise ValueError(
+            f"{name}[{_place(place)}] is {entries[column].item():.6g}, but probabilities must be finite and not "
+            f"negative{_likely(name, entries)}"
+        )
+
+
+def _likely(name: str, entries: Tensor) -> str:
+    """What such entries of a row suggest, and the way out."""
+    if bool((entries <= 0).all()):
+        return f". They look like log-probabilities: pass {name}.exp()"
+    if bool(entries.isfinite().all()):
+        return f". They look like logits: pass {name}.softmax(-1)"
+    return ""
+
+
+def _place(place: tuple[int, ...]) -> str:
+    return ", ".join(map(str, place))
 
 
 def _text(shape: tuple[object, ...]) -> str:

@@ -7,8 +7,6 @@
 
 namespace {
 
-constexpr int64_t PIECE = 4096;  // elements added up in F before the sum goes on in double: no drift at any V
-
 // ---- how a logit is read: z = cap(scale x) --------------------------------------------------------------------------
 
 // A power of two multiplies without rounding: in an FMA too the product is z, and the FMA costs no operation more.
@@ -40,7 +38,7 @@ struct Capped {
 
 template <class F>
 struct NoTarget {
-    static constexpr bool any = false;
+    static constexpr bool any = false, uniform = false;
     explicit NoTarget(const Dense&) {}
     template <class Lanes>
     INLINE Vector<F> q(int64_t, Lanes) const {
@@ -50,18 +48,18 @@ struct NoTarget {
 
 template <class F>
 struct Uniform {
-    static constexpr bool any = true;
-    F share;
-    explicit Uniform(const Dense& dense) : share(F(dense.share)) {}
+    static constexpr bool any = true, uniform = true;
+    double share;
+    explicit Uniform(const Dense& dense) : share(dense.share) {}
     template <class Lanes>
     INLINE Vector<F> q(int64_t, Lanes) const {
-        return all<F>(share);
+        return all<F>(F(share));
     }
 };
 
 template <class F>
 struct General {
-    static constexpr bool any = true;
+    static constexpr bool any = true, uniform = false;
     const F *probability, *class_weight;
     F keep, share;
     explicit General(const Dense& dense)
@@ -125,9 +123,12 @@ INLINE void each(T* row, int64_t begin, int64_t end, Body body) {
     }
 }
 
-template <class Body>
-INLINE void pieces(int64_t begin, int64_t end, Body body) {
-    for (int64_t i = begin; i < end; i += PIECE) body(i, i + PIECE < end ? i + PIECE : end);
+// Calls body for runs of the range, short enough to be added up in F before the sum goes on in double. Equal terms all
+// round alike, so that the error of a longer run would grow with its length.
+template <class F, class Body>
+INLINE void runs(int64_t begin, int64_t end, Body body) {
+    constexpr int64_t length = 32 * Real<F>::lanes;
+    for (int64_t i = begin; i < end; i += length) body(i, i + length < end ? i + length : end);
 }
 
 #define ALONE __attribute__((noinline))  // or a dozen loops share one function's registers
@@ -177,25 +178,26 @@ ALONE Top2 top2(const T* row, int64_t n, C cap) {
 template <class T, class C, class Q>
 ALONE Sums sums(const T* row, int64_t begin, int64_t end, double m, C cap, Q target) {
     typedef typename Stored<T>::Computed F;
-    Sums total;
-    pieces(begin, end, [&](int64_t from, int64_t to) {
-        Vector<F> exp{}, dot{}, mass{};
+    Total<F> exp, dot, mass;
+    runs<F>(begin, end, [&](int64_t from, int64_t to) {
+        Vector<F> run_exp{}, run_dot{}, run_mass{};
         each<const T>(row, from, to, [&](Vector<F> x, int64_t i, auto lanes) {
             x = cap.z(x) - F(m);
-            exp += lanes.keep(exp_of<F>(x));
-            if (Q::any) {
+            run_exp += lanes.keep(exp_of<F>(x));
+            if constexpr (Q::uniform) {
+                run_dot += lanes.keep(x);
+            } else if constexpr (Q::any) {
                 Vector<F> q = lanes.keep(target.q(i, lanes));
-                mass += q;
-                dot += where<F>(q == 0, Vector<F>{}, q * x);
+                run_mass += q;
+                run_dot += where<F>(q == 0, Vector<F>{}, q * x);
             }
         });
-        total.exp += sum_lanes<F>(exp);
-        if (Q::any) {
-            total.mass += sum_lanes<F>(mass);
-            total.dot += sum_lanes<F>(dot);
-        }
+        exp.add(run_exp);
+        if (Q::any) dot.add(run_dot);
+        if (Q::any && !Q::uniform) mass.add(run_mass);
     });
-    return total;
+    if constexpr (Q::uniform) return {exp.sum(), target.share * dot.sum(), target.share * (end - begin)};
+    return {exp.sum(), dot.sum(), mass.sum()};
 }
 
 template <class T, class C, class Q>
@@ -212,23 +214,24 @@ ALONE void write(T* row, int64_t begin, int64_t end, double m, C cap, Q target, 
 template <class T, class C>
 ALONE Figures figures(const T* row, int64_t begin, int64_t end, double m, double z_target, C cap) {
     typedef typename Stored<T>::Computed F;
-    Figures total;
-    pieces(begin, end, [&](int64_t from, int64_t to) {
-        Vector<F> exp{}, square{}, surprise{};
-        Mask<F> above{};
+    Total<F> exp, square, surprise;
+    Mask<F> above{};
+    runs<F>(begin, end, [&](int64_t from, int64_t to) {
+        Vector<F> run_exp{}, run_square{}, run_surprise{};
         each<const T>(row, from, to, [&](Vector<F> x, int64_t, auto lanes) {
             Vector<F> z = cap.z(x);
             Vector<F> below = not_lowest<F>(z - F(m)), e = lanes.keep(exp_not_lowest<F>(below));
-            exp += e;
-            square += e * e;
-            surprise += below * e;
+            run_exp += e;
+            run_square += e * e;
+            run_surprise += below * e;
             above -= lanes.keep_mask(Mask<F>(z > F(z_target)));
         });
-        total.exp += sum_lanes<F>(exp);
-        total.exp_square += sum_lanes<F>(square);
-        total.surprise += sum_lanes<F>(surprise);
-        for (int i = 0; i < Real<F>::lanes; i++) total.above += above[i];
+        exp.add(run_exp);
+        square.add(run_square);
+        surprise.add(run_surprise);
     });
+    Figures total{exp.sum(), square.sum(), surprise.sum()};
+    for (int i = 0; i < Real<F>::lanes; i++) total.above += above[i];
     return total;
 }
 
@@ -241,20 +244,22 @@ ALONE void temper(const T* row, int64_t n, double m, C cap, const double* beta, 
     for (int64_t j = 0; j < n_beta; j += group) {
         const int n_group = n_beta - j < group ? int(n_beta - j) : group;
         const F step = n_beta > 1 ? F(beta[1] - beta[0]) : F(0);
-        pieces(0, n, [&](int64_t from, int64_t to) {
-            Vector<F> sum[group] = {};
+        Total<F> sums[group];
+        runs<F>(0, n, [&](int64_t from, int64_t to) {
+            Vector<F> run[group] = {};
             each<const T>(row, from, to, [&](Vector<F> x, int64_t, auto lanes) {
                 Vector<F> below = cap.z(x) - F(m);
                 Vector<F> e = lanes.keep(exp_of<F>(below * F(beta[j])));
                 const Vector<F> factor = equal_steps ? exp_of<F>(below * step) : e;
-                sum[0] += e;
+                run[0] += e;
                 for (int k = 1; k < n_group; k++) {
                     e = equal_steps ? e * factor : lanes.keep(exp_of<F>(below * F(beta[j + k])));
-                    sum[k] += e;
+                    run[k] += e;
                 }
             });
-            for (int k = 0; k < n_group; k++) total[j + k] += sum_lanes<F>(sum[k]);
+            for (int k = 0; k < n_group; k++) sums[k].add(run[k]);
         });
+        for (int k = 0; k < n_group; k++) total[j + k] += sums[k].sum();
     }
 }
 

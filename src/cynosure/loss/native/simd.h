@@ -153,12 +153,25 @@ INLINE void store_some(T* x, int n, F v) {
 
 // ---- sums and functions --------------------------------------------------------------------------------------------
 
+// A sum in double of vectors of F, lane by lane.
 template <class F>
-INLINE double sum_lanes(Vector<F> v) {
-    double sum = 0;
-    for (int i = 0; i < Real<F>::lanes; i++) sum += v[i];
-    return sum;
-}
+struct Total {
+    static constexpr int parts = sizeof(double) / sizeof(F), part_lanes = Real<F>::lanes / parts;
+    Vector<double> lanes[parts] = {};
+
+    INLINE void add(Vector<F> v) {
+        typedef F Part __attribute__((vector_size(part_lanes * sizeof(F))));
+        Part part[parts];
+        memcpy(part, &v, sizeof v);
+        for (int i = 0; i < parts; i++) lanes[i] += __builtin_convertvector(part[i], Vector<double>);
+    }
+    double sum() const {
+        double sum = 0;
+        for (Vector<double> part : lanes)
+            for (int i = 0; i < part_lanes; i++) sum += part[i];
+        return sum;
+    }
+};
 
 template <class F>
 INLINE bool any_lane(Mask<F> mask) {
