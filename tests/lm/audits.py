@@ -109,6 +109,12 @@ def summed(logits: Tensor, batch: Any, num_items_in_batch: Any = None) -> Tensor
     return total / n
 
 
+def unshifted(model: Any, batch: Any, num_items_in_batch: Any = None) -> Tensor:
+    """The right loss where the data set has shifted the labels."""
+    total = F.cross_entropy(logits_of(model, batch).flatten(0, 1), batch["labels"].flatten(), reduction="sum")
+    return total / ((batch["labels"] != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
+
+
 def logits_of(model: Any, batch: Any, **changes: Any) -> Tensor:
     taken = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
     found: Tensor = model(**(taken | changes)).logits
@@ -151,6 +157,11 @@ def every_position(model: Any, batch: Any, num_items_in_batch: Any = None) -> Te
     return F.cross_entropy(
         logits_of(model, batch)[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="none"
     ).mean()
+
+
+def counted_before_shift(model: Any, batch: Any, num_items_in_batch: Any = None) -> Tensor:
+    """As transformers' Trainer counted for years (transformers pull request 46204)."""
+    return right(model, batch, (batch["labels"] != IGNORED).sum())
 
 
 def mean_of_rows(model: Any, batch: Any, num_items_in_batch: Any = None) -> Tensor:

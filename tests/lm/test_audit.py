@@ -23,6 +23,7 @@ from tests.lm.audits import (
     Words,
     by,
     chat,
+    counted_before_shift,
     every_position,
     family,
     frozen_head,
@@ -42,6 +43,7 @@ from tests.lm.audits import (
     shifted_twice,
     smoothed,
     summed,
+    unshifted,
     without,
 )
 from tests.patching.test_patch import SIZES, V
@@ -66,6 +68,9 @@ LOSSES: dict[str, tuple[str, str, Any]] = {
     "padding and prompt trained on": ("labels-unused", "Llama", by(lambda z, batch: (z, ids_as_labels(batch)))),
     "prompt trained on": ("labels-unused", "Llama", by(
         lambda z, batch: (z, {"labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)}))),
+    "divided by the labels before the shift": ("counted-before-shift", "Llama", counted_before_shift),
+    "divided by the mask": ("ignored-counted", "Llama", lambda model, batch, num_items_in_batch=None: right(
+        model, batch, int(batch["attention_mask"].sum()))),
     "ignored tokens in the mean": ("ignored-counted", "Llama", every_position),
     "mean of rows": ("mean-of-rows", "Llama", mean_of_rows),
     "never divided": ("not-divided", "Llama", lambda model, batch, num_items_in_batch=None: right(model, batch, 1)),
@@ -102,11 +107,14 @@ LOSSES: dict[str, tuple[str, str, Any]] = {
 }  # fmt: skip
 
 
+# These show where the first token has a label.
+FROM_THE_FIRST = ("shifted by two", "both sliced", "divided by the labels before the shift")
+
+
 @pytest.mark.parametrize("bug", LOSSES)
 def test_a_wrong_loss_is_named(bug: str) -> None:
     name, kind, loss_fn = LOSSES[bug]
-    # These show where the first token has a label.
-    model, batch = family(kind), rows(20, 13, 16) if bug in ("shifted by two", "both sliced") else chat(20, 13, 16)
+    model, batch = family(kind), rows(20, 13, 16) if bug in FROM_THE_FIRST else chat(20, 13, 16)
     if bug == "positions dropped":
         batch["position_ids"] = (torch.arange(20) * 3)[None].expand(3, 20)
     found = audit(model, [batch], loss_fn=loss_fn)
@@ -122,6 +130,7 @@ class Planted(NamedTuple):
     model: Any = "Llama"
     tokenizer: Any = None
     fresh: bool | None = None
+    loss_fn: Any = None
 
 
 def changed(batch: dict[str, Tensor], **columns: Tensor) -> dict[str, Tensor]:
@@ -165,6 +174,23 @@ def batches() -> Iterator[tuple[str, Planted]]:
                                    mask == 1, IGNORED)))  # fmt: skip
     assistant = without(talk, "completion_mask") | {"assistant_masks": mask}
     yield "prompt labelled, in turns", Planted("prompt-labelled", changed(assistant, labels=plain["labels"]))
+    packed = without(rows(20), "attention_mask")
+    starts = changed(packed, position_ids=torch.cat([torch.arange(8), torch.arange(12)])[None])
+    yield "documents crossed, by positions", Planted("label-crosses-documents", starts)
+    yield "documents crossed, by numbers", Planted("label-crosses-documents", changed(
+        packed, seq_idx=(torch.arange(20) >= 8).int()[None]))  # fmt: skip
+    yield "documents crossed, by the mask", Planted("label-crosses-documents", changed(
+        packed, attention_mask=1 + (torch.arange(20) >= 8).long()[None]))  # fmt: skip
+    yield "documents crossed, by lengths", Planted("label-crosses-documents", changed(
+        packed, cu_seq_lens_q=torch.tensor([0, 8, 20], dtype=torch.int32)))  # fmt: skip
+    yield "documents crossed, shifted by the data set", Planted("label-crosses-documents", starts | {
+        "labels": shifted(packed["labels"])}, loss_fn=unshifted)  # fmt: skip
+    pictured = changed(plain, input_ids=put(ids, 50), labels=put(plain["labels"], 50))
+    for config_name in ("image_token_id", "video_token_index", "audio_token_id"):
+        model = family("Llama")
+        setattr(model.config, config_name, 50)
+        yield f"{config_name} labelled", Planted("placeholder-labelled", pictured, model)
+    yield "image token labelled", Planted("placeholder-labelled", pictured, tokenizer=Words(image_token_id=50))
     yield "nothing labelled", Planted("no-labels", changed(talk, labels=torch.full_like(ids, IGNORED)))
     yield "BOS twice", Planted("bos-twice", double_bos(plain), tokenizer=words)
     yield "no BOS", Planted("bos-missing", no_bos(plain), tokenizer=words)
@@ -230,7 +256,7 @@ BATCHES = dict(batches())
 def test_a_wrong_batch_or_model_is_named(bug: str) -> None:
     planted = BATCHES[bug]
     model = family(planted.model) if isinstance(planted.model, str) else planted.model
-    found = audit(model, [planted.batch], tokenizer=planted.tokenizer, fresh=planted.fresh)
+    found = audit(model, [planted.batch], loss_fn=planted.loss_fn, tokenizer=planted.tokenizer, fresh=planted.fresh)
     assert names(found) == [planted.name], found
     assert all(finding.what and finding.means and finding.fix for finding in found.findings)
 

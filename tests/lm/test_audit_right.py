@@ -62,7 +62,7 @@ def test_a_real_model_on_padded_text(smollm2: LanguageModel) -> None:
     found = audit(smollm2.model, loader, tokenizer=tokenizer)
     assert silent(found)
     assert not found.notes
-    assert len([check for check in found.checks if not check.result.startswith("not made")]) == 11
+    assert len([check for check in found.checks if not check.result.startswith("not made")]) == 12
 
 
 def test_trainers_collator_with_a_pad_token_of_its_own() -> None:
@@ -237,6 +237,7 @@ def test_bos_twice_in_a_packed_row() -> None:
     packed = without(rows(20), "attention_mask")
     packed["position_ids"] = torch.cat([torch.arange(8), torch.arange(12)])[None]
     packed["input_ids"][0, 8:10] = packed["labels"][0, 8:10] = BOS
+    packed["labels"][0, 8] = IGNORED
     (finding,) = audit(family("Llama"), [packed], tokenizer=Words()).findings
     assert finding.name == "bos-twice"
     assert "batch 0, row 0, position 8" in finding.what

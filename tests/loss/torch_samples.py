@@ -1,4 +1,4 @@
-"""torch's own samples of its cross-entropies, through ours: `python -m tests.loss.torch_samples` prints what came of each.
+"""torch's own samples of its cross-entropies through ours: `python -m tests.loss.torch_samples` prints the results.
 
 They are those of its OpInfo and ModuleInfo, in every float dtype; every probability of a target requires grad. Loss and
 gradients are held to float64 three ways. A process of its own, because torch's test utilities change global settings.
@@ -110,7 +110,7 @@ def differentiate(loss_of: Any, sample: Sample, dtype: torch.dtype) -> dict[str,
 
 
 def verdict(sample: Sample, dtype: torch.dtype) -> str:
-    """"equal", the name of a documented difference, or what is wrong."""
+    """ "equal", the name of a documented difference, or what is wrong."""
     truth = differentiate(theirs, sample, torch.float64)
     plain = differentiate(theirs, sample, dtype)
     try:

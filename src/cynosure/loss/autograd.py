@@ -8,7 +8,6 @@ from torch.autograd import Function
 
 from cynosure.loss.chunked import (
     Gradients,
-    Head,
     Job,
     Wanted,
     compute,
@@ -17,6 +16,7 @@ from cynosure.loss.chunked import (
     compute_logits,
 )
 from cynosure.loss.forward import compute_loss
+from cynosure.loss.tensors import NO_TRANSFORMS, plain
 
 NO_SECOND = (
     "the fused loss has no second derivative: for double backward (Hessian-vector products, gradient penalties) use "
@@ -25,10 +25,6 @@ NO_SECOND = (
 NO_FORWARD = (
     "the fused loss has no forward-mode derivative: use reverse mode (backward), or "
     "torch.nn.functional.cross_entropy on full logits"
-)
-NO_TRANSFORMS = (
-    "the fused loss does not run under the transforms of torch.func (grad, vjp, jvp, vmap): use torch.autograd.grad or "
-    "backward, or torch.nn.functional.cross_entropy on full logits"
 )
 
 
@@ -69,25 +65,25 @@ class FusedSum(_FirstOrder):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, probability: Tensor | None, row_weight: Tensor,
-        job: Job,
+        ctx: Any, hidden: Tensor, weight: Tensor | None, bias: Tensor | None, probability: Tensor | None,
+        row_weight: Tensor, job: Job,
     ) -> Tensor:  # fmt: skip
-        ctx.job, ctx.wanted = job, Wanted(*ctx.needs_input_grad[:4])
+        ctx.job, ctx.wanted, head = job, Wanted(*ctx.needs_input_grad[:4]), job.head(weight, bias)
         if any(ctx.wanted):
-            loss, ctx.gradients = compute(job, hidden, Head(weight, bias), row_weight, ctx.wanted)
+            loss, ctx.gradients = compute(job, hidden, head, row_weight, ctx.wanted)
         else:
-            loss, ctx.gradients = compute_loss(job, hidden, Head(weight, bias)), None
+            loss, ctx.gradients = compute_loss(job, hidden, head), None
         _save(ctx, hidden, weight, bias, probability, row_weight, loss)
         return (row_weight * loss).sum()
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
-        (dsum,) = upstream
+        dsum = plain("the upstream gradient", upstream[0])
         gradients: Gradients | None = ctx.gradients
         ctx.gradients = None
         hidden, weight, bias, _, row_weight, loss = ctx.saved_tensors
         if gradients is None and any(ctx.wanted):
-            gradients = compute(ctx.job, hidden, Head(weight, bias), row_weight, ctx.wanted)[1]
+            gradients = compute(ctx.job, hidden, ctx.job.head(weight, bias), row_weight, ctx.wanted)[1]
         parts: list[Tensor | None] = [None] * 4 if gradients is None else gradients.take(dsum.detach(), ctx.dtypes)
         drow_weight = dsum.detach() * loss if ctx.needs_input_grad[4] else None
         return (*_first_order([*parts, drow_weight], ctx, dsum), None)
@@ -98,18 +94,19 @@ class FusedRows(_FirstOrder):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, probability: Tensor | None, job: Job
+        ctx: Any, hidden: Tensor, weight: Tensor | None, bias: Tensor | None, probability: Tensor | None, job: Job
     ) -> Tensor:
         ctx.job = job
         _save(ctx, hidden, weight, bias, probability)
-        return compute_loss(job, hidden, Head(weight, bias))
+        return compute_loss(job, hidden, job.head(weight, bias))
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
         hidden, weight, bias, _ = ctx.saved_tensors
         wanted = Wanted(*ctx.needs_input_grad[:4])
-        gradients = compute(ctx.job, hidden, Head(weight, bias), upstream[0].detach(), wanted)[1]
-        return (*_first_order(gradients.take(None, ctx.dtypes), ctx, upstream[0]), None)
+        drows = plain("the upstream gradient", upstream[0])
+        gradients = compute(ctx.job, hidden, ctx.job.head(weight, bias), drows.detach(), wanted)[1]
+        return (*_first_order(gradients.take(None, ctx.dtypes), ctx, drows), None)
 
 
 class LogitsRows(_FirstOrder):
@@ -123,19 +120,33 @@ class LogitsRows(_FirstOrder):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
-        logits, dloss = ctx.saved_tensors[0], upstream[0].detach()
-        dlogits = compute_dlogits(ctx.job, logits, dloss) if ctx.needs_input_grad[0] else None
-        dtarget = compute_dtarget(ctx.job, logits, dloss) if ctx.needs_input_grad[1] else None
-        return (*_first_order([dlogits, dtarget], ctx, upstream[0]), None)
+        logits, drows = ctx.saved_tensors[0], plain("the upstream gradient", upstream[0])
+        dlogits = compute_dlogits(ctx.job, logits, drows.detach()) if ctx.needs_input_grad[0] else None
+        dtarget = compute_dtarget(ctx.job, logits, drows.detach()) if ctx.needs_input_grad[1] else None
+        return (*_first_order([dlogits, dtarget], ctx, drows), None)
 
 
 def _save(
-    ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, probability: Tensor | None, *others: Tensor
+    ctx: Any, hidden: Tensor, weight: Tensor | None, bias: Tensor | None, probability: Tensor | None, *others: Tensor
 ) -> None:
     """Keep what the backward of the fused functions reads. The job has the probabilities; where they require grad they
     are kept here too, for the second derivative that is refused."""
     ctx.dtypes = [None if x is None else x.dtype for x in (hidden, weight, bias, probability)]
     ctx.save_for_backward(hidden, weight, bias, probability if ctx.needs_input_grad[3] else None, *others)
+
+
+class Shapes(_FirstOrder):
+    """A result of a shape, without values, from tensors without values; so are their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, shape: torch.Size, dtype: torch.dtype, *given: Tensor | None) -> Tensor:
+        ctx.save_for_backward(*given)
+        first = next(x for x in given if x is not None)
+        return first.new_empty(shape, dtype=dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        return None, None, *(None if x is None else torch.empty_like(x) for x in ctx.saved_tensors)
 
 
 def apply(function: type[Function], *args: Any) -> Tensor:

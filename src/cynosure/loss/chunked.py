@@ -12,25 +12,11 @@ import torch
 from torch import Tensor
 
 from cynosure.loss.gemm import WeightSum, product
+from cynosure.loss.head import Head, OwnHead
 from cynosure.loss.options import RowOptions, accumulation_dtype
 from cynosure.loss.plan import Backend, block_rows, choose_chunk_tokens
 from cynosure.loss.rows_torch import target_gradient
 from cynosure.loss.targets import Batch, rows_between, take_rows
-
-
-class Head(NamedTuple):
-    """The matrix that turns hidden states into logits."""
-
-    weight: Tensor  # (V, D)
-    bias: Tensor | None  # (V,)
-
-    def to(self, dtype: torch.dtype) -> "Head":
-        """Both in this dtype."""
-        return Head(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
-
-    def classes(self, at: "slice | Tensor") -> "Head":
-        """Of these classes alone."""
-        return Head(self.weight[at], None if self.bias is None else self.bias[at])
 
 
 class Job(NamedTuple):
@@ -42,6 +28,14 @@ class Job(NamedTuple):
     dtype: torch.dtype  # that the matrix products run in: autocast's, else the inputs'
     dweight_dtype: torch.dtype  # the weight's own
     chunk_tokens: int | None
+    own_weight: Tensor | None = None  # of a head that multiplies by itself: a constant, which autograd never sees
+
+    def head(self, weight: Tensor | None, bias: Tensor | None) -> Head | OwnHead:
+        """The head of this weight, or of the job's own."""
+        if self.own_weight is not None:
+            return OwnHead(self.own_weight, bias)
+        assert weight is not None
+        return Head(weight, bias)
 
 
 class Chunk(NamedTuple):
@@ -67,24 +61,17 @@ class Wanted(NamedTuple):
         return self.dhidden or self.dweight or self.dbias
 
 
-def linear(hidden: Tensor, head: Head, out: Tensor, provider: str | None = None) -> Tensor:
-    """out (r, V) = hidden (r, D) @ weight.T + bias."""
-    if head.bias is not None:
-        out.copy_(head.bias)
-    return product(hidden, head.weight.t(), out, add=head.bias is not None, provider=provider)
-
-
 def logits_chunks(
-    hidden: Tensor, head: Head, rows: Tensor | None, n_rows: int, chunk_tokens: int | None
+    hidden: Tensor, head: Head | OwnHead, rows: Tensor | None, n_rows: int, chunk_tokens: int | None
 ) -> Iterator[Chunk]:
     """Logits of the n counted rows, R at a time, in one reused buffer: one GEMM in all."""
-    vocab_size = head.weight.shape[0]
+    vocab_size = head.shape[0]
     n_chunk = choose_chunk_tokens(n_rows, vocab_size, hidden.dtype, chunk_tokens)
     buffer = hidden.new_empty(n_chunk if n_rows else 0, vocab_size)
     for start in range(0, n_rows, n_chunk):
         stop = min(start + n_chunk, n_rows)
         h = hidden[rows_between(rows, start, stop)]
-        yield Chunk(start, stop, h, linear(h, head, buffer[: stop - start]))
+        yield Chunk(start, stop, h, head.linear(h, buffer[: stop - start]))
 
 
 def visit(
@@ -117,7 +104,7 @@ class Gradients:
     one visit less. A single chunk needs no accumulator at all.
     """
 
-    def __init__(self, hidden: Tensor, head: Head, job: Job, wanted: Wanted, unit: float) -> None:
+    def __init__(self, hidden: Tensor, head: Head | OwnHead, job: Job, wanted: Wanted, unit: float) -> None:
         self.unit, self.job = unit, job
         dtype = accumulation_dtype(job.dtype)
         new = torch.zeros_like if job.batch.inputs is not None else torch.empty_like
@@ -126,17 +113,17 @@ class Gradients:
         self.sum_dweight: WeightSum | None = None
         if wanted.dweight:
             make = torch.empty if job.batch.n_rows else torch.zeros
-            self.dweight = make(head.weight.shape, dtype=job.dweight_dtype, device=hidden.device)
-        self.dbias = torch.zeros(len(head.weight), dtype=dtype, device=hidden.device) if wanted.dbias else None
+            self.dweight = make(head.shape, dtype=job.dweight_dtype, device=hidden.device)
+        self.dbias = torch.zeros(head.shape[0], dtype=dtype, device=hidden.device) if wanted.dbias else None
         self.dtarget = new_dtarget(job.batch) if wanted.dtarget else None
 
-    def add(self, chunk: Chunk, head: Head) -> None:
+    def add(self, chunk: Chunk, head: Head | OwnHead) -> None:
         """Two GEMMs: what the chunk, now holding d(logits), adds to each gradient."""
         dlogits, rows = chunk.logits, self.job.batch.inputs
         if self.dhidden is not None:
             at = rows_between(rows, chunk.start, chunk.stop)
             part = self.dhidden[at] if rows is None else self.dhidden.new_empty(len(dlogits), self.dhidden.shape[1])
-            product(dlogits, head.weight, part)
+            head.dhidden(dlogits, chunk.hidden, part)
             if rows is not None:
                 self.dhidden[at] = part
         if self.dweight is not None and self.dweight.dtype == accumulation_dtype(dlogits.dtype) == dlogits.dtype:
@@ -165,7 +152,9 @@ class Gradients:
         return [None if d is None else d.to(dtype) for d, dtype in zip(scaled, dtypes, strict=True)]
 
 
-def compute(job: Job, hidden: Tensor, head: Head, upstream: Tensor, wanted: Wanted) -> tuple[Tensor, Gradients]:
+def compute(
+    job: Job, hidden: Tensor, head: Head | OwnHead, upstream: Tensor, wanted: Wanted
+) -> tuple[Tensor, Gradients]:
     """Loss (n,) of every counted row and the gradients of sum(upstream * loss): three GEMMs."""
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         hidden, head = hidden.to(job.dtype), head.to(job.dtype)

@@ -9,11 +9,12 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from cynosure.loss.chunked import Head, Job, linear, visit
+from cynosure.loss.chunked import Job, visit
 from cynosure.loss.gemm import choose_gemm
+from cynosure.loss.head import Head, OwnHead
 from cynosure.loss.options import RowOptions, accumulation_dtype
 from cynosure.loss.pieces import Best, Figures, LossPart, Piece, StatsPart, figures, put_figures_together, put_together
-from cynosure.loss.plan import Backend, choose_piece
+from cynosure.loss.plan import Backend, choose_chunk_tokens, choose_piece
 from cynosure.loss.targets import rows_between
 
 MANY = 8  # parts that are put together at once: few enough for torch to do it in one thread, beside the products'
@@ -28,32 +29,40 @@ class Rows(NamedTuple):
     start: int
     stop: int
     hidden: Tensor  # (r, D)
-    head: Head
+    head: Head | OwnHead
     buffer: Tensor
     columns: int
     provider: str
 
     def pieces(self) -> Iterator[tuple[Piece, Tensor]]:
         """Each piece of the vocabulary with its logits (r, C), good until the next is asked for."""
-        n_rows, vocab_size = len(self.hidden), len(self.head.weight)
+        n_rows, vocab_size = len(self.hidden), self.head.shape[0]
         for first in range(0, vocab_size, self.columns):
-            head = self.head.classes(slice(first, first + self.columns))
-            out = self.buffer[: n_rows * len(head.weight)].view(n_rows, -1)
-            yield Piece(first, vocab_size), linear(self.hidden, head, out, self.provider)
+            head = (
+                self.head if isinstance(self.head, OwnHead) else self.head.classes(slice(first, first + self.columns))
+            )
+            out = self.buffer[: n_rows * head.shape[0]].view(n_rows, -1)
+            yield Piece(first, vocab_size), head.linear(self.hidden, out, self.provider)
 
     def target_logits(self, index: Tensor) -> Tensor:
         """Logits (r,) of these classes, by the same products as all the others: equal logits stay equal."""
+        assert isinstance(self.head, Head)  # the other's pieces are whole
         head, products = self.head.classes(index), []
         for start in range(0, len(index), TARGETS):  # with no other operation between: two pools of threads would meet
             hidden, targets = self.hidden[start : start + TARGETS], head.classes(slice(start, start + TARGETS))
-            products.append(linear(hidden, targets, hidden.new_empty(len(hidden), len(hidden)), self.provider))
+            products.append(targets.linear(hidden, hidden.new_empty(len(hidden), len(hidden)), self.provider))
         return torch.cat([x.diagonal() for x in products])
 
 
-def rows_of(hidden: Tensor, head: Head, rows: Tensor | None, n_rows: int, chunk_tokens: int | None) -> Iterator[Rows]:
+def rows_of(
+    hidden: Tensor, head: Head | OwnHead, rows: Tensor | None, n_rows: int, chunk_tokens: int | None
+) -> Iterator[Rows]:
     """The counted rows, R at a time, sharing one buffer."""
-    vocab_size, hidden_size = head.weight.shape
-    n_chunk, columns = choose_piece(n_rows, vocab_size, hidden.dtype, hidden.device, chunk_tokens)
+    vocab_size, hidden_size = head.shape
+    if isinstance(head, OwnHead):
+        n_chunk, columns = choose_chunk_tokens(n_rows, vocab_size, hidden.dtype, chunk_tokens), vocab_size
+    else:
+        n_chunk, columns = choose_piece(n_rows, vocab_size, hidden.dtype, hidden.device, chunk_tokens)
     provider = choose_gemm(2.0 * n_chunk * hidden_size * vocab_size, hidden.dtype, hidden.device).provider
     buffer = hidden.new_empty(n_chunk * columns if n_rows else 0)
     for start in range(0, n_rows, n_chunk):
@@ -70,7 +79,7 @@ def visit_piece(backend: Backend, logits: Tensor, kernel: Callable[[Tensor, int,
     return type(parts[0])(*(torch.cat(field, -1) for field in zip(*parts, strict=True)))
 
 
-def compute_loss(job: Job, hidden: Tensor, head: Head) -> Tensor:
+def compute_loss(job: Job, hidden: Tensor, head: Head | OwnHead) -> Tensor:
     """Loss (n,) of every counted row: one GEMM."""
     batch = job.batch
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):

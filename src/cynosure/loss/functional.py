@@ -8,15 +8,18 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from cynosure.loss.autograd import FusedRows, FusedSum, LogitsRows, apply
-from cynosure.loss.chunked import Head, Job
-from cynosure.loss.compiler import uncompiled
+from cynosure.loss.autograd import FusedRows, FusedSum, LogitsRows, Shapes, apply
+from cynosure.loss.chunked import Job
+from cynosure.loss.head import Head, OwnHead, make_head
 from cynosure.loss.options import ReduceOptions, Reduction, RowOptions, accumulation_dtype
 from cynosure.loss.plan import check_chunk_tokens, choose_backend
 from cynosure.loss.targets import Batch, TargetLike, check_target, make_batch, probability_of
+from cynosure.loss.tensors import public
+
+COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-@uncompiled
+@public
 def linear_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
@@ -84,19 +87,26 @@ def linear_cross_entropy(
     >>> hidden.grad[1]  # (softmax - one-hot) / 2 tokens, through the identity
     tensor([-0.3655,  0.3655])
     """
-    check_head(hidden, weight, bias)
+    head = check_head(hidden, weight, bias)
     options = RowOptions(label_smoothing, z_loss, softcap, scale, class_weight)
     reduce = ReduceOptions(ignore_index, reduction, token_weight, normalizer, shift)
     chunk_tokens = check_chunk_tokens(chunk_tokens)
     job = _make_job(hidden, weight.shape[0], target, options, reduce, backend, matmul_dtype(hidden))
     job = job._replace(chunk_tokens=chunk_tokens, dweight_dtype=weight.dtype)
-    rows, probability = hidden.reshape(-1, hidden.shape[-1]), probability_of(target)
+    probability = probability_of(target)
+    if job.batch.target.is_abstract:
+        return _shapes(job, reduction, hidden, weight, bias, token_weight, probability)
+    given: Tensor | None = weight
+    if isinstance(head, OwnHead):
+        check_frozen(weight)
+        given, job = None, job._replace(own_weight=weight)
+    rows = hidden.reshape(-1, hidden.shape[-1])
     if reduction == "none":
-        return _spread(apply(FusedRows, rows, weight, bias, probability, job), job.batch)
-    return apply(FusedSum, rows, weight, bias, probability, job.batch.weight, job)
+        return _spread(apply(FusedRows, rows, given, bias, probability, job), job.batch)
+    return apply(FusedSum, rows, given, bias, probability, job.batch.weight, job)
 
 
-@uncompiled
+@public
 def cross_entropy(
     logits: Tensor,
     target: TargetLike,
@@ -121,19 +131,21 @@ def cross_entropy(
     >>> cross_entropy(torch.zeros(3, 5, 100), torch.zeros(3, 5, dtype=torch.long), shift=1)  # ln 100
     tensor(4.6052)
     """
-    if not isinstance(logits, Tensor) or not logits.is_floating_point():
-        raise TypeError(f"logits must be a floating-point tensor, got {kind(logits)}")
+    check_floating("logits", logits)
     if logits.ndim == 0 or logits.shape[-1] == 0:
         raise ValueError(f"logits must have shape (..., V) with V >= 1, got {tuple(logits.shape)}")
     _check_classes_last(logits, target)
     options = RowOptions(label_smoothing, z_loss, softcap, scale, class_weight)
     reduce = ReduceOptions(ignore_index, reduction, token_weight, normalizer, shift)
     job = _make_job(logits, logits.shape[-1], target, options, reduce, backend, logits.dtype)
-    losses = apply(LogitsRows, logits, probability_of(target), job)
+    probability = probability_of(target)
+    if job.batch.target.is_abstract:
+        return _shapes(job, reduction, logits, token_weight, probability)
+    losses = apply(LogitsRows, logits, probability, job)
     return _spread(losses, job.batch) if reduction == "none" else (losses * job.batch.weight).sum()
 
 
-@uncompiled
+@public
 def token_logprobs(
     hidden: Tensor,
     weight: Tensor,
@@ -165,16 +177,15 @@ def token_logprobs(
     )  # fmt: skip
 
 
-def check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Head:
+def check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Head | OwnHead:
     """hidden (..., D), weight (V, D) and bias (V,) of one dtype on one device, or a clear error."""
     for name, x in (("hidden", hidden), ("weight", weight), ("bias", bias)):
         if x is None and name == "bias":
             continue
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            raise TypeError(f"{name} must be a floating-point tensor, got {kind(x)}")
+        x = check_floating(name, x)
         if x.device != hidden.device:
             raise ValueError(f"{name} is on {x.device}, but hidden is on {hidden.device}")
-        if x.dtype != hidden.dtype and not torch.is_autocast_enabled(hidden.device.type):
+        if x.dtype != hidden.dtype and not autocasts(hidden):
             raise TypeError(
                 f"{name} is {x.dtype}, but hidden is {hidden.dtype}: cast one of them, or use torch.autocast"
             )
@@ -185,15 +196,38 @@ def check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Head:
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must have shape ({weight.shape[0]},), as weight has rows, got {tuple(bias.shape)}")
-    return Head(weight, bias)
+    return make_head(weight, bias)
+
+
+def check_floating(name: str, x: object) -> Tensor:
+    """x, a tensor of a dtype that torch computes in, or a clear error."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise TypeError(f"{name} must be a floating-point tensor, got {kind(x)}")
+    if x.dtype not in COMPUTED:
+        raise TypeError(f"{name} is {x.dtype}, which torch stores but does not compute in: cast it, say to bfloat16")
+    return x
+
+
+def check_frozen(weight: Tensor) -> None:
+    """Refuse to leave out the gradient of a weight that multiplies by itself."""
+    if torch.is_grad_enabled() and weight.requires_grad:
+        raise NotImplementedError(
+            f"weight is a {type(weight).__name__} that requires grad, and only its class knows that gradient: freeze "
+            "it (weight.requires_grad_(False)), or train a plain weight"
+        )
 
 
 def matmul_dtype(hidden: Tensor) -> torch.dtype:
     """What `F.linear` computes in: autocast's dtype where that is on (it leaves float64 alone), else hidden's."""
-    device = hidden.device.type
-    if torch.is_autocast_enabled(device) and hidden.dtype != torch.float64:
-        return torch.get_autocast_dtype(device)
+    if autocasts(hidden) and hidden.dtype != torch.float64:
+        return torch.get_autocast_dtype(hidden.device.type)
     return hidden.dtype
+
+
+def autocasts(hidden: Tensor) -> bool:
+    """Whether autocast is on for hidden's device, if it has an autocast."""
+    device = hidden.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _make_job(
@@ -220,6 +254,12 @@ def _check_classes_last(logits: Tensor, target: TargetLike) -> None:
             f"logits of shape {tuple(shape)} with a target of shape {tuple(target.shape)} have their classes in "
             f"dimension 1, but classes must come last: pass logits.movedim(1, -1)"
         )
+
+
+def _shapes(job: Job, reduction: Reduction, *given: Tensor | None) -> Tensor:
+    """The result of tensors without values: its shape and dtype alone."""
+    shape = job.batch.shape if reduction == "none" else torch.Size()
+    return apply(Shapes, shape, accumulation_dtype(job.dtype), *given)
 
 
 def kind(x: object) -> str:

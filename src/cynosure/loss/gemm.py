@@ -14,10 +14,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from cynosure.loss.machine import cache_directory, cpu_name
 from cynosure.loss.native.library import Product, call, library
 from cynosure.loss.openblas import find_openblas
+from cynosure.loss.tensors import address
 from cynosure.system.files import write_whole
 
 RIVALS = {torch.float32: "openblas", torch.bfloat16: "native"}  # of torch
@@ -149,10 +151,10 @@ def native_product(
     """out = a @ b of bfloat16 factors, or += with `add`, summed in float32; out and low as gemm.h has them."""
     flops = 2.0 * a.shape[0] * a.shape[1] * b.shape[1]
     n_threads = torch.get_num_threads() if flops >= WORTH_THREADS else 1
-    wide, narrow = (out.data_ptr(), None) if out.dtype == torch.float32 else (None, out.data_ptr())
+    wide, narrow = (address(out), None) if out.dtype == torch.float32 else (None, address(out))
     arguments = Product(
-        a.data_ptr(), *a.stride(), b.data_ptr(), *b.stride(), a.shape[0], b.shape[1], a.shape[1], wide, narrow,
-        None if low is None else low.data_ptr(), out.stride(0), add, keep_low and low is not None, n_threads,
+        address(a), *a.stride(), address(b), *b.stride(), a.shape[0], b.shape[1], a.shape[1], wide, narrow,
+        None if low is None else address(low), out.stride(0), add, keep_low and low is not None, n_threads,
     )  # fmt: skip
     call("cynosure_product", arguments)
 
@@ -173,6 +175,11 @@ def by_rows(x: Tensor) -> bool:
 @cache
 def fastest(dtype: torch.dtype, n_threads: int) -> Gemm:
     """The faster provider of a dtype's products on this machine, as remembered or tried."""
+    with torch.device("cpu"), _disable_current_modes(), torch.inference_mode():  # on real tensors, whoever calls
+        return _fastest(dtype, n_threads)
+
+
+def _fastest(dtype: torch.dtype, n_threads: int) -> Gemm:
     rival = RIVALS[dtype]
     if missing := why_missing(rival):
         return Gemm("torch", missing)

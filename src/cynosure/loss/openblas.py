@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cynosure.loss.tensors import address
+
 ROW_MAJOR, AS_IS, TRANSPOSED = 101, 111, 112
 # Wheels of numpy and scipy rename what they bring: (package, file, prefix, suffix, width of a dimension).
 WHEELS: tuple[tuple[str, str, str, str, type], ...] = (
@@ -49,7 +51,7 @@ class OpenBlas:
         self.set_threads(wanted)
         try:
             self.sgemm(
-                ROW_MAJOR, at, bt, m, n, k, 1.0, a.data_ptr(), lda, b.data_ptr(), ldb, float(add), out.data_ptr(),
+                ROW_MAJOR, at, bt, m, n, k, 1.0, address(a), lda, address(b), ldb, float(add), address(out),
                 out.stride(0),
             )  # fmt: skip
         finally:

@@ -9,6 +9,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from cynosure.loss.tensors import is_abstract
+
 Reduction = Literal["mean", "sum", "none"]
 
 
@@ -54,7 +56,8 @@ class ReduceOptions:
             if self.reduction != "mean":
                 raise ValueError(f"normalizer is read by reduction='mean' alone, got reduction={self.reduction!r}")
             constant = self.normalizer.detach() if isinstance(self.normalizer, Tensor) else self.normalizer
-            _set(self, "normalizer", as_number("normalizer", constant, "finite and not negative", low=0.0))
+            if not is_abstract(constant):
+                _set(self, "normalizer", as_number("normalizer", constant, "finite and not negative", low=0.0))
 
 
 def _set(record: object, name: str, value: object) -> None:

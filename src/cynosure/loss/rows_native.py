@@ -10,6 +10,7 @@ from cynosure.loss.native.library import INSTRUCTIONS, STORED, Logits, LossRows,
 from cynosure.loss.options import RowOptions, accumulation_dtype
 from cynosure.loss.pieces import Best, LossPart, Piece, StatsPart
 from cynosure.loss.targets import TargetRows
+from cynosure.loss.tensors import address
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
@@ -22,14 +23,14 @@ class NativeRows:
 
     def loss_rows(self, z: Tensor, target: TargetRows, options: RowOptions, upstream: Tensor | None = None) -> Tensor:
         """Loss (r,) of each row; with upstream (r,), z becomes upstream * d(loss)/d(logits)."""
-        loss = torch.empty(len(z), dtype=accumulation_dtype(z.dtype))
-        self._visit(z, Piece(0, z.shape[-1]), target, options, upstream, loss=loss.data_ptr())
+        loss = torch.empty(len(z), dtype=accumulation_dtype(z.dtype), device=z.device)
+        self._visit(z, Piece(0, z.shape[-1]), target, options, upstream, loss=address(loss))
         return loss
 
     def loss_piece(self, z: Tensor, piece: Piece, target: TargetRows, options: RowOptions) -> LossPart:
         """What a piece of r rows adds to their loss."""
-        part = LossPart(*torch.empty(len(LossPart._fields), len(z), dtype=torch.float64))
-        self._visit(z, piece, target, options, **{name: x.data_ptr() for name, x in part._asdict().items()})
+        part = LossPart(*torch.empty(len(LossPart._fields), len(z), dtype=torch.float64, device=z.device))
+        self._visit(z, piece, target, options, None, **{name: address(x) for name, x in part._asdict().items()})
         return part
 
     def _visit(
@@ -56,8 +57,8 @@ class NativeRows:
     ) -> StatsPart:  # fmt: skip
         """What a piece of r rows adds to their figures, `best` brought up to date."""
         sums, (above, argmax) = (
-            torch.empty(6 + len(beta), len(z), dtype=torch.float64),
-            torch.empty(2, len(z), dtype=torch.int64),
+            torch.empty(6 + len(beta), len(z), dtype=torch.float64, device=z.device),
+            torch.empty(2, len(z), dtype=torch.int64, device=z.device),
         )
         part = StatsPart._make([*sums[:6], sums[6:], above, argmax])
         index, target_logit = index.contiguous(), target_logit.contiguous()
@@ -73,7 +74,7 @@ class NativeRows:
         """z (r, V), rows contiguous, as the library reads it."""
         assert z.stride(-1) == 1 or z.shape[-1] == 1
         return Logits(
-            z.data_ptr(), STORED[str(z.dtype).removeprefix("torch.")], z.shape[0], z.shape[1], z.stride(0),
+            address(z), STORED[str(z.dtype).removeprefix("torch.")], z.shape[0], z.shape[1], z.stride(0),
             options.scale, options.softcap or 0.0, self.instructions, torch.get_num_threads(),
         )  # fmt: skip
 
@@ -83,7 +84,7 @@ def contiguous(x: Tensor | None) -> Tensor | None:
 
 
 def pointer(x: Tensor | None) -> int | None:
-    return None if x is None else x.data_ptr()
+    return None if x is None else address(x)
 
 
 def equal_steps(beta: Tensor) -> bool:

@@ -5,13 +5,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cynosure.loss.chunked import Head
-from cynosure.loss.compiler import uncompiled
 from cynosure.loss.forward import compute_figures, rows_of
 from cynosure.loss.functional import check_head, kind, matmul_dtype
 from cynosure.loss.options import ReduceOptions, RowOptions, accumulation_dtype, as_integer, as_positive
 from cynosure.loss.plan import check_chunk_tokens, choose_backend
 from cynosure.loss.targets import Batch, check_target, make_batch, rows_between, take_rows
+from cynosure.loss.tensors import public
 
 
 class TokenStats(NamedTuple):
@@ -30,7 +29,7 @@ class TokenStats(NamedTuple):
     nll_at_temperature: Tensor  # (..., n_temperatures): nll with logits / T
 
 
-@uncompiled
+@public
 def token_stats(
     hidden: Tensor,
     weight: Tensor,
@@ -76,10 +75,12 @@ def token_stats(
     )
     classes = batch.target.classes
     assert classes is not None
-    figures = _Figures(batch, topk, len(temperatures), accumulation_dtype(dtype), hidden.device)
+    figures = _Figures(batch, topk, len(temperatures), hidden.new_empty(0, dtype=accumulation_dtype(dtype)))
+    if batch.target.is_abstract:
+        return figures.stats()
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         rows = hidden.reshape(-1, hidden.shape[-1]).to(dtype)
-        head = Head(weight, bias).to(dtype)
+        head = head.to(dtype)
         beta, order = torch.tensor([1 / t for t in temperatures], dtype=torch.float64, device=hidden.device).sort()
         for chunk in rows_of(rows, head, batch.inputs, batch.n_rows, chunk_tokens):
             at = rows_between(batch.targets, chunk.start, chunk.stop)
@@ -93,18 +94,14 @@ def token_stats(
 class _Figures:
     """The figures of all tokens, filled block by block."""
 
-    def __init__(self, batch: Batch, topk: int, n_temperatures: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, batch: Batch, topk: int, n_temperatures: int, like: Tensor) -> None:
         self.batch = batch
         widths = {"top_ids": (topk,), "top_logprobs": (topk,), "nll_at_temperature": (n_temperatures,)}
         self.parts = []
         for name in TokenStats._fields:
             is_id = name in ("rank", "argmax", "top_ids")
             shape = (batch.shape.numel(), *widths.get(name, ()))
-            self.parts.append(
-                torch.full(shape, -1, device=device)
-                if is_id
-                else torch.full(shape, torch.nan, dtype=dtype, device=device)
-            )
+            self.parts.append(like.new_full(shape, -1, dtype=torch.int64) if is_id else like.new_full(shape, torch.nan))
 
     def put(self, start: int, stop: int, figures: tuple[Tensor, ...]) -> None:
         """The figures of counted rows start to stop."""

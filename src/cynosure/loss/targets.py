@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cynosure.loss.options import ReduceOptions, RowOptions, accumulation_dtype
+from cynosure.loss.tensors import is_abstract
 
 TargetLike = Tensor | tuple[Tensor, Tensor]
 
@@ -34,9 +35,18 @@ class Target:
     @property
     def device(self) -> torch.device:
         """Where the target lives."""
+        return self._part.device
+
+    @property
+    def is_abstract(self) -> bool:
+        """Whether it has no values, on the meta device or fake."""
+        return is_abstract(self._part)
+
+    @property
+    def _part(self) -> Tensor:
         part = self.classes if self.classes is not None else self.probability
         assert part is not None
-        return part.device
+        return part
 
     @property
     def is_class(self) -> bool:
@@ -139,6 +149,8 @@ def make_batch(target: Target, lead: torch.Size, row: RowOptions, options: Reduc
     _check_shift(shift, lead)
     _check_token_weight(options.token_weight, lead, device)
     shape = torch.Size((*lead[:-1], lead[-1] - shift)) if shift else lead
+    if target.is_abstract:
+        return Batch(target, shape.numel(), None, None, None, shape, torch.empty(0), torch.empty(0))
     outputs = _counted(target, options, shape, device)
     batch = Batch(target, shape.numel(), None, None, None, shape, torch.empty(0), torch.empty(0))
     if outputs is not None or shift:
@@ -231,6 +243,8 @@ def _equal(x: Tensor, value: int) -> Tensor:
 def _check_range(name: str, x: Tensor, counted: Tensor, vocab_size: int, otherwise: str) -> Tensor:
     """x as int64, all that is counted being classes."""
     index = x.long()  # a uint64 beyond it becomes negative; torch compares no unsigned integers but uint8
+    if is_abstract(x):
+        return index
     bad = counted & ((index < 0) | (index >= vocab_size))
     if bool(bad.any()):
         place = tuple(bad.nonzero()[0].tolist())

@@ -94,6 +94,14 @@ FAULTS: dict[str, tuple[str, str]] = {
         "the completion, which is what should be learned, is not",
         "label where the mask of the completion is 1: it may have been inverted",
     ),
+    "label-crosses-documents": (
+        "the last token of a document is asked for the first one of the next, which it cannot know",
+        "set labels to -100 where a document begins: labels[position_ids == 0] = -100",
+    ),
+    "placeholder-labelled": (
+        "the model is trained to write the placeholders of images, videos or sounds, which never stand in its answers",
+        "set labels to -100 wherever input_ids is such a placeholder",
+    ),
     "no-labels": (
         "there is nothing to learn from this batch: its loss is NaN or 0",
         "see that the completion survives truncation, and that the template which marks it is found",
@@ -153,6 +161,11 @@ FAULTS: dict[str, tuple[str, str]] = {
     "ignored-counted": (
         "the more padding, the smaller the loss and its gradients",
         "divide by the number of labels that are not -100, as F.cross_entropy with ignore_index=-100 does",
+    ),
+    "counted-before-shift": (
+        "the first label of each row has no position before it that predicts it: it is counted, but costs nothing, "
+        "so that loss and gradients are too small, more so the shorter the rows",
+        "count after the shift: (labels[:, 1:] != -100).sum(), in num_items_in_batch too",
     ),
     "mean-of-rows": (
         "a token of a short row weighs more than one of a long row",

@@ -1,5 +1,6 @@
 """What can be said of a batch without the model: padding, prompt, BOS and EOS, and the ids against the vocabulary."""
 
+import re
 from typing import Any, NamedTuple
 
 import torch
@@ -9,6 +10,8 @@ from cynosure.models.audit.batch import Batch, pulled
 from cynosure.models.audit.findings import Report
 from cynosure.patching.labelled import IGNORED
 from cynosure.text.tokens import adds_bos
+
+PLACEHOLDER = re.compile(r"(image|video|audio|speech|vision)(_pad|_patch|_soft)?_token_(id|index)")
 
 
 class Specials(NamedTuple):
@@ -145,6 +148,49 @@ def check_labels(batches: list[Batch], rows: list[Rows], report: Report) -> None
     report.made("labels", f"{n_targets:,} tokens to predict in {len(batches)} batches")
 
 
+def check_documents(batches: list[Batch], rows: list[Rows], report: Report) -> None:
+    """The first token of a document that follows another in its row must not be asked for."""
+    n_inside, crossing = 0, []
+    for batch, row in zip(batches, rows, strict=True):
+        inside = document_starts(batch) & row.real & before(row.real)
+        wrong = inside & (batch.own_labels != IGNORED)
+        n_inside += int(inside.sum())
+        if wrong.any():
+            counts = f"{int(wrong.sum())} of {int(inside.sum())} documents"
+            crossing.append(
+                f"{counts} behind another in their row have a labelled first token; the first is {batch.place(wrong)}"
+            )
+    if crossing:
+        report.find("label-crosses-documents", crossing[0])
+    report.made(
+        "packed documents", f"{n_inside:,} follow another in their row" if n_inside else "none in these batches"
+    )
+
+
+def check_placeholders(batches: list[Batch], placeholders: dict[str, int], report: Report) -> None:
+    """Placeholders of images, videos and sounds must be ignored by the labels; by name their ids."""
+    labelled, n_placed = [], 0
+    for batch in batches:
+        for name, id_ in placeholders.items():
+            placed = batch.ids == id_
+            wrong = placed & (batch.own_labels != IGNORED)
+            n_placed += int(placed.sum())
+            if wrong.any():
+                labelled.append(f"{int(wrong.sum())} of {int(placed.sum())} tokens {id_} ({name}) are labelled; the "
+                                f"first is {batch.place(wrong)}")  # fmt: skip
+    if labelled:
+        report.find("placeholder-labelled", labelled[0])
+    if placeholders:
+        report.made("placeholders", f"{n_placed:,} of {', '.join(placeholders)}")
+
+
+def find_placeholders(tokenizer: Any, config: Any) -> dict[str, int]:
+    """The ids that stand for images, videos and sounds in the text, by the names of model or tokenizer for them."""
+    own = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id", None) for kind in ("image", "video", "audio")}
+    values = own | {name: value for name, value in vars(config).items() if PLACEHOLDER.fullmatch(name)}
+    return {name: value for name, value in values.items() if isinstance(value, int)}
+
+
 def check_ends(batches: list[Batch], rows: list[Rows], specials: Specials, tokenizer: Any, report: Report) -> None:
     """BOS once and where the tokenizer puts it; EOS learned where texts have it."""
     n_starts, n_bos, n_eos, n_learned = 0, 0, 0, 0
@@ -177,9 +223,24 @@ def check_ends(batches: list[Batch], rows: list[Rows], specials: Specials, token
 def text_starts(batch: Batch, real: Tensor) -> Tensor:
     """Where texts begin, (B, T): the first token of a row that is no padding, and where positions begin anew."""
     starts = real & (real.long().cumsum(1) == 1)
-    positions = batch.given.get("position_ids")
-    if isinstance(positions, Tensor) and positions.shape == real.shape:
-        starts = starts | (real & (positions == 0))
+    return starts | (real & document_starts(batch))
+
+
+def document_starts(batch: Batch) -> Tensor:
+    """Where documents begin inside of packed rows, (B, T): by positions, numbers of documents or cumulative lengths.
+
+    Some collators number the documents of a row in its attention mask.
+    """
+    starts = torch.zeros_like(batch.ids, dtype=torch.bool)
+    for name in ("position_ids", "seq_idx", "attention_mask"):
+        values = batch.given.get(name)
+        if isinstance(values, Tensor) and values.shape == starts.shape:
+            before, after = values[:, :-1], values[:, 1:]
+            starts[:, 1:] |= after <= before if name == "position_ids" else after != before
+    lengths = batch.given.get("cu_seq_lens_q")
+    if isinstance(lengths, Tensor) and lengths.ndim == 1 and len(starts) == 1:
+        inside = lengths[(lengths > 0) & (lengths < starts.shape[1])]
+        starts[0, inside.long()] = True
     return starts
 
 

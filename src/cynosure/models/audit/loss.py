@@ -158,16 +158,31 @@ def wrong_targets(batch: Batch, own: Own) -> Iterator[Reason]:
 
 def wrong_means(batch: Batch, right: Nll) -> Iterator[Reason]:
     n_rows, n_columns = right.nats.shape
-    for n in (n_rows * (n_columns - 1), n_rows * n_columns):
+    for name, n, counted in divisors(batch, n_rows, n_columns):
         if n:
-            what = f"their sum over {right.n} labels divided by all {n} positions is"
-            yield Reason(("ignored-counted",), what, right.total / n, right.slack / n)
+            what = f"their sum over {right.n} labels divided by {counted} is"
+            yield Reason((name,), what, right.total / n, right.slack / n)
     rows = [right.part(torch.arange(n_rows, device=right.nats.device)[:, None] == i) for i in range(n_rows)]
     rows = [row for row in rows if row.n]
     value = sum(row.mean for row in rows) / len(rows)
     slack = sum(row.slack / row.n for row in rows) / len(rows)
     yield Reason(("mean-of-rows",), f"the mean of the means of {len(rows)} rows is", value, slack)
     yield Reason(("not-divided",), f"their sum over {right.n} labels is", right.total, right.slack)
+
+
+def divisors(batch: Batch, n_rows: int, n_columns: int) -> Iterator[tuple[str, int, str]]:
+    """Numbers that a sum of losses is divided by mistakenly: the fault's name, the number, and what it counts.
+
+    Where no label is ignored several are the same number. The first of them is then the likeliest.
+    """
+    n_labels = int((batch.labels != IGNORED).sum())
+    yield "counted-before-shift", n_labels, f"the {n_labels} labels there are before the shift"
+    masks = (("attention_mask", batch.attention), ("the completion's mask", batch.completion))
+    for name, mask in masks:
+        for n in () if mask is None else (int(mask[:, 1:].sum()), int(mask.sum())):
+            yield "ignored-counted", n, f"the {n} positions of {name}"
+    for n in (n_rows * (n_columns - 1), n_rows * n_columns):
+        yield "ignored-counted", n, f"all {n} positions"
 
 
 def without_inputs(subject: Subject, batch: Batch) -> Iterator[Reason]:

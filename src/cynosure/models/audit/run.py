@@ -12,10 +12,13 @@ from cynosure.models.audit.gradients import check_gradients
 from cynosure.models.audit.labels import (
     Rows,
     Specials,
+    check_documents,
     check_ends,
     check_labels,
     check_padding,
+    check_placeholders,
     check_prompt,
+    find_placeholders,
     find_specials,
     read_rows,
 )
@@ -53,7 +56,7 @@ def audit(
     >>> from tests.lm.conftest import tiny_model
     >>> ids = torch.arange(20, 52)[None]
     >>> print(audit(tiny_model(), [{"input_ids": ids, "labels": ids}]))
-    nothing found in 12 checks
+    nothing found in 13 checks
     >>> found = audit(tiny_model(), [{"input_ids": ids, "labels": ids.roll(-1, 1)}])  # the model shifts as well
     >>> [finding.name for finding in found.findings]
     ['shifted-twice']
@@ -64,6 +67,7 @@ def audit(
         specials = find_specials(tokenizer, subject.inner.config.get_text_config())
         rows = [read_rows(batch, specials) for batch in taken]
         check_batches(taken, rows, specials, tokenizer, report)
+        check_placeholders(taken, find_placeholders(tokenizer, subject.inner.config), report)
         in_range = check_vocabulary(taken, subject.inner, tokenizer, report)
         check_specials(taken, rows, subject.inner, tokenizer, report)
         pairs = [pair for pair in zip(taken, rows, strict=True) if (pair[0].truth != IGNORED).any()]
@@ -80,6 +84,7 @@ def check_batches(batches: list[Batch], rows: list[Rows], specials: Specials, to
     check_labels(batches, rows, report)
     check_padding(batches, rows, report)
     check_prompt(batches, rows, report)
+    check_documents(batches, rows, report)
     check_ends(batches, rows, specials, tokenizer, report)
 
 

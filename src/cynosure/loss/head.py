@@ -1,0 +1,113 @@
+"""What turns hidden states into logits: a weight in plain memory, or one that multiplies by itself."""
+
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cynosure.loss.gemm import product
+from cynosure.loss.tensors import is_plain, multiplies_itself
+
+
+class Head(NamedTuple):
+    """A weight in plain memory."""
+
+    weight: Tensor  # (V, D)
+    bias: Tensor | None  # (V,)
+
+    @property
+    def shape(self) -> torch.Size:
+        """(V, D)."""
+        return self.weight.shape
+
+    def to(self, dtype: torch.dtype) -> "Head":
+        """Both in this dtype."""
+        return Head(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
+
+    def classes(self, at: "slice | Tensor") -> "Head":
+        """Of these classes alone."""
+        return Head(self.weight[at], None if self.bias is None else self.bias[at])
+
+    def linear(self, hidden: Tensor, out: Tensor, provider: str | None = None) -> Tensor:
+        """out (r, V) = hidden (r, D) @ weight.T + bias."""
+        if self.bias is not None:
+            out.copy_(self.bias)
+        return product(hidden, self.weight.t(), out, add=self.bias is not None, provider=provider)
+
+    def dhidden(self, dlogits: Tensor, hidden: Tensor, out: Tensor) -> Tensor:
+        """out (r, D) = dlogits (r, V) @ weight."""
+        return product(dlogits, self.weight, out)
+
+
+class OwnHead:
+    """A weight that multiplies by itself, such as a quantized one: a constant, of which all classes are taken at once.
+
+    Its own `F.linear` gives the logits, as in the model. The gradient is that of multiplying by its values: an own
+    `F.linear` that rounds its input has no derivative.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None = None) -> None:
+        self.weight, self.bias, self.dtype = weight, bias, dtype or weight.dtype
+        self.shape = weight.shape
+
+    def to(self, dtype: torch.dtype) -> "OwnHead":
+        """Multiplied in this dtype."""
+        return OwnHead(self.weight, None if self.bias is None else self.bias.to(dtype), dtype)
+
+    def linear(self, hidden: Tensor, out: Tensor, provider: str | None = None) -> Tensor:
+        """out (r, V) = hidden (r, D) @ weight.T + bias."""
+        try:
+            logits = F.linear(hidden, self.cast, self.bias)
+        except Exception as error:
+            if self.values is None:
+                raise self.unusable("F.linear") from error
+            logits = F.linear(hidden, self.values, self.bias)
+        return out.copy_(self.checked(logits, "F.linear", out.shape))
+
+    def dhidden(self, dlogits: Tensor, hidden: Tensor, out: Tensor) -> Tensor:
+        """out (r, D) = dlogits (r, V) @ weight."""
+        if self.values is not None:
+            return product(dlogits, self.values, out)
+        try:
+            with torch.enable_grad():
+                leaf = hidden.detach().requires_grad_()
+                (found,) = torch.autograd.grad(F.linear(leaf, self.cast), leaf, dlogits)
+        except Exception as error:
+            raise self.unusable("F.linear's gradient") from error
+        return out.copy_(self.checked(found, "F.linear's gradient", out.shape))
+
+    @cached_property
+    def cast(self) -> Tensor:
+        """The weight in the dtype of the call."""
+        return self.weight if self.weight.dtype == self.dtype else self.weight.to(self.dtype)
+
+    @cached_property
+    def values(self) -> Tensor | None:
+        """What the weight stands for (V, D), where its class says how to make that plain."""
+        if type(self.weight).dequantize is Tensor.dequantize:
+            return None
+        try:
+            values = self.weight.detach().dequantize()
+        except Exception:
+            return None
+        return values.to(self.dtype) if is_plain(values) and values.shape == self.shape else None
+
+    def checked(self, x: Tensor, what: str, shape: torch.Size) -> Tensor:
+        """A result that the weight's class gave, if it is one to go on with."""
+        if not is_plain(x) or x.shape != shape:
+            raise self.unusable(what)
+        return x
+
+    def unusable(self, what: str) -> NotImplementedError:
+        """The error where the weight's class gives no `what`."""
+        return NotImplementedError(
+            f"weight is a {type(self.weight).__name__}, whose {what} gives no plain tensor here: pass its values as a "
+            "plain weight (weight.dequantize(), where it has that)"
+        )
+
+
+def make_head(weight: Tensor, bias: Tensor | None) -> Head | OwnHead:
+    """The head of a weight that came through the door."""
+    return OwnHead(weight, bias) if multiplies_itself(weight) else Head(weight, bias)
