@@ -285,8 +285,8 @@ def scattered(v):
 @pytest.mark.parametrize("logits_of", [flat, nearly_flat, scattered])
 @pytest.mark.parametrize("kind", ["smoothed", "only smoothed", "uniform"])
 def test_equal_terms_do_not_drift(kind, logits_of, v, backend):
-    """V equal terms, added up in float32, all round alike. The loss is off by four roundings at most, with gradients and
-    without, and d(logits) add up to nothing."""
+    """V equal terms, added up in float32, all round alike. The loss is off by five roundings at most, with gradients
+    and without, and d(logits) add up to nothing."""
     logits, target = logits_of(v), torch.full((1, v), 1 / v) if kind == "uniform" else torch.tensor([5])
     options = {"label_smoothing": {"smoothed": 0.1, "only smoothed": 1.0, "uniform": 0.0}[kind], "backend": backend}
     wide = target.double() if kind == "uniform" else target
@@ -295,6 +295,6 @@ def test_equal_terms_do_not_drift(kind, logits_of, v, backend):
     loss = cross_entropy(x, target, **options)
     loss.backward()
     without = linear_cross_entropy(torch.ones(1, 1), logits.t().contiguous(), target, **options)
-    assert abs(loss.item() / truth - 1) <= 4 * torch.finfo(torch.float32).eps
-    assert abs(without.item() / truth - 1) <= 4 * torch.finfo(torch.float32).eps
+    assert abs(loss.item() / truth - 1) <= 5 * torch.finfo(torch.float32).eps
+    assert abs(without.item() / truth - 1) <= 5 * torch.finfo(torch.float32).eps
     assert abs(x.grad.double().sum().item()) < 1e-6
