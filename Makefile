@@ -1,4 +1,4 @@
-# The developer's whole vocabulary: demo, test, test-random, test-large, check, sanitize, bench, peers, clean. Each sets
+# The developer's whole vocabulary: demo, test, test-random, test-large, census, check, sanitize, bench, peers, clean. Each sets
 # up what it needs, once.
 
 PYTHON ?= python3
@@ -14,7 +14,7 @@ FUZZ_SEED ?= 0
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := test
-.PHONY: demo test test-random test-large check sanitize bench peers clean
+.PHONY: demo test test-random test-large census check sanitize bench peers clean
 
 demo: .venv/native .demo/$(ADDRESS).txt .demo/addresses
 	$(BIN)/cynosure predict smollm2 "The quick brown fox jumps over the" --truth " dog"
@@ -41,6 +41,10 @@ test-random: .venv/native
 # Sizes that take gigabytes and minutes: a tokenizer and a document of 100 MB, runs of ten million tokens.
 test-large: .venv/native
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s tests/large
+
+# Every class of transformers with a loss of text: makes docs/models.md, in about five minutes of one core.
+census: .venv/native
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.census
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 WINGS = {
     "loss": ("CrossEntropyLoss", "LinearCrossEntropyLoss", "Plan", "TokenStats", "cross_entropy", "explain",
-             "linear_cross_entropy", "token_logprobs", "token_stats"),
+             "linear_cross_entropy", "logits_token_logprobs", "logits_token_stats", "token_logprobs", "token_stats"),
     "text": ("Document",),
-    "patching": ("TrainerPatch", "causal_lm_loss", "patch"),
+    "patching": ("Patch", "TrainerPatch", "causal_lm_loss", "patch", "unpatch"),
     "models": ("LanguageModel", "audit", "load"),
     "measure": ("Meter", "Scores", "Statistics", "open_run", "predict", "score"),
     "training": ("Diverged", "TrainSettings", "Trained", "Watcher", "train"),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -18,6 +18,7 @@ from tests.patching.trainers import trained_and_evaluated
 
 FAMILIES = ["Llama", "Llama, tied", "Gemma 2", "Phi, biased"]
 WRAPPINGS = ["DDP", "DDP, unused parameters", "FSDP2", "FSDP2, head by itself", "FSDP2, patched after"]
+WRAPPINGS += ["FSDP1", "FSDP1, flat weights", "FSDP1, head by itself", "FSDP1, patched after"]
 BATCHES = ["equal", "unequal", "one rank ignores all"]
 
 
@@ -34,8 +35,10 @@ def inputs(kind: str) -> dict[str, Tensor]:
 
 def wrapped(model: Any, kind: str) -> Any:
     """The model as these tools wrap it, patched before or after."""
-    if kind != "FSDP2, patched after":
+    if "patched after" not in kind:
         cynosure.patch(model)
+    if kind.startswith("FSDP1"):
+        return in_fsdp1(model, kind)
     if kind.startswith("DDP"):
         return DistributedDataParallel(model, find_unused_parameters="unused" in kind)
     for layer in model.model.layers:
@@ -48,6 +51,38 @@ def wrapped(model: Any, kind: str) -> Any:
         if not all(isinstance(weight, DTensor) for weight in model.parameters()):
             raise RuntimeError("an optimizer made now would not hold the weights that are trained")
     return model
+
+
+def in_fsdp1(model: Any, kind: str) -> Any:
+    """The model in units of FSDP1: its layers, the rest, and its head where that has weights of its own."""
+    units = list(model.model.layers)
+    if kind == "FSDP1, head by itself" and not model.config.tie_word_embeddings:
+        units.append(model.lm_head)
+
+    def is_unit(module: Any, recurse: bool, nonwrapped_numel: int) -> bool:
+        return recurse or any(module is unit for unit in units)
+
+    model = FullyShardedDataParallel(
+        model, auto_wrap_policy=is_unit, use_orig_params="flat" not in kind, device_id=torch.device("cpu")
+    )
+    if kind == "FSDP1, patched after":
+        cynosure.patch(model)
+    return model
+
+
+def gradients(wrapper: Any) -> dict[str, Tensor]:
+    """Whole gradients by name."""
+    if isinstance(wrapper, FullyShardedDataParallel):  # of flat weights, seen by what a step takes off
+        before = weights(wrapper)
+        torch.optim.SGD(wrapper.parameters(), lr=1.0).step()
+        return {name: before[name] - after for name, after in weights(wrapper).items()}
+    found = {n.removeprefix("module."): p.grad for n, p in wrapper.named_parameters() if p.grad is not None}
+    return {n: g.full_tensor() if isinstance(g, DTensor) else g.clone() for n, g in found.items()}
+
+
+def weights(wrapper: Any) -> dict[str, Tensor]:
+    with FullyShardedDataParallel.summon_full_params(wrapper):
+        return {n.replace("_fsdp_wrapped_module.", ""): p.detach().clone() for n, p in wrapper.named_parameters()}
 
 
 def step(name: str, wrapping: str, which: str) -> dict[str, Tensor]:
@@ -65,9 +100,13 @@ def step(name: str, wrapping: str, which: str) -> dict[str, Tensor]:
         raise RuntimeError(f"{name}, {wrapping}: {model._cynosure_patch.made_by} made full logits")
     loss = loss.detach() / dist.get_world_size()
     dist.all_reduce(loss)
-    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-    whole_ones = {n: g.full_tensor() if isinstance(g, DTensor) else g.clone() for n, g in gradients.items()}
-    return {"loss": loss} | whole_ones
+    found = {"loss": loss} | gradients(wrapper)
+    wrapper.eval()
+    with torch.no_grad():
+        wrapper(**own, use_cache=False)
+    if model._cynosure_patch.made_by:
+        raise RuntimeError(f"{name}, {wrapping}: {model._cynosure_patch.made_by} made full logits in evaluation")
+    return found
 
 
 def main(folder: Path) -> None:

@@ -23,7 +23,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What the two processes have found; both run all cases, once."""
     folder = tmp_path_factory.mktemp("ranks")
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": paths}
     done = subprocess.run(
         [*run, "-m", "tests.lm.ranks", str(folder)], capture_output=True, text=True, cwd=ROOT, env=environment,
         check=False, timeout=240,

@@ -76,6 +76,20 @@ def test_half_precision_and_nothing_but_ignored() -> None:
     assert meter.compute() == before
 
 
+def test_float64_figures_are_not_narrowed() -> None:
+    hidden, target = batch(4)
+    stats = token_stats(hidden.double(), HEAD.double(), target, temperatures=Meter().temperatures)
+    meter = Meter()
+    meter.update(stats)
+    logits, seen = hidden.double() @ HEAD.double().T, target != -100
+    truth = cross_entropy(logits[seen], target[seen]).item()
+    assert meter.compute()["nats_per_token"] == pytest.approx(truth, rel=1e-11)
+    tempered = meter.calibration.figures.values[3:] / int(seen.sum())
+    for value, temperature in zip(tempered.tolist(), meter.temperatures, strict=True):
+        expected = cross_entropy(logits[seen] / temperature, target[seen]).item()
+        assert value == pytest.approx(expected, rel=1e-11)
+
+
 def test_an_impossible_token_makes_the_loss_infinite() -> None:
     hidden, head = torch.ones(2, 1), torch.tensor([[0.0], [-math.inf]])
     meter = Meter()

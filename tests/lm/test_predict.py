@@ -86,7 +86,8 @@ def test_what_makes_no_sense_is_refused() -> None:
 )
 def test_readings(probability: float, rank: int, best: float, reading: str) -> None:
     nll = -math.log(probability)
-    token = Surprise(0, " dog", probability, rank, nll, Candidate(1, " cat", best))
+    expected = Candidate(0, " dog", best) if rank == 1 else Candidate(1, " cat", best)
+    token = Surprise(0, " dog", probability, rank, nll, expected)
     sentence = read_surprise((token,), nll)
     assert sentence.startswith(reading)
     assert '" dog"' in sentence

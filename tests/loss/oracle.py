@@ -126,6 +126,7 @@ def stats(logits, target, *, scale=1.0, softcap=None, topk=0, temperatures=(), i
         "top_ids": top.indices,
         "top_logprobs": top.values,
         "nll_at_temperature": torch.stack(at_temperature, -1) if at_temperature else z.new_empty(len(z), 0),
+        "correct": torch.where(z.isnan().any(-1), torch.nan, (z.argmax(-1) == t[:, 0]).to(z.dtype)),
     }
     for name, x in figures.items():
         figures[name] = x.masked_fill(

@@ -4,8 +4,19 @@ import re
 
 import pytest
 import torch
+import torch._dynamo
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from cynosure.loss import cross_entropy, linear_cross_entropy, token_logprobs
+from cynosure.loss import (
+    CrossEntropyLoss,
+    LinearCrossEntropyLoss,
+    cross_entropy,
+    linear_cross_entropy,
+    logits_token_logprobs,
+    logits_token_stats,
+    token_logprobs,
+    token_stats,
+)
 from tests.loss import oracle
 from tests.loss.cases import make_case
 
@@ -80,35 +91,95 @@ def test_forward_mode_is_right_or_one_clear_error(op, backend):
         torch.testing.assert_close(ours, (dh * tangent).sum(), rtol=1e-12, atol=1e-12)
 
 
-FUNC = {
-    "grad": lambda f, h: torch.func.grad(f)(h),
-    "vjp": lambda f, h: torch.func.vjp(f, h)[1](torch.ones((), dtype=torch.float64))[0],
-    "grad_and_value": lambda f, h: torch.func.grad_and_value(f)(h)[0],
+LOGITS = {
+    "logits_token_logprobs": lambda h, w, t, **o: logits_token_logprobs(h @ w.T, t, **o),
+    "logits_token_stats": lambda h, w, t, **o: logits_token_stats(h @ w.T, t, **o).nll,
+}
+OPERATIONS = SECOND | LOGITS | {"token_stats": lambda *args, **o: token_stats(*args, **o).nll}
+# By how: what does it, and what of it the message must name.
+HOW = {
+    "grad": (lambda f, h: torch.func.grad(lambda x: f(x).sum())(h), r"torch\.func\.grad"),
+    "vjp": (lambda f, h: torch.func.vjp(f, h), "vjp"),
+    "jacrev": (lambda f, h: torch.func.jacrev(f)(h), "jacrev"),
+    "jvp": (lambda f, h: torch.func.jvp(f, (h,), (h,)), r"torch\.func\.jvp"),
+    "jacfwd": (lambda f, h: torch.func.jacfwd(f)(h), "jacfwd"),
+    "linearize": (lambda f, h: torch.func.linearize(f, h), "linearize"),
+    "functionalize": (lambda f, h: torch.func.functionalize(f)(h), "functionalize"),
+    "vmap": (lambda f, h: torch.vmap(f)(h[None].expand(3, -1, -1)), "vmap"),
+    "vmap of grad": (lambda f, h: torch.vmap(torch.func.grad(lambda x: f(x).sum()))(h[None]), "grad"),
+    "jit.trace": (lambda f, h: torch.jit.trace(f, (h,)), r"torch\.jit\.trace"),
+    "export": (lambda f, h: torch.export.export(Called(f), (h,)), r"torch\.export"),
+    "export, strict": (lambda f, h: torch.export.export(Called(f), (h,), strict=True), r"torch\.export"),
+    "make_fx": (lambda f, h: make_fx(f)(h), "make_fx"),
+    "make_fx before dispatch": (lambda f, h: make_fx(f, pre_dispatch=True)(h), "make_fx"),
+    "full graph": (lambda f, h: torch.compile(f, fullgraph=True, backend="eager")(h), r"torch\.compile"),
 }
 
 
-@pytest.mark.parametrize("transform", FUNC)
-@pytest.mark.parametrize("op", SECOND)
-def test_func_transforms_are_right_or_one_clear_error(op, transform, backend):
+class Called(torch.nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, hidden):
+        return self.function(hidden)
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch's own, about what is deprecated or goes into a graph as a constant
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("op", OPERATIONS)
+def test_every_transform_is_refused_in_one_sentence(op, how):
+    case, (transform, name) = make_case(), HOW[how]
+    torch._dynamo.reset()
+    with pytest.raises((NotImplementedError, torch._dynamo.exc.Unsupported)) as caught:
+        transform(lambda h: OPERATIONS[op](h, case.weight, case.target), case.hidden.detach())
+    assert_says_what_to_do(caught.value, name)
+
+
+DIFFERENTIABLE = SECOND | {"logits_token_logprobs": LOGITS["logits_token_logprobs"]}
+
+
+@pytest.mark.parametrize("how", ["is_grads_batched", "jacobian"])
+@pytest.mark.parametrize("op", DIFFERENTIABLE)
+def test_batched_gradients_are_refused_in_one_sentence(op, how):
     case = make_case()
-    plain = case.hidden.clone().requires_grad_()
-    SECOND[op](plain, case.weight, case.target, backend=backend).backward()
-    try:
-        ours = FUNC[transform](lambda h: SECOND[op](h, case.weight, case.target, backend=backend), case.hidden)
-    except (RuntimeError, NotImplementedError) as error:
-        assert_says_what_to_do(error, "torch.func|functorch|vmap|grad")
-    else:
-        torch.testing.assert_close(ours, plain.grad, rtol=1e-12, atol=1e-12)
+
+    def run(hidden):
+        return DIFFERENTIABLE[op](hidden, case.weight, case.target)
+
+    hidden = case.hidden.detach().requires_grad_()
+    with pytest.raises(NotImplementedError) as caught:  # noqa: PT012
+        if how == "jacobian":
+            torch.autograd.functional.jacobian(run, hidden, vectorize=True)
+        loss = run(hidden)
+        torch.autograd.grad(loss, hidden, torch.ones(2, *loss.shape, dtype=loss.dtype), is_grads_batched=True)
+    assert_says_what_to_do(caught.value, "is_grads_batched.*vectorize")
+    torch.autograd.functional.jacobian(run, hidden)  # one at a time
 
 
-@pytest.mark.parametrize("op", SECOND)
-def test_vmap_is_right_or_one_clear_error(op, backend):
-    hidden, weight = torch.randn(3, 4, 5, dtype=torch.float64), torch.randn(7, 5, dtype=torch.float64)
-    target = torch.randint(7, (4,))
-    try:
-        ours = torch.func.vmap(lambda h: SECOND[op](h, weight, target, backend=backend))(hidden)
-    except (RuntimeError, NotImplementedError) as error:
-        assert_says_what_to_do(error, "vmap")
-    else:
-        for x, h in zip(ours, hidden, strict=True):
-            torch.testing.assert_close(x, SECOND[op](h, weight, target, backend=backend), rtol=1e-12, atol=1e-12)
+@pytest.mark.parametrize("op", OPERATIONS)
+def test_a_tangent_is_never_dropped(op):
+    case = make_case()
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(case.hidden.detach(), torch.ones_like(case.hidden))
+        with pytest.raises(NotImplementedError) as caught:
+            OPERATIONS[op](dual, case.weight, case.target)
+        assert OPERATIONS[op](case.hidden, case.weight, case.target).isfinite().any()  # no tangent, no refusal
+    assert_says_what_to_do(caught.value, "forward mode")
+
+
+class Scripted(torch.nn.Module):
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(logits, target)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script")
+@pytest.mark.parametrize(
+    "scripted",
+    [linear_cross_entropy, cross_entropy, token_logprobs, token_stats, logits_token_logprobs, logits_token_stats,
+     LinearCrossEntropyLoss(), CrossEntropyLoss(), Scripted()],
+)  # fmt: skip
+def test_torch_script_is_refused_in_one_sentence(scripted):
+    with pytest.raises(NotImplementedError) as caught:
+        torch.jit.script(scripted)
+    assert_says_what_to_do(caught.value, r"torch\.jit\.script")

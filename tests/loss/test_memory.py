@@ -25,7 +25,9 @@ ONE_EACH = [{}, *({name: value} for name, value in EVERYTHING.items()), EVERYTHI
 
 
 def leaves_of(case):
-    leaves = {name: x.requires_grad_() for name, x in case.leaves().items()}
+    """With a gradient wanted of all but a dense target, whose gradient is of its own size."""
+    leaves = {name: x for name, x in case.leaves().items() if name != "probability" or isinstance(case.target, tuple)}
+    leaves = {name: x.requires_grad_() for name, x in leaves.items()}
     return case.with_leaves(leaves), list(leaves.values())
 
 

@@ -32,7 +32,8 @@ def compare(case, dtype, backend, upstream=None, error=max_error, **how):
     truth["losses"], theirs["losses"] = each.double().call(oracle.loss), each.call(oracle.loss)
     ours["losses"] = each.call(linear_cross_entropy, backend=backend, **how)
     for name, x in ours.items():
-        assert x.dtype == (oracle.wide(dtype) if name.startswith("loss") else dtype), name
+        own = case.probability().dtype if name == "dprobability" else dtype
+        assert x.dtype == (oracle.wide(dtype) if name.startswith("loss") else own), name
         y = truth[name]
         eps = torch.finfo(torch.float32).eps * y.abs().max().item() * (4 if x.dim() == 0 else 1)
         assert_three_way(x, theirs[name], y, eps=eps, name=name, error=error)
@@ -260,7 +261,7 @@ def test_any_shape_and_dtype(
     # Of one token d(logits) is of the size of its upstream gradient, whatever then cancels.
     unit = upstream_like(ours.loss).abs().max().item() / (n if reduction == "mean" else 1)
     sizes = {"loss": 1.0, "dhidden": unit * case.weight.abs().max().item()}
-    sizes |= {"dweight": unit * case.hidden.abs().max().item(), "dbias": unit}
+    sizes |= {"dweight": unit * case.hidden.abs().max().item(), "dbias": unit, "dprobability": unit}
     for name, x in ours.named().items():
         y = truth.named()[name]
         size = max(sizes[name], y.abs().max().item())

@@ -104,9 +104,18 @@ def test_ties(dtype, backend):
     assert (ours.margin[~ties] > 0).all()
 
 
-def test_a_target_that_ties_for_the_top_has_rank_one(backend):
-    stats = token_stats(torch.ones(1, 1), torch.tensor([[2.0], [2.0], [1.0]]), torch.tensor([1]), backend=backend)
-    assert stats.rank.item() == 1
+def test_of_equals_at_the_top_all_have_rank_one_and_the_first_is_correct(backend):
+    weight = torch.tensor([[2.0], [2.0], [1.0]])
+    stats = token_stats(torch.ones(3, 1), weight, torch.arange(3), backend=backend)
+    assert stats.rank.tolist() == [1, 1, 3]
+    assert stats.correct.tolist() == [1, 0, 0]
+
+
+def test_correct_is_nan_where_the_loss_is(backend):
+    hidden, weight = torch.tensor([[1.0], [math.nan], [INF], [1.0]]), torch.tensor([[1.0], [2.0]])
+    stats = token_stats(hidden, weight, torch.tensor([1, 0, 0, -100]), backend=backend)
+    assert stats.nll.isnan().tolist() == [False, True, True, True]
+    torch.testing.assert_close(stats.correct, torch.tensor([1.0, math.nan, math.nan, math.nan]), equal_nan=True)
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e4])

@@ -1,4 +1,4 @@
-"""torch's own samples of cross_entropy and linear_cross_entropy: equal, but for the differences named here."""
+"""torch's own samples of its cross-entropies give what torch gives, but for the differences named here."""
 
 import json
 import subprocess

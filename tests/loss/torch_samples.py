@@ -1,4 +1,4 @@
-"""torch's own samples of its cross-entropies through ours: `python -m tests.loss.torch_samples` prints the results.
+"""torch's own samples of its cross-entropies, through ours: `python -m tests.loss.torch_samples` prints the outcomes.
 
 They are those of its OpInfo and ModuleInfo, in every float dtype; every probability of a target requires grad. Loss and
 gradients are held to float64 three ways. A process of its own, because torch's test utilities change global settings.

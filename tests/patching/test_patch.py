@@ -9,9 +9,9 @@ import torch
 import transformers
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cynosure.patching import Patch, causal_lm_loss, patch
-from cynosure.patching.heads import head_layers
 from cynosure.patching.labelled import IGNORED
 from cynosure.patching.pending import PendingLogits
 from tests.lm.conftest import tiny_model
@@ -139,8 +139,7 @@ def test_undone_it_is_as_before(model: Any) -> None:
     before = dict(vars(model))
     patched = patch(model)
     assert isinstance(patched, Patch)
-    with pytest.raises(ValueError, match="is patched already: undo that first"):
-        patch(model)
+    assert patch(model) is patched
     patched.undo()
     patched.undo()
     assert vars(model) == before
@@ -235,26 +234,29 @@ def test_full_logits_in_spite_of_the_patch_are_said_once() -> None:
     inputs = batch()
     with patch(family("Llama")) as patched:
         patched.model.lm_head.register_forward_hook(lambda module, args, logits: logits.clamp(max=1))
-        with pytest.warns(UserWarning, match="LlamaForCausalLM is patched, but clamp between head and loss needs full"):
+        with pytest.warns(
+            UserWarning, match="LlamaForCausalLM is patched, but between its head and its loss, clamp needs full logits"
+        ):
             assert type(patched.model(**inputs).logits) is Tensor
         patched.model(**inputs)
 
 
-def test_options_that_the_models_own_loss_heeds_and_ignores() -> None:
+def test_the_models_own_loss_function_stays_in_charge() -> None:
+    """Options that only it knows, and what it does with the cross-entropy."""
     model, inputs = family("Llama"), batch()
     own_loss = model.loss_function
 
-    def ForCausalLMLoss(
+    def penalized(
         logits: Tensor, labels: Tensor, vocab_size: int, power: float | None = None, **options: Any
     ) -> Tensor:
-        return own_loss(logits, labels, vocab_size, **options) ** (power or 1)
+        return 1.01 * own_loss(logits, labels, vocab_size, **options) ** (power or 1)
 
-    model.loss_function = ForCausalLMLoss
-    own = model(**inputs).loss
-    with patch(model):
-        torch.testing.assert_close(model(**inputs, cu_seq_lens_q=torch.tensor([0, 20, 33])).loss, own)
-        with pytest.warns(UserWarning, match="power of its loss needs full logits"):
-            torch.testing.assert_close(model(**inputs, power=2.0).loss, own**2)
+    model.loss_function = penalized
+    for options in ({}, {"power": 2.0}, {"cu_seq_lens_q": torch.tensor([0, 20, 33])}):
+        own = step(model, **inputs, **options)
+        with patch(model) as patched:
+            assert_same(own, step(model, **inputs, **options))
+            assert patched.made_by == []
 
 
 @pytest.mark.filterwarnings("ignore")  # Dynamo's, of what it does not trace
@@ -311,7 +313,6 @@ def test_a_low_rank_update_of_the_head(name: str, training: bool) -> None:
         parameter.requires_grad_(False)
     torch.manual_seed(1)
     model.lm_head = LowRank(model.lm_head)
-    assert len(head_layers(model)) == 2
     model.train(training)
     torch.manual_seed(2)
     own = step(model, **inputs)
@@ -368,7 +369,7 @@ def test_what_cannot_be_proved_equal_is_refused() -> None:
         (odd(lambda model, z: torch.tanh(torch.tanh(z))), "tanh needs full logits"),
         (odd(lambda model, z: z - z.mean()), "mean needs full logits"),
         (odd(suppress), "__setitem__ needs full logits"),
-        (odd(lambda model, z: z.log_softmax(-1)), "log_softmax needs full logits"),
+        (odd(lambda model, z: z.softmax(-1)), "softmax needs full logits"),
     ]
     for model, reason in cases:
         before = dict(vars(model))
@@ -379,24 +380,17 @@ def test_what_cannot_be_proved_equal_is_refused() -> None:
     own = step(fine, **batch())
     with patch(fine):
         assert_same(own, step(fine, **batch()))
-    lying = odd(lambda model, z: z)
-    own_loss = lying.loss_function
-
-    def ForCausalLMLoss(*args: Any, **kwargs: Any) -> Tensor:
-        return 1.01 * own_loss(*args, **kwargs)
-
-    lying.loss_function = ForCausalLMLoss
-    lying.to(torch.bfloat16)  # in which a hundredth is nothing
-    for _ in range(2):
-        with pytest.raises(ValueError, match="it has a loss function of its own"):
-            patch(lying)
-    lying.loss_function = lambda *args, **kwargs: own_loss(*args, **kwargs)
-    with pytest.raises(ValueError, match="it has a loss function of its own"):
-        patch(lying)
-    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "vocab_size": V}
-    with pytest.raises(ValueError, match="T5ForConditionalGeneration cannot be patched"):
-        patch(transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes)))
-    with pytest.raises(TypeError, match="patch needs a causal language model of transformers, got Linear"):
+    hinge = odd(lambda model, z: z)
+    hinge.loss_function = lambda logits, labels, *args, **kwargs: F.multi_margin_loss(
+        logits.flatten(0, 1), labels.flatten().clamp(min=0)
+    )
+    with pytest.raises(ValueError, match="multi_margin_loss needs full logits"):
+        patch(hinge)
+    lazy = odd(lambda model, z: z)
+    lazy.loss_function = lambda *args, **kwargs: lazy.model.norm.weight.sum()
+    with pytest.raises(ValueError, match="its loss is no cross-entropy of its logits"):
+        patch(lazy)
+    with pytest.raises(TypeError, match="patch needs a model of transformers that gives logits of text, got Linear"):
         patch(nn.Linear(2, 2))
 
 

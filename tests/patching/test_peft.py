@@ -4,7 +4,23 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from peft import (
+    AdaLoraConfig,
+    BOFTConfig,
+    FourierFTConfig,
+    HRAConfig,
+    IA3Config,
+    LNTuningConfig,
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    OFTConfig,
+    PromptTuningConfig,
+    ShiraConfig,
+    TrainableTokensConfig,
+    VeraConfig,
+    get_peft_model,
+)
 
 from cynosure.patching import patch
 from tests.patching.test_patch import assert_same, batch, family, step
@@ -68,7 +84,52 @@ def test_a_learned_prompt() -> None:
         assert patched.made_by == []
 
 
-def test_what_scales_each_class_by_itself_is_refused() -> None:
-    model = adapted(family("Llama"), target_modules=["lm_head"], use_dora=True)
-    with pytest.raises(ValueError, match="LlamaForCausalLM cannot be patched: between its head and its loss, T needs"):
-        patch(model)
+HEAD = {"target_modules": ["lm_head"]}
+BODY = {"target_modules": ["q_proj"]}
+DROPOUT = {"lora_dropout": 0.3, "init_lora_weights": False}
+TUNERS: dict[str, Any] = {
+    "rsLoRA": lambda: LoraConfig(**HEAD, **DROPOUT, use_rslora=True),
+    "PiSSA": lambda: LoraConfig(**HEAD, init_lora_weights="pissa"),
+    "DoRA": lambda: LoraConfig(**HEAD, **DROPOUT, use_dora=True),
+    "DoRA, bias": lambda: LoraConfig(**HEAD, init_lora_weights=False, use_dora=True, lora_bias=False, bias="lora_only"),
+    "tokens of the embedding": lambda: LoraConfig(**BODY, trainable_token_indices=[1, 5, 7]),
+    "tokens of the head": lambda: LoraConfig(**BODY, trainable_token_indices={"lm_head": [1, 5, 7]}),
+    "TrainableTokens": lambda: TrainableTokensConfig(token_indices=[1, 5, 7], target_modules=["embed_tokens"]),
+    "tied copy": lambda: LoraConfig(**BODY, modules_to_save=["embed_tokens"], ensure_weight_tying=True),
+    "tied LoRA": lambda: LoraConfig(target_modules=["q_proj", "embed_tokens"], ensure_weight_tying=True),
+    "IA3": lambda: IA3Config(**HEAD, feedforward_modules=[]),
+    "IA3, of states": lambda: IA3Config(**HEAD, feedforward_modules=["lm_head"]),
+    "VeRA": lambda: VeraConfig(**HEAD, r=4, vera_dropout=0.2),
+    "LoHa": lambda: LoHaConfig(**HEAD),
+    "LoKr": lambda: LoKrConfig(**HEAD),
+    "AdaLoRA": lambda: AdaLoraConfig(target_modules=["q_proj", "lm_head"], **DROPOUT, total_step=100),
+    "BOFT": lambda: BOFTConfig(**HEAD, boft_block_size=4, boft_n_butterfly_factor=1),
+    "OFT": lambda: OFTConfig(**HEAD, oft_block_size=4, r=0),
+    "HRA": lambda: HRAConfig(**HEAD),
+    "FourierFT": lambda: FourierFTConfig(**HEAD, n_frequency=50),
+    "SHiRA": lambda: ShiraConfig(**HEAD, r=2),
+    "LayerNorm": lambda: LNTuningConfig(target_modules=["norm"]),
+}
+
+
+@pytest.mark.parametrize("tuner", TUNERS)
+@pytest.mark.parametrize("name", ["Llama, tied", "Gemma 2", "Phi, biased"])
+def test_tuners_whose_head_is_one_linear_map(name: str, tuner: str) -> None:
+    config = TUNERS[tuner]()
+    config.task_type = "CAUSAL_LM"
+    if tuner == "LayerNorm" and name.startswith("Phi"):
+        config.target_modules = ["final_layernorm"]
+    torch.manual_seed(1)
+    model = get_peft_model(family(name), config).train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    with torch.no_grad():
+        for parameter in trained:
+            parameter.add_(0.1 * torch.randn_like(parameter))  # away from where an adapter changes nothing
+    torch.manual_seed(2)
+    own = step(model, **batch())
+    with patch(model) as patched:
+        torch.manual_seed(2)
+        ours = step(model, **batch())
+        assert patched.made_by == []
+    assert_same(own, ours)
+    assert 0 < len(ours[1]) <= len(trained)

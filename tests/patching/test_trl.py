@@ -122,10 +122,10 @@ def test_what_cannot_be_proved_equal_is_refused() -> None:
     for options, reason in cases:
         model = family("Llama")
         add_fused_lm_head(model, **options)  # type: ignore[arg-type]
-        own = probe(model, fused_lm_head=True)
+        own = probe(model, batch() | {"fused_lm_head": True})
         with pytest.raises(ValueError, match=f"this trainer cannot be patched: .*{reason}"):
             patch(model)
-        assert torch.equal(probe(model, fused_lm_head=True).log_probs, own.log_probs)
+        assert torch.equal(probe(model, batch() | {"fused_lm_head": True}).log_probs, own.log_probs)
 
 
 @pytest.mark.parametrize("name", ["Llama", "Phi, biased"])

@@ -143,7 +143,7 @@ def test_data_of_another_run(copied: Path) -> None:
         run(copied, resume=True)
     (data / "ids.int32").write_bytes(ids[:-4] + (300).to_bytes(4, "little"))
     forged(copied)
-    with pytest.raises(ValueError, match=r"ids.int32 holds token 300, and the model has 300"):
+    with pytest.raises(ValueError, match=r"ids.int32: token 300 is beyond the model's embedding, which has 300"):
         run(copied, resume=True)
     (data / "ids.int32").write_bytes(ids)
     (data / "valid.jsonl").write_text("".join([*valid[:2], '{"name": "x", "text": 1}\n', *valid[3:]]))

@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any, Generic, Literal, TypeVar
 
 from cynosure.bench.contestants import OURS
+from cynosure.system.numbers import finite
 
 Status = Literal["ok", "red", "cut off", "missing", "failed"]
 
@@ -65,11 +66,6 @@ class Row:
             record["losses"] = [finite(x) for x in self.losses]
         found = ("seconds_median", "peak_extra_bytes", "peak_process_bytes")
         return record | {name: getattr(self, name) for name in found}
-
-
-def finite(x: float) -> float | None:
-    """JSON has no NaN."""
-    return x if math.isfinite(x) else None
 
 
 class AnyCase(ABC):

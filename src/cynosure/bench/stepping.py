@@ -16,6 +16,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from cynosure.bench.contestants import Inputs, Outputs
 from cynosure.bench.limit import best_provider, chunked_gemms, whole_gemms
 from cynosure.bench.trainers import TrainWork
+from cynosure.models.head import Tracer
+from cynosure.patching.heads import Deferring
 
 LEARNING_RATE = 1e-5
 BLOCK = 256  # rows of logits that the exact loss holds at a time
@@ -92,11 +94,12 @@ def arguments(work: TrainWork, folder: str) -> TrainingArguments:
 
 def replace_loss(model: Any, loss_of: Loss) -> None:
     """Make the model's forward one of its body and this loss."""
-    weight = model.get_output_embeddings().weight
+    weight, own = model.get_output_embeddings().weight, model.forward
 
     @functools.wraps(model.forward)
     def forward(*, input_ids: Tensor, labels: Tensor, num_items_in_batch: Tensor, **_: Any) -> dict[str, Tensor]:
-        hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        with Deferring(model, Tracer()):
+            hidden = own(input_ids=input_ids, use_cache=False).logits.recipe.hidden
         rows, target = hidden[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
         return {"loss": loss_of(rows, weight, target, num_items_in_batch)}
 

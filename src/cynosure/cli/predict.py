@@ -97,8 +97,7 @@ def truth_table(prediction: "Prediction") -> "Table":
         row = percent(token.probability), f"{token.rank:,}", f"{token.nll_nats:.4f}", f"{token.nll_bits:.4f}"
         table.add_row(quoted(token.token), *row)
     if len(prediction.truth) > 1:
-        values = prediction.to_json()["truth"]
-        row = percent(values["probability"]), "", f"{values['nll_nats']:.4f}", f"{values['nll_bits']:.4f}"
+        row = percent(prediction.probability), "", f"{prediction.nll_nats:.4f}", f"{prediction.nll_bits:.4f}"
         table.add_row("all of it", *row, style="bold")
     return table
 

@@ -192,7 +192,11 @@ def drawn(steps: list[Figures], validations: list[Figures]) -> list[str]:
 def held_out(figures: Figures) -> str:
     """A validation in words."""
     nats, bits = figures["nats_per_token"], figures["bits_per_byte"]
-    told = f"{nats['value']:.4f} nats/token{interval(nats)}, perplexity {figures['token_perplexity']['value']:,.1f}"
+    if nats["value"] is None:
+        return "the loss is infinite: the model gave a token no probability at all"
+    told = f"{nats['value']:.4f} nats/token{interval(nats)}"
+    if (perplexity := figures["token_perplexity"]["value"]) is not None:
+        told += f", perplexity {perplexity:,.1f}"
     if bits["value"] is not None:
         told += f", {bits['value']:.3f} bits/byte{interval(bits)}"
     return told + (f", ECE {figures['calibration']['ece']:.3f}" if figures["calibration"] else "")

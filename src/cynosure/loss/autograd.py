@@ -16,7 +16,8 @@ from cynosure.loss.chunked import (
     compute_logits,
 )
 from cynosure.loss.forward import compute_loss
-from cynosure.loss.tensors import NO_TRANSFORMS, plain
+from cynosure.loss.tensors import plain
+from cynosure.loss.transforms import refuse_batched
 
 NO_SECOND = (
     "the fused loss has no second derivative: for double backward (Hessian-vector products, gradient penalties) use "
@@ -78,6 +79,7 @@ class FusedSum(_FirstOrder):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
+        refuse_batched(upstream[0])
         dsum = plain("the upstream gradient", upstream[0])
         gradients: Gradients | None = ctx.gradients
         ctx.gradients = None
@@ -102,6 +104,7 @@ class FusedRows(_FirstOrder):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
+        refuse_batched(upstream[0])
         hidden, weight, bias, _ = ctx.saved_tensors
         wanted = Wanted(*ctx.needs_input_grad[:4])
         drows = plain("the upstream gradient", upstream[0])
@@ -120,19 +123,12 @@ class LogitsRows(_FirstOrder):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
+        refuse_batched(upstream[0])
         logits, drows = ctx.saved_tensors[0], plain("the upstream gradient", upstream[0])
-        dlogits = compute_dlogits(ctx.job, logits, drows.detach()) if ctx.needs_input_grad[0] else None
-        dtarget = compute_dtarget(ctx.job, logits, drows.detach()) if ctx.needs_input_grad[1] else None
+        dloss = drows.detach()
+        dlogits = compute_dlogits(ctx.job, logits, dloss) if ctx.needs_input_grad[0] else None
+        dtarget = compute_dtarget(ctx.job, logits, dloss) if ctx.needs_input_grad[1] else None
         return (*_first_order([dlogits, dtarget], ctx, drows), None)
-
-
-def _save(
-    ctx: Any, hidden: Tensor, weight: Tensor | None, bias: Tensor | None, probability: Tensor | None, *others: Tensor
-) -> None:
-    """Keep what the backward of the fused functions reads. The job has the probabilities; where they require grad they
-    are kept here too, for the second derivative that is refused."""
-    ctx.dtypes = [None if x is None else x.dtype for x in (hidden, weight, bias, probability)]
-    ctx.save_for_backward(hidden, weight, bias, probability if ctx.needs_input_grad[3] else None, *others)
 
 
 class Shapes(_FirstOrder):
@@ -149,14 +145,18 @@ class Shapes(_FirstOrder):
         return None, None, *(None if x is None else torch.empty_like(x) for x in ctx.saved_tensors)
 
 
+def _save(
+    ctx: Any, hidden: Tensor, weight: Tensor | None, bias: Tensor | None, probability: Tensor | None, *others: Tensor
+) -> None:
+    """Keep what the backward of the fused functions reads. The job has the probabilities; where they require grad they
+    are kept here too, for the second derivative that is refused."""
+    ctx.dtypes = [None if x is None else x.dtype for x in (hidden, weight, bias, probability)]
+    ctx.save_for_backward(hidden, weight, bias, probability if ctx.needs_input_grad[3] else None, *others)
+
+
 def apply(function: type[Function], *args: Any) -> Tensor:
     """Apply one of these functions; without grad mode its inputs ask for no gradient, so none is made ahead."""
     if not torch.is_grad_enabled():
         args = tuple(x.detach() if isinstance(x, Tensor) else x for x in args)
-    try:
-        result: Tensor = function.apply(*args)  # type: ignore[no-untyped-call]
-    except RuntimeError as error:
-        if "functorch transforms" in str(error):
-            raise NotImplementedError(NO_TRANSFORMS) from error
-        raise
+    result: Tensor = function.apply(*args)  # type: ignore[no-untyped-call]
     return result

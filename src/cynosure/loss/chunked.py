@@ -241,14 +241,26 @@ def compute_dtarget(job: Job, logits: Tensor, upstream: Tensor) -> Tensor:
 def _visit_given(job: Job, logits: Tensor, loss: Tensor, upstream: Tensor | None, dlogits: Tensor | None) -> None:
     """The kernel works where d(logits) go, or where the logits lie if it leaves them; else on copies."""
     rows, kernel = job.batch.inputs, _row_kernel(job, 0, loss, upstream)
-    direct = job.backend.in_place and rows is None and logits.dtype in job.backend.dtypes and logits.stride(-1) == 1
-    for start, stop in blocks(job.backend, logits, job.batch.n_rows, copied=not direct):
+    for start, stop, z, direct in given_rows(job.backend, logits, rows, job.batch.n_rows):
         at = rows_between(rows, start, stop)
-        z = take_rows(logits, at)
         if direct:
             kernel(z if dlogits is None else dlogits[at].copy_(z), start, stop)
             continue
-        z = z.to(loss.dtype, copy=True, memory_format=torch.contiguous_format)
         kernel(z, start, stop)
         if dlogits is not None:
             dlogits[at] = z.to(dlogits.dtype)
+
+
+def given_rows(
+    backend: Backend, logits: Tensor, rows: Tensor | None, n_rows: int
+) -> Iterator[tuple[int, int, Tensor, bool]]:
+    """Counted rows start to stop of logits (..., V) that must stay as they are, block after block.
+
+    The block is a view if the last is True, for a kernel that leaves it alone; else a copy in the accumulation dtype.
+    """
+    direct = backend.in_place and rows is None and logits.dtype in backend.dtypes and logits.stride(-1) == 1
+    for start, stop in blocks(backend, logits, n_rows, copied=not direct):
+        z = take_rows(logits, rows_between(rows, start, stop))
+        if not direct:
+            z = z.to(accumulation_dtype(z.dtype), copy=True, memory_format=torch.contiguous_format)
+        yield start, stop, z, direct

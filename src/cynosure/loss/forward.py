@@ -106,6 +106,13 @@ def _loss_kernel(job: Job, offset: int, piece: Piece, n_columns: int) -> Callabl
     return kernel
 
 
+def row_figures(z: Tensor, index: Tensor, backend: Backend, options: RowOptions, topk: int, beta: Tensor) -> Figures:
+    """Every figure of r rows of logits (r, V), which are the kernel's, for their targets (r,); beta as below."""
+    best, piece = Best.none(len(z), topk, z.device), Piece(0, z.shape[-1])
+    target = z.gather(-1, index[:, None])[:, 0]
+    return figures(backend.stats_piece(z, piece, index, target, options, best, beta), index, best, beta)
+
+
 def compute_figures(
     rows: Rows, index: Tensor, backend: Backend, options: RowOptions, topk: int, beta: Tensor
 ) -> Figures:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cynosure.loss.autograd import FusedRows, FusedSum, LogitsRows, Shapes, apply
 from cynosure.loss.chunked import Job
-from cynosure.loss.head import Head, OwnHead, make_head
+from cynosure.loss.head import Head, OwnHead, check_frozen, make_head
 from cynosure.loss.options import ReduceOptions, Reduction, RowOptions, accumulation_dtype
 from cynosure.loss.plan import check_chunk_tokens, choose_backend
 from cynosure.loss.targets import Batch, TargetLike, check_target, make_batch, probability_of
@@ -48,7 +48,8 @@ def linear_cross_entropy(
 
     Args:
         hidden: (..., D) hidden states, floating point.
-        weight: (V, D) output embedding, hidden's dtype (autocast casts both as it does for `F.linear`).
+        weight: (V, D) output embedding, hidden's dtype (autocast casts both as it does for `F.linear`). A frozen
+            subclass with an `F.linear` of its own, such as a quantized weight, is multiplied by that.
         target: class indices (...) of any integer dtype; or probabilities (..., V); or a pair of class indices (..., K)
             and their probabilities (..., K), every other class having none. Probabilities are finite and not negative
             (checked on a CPU) but need not add up to 1, and may require grad.
@@ -71,15 +72,18 @@ def linear_cross_entropy(
     Returns:
         0-d, or (...) - (..., T - shift) under shift - for "none". float32, or float64 for float64 inputs.
 
+    DTensors are gathered, and gradients get their placements; the result is a plain tensor on every process. Tensors
+    without values, fake or on the meta device, give a result without values.
+
     Raises:
         ValueError, TypeError: an argument of the wrong shape, dtype, device or value, which the message names.
         IndexError: a class index outside [0, V), with its position.
 
     Every option that is a number may be Python's, NumPy's, or a tensor or array with one element.
 
-    Gradients reach hidden, weight, bias, token_weight and probabilities, where they require them, in three matrix
-    products (four for "none"); second derivatives, forward mode and `torch.func` raise NotImplementedError. Under
-    `torch.compile` the call is a graph break.
+    Gradients reach hidden, weight, bias, token_weight and a target's probabilities, where they require them, in three
+    matrix products (four for "none"); second derivatives, forward mode and `torch.func` raise NotImplementedError.
+    Under `torch.compile` the call is a graph break.
 
     >>> import torch
     >>> hidden = torch.tensor([[2.0, 0.0], [0.0, 1.0]], requires_grad=True)
@@ -97,14 +101,13 @@ def linear_cross_entropy(
     chunk_tokens = check_chunk_tokens(chunk_tokens)
     job = _make_job(hidden, weight.shape[0], target, options, reduce, backend, matmul_dtype(hidden))
     job = job._replace(chunk_tokens=chunk_tokens, dweight_dtype=weight.dtype)
-    probability = probability_of(target)
+    rows, probability = hidden.reshape(-1, hidden.shape[-1]), probability_of(target)
     if job.batch.target.is_abstract:
         return _shapes(job, reduction, hidden, weight, bias, token_weight, probability)
     given: Tensor | None = weight
     if isinstance(head, OwnHead):
         check_frozen(weight)
         given, job = None, job._replace(own_weight=weight)
-    rows = hidden.reshape(-1, hidden.shape[-1])
     if reduction == "none":
         return _spread(apply(FusedRows, rows, given, bias, probability, job), job.batch)
     return apply(FusedSum, rows, given, bias, probability, job.batch.weight, job)
@@ -138,17 +141,14 @@ def cross_entropy(
     >>> cross_entropy(torch.zeros(3, 5, 100), torch.zeros(3, 5, dtype=torch.long), shift=1)  # ln 100
     tensor(4.6052)
     """
-    check_floating("logits", logits)
-    if logits.ndim == 0 or logits.shape[-1] == 0:
-        raise ValueError(f"logits must have shape (..., V) with V >= 1, got {tuple(logits.shape)}")
+    check_logits(logits)
     _check_classes_last(logits, target)
     options = RowOptions(label_smoothing, z_loss, softcap, scale, class_weight)
     reduce = ReduceOptions(ignore_index, reduction, token_weight, normalizer, shift)
     job = _make_job(logits, logits.shape[-1], target, options, reduce, backend, logits.dtype)
-    probability = probability_of(target)
     if job.batch.target.is_abstract:
-        return _shapes(job, reduction, logits, token_weight, probability)
-    losses = apply(LogitsRows, logits, probability, job)
+        return _shapes(job, reduction, logits, token_weight, probability_of(target))
+    losses = apply(LogitsRows, logits, probability_of(target), job)
     return _spread(losses, job.batch) if reduction == "none" else (losses * job.batch.weight).sum()
 
 
@@ -176,12 +176,52 @@ def token_logprobs(
     >>> logprobs.exp()  # one in ten, and ignored
     tensor([0.1000, 1.0000])
     """
-    if not isinstance(target, Tensor) or target.is_floating_point():
-        raise TypeError(f"target must be class indices, got {kind(target)}")
+    check_class_indices(target)
     return -linear_cross_entropy(
         hidden, weight, target, bias=bias, softcap=softcap, scale=scale, shift=shift, ignore_index=ignore_index,
         reduction="none", backend=backend, chunk_tokens=chunk_tokens,
     )  # fmt: skip
+
+
+@public
+def logits_token_logprobs(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    shift: int = 0,
+    ignore_index: int = -100,
+    backend: str | None = None,
+) -> Tensor:
+    """`token_logprobs` of logits (..., V) that are there already; classes last. Differentiable.
+
+    Options and errors as of `cross_entropy`, class indices alone. Returns (...), or (..., T - shift): log p(target) in
+    nats, 0.0 where ignored; float32, or float64 for float64 logits. The logits are not modified, and beside them and
+    their gradient no memory of their size is taken.
+
+    >>> import torch
+    >>> logits_token_logprobs(torch.zeros(2, 10), torch.tensor([3, -100])).exp()  # one in ten, and ignored
+    tensor([0.1000, 1.0000])
+    """
+    check_class_indices(target)
+    return -cross_entropy(
+        logits, target, softcap=softcap, scale=scale, shift=shift, ignore_index=ignore_index, reduction="none",
+        backend=backend,
+    )  # fmt: skip
+
+
+def check_logits(logits: Tensor) -> None:
+    """Logits (..., V), or a clear error."""
+    check_floating("logits", logits)
+    if logits.ndim == 0 or logits.shape[-1] == 0:
+        raise ValueError(f"logits must have shape (..., V) with V >= 1, got {tuple(logits.shape)}")
+
+
+def check_class_indices(target: Tensor) -> None:
+    """A target that is no distribution, or a clear error."""
+    if not isinstance(target, Tensor) or target.is_floating_point():
+        raise TypeError(f"target must be class indices, got {kind(target)}")
 
 
 def check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Head | OwnHead:
@@ -215,15 +255,6 @@ def check_floating(name: str, x: object) -> Tensor:
     return x
 
 
-def check_frozen(weight: Tensor) -> None:
-    """Refuse to leave out the gradient of a weight that multiplies by itself."""
-    if torch.is_grad_enabled() and weight.requires_grad:
-        raise NotImplementedError(
-            f"weight is a {type(weight).__name__} that requires grad, and only its class knows that gradient: freeze "
-            "it (weight.requires_grad_(False)), or train a plain weight"
-        )
-
-
 def matmul_dtype(hidden: Tensor) -> torch.dtype:
     """What `F.linear` computes in: autocast's dtype where that is on (it leaves float64 alone), else hidden's."""
     if autocasts(hidden) and hidden.dtype != torch.float64:
@@ -253,6 +284,12 @@ def _make_job(
     return Job(batch, options, choose_backend(backend, rows.device)[0], dtype, dtype, None)
 
 
+def _shapes(job: Job, reduction: Reduction, *given: Tensor | None) -> Tensor:
+    """The result of tensors without values: its shape and dtype alone."""
+    shape = job.batch.shape if reduction == "none" else torch.Size()
+    return apply(Shapes, shape, accumulation_dtype(job.dtype), *given)
+
+
 def _check_classes_last(logits: Tensor, target: TargetLike) -> None:
     """Refuse torch's layout (N, V, ...) where the target's shape gives it away."""
     shape = logits.shape
@@ -261,12 +298,6 @@ def _check_classes_last(logits: Tensor, target: TargetLike) -> None:
             f"logits of shape {tuple(shape)} with a target of shape {tuple(target.shape)} have their classes in "
             f"dimension 1, but classes must come last: pass logits.movedim(1, -1)"
         )
-
-
-def _shapes(job: Job, reduction: Reduction, *given: Tensor | None) -> Tensor:
-    """The result of tensors without values: its shape and dtype alone."""
-    shape = job.batch.shape if reduction == "none" else torch.Size()
-    return apply(Shapes, shape, accumulation_dtype(job.dtype), *given)
 
 
 def kind(x: object) -> str:

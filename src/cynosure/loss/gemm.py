@@ -9,20 +9,24 @@ import json
 import math
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils.flop_counter import register_flop_formula
 
 from cynosure.loss.machine import cache_directory, cpu_name
 from cynosure.loss.native.library import Product, call, library
 from cynosure.loss.openblas import find_openblas
 from cynosure.loss.tensors import address
+from cynosure.system.apart import apart
 from cynosure.system.files import write_whole
 
 RIVALS = {torch.float32: "openblas", torch.bfloat16: "native"}  # of torch
+DTYPES = {rival: dtype for dtype, rival in RIVALS.items()}
 PROVIDERS = ("torch", *RIVALS.values())
 VARIABLE = "CYNOSURE_GEMM"
 WORTH_IT = 1e9  # floating-point operations below which torch does them, whoever is faster
@@ -35,6 +39,9 @@ SUM_ROWS = 2048  # of a half-precision dW that torch makes at a time
 
 
 SETTLED: dict[torch.dtype, "Gemm"] = {}  # in this process, whoever a trial shows to be faster
+
+
+LARGE: list[bool] = []  # not empty: inside of `as_if_large`
 
 
 class Gemm(NamedTuple):
@@ -54,9 +61,19 @@ def choose_gemm(flops: float, dtype: torch.dtype, device: torch.device) -> Gemm:
         if asked != "torch" and (missing := why_missing(asked)):
             raise ValueError(f"{VARIABLE}={asked}, but {missing}")
         return Gemm(asked if asked == RIVALS[dtype] else "torch", f"asked for by {VARIABLE}={asked}")
-    if flops < WORTH_IT:
+    if flops < WORTH_IT and not (LARGE and flops > 0):
         return Gemm("torch", "the products are small")
     return SETTLED.get(dtype) or fastest(dtype, torch.get_num_threads())
+
+
+@contextmanager
+def as_if_large() -> Iterator[None]:
+    """Inside, products of any size are made by the provider of large ones."""
+    LARGE.append(True)
+    try:
+        yield
+    finally:
+        LARGE.pop()
 
 
 def providers() -> dict[str, str]:
@@ -94,15 +111,11 @@ def product(a: Tensor, b: Tensor, out: Tensor, add: bool = False, provider: str 
     """out (M, N) = a (M, K) @ b (K, N), or += with `add`; by the provider named, or the one to choose."""
     flops = 2.0 * a.shape[0] * a.shape[1] * b.shape[1]
     provider = provider or choose_gemm(flops, a.dtype, a.device).provider
-    if provider == "openblas" and takes(torch.float32, a, b, out) and by_rows(out):
-        blas = find_openblas()
-        assert blas is not None
-        blas.product(a, b, out, add)
+    ours = provider == "openblas" or (provider == "native" and not add)
+    if ours and takes(DTYPES[provider], a, b, out) and by_rows(out):
+        multiply(a, b, out, add=add)
         return out
-    if provider == "native" and not add and takes(torch.bfloat16, a, b, out) and by_rows(out):
-        native_product(a, b, out)
-        return out
-    return out.addmm_(a, b) if add else torch.mm(a, b, out=out)
+    return torch.addmm(out, a, b, out=out) if add else torch.mm(a, b, out=out)  # addmm_ is not counted as FLOPs
 
 
 class WeightSum:
@@ -129,7 +142,7 @@ class WeightSum:
             elif not self.native:
                 self.wide = self.dweight if whole else torch.empty_like(self.dweight, dtype=torch.float32)
         if self.native:
-            native_product(a, b, self.dweight, self.low, add=not first, keep_low=not last)
+            multiply(a, b, self.dweight, self.low, add=not first, keep_low=not last)
         else:
             self._add_by_rows(a, b, first, last)
 
@@ -143,6 +156,40 @@ class WeightSum:
             total = total.copy_(made) if first else total.add_(made)
             if last and self.wide is not self.dweight:
                 self.dweight[start:stop] = total
+
+
+def multiply(
+    a: Tensor, b: Tensor, out: Tensor, low: Tensor | None = None, add: bool = False, keep_low: bool = False
+) -> None:
+    """out = a @ b, or += with `add`, by torch's rival for the dtype; low and keep_low as of `native_product`.
+
+    Dispatch modes, such as `FlopCounterMode`, and the profiler see operations of torch alone: while one is active this
+    is one, `cynosure::gemm`, whose floating-point operations are registered. Else that would be overhead.
+    """
+    watched = torch._C._len_torch_dispatch_stack() > 0 or torch._C._autograd._profiler_enabled()
+    (torch.ops.cynosure.gemm if watched else unseen)(a, b, out, low, add, keep_low)
+
+
+def unseen(a: Tensor, b: Tensor, out: Tensor, low: Tensor | None, add: bool, keep_low: bool) -> None:
+    """The product itself."""
+    if a.dtype == torch.float32:
+        blas = find_openblas()
+        assert blas is not None
+        blas.product(a, b, out, add)
+    else:
+        native_product(a, b, out, low, add, keep_low)
+
+
+torch.library.define(
+    "cynosure::gemm", "(Tensor a, Tensor b, Tensor(a!) out, Tensor(b!)? low, bool add, bool keep_low) -> ()"
+)
+torch.library.impl("cynosure::gemm", "cpu", unseen)
+
+
+@register_flop_formula(torch.ops.cynosure.gemm)
+def gemm_flops(a_shape: tuple[int, int], b_shape: tuple[int, int], *_: Any, **__: Any) -> int:
+    """What `FlopCounterMode` counts for `cynosure::gemm`."""
+    return 2 * a_shape[0] * a_shape[1] * b_shape[1]
 
 
 def native_product(
@@ -175,8 +222,7 @@ def by_rows(x: Tensor) -> bool:
 @cache
 def fastest(dtype: torch.dtype, n_threads: int) -> Gemm:
     """The faster provider of a dtype's products on this machine, as remembered or tried."""
-    with torch.device("cpu"), _disable_current_modes(), torch.inference_mode():  # on real tensors, whoever calls
-        return _fastest(dtype, n_threads)
+    return apart(_fastest, dtype, n_threads)
 
 
 def _fastest(dtype: torch.dtype, n_threads: int) -> Gemm:
@@ -215,7 +261,7 @@ def trial(provider: str, dtype: torch.dtype) -> float:
     hidden, weight = torch.ones(rows, hidden_size, dtype=dtype), torch.ones(vocab_size, hidden_size, dtype=dtype)
     logits, dhidden = torch.empty(rows, vocab_size, dtype=dtype), torch.empty_like(hidden)
     dweight = torch.zeros_like(weight)
-    total = WeightSum(dweight, dtype, 0.0)
+    total = WeightSum(dweight, dtype, -math.inf)  # by nobody's choice: this trial is what a choice goes by
     total.native = provider == "native"
     seconds = []
     for i in range(TRIAL_RUNS):

@@ -89,7 +89,7 @@ class OwnHead:
         if type(self.weight).dequantize is Tensor.dequantize:
             return None
         try:
-            values = self.weight.detach().dequantize()
+            values = self.weight.dequantize().detach()  # not the other way round: detached, it may be plain
         except Exception:
             return None
         return values.to(self.dtype) if is_plain(values) and values.shape == self.shape else None
@@ -105,6 +105,32 @@ class OwnHead:
         return NotImplementedError(
             f"weight is a {type(self.weight).__name__}, whose {what} gives no plain tensor here: pass its values as a "
             "plain weight (weight.dequantize(), where it has that)"
+        )
+
+
+def readable(weight: Tensor) -> Tensor:
+    """A head's weight (V, D) as a tensor that torch can slice, scale and join: as it is, or its values made plain.
+
+    Those of a weight that multiplies by itself are dequantized, or else its product with the identity. Raises
+    NotImplementedError where neither gives a plain tensor, or the weight is to be trained.
+    """
+    if not multiplies_itself(weight):
+        return weight
+    check_frozen(weight)
+    head = OwnHead(weight, None)
+    if head.values is not None:
+        return head.values
+    with torch.no_grad():
+        identity = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
+        return head.linear(identity, identity.new_empty(weight.shape[::-1])).t()
+
+
+def check_frozen(weight: Tensor) -> None:
+    """Refuse to leave out the gradient of a weight that multiplies by itself."""
+    if torch.is_grad_enabled() and weight.requires_grad:
+        raise NotImplementedError(
+            f"weight is a {type(weight).__name__} that requires grad, and only its class knows that gradient: freeze "
+            "it (weight.requires_grad_(False)), or train a plain weight"
         )
 
 

@@ -1,7 +1,7 @@
 """The loss as nn.Module: options at construction, tensors at the call."""
 
 from dataclasses import fields
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
@@ -9,6 +9,7 @@ from cynosure.loss.functional import cross_entropy, linear_cross_entropy
 from cynosure.loss.options import ReduceOptions, RowOptions
 from cynosure.loss.plan import check_chunk_tokens, choose_backend
 from cynosure.loss.targets import TargetLike
+from cynosure.loss.transforms import refuse_script
 
 _NUMBERS = ("ignore_index", "reduction", "label_smoothing", "z_loss", "softcap", "scale", "shift", "backend")
 
@@ -31,6 +32,9 @@ class _Loss(nn.Module):
         choose_backend(options.get("backend"))
         self.register_buffer("class_weight", class_weight)
         self.options = options
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        refuse_script(type(self).__name__)()
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.options.items())

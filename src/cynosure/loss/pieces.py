@@ -134,6 +134,7 @@ class Figures(NamedTuple):
     top_ids: Tensor  # (r, topk)
     top_logprobs: Tensor  # (r, topk)
     nll_at_temperature: Tensor  # (r, B)
+    correct: Tensor
 
 
 def figures(others: StatsPart, target: Tensor, best: Best, beta: Tensor) -> Figures:
@@ -154,8 +155,9 @@ def figures(others: StatsPart, target: Tensor, best: Best, beta: Tensor) -> Figu
     second = torch.minimum(z, others.top).maximum(others.second)
     tempered = scaled(others.tempered, beta[:, None] * shift) + (beta[:, None] * gap).exp()
     best = best.with_others(z[:, None], target[:, None])
+    nll = torch.where(gap == 0, exp.log1p(), log_s - gap)
     return Figures(
-        nll=torch.where(gap == 0, exp.log1p(), log_s - gap),
+        nll=nll,
         lse=top + log_s,
         entropy=log_s - surprise / s,
         rank=1 + others.above,
@@ -166,4 +168,5 @@ def figures(others: StatsPart, target: Tensor, best: Best, beta: Tensor) -> Figu
         top_ids=best.ids,
         top_logprobs=best.z - top[:, None] - log_s[:, None],
         nll_at_temperature=(tempered.log() - beta[:, None] * gap).t(),
+        correct=(argmax == target).to(nll.dtype).masked_fill_(nll.isnan(), torch.nan),
     )

@@ -1,14 +1,16 @@
-"""Per-token figures in one pass, no logits kept, no gradient."""
+"""Per-token statistics in one pass, no logits kept, no gradient."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from cynosure.loss.forward import compute_figures, rows_of
-from cynosure.loss.functional import check_head, kind, matmul_dtype
+from cynosure.loss.chunked import given_rows
+from cynosure.loss.forward import compute_figures, row_figures, rows_of
+from cynosure.loss.functional import check_class_indices, check_head, check_logits, matmul_dtype
 from cynosure.loss.options import ReduceOptions, RowOptions, accumulation_dtype, as_integer, as_positive
-from cynosure.loss.plan import check_chunk_tokens, choose_backend
+from cynosure.loss.pieces import Figures
+from cynosure.loss.plan import Backend, check_chunk_tokens, choose_backend
 from cynosure.loss.targets import Batch, check_target, make_batch, rows_between, take_rows
 from cynosure.loss.tensors import public
 
@@ -27,6 +29,7 @@ class TokenStats(NamedTuple):
     top_ids: Tensor  # (..., topk) int64, likeliest first
     top_logprobs: Tensor  # (..., topk)
     nll_at_temperature: Tensor  # (..., n_temperatures): nll with logits / T
+    correct: Tensor  # 1.0 where argmax is the target, else 0.0; NaN where the nll is
 
 
 @public
@@ -59,53 +62,110 @@ def token_stats(
     2.1269
     """
     head = check_head(hidden, weight, bias)
-    if not isinstance(target, Tensor) or target.is_floating_point():
-        raise TypeError(f"target must be class indices, got {kind(target)}")
     chunk_tokens = check_chunk_tokens(chunk_tokens)
-    vocab_size, topk = weight.shape[0], as_integer("topk", topk)
-    if not 0 <= topk <= vocab_size:
-        raise ValueError(f"topk must be an integer from 0 to {vocab_size}, the vocabulary, got {topk!r}")
-    temperatures = [] if temperatures is None else [as_positive("temperatures", t) for t in temperatures]
-    options = RowOptions(softcap=softcap, scale=scale)
-    reduce = ReduceOptions(ignore_index=ignore_index, reduction="none", shift=shift)
-    chosen, _ = choose_backend(backend, hidden.device)
-    dtype, lead = matmul_dtype(hidden), hidden.shape[:-1]
-    batch = make_batch(
-        check_target(target, lead, vocab_size, hidden.device, ignore_index), lead, options, reduce, dtype
-    )
-    classes = batch.target.classes
-    assert classes is not None
-    figures = _Figures(batch, topk, len(temperatures), hidden.new_empty(0, dtype=accumulation_dtype(dtype)))
-    if batch.target.is_abstract:
+    rows, dtype = RowOptions(softcap=softcap, scale=scale), matmul_dtype(hidden)
+    which = ReduceOptions(ignore_index=ignore_index, reduction="none", shift=shift)
+    asked = _Asked.of(hidden, target, weight.shape[0], rows, which, topk, temperatures, backend, dtype)
+    figures = _Figures(asked, hidden.new_empty(0, dtype=accumulation_dtype(dtype)))
+    if asked.batch.target.is_abstract:
         return figures.stats()
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-        rows = hidden.reshape(-1, hidden.shape[-1]).to(dtype)
-        head = head.to(dtype)
-        beta, order = torch.tensor([1 / t for t in temperatures], dtype=torch.float64, device=hidden.device).sort()
-        for chunk in rows_of(rows, head, batch.inputs, batch.n_rows, chunk_tokens):
-            at = rows_between(batch.targets, chunk.start, chunk.stop)
-            index = take_rows(classes, at)[:, 0]
-            found = compute_figures(chunk, index, chosen, options, topk, beta)
-            nll_at_temperature = found.nll_at_temperature[:, order.argsort()]
-            figures.put(chunk.start, chunk.stop, found._replace(nll_at_temperature=nll_at_temperature))
+        flat, head, batch = hidden.reshape(-1, hidden.shape[-1]).to(dtype), head.to(dtype), asked.batch
+        for chunk in rows_of(flat, head, batch.inputs, batch.n_rows, chunk_tokens):
+            index = asked.classes(chunk.start, chunk.stop)
+            found = compute_figures(chunk, index, asked.backend, asked.options, asked.topk, asked.beta)
+            figures.put(chunk.start, chunk.stop, found)
     return figures.stats()
+
+
+@public
+def logits_token_stats(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    shift: int = 0,
+    ignore_index: int = -100,
+    topk: int = 0,
+    temperatures: list[float] | None = None,
+    backend: str | None = None,
+) -> TokenStats:
+    """`token_stats` of logits (..., V) that are there already; classes last. They are not modified.
+
+    Options, result and errors as of `token_stats`. No second copy of the logits is held: they are read block by block.
+
+    >>> import torch
+    >>> stats = logits_token_stats(torch.tensor([[3.0, 1.0], [2.0, 2.0]]), torch.tensor([1, 0]))
+    >>> stats.rank, stats.correct
+    (tensor([2, 1]), tensor([0., 1.]))
+    """
+    check_logits(logits)
+    rows = RowOptions(softcap=softcap, scale=scale)
+    which = ReduceOptions(ignore_index=ignore_index, reduction="none", shift=shift)
+    asked = _Asked.of(logits, target, logits.shape[-1], rows, which, topk, temperatures, backend, logits.dtype)
+    figures = _Figures(asked, logits.new_empty(0, dtype=accumulation_dtype(logits.dtype)))
+    if asked.batch.target.is_abstract:
+        return figures.stats()
+    with torch.no_grad():
+        for start, stop, z, _ in given_rows(asked.backend, logits, asked.batch.inputs, asked.batch.n_rows):
+            index = asked.classes(start, stop)
+            figures.put(start, stop, row_figures(z, index, asked.backend, asked.options, asked.topk, asked.beta))
+    return figures.stats()
+
+
+class _Asked(NamedTuple):
+    """What is to be known of which rows, checked."""
+
+    batch: Batch
+    options: RowOptions
+    backend: Backend
+    topk: int
+    beta: Tensor  # (n_temperatures,) inverse temperatures, ascending
+    order: Tensor  # (n_temperatures,) where each of them was in the list that was given
+
+    @classmethod
+    def of(
+        cls, inputs: Tensor, target: Tensor, vocab_size: int, rows: RowOptions, which: ReduceOptions, topk: int,
+        temperatures: list[float] | None, backend: str | None, dtype: torch.dtype,
+    ) -> "_Asked":  # fmt: skip
+        """Of inputs (..., D) or (..., V), whose logits are of this dtype."""
+        check_class_indices(target)
+        topk = as_integer("topk", topk)
+        if not 0 <= topk <= vocab_size:
+            raise ValueError(f"topk must be an integer from 0 to {vocab_size}, the vocabulary, got {topk!r}")
+        temperatures = [] if temperatures is None else [as_positive("temperatures", t) for t in temperatures]
+        device, lead = inputs.device, inputs.shape[:-1]
+        checked = check_target(target, lead, vocab_size, device, which.ignore_index)
+        batch = make_batch(checked, lead, rows, which, dtype)
+        beta, order = torch.tensor([1 / t for t in temperatures], dtype=torch.float64, device=device).sort()
+        return cls(batch, rows, choose_backend(backend, device)[0], topk, beta, order)
+
+    def classes(self, start: int, stop: int) -> Tensor:
+        """The classes (r,) of counted rows start to stop."""
+        at = rows_between(self.batch.targets, start, stop)
+        classes = self.batch.target.classes
+        assert classes is not None
+        return take_rows(classes, at)[:, 0]
 
 
 class _Figures:
     """The figures of all tokens, filled block by block."""
 
-    def __init__(self, batch: Batch, topk: int, n_temperatures: int, like: Tensor) -> None:
-        self.batch = batch
-        widths = {"top_ids": (topk,), "top_logprobs": (topk,), "nll_at_temperature": (n_temperatures,)}
+    def __init__(self, asked: _Asked, like: Tensor) -> None:
+        self.batch, self.places = asked.batch, asked.order.argsort()
+        topk = (asked.topk,)
+        widths = {"top_ids": topk, "top_logprobs": topk, "nll_at_temperature": (len(asked.beta),)}
         self.parts = []
         for name in TokenStats._fields:
             is_id = name in ("rank", "argmax", "top_ids")
-            shape = (batch.shape.numel(), *widths.get(name, ()))
+            shape = (self.batch.shape.numel(), *widths.get(name, ()))
             self.parts.append(like.new_full(shape, -1, dtype=torch.int64) if is_id else like.new_full(shape, torch.nan))
 
-    def put(self, start: int, stop: int, figures: tuple[Tensor, ...]) -> None:
-        """The figures of counted rows start to stop."""
+    def put(self, start: int, stop: int, figures: Figures) -> None:
+        """The figures of counted rows start to stop, their temperatures ascending in 1 / T."""
         at = rows_between(self.batch.outputs, start, stop)
+        figures = figures._replace(nll_at_temperature=figures.nll_at_temperature[:, self.places])
         for whole, part in zip(self.parts, figures, strict=True):
             whole[at] = part.to(whole.dtype)
 

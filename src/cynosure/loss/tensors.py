@@ -175,7 +175,7 @@ def plain(name: str, x: Any) -> Any:
     if is_plain(x) or is_abstract(x):
         return x
     if isinstance(x, (tuple, list)):
-        return tuple(plain(name, part) for part in x)
+        return tuple(map(plain, (f"{name} indices", f"{name} probabilities", *[name] * len(x)), x))
     if functorch.is_functorch_wrapped_tensor(x) or functorch.is_legacy_batchedtensor(x):
         raise NotImplementedError(NO_TRANSFORMS)
     if hasattr(type(x), "full_tensor"):

@@ -10,6 +10,7 @@ from cynosure.measure.groups import Grouped
 from cynosure.measure.rows import Ints
 from cynosure.measure.stats import Statistics
 from cynosure.measure.worst import Costly
+from cynosure.system.numbers import finite
 
 N_DECILES = 10
 
@@ -60,19 +61,17 @@ def rows(sums: Grouped, labels: list[dict[str, Any]]) -> list[dict[str, Any]]:
     nats = sums.amount("nats")
     share = nats / nats.sum() if nats.sum() else nats
     found = []
-    for i, label in enumerate(labels):
-        tokens, n_bytes, impossible = (int(sums.counts(name)[i]) for name in ("tokens", "n_bytes", "impossible"))
-        total = None if impossible else float(nats[i])
+    for label, group, part in zip(labels, sums.token_sums(), share.tolist(), strict=True):
         found.append(
             label
             | {
-                "tokens": tokens,
-                "bytes": n_bytes,
-                "nats": total,
-                "nats_per_token": None if total is None else total / tokens,
-                "bits_per_byte": None if total is None or n_bytes < 1 else total / math.log(2) / n_bytes,
-                "top1_accuracy": int(sums.counts("correct")[i]) / tokens,
-                "share_of_nats": float(share[i]),
+                "tokens": group.tokens,
+                "bytes": group.n_bytes,
+                "nats": finite(group.nats),
+                "nats_per_token": finite(group.nats_per_token),
+                "bits_per_byte": finite(group.bits_per_byte),
+                "top1_accuracy": group.accuracy,
+                "share_of_nats": part,
             }
         )
     return found
@@ -88,7 +87,7 @@ def worst(statistics: Statistics, found: list[Costly], n: int) -> list[dict[str,
             "tokens": part.n_tokens,
             "byte_start": part.byte_start if part.byte_start >= 0 else None,
             "byte_end": part.byte_end if part.byte_end >= 0 else None,
-            "nats": part.nll_nats if math.isfinite(part.nll_nats) else None,
+            "nats": finite(part.nll_nats),
             "share_of_nats": part.nll_nats / total if math.isfinite(part.nll_nats) and total else None,
             **{name: getattr(part, name).decode("utf-8", "backslashreplace") for name in ("before", "text", "after")},
         }

@@ -13,8 +13,9 @@ from cynosure.measure.bootstrap import BASE_TOKENS, Method, choose, interval, pa
 from cynosure.measure.classes import CLASSES
 from cynosure.measure.excerpts import in_context
 from cynosure.measure.rows import Facts, Ints
-from cynosure.measure.scores import MOST_DOCUMENTS, Figure, Scores, Setting, exponential, finite
+from cynosure.measure.scores import MOST_DOCUMENTS, Figure, Scores, Setting, exponential
 from cynosure.measure.tally import CELL_BYTES, Tally, difference, grouped
+from cynosure.system.numbers import finite
 
 METRICS = ("bits_per_byte", "nats_per_token", "token_perplexity", "top1_accuracy")
 UNKNOWN = Figure(None)

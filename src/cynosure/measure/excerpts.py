@@ -6,7 +6,8 @@ import numpy as np
 
 from cynosure.measure.align import Rows, Segments, Side
 from cynosure.measure.rows import Floats, Ints
-from cynosure.measure.scores import SHOWN, finite
+from cynosure.measure.scores import SHOWN
+from cynosure.system.numbers import finite
 
 BEFORE_BYTES, AFTER_BYTES = 80, 30  # shown around a segment
 CHARACTER_BYTES = 4

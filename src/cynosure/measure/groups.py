@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cynosure.loss import TokenSums
 from cynosure.measure.sums import Ints, Sums, split_quanta
 
 COUNTS = ("tokens", "impossible", "n_bytes", "n_chars", "correct")
@@ -52,16 +53,34 @@ class Grouped(NamedTuple):
         return Sums(self.table[at], self.table[at + 1]).values
 
     @property
+    def nats(self) -> NDArray[np.float64]:
+        """Of every token of a group: infinite where one was impossible."""
+        return np.where(self.counts("impossible") > 0, np.inf, self.amount("nats"))
+
+    @property
     def total(self) -> "Grouped":
         """Everything in one group, of key 0."""
         return Grouped(np.zeros(1, dtype=np.int64), self.table.sum(axis=1, keepdims=True))
 
+    def token_sums(self) -> list[TokenSums]:
+        """The sums of each group, to be divided."""
+        columns = (
+            self.counts("tokens"),
+            self.nats,
+            self.amount("entropy"),
+            self.counts("correct"),
+            self.counts("n_bytes"),
+        )
+        return [TokenSums(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
-def rows(counts: dict[str, NDArray[Any]], amounts: dict[str, NDArray[Any]]) -> Ints:
-    """The table of single tokens, to be added up."""
-    parts = [counts[name] for name in COUNTS]
-    for name in AMOUNTS:
-        parts += split_quanta(amounts[name])
+
+def token_rows(
+    nll: NDArray[Any], entropy: NDArray[Any], correct: NDArray[np.bool_], n_bytes: Ints, n_chars: Ints
+) -> Ints:
+    """The table of single tokens, all (N,), to be added up; correct are those of which the argmax is the target."""
+    possible = np.isfinite(nll)
+    counts = np.ones(len(nll)), ~possible, n_bytes, n_chars, correct  # as COUNTS are ordered
+    parts = [*counts, *split_quanta(np.where(possible, nll, 0)), *split_quanta(entropy)]
     return np.stack([np.asarray(part, dtype=np.int64) for part in parts])
 
 

@@ -41,5 +41,6 @@ def intervals(statistics: Statistics) -> Intervals:
 
 def columns(sums: Grouped) -> Floats:
     """Nats (infinite where a token was impossible), tokens, bytes and characters of each group, (G, 4)."""
-    nats = np.where(sums.counts("impossible") > 0, np.inf, sums.amount("nats"))
-    return np.stack([nats, *(sums.counts(name).astype(float) for name in ("tokens", "n_bytes", "n_chars"))], axis=1)
+    return np.stack(
+        [sums.nats, *(sums.counts(name).astype(float) for name in ("tokens", "n_bytes", "n_chars"))], axis=1
+    )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cynosure.loss import TokenStats
 from cynosure.measure.calibration import TEMPERATURES, Calibration
-from cynosure.measure.groups import Accumulator, Grouped, rows
+from cynosure.measure.groups import Accumulator, Grouped, token_rows
 
 
 class Meter:
@@ -54,17 +54,10 @@ class Meter:
         )
         if n_nan := int(np.isnan(nll).sum()):
             raise ValueError(f"{n_nan} of {len(nll)} losses are NaN: so are hidden states or weights of this batch")
-        possible, correct = np.isfinite(nll), array(rank)[at] == 1
-        counts = {
-            "tokens": np.ones(len(nll)),
-            "impossible": ~possible,
-            "n_bytes": np.zeros(len(nll)) if n_bytes is None else array(n_bytes)[at],
-            "n_chars": np.zeros(len(nll)),
-            "correct": correct,
-        }
-        amounts = {"nats": np.where(possible, nll, 0), "entropy": entropy}
-        self.sums.add(Grouped.of(np.zeros(len(nll), dtype=np.int64), rows(counts, amounts)))
-        grid = stats.nll_at_temperature.reshape(-1, shape[-1]).float().cpu().numpy()[at]
+        correct, one_group = array(stats.correct)[at] == 1, np.zeros(len(nll), dtype=np.int64)
+        bytes_of = one_group if n_bytes is None else array(n_bytes)[at]
+        self.sums.add(Grouped.of(one_group, token_rows(nll, entropy, correct, bytes_of, one_group)))
+        grid = array(stats.nll_at_temperature).reshape(-1, shape[-1])[at]
         self.calibration.update(confidence, correct, brier, nll, entropy, grid)
 
     def merge(self, other: "Meter") -> None:
@@ -84,27 +77,19 @@ class Meter:
 
     def compute(self) -> dict[str, float]:
         """The figures so far; NaN where there is nothing to tell them from."""
-        total = self.sums.sums().total
-        tokens, n_bytes, impossible, correct = (
-            int(total.counts(name)[0]) for name in ("tokens", "n_bytes", "impossible", "correct")
-        )
-        nats, entropy = (float(total.amount(name)[0]) for name in ("nats", "entropy"))
-        nats = math.inf if impossible else nats
-        per_token = nats / tokens if tokens else math.nan
-        report = self.calibration.compute()
+        (total,), report = self.sums.sums().total.token_sums(), self.calibration.compute()
         figures = {
-            "tokens": tokens,
-            "nats_per_token": per_token,
-            "token_perplexity": math.exp(per_token) if not per_token > 709 else math.inf,
-            "bits_per_byte": nats / math.log(2) / n_bytes if n_bytes else math.nan,
-            "top1_accuracy": correct / tokens if tokens else math.nan,
-            "mean_entropy": entropy / tokens if tokens else math.nan,
+            "tokens": total.tokens,
+            "nats_per_token": total.nats_per_token,
+            "token_perplexity": total.perplexity,
+            "bits_per_byte": total.bits_per_byte,
+            "top1_accuracy": total.accuracy,
+            "mean_entropy": total.mean_entropy,
         }
         names = ("ece", "ece_debiased", "brier", "best_temperature", "recoverable_nats_per_token")
         return figures | {name: getattr(report, name) if report else math.nan for name in names}
 
 
 def array(values: Tensor) -> NDArray[np.generic]:
-    """Flat, as numpy has it; bfloat16 does not exist there."""
-    flat = values.detach().reshape(-1)
-    return (flat.float() if flat.is_floating_point() else flat).cpu().numpy()
+    """Flat, as numpy has it."""
+    return values.detach().reshape(-1).cpu().numpy()

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from cynosure.loss import TokenStats
-from cynosure.models import LanguageModel, hidden_states, read_head
+from cynosure.loss import TokenStats, perplexity
+from cynosure.models import LanguageModel, split
 from cynosure.system.escapes import quoted
+from cynosure.system.numbers import finite
 from cynosure.text import prefix_token, token_texts, tokenize
 
 SURE = 0.5
@@ -38,6 +39,15 @@ class Surprise:
     def nll_bits(self) -> float:
         return self.nll_nats / math.log(2)
 
+    @property
+    def is_first_guess(self) -> bool:
+        """Whether the likeliest token came; of equally likely ones the first is the guess, as for top-1 accuracy."""
+        return self.id == self.expected.id
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; None for a loss without end."""
+        return asdict(self) | {"nll_nats": finite(self.nll_nats), "nll_bits": finite(self.nll_bits)}
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -55,9 +65,18 @@ class Prediction:
         return math.fsum(token.nll_nats for token in self.truth)
 
     @property
+    def nll_bits(self) -> float:
+        return self.nll_nats / math.log(2)
+
+    @property
+    def probability(self) -> float:
+        """Of the whole truth."""
+        return math.exp(-self.nll_nats)
+
+    @property
     def perplexity(self) -> float:
         """What the loss would mean as the perplexity of a text whose tokens all had it."""
-        return math.exp(min(709.0, self.nll_nats / len(self.truth)))
+        return perplexity(self.nll_nats / len(self.truth))
 
     def reading(self) -> str:
         """One plain sentence for someone who has never read a loss."""
@@ -68,11 +87,11 @@ class Prediction:
         truth = None
         if self.truth:
             truth = {
-                "tokens": [asdict(token) | {"nll_bits": token.nll_bits} for token in self.truth],
-                "probability": math.exp(-self.nll_nats),
-                "nll_nats": self.nll_nats,
-                "nll_bits": self.nll_nats / math.log(2),
-                "perplexity": self.perplexity,
+                "tokens": [token.to_json() for token in self.truth],
+                "probability": self.probability,
+                "nll_nats": finite(self.nll_nats),
+                "nll_bits": finite(self.nll_bits),
+                "perplexity": finite(self.perplexity),
                 "reading": self.reading(),
             }
         top = [asdict(candidate) for candidate in self.top]
@@ -85,9 +104,9 @@ def read_surprise(truth: tuple[Surprise, ...], nll_nats: float) -> str:
     came, likely = quoted(worst.token), quoted(worst.expected.token)
     p, best = percent(worst.probability), percent(worst.expected.probability)
     start = "" if len(truth) == 1 else f"Most of the {nll_nats:.2f} nats come from {came}. "
-    if worst.rank == 1 and worst.probability >= SURE:
+    if worst.is_first_guess and worst.probability >= SURE:
         return start + f"Sure and right: the model gave {came} {p}, so it is hardly surprised and the loss is low."
-    if worst.rank == 1:
+    if worst.is_first_guess:
         return (
             start + f"Right but unsure: {came} was its first guess, yet at only {p}, and the doubt is what it pays for."
         )
@@ -124,12 +143,16 @@ def predict(model: LanguageModel, text: str, *, truth: str | None = None, top: i
         raise ValueError(
             f"the text is {len(x)} tokens long, more than the {model.max_positions} positions of {model.name}"
         )
-    head = read_head(model.model)
+    parted = split(model)
     n_rows = max(1, len(after))
+    seen, target = x[: len(before) + n_rows - 1], torch.tensor(after or [0])
+    parted.check_ids(seen, target)
+    ids = seen[None].to(parted.device)
     with torch.inference_mode():
-        hidden = hidden_states(model.model, x[None, : len(before) + n_rows - 1].to(model.device))[0, -n_rows:]
-        target = torch.tensor(after or [0], device=model.device)
-        stats = head.stats(hidden, target, topk=min(top, head.weight.shape[0]))
+        hidden = parted.body(ids)[0, -n_rows:]
+        stats = parted.head.stats(hidden, target.to(parted.device), topk=min(top, len(parted.head.weight)))
+    if stats.nll.isnan().any():
+        raise ValueError(parted.why_not_finite(ids))
     rows = [candidates(model, stats, row) for row in range(n_rows)]
     surprises = tuple(surprise(model, stats, row, id_, rows[row][0]) for row, id_ in enumerate(after))
     return Prediction(model.name, text, float(stats.entropy[0]), rows[0], surprises)

@@ -48,14 +48,22 @@ class Scorer(NamedTuple):
     @torch.inference_mode()
     def states(self, batch: "list[Row]") -> tuple[Tensor, Tensor]:
         """The hidden states (n, D) before the scored tokens of a batch, and those tokens (n,)."""
-        ids = np.zeros((len(batch), max(row.task.window.n_seen for row in batch)), dtype=np.int64)
-        for line, row in zip(ids, batch, strict=True):
-            line[: row.task.window.n_seen] = self.seen(row.task)
-        hidden = self.model.body(torch.from_numpy(ids).to(self.model.device))
         tasks = [row.task for row in batch]
+        ids, target = (
+            self.ids(tasks),
+            torch.from_numpy(np.concatenate([t.text.x[t.window.score_start : t.window.see_stop + 1] for t in tasks])),
+        )
+        self.model.check_ids(ids, target)
+        hidden = self.model.body(ids.to(self.model.device))
         scored = [h[t.window.n_seen - t.window.n_scored : t.window.n_seen] for h, t in zip(hidden, tasks, strict=True)]
-        target = np.concatenate([t.text.x[t.window.score_start : t.window.see_stop + 1] for t in tasks])
-        return torch.cat(scored), torch.from_numpy(target).to(self.model.device)
+        return torch.cat(scored), target.to(self.model.device)
+
+    def ids(self, tasks: list[Task]) -> Tensor:
+        """(n, T): what the model sees of each task's window, filled on the right."""
+        ids = torch.zeros(len(tasks), max(task.window.n_seen for task in tasks), dtype=torch.int64)
+        for line, task in zip(ids, tasks, strict=True):
+            line[: task.window.n_seen] = torch.from_numpy(self.seen(task))
+        return ids
 
     @torch.inference_mode()
     def put(self, batch: "list[Row]", hidden: Tensor, target: Tensor, figures: "Figures") -> Progress:
@@ -75,9 +83,9 @@ class Scorer(NamedTuple):
 
     def check(self, nll: NDArray[Any], batch: "list[Row]") -> None:
         if np.isnan(nll).any():
-            name, dtype = batch[0].task.text.facts.name, self.model.dtype
-            hint = "" if dtype == "float32" else ": try --dtype float32"
-            raise ValueError(f"{self.model.name} gives NaN in {dtype} for {name}{hint}")
+            tasks = [row.task for row in batch]
+            reason = self.model.why_not_finite(self.ids(tasks).to(self.model.device))
+            raise ValueError(f"{reason} (NaN from {tasks[0].text.facts.name} on)")
 
 
 class Row(NamedTuple):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from cynosure.loss import perplexity
 from cynosure.measure import breakdown
 from cynosure.measure.bootstrap import Interval, Method
 from cynosure.measure.calibration import CalibrationReport
@@ -20,6 +21,7 @@ from cynosure.measure.stats import COLUMNS, Statistics
 from cynosure.measure.store import SUMMARY, Store
 from cynosure.measure.units import DoesNotApply
 from cynosure.system.folders import READ_ONLY
+from cynosure.system.numbers import finite
 
 SHOWN = 20  # costliest tokens and spans in the JSON
 MOST_DOCUMENTS = 200  # in the JSON, those with most nats
@@ -96,7 +98,7 @@ class Scores:
     def check(self) -> None:
         """ValueError when there is nothing in it, RuntimeError when the byte account does not close."""
         self.statistics.check_account()
-        if self.statistics.total.counts("tokens")[0] == 0:
+        if self.statistics.sums.tokens == 0:
             names = ", ".join(fact.name for fact in self.statistics.unscored()[:3])
             raise DoesNotApply(f"nothing to score: no token to guess in {names or 'the texts given'}")
 
@@ -190,18 +192,17 @@ class Scores:
 
     @property
     def top1_accuracy(self) -> float:
-        total = self.statistics.total
-        return int(total.counts("correct")[0]) / int(total.counts("tokens")[0])
+        """The share of tokens of which the argmax is the target."""
+        return self.statistics.sums.accuracy
 
     @property
     def mean_entropy(self) -> float:
         """Nats."""
-        total = self.statistics.total
-        return float(total.amount("entropy")[0]) / int(total.counts("tokens")[0])
+        return self.statistics.sums.mean_entropy
 
     @property
     def tokens_per_second(self) -> float | None:
-        return int(self.statistics.total.counts("tokens")[0]) / self.seconds if self.seconds > 0 else None
+        return self.statistics.sums.tokens / self.seconds if self.seconds > 0 else None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -267,12 +268,9 @@ class Totals:
 
     @classmethod
     def of(cls, statistics: Statistics) -> "Totals":
-        total, known = statistics.total, statistics.drift is None
-        tokens, n_bytes, n_chars, impossible = (
-            int(total.counts(name)[0]) for name in ("tokens", "n_bytes", "n_chars", "impossible")
-        )
-        nats = math.inf if impossible else float(total.amount("nats")[0])
-        return cls(tokens, nats, n_bytes if known else None, n_chars if known else None, statistics.words())
+        sums, n_chars, known = statistics.sums, int(statistics.total.counts("n_chars")[0]), statistics.drift is None
+        n_bytes = sums.n_bytes if known else None
+        return cls(sums.tokens, sums.nats, n_bytes, n_chars if known else None, statistics.words())
 
     def as_printed(self, scores: Scores) -> "Totals":
         """The sums of Hugging Face's page as printed: each window's mean, weighed by its labels less one.
@@ -335,13 +333,8 @@ def scaled(found: Interval, factor: float) -> Interval:
 
 
 def exponential(found: Figure) -> Figure:
-    """e to the power of a figure and of its ends, infinite beyond what a float holds."""
-    return Figure(*(None if x is None else math.exp(x) if x < 709 else math.inf for x in found))
-
-
-def finite(x: float | None) -> float | None:
-    """JSON has no infinity."""
-    return x if x is not None and math.isfinite(x) else None
+    """The perplexity of a figure in nats and of its ends."""
+    return Figure(*(None if x is None else perplexity(x) for x in found))
 
 
 def open_run(folder: str | Path) -> Scores:

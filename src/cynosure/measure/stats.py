@@ -6,10 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cynosure.loss import TokenSums
 from cynosure.measure.bootstrap import BASE_TOKENS, ENOUGH_DOCUMENTS
 from cynosure.measure.calibration import Calibration
 from cynosure.measure.classes import describe
-from cynosure.measure.groups import Accumulator, Grouped, rows
+from cynosure.measure.groups import Accumulator, Grouped, token_rows
 from cynosure.measure.rows import Facts, Ints, Shard, numbers
 from cynosure.measure.sums import Sums
 from cynosure.measure.worst import Costly, costly_spans, costly_tokens, keep
@@ -80,20 +81,9 @@ class Statistics:
             return
         piece_class, piece_chars = describe(pa.concat_arrays(table["token_bytes"].chunks))
         nll, argmax, token_id = numbers(table, "nll")[at], numbers(table, "argmax")[at], numbers(table, "token_id")[at]
-        possible = np.isfinite(nll)
-        finite, correct = np.where(possible, nll, 0), argmax == token_id
-        entropy = numbers(table, "entropy")[at]
+        correct, entropy = argmax == token_id, numbers(table, "entropy")[at]
         n_bytes = (numbers(table, "byte_end") - numbers(table, "byte_start"))[at]
-        sums = rows(
-            {
-                "tokens": np.ones(len(at)),
-                "impossible": ~possible,
-                "n_bytes": n_bytes,
-                "n_chars": piece_chars[at],
-                "correct": correct,
-            },
-            {"nats": finite, "entropy": entropy},
-        )
+        sums = token_rows(nll, entropy, correct, n_bytes, piece_chars[at])
         context = numbers(table, "context")[at].astype(np.int64)
         self.context = self.context.with_(context)
         document = numbers(table, "document")[at].astype(np.int64) << 32
@@ -109,7 +99,8 @@ class Statistics:
             if (accumulator := getattr(self, name)) is not None:
                 accumulator.add(Grouped.of(keys, sums))
         self.drop_blocks()
-        self.squares += Sums.of(np.minimum(finite.astype(np.float64) ** 2, 2.0**21))
+        finite = np.where(np.isfinite(nll), nll, 0).astype(np.float64)
+        self.squares += Sums.of(np.minimum(finite**2, 2.0**21))
         figures = [numbers(table, name)[at] for name in ("confidence", "brier", "nll_at_temperature")]
         self.calibration.update(figures[0], correct, figures[1], nll, entropy, figures[2])
         self.worst_tokens = costly_tokens(self.worst_tokens, table, nll, at)
@@ -144,6 +135,11 @@ class Statistics:
     @property
     def total(self) -> Grouped:
         return self.documents.sums().total
+
+    @property
+    def sums(self) -> TokenSums:
+        """Of all tokens, to be divided."""
+        return self.total.token_sums()[0]
 
     def words(self) -> int | None:
         """The words of all documents, or None unless every token of each is scored that stands for any text."""

@@ -5,10 +5,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from cynosure.loss import linear_cross_entropy
-from cynosure.models.head import Head, hidden_states, read_head
+from cynosure.models.head import Head, Tracer, forward, hidden_states, read_head
+from cynosure.patching.heads import Deferring
+from cynosure.patching.ids import check_ids, embedding_rows
 from cynosure.patching.labelled import IGNORED
+from cynosure.patching.products import Product
 
 TOLERANCE = 1e-5
 
@@ -47,22 +51,25 @@ class LossAndGradients(NamedTuple):
 def check(model: Any, input_ids: Tensor) -> list[Check]:
     """Compare the fused loss with the model's own on (T,) tokens, T >= 32; the model must be float32.
 
-    Compared are the logits (head, bias, scale, softcap), the loss of shifted labels with its gradients, the same with
-    half the labels ignored, and the loss divided by `num_items_in_batch` where the model takes that.
+    Compared are the logits (head, bias, scale, softcap), the loss with its gradients, the same with half the labels
+    ignored, and the loss divided by `num_items_in_batch` where the model takes that. Labels are shifted if the model
+    shifts them, which decoders of encoder-decoders do not.
     Full logits are made for once, so that a few dozen tokens are best; fewer than 32 would test torch's matrix
     products, which of a dozen rows or less may be a hundred times less exact.
 
-    Raises ValueError when the model's head cannot be read, the model is not float32, or there are too few tokens.
+    Raises ValueError when the model's head cannot be read, its own loss fails, the model is not float32, a token is
+    beyond its embedding, or there are too few tokens.
     """
     if model.dtype != torch.float32:
         raise ValueError(f"the check is made in float32, the model is {model.dtype}")
     if input_ids.ndim != 1 or len(input_ids) < 32:
         raise ValueError(f"the check needs at least 32 tokens in one row, got shape {tuple(input_ids.shape)}")
+    check_ids(input_ids, embedding_rows(model), f"the embedding of {type(model).__name__}")
     head = read_head(model)
     ids = input_ids.to(head.weight.device)[None]
     with torch.no_grad():
         hidden = hidden_states(model, ids)
-        theirs = model(input_ids=ids, use_cache=False).logits
+        theirs = forward(model, ids).logits
         checks = [compare("logits", head.logits(hidden), theirs, wide(head).logits(hidden.double()))]
     return checks + list(losses(model, head, ids, hidden))
 
@@ -71,57 +78,85 @@ def losses(model: Any, head: Head, ids: Tensor, hidden: Tensor) -> Iterator[Chec
     """The comparisons of losses and gradients: labels whole, half ignored, and normalised over several batches."""
     partly = ids.clone()
     partly[:, : ids.shape[1] // 2] = IGNORED
-    for labels, which in ((ids, ""), (partly, ", half ignored")):
-        theirs, ours = own_loss(model, head, ids, labels), fused_loss(head, labels, hidden)
-        exact = plain_loss(wide(head), labels, hidden.double())
-        yield compare(f"loss{which}", ours.loss, theirs.loss, exact.loss)
-        yield compare(f"d hidden{which}", ours.d_hidden, theirs.d_hidden, exact.d_hidden)
-        yield compare(f"d weight{which}", ours.d_weight, theirs.d_weight, exact.d_weight)
+    exactly, exact_hidden = wide(head), hidden.double()
+    shift = find_shift(own_loss(model, head, ids, ids), exactly, ids, exact_hidden)
+    unshifted = "" if shift else ", labels not shifted"
+    for labels, what in ((ids, unshifted), (partly, f", half ignored{unshifted}")):
+        theirs, ours = own_loss(model, head, ids, labels), fused_loss(head, labels, hidden, shift)
+        exact = plain_loss(exactly, labels, exact_hidden, shift)
+        yield compare(f"loss{what}", ours.loss, theirs.loss, exact.loss)
+        yield compare(f"d hidden{what}", ours.d_hidden, theirs.d_hidden, exact.d_hidden)
+        yield compare(f"d weight{what}", ours.d_weight, theirs.d_weight, exact.d_weight)
     if getattr(model, "accepts_loss_kwargs", True):
         items = 3 * ids.shape[1]  # as if this were one of several micro-batches
         their_loss = own_loss(model, head, ids, partly, num_items_in_batch=items).loss
-        our_loss = fused_loss(head, partly, hidden, items).loss
-        n_counted = int((partly[:, 1:] != IGNORED).sum())
+        if their_loss == theirs.loss:  # it takes the number and ignores it
+            return
+        our_loss = fused_loss(head, partly, hidden, shift, items).loss
+        n_counted = int((partly[:, shift:] != IGNORED).sum())
         yield compare("loss / num_items_in_batch", our_loss, their_loss, exact.loss * (n_counted / items))
 
 
+def find_shift(own: LossAndGradients, exact: Head, labels: Tensor, hidden: Tensor) -> int:
+    """How many tokens ahead of its input a model's loss has its labels, 0 or 1: where the loss is nearer to its own."""
+    return min((1, 0), key=lambda shift: abs(float(own.loss - plain_loss(exact, labels, hidden, shift).loss)))
+
+
+class Cut(Deferring):
+    """Inside of it the head's products are made of hidden states that are cut off from what they were made of."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model, Tracer())
+        self.products: list[tuple[Tensor, Tensor]] = []  # the hidden states and the weight of each
+
+    def logits(self, product: Product) -> Tensor:
+        self.products.append((product.hidden.detach().requires_grad_(), product.weight))
+        return F.linear(*self.products[-1], product.bias)
+
+
 def own_loss(model: Any, head: Head, ids: Tensor, labels: Tensor, **options: int) -> LossAndGradients:
-    """`model(..., labels=...)`, its hidden states cut off from the body so that only the head's gradient counts."""
-    cut: list[Tensor] = []
-
-    def detach(_: Any, __: Any, output: Any) -> Any:
-        cut.append(output.last_hidden_state.detach().requires_grad_())
-        output.last_hidden_state = cut[-1]
-        return output
-
-    hook = model.base_model.register_forward_hook(detach)
+    """`model(..., labels=...)`, its hidden states cut off from the backbone so that only the head's gradient counts."""
+    name = type(model).__name__
     try:
-        weight = model.get_output_embeddings().weight
         with torch.enable_grad():
-            loss = model(input_ids=ids, labels=labels, use_cache=False, **options).loss
-            d_hidden, d_weight = torch.autograd.grad(loss, [cut[-1], weight])
-    finally:
-        hook.remove()
+            cut = Cut(model)
+            with cut:
+                loss = forward(model, ids, labels=labels, **options).loss
+    except Exception as error:
+        raise ValueError(f"{name} cannot be checked: its own loss of a few tokens fails: {error}") from error
+    products = [product for product in cut.products if product[1].data_ptr() == head.weight.data_ptr()]
+    if len(products) != 1:
+        raise ValueError(f"{name} cannot be checked: its logits are not one product of a weight, merge its adapters")
+    d_hidden, d_weight = torch.autograd.grad(loss, products[0])
     return LossAndGradients(loss.detach(), d_hidden, d_weight[: head.weight.shape[0]])
 
 
-def fused_loss(head: Head, labels: Tensor, hidden: Tensor, normalizer: float | None = None) -> LossAndGradients:
+def fused_loss(
+    head: Head, labels: Tensor, hidden: Tensor, shift: int, normalizer: float | None = None
+) -> LossAndGradients:
     """The same from `linear_cross_entropy`, which makes no full logits."""
     leaf, weight = hidden.detach().clone().requires_grad_(), head.weight.detach().clone().requires_grad_()
     with torch.enable_grad():
         loss = linear_cross_entropy(
-            leaf, weight, labels, bias=head.bias, scale=head.scale, softcap=head.softcap, shift=1, normalizer=normalizer
+            leaf,
+            weight,
+            labels,
+            bias=head.bias,
+            scale=head.scale,
+            softcap=head.softcap,
+            shift=shift,
+            normalizer=normalizer,
         )
         d_hidden, d_weight = torch.autograd.grad(loss, [leaf, weight])
     return LossAndGradients(loss.detach(), d_hidden, d_weight)
 
 
-def plain_loss(head: Head, labels: Tensor, hidden: Tensor) -> LossAndGradients:
+def plain_loss(head: Head, labels: Tensor, hidden: Tensor, shift: int) -> LossAndGradients:
     """The same from full logits: in float64 the truth both are measured against."""
     leaf, weight = hidden.detach().clone().requires_grad_(), head.weight.detach().clone().requires_grad_()
     with torch.enable_grad():
-        logits = head._replace(weight=weight).logits(leaf[:, :-1])
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
+        logits = head._replace(weight=weight).logits(leaf[:, : leaf.shape[1] - shift])
+        loss = F.cross_entropy(logits.flatten(0, 1), labels[:, shift:].flatten(), ignore_index=IGNORED)
         d_hidden, d_weight = torch.autograd.grad(loss, [leaf, weight])
     return LossAndGradients(loss.detach(), d_hidden, d_weight)
 

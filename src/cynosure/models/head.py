@@ -1,18 +1,27 @@
-"""How a model turns hidden states into logits: a body, and a head that is verified before it is used."""
+"""How a model turns hidden states into logits: a backbone, and a head that is verified before it is used.
 
-from collections.abc import Iterator
+Where one ends and the other begins is seen in the model's own forward, as `patch` sees it: the product that makes
+logits is put off, so that what enters it are the hidden states, and what follows is noted.
+"""
+
+from collections.abc import Callable
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
 from cynosure.loss import TokenStats, token_stats
 from cynosure.models.cpu import fast_cpu
+from cynosure.models.finite import check_finite
+from cynosure.patching.heads import Deferring
+from cynosure.patching.ids import embedding_rows
+from cynosure.patching.losses import Asked
+from cynosure.patching.pending import PendingLogits
+from cynosure.patching.recipe import Recipe
 
-# Configuration names under which models keep a factor of the logits; some multiply by it, others divide.
-SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
-DIVIDING = {"logits_scaling"}
-SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+CACHING: WeakSet[Any] = WeakSet()  # models that fail without a cache, as xLSTM in half precision
+N_PROBED = 32  # tokens, the last half of which is changed and cut to see whether the first half depends on it
 
 
 class Head(NamedTuple):
@@ -22,6 +31,16 @@ class Head(NamedTuple):
     bias: Tensor | None  # (V,)
     scale: float
     softcap: float | None
+
+    @classmethod
+    def of_recipe(cls, recipe: Recipe) -> "Head":
+        bias = None if recipe.bias is None else recipe.bias.detach()
+        # Divided by a softcap and multiplied by it again: 1 but for the last bit.
+        scale = 1.0 if abs(recipe.scale - 1) < 1e-15 else recipe.scale
+        return cls(recipe.weight.detach(), bias, scale, recipe.softcap)
+
+    def equals(self, other: "Head") -> bool:
+        return self[2:] == other[2:] and all(map(same, self[:2], other[:2]))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V), in full: for a few tokens only."""
@@ -35,70 +54,152 @@ class Head(NamedTuple):
         )
 
 
+def same(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return a.data_ptr() == b.data_ptr() or torch.equal(a, b)
+
+
+class Tracer:
+    """Who puts logits off to see what they are made of: an `Owner` of stand-ins."""
+
+    def __init__(self) -> None:
+        self.deferred = 0
+        self.obstacle: str | None = None
+        self.asked: list[str] = []  # what has asked for full logits
+
+    def tell(self, why: str) -> None:
+        if why != "T":  # of the identity times low-rank weights, as PEFT's DoRA has it: a weight, not logits
+            self.asked.append(why)
+
+    def loss(self, asked: Asked) -> Tensor:
+        return asked.labelled.loss(asked.reduction)
+
+    def why_not(self) -> str:
+        """Why the last forward gave logits that are made."""
+        if self.asked:
+            return f"between its head and its logits, {self.asked[0]} needs them in full"
+        return self.obstacle or "its logits are not those of its head"
+
+
+def forward(model: Any, input_ids: Tensor, **inputs: Any) -> Any:
+    """The output of a model that keeps no cache of keys and values, or one where it cannot run without.
+
+    ValueError where it cannot run on ids at all.
+    """
+    if model not in CACHING:
+        try:
+            return model(input_ids=input_ids, use_cache=False, **inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            pass
+    try:
+        output = model(input_ids=input_ids, **inputs)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        name = type(model).__name__
+        raise ValueError(f"{name} cannot be split into backbone and head: its forward fails on ids: {error}") from error
+    CACHING.add(model)
+    return output
+
+
+def trace(model: Any, input_ids: Tensor, **inputs: Any) -> Recipe:
+    """What a causal language model's logits (B, T, V) are made of; its forward is run, and they are not made.
+
+    ValueError, with the reason, where the model makes them in a way that cannot be followed.
+    """
+    with fast_cpu(input_ids.device):
+        return follow(model, lambda: forward(model, input_ids, **inputs))
+
+
+def follow(model: Any, call: Callable[[], Any]) -> Recipe:
+    """The same of a call of the model."""
+    tracer = Tracer()
+    with Deferring(model, tracer):
+        logits = getattr(call(), "logits", None)
+    if isinstance(logits, PendingLogits) and logits.made is None:
+        return logits.recipe
+    if logits is None:
+        why = "its forward gives no logits; where it is a backbone, give its head too"
+    else:
+        why = tracer.why_not()
+    raise ValueError(f"{type(model).__name__} cannot be split into backbone and head: {why}")
+
+
 def hidden_states(model: Any, input_ids: Tensor) -> Tensor:
-    """What goes into the head: (B, T) token ids -> (B, T, D).
+    """What goes into the head: (B, T) token ids -> (B, T, D), as the head's product gets it.
 
     No attention mask: every model here is causal (`read_head` verifies it), so that padding on the right reaches no
     token that is scored, and without a mask attention takes its fast path.
     """
-    with fast_cpu(input_ids.device):
-        states: Tensor = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-    return states
+    return trace(model, input_ids).hidden
 
 
-def read_head(model: Any) -> Head:
-    """The head of a causal language model: its own weight and bias, scale and softcap as its configuration says.
+@torch.no_grad()
+def read_head(model: Any, name: str | None = None) -> Head:
+    """The head of a causal language model: weight and bias, scale and softcap, as its own forward applies them.
 
     Verified on a few tokens against the model's own logits. Raises ValueError, with the reason, when the model has no
-    such head, when the logits differ, or when the hidden states see later tokens.
+    such head, when it gives NaN or overflows, when the logits differ, or when the hidden states see later tokens;
+    `name` is what errors call it, by default its class.
     """
-    layer = model.get_output_embeddings()
-    weight = getattr(layer, "weight", None)
-    name = type(model).__name__
-    if model.base_model is model:
-        raise ValueError(f"{name} has no body apart from its head")
-    if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point():
-        raise ValueError(f"{name} has no plain output matrix: its head cannot be computed apart from the model")
-    vocab_size = weight.shape[0]
-    ids = torch.linspace(vocab_size // 8, vocab_size // 2, 8, device=weight.device).long()[None]
-    with torch.no_grad(), fast_cpu(ids.device):  # for all: the rounding of other products could tell them apart
-        theirs = model(input_ids=ids, use_cache=False).logits.float()
-        hidden = hidden_states(model, ids)
-        earlier = hidden_states(model, ids[:, :4])
-        check_causal(name, hidden, earlier)
-        if hidden.shape[-1] != weight.shape[1]:
-            raise ValueError(f"{name}: hidden states of {hidden.shape[-1]} do not fit a head of {weight.shape[1]}")
-        rows = theirs.shape[-1]  # some models compute a padded vocabulary and drop its end
-        bias = getattr(layer, "bias", None)
-        for scale, softcap in candidates(model.config.get_text_config()):
-            head = Head(weight[:rows], None if bias is None else bias[:rows], scale, softcap)
-            if agree(head.logits(hidden).float(), theirs, weight.dtype):
-                return head
-    raise ValueError(f"{name} turns hidden states into logits in a way that is not known here")
+    name, ids = name or type(model).__name__, probed_ids(model)
+    recipe = trace(model, ids)
+    check_finite(model, name, recipe.hidden, lambda: trace(model, ids))
+    if recipe.hidden.shape[:-1] != ids.shape:
+        shapes = f"{tuple(recipe.hidden.shape)} for ids of shape {tuple(ids.shape)}"
+        raise ValueError(f"{name} cannot be split into backbone and head: its hidden states are of shape {shapes}")
+    half = ids.shape[1] // 2
+    later = trace(model, torch.cat([ids[:, :half], ids[:, :half].flip(1)[:, : half // 2]], 1))
+    check_causal(name, recipe.hidden[:, :half], later.hidden[:, :half])
+    head = Head.of_recipe(recipe)
+    if not head.equals(Head.of_recipe(later)):
+        raise ValueError(
+            f"{name} cannot be split into backbone and head: what it does to its logits depends on the text"
+        )
+    with fast_cpu(ids.device):  # for both: the rounding of other products could tell them apart
+        ours = head.logits(recipe.hidden).float()
+        theirs = forward(model, ids).logits.float()
+    check_finite(model, name, theirs, lambda: trace(model, ids))
+    if not agree(ours, theirs, head.weight.dtype):
+        raise ValueError(f"{name} cannot be split into backbone and head: {difference(ours, theirs)}")
+    return head
 
 
-def check_causal(name: str, hidden: Tensor, earlier: Tensor) -> None:
-    """ValueError when the states of the first 4 tokens are others with more tokens behind them."""
-    if (hidden[:, :4] - earlier).norm() > 0.1 * earlier.norm():
-        raise ValueError(f"{name} is not causal: its hidden states depend on the tokens that follow")
+@torch.no_grad()
+def current_head(model: Any) -> Head:
+    """The head of a model that `read_head` has verified, its weights as they are now."""
+    return Head.of_recipe(trace(model, probed_ids(model)[:, :2]))
 
 
-def candidates(config: Any) -> Iterator[tuple[float, float | None]]:
-    """(scale, softcap) as the configuration may mean them, the likeliest first."""
-    values = {name: getattr(config, name, None) for name in (*SCALES, *SOFTCAPS)}
-    numbers = {name: float(x) for name, x in values.items() if isinstance(x, int | float) and x > 0}
-    scales: list[float] = []
-    for name in SCALES:
-        if name in numbers:
-            pair = numbers[name], 1 / numbers[name]
-            scales += pair[::-1] if name in DIVIDING else pair
-    softcaps = [numbers[name] for name in SOFTCAPS if name in numbers]
-    for softcap in (*softcaps, None):
-        for scale in (*scales, 1.0):
-            yield scale, softcap
+def probed_ids(model: Any) -> Tensor:
+    """(1, T) ids that a model is sure to know, spread over its vocabulary."""
+    config = model.config.get_text_config()
+    n_rows = embedding_rows(model) or config.vocab_size
+    most = getattr(config, "max_position_embeddings", None) or N_PROBED
+    n_tokens = min(N_PROBED, most if most > 1 else N_PROBED)  # -1 is for no limit
+    ids = torch.linspace(n_rows // 8, n_rows // 2, n_tokens, device=next(model.parameters()).device)
+    return ids.long()[None]
+
+
+def check_causal(name: str, hidden: Tensor, other: Tensor) -> None:
+    """ValueError when the states of the same tokens are others with other and fewer tokens behind them."""
+    tolerance = torch.finfo(hidden.dtype).eps ** 0.5
+    if (hidden - other).float().norm() > tolerance * hidden.float().norm():
+        raise ValueError(
+            f"{name} is not causal: its hidden states depend on the tokens that follow, or on how many there are"
+        )
 
 
 def agree(ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> bool:
     """Equal to the rounding of a few operations in the model's dtype."""
     tolerance = 16 * torch.finfo(dtype).eps * theirs.abs().max()
     return ours.shape == theirs.shape and bool((ours - theirs).abs().max() <= tolerance)
+
+
+def difference(ours: Tensor, theirs: Tensor) -> str:
+    if ours.shape != theirs.shape:
+        return f"its logits are of shape {tuple(theirs.shape)}, those of its head {tuple(ours.shape)}"
+    return f"its logits differ from those of its head by up to {(ours - theirs).abs().max():.3g}"

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cynosure.models.finite import check_finite, why_not_finite
 from cynosure.models.head import Head, check_causal, hidden_states, read_head
 from cynosure.models.load import LanguageModel, load
+from cynosure.patching.ids import check_ids, embedding_rows
 
 OF_ORIGIN = ("_name_or_path", "transformers_version", "architectures", "dtype", "use_cache")  # no logit hangs on it
 
@@ -29,6 +31,7 @@ class SplitModel:
     modules: tuple[nn.Module, ...]  # all that holds weights
     notes: tuple[str, ...] = ()  # what a reader of the figures must know of the model
     code: dict[str, str] = field(default_factory=dict)  # as `LanguageModel` has it
+    n_embeddings: int | None = None  # ids that it has an embedding of, where that is known
 
     @property
     def device(self) -> torch.device:
@@ -38,6 +41,15 @@ class SplitModel:
     def dtype(self) -> str:
         """The dtype of the head's weights, such as `float32`."""
         return str(self.head.weight.dtype).removeprefix("torch.")
+
+    def check_ids(self, seen: Tensor, target: Tensor) -> None:
+        """ValueError, naming the token, for ids that the model has no embedding of, or no logits of."""
+        check_ids(seen, self.n_embeddings, f"the embedding of {self.name}", self.tokenizer)
+        check_ids(target, len(self.head.weight), f"the head of {self.name}", self.tokenizer)
+
+    def why_not_finite(self, ids: Tensor) -> str:
+        """Why (B, T) ids give NaN: a sentence that names the tensors and what helps."""
+        return why_not_finite(self.modules[0], self.name, lambda: self.body(ids))
 
     def weights_sha256(self) -> str:
         """A digest of all that logits depend on: parameters and buffers, their names, dtypes, shapes; configuration."""
@@ -115,7 +127,7 @@ def split(
 
 
 def of_language_model(model: LanguageModel) -> SplitModel:
-    head = read_head(model.model)
+    head = read_head(model.model, model.name)
     return SplitModel(
         lambda ids: hidden_states(model.model, ids),
         head,
@@ -125,6 +137,7 @@ def of_language_model(model: LanguageModel) -> SplitModel:
         (model.model,),
         model.notes,
         model.code,
+        embedding_rows(model.model),
     )
 
 
@@ -154,5 +167,7 @@ def of_parts(body: nn.Module, head: nn.Module | Tensor | Head, tokenizer: Any) -
                 f"{type(body).__name__} gives hidden states of shape {tuple(hidden.shape)} for (1, 8) ids, "
                 f"and the head needs (1, 8, {head.weight.shape[1]})"
             )
-        check_causal(type(body).__name__, hidden, run(ids[:, :4]))
+        check_finite(body, type(body).__name__, hidden, lambda: run(ids))
+        later = torch.cat([ids[:, :4], ids[:, :4].flip(1)], 1)
+        check_causal(type(body).__name__, hidden[:, :4], run(later)[:, :4])
     return SplitModel(run, head, tokenizer, type(body).__name__, None, own)

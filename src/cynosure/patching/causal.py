@@ -1,13 +1,13 @@
 """The next-token loss of a transformers model that is not patched."""
 
-from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor
 
 from cynosure.patching.find import find_causal_lm
+from cynosure.patching.ids import check_ids, embedding_rows
 from cynosure.patching.labelled import IGNORED
-from cynosure.patching.model import Patch, is_patched
+from cynosure.patching.model import Patch
 
 
 def causal_lm_loss(
@@ -23,7 +23,7 @@ def causal_lm_loss(
     `input_ids` (B, T); `labels` (B, T) are by default these, ignored where `attention_mask` is 0; -100 is ignored. The
     mean over the tokens that are not, or the sum divided by `normalizer`, the number of them in a whole accumulated or
     distributed batch. `model_inputs` go to the model. Errors as of `patch`, which is in place during the call unless it
-    has been before.
+    has been before; ValueError for ids that the model has no embedding of.
 
     >>> import torch
     >>> from tests.lm.conftest import tiny_model
@@ -37,6 +37,7 @@ def causal_lm_loss(
     if normalizer is not None:
         given["num_items_in_batch"] = normalizer
     inner = find_causal_lm(model)
-    with nullcontext() if is_patched(inner) else Patch(inner).apply():
+    check_ids(input_ids, embedding_rows(inner), f"the embedding of {type(inner).__name__}")
+    with Patch.on(model):
         found: Tensor = model(**given).loss
     return found

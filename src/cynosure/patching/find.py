@@ -6,8 +6,11 @@ from torch import nn
 
 
 def find_causal_lm(model: Any) -> Any:
-    """The transformers model inside of what wraps it: PEFT, DistributedDataParallel, torch.compile."""
+    """The transformers model inside of what wraps it: PEFT, DistributedDataParallel, FSDP1, torch.compile."""
     while True:
+        if isinstance(getattr(model, "_fsdp_wrapped_module", None), nn.Module):
+            model = model._fsdp_wrapped_module
+            continue
         inner = getattr(model, "get_base_model", None)
         if callable(inner):
             model = inner()
@@ -17,6 +20,6 @@ def find_causal_lm(model: Any) -> Any:
             model = model.module
         else:
             break
-    if not hasattr(model, "get_output_embeddings") or not hasattr(model, "loss_function"):
-        raise TypeError(f"patch needs a causal language model of transformers, got {type(model).__name__}")
+    if not hasattr(model, "get_output_embeddings"):
+        raise TypeError(f"patch needs a model of transformers that gives logits of text, got {type(model).__name__}")
     return model

@@ -1,48 +1,139 @@
-"""The layers of a model's head, and how their matrix products are put off."""
+"""A model's head: which product makes its logits, how that is put off, and why it cannot be."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from torch.distributed.fsdp._runtime_utils import _reshard, _unshard
+from torch.distributed.tensor import DTensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from cynosure.patching.pending import PendingLogits, Recipe, product_dtype
-
-
-def head_layers(model: Any) -> list[nn.Module]:
-    """The linear layers in the model's head that give logits: one, and more where PEFT has wrapped it."""
-    head = model.get_output_embeddings()
-    layers = [layer for layer in head.modules() if isinstance(layer, nn.Linear)] if head is not None else []
-    if not layers:
-        raise ValueError(f"{type(model).__name__} cannot be patched: it has no linear output layer")
-    n_classes = max(layer.out_features for layer in layers)
-    return [layer for layer in layers if layer.out_features == n_classes]
-
-
-def gather_head(model: Any) -> None:
-    """Gather a head that FSDP2 shards by itself: it is let go after its forward, but the loss reads it later."""
-    for module in model.get_output_embeddings().modules():
-        if hasattr(module, "unshard"):
-            module.unshard()  # until its backward
+from cynosure.patching.pending import Owner, PendingLogits
+from cynosure.patching.products import Product, product_of
+from cynosure.patching.quantized import dequantized, rounding
+from cynosure.patching.recipe import Recipe, product_dtype
 
 
 class Deferring(TorchFunctionMode):
-    """Inside of it, products with the weights of these layers give stand-ins; `tell` as in `PendingLogits.of`."""
+    """Inside of it the products that make logits of a model give stand-ins; `owner` as in `PendingLogits.of`.
 
-    def __init__(self, layers: Iterable[nn.Module], tell: Callable[[str], None]) -> None:
+    They are known by what they are, not by the module that makes them: a matrix of as many rows as there are classes,
+    computed or not, times states. So the head may be any module, a parameter, or the embedding; its weight is the one
+    that was multiplied by, and gradients go on to what that was made of.
+    """
+
+    def __init__(self, model: Any, owner: Owner) -> None:
         super().__init__()
-        self.layers, self.tell = list(layers), tell
+        layers = head_layers(model)
+        self.classes, self.owner = class_counts(model), owner
+        self.obstacle = rounding(layers)  # what there is in the head itself against putting it off
+        self.lent = dequantized(layers)  # entered with it
+        self.grad_enabled = torch.is_grad_enabled()
+
+    def __enter__(self) -> "Deferring":
+        self.lent.__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)  # type: ignore[no-untyped-call]
+        self.lent.__exit__(*raised)
+        self.owner.obstacle = self.why_not()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is F.linear:
-            hidden, weight, bias = bound(*args, **(kwargs or {}))
-            if any(layer.weight is weight for layer in self.layers):
-                return PendingLogits.of(Recipe(hidden, weight, bias, 1.0, None, product_dtype(hidden)), self.tell)
-        return func(*args, **(kwargs or {}))
+        product = product_of(func, args, kwargs or {})
+        if product is None or product.weight.shape[0] not in self.classes or not self.defers(product):
+            return func(*args, **(kwargs or {}))
+        return self.logits(product)
+
+    def logits(self, product: Product) -> Tensor:
+        """What stands for the logits of such a product."""
+        hidden, weight, bias = product
+        self.owner.deferred += 1
+        return PendingLogits.of(Recipe(hidden, weight, bias, 1.0, None, product_dtype(hidden)), self.owner)
+
+    def defers(self, product: Product) -> bool:
+        """Whether this product can be put off; one of another grad mode is inside of an autograd function."""
+        hidden, weight, _ = product
+        if isinstance(hidden, PendingLogits) or isinstance(weight, PendingLogits):
+            return False
+        self.obstacle = self.obstacle or sharded(weight)
+        if torch.is_grad_enabled() != self.grad_enabled or is_traceable_wrapper_subclass(hidden):
+            return False
+        same_dtype = hidden.dtype == weight.dtype or torch.is_autocast_enabled(hidden.device.type)
+        return same_dtype and self.obstacle is None
+
+    def why_not(self) -> str | None:
+        """Why the product that makes logits has not been put off; None where it has been."""
+        if self.obstacle is None and not self.owner.deferred:
+            counts = " or ".join(map(str, sorted(self.classes)))
+            return f"no product of hidden states and one weight in its forward gives {counts} classes"
+        return self.obstacle
 
 
-def bound(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
-    return input, weight, bias
+def class_counts(model: Any) -> set[int]:
+    """How many rows the matrix of a head may have: as many as the vocabulary, or those of its padded weight.
+
+    A layer of fewer is no head, whatever the model says: its own loss reshapes logits to the vocabulary.
+    """
+    vocab_size = getattr(model.config.get_text_config(), "vocab_size", None) or 1
+    counts = {vocab_size, max(map(rows, head_layers(model)), default=0)}
+    return {n for n in counts if n >= vocab_size}
+
+
+def rows(layer: nn.Module) -> int:
+    """The classes of a linear layer or an embedding; 0 for what is neither.
+
+    By its weight where that is a plain matrix: PEFT's copies of tied heads have out_features and in_features swapped.
+    """
+    n = getattr(layer, "out_features", None) or getattr(layer, "num_embeddings", None) or 0
+    weight = getattr(layer, "weight", None)
+    if n and isinstance(weight, Tensor) and weight.ndim == 2 and weight.is_floating_point():
+        n = weight.shape[0]
+    return int(n)
+
+
+def head_layers(model: Any) -> list[nn.Module]:
+    """What the model says that its head is, and all inside of it; nothing where it does not say."""
+    head = model.get_output_embeddings()
+    return list(head.modules()) if isinstance(head, nn.Module) else []
+
+
+def gather_head(model: Any) -> None:
+    """Gather a head that FSDP shards by itself: it is let go after its forward, but the loss reads it later."""
+    for module in head_layers(model):  # until its backward
+        if isinstance(module, FSDPModule):
+            module.unshard()
+        elif isinstance(module, FullyShardedDataParallel) and module._handle is not None:
+            _unshard(module, module._handle, module._unshard_stream, module._pre_unshard_stream)
+
+
+def release(model: Any) -> None:
+    """Let go what is gathered after a forward that has no backward: an optimizer made now would hold it."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # the root keeps what it has gathered
+        elif isinstance(module, FullyShardedDataParallel) and module._handle is not None:
+            _reshard(module, module._handle, True)
+
+
+def is_in_fsdp1(model: Any) -> bool:
+    """Whether FSDP1 has put a model's weights into flat ones; FSDP2, with the same mark, leaves them DTensors."""
+    managed = getattr(model, "_is_fsdp_managed_module", False)
+    return managed and not any(isinstance(weight, DTensor) for weight in model.parameters())
+
+
+def sharded(weight: Tensor) -> str | None:
+    """What spreads a head's weight over processes in its own forward or after it; None where it is there as a whole."""
+    if isinstance(weight, DTensor):
+        how = f"tensor-parallel, its weight a DTensor of placements {weight.placements}"
+    elif hasattr(weight, "ds_id"):
+        how = "sharded by DeepSpeed ZeRO-3, which lets its weight go after its own forward"
+    else:
+        return None
+    return f"its head is {how}: leave the head out of that"

@@ -1,4 +1,4 @@
-"""What can be made of a recipe for logits and labels: transformers' loss, per-token figures, and both at once."""
+"""What can be made of a recipe for logits and labels: a cross-entropy, per-token figures, and both at once."""
 
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -9,7 +9,8 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from cynosure.loss import TokenStats, linear_cross_entropy, token_stats
-from cynosure.patching.pending import Recipe, product_dtype
+from cynosure.loss.transforms import refuse_batched
+from cynosure.patching.recipe import Recipe, product_dtype
 
 IGNORED = -100
 NAMES = ("hidden", "weight", "bias")
@@ -30,44 +31,59 @@ class Labelled(NamedTuple):
     """A recipe for logits (..., T, V), and what each of them is to be measured against."""
 
     recipe: Recipe
-    target: Tensor  # (..., T)
-    shift: int  # 1: the target of position t stands at t + 1; 0: at t
-    ignore_index: int
+    target: Tensor  # (..., T) class indices, or (..., T, V) probabilities
+    shift: int = 0  # 1: the target of position t stands at t + 1; 0: at t
+    ignore_index: int = IGNORED
+    class_weight: Tensor | None = None  # (V,)
+    label_smoothing: float = 0.0
 
     @staticmethod
-    def of(
-        recipe: Recipe, labels: Tensor | None, shift_labels: Tensor | None = None, ignore_index: int = IGNORED
-    ) -> "Labelled":
+    def of(recipe: Recipe, labels: Tensor | None, shift_labels: Tensor | None = None) -> "Labelled":
         """`shift_labels`, which stand where they are predicted, go before `labels`; ValueError without either."""
         target = labels if shift_labels is None else shift_labels
         if target is None:
             raise ValueError("a loss needs labels or shift_labels")
         shift = 1 if shift_labels is None else 0
-        shape = recipe.hidden.shape[:-1]
-        if shift and target.shape != shape:  # of states laid end to end: the last of a row does not guess the next row
-            target, shift = F.pad(target[..., 1:], (0, 1), value=ignore_index), 0
-        return Labelled(recipe, target.to(recipe.hidden.device).reshape(shape), shift, ignore_index)
+        if shift and target.shape != recipe.rows:  # of states laid end to end: no row guesses the next
+            target, shift = F.pad(target[..., 1:], (0, 1), value=IGNORED), 0
+        return Labelled(recipe, target.to(recipe.hidden.device).reshape(recipe.rows), shift)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its loss is the nats of `stats`."""
+        return not self.target.is_floating_point() and self.class_weight is None and self.label_smoothing == 0
 
     def options(self) -> dict[str, Any]:
-        """All of it but hidden and weight, as the operations of `cynosure.loss` take it."""
+        """All of it but hidden and weight, as `token_stats` takes it."""
         head = {"bias": self.recipe.bias, "scale": self.recipe.scale, "softcap": self.recipe.softcap}
         return head | {"target": self.target, "shift": self.shift, "ignore_index": self.ignore_index}
 
-    def loss(self, items: Items, objective: Objective = PLAIN) -> Tensor:
-        """The mean over the tokens that count, or their sum divided by `items`."""
-        options = self.options() | objective._asdict()
-        return linear_cross_entropy(self.recipe.hidden, self.recipe.weight, normalizer=items, **options)
-
-    def plain(self, made: Tensor, items: Items, objective: Objective) -> Tensor:
-        """The cross-entropy alone where the loss `made` is of this objective: a product more where they differ."""
-        if objective == PLAIN:
-            return made.detach().clone()  # Trainer scales the loss in place
-        with torch.no_grad():
-            return self.loss(items)
+    def loss(self, reduction: Any, objective: Objective = PLAIN, chunk_tokens: int | None = None) -> Tensor:
+        """The cross-entropy, reduced as by `F.cross_entropy`, and what is minimised beside it."""
+        return linear_cross_entropy(
+            self.recipe.hidden, self.recipe.weight, reduction=reduction, class_weight=self.class_weight,
+            label_smoothing=objective.label_smoothing or self.label_smoothing, z_loss=objective.z_loss,
+            chunk_tokens=chunk_tokens, **self.options(),
+        )  # fmt: skip
 
     def stats(self) -> TokenStats:
         """Figures of every token, without gradients."""
         return token_stats(self.recipe.hidden, self.recipe.weight, **self.options())
+
+    def spread(self, stats: TokenStats) -> TokenStats:
+        """These figures where their tokens stood in the batch, (B, ...); the others count as ignored."""
+        lead, places = self.recipe.lead, self.recipe.places
+        if places is None or lead is None:
+            return stats
+
+        def whole(part: Tensor) -> Tensor:
+            nothing = torch.nan if part.is_floating_point() else -1
+            rest = part.shape[places.ndim :]
+            found = part.new_full((lead.numel(), *rest), nothing)
+            found[places.reshape(-1)] = part.reshape(places.numel(), *rest)
+            return found.view(*lead, *rest)
+
+        return TokenStats(*map(whole, stats))
 
     def predicted(self) -> Tensor:
         """The targets, each where it is predicted: (..., T - shift)."""
@@ -89,11 +105,13 @@ class Labelled(NamedTuple):
         return made
 
 
-def mean_of(stats: TokenStats, items: Items) -> Tensor:
-    """The loss that these figures come to: `Labelled.loss`, without gradients. 0 where nothing counts."""
+def reduced(stats: TokenStats, reduction: str) -> Tensor:
+    """The loss that these figures come to: `Labelled.loss`, without gradients. The mean of nothing is 0."""
     counted = stats.rank > 0
-    n_counted = counted.sum() if items is None else torch.as_tensor(items, device=counted.device)
-    return torch.where(counted, stats.nll, 0.0).sum() / n_counted.clamp(min=1)
+    nll = torch.where(counted, stats.nll, 0.0)
+    if reduction == "none":
+        return nll
+    return nll.sum() if reduction == "sum" else nll.sum() / counted.sum().clamp(min=1)
 
 
 class Known(Function):
@@ -109,6 +127,7 @@ class Known(Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
+        refuse_batched(upstream[0])
         wanted = ctx.needs_input_grad[1:4]
         parts = [None if x is None else x.detach() for x in ctx.saved_tensors]
         asked = [x.requires_grad_() for x, want in zip(parts, wanted, strict=True) if x is not None and want]

@@ -1,12 +1,11 @@
 """A Trainer on the fused loss: its model patched, and its evaluation counted by tokens."""
 
-import math
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from cynosure.loss import TokenStats
+from cynosure.loss import TokenStats, TokenSums
+from cynosure.patching.inputs import Inputs
 from cynosure.patching.model import Patch
 
 REPLACED = ("evaluation_loop", "prediction_step")
@@ -19,27 +18,39 @@ class TrainerPatch:
 
     Evaluation divides the nats of all tokens by their number, once, where Trainer averages over batches, so that
     `eval_loss` depends neither on the batch size nor on how texts of unequal length fall together. Beside it stand
-    `eval_perplexity`, `eval_accuracy` (of the likeliest token), `eval_entropy` (nats a token) and `eval_tokens`.
+    `eval_perplexity`, `eval_accuracy` (argmax equals target), `eval_entropy` (nats a token) and `eval_tokens`.
     """
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: Any, example: Inputs | None = None) -> None:
         self.trainer = trainer
         check_trainer(trainer)
-        self.model_patch = Patch(trainer.model)
+        self.model_patch = Patch.on(trainer.model, example)
+        self.entries = 0  # how often it has been asked for, and not left
         self.own = {name: vars(trainer)[name] for name in REPLACED if name in vars(trainer)}
         self.own_loop, self.own_step = trainer.evaluation_loop, trainer.prediction_step
         self.batches: list[TokenStats] = []
-        self.sums = torch.zeros(len(Figures.NAMES), dtype=torch.float64)
+        self.sums = torch.zeros(4, dtype=torch.float64)  # of TokenSums.rows
 
-    def apply(self) -> "TrainerPatch":
-        """Put it in place; errors as of `Patch.apply`."""
-        self.model_patch.apply()
-        self.trainer.evaluation_loop, self.trainer.prediction_step = self.evaluation_loop, self.prediction_step
-        return self
+    @classmethod
+    def on(cls, trainer: Any, example: Inputs | None = None) -> "TrainerPatch":
+        """The patch of a trainer, put in place where there is none; entered once more. Errors as of `Patch.on`."""
+        found: TrainerPatch | None = vars(trainer).get("_cynosure_patch")
+        if found is None:
+            found = cls(trainer, example)
+            trainer._cynosure_patch = found
+            trainer.evaluation_loop, trainer.prediction_step = found.evaluation_loop, found.prediction_step
+        found.entries += 1
+        return found
 
     def undo(self) -> None:
-        """Leave trainer and model as they were; once is enough."""
-        self.model_patch.undo()
+        """Leave trainer and model as they were, whoever else has asked for the patch; once is enough.
+
+        A model that was patched before the trainer stays patched.
+        """
+        self.entries = 0
+        if vars(self.trainer).pop("_cynosure_patch", None) is None:
+            return
+        self.model_patch.leave()
         for name in REPLACED:
             vars(self.trainer).pop(name, None)
         vars(self.trainer).update(self.own)
@@ -48,7 +59,9 @@ class TrainerPatch:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.undo()
+        self.entries -= 1
+        if self.entries <= 0:
+            self.undo()
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """Trainer's own, its loss replaced by that of all tokens, and the other figures added."""
@@ -58,11 +71,11 @@ class TrainerPatch:
             output = self.own_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         finally:
             self.model_patch.observer = None
-        figures = Figures(self.sums).compute()
+        found = figures(TokenSums.of(self.sums))
         # TRL would put means over batches in the place of two of them.
         theirs = getattr(self.trainer, "_metrics", {}).get("eval", {})
-        theirs.update({name: [figures[own]] for name, own in THEIRS.items() if name in theirs and figures})
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in figures.items()})
+        theirs.update({name: [found[own]] for name, own in THEIRS.items() if name in theirs and found})
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
         return output
 
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
@@ -71,7 +84,7 @@ class TrainerPatch:
         result = self.own_step(*args, **kwargs)
         if self.batches:
             accelerator = self.trainer.accelerator
-            rows = torch.cat([Figures.rows(stats) for stats in self.batches])
+            rows = torch.cat([TokenSums.rows(stats) for stats in self.batches])
             rows = accelerator.gather_for_metrics(
                 rows.to(accelerator.device) if accelerator.num_processes > 1 else rows
             )
@@ -79,33 +92,17 @@ class TrainerPatch:
         return result
 
 
-class Figures:
-    """Sums over tokens, float64: their number, nats, entropy, and how many were the likeliest."""
-
-    NAMES = ("tokens", "nats", "entropy", "correct")
-
-    def __init__(self, sums: Tensor) -> None:
-        self.tokens, self.nats, self.entropy, self.correct = sums.tolist()
-
-    @staticmethod
-    def rows(stats: TokenStats) -> Tensor:
-        """The sums of each row of (B, T) tokens: (B, 4)."""
-        counted = (stats.rank > 0).cpu()
-        columns = [counted, stats.nll.cpu(), stats.entropy.cpu(), (stats.rank == 1).cpu()]
-        return torch.stack([torch.where(counted, x.double(), 0.0).sum(-1) for x in columns], -1)
-
-    def compute(self) -> dict[str, float]:
-        """The figures; none without tokens."""
-        if not self.tokens:
-            return {}
-        loss = self.nats / self.tokens
-        return {
-            "loss": loss,
-            "perplexity": math.exp(loss) if loss < 709 else math.inf,
-            "accuracy": self.correct / self.tokens,
-            "entropy": self.entropy / self.tokens,
-            "tokens": int(self.tokens),
-        }
+def figures(sums: TokenSums) -> dict[str, float]:
+    """What `eval_` figures tell of these sums; none without tokens."""
+    if not sums.tokens:
+        return {}
+    return {
+        "loss": sums.nats_per_token,
+        "perplexity": sums.perplexity,
+        "accuracy": sums.accuracy,
+        "entropy": sums.mean_entropy,
+        "tokens": sums.tokens,
+    }
 
 
 def check_trainer(trainer: Any) -> None:
@@ -124,7 +121,7 @@ def check_trainer(trainer: Any) -> None:
     if getattr(made_by, "__module__", "") not in LOSSES_OF:
         raise ValueError(
             "this trainer cannot be patched: its compute_loss is its own, and eval_loss would be another figure: patch "
-            "its model alone"
+            "its model alone, which helps where compute_loss gives that labels"
         )
     if trainer.args.n_gpu > 1:
         raise ValueError(

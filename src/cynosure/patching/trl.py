@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.autograd import Function
 from transformers.utils.generic import ModelOutput
 
-from cynosure.patching.labelled import Items
+from cynosure.patching.labelled import Items, Labelled
 from cynosure.patching.model import Patch
+from cynosure.patching.pending import PendingLogits
 
 
 @dataclass
@@ -37,9 +38,10 @@ def per_token_output(
 ) -> PerTokenOutput:
     """Run a patched model and make these figures of its hidden states: one product, three more in the backward."""
     output = patched.forward(*args, **{**kwargs, "use_cache": False, "return_dict": True})
-    if why := patched.needs_logits(output.logits, None, {}):
-        raise ValueError(f"{type(patched.model).__name__}: {why} needs full logits")
-    found = patched.labelled(output.logits, labels, shift_labels=shift_labels)
+    if not isinstance(output.logits, PendingLogits) or output.logits.made is not None:
+        raise ValueError(f"{type(patched.model).__name__}: {patched.why_not()}")
+    patched.ready()
+    found = Labelled.of(output.logits.recipe, labels, shift_labels)
     stats = found.stats()
     if patched.observer is not None and not torch.is_grad_enabled():
         patched.observer(stats)
@@ -50,7 +52,7 @@ def per_token_output(
     if aux_loss is not None:
         loss = loss + patched.model.config.get_text_config().router_aux_loss_coef * aux_loss
     entropy: Tensor = Constant.apply(stats.entropy.nan_to_num(0.0), log_probs)  # type: ignore[no-untyped-call]
-    return PerTokenOutput(loss, log_probs, entropy, stats.argmax == found.predicted(), mask, aux_loss)
+    return PerTokenOutput(loss, log_probs, entropy, stats.correct == 1, mask, aux_loss)
 
 
 class Constant(Function):

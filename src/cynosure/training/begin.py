@@ -13,6 +13,7 @@ from cynosure.measure.manifest import difference
 from cynosure.models import LanguageModel, check_apart, load
 from cynosure.models.load import find_code, find_device, find_tokenizer, load_tokenizer, locate
 from cynosure.patching import Patch
+from cynosure.patching.ids import check_ids, embedding_rows
 from cynosure.text import Division, Packed
 from cynosure.training.data import TOKENS, Data, make_vocabulary, write_data
 from cynosure.training.folder import DATA, RunFolder, first_sound
@@ -129,11 +130,12 @@ def begin_anew(
         check_trainable(started.model)
     folder.clear_begun()
     with folder.replacing(DATA) as place:
-        data = write_data(place, division, tokenizer_of(settings, division, started, consent))
+        tokenizer = tokenizer_of(settings, division, started, consent)
+        data = write_data(place, division, tokenizer)
         model = started.model if started else new_model(
             settings.size, data.tokenizer(consent.trust_remote_code), 8, settings.seed
         )  # fmt: skip
-        check_tokens(data, model)
+        check_tokens(data, model, tokenizer)
         n_parameters = sum(p.numel() for p in model.parameters())
         kind = find_device(settings.device).type
         most = started.max_positions if started else None
@@ -173,8 +175,8 @@ def chosen_dtype(settings: TrainSettings) -> str:
 
 def check_trainable(model: Any) -> None:
     """ValueError where a model cannot be put on our loss, or does not keep the documents of a row apart."""
-    check_apart(model, model.get_input_embeddings().weight.shape[0])
-    Patch(model).apply().undo()
+    check_apart(model, embedding_rows(model) or model.config.get_text_config().vocab_size)
+    Patch.on(model).leave()
 
 
 def tokenizer_of(settings: TrainSettings, division: Division, started: LanguageModel | None, consent: Consent) -> Any:
@@ -186,16 +188,14 @@ def tokenizer_of(settings: TrainSettings, division: Division, started: LanguageM
     return load_tokenizer(find_tokenizer(settings.tokenizer), None, consent.trust_remote_code)
 
 
-def check_tokens(data: Data, model: Any) -> None:
+def check_tokens(data: Data, model: Any, tokenizer: Any) -> None:
     """ValueError for tokens that the model has no embedding of."""
     ids = data.tokenised().ids
-    n_known = model.get_input_embeddings().weight.shape[0]
-    for token in (int(ids.min()), int(ids.max())) if len(ids) else ():
-        if not 0 <= token < n_known:
-            raise ValueError(
-                f"{data.folder / TOKENS} holds token {token}, and the model has {n_known:,}: tokenizer and model "
-                "do not fit each other"
-            )
+    ends = torch.tensor([int(ids.min()), int(ids.max())] if len(ids) else [])
+    try:
+        check_ids(ends, embedding_rows(model), "the model's embedding", tokenizer)
+    except ValueError as error:
+        raise ValueError(f"{data.folder / TOKENS}: {error}") from error
 
 
 def environment() -> Figures:

@@ -14,17 +14,18 @@ from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
+from cynosure.loss import TokenSums, perplexity
 from cynosure.models.gguf import quiet_transformers
 from cynosure.patching import Objective, Patch
+from cynosure.system.numbers import finite
 from cynosure.text import Packed
 from cynosure.training.folder import METRICS, PARTIAL, RunFolder, whole_or_nothing
 from cynosure.training.integrity import reading, way_out_of
 from cynosure.training.settings import Plan, TrainSettings
 from cynosure.training.sharding import is_sharded, load_optimizer, load_weights, save_optimizer
-from cynosure.training.watch import Diverged, Figures, Smoothed, Watcher, odd_beginning, perplexity, what_is_wrong
+from cynosure.training.watch import Diverged, Figures, Smoothed, Watcher, odd_beginning, what_is_wrong
 
 Validate = Callable[[int, int], Figures]  # (step, tokens so far) -> what was found
-LN2 = float(np.log(2))
 LARGE_BATCH = 32768  # tokens: gradients of smaller ones are noisier, and their squares are averaged over more steps
 SLOW, FAST = 0.99, 0.95
 
@@ -90,7 +91,7 @@ class Training(Trainer):
         self.settings, self.plan, self.folder, self.watcher, self.validate, widths, self.fresh = job
         self.widths = None if widths is None else torch.from_numpy(widths)
         self.tokenizer = tokenizer
-        self.patched = Patch(self.model).apply()
+        self.patched = Patch.on(self.model)
         self.patched.objective = Objective(self.settings.z_loss, self.settings.label_smoothing)
         if not self.model_accepts_loss_kwargs:
             raise ValueError(f"{type(model).__name__} cannot be told how many tokens a whole batch has")
@@ -110,14 +111,18 @@ class Training(Trainer):
         self.batch = found[0]
         return found
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         """Trainer's own, of our objective; the plain loss is kept beside it."""
-        loss: Any = super().compute_loss(model, inputs, *args, **kwargs)
+        loss: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         targets = inputs["shift_labels"]
         counted = targets[targets >= 0]
-        assert self.patched.plain is not None
+        if self.patched.plain is None:
+            name = type(self.patched.model).__name__
+            raise ValueError(f"{name} does not divide its loss by the number of tokens of the whole batch")
         self.sums.add(
-            nats=float(self.patched.plain),
+            nats=float(self.patched.plain) / float(num_items_in_batch),
             objective=float(loss.detach()) / self.accelerator.num_processes,
             tokens=float(counted.numel()),
             n_bytes=0.0 if self.widths is None else float(self.widths[counted.cpu()].sum()),
@@ -168,8 +173,8 @@ class Training(Trainer):
             "tokens": step * self.plan.batch_tokens,
             "loss": nats,
             **({} if self.patched.objective == Objective() else {"objective": objective}),
-            "perplexity": perplexity(nats) if nats == nats else None,
-            "bits_per_byte": nats * tokens / LN2 / n_bytes if n_bytes else None,
+            "perplexity": finite(perplexity(nats)),
+            "bits_per_byte": finite(TokenSums(int(tokens), nats * tokens, n_bytes=int(n_bytes)).bits_per_byte),
             "grad_norm": grad_norm,
             "learning_rate": learning_rate,
             "seconds": now - self.started,

@@ -214,7 +214,7 @@ class Run:
 
         plan, folder, settings = self.plan, self.folder, self.settings
         model = self.model()
-        check_tokens(self.data, model)
+        check_tokens(self.data, model, self.tokenizer)
         if settings.fsdp and self.workers.count > 1:
             from cynosure.training.sharding import shard
 

@@ -1,6 +1,7 @@
 """Validation: a fixed set of texts scored by the measuring core as training goes on, and samples of what is written."""
 
-import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from cynosure.measure import Corpus, Scores, score
 from cynosure.measure.score import Say
 from cynosure.measure.store import remove_run
 from cynosure.models import LanguageModel, SplitModel, split
+from cynosure.models.head import current_head
 from cynosure.patching import find_causal_lm
+from cynosure.system.numbers import finite
 from cynosure.text import Document, prefix_token
 from cynosure.training.folder import SAMPLES, VALIDATION, VALIDATIONS, RunFolder
 from cynosure.training.sharding import is_sharded, whole
@@ -34,16 +37,17 @@ class Validator:
         row_tokens: int, leads: bool, seed: int,
     ) -> None:  # fmt: skip
         self.model = LanguageModel(find_causal_lm(model), tokenizer, folder.path.resolve().name)
-        # Accelerate is going to put autocast around the forward
         self.split = None if is_sharded(model) else split(self.model)
+        self.forward = self.model.model.forward  # Accelerate is going to put autocast around it
         self.documents, self.folder, self.watcher = documents, folder, watcher
         self.row_tokens, self.leads, self.seed = row_tokens, leads, seed
 
     def __call__(self, step: int, tokens: int) -> Figures:
         """Score, write samples, add a line for each, and tell the watcher."""
         place = self.folder / VALIDATIONS / f"step-{step:06d}"
-        model, parted = self.live()
-        scores = score_into(parted, self.documents, place, self.row_tokens, self.leads)
+        with in_place(self.model.model, self.forward):
+            model, parted = self.live()
+            scores = score_into(parted, self.documents, place, self.row_tokens, self.leads)
         found = {"step": step, "tokens": tokens} | figures_of(scores)
         samples: list[Figures] = []
         if self.leads:
@@ -59,10 +63,8 @@ class Validator:
         if self.split is None:
             model = replace(self.model, model=whole(self.model.model))
             return model, split(model)
-        layer = self.model.model.get_output_embeddings()  # DDP puts other weights in its place
-        weight, bias = layer.weight.detach(), self.split.head.bias
-        head = self.split.head._replace(weight=weight, bias=None if bias is None else layer.bias.detach())
-        return self.model, replace(self.split, head=head)
+        # DDP puts other weights in its place
+        return self.model, replace(self.split, head=current_head(self.model.model))
 
     @torch.no_grad()
     def samples(self, model: LanguageModel) -> list[Figures]:
@@ -89,6 +91,19 @@ class Validator:
             )[0].tolist()  # fmt: skip
         written = model.tokenizer.decode(made[len(given) :], skip_special_tokens=True)
         return {"prompt": model.tokenizer.decode(given[len(before) :]), "text": written}
+
+
+@contextmanager
+def in_place(model: Any, forward: Any) -> Iterator[None]:
+    """While it is entered, this is the model's forward: what it was before others were put around it."""
+    now = vars(model).pop("forward", None)
+    model.forward = forward
+    try:
+        yield
+    finally:
+        del model.forward
+        if now is not None:
+            model.forward = now
 
 
 def score_into(
@@ -122,4 +137,4 @@ def figures_of(scores: Scores) -> Figures:
 
 
 def named(figure: Any) -> Figures:
-    return {name: x if x is None or math.isfinite(x) else None for name, x in figure._asdict().items()}
+    return {name: finite(x) for name, x in figure._asdict().items()}

@@ -10,7 +10,6 @@ from cynosure.models.audit.level import MARGIN, initial_cost
 from cynosure.training.settings import Plan
 
 SMOOTHING = 0.95  # of what was before, a step
-HUGE = 709.0  # nats whose exponential is still a number
 
 Figures = dict[str, Any]  # a line of metrics.jsonl, of validation.jsonl or of samples.jsonl
 
@@ -89,8 +88,3 @@ def named(number: int, noun: str) -> str:
     ('1 document', '2,000 documents')
     """
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def perplexity(nats: float) -> float | None:
-    """e to the power of nats a token; None beyond what a float holds."""
-    return math.exp(nats) if nats < HUGE else None

@@ -18,7 +18,7 @@ def check_gradients(subject: Subject, compared: Compared, report: Report) -> Non
     """
     parameters = examined(subject.inner)
     if not parameters:
-        report.made("gradients", "not made: no parameter of the model requires a gradient")
+        report.made("gradients", "not made: no parameter that is in memory requires a gradient")
         return
     with torch.enable_grad():
         loss = subject.loss(compared.batch.with_labels(compared.batch.labels))
@@ -36,12 +36,18 @@ def check_gradients(subject: Subject, compared: Compared, report: Report) -> Non
 
 def examined(model: Any) -> dict[str, nn.Parameter]:
     """The head's weight and the last trained parameter beside it, which costs no backward through all layers."""
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    head = getattr(model.get_output_embeddings(), "weight", None)
+    trained = {name: parameter for name, parameter in model.named_parameters() if is_examinable(parameter)}
+    layer = model.get_output_embeddings()
+    head = getattr(layer, "weight", None)
     found = {name: parameter for name, parameter in trained.items() if parameter is head}
-    inside = {id(parameter) for parameter in model.base_model.parameters()}
-    body = [name for name, parameter in trained.items() if parameter is not head and id(parameter) in inside]
+    of_head = set(layer.parameters()) if layer is not None else set()
+    body = [name for name, parameter in trained.items() if parameter not in of_head]
     return found | {name: trained[name] for name in body[-1:]}
+
+
+def is_examinable(parameter: nn.Parameter) -> bool:
+    """Whether a gradient reaches it: an offloaded weight is another tensor in each forward."""
+    return parameter.requires_grad and not parameter.is_meta
 
 
 def gradients(outputs: list[Tensor], upstream: list[Any], parameters: dict[str, nn.Parameter]) -> list[Tensor | None]:

@@ -11,7 +11,8 @@ from cynosure.loss import linear_cross_entropy
 from cynosure.models.audit.batch import Batch, pulled
 from cynosure.models.audit.findings import Report
 from cynosure.models.audit.subject import Subject
-from cynosure.models.audit.truth import Nll, Own, nll_of, own_logits, read_known
+from cynosure.models.audit.truth import Nll, Own, nll_of, own_logits, reduced, split_of
+from cynosure.models.finite import why_not_finite
 from cynosure.patching.labelled import IGNORED
 
 FACTORS = 64  # whole factors that are recognised, such as numbers of accumulated steps
@@ -44,8 +45,10 @@ def compare_loss(subject: Subject, batch: Batch, report: Report, *, fused: bool)
     slack = right.slack / right.n + rounding_of(loss)
     if not math.isfinite(right.total):
         bad = (~torch.isfinite(right.nats)) & right.counted
+        why = why_not_finite(subject.inner, type(subject.inner).__name__, lambda: own_logits(subject, batch))
         report.find(
-            "not-finite", f"the model's own logits give a loss of {float(right.nats[bad][0])} at {batch.place(bad)}"
+            "not-finite",
+            f"the model's own logits give a loss of {float(right.nats[bad][0])} at {batch.place(bad)}: {why}",
         )
         return Compared(batch, right, 0.0, False)
     auxiliary = min((0.0, extra), key=lambda x: abs(found - right.mean - x))
@@ -139,9 +142,14 @@ def wrong_shifts(batch: Batch, own: Own) -> Iterator[Reason]:
 
 
 def wrong_heads(subject: Subject, batch: Batch, own: Own) -> Iterator[Reason]:
-    known = read_known(subject, own)
-    for names, logits in known.reduced() if known else ():
+    found = split_of(subject, batch, own)
+    if found is None:
+        return
+    hidden, whole = found
+    for names, head in reduced(whole):
         faults = tuple(f"{name}-dropped" for name in names)
+        with subject.precision():
+            logits = head.logits(hidden)
         yield from mean_reason(faults, f"without the {' and '.join(names)} of the head they give",
                                nll_of(own, batch.truth, logits))  # fmt: skip
 
@@ -194,15 +202,18 @@ def without_inputs(subject: Subject, batch: Batch) -> Iterator[Reason]:
 
 def compare_fused(subject: Subject, batch: Batch, own: Own, right: Nll, report: Report) -> None:
     """The loss that `patch` would put in place, on this batch."""
-    head, known = subject.inner.get_output_embeddings(), read_known(subject, own)
-    if type(head) is not nn.Linear or known is None or own.hidden is None:
-        report.made("fused loss", "not made: the head is not one linear layer with a scale, softcap or bias known here")
+    layer = subject.inner.get_output_embeddings()
+    if layer is not None and any(parameter.is_meta for parameter in layer.parameters()):
+        report.made("fused loss", "not made: the head's weights are offloaded, and there in its own forward alone")
         return
-    kind, target = subject.device.type, batch.truth
-    with torch.autocast(kind, subject.autocast, enabled=subject.autocast is not None):
-        weight = head.weight[: own.logits.shape[-1]]
+    found, target = split_of(subject, batch, own), batch.truth
+    if found is None:
+        report.made("fused loss", "not made: the logits are not those of one linear layer with a scale or softcap")
+        return
+    hidden, head = found
+    with subject.precision():
         fused = linear_cross_entropy(
-            own.hidden, weight, target, bias=known.bias, scale=known.scale, softcap=known.softcap
+            hidden, head.weight, target, bias=head.bias, scale=head.scale, softcap=head.softcap
         )
     theirs = nn.functional.cross_entropy(own.logits.float().flatten(0, 1), target.flatten(), ignore_index=IGNORED)
     apart = float(fused) - right.mean

@@ -24,9 +24,10 @@ from cynosure.models.audit.labels import (
 )
 from cynosure.models.audit.level import check_level
 from cynosure.models.audit.loss import Compared, compare_loss
-from cynosure.models.audit.subject import LossFunction, Subject, find_subject, untouched
+from cynosure.models.audit.subject import LossFunction, Subject, find_subject
 from cynosure.models.audit.vocabulary import check_specials, check_vocabulary
 from cynosure.patching.labelled import IGNORED
+from cynosure.patching.probe import untouched
 
 
 def audit(

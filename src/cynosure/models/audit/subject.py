@@ -1,8 +1,7 @@
 """What an audit examines: a model with its own loss or a user's, run without a trace."""
 
 import inspect
-from collections.abc import Callable, Iterator, Set
-from contextlib import contextmanager
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from cynosure.models.audit.batch import COMPLETION
 from cynosure.patching import find_causal_lm
+from cynosure.patching.inputs import input_device
 
 LossFunction = Callable[..., Tensor]
 
@@ -28,8 +28,7 @@ class Subject:
 
     @property
     def device(self) -> torch.device:
-        device: torch.device = self.inner.get_input_embeddings().weight.device
-        return device
+        return input_device(self.inner)
 
     @property
     def name(self) -> str:
@@ -63,6 +62,12 @@ class Subject:
             way = "return the 0-d tensor that backward() is called on" if self.loss_fn else "give a loss_fn"
             raise TypeError(f"{self.name} gives {what} as the loss of a batch: {way}")
         return found
+
+    def precision(self) -> torch.autocast:
+        """The autocast that the loss has run its model under."""
+        kind = self.device.type
+        dtype = self.autocast or torch.get_autocast_dtype(kind)
+        return torch.autocast(kind, dtype, enabled=self.autocast is not None)
 
     def note_autocast(self, *_: Any) -> None:
         kind = self.device.type
@@ -99,20 +104,3 @@ def parameters_of(function: Callable[..., Any]) -> Any:
         return inspect.signature(function).parameters
     except ValueError:  # of some functions written in C
         return {}
-
-
-@contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; modes, gradients and the state of the random generators are as before afterwards."""
-    training = {module: module.training for module in model.modules()}
-    gradients = {parameter: parameter.grad for parameter in model.parameters()}
-    devices = {parameter.device for parameter in gradients if parameter.device.type == "cuda"}
-    with torch.random.fork_rng(sorted(devices, key=str)):
-        model.eval()
-        try:
-            yield
-        finally:
-            for module, mode in training.items():
-                module.training = mode
-            for parameter, gradient in gradients.items():
-                parameter.grad = gradient

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Set
-from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from cynosure.models.audit.batch import Batch
 from cynosure.models.audit.subject import Subject
-from cynosure.models.head import agree, candidates
+from cynosure.models.head import Head, agree, follow
 from cynosure.patching.labelled import IGNORED
 
 CHUNK = 1 << 22  # logits in float64 at a time
@@ -33,11 +32,10 @@ def own_logits(subject: Subject, batch: Batch, without: Set[str] = frozenset()) 
         if inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
             seen.append((inputs[0], output))
 
-    head, kind = subject.inner.get_output_embeddings(), subject.device.type
+    head = subject.inner.get_output_embeddings()
     hook = head.register_forward_hook(look) if head is not None else None
-    dtype = subject.autocast or torch.get_autocast_dtype(kind)
     try:
-        with torch.autocast(kind, dtype, enabled=subject.autocast is not None):
+        with subject.precision():
             output = subject.model(**subject.inputs(batch.given, without))
     finally:
         if hook is not None:
@@ -137,46 +135,29 @@ def d_logits(logits: Tensor, target: Tensor) -> Tensor:
     return found
 
 
-@dataclass(frozen=True)
-class Known:
-    """How logits come from the head's output: cap(scale * raw), with a bias in raw or None."""
-
-    raw: Tensor
-    bias: Tensor | None
-    scale: float
-    softcap: float | None
-
-    def logits(self) -> Tensor:
-        z = self.raw if self.bias is None else self.raw + self.bias
-        z = z * self.scale
-        return z if self.softcap is None else self.softcap * torch.tanh(z / self.softcap)
-
-    def reduced(self) -> Iterator[tuple[tuple[str, ...], Tensor]]:
-        """The logits without one, two or all of what the head has beyond its weight, by the names of these."""
-        without: dict[str, dict[str, Any]] = {}
-        if self.scale != 1:
-            without["scale"] = {"scale": 1.0}
-        if self.softcap is not None:
-            without["softcap"] = {"softcap": None}
-        if self.bias is not None:
-            without["bias"] = {"bias": None}
-        names = list(without)
-        for chosen in range(1, 1 << len(names)):
-            picked = tuple(name for i, name in enumerate(names) if chosen >> i & 1)
-            changes = {key: value for name in picked for key, value in without[name].items()}
-            yield picked, replace(self, **changes).logits()
-
-
-def read_known(subject: Subject, own: Own) -> Known | None:
-    """The scale, softcap and bias of the model's head, verified on the logits at hand; None where they are others."""
-    if own.raw is None or own.raw.shape[:-1] != own.logits.shape[:-1]:
+def split_of(subject: Subject, batch: Batch, own: Own) -> tuple[Tensor, Head] | None:
+    """The hidden states and the head that logits are made of, verified on these; None where they are not known."""
+    try:
+        with subject.precision():
+            recipe = follow(subject.inner, lambda: subject.model(**subject.inputs(batch.given)))
+            head = Head.of_recipe(recipe)
+            ours = head.logits(recipe.hidden)
+    except ValueError:
         return None
-    n_classes = own.logits.shape[-1]
-    raw = own.raw[..., :n_classes]
-    for scale, softcap in candidates(subject.inner.config.get_text_config()):
-        if agree(Known(raw, None, scale, softcap).logits().float(), own.logits.float(), coarsest(own)):
-            bias = getattr(subject.inner.get_output_embeddings(), "bias", None)
-            if not isinstance(bias, Tensor):
-                return Known(raw, None, scale, softcap)
-            return Known(raw - bias[:n_classes], bias[:n_classes], scale, softcap)
-    return None
+    found = agree(ours.float(), own.logits.float(), coarsest(own))
+    return (recipe.hidden, head) if found else None
+
+
+def reduced(head: Head) -> Iterator[tuple[tuple[str, ...], Head]]:
+    """The head without one, two or all of what it has beyond its weight, by the names of these."""
+    without: dict[str, Any] = {}
+    if head.scale != 1:
+        without["scale"] = 1.0
+    if head.softcap is not None:
+        without["softcap"] = None
+    if head.bias is not None:
+        without["bias"] = None
+    names = list(without)
+    for chosen in range(1, 1 << len(names)):
+        picked = tuple(name for i, name in enumerate(names) if chosen >> i & 1)
+        yield picked, head._replace(**{name: without[name] for name in picked})

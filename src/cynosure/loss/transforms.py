@@ -1,0 +1,68 @@
+"""What torch can do to a function but not to the operations here: each refused in one sentence, never silently wrong.
+
+Their kernels read memory, and torch records nothing of it. A graph traced through them would hold one call's numbers as
+constants.
+"""
+
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+FULL = "torch.nn.functional.cross_entropy on full logits"
+REVERSE = f"use torch.autograd.grad or backward, or {FULL}"
+WITHOUT = f"leave the loss out of what is captured, or use {FULL}"
+
+# By torch's name of the transform: what the user called, and what to do instead.
+FUNC = {
+    "Vmap": (
+        "torch.func.vmap",
+        f"a batched tensor has no memory of its own; call it on the whole batch, whose shape may be any, or use {FULL}",
+    ),
+    "Grad": ("torch.func.grad, vjp and jacrev", f"they hide the memory of tensors; {REVERSE}"),
+    "Jvp": ("torch.func.jvp and jacfwd", f"there is no forward-mode derivative; {REVERSE}"),
+    "Functionalize": ("torch.func.functionalize", f"it hides the memory of tensors; call it outside, or use {FULL}"),
+}
+CAPTURE = f"it is not made of torch operations, so no graph can hold it; {WITHOUT}"
+BATCHED = (
+    "a batch of gradients (is_grads_batched=True, jacobian with vectorize=True) cannot go back through the fused loss, "
+    "whose kernels take one at a time: loop over them with retain_graph=True (vectorize=False), or use " + FULL
+)
+COMPILED = f"torch.compile and torch.export cannot capture it: {CAPTURE}"
+
+
+def refuse_transforms(name: str, tensors: Iterable[Any]) -> None:
+    """NotImplementedError where the operation of this name is called under a transform or while a graph is captured."""
+    if interpreter := torch._C._functorch.peek_interpreter_stack():
+        called, why = FUNC[interpreter.key().name]
+        raise NotImplementedError(f"{called} cannot transform {name}: {why}")
+    if torch._C._is_tracing():
+        raise NotImplementedError(f"torch.jit.trace cannot record {name}: {CAPTURE}")
+    proxies = sys.modules.get("torch.fx.experimental.proxy_tensor")
+    if proxies is not None and proxies.get_proxy_mode() is not None:
+        raise NotImplementedError(f"torch.export, make_fx and torch.func.linearize cannot trace {name}: {CAPTURE}")
+    if forward_ad._current_level >= 0 and any(map(is_dual, tensors)):
+        raise NotImplementedError(f"forward mode cannot go through {name}: {FUNC['Jvp'][1]}")
+
+
+def is_dual(x: Any) -> bool:
+    """Whether a tensor carries a tangent of forward mode."""
+    return isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
+
+
+def refuse_batched(upstream: Tensor) -> None:
+    """NotImplementedError in a backward that is run for several upstream gradients at once."""
+    if "Batched" in str(torch._C._dispatch_keys(upstream)):
+        raise NotImplementedError(BATCHED)
+
+
+def refuse_script(name: str) -> Callable[[], NoReturn]:
+    """What torch.jit.script is to find as `__prepare_scriptable__`."""
+
+    def refuse() -> NoReturn:
+        raise NotImplementedError(f"torch.jit.script cannot compile {name}: {CAPTURE}")
+
+    return refuse

@@ -1,0 +1,74 @@
+"""The forward of a patched model, which stands in the place of its own."""
+
+import inspect
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+from uuid import uuid4
+
+MARK = "cynosure_number"  # of a function that leads to a patch's forward: `functools.wraps` hands it on
+
+
+class Forward:
+    """What a patched model has as its `forward`: a bound method to all that look at it, but one that can be pickled.
+
+    It finds the patch by the model that it is called on, so that a deep copy or a pickle of a patched model is one in
+    itself. Where that patch is undone or has been put in place anew since, it is the model's own.
+    """
+
+    __name__ = "forward"
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.own, self.number = model, model.forward, uuid4().hex
+        self.__doc__ = self.own.__doc__
+        setattr(self, MARK, self.number)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.__func__(self.model, *args, **kwargs)
+
+    @property
+    def __self__(self) -> Any:
+        return self.model
+
+    @cached_property
+    def __func__(self) -> Callable[..., Any]:  # Accelerate wraps this, and binds it to the model again
+        own, model, number = self.own, self.model, self.number
+
+        def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+            patched = vars(self).get("_cynosure_patch")
+            if patched is None or patched.installed.number != number or patched.paused:
+                return own(*args, **kwargs) if self is model else type(self).forward(self, *args, **kwargs)
+            return patched.called(*args, **kwargs)
+
+        signature = self.__signature__
+        parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY), *signature.parameters.values()]
+        forward.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        forward.__doc__ = own.__doc__
+        setattr(forward, MARK, number)
+        return forward
+
+    @cached_property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self.own)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("__func__", "__signature__")}
+
+
+def leads_to(function: Any, installed: Forward) -> bool:
+    """Whether a model's forward is this one, or wraps it."""
+    while function is not None:
+        if getattr(function, MARK, None) == installed.number:
+            return True
+        function = getattr(function, "__wrapped__", None)
+    return False
+
+
+def takes_fused_head(function: Any) -> bool:
+    """Whether a model's forward is one that a trainer of TRL has given it, which takes `fused_lm_head`."""
+    while function is not None:
+        code = getattr(function, "__code__", None)
+        if code is not None and "fused_lm_head" in code.co_varnames:
+            return True
+        function = getattr(function, "__wrapped__", None)  # Accelerate's autocast around it
+    return False

@@ -1,0 +1,153 @@
+"""What logits that are not made yet are made of: hidden states, a head, and what was done to their product.
+
+h (..., D) hidden states, w (V, D) the head's weight, b (V,) its bias. What a model does between its head and its loss
+is one of few things: it multiplies by a number, adds a constant for each class, caps by tanh, casts, drops the end of a
+padded vocabulary, takes the logarithm of the softmax, and lays out, orders or chooses the rows anew.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cynosure.loss.head import readable
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """logits = softcap * tanh(scale * (h w^T + b) / softcap), or without softcap scale * (h w^T + b); cast to dtype."""
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    scale: float
+    softcap: float | None
+    dtype: torch.dtype
+    before_backward: tuple[Callable[[Tensor], Any], ...] = ()  # hooks by which FSDP2 gathers the weight again
+    versions: tuple[int, ...] = ()  # how often weight and bias had been changed in place; () is for now
+    normalized: bool = False  # log-probabilities: the log-softmax of these logits
+    after: int = 0  # how many dimensions of rows stand after that of the classes
+    lead: torch.Size | None = None  # hidden's (...) as the head was given it; None is for as it is
+    places: Tensor | None = None  # where each row stood in `lead`, flat; None for all of them in order
+
+    def __post_init__(self) -> None:
+        if not self.versions:
+            object.__setattr__(self, "versions", versions(self.weight, self.bias))
+        if self.lead is None:
+            object.__setattr__(self, "lead", self.rows)
+
+    @property
+    def matrix(self) -> Tensor:
+        """The weight as it can be changed: a quantized one dequantized."""
+        return readable(self.weight)
+
+    @property
+    def stale(self) -> bool:
+        """Whether the weights have changed since: by an optimizer's step."""
+        return self.versions != versions(self.weight, self.bias)
+
+    @property
+    def requires_grad(self) -> bool:
+        return any(x is not None and x.requires_grad for x in (self.hidden, self.weight, self.bias))
+
+    @property
+    def rows(self) -> torch.Size:
+        """The shape without the classes."""
+        return self.hidden.shape[:-1]
+
+    @property
+    def n_classes(self) -> int:
+        return self.weight.shape[0]
+
+    @property
+    def axis(self) -> int:
+        """Which dimension is that of the classes."""
+        return len(self.rows) - self.after
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((*self.rows[: self.axis], self.n_classes, *self.rows[self.axis :]))
+
+    def times(self, factor: float) -> "Recipe":
+        if self.softcap is None:
+            return replace(self, scale=self.scale * factor)
+        return replace(self, scale=self.scale * factor, softcap=self.softcap * factor)
+
+    def capped(self) -> "Recipe | None":
+        """tanh of it; None where it has been capped before."""
+        return replace(self, softcap=1.0) if self.softcap is None else None
+
+    def classes(self, n: int) -> "Recipe":
+        """The first n classes alone."""
+        return replace(self, weight=self.matrix[:n], bias=None if self.bias is None else self.bias[:n])
+
+    def times_each(self, factor: Tensor | float) -> "Recipe | None":
+        """Each class, (V,), times a factor of its own, or all times one of any sign; None where there is a cap.
+
+        It goes into the weight, so that a factor that is learned has its gradient.
+        """
+        if self.softcap is not None:
+            return None
+        column = factor[:, None] if isinstance(factor, Tensor) else factor
+        bias = None if self.bias is None else (self.bias * factor).to(self.bias.dtype)
+        return self.changed(weight=(self.matrix * column).to(self.weight.dtype), bias=bias)
+
+    def plus_each(self, offset: Tensor, sign: float = 1) -> "Recipe | None":
+        """Each class plus, or minus, an offset of its own, (V,); None where there is a cap."""
+        if self.softcap is not None:
+            return None
+        offset = (offset * (sign / self.scale)).to(self.hidden)  # its dtype and device
+        return self.changed(bias=offset.expand(self.n_classes) if self.bias is None else self.bias + offset)
+
+    def changed(self, **parts: Any) -> "Recipe":
+        """With other states or weights, made of these; stale if these are."""
+        return replace(self, **parts, versions=(-1,) if self.stale else ())
+
+    def plus(self, other: "Recipe") -> "Recipe | None":
+        """The sum of two products, as one of hidden states and weights side by side; None where there is a cap.
+
+        So are a head and its low-rank update one head again, whatever dropout has done to the states of the latter.
+        """
+        if self.softcap is not None or other.softcap is not None or self.shape != other.shape:
+            return None
+        if self.hidden is other.hidden:
+            hidden, weight = self.hidden, self.matrix * self.scale + other.matrix * other.scale
+        else:
+            hidden = torch.cat([self.hidden * self.scale, other.hidden * other.scale], -1)
+            weight = torch.cat([self.matrix, other.matrix], 1)
+        biases = [part.scale * part.bias for part in (self, other) if part.bias is not None]
+        bias = sum(biases[1:], biases[0]).to(hidden.dtype) if biases else None
+        hooks = self.before_backward + other.before_backward
+        found = self.changed(hidden=hidden, weight=weight, bias=bias, scale=1.0, before_backward=hooks)
+        return replace(found, versions=(-1,)) if other.stale else found
+
+    def laid(self, change: Callable[[Tensor], Tensor], after: int = 0) -> "Recipe":
+        """Its rows laid out, ordered or chosen anew: `change` takes (..., C), whose first dimensions are the rows'."""
+        places = self.places
+        if places is None:
+            places = torch.arange(self.rows.numel(), device=self.hidden.device).view(self.rows)
+        return replace(self, hidden=change(self.hidden), places=change(places[..., None])[..., 0], after=after)
+
+    def logits(self) -> Tensor:
+        """In full, of shape `shape`."""
+        z = F.linear(self.hidden, self.weight, self.bias)
+        z = z if self.scale == 1 else z * self.scale
+        if self.softcap is not None:
+            z = torch.tanh(z / self.softcap) * self.softcap
+        z = z.to(self.dtype)
+        return (z.log_softmax(-1) if self.normalized else z).movedim(-1, self.axis)
+
+
+def versions(*tensors: Tensor | None) -> tuple[int, ...]:
+    """How often each of them has been changed in place."""
+    return tuple(0 if x is None or x.is_inference() else x._version for x in tensors)
+
+
+def product_dtype(hidden: Tensor) -> torch.dtype:
+    """Of `F.linear`: autocast may choose another than that of the hidden states."""
+    kind = hidden.device.type
+    casts = torch.is_autocast_enabled(kind) and hidden.dtype != torch.float64
+    return torch.get_autocast_dtype(kind) if casts else hidden.dtype

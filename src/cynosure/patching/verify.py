@@ -1,0 +1,142 @@
+"""Whether a patched model is equal to itself: its loss, and the gradients that go into its backbone and its head."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib import import_module
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cynosure.loss.gemm import as_if_large
+from cynosure.patching.forward import takes_fused_head
+from cynosure.patching.heads import head_layers
+from cynosure.patching.inputs import Inputs
+from cynosure.patching.labelled import NAMES, Labelled
+from cynosure.patching.losses import Asked
+from cynosure.patching.probe import own_probe, probe
+from cynosure.patching.recipe import Recipe, product_dtype
+
+VERIFIED: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # models, and what their heads were
+
+
+def verify(patched: Any) -> None:
+    """Compare a patched model with itself as it was, once for a model and its head; ValueError where they differ."""
+    model, name = patched.model, type(patched.model).__name__
+    per_token, head = takes_fused_head(patched.own_forward), head_of(model)
+    if VERIFIED.get(model) == head and not per_token:
+        return
+    with attribute(patched, "paused", True):
+        try:
+            given, output = own_probe(patched.probed, patched.example)
+        except ValueError as error:
+            raise ValueError(f"{name} cannot be patched: {error}") from error
+        own_tokens = probe(model, given | {"fused_lm_head": True}) if per_token else None
+    why = difference(patched, given, output.loss)
+    if why is not None:
+        raise ValueError(f"{name} cannot be patched: {why}")
+    if own_tokens is not None:
+        ours = probe(model, given | {"fused_lm_head": True})
+        import_module("cynosure.patching.trl").verify(own_tokens, ours, model.dtype)
+    VERIFIED[model] = head
+
+
+def head_of(model: Any) -> Any:
+    """What another verification would depend on: the layers of the head, and which of their weights are trained."""
+    layers = head_layers(model)
+    return layers, [parameter.requires_grad for layer in layers for parameter in layer.parameters()]
+
+
+@contextmanager
+def attribute(patched: Any, name: str, value: Any) -> Iterator[None]:
+    """It has this value inside, and its own afterwards."""
+    before = getattr(patched, name)
+    setattr(patched, name, value)
+    try:
+        yield
+    finally:
+        setattr(patched, name, before)
+
+
+def difference(patched: Any, given: Inputs, own: Tensor) -> str | None:
+    """What differs between the model as it was, with this loss, and as it is now; None for nothing."""
+    seen: list[Asked] = []
+    with attribute(patched, "warned", True), attribute(patched, "seen", seen):
+        try:
+            ours = probe(patched.probed, given).loss
+        except RuntimeError as error:
+            return " ".join(str(error).split())
+    if patched.made_by or not seen:
+        return patched.why_not()  # type: ignore[no-any-return]
+    if not torch.isfinite(own):
+        return f"its own loss is {float(own)} on a few tokens: check its weights, or its dtype for overflow"
+    tolerance = 16 * torch.finfo(patched.model.dtype).eps
+    if not abs(float(ours) - float(own)) <= tolerance * max(1.0, abs(float(own))):
+        return f"its own loss is {float(own):.6f}, and without its logits {float(ours):.6f}"
+    if any(is_sharded(module) for module in patched.model.modules()):
+        return None  # FSDP would take a backward of the head alone for one of the model
+    return next(filter(None, (gradient_difference(asked.labelled) for asked in seen)), None)
+
+
+def is_sharded(module: Any) -> bool:
+    return hasattr(module, "reshard") or hasattr(module, "_fsdp_wrapped_module")
+
+
+def gradient_difference(found: Labelled) -> str | None:
+    """How the gradients of the fused loss differ from those of full logits, by the products that a large batch takes.
+
+    The model is cut where its head begins: states and weights are taken as they are.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        found = found._replace(recipe=cut(found.recipe))
+        recipe = found.recipe
+        asked = {name: x for name in NAMES if (x := getattr(recipe, name)) is not None and x.requires_grad}
+        logits = replace(recipe, normalized=False, after=0).logits()
+        try:
+            own = torch.autograd.grad(loss_of(found, logits), list(asked.values()))
+        except (RuntimeError, NotImplementedError):
+            return None  # a head without a backward: there is nothing to be equal to
+        half = max(found.target.numel() // 2, 1)  # so that there is a first chunk and a last one
+        with as_if_large():
+            ours = torch.autograd.grad(found.loss("sum", chunk_tokens=half), list(asked.values()))
+    eps = torch.finfo(product_dtype(recipe.hidden)).eps
+    tolerance = max(eps**0.5, 16 * eps * float(logits.detach().abs().max()))
+    slack = eps * max(float(x.detach().float().norm(dim=-1).max()) for x in (recipe.hidden, recipe.matrix))
+    for name, a, b in zip(asked, own, ours, strict=True):
+        error, norm = float((b.double() - a.double()).norm()), float(a.double().norm())
+        if not error <= tolerance * norm + slack:
+            return f"the gradient of its head's {name} is off by {error:.2g}, its norm being {norm:.2g}"
+    return None
+
+
+def cut(recipe: Recipe) -> Recipe:
+    """The same of leaves: hidden states that want a gradient, weight and bias that want one where they are trained."""
+    changed: dict[str, Any] = {}
+    for name in NAMES:
+        x = getattr(recipe, name)
+        leaf = None if x is None else x.detach()
+        if leaf is not None and not leaf.is_inference():
+            leaf.requires_grad_(name == "hidden" or x.requires_grad)
+        changed[name] = leaf
+    return replace(recipe, **changed, before_backward=())
+
+
+def wide(x: Tensor) -> Tensor:
+    """In float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def loss_of(found: Labelled, logits: Tensor) -> Tensor:
+    """The summed cross-entropy of full logits (..., V), by torch."""
+    if found.shift:
+        logits = logits[..., : -found.shift, :]
+    target = found.predicted() if found.shift else found.target
+    n_classes = logits.shape[-1]
+    target = target.reshape(-1, n_classes) if target.is_floating_point() else target.flatten()
+    return F.cross_entropy(
+        wide(logits).reshape(-1, n_classes), target, found.class_weight,
+        ignore_index=found.ignore_index, label_smoothing=found.label_smoothing, reduction="sum",
+    )  # fmt: skip

@@ -1,0 +1,49 @@
+"""The loss of DTensors over two processes: `python -m tests.loss.two_processes sharded`; prints a line for each."""
+
+import sys
+import tempfile
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+from cynosure.loss import linear_cross_entropy
+from tests.loss import oracle
+
+
+def tensors():
+    torch.manual_seed(0)
+    return torch.randn(6, 16), torch.randn(52, 16), torch.randint(52, (6,))
+
+
+def work(rank, placement, path, lines):
+    dist.init_process_group("gloo", rank=rank, world_size=2, init_method=f"file://{path}")
+    mesh = init_device_mesh("cpu", (2,))
+    split = [Shard(0) if placement == "sharded" else Replicate()]
+    hidden, weight, target = tensors()
+    truth = [x.double().requires_grad_() for x in (hidden, weight)]
+    expected = oracle.loss(*truth, target)
+    expected_grads = torch.autograd.grad(expected, truth)
+    leaves = [distribute_tensor(x, mesh, split).requires_grad_() for x in (hidden, weight)]
+    loss = linear_cross_entropy(*leaves, distribute_tensor(target, mesh, split))
+    grads = torch.autograd.grad(loss, leaves)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=1e-6)
+    for x, y, leaf in zip(grads, expected_grads, leaves, strict=True):
+        assert x.placements == leaf.placements
+        torch.testing.assert_close(x.full_tensor().double(), y, rtol=1e-5, atol=1e-6)
+    with pytest.raises(NotImplementedError, match="weight is a DTensor over 2 processes that requires grad"):
+        linear_cross_entropy(hidden, leaves[1], target)  # hidden states of its own on each
+    frozen = linear_cross_entropy(hidden, leaves[1].detach(), target)
+    torch.testing.assert_close(frozen.double(), expected.detach(), rtol=1e-6, atol=1e-6)
+    lines.put(f"{rank} same")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        lines = mp.get_context("spawn").SimpleQueue()
+        mp.spawn(work, (sys.argv[1], f"{folder}/store", lines), nprocs=2)
+        print(*sorted(lines.get() for _ in range(2)), sep="\n")
