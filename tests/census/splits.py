@@ -26,14 +26,19 @@ def of_split(model: Any) -> dict[str, Any]:
         return {"status": "refused", "reason": str(error)}
     except Exception as error:
         return {"status": "wrong", "reason": f"reading its head crashes: {text_of(error)}"}
-    found, wrong = {}, []
+    found: dict[str, str] = {}
+    wrong, refused = [], []
     for name, of in (("states", of_states), ("check", of_check), ("score", of_score), ("predict", of_predict)):
         try:
             found[name] = of(model)
+        except ValueError as error:
+            refused.append(f"{name}: {error}")
+            continue
         except Exception as error:
             found[name] = text_of(error)
         wrong += [] if found[name] == "equal" else [f"{name}: {found[name]}"]
-    return found | ({"status": "wrong", "reason": "; ".join(wrong)} if wrong else {"status": "equal"})
+    status = "wrong" if wrong else "refused" if refused else "equal"
+    return found | {"status": status} | ({"reason": "; ".join(wrong or refused)} if status != "equal" else {})
 
 
 def own_nll(model: Any, ids: Tensor) -> Tensor:

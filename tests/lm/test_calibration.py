@@ -1,5 +1,6 @@
 """Calibration against direct computations on all tokens, closed forms, and populations off by a known amount."""
 
+import itertools
 import json
 import math
 import random
@@ -259,3 +260,49 @@ def test_float32_tokens_are_taken_as_they_are() -> None:
     narrow = confidence.astype(np.float32)
     assert confident(narrow, correct).compute() == confident(narrow.astype(np.float64), correct).compute()
     assert confident(np.array([1.0 + 2**-23], dtype=np.float32), np.array([True])).count[N_CELLS - 1] == 1
+
+
+def error_by_width(confidence: np.ndarray, correct: np.ndarray, n_bins: int) -> float:
+    """The expected calibration error of Guo et al. (2017), bin by bin: (low, high]."""
+    total, edges = 0.0, np.linspace(0, 1, n_bins + 1)
+    for low, high in itertools.pairwise(edges):
+        inside = (confidence > low) & (confidence <= high)
+        if inside.any():
+            total += inside.mean() * abs(correct[inside].mean() - confidence[inside].mean())
+    return float(total)
+
+
+@pytest.mark.parametrize("n_bins", [1, 7, 10, 15, 100])
+def test_bins_of_equal_width(n_bins: int) -> None:
+    confidence, correct = drawn(20_000, lambda p: p**1.5)
+    report = confident(confidence, correct).compute(n_bins=n_bins, binning="width")
+    assert report is not None
+    assert report.ece == pytest.approx(error_by_width(confidence, correct, n_bins), abs=5e-4)
+    assert len(report.bins) <= n_bins
+    assert all(part.high - part.low == pytest.approx(1 / n_bins) for part in report.bins)
+    assert sum(part.count for part in report.bins) == 20_000
+
+
+@pytest.mark.parametrize("n_bins", [1, 4, 30])
+def test_bins_of_equal_mass(n_bins: int) -> None:
+    confidence, correct = drawn(20_000, lambda p: p**1.5)
+    report = confident(confidence, correct).compute(n_bins=n_bins)
+    assert report is not None
+    order = np.argsort(confidence)
+    parts = np.array_split(order, n_bins)
+    expected = sum(len(part) / 20_000 * abs(correct[part].mean() - confidence[part].mean()) for part in parts)
+    assert report.ece == pytest.approx(expected, abs=2e-3)
+    assert len(report.bins) == n_bins
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"n_bins": 0}, "n_bins must be an integer of at least 1, got 0"),
+        ({"n_bins": 1.5}, "n_bins must be an integer of at least 1, got 1.5"),
+        ({"binning": "equal"}, "binning must be 'mass' or 'width', got 'equal'"),
+    ],
+)
+def test_bins_that_there_cannot_be(how, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        Calibration().compute(**how)

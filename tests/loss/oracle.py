@@ -71,7 +71,8 @@ def token_losses(
     c = torch.ones(vocab_size, dtype=z.dtype) if class_weight is None else class_weight.to(z.dtype)
     y = distribution(target, vocab_size, z.dtype)
     q = c * ((1 - label_smoothing) * y + label_smoothing / vocab_size)
-    nll = torch.where(q == 0, 0.0, -q * F.log_softmax(z, -1)).sum(-1)
+    logp = F.log_softmax(z, -1)
+    nll = -(q * torch.where((q == 0) & (logp == -torch.inf), 0.0, logp)).sum(-1)  # q's derivative is -logp at q = 0 too
     tau = torch.ones_like(lse) if token_weight is None else token_weight.to(z.dtype)
     k = torch.ones_like(lse)
     ignored = (tau == 0) & (not tau.requires_grad)  # at 0 a learned weight still has its derivative, the row's loss

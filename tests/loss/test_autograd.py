@@ -1,6 +1,7 @@
 """A loss is a plain function of its inputs: any upstream gradient, any number of backwards, any subset of inputs."""
 
 from dataclasses import replace
+from functools import partial
 from itertools import chain, combinations
 
 import pytest
@@ -175,6 +176,30 @@ def test_matrix_products_only_where_asked(case, wanted, backend):
     products = 1 + ("hidden" in wanted) + ("weight" in wanted)
     again = case.options["reduction"] == "none" and wanted not in [(), ("token_weight",)]
     assert gemms.count(kept, d, v) == products + again
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_one_hot_probabilities_have_the_surprise_of_every_class(reduction, dtype, op, backend):
+    """lse - z, where the probability is 0 too; in the probabilities' own dtype, 0 in rows that are left out."""
+    case = make_case(lead=(3, 4), kind="dense", reduction=reduction, token_weight=True, shift=1).freeze("token_weight")
+    case = replace(case, target=torch.eye(7, dtype=dtype)[torch.randint(7, (3, 4))])
+    truth, ours = (evaluate(f, case).grads["probability"] for f in (oracle.loss, partial(op, backend=backend)))
+    assert ours.dtype == dtype
+    torch.testing.assert_close(ours, truth, rtol=torch.finfo(dtype).eps * 10, atol=1e-12)
+    assert (ours[:, 0] == 0).all()
+    assert (ours[:, 1:][case.options["token_weight"][:, 1:] == 0] == 0).all()
+    assert (ours != 0).sum() == 7 * (case.options["token_weight"][:, 1:] != 0).sum()
+
+
+def test_an_impossible_class_has_an_infinite_derivative_unless_it_weighs_nothing(op, backend):
+    case = make_case(lead=(2,), kind="dense", bias=True, class_weight=True, softcap=None)
+    case = replace(case, target=torch.eye(7, dtype=torch.float64)[[0, 3]])
+    case.options["bias"][[1, 2]] = -torch.inf  # the first has class weight 0
+    ours = evaluate(op, case, backend=backend).grads["probability"]
+    assert (ours[:, 1] == 0).all()
+    assert (ours[:, 2].abs() == torch.inf).all()
+    assert ours[:, 3:].isfinite().all()
 
 
 def test_a_frozen_backbone_still_trains_the_head(backend):

@@ -131,6 +131,19 @@ def test_the_reference_equals_the_oracle(kind, options):
     torch.testing.assert_close(ours, dlogits, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.parametrize("options", REFERENCE_OPTIONS)
+def test_the_reference_by_its_target(options):
+    case = make_case(kind="dense", **options)
+    case.target[0] = torch.eye(7, dtype=F64)[2]  # a probability of 0 has a derivative too
+    logits, target = F.linear(case.hidden, case.weight), case.target.clone().requires_grad_()
+    truth, _ = oracle.token_losses(logits, target, **case.options)
+    dloss = upstream_like(truth)
+    ours = reference.backward_target(
+        logits, reference_terms(case), dloss, options.get("label_smoothing", 0.0), case.options.get("class_weight")
+    )
+    torch.testing.assert_close(ours, torch.autograd.grad(truth, target, dloss)[0], rtol=1e-12, atol=1e-13)
+
+
 class Reference(torch.autograd.Function):
     """The reference's forward with its hand-derived backward, so that gradcheck can compare the two."""
 

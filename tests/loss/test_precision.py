@@ -266,3 +266,36 @@ def test_any_shape_and_dtype(
         y = truth.named()[name]
         size = max(sizes[name], y.abs().max().item())
         assert_three_way(x, theirs.named()[name], y, eps=eps * size, name=name)
+
+
+def flat(v):
+    """Logits that are all equal."""
+    return torch.zeros(1, v)
+
+
+def nearly_flat(v):
+    """All equal but one: every other exponential is rounded alike."""
+    return torch.zeros(1, v).index_fill(1, torch.tensor([0]), 0.1)
+
+
+def scattered(v):
+    return torch.randn(1, v, generator=torch.Generator().manual_seed(0)) * 30 + 1e4
+
+
+@pytest.mark.parametrize("v", [151_936, 1_000_003])
+@pytest.mark.parametrize("logits_of", [flat, nearly_flat, scattered])
+@pytest.mark.parametrize("kind", ["smoothed", "only smoothed", "uniform"])
+def test_equal_terms_do_not_drift(kind, logits_of, v, backend):
+    """V equal terms, added up in float32, all round alike. The loss is off by five roundings at most, with gradients
+    and without, and d(logits) add up to nothing."""
+    logits, target = logits_of(v), torch.full((1, v), 1 / v) if kind == "uniform" else torch.tensor([5])
+    options = {"label_smoothing": {"smoothed": 0.1, "only smoothed": 1.0, "uniform": 0.0}[kind], "backend": backend}
+    wide = target.double() if kind == "uniform" else target
+    truth = F.cross_entropy(logits.double(), wide, label_smoothing=options["label_smoothing"]).item()
+    x = logits.clone().requires_grad_()
+    loss = cross_entropy(x, target, **options)
+    loss.backward()
+    without = linear_cross_entropy(torch.ones(1, 1), logits.t().contiguous(), target, **options)
+    assert abs(loss.item() / truth - 1) <= 5 * torch.finfo(torch.float32).eps
+    assert abs(without.item() / truth - 1) <= 5 * torch.finfo(torch.float32).eps
+    assert abs(x.grad.double().sum().item()) < 1e-6

@@ -61,6 +61,32 @@ def test_training_is_the_same(tmp_path: Path, options: dict[str, Any]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_label_smoothing_is_the_same(tmp_path: Path) -> None:
+    """Trainer's smoother takes logits; a patched trainer has none made, and gives the smoother back."""
+
+    def smoothed(patched: bool) -> tuple[list[float], Any]:
+        arguments = TrainingArguments(output_dir=str(tmp_path), **OPTIONS, optim="sgd", label_smoothing_factor=0.2)
+        collator = DataCollatorForSeq2Seq(padding_tokenizer())
+        trainer = Trainer(tiny_model(spread=0.1), arguments, collator, train_dataset=rows(), eval_dataset=rows()[:7])
+        smoother = trainer.label_smoother
+        if patched:
+            with patch(trainer) as handle:
+                trainer.train()
+                assert handle.model_patch.fused > 0
+                assert handle.model_patch.made_by == []
+        else:
+            trainer.train()
+        assert trainer.label_smoother is smoother is not None
+        return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry], trainer.model
+
+    (own, own_model), (ours, our_model) = smoothed(False), smoothed(True)
+    assert len(own) == 4
+    assert ours == pytest.approx(own, rel=1e-4)
+    for a, b in zip(own_model.parameters(), our_model.parameters(), strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_evaluation_is_the_same_and_makes_logits_only_for_metrics(tmp_path: Path) -> None:
     options = {"per_device_eval_batch_size": 1, "prediction_loss_only": True}
     _, _, own = trained(tmp_path, False, **options)
@@ -153,7 +179,6 @@ def test_trainers_that_minimise_something_else(tmp_path: Path) -> None:
 
 def test_trainers_that_cannot_be_patched(tmp_path: Path) -> None:
     cases: list[tuple[dict[str, Any], dict[str, Any], str]] = [
-        ({"label_smoothing_factor": 0.1}, {}, "its label_smoothing_factor makes a loss of full logits"),
         ({}, {"compute_loss_func": lambda *_, **__: None}, "its compute_loss_func makes"),
         ({}, {"model": None, "model_init": lambda: tiny_model()}, "patch the model inside of model_init"),
     ]

@@ -50,10 +50,12 @@ def linear_cross_entropy(
         hidden: (..., D) hidden states, floating point.
         weight: (V, D) output embedding, hidden's dtype (autocast casts both as it does for `F.linear`). A frozen
             subclass with an `F.linear` of its own, such as a quantized weight, is multiplied by that.
-        target: class indices (...); or probabilities (..., V); or a pair of class indices (..., K) and their
-            probabilities (..., K), every other class having none. Probabilities may require grad.
+        target: class indices (...) of any integer dtype; or probabilities (..., V); or a pair of class indices (..., K)
+            and their probabilities (..., K), every other class having none. Probabilities are finite and not negative
+            (checked on a CPU) but need not add up to 1, and may require grad.
         bias: (V,), hidden's dtype.
-        ignore_index: class indices of this value are ignored: they cost nothing and get no gradient.
+        ignore_index: class indices of this value are ignored: they cost nothing and get no gradient. With
+            probabilities a value of 0 or more is an error, as in torch.
         reduction: "mean" over the normalizer, "sum", or "none" for (...) losses with 0 where ignored.
         label_smoothing: epsilon in [0, 1]; the target becomes (1 - epsilon) y + epsilon / V.
         z_loss: coefficient of lse^2, added to each token's loss.
@@ -61,8 +63,8 @@ def linear_cross_entropy(
         scale: logits are multiplied by it.
         class_weight: (V,) weight of each class, a constant.
         token_weight: (...) weight of each token, aligned with the target; 0 means ignored. May require grad.
-        normalizer: what "mean" divides by, a constant: a number or 0-d tensor, say the number of tokens in the whole
-            accumulated or distributed batch. By default the sum of token weights times class_weight[target].
+        normalizer: what "mean" divides by, a constant: say the number of tokens in the whole accumulated or
+            distributed batch. By default the sum of token weights times class_weight[target].
         shift: k pairs hidden[..., :T-k, :] with target[..., k:], without copies; 1 is next-token prediction.
         backend: a name of `cynosure.loss.plan.backends()`, or None to choose.
         chunk_tokens: rows of logits held at once, or None to choose.
@@ -76,6 +78,8 @@ def linear_cross_entropy(
     Raises:
         ValueError, TypeError: an argument of the wrong shape, dtype, device or value, which the message names.
         IndexError: a class index outside [0, V), with its position.
+
+    Every option that is a number may be Python's, NumPy's, or a tensor or array with one element.
 
     Gradients reach hidden, weight, bias, token_weight and a target's probabilities, where they require them, in three
     matrix products (four for "none"); second derivatives, forward mode and `torch.func` raise NotImplementedError.
@@ -127,6 +131,9 @@ def cross_entropy(
     backend: str | None = None,
 ) -> Tensor:
     """Cross-entropy of logits (..., V) that are there already; classes last. Options, result and errors as above.
+
+    `torch.nn.functional.cross_entropy` has classes in dimension 1: pass `logits.movedim(1, -1)`. Logits of shape
+    (N, C, C) do not tell the two layouts apart; where the target's shape does, the wrong one is a ValueError.
 
     Beside the logits and their gradient no memory of their size is taken: probabilities are recomputed in the backward.
 

@@ -6,7 +6,7 @@ merged in any order with the same result.
 
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ Ints = NDArray[np.int64]
 # Beside 1.0, which is the nll itself. Their inverses are evenly spaced, so that one exponential serves for all of them.
 TEMPERATURES = tuple(14 / (28 - 3 * i) for i in range(8))  # 0.5 to 2
 N_BINS = 15  # the custom since Guo et al. (2017)
+Binning = Literal["mass", "width"]  # bins of equally many tokens, or of equal width as in torchmetrics and netcal
 N_CELLS = 4096
 EDGES = np.sin(np.linspace(0, np.pi / 2, N_CELLS + 1)) ** 2  # cells of 1.5e-7 at 0 and 1, of 3.8e-4 in the middle
 GRID = 4096  # even cells in which confidences are smoothed
@@ -119,8 +120,14 @@ class Calibration:
             self.impossible + other.impossible,
         )
 
-    def compute(self) -> CalibrationReport | None:
-        """The report, None where no token is in it."""
+    def compute(self, n_bins: int = N_BINS, binning: Binning = "mass") -> CalibrationReport | None:
+        """The report, None where no token is in it.
+
+        `ece`, `ece_debiased` and `bins` are of `n_bins` bins. With binning "mass" each holds equally many tokens; with
+        "width" each is 1 / n_bins wide, as in Guo et al. (2017), torchmetrics and netcal. Tokens within 4e-4 of a bin's
+        edge may fall on its other side. ValueError for fewer than one bin or another binning.
+        """
+        check_bins(n_bins, binning)
         n = int(self.count.sum())
         if n == 0:
             return None
@@ -128,7 +135,7 @@ class Calibration:
         cells = _Cells(self.count[used].astype(float), self.correct[used].astype(float), self.confidence.values[used])
         brier, nll, entropy, *tempered = (self.figures.values / n).tolist()
         best, recoverable = best_temperature(nll, entropy, np.array(tempered))
-        bins = _equal_mass(cells, np.flatnonzero(used))
+        bins = _bins(cells, np.flatnonzero(used), n_bins, binning)
         ece, debiased = _expected_errors(bins)
         smooth, curve = _smooth(cells)
         return CalibrationReport(
@@ -154,14 +161,25 @@ class _Cells(NamedTuple):
     confidence: Floats
 
 
-def _equal_mass(cells: _Cells, index: Ints) -> tuple[Bin, ...]:
-    """Bins of equally many tokens, as nearly as whole cells allow; `index` says which of the N_CELLS a cell is."""
+def check_bins(n_bins: int, binning: str) -> None:
+    """ValueError for bins that there cannot be."""
+    if isinstance(n_bins, bool) or not isinstance(n_bins, int) or n_bins < 1:
+        raise ValueError(f"n_bins must be an integer of at least 1, got {n_bins!r}")
+    if binning not in get_args(Binning):
+        raise ValueError(f"binning must be 'mass' or 'width', got {binning!r}")
+
+
+def _bins(cells: _Cells, index: Ints, n_bins: int, binning: Binning) -> tuple[Bin, ...]:
+    """Bins with tokens in them, made of whole cells; `index` says which of the N_CELLS a cell is."""
     middle = np.cumsum(cells.tokens) - cells.tokens / 2
-    of_bin = (N_BINS * middle / cells.tokens.sum()).astype(np.int64)
-    _, first = np.unique(of_bin, return_index=True)
+    share = middle / cells.tokens.sum() if binning == "mass" else cells.confidence / cells.tokens
+    of_bin = np.minimum((n_bins * share).astype(np.int64), n_bins - 1)
+    numbers, first = np.unique(of_bin, return_index=True)
     last = np.append(first[1:], len(of_bin)) - 1
     tokens, right, confidence = (np.add.reduceat(column, first) for column in cells)
     low, high = EDGES[index[first]], EDGES[index[last] + 1]
+    if binning == "width":
+        low, high = numbers / n_bins, (numbers + 1) / n_bins
     columns = (low, high, tokens.astype(np.int64), confidence / tokens, right / tokens)
     return tuple(Bin(*row) for row in zip(*(column.tolist() for column in columns), strict=True))
 

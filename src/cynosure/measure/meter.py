@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cynosure.loss import TokenStats
-from cynosure.measure.calibration import TEMPERATURES, Calibration
+from cynosure.measure.calibration import N_BINS, TEMPERATURES, Binning, Calibration
 from cynosure.measure.groups import Accumulator, Grouped, token_rows
 
 
@@ -75,9 +75,13 @@ class Meter:
             together.merge(part)
         return together
 
-    def compute(self) -> dict[str, float]:
-        """The figures so far; NaN where there is nothing to tell them from."""
-        (total,), report = self.sums.sums().total.token_sums(), self.calibration.compute()
+    def compute(self, n_bins: int = N_BINS, binning: Binning = "mass") -> dict[str, float]:
+        """The figures so far; NaN where there is nothing to tell them from.
+
+        `n_bins` and `binning` choose the bins of `ece`: equally many tokens in each ("mass"), or bins of equal width
+        ("width"), as torchmetrics and netcal have them. ValueError for others.
+        """
+        (total,), report = self.sums.sums().total.token_sums(), self.calibration.compute(n_bins, binning)
         figures = {
             "tokens": total.tokens,
             "nats_per_token": total.nats_per_token,

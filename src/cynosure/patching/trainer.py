@@ -6,9 +6,10 @@ import torch
 
 from cynosure.loss import TokenStats, TokenSums
 from cynosure.patching.inputs import Inputs
+from cynosure.patching.labelled import PLAIN, Objective
 from cynosure.patching.model import Patch
 
-REPLACED = ("evaluation_loop", "prediction_step")
+REPLACED = ("evaluation_loop", "prediction_step", "label_smoother")
 LOSSES_OF = ("transformers.trainer", "trl.trainer.sft_trainer")  # whose compute_loss is the cross-entropy
 THEIRS = {"entropy": "entropy", "mean_token_accuracy": "accuracy"}  # TRL's names of figures
 
@@ -19,6 +20,7 @@ class TrainerPatch:
     Evaluation divides the nats of all tokens by their number, once, where Trainer averages over batches, so that
     `eval_loss` depends neither on the batch size nor on how texts of unequal length fall together. Beside it stand
     `eval_perplexity`, `eval_accuracy` (argmax equals target), `eval_entropy` (nats a token) and `eval_tokens`.
+    A `label_smoothing_factor` holds in training; evaluation is the plain cross-entropy.
     """
 
     def __init__(self, trainer: Any, example: Inputs | None = None) -> None:
@@ -39,6 +41,9 @@ class TrainerPatch:
             found = cls(trainer, example)
             trainer._cynosure_patch = found
             trainer.evaluation_loop, trainer.prediction_step = found.evaluation_loop, found.prediction_step
+            # Trainer's own smoother takes full logits. Without it the loss is the model's, which is smoothed as well.
+            trainer.label_smoother = None
+            found.model_patch.objective = Objective(label_smoothing=trainer.args.label_smoothing_factor)
         found.entries += 1
         return found
 
@@ -50,6 +55,7 @@ class TrainerPatch:
         self.entries = 0
         if vars(self.trainer).pop("_cynosure_patch", None) is None:
             return
+        self.model_patch.objective = PLAIN
         self.model_patch.leave()
         for name in REPLACED:
             vars(self.trainer).pop(name, None)
@@ -109,16 +115,14 @@ def check_trainer(trainer: Any) -> None:
     """ValueError for a trainer whose loss is made of full logits, or whose model is made when it starts."""
     if trainer.model_init is not None:
         raise ValueError("this trainer makes its model when it starts: patch the model inside of model_init instead")
-    for name, value in (
-        ("label_smoothing_factor", trainer.args.label_smoothing_factor),
-        ("compute_loss_func", trainer.compute_loss_func),
-    ):
-        if value:
-            raise ValueError(f"this trainer cannot be patched: its {name} makes a loss of full logits")
+    if trainer.compute_loss_func:
+        raise ValueError("this trainer cannot be patched: its compute_loss_func makes a loss of full logits")
     if getattr(trainer.args, "loss_type", "nll") != "nll":
         raise ValueError(f"this trainer cannot be patched: it minimises {trainer.args.loss_type}, no cross-entropy")
-    made_by = getattr(trainer.compute_loss, "__func__", None)
-    if getattr(made_by, "__module__", "") not in LOSSES_OF:
+    made_by = getattr(getattr(trainer.compute_loss, "__func__", None), "__module__", "")
+    if trainer.args.label_smoothing_factor and made_by != LOSSES_OF[0]:
+        raise ValueError("this trainer cannot be patched: its label_smoothing_factor makes a loss of full logits")
+    if made_by not in LOSSES_OF:
         raise ValueError(
             "this trainer cannot be patched: its compute_loss is its own, and eval_loss would be another figure: patch "
             "its model alone, which helps where compute_loss gives that labels"
