@@ -1,5 +1,6 @@
 """Logits that are not made yet: a stand-in that notes what is done to it until it reaches the loss."""
 
+import warnings
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +13,11 @@ from cynosure.patching import rows
 from cynosure.patching.losses import LOSSES, Asked
 from cynosure.patching.noted import noted, signature
 from cynosure.patching.recipe import Recipe
+
+NO_GRADIENT = (
+    "the loss of a patched model does not pass through its logits: they get the gradient of what is made of them "
+    "elsewhere; use cynosure.unpatch(model) to have the loss's"
+)
 
 
 class Owner(Protocol):
@@ -90,6 +96,8 @@ class PendingLogits(Tensor):
             if name == "register_hook" and of_fsdp(args[1]):
                 first.recipe = replace(first.recipe, before_backward=(*first.recipe.before_backward, args[1]))
                 return None
+            if name in ("retain_grad", "register_hook"):
+                warnings.warn(NO_GRADIENT, stacklevel=2)
             found = followed(func, name, first, args, kwargs)
             if found is not None:
                 return found
