@@ -39,6 +39,7 @@ def verify(patched: Any) -> None:
     if why is not None:
         raise ValueError(f"{name} cannot be patched: {why}")
     if own_tokens is not None:
+        patched.per_token = {field for field, value in own_tokens.items() if value is not None}
         ours = probe(model, given | {"fused_lm_head": True})
         import_module("cynosure.patching.trl").verify(own_tokens, ours, model.dtype)
     VERIFIED[model] = head
