@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
+from transformers import (
+    DataCollatorForSeq2Seq,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    T5Config,
+    T5ForConditionalGeneration,
+    Trainer,
+    TrainingArguments,
+)
 
 import cynosure
 from cynosure.patching import patch
@@ -188,3 +196,130 @@ def test_trainers_that_cannot_be_patched(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=reason):
             cynosure.patch(trainer)
         assert not {"evaluation_loop", "prediction_step"} & vars(trainer).keys()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"average_tokens_across_devices": False},
+        {"gradient_accumulation_steps": 1},
+        {"gradient_checkpointing": True},
+    ],
+    ids=["accumulating", "local average", "plain", "checkpointing"],
+)
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.filterwarnings("ignore")
+def test_label_smoothing_is_trainers_own(tmp_path: Path, options: dict[str, Any], bf16: bool) -> None:
+    def run(patched: bool) -> tuple[list[float], Any, dict[str, float]]:
+        chosen = OPTIONS | options | {"label_smoothing_factor": 0.2, "bf16": bf16, "per_device_eval_batch_size": 7}
+        chosen["optim"] = "sgd"  # Adam would divide a gradient of nothing by its own rounding
+        trainer = Trainer(
+            tiny_model(spread=0.3), TrainingArguments(output_dir=str(tmp_path), **chosen),
+            DataCollatorForSeq2Seq(padding_tokenizer()), train_dataset=rows(), eval_dataset=rows()[:7],
+        )  # fmt: skip
+        handle = cynosure.patch(trainer) if patched else None
+        trainer.train()
+        found = trainer.evaluate()
+        if handle is not None:
+            assert handle.model_patch.made_by == []
+            assert handle.model_patch.fused > 0
+            cynosure.unpatch(trainer)
+            assert trainer.evaluate()["eval_loss"] == pytest.approx(found["eval_loss"], rel=1e-5 if not bf16 else 1e-2)
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        return losses, trainer.model.state_dict(), found
+
+    (own, own_weights, own_found), (ours, weights, found) = run(False), run(True)
+    close = {"rtol": 2e-2, "atol": 2e-2} if bf16 else {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close(torch.tensor(ours), torch.tensor(own), **close)
+    for name, weight in own_weights.items():
+        torch.testing.assert_close(weights[name], weight, msg=lambda m, n=name: f"{n}: {m}", **close)
+    assert found["eval_loss"] == pytest.approx(own_found["eval_loss"], rel=1e-2 if bf16 else 1e-5)
+    assert abs(found["eval_perplexity"] - exp(found["eval_loss"])) > 1  # which is not smoothed
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_smoothed_evaluation_depends_on_no_batch_size(tmp_path: Path) -> None:
+    found = [evaluated(tmp_path, n, label_smoothing_factor=0.2) for n in (1, 3, 16)]
+    plain = evaluated(tmp_path, 3)
+    for other in found:
+        assert other == pytest.approx(found[0], rel=1e-6)
+        assert other | {"loss": 0} == pytest.approx(plain | {"loss": 0}, rel=1e-6)
+        assert other["loss"] != pytest.approx(plain["loss"], rel=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_trainer_patched_twice_and_after_its_model(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, 2)
+    trainer.evaluate()  # Accelerate prepares the model
+    before, model_before = dict(vars(trainer)), dict(vars(trainer.model))
+    with cynosure.patch(trainer) as outer:
+        with cynosure.patch(trainer) as inner:
+            assert inner is outer
+        assert "eval_tokens" in trainer.evaluate()
+    assert "eval_tokens" not in trainer.evaluate()
+    assert vars(trainer.model) == model_before
+    assert vars(trainer).keys() == before.keys()
+    with cynosure.patch(trainer.model):
+        with cynosure.patch(trainer):
+            pass
+        assert "_cynosure_patch" in vars(trainer.model)
+        cynosure.patch(trainer)
+        cynosure.unpatch(trainer)
+        assert vars(trainer.model) == model_before
+    assert vars(trainer).keys() == before.keys()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.filterwarnings("ignore")
+def test_seq2seq_trainer(tmp_path: Path, smoothing: float) -> None:
+    """Its encoder-decoder does not shift, and its labels make the decoder's inputs."""
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "vocab_size": 300}
+
+    def run(patched: bool) -> tuple[list[float], dict[str, float]]:
+        torch.manual_seed(0)
+        model = T5ForConditionalGeneration(T5Config(**sizes, dropout_rate=0.0, decoder_start_token_id=0))
+        arguments = Seq2SeqTrainingArguments(
+            output_dir=str(tmp_path), **OPTIONS, label_smoothing_factor=smoothing, per_device_eval_batch_size=7,
+            predict_with_generate=False,
+        )  # fmt: skip
+        trainer = Seq2SeqTrainer(
+            model, arguments, DataCollatorForSeq2Seq(padding_tokenizer(), model), train_dataset=rows(),
+            eval_dataset=rows()[:7],
+        )  # fmt: skip
+        handle = cynosure.patch(trainer) if patched else None
+        trainer.train()
+        found = trainer.evaluate()
+        assert handle is None or handle.model_patch.made_by == []
+        return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry], found
+
+    (own, own_found), (ours, found) = run(False), run(True)
+    assert ours == pytest.approx(own, rel=1e-4)
+    assert found["eval_loss"] == pytest.approx(own_found["eval_loss"], rel=1e-4)
+    assert found["eval_tokens"] == sum(label != IGNORED for row in rows()[:7] for label in row["labels"])
+
+
+@pytest.mark.parametrize("items", [None, 17])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.filterwarnings("ignore")
+def test_smoothed_gradients_are_as_near_to_float64_as_trainers_own(
+    tmp_path: Path, dtype: torch.dtype, items: int | None
+) -> None:
+    collator = DataCollatorForSeq2Seq(padding_tokenizer())
+    arguments = TrainingArguments(output_dir=str(tmp_path), label_smoothing_factor=0.2, **OPTIONS)
+
+    def step(kind: torch.dtype, patched: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        model = tiny_model(spread=0.3).to(dtype).to(kind)
+        trainer = Trainer(model, arguments, collator)
+        if patched:
+            cynosure.patch(trainer)
+        loss = trainer.compute_loss(model, dict(collator(rows()[:3])), num_items_in_batch=items)
+        (2 * loss).backward()
+        return loss.detach().double(), {name: p.grad.double() for name, p in model.named_parameters()}
+
+    exact, own, ours = step(torch.float64, False), step(dtype, False), step(dtype, True)
+    eps = torch.finfo(dtype).eps
+    assert abs(ours[0] - exact[0]) <= 2 * abs(own[0] - exact[0]) + 4 * torch.finfo(torch.float32).eps * exact[0]
+    for name, truth in exact[1].items():
+        error, theirs = ((found[1][name] - truth).norm() for found in (ours, own))
+        assert error <= 2 * theirs + eps * truth.norm(), name

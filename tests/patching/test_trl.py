@@ -1,5 +1,6 @@
 """TRL's SFTTrainer on a patched model: the same losses, figures and weights as with its own fused head."""
 
+from math import exp
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 from peft import LoraConfig
 from torch import Tensor
-from trl import SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 import cynosure
@@ -117,7 +118,7 @@ def test_a_row_without_a_label_has_gradients_of_zero() -> None:
 def test_what_cannot_be_proved_equal_is_refused() -> None:
     cases = [
         ({"temperature": 0.7}, "by the model's logits"),
-        ({"outputs": ("log_probs", "mean_logits")}, "mean_logits"),
+        ({"outputs": ("log_probs", "log_sum_sq_probs")}, "log_sum_sq_probs"),
     ]
     for options, reason in cases:
         model = family("Llama")
@@ -196,3 +197,77 @@ def test_evaluation_by_tokens_depends_on_no_batch_size(tmp_path: Path) -> None:
     assert found[0][-1] == sum(label != -100 for row in trainer.eval_dataset for label in row["labels"])
     assert found[1] == pytest.approx(found[0], rel=1e-6)
     assert found[2] == pytest.approx(found[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["Llama", "Gemma 2", "Granite", "Phi, biased"])
+def test_means_of_logits(name: str) -> None:
+    model, inputs = family(name), batch()
+    add_fused_lm_head(model, outputs=("log_probs", "mean_logits"))
+    with patch(model), torch.no_grad():
+        found = model(**inputs, fused_lm_head=True)
+    with torch.no_grad():
+        truth = model.double()(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits.mean(-1)
+    counted = inputs["labels"][:, 1:] != -100
+    torch.testing.assert_close(found.mean_logits.double(), truth[:, :-1].where(counted, 0.0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"precompute_ref_log_probs": True}, {"loss_type": ["sigmoid", "sft"]}, {"gradient_checkpointing": True}],
+    ids=["plain", "precomputed", "two losses", "checkpointing"],
+)
+@pytest.mark.parametrize("adapter", [None, ADAPTER], ids=["whole", "adapter"])
+def test_dpo_on_a_patched_model(tmp_path: Path, options: dict[str, Any], adapter: Any) -> None:
+    """Its trainer is refused, as its loss is none of tokens; its model and the one that it refers to are not."""
+    data = Dataset.from_list(
+        [{"prompt": f"number {i} ", "chosen": "the answer " * (1 + i % 3), "rejected": "a guess"} for i in range(8)]
+    )
+
+    def run(patched: bool) -> tuple[list[Tensor], Any]:
+        arguments = DPOConfig(output_dir=str(tmp_path), **(OPTIONS | {"optim": "sgd", "learning_rate": 0.1} | options))
+        reference = tiny_model(spread=0.3) if adapter is None else None
+        torch.manual_seed(0)
+        trainer = DPOTrainer(
+            tiny_model(spread=0.3), reference, arguments, train_dataset=data, processing_class=padding_tokenizer(),
+            peft_config=adapter,
+        )  # fmt: skip
+        if patched:
+            with pytest.raises(ValueError, match=r"it minimises sigmoid.*, no cross-entropy: patch its model alone"):
+                patch(trainer)
+            handles = [patch(model) for model in (trainer.model, trainer.ref_model) if model is not None]
+        trainer.train()
+        if patched:
+            assert handles[0].fused > 6
+            assert all(handle.made_by == [] for handle in handles)
+        names = ("loss", "entropy", "logits/chosen", "logps/rejected", "rewards/margins")
+        logged = [torch.tensor([line[name] for name in names]) for line in trainer.state.log_history if "loss" in line]
+        return logged, trainer.model.state_dict()
+
+    (own, own_weights), (ours, weights) = run(False), run(True)
+    assert len(own) == 3
+    torch.testing.assert_close(ours, own, rtol=1e-4, atol=1e-4)
+    for name, weight in own_weights.items():
+        torch.testing.assert_close(weights[name], weight, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_sft_with_label_smoothing(tmp_path: Path) -> None:
+    def run(patched: bool) -> tuple[list[float], dict[str, float]]:
+        data, chosen = texts(False), OPTIONS | {"label_smoothing_factor": 0.2, "optim": "sgd"}
+        arguments = SFTConfig(output_dir=str(tmp_path), **chosen, per_device_eval_batch_size=8)
+        trainer = SFTTrainer(
+            tiny_model(spread=0.3), arguments, train_dataset=data, eval_dataset=data,
+            processing_class=padding_tokenizer(),
+        )  # fmt: skip
+        handle = patch(trainer) if patched else None
+        trainer.train()
+        found = trainer.evaluate()
+        if handle is not None:
+            assert handle.model_patch.made_by == []
+            assert found["eval_tokens"] == sum(label != -100 for row in trainer.eval_dataset for label in row["labels"])
+        return [line["loss"] for line in trainer.state.log_history if "loss" in line], found
+
+    (own, own_found), (ours, found) = run(False), run(True)
+    assert ours == pytest.approx(own, rel=1e-5)
+    assert found["eval_loss"] == pytest.approx(own_found["eval_loss"], rel=1e-5)
+    assert found["eval_perplexity"] != pytest.approx(exp(found["eval_loss"]), rel=1e-2)  # which is not smoothed
+    assert found["eval_mean_token_accuracy"] == found["eval_accuracy"]

@@ -37,6 +37,7 @@ class Patch:
         self.made_by: list[str] = []  # what has asked for full logits, in the last forward with labels
         self.obstacle: str | None = None  # what its head has against being put off
         self.seen: list[Asked] | None = None  # what losses were made of, while they are verified
+        self.per_token: set[str] = set()  # fields of every token that a trainer of TRL has the model give
         self.deferred = 0  # products of the head put off in it
         self.fused = 0  # losses made without logits
         self.entries = 0  # how often it has been asked for, and not left

@@ -133,7 +133,10 @@ class Recipe:
 
     def logits(self) -> Tensor:
         """In full, of shape `shape`."""
-        z = F.linear(self.hidden, self.weight, self.bias)
+        return self.logits_of(F.linear(self.hidden, self.weight, self.bias))
+
+    def logits_of(self, z: Tensor) -> Tensor:
+        """What becomes of the product (..., V) of states and head."""
         z = z if self.scale == 1 else z * self.scale
         if self.softcap is not None:
             z = torch.tanh(z / self.softcap) * self.softcap

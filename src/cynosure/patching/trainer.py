@@ -6,10 +6,10 @@ import torch
 
 from cynosure.loss import TokenStats, TokenSums
 from cynosure.patching.inputs import Inputs
-from cynosure.patching.labelled import PLAIN, Objective
 from cynosure.patching.model import Patch
+from cynosure.patching.smoothing import Smoother
 
-REPLACED = ("evaluation_loop", "prediction_step", "label_smoother")
+REPLACED = ("evaluation_loop", "prediction_step", "compute_loss", "label_smoother")
 LOSSES_OF = ("transformers.trainer", "trl.trainer.sft_trainer")  # whose compute_loss is the cross-entropy
 THEIRS = {"entropy": "entropy", "mean_token_accuracy": "accuracy"}  # TRL's names of figures
 
@@ -19,8 +19,8 @@ class TrainerPatch:
 
     Evaluation divides the nats of all tokens by their number, once, where Trainer averages over batches, so that
     `eval_loss` depends neither on the batch size nor on how texts of unequal length fall together. Beside it stand
-    `eval_perplexity`, `eval_accuracy` (argmax equals target), `eval_entropy` (nats a token) and `eval_tokens`.
-    A `label_smoothing_factor` holds in training; evaluation is the plain cross-entropy.
+    `eval_perplexity`, `eval_accuracy` (argmax equals target), `eval_entropy` (nats a token) and `eval_tokens`. Under
+    `label_smoothing_factor`, `eval_loss` is smoothed as Trainer's own is, and the others are not.
     """
 
     def __init__(self, trainer: Any, example: Inputs | None = None) -> None:
@@ -30,8 +30,11 @@ class TrainerPatch:
         self.entries = 0  # how often it has been asked for, and not left
         self.own = {name: vars(trainer)[name] for name in REPLACED if name in vars(trainer)}
         self.own_loop, self.own_step = trainer.evaluation_loop, trainer.prediction_step
+        self.own_loss = trainer.compute_loss
+        smoother = trainer.label_smoother
+        self.smoother = None if smoother is None else Smoother(smoother, self.model_patch)
         self.batches: list[TokenStats] = []
-        self.sums = torch.zeros(4, dtype=torch.float64)  # of TokenSums.rows
+        self.sums = torch.zeros(5, dtype=torch.float64)  # of TokenSums.rows, and of what is minimised
 
     @classmethod
     def on(cls, trainer: Any, example: Inputs | None = None) -> "TrainerPatch":
@@ -41,9 +44,8 @@ class TrainerPatch:
             found = cls(trainer, example)
             trainer._cynosure_patch = found
             trainer.evaluation_loop, trainer.prediction_step = found.evaluation_loop, found.prediction_step
-            # Trainer's own smoother takes full logits. Without it the loss is the model's, which is smoothed as well.
-            trainer.label_smoother = None
-            found.model_patch.objective = Objective(label_smoothing=trainer.args.label_smoothing_factor)
+            if found.smoother is not None:
+                trainer.compute_loss, trainer.label_smoother = found.compute_loss, found.smoother
         found.entries += 1
         return found
 
@@ -55,7 +57,6 @@ class TrainerPatch:
         self.entries = 0
         if vars(self.trainer).pop("_cynosure_patch", None) is None:
             return
-        self.model_patch.objective = PLAIN
         self.model_patch.leave()
         for name in REPLACED:
             vars(self.trainer).pop(name, None)
@@ -77,20 +78,32 @@ class TrainerPatch:
             output = self.own_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         finally:
             self.model_patch.observer = None
-        found = figures(TokenSums.of(self.sums))
+        found = figures(TokenSums.of(self.sums[:4]), float(self.sums[4]))
         # TRL would put means over batches in the place of two of them.
         theirs = getattr(self.trainer, "_metrics", {}).get("eval", {})
         theirs.update({name: [found[own]] for name, own in THEIRS.items() if name in theirs and found})
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
         return output
 
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's own under label smoothing: it keeps the labels from the model, whose logits are put off still."""
+        self.model_patch.without_labels = True
+        try:
+            return self.own_loss(*args, **kwargs)
+        finally:
+            self.model_patch.without_labels = False
+
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
         """Trainer's own, and the sums of each of its texts, gathered without those that only fill the last batch."""
         self.batches.clear()
+        minimised = [] if self.smoother is None else self.smoother.sums
+        minimised.clear()
         result = self.own_step(*args, **kwargs)
         if self.batches:
             accelerator = self.trainer.accelerator
             rows = torch.cat([TokenSums.rows(stats) for stats in self.batches])
+            last = torch.cat(minimised).to(rows) if minimised else rows[:, 1]
+            rows = torch.cat([rows, last[:, None]], 1)
             rows = accelerator.gather_for_metrics(
                 rows.to(accelerator.device) if accelerator.num_processes > 1 else rows
             )
@@ -98,12 +111,12 @@ class TrainerPatch:
         return result
 
 
-def figures(sums: TokenSums) -> dict[str, float]:
-    """What `eval_` figures tell of these sums; none without tokens."""
+def figures(sums: TokenSums, minimised: float) -> dict[str, float]:
+    """What `eval_` figures tell of these sums, and of that of the loss that is minimised; none without tokens."""
     if not sums.tokens:
         return {}
     return {
-        "loss": sums.nats_per_token,
+        "loss": minimised / sums.tokens,
         "perplexity": sums.perplexity,
         "accuracy": sums.accuracy,
         "entropy": sums.mean_entropy,
@@ -117,12 +130,15 @@ def check_trainer(trainer: Any) -> None:
         raise ValueError("this trainer makes its model when it starts: patch the model inside of model_init instead")
     if trainer.compute_loss_func:
         raise ValueError("this trainer cannot be patched: its compute_loss_func makes a loss of full logits")
-    if getattr(trainer.args, "loss_type", "nll") != "nll":
-        raise ValueError(f"this trainer cannot be patched: it minimises {trainer.args.loss_type}, no cross-entropy")
-    made_by = getattr(getattr(trainer.compute_loss, "__func__", None), "__module__", "")
-    if trainer.args.label_smoothing_factor and made_by != LOSSES_OF[0]:
-        raise ValueError("this trainer cannot be patched: its label_smoothing_factor makes a loss of full logits")
-    if made_by not in LOSSES_OF:
+    minimised = getattr(trainer.args, "loss_type", None) or "nll"
+    if minimised != "nll":
+        name = minimised if isinstance(minimised, str) else ", ".join(minimised)
+        raise ValueError(
+            f"this trainer cannot be patched: it minimises {name}, no cross-entropy: patch its model alone, as "
+            "patch(trainer.model)"
+        )
+    made_by = getattr(trainer.compute_loss, "__func__", None)
+    if getattr(made_by, "__module__", "") not in LOSSES_OF:
         raise ValueError(
             "this trainer cannot be patched: its compute_loss is its own, and eval_loss would be another figure: patch "
             "its model alone, which helps where compute_loss gives that labels"

@@ -25,6 +25,7 @@ class PerTokenOutput(ModelOutput):
     entropy: Tensor | None = None
     is_top1: Tensor | None = None
     label_mask: Tensor | None = None
+    mean_logits: Tensor | None = None  # over the classes; where the trainer's own head gives them
     aux_loss: Tensor | None = None  # 0-d, of a mixture of experts
 
 
@@ -36,7 +37,10 @@ def per_token_output(
     num_items_in_batch: Items = None,
     **kwargs: Any,
 ) -> PerTokenOutput:
-    """Run a patched model and make these figures of its hidden states: one product, three more in the backward."""
+    """Run a patched model and make these figures of its hidden states: one product, three more in the backward.
+
+    The mean of the logits is a product more: log sum exp less the loss of a uniform distribution.
+    """
     output = patched.forward(*args, **{**kwargs, "use_cache": False, "return_dict": True})
     if not isinstance(output.logits, PendingLogits) or output.logits.made is not None:
         raise ValueError(f"{type(patched.model).__name__}: {patched.why_not()}")
@@ -52,7 +56,11 @@ def per_token_output(
     if aux_loss is not None:
         loss = loss + patched.model.config.get_text_config().router_aux_loss_coef * aux_loss
     entropy: Tensor = Constant.apply(stats.entropy.nan_to_num(0.0), log_probs)  # type: ignore[no-untyped-call]
-    return PerTokenOutput(loss, log_probs, entropy, stats.correct == 1, mask, aux_loss)
+    means = None
+    if "mean_logits" in patched.per_token:
+        with torch.no_grad():
+            means = (stats.lse - found._replace(label_smoothing=1.0).loss("none")).where(mask, 0.0)
+    return PerTokenOutput(loss, log_probs, entropy, stats.correct == 1, mask, means, aux_loss)
 
 
 class Constant(Function):

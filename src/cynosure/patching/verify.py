@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -39,6 +39,7 @@ def verify(patched: Any) -> None:
     if why is not None:
         raise ValueError(f"{name} cannot be patched: {why}")
     if own_tokens is not None:
+        patched.per_token = {field for field, value in own_tokens.items() if value is not None}
         ours = probe(model, given | {"fused_lm_head": True})
         import_module("cynosure.patching.trl").verify(own_tokens, ours, model.dtype)
     VERIFIED[model] = head
@@ -88,28 +89,55 @@ def is_sharded(module: Any) -> bool:
 def gradient_difference(found: Labelled) -> str | None:
     """How the gradients of the fused loss differ from those of full logits, by the products that a large batch takes.
 
-    The model is cut where its head begins: states and weights are taken as they are.
+    The model is cut where its head begins: states and weights are taken as they are. The gradient of the weight, which
+    is large, is compared by its product with a random vector.
     """
     with torch.inference_mode(False), torch.enable_grad():
         found = found._replace(recipe=cut(found.recipe))
         recipe = found.recipe
         asked = {name: x for name in NAMES if (x := getattr(recipe, name)) is not None and x.requires_grad}
-        logits = replace(recipe, normalized=False, after=0).logits()
+        direction = torch.randn(recipe.hidden.shape[-1], generator=torch.Generator().manual_seed(0)).to(recipe.hidden)
         try:
-            own = torch.autograd.grad(loss_of(found, logits), list(asked.values()))
+            own = own_gradients(found, direction)
         except (RuntimeError, NotImplementedError):
             return None  # a head without a backward: there is nothing to be equal to
         half = max(found.target.numel() // 2, 1)  # so that there is a first chunk and a last one
         with as_if_large():
-            ours = torch.autograd.grad(found.loss("sum", chunk_tokens=half), list(asked.values()))
+            made = torch.autograd.grad(found.loss("sum", chunk_tokens=half), list(asked.values()))
+    ours = dict(zip(asked, made, strict=True))
+    if "weight" in ours:
+        ours["weight"] = ours["weight"] @ direction.to(ours["weight"].dtype)
     eps = torch.finfo(product_dtype(recipe.hidden)).eps
-    tolerance = max(eps**0.5, 16 * eps * float(logits.detach().abs().max()))
-    slack = eps * max(float(x.detach().float().norm(dim=-1).max()) for x in (recipe.hidden, recipe.matrix))
-    for name, a, b in zip(asked, own, ours, strict=True):
-        error, norm = float((b.double() - a.double()).norm()), float(a.double().norm())
+    tolerance = max(eps**0.5, 16 * eps * own.largest)
+    slack = eps * max(float(wide(x.detach()).norm(dim=-1).max()) for x in (recipe.hidden, recipe.matrix))
+    for name, gradient in ours.items():
+        truth = getattr(own, name).double()
+        error, norm = float((gradient.double() - truth).norm()), float(truth.norm())
         if not error <= tolerance * norm + slack:
             return f"the gradient of its head's {name} is off by {error:.2g}, its norm being {norm:.2g}"
     return None
+
+
+class OwnGradients(NamedTuple):
+    """Of the summed loss of full logits, by autograd; and the largest of these."""
+
+    hidden: Tensor
+    weight: Tensor  # (V,): times a direction (D,)
+    bias: Tensor  # (V,)
+    largest: float
+
+
+def own_gradients(found: Labelled, direction: Tensor) -> OwnGradients:
+    """Errors are those of a head that has no backward."""
+    recipe = found.recipe
+    z = F.linear(recipe.hidden, recipe.weight, recipe.bias)
+    leaf = z.detach().requires_grad_()
+    logits = replace(recipe, normalized=False, after=0).logits_of(leaf)
+    (dz,) = torch.autograd.grad(loss_of(found, logits), leaf)
+    (dhidden,) = torch.autograd.grad(z, recipe.hidden, dz)
+    rows, states = wide(dz).flatten(0, -2), wide(recipe.hidden.detach()).flatten(0, -2)
+    dweight = rows.t() @ (states @ direction.to(states.dtype))
+    return OwnGradients(dhidden, dweight, rows.sum(0), float(logits.detach().abs().max()))
 
 
 def cut(recipe: Recipe) -> Recipe:
