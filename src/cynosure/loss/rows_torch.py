@@ -40,8 +40,12 @@ def loss_rows(z: Tensor, target: TargetRows, options: RowOptions, upstream: Tens
         loss = loss + target.k * options.z_loss * lse.square()
         per_p = per_p + 2 * target.k * options.z_loss * lse
     if upstream is not None:
-        z.mul_((upstream * per_p / s)[:, None])
-        subtract_target_(z, target, weighed.q, options, upstream)
+        # With a z-loss per_p is no round number: upstream comes last then, so that it is rounded once.
+        first = torch.ones_like(upstream) if options.z_loss else upstream
+        z.mul_((first * per_p / s)[:, None])
+        subtract_target_(z, target, weighed.q, options, first)
+        if options.z_loss:
+            z.mul_(upstream[:, None])
         if slope is not None:
             z.mul_(slope)
         if options.scale != 1.0:
