@@ -135,7 +135,7 @@ def own_gradients(found: Labelled, direction: Tensor) -> OwnGradients:
     logits = replace(recipe, normalized=False, after=0).logits_of(leaf)
     (dz,) = torch.autograd.grad(loss_of(found, logits), leaf)
     (dhidden,) = torch.autograd.grad(z, recipe.hidden, dz)
-    rows, states = wide(dz).flatten(0, -2), wide(recipe.hidden.detach()).flatten(0, -2)
+    rows, states = (wide(x).reshape(-1, x.shape[-1]) for x in (dz, recipe.hidden.detach()))
     dweight = rows.t() @ (states @ direction.to(states.dtype))
     return OwnGradients(dhidden, dweight, rows.sum(0), float(logits.detach().abs().max()))
 
