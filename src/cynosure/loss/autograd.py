@@ -50,6 +50,13 @@ class _RefuseSecond(Function):
         raise NotImplementedError(NO_SECOND)
 
 
+def _received(upstream: Tensor) -> Tensor:
+    """An upstream gradient made plain; a batch of them is refused."""
+    refuse_batched(upstream)
+    received: Tensor = plain("the upstream gradient", upstream)
+    return received
+
+
 def _first_order(gradients: list[Tensor | None], ctx: Any, upstream: Tensor) -> list[Tensor | None]:
     """The gradients, which under create_graph=True lead to an error where a second derivative would begin."""
     if not torch.is_grad_enabled():
@@ -79,8 +86,7 @@ class FusedSum(_FirstOrder):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
-        refuse_batched(upstream[0])
-        dsum = plain("the upstream gradient", upstream[0])
+        dsum = _received(upstream[0])
         gradients: Gradients | None = ctx.gradients
         ctx.gradients = None
         hidden, weight, bias, _, row_weight, loss = ctx.saved_tensors
@@ -104,10 +110,9 @@ class FusedRows(_FirstOrder):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
-        refuse_batched(upstream[0])
+        drows = _received(upstream[0])
         hidden, weight, bias, _ = ctx.saved_tensors
         wanted = Wanted(*ctx.needs_input_grad[:4])
-        drows = plain("the upstream gradient", upstream[0])
         gradients = compute(ctx.job, hidden, ctx.job.head(weight, bias), drows.detach(), wanted)[1]
         return (*_first_order(gradients.take(None, ctx.dtypes), ctx, drows), None)
 
@@ -123,8 +128,7 @@ class LogitsRows(_FirstOrder):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
-        refuse_batched(upstream[0])
-        logits, drows = ctx.saved_tensors[0], plain("the upstream gradient", upstream[0])
+        logits, drows = ctx.saved_tensors[0], _received(upstream[0])
         dloss = drows.detach()
         dlogits = compute_dlogits(ctx.job, logits, dloss) if ctx.needs_input_grad[0] else None
         dtarget = compute_dtarget(ctx.job, logits, dloss) if ctx.needs_input_grad[1] else None

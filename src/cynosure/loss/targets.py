@@ -196,9 +196,9 @@ def _weighed(batch: Batch, class_weight: Tensor | None, options: ReduceOptions, 
         return batch._replace(k=k, weight=weight)
     if options.normalizer is None:
         normalizer = (weight * k).sum()
+    elif is_abstract(options.normalizer):
+        raise ValueError("normalizer is on the meta device, but the target has values: pass a number")
     else:
-        if is_abstract(options.normalizer):
-            raise ValueError("normalizer is on the meta device, but the target has values: pass a number")
         normalizer = torch.as_tensor(options.normalizer, dtype=dtype, device=device)
     if normalizer == 0:  # nothing to average over: the loss is 0.0, not 0 / 0
         nothing = torch.empty(0, dtype=torch.long, device=device)

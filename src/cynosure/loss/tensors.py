@@ -19,20 +19,13 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils._python_dispatch import _disable_current_modes
 
 from cynosure.loss.compiler import uncompiled
+from cynosure.loss.transforms import NO_TRACING, NO_TRANSFORMS
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 Keys = torch._C.DispatchKey
 Modes = torch._C._TorchDispatchModeKey
-NO_TRANSFORMS = (
-    "the fused loss does not run under the transforms of torch.func (grad, vjp, jvp, vmap): use torch.autograd.grad or "
-    "backward, or torch.nn.functional.cross_entropy on full logits"
-)
-NO_TRACING = (
-    "the fused loss cannot be traced into a graph (torch.export, make_fx), because its kernels are not torch "
-    "operations: use torch.compile, or torch.nn.functional.cross_entropy on full logits"
-)
 
 
 def public(function: Callable[P, R]) -> Callable[P, R]:
@@ -144,7 +137,7 @@ def tensors_of(arguments: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
 
 def check_modes(arguments: dict[str, Any]) -> None:
     """Refuse modes that record torch's operations, which do not see a kernel, and fake tensors beside real ones."""
-    if any(torch._C._get_dispatch_mode(mode) is not None for mode in (Modes.PROXY, Modes.FUNCTIONAL)):
+    if torch._C._get_dispatch_mode(Modes.FUNCTIONAL) is not None:
         raise NotImplementedError(NO_TRACING)
     fake = torch._C._get_dispatch_mode(Modes.FAKE) is not None
     tensors = list(tensors_of(arguments))

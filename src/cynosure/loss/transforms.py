@@ -32,6 +32,15 @@ BATCHED = (
     "whose kernels take one at a time: loop over them with retain_graph=True (vectorize=False), or use " + FULL
 )
 COMPILED = f"torch.compile and torch.export cannot capture it: {CAPTURE}"
+# Of tensors and modes that a transform has left behind, met where tensors are made plain.
+NO_TRANSFORMS = (
+    "the fused loss does not run under the transforms of torch.func (grad, vjp, jvp, vmap): use torch.autograd.grad or "
+    "backward, or torch.nn.functional.cross_entropy on full logits"
+)
+NO_TRACING = (
+    "the fused loss cannot be traced into a graph (torch.export, make_fx), because its kernels are not torch "
+    "operations: use torch.compile, or torch.nn.functional.cross_entropy on full logits"
+)
 
 
 def refuse_transforms(name: str, tensors: Iterable[Any]) -> None:

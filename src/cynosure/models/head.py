@@ -16,6 +16,7 @@ from cynosure.models.cpu import fast_cpu
 from cynosure.models.finite import check_finite
 from cynosure.patching.heads import Deferring
 from cynosure.patching.ids import embedding_rows
+from cynosure.patching.inputs import input_device
 from cynosure.patching.losses import Asked
 from cynosure.patching.pending import PendingLogits
 from cynosure.patching.recipe import Recipe
@@ -35,7 +36,7 @@ class Head(NamedTuple):
     @classmethod
     def of_recipe(cls, recipe: Recipe) -> "Head":
         bias = None if recipe.bias is None else recipe.bias.detach()
-        # Divided by a softcap and multiplied by it again: 1 but for the last bit.
+        # A model divides by its softcap and multiplies by it again, which may change the last bit of 1.
         scale = 1.0 if abs(recipe.scale - 1) < 1e-15 else recipe.scale
         return cls(recipe.weight.detach(), bias, scale, recipe.softcap)
 
@@ -69,8 +70,7 @@ class Tracer:
         self.asked: list[str] = []  # what has asked for full logits
 
     def tell(self, why: str) -> None:
-        if why != "T":  # of the identity times low-rank weights, as PEFT's DoRA has it: a weight, not logits
-            self.asked.append(why)
+        self.asked.append(why)
 
     def loss(self, asked: Asked) -> Tensor:
         return asked.labelled.loss(asked.reduction)
@@ -180,7 +180,7 @@ def probed_ids(model: Any) -> Tensor:
     n_rows = embedding_rows(model) or config.vocab_size
     most = getattr(config, "max_position_embeddings", None) or N_PROBED
     n_tokens = min(N_PROBED, most if most > 1 else N_PROBED)  # -1 is for no limit
-    ids = torch.linspace(n_rows // 8, n_rows // 2, n_tokens, device=next(model.parameters()).device)
+    ids = torch.linspace(n_rows // 8, n_rows // 2, n_tokens, device=input_device(model))
     return ids.long()[None]
 
 

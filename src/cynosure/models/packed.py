@@ -6,6 +6,8 @@ import torch
 
 from cynosure.models.finite import check_finite
 from cynosure.models.head import trace
+from cynosure.patching.inputs import input_device
+from cynosure.patching.probe import untouched
 
 N_APART = 6  # tokens of each of the two documents of the check
 TOLERANCE = 1e-3  # of the largest hidden state: products of other shapes round differently
@@ -18,22 +20,18 @@ def check_apart(model: Any, vocab_size: int) -> None:
     Documents are told apart by `position_ids` that begin again, as transformers' own packed training tells them.
     """
     name = type(model).__name__
-    device = next(model.parameters()).device
+    device = input_device(model)
     first, second = torch.randint(vocab_size, (2, N_APART), generator=torch.Generator().manual_seed(0)).to(device)
     places = torch.arange(N_APART, device=device)
     row, row_places = torch.cat([first, second])[None], torch.cat([places, places])[None]
-    training = [module for module in model.modules() if module.training]
-    model.eval()
     try:
-        together = trace(model, row, position_ids=row_places).hidden
-        alone = trace(model, second[None], position_ids=places[None]).hidden
+        with untouched(model):
+            together = trace(model, row, position_ids=row_places).hidden
+            alone = trace(model, second[None], position_ids=places[None]).hidden
     except TypeError as error:
         raise ValueError(
             f"{name} takes no position_ids, so that it cannot keep the documents of a row apart"
         ) from error
-    finally:
-        for module in training:
-            module.training = True
     check_finite(model, name, together, lambda: trace(model, row))
     if not bool((together[:, N_APART:] - alone).abs().max() <= TOLERANCE * alone.abs().max()):
         raise ValueError(

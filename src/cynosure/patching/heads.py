@@ -122,6 +122,11 @@ def release(model: Any) -> None:
             _reshard(module, module._handle, True)
 
 
+def is_fsdp(module: nn.Module) -> bool:
+    """Whether FSDP, of either version, gathers this module's weights."""
+    return isinstance(module, (FSDPModule, FullyShardedDataParallel))
+
+
 def is_in_fsdp1(model: Any) -> bool:
     """Whether FSDP1 has put a model's weights into flat ones; FSDP2, with the same mark, leaves them DTensors."""
     managed = getattr(model, "_is_fsdp_managed_module", False)

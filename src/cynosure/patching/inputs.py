@@ -52,7 +52,7 @@ def input_device(model: Any) -> torch.device:
     """Where a model takes its inputs: where its embedding runs, if Accelerate has offloaded that."""
     try:
         embedding = model.get_input_embeddings()
-    except NotImplementedError:  # a few encoder-decoders name none
+    except (AttributeError, NotImplementedError):  # a few encoder-decoders name none
         embedding = None
     weight = getattr(embedding, "weight", None)
     for module in (embedding, *model.modules()):

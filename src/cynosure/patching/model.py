@@ -29,8 +29,7 @@ class Patch:
 
     def __init__(self, model: Any, example: Inputs | None = None) -> None:
         self.model, self.example = find_causal_lm(model), example
-        # What is called to verify it: FSDP1 gathers weights around the model, and nowhere else.
-        self.probed = model if isinstance(model, FullyShardedDataParallel) else self.model
+        self.probed = self.model  # what is called to verify it
         self.observer: Callable[[TokenStats], None] | None = None  # is told every token's figures in evaluation
         self.objective = PLAIN  # of training
         self.plain: Tensor | None = None  # the cross-entropy alone of the last sum in training, without a graph
@@ -50,6 +49,7 @@ class Patch:
         """The patch of a model, put in place and verified where it is not; entered once more. Errors as of `apply`."""
         inner = find_causal_lm(model)
         found: Patch = vars(inner).get("_cynosure_patch") or cls(model, example)
+        # FSDP1 gathers weights around the model, and nowhere else.
         found.probed, entries = model if isinstance(model, FullyShardedDataParallel) else inner, found.entries
         found.example = found.example if example is None else example
         if found.in_place:
@@ -140,8 +140,7 @@ class Patch:
 
     def tell(self, why: str) -> None:
         """What has asked for full logits."""
-        if why != "T":  # of the identity times low-rank weights, as PEFT's DoRA has it: a weight, not logits
-            self.made_by.append(why)
+        self.made_by.append(why)
 
     @uncompiled
     def loss(self, asked: Asked) -> Tensor:

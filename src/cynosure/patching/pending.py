@@ -67,7 +67,8 @@ class PendingLogits(Tensor):
                     "the logits of a patched model are made when they are looked at, and its weights have changed "
                     "since then: look at them before the optimizer's step"
                 )
-            self.owner.tell(why)
+            if why != "T":  # of the identity times low-rank weights, as PEFT's DoRA has it: a weight, not logits
+                self.owner.tell(why)
             with torch.inference_mode(False), torch.set_grad_enabled(self.with_graph):
                 self.made = self.recipe.logits()
         return self.made
@@ -107,7 +108,9 @@ class PendingLogits(Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        raise RuntimeError(f"{func} was given logits that are not made yet: a fault of cynosure's own")
+        raise RuntimeError(
+            f"{func} was given logits that are not made yet: this is a bug in cynosure, please report it"
+        )
 
 
 def of_fsdp(hook: Any) -> bool:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from cynosure.loss.gemm import as_if_large
 from cynosure.patching.forward import takes_fused_head
-from cynosure.patching.heads import head_layers
+from cynosure.patching.heads import head_layers, is_fsdp
 from cynosure.patching.inputs import Inputs
 from cynosure.patching.labelled import NAMES, Labelled
 from cynosure.patching.losses import Asked
@@ -77,13 +77,9 @@ def difference(patched: Any, given: Inputs, own: Tensor) -> str | None:
     tolerance = 16 * torch.finfo(patched.model.dtype).eps
     if not abs(float(ours) - float(own)) <= tolerance * max(1.0, abs(float(own))):
         return f"its own loss is {float(own):.6f}, and without its logits {float(ours):.6f}"
-    if any(is_sharded(module) for module in patched.model.modules()):
+    if any(map(is_fsdp, patched.model.modules())):
         return None  # FSDP would take a backward of the head alone for one of the model
     return next(filter(None, (gradient_difference(asked.labelled) for asked in seen)), None)
-
-
-def is_sharded(module: Any) -> bool:
-    return hasattr(module, "reshard") or hasattr(module, "_fsdp_wrapped_module")
 
 
 def gradient_difference(found: Labelled) -> str | None:
