@@ -32,7 +32,14 @@ IN_CHECKPOINT = (
     "config.json", "digests.json", "generation_config.json", "model.safetensors", "optimizer.pt", "rng_state.pth",
     "scheduler.pt", "tokenizer.json", "tokenizer_config.json", "trainer_state.json", "training_args.bin",
 )  # fmt: skip
-DATA = ("documents.npz", "ids.int32", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json", "valid.jsonl")
+DATA = (
+    "documents.npz",
+    "ids.int32",
+    "predicted.bool",
+    "tokenizer/tokenizer.json",
+    "tokenizer/tokenizer_config.json",
+    "valid.jsonl",
+)
 LINES = ("metrics.jsonl", "samples.jsonl", "validation.jsonl")
 FILES = (
     "train.json", *LINES, *(f"data/{name}" for name in DATA), *(f"{LAST}/{name}" for name in IN_CHECKPOINT),

@@ -106,6 +106,21 @@ def train(
     label_smoothing: Annotated[
         float | None, typer.Option(help="In the objective. [default: 0]", show_default=False)
     ] = None,
+    keep_documents_whole: Annotated[
+        bool,
+        typer.Option(
+            "--keep-documents-whole",
+            help="Cut no document that fits a row; rows are padded. Always so where documents have prompts.",
+        ),
+    ] = False,
+    overlong: Annotated[
+        Literal["cut", "drop", "error"] | None,
+        typer.Option(
+            help="Documents kept whole but longer than a row: cut the beginning of the prompt (without a prompt, "
+            "split into rows), leave out, or stop. [default: cut]",
+            show_default=False,
+        ),
+    ] = None,
     validate_every: Annotated[
         int | None, counted("Between validations and checkpoints. [default: a tenth of all]")
     ] = None,
@@ -145,9 +160,10 @@ def train(
 ) -> None:
     """Train a model on texts: a new one, or one that is there.
 
-    Documents are packed into full rows, each apart; a tenth is held out and scored as training goes on. The run's
-    folder holds the best model, its checkpoints, figures, samples and curves; after a stop, --resume goes on bit for
-    bit. torchrun -m cynosure train shares every batch among processes. Exit status 1 when the loss leaves its course.
+    Documents are packed into rows, each apart, and a prompt stays with its completion; a tenth is held out and scored
+    as training goes on. The run's folder holds the best model, its checkpoints, figures, samples and curves; after a
+    stop, --resume goes on bit for bit. torchrun -m cynosure train shares every batch among processes. Exit status 1
+    when the loss leaves its course.
     """
     if out is None:
         raise ValueError("where to? --out names the folder of the run")
@@ -167,7 +183,8 @@ def train(
         "hold_out": 0.0 if hold_out is None and held_out and not resume else hold_out, "tokens": tokens,
         "batch_tokens": batch_tokens, "row_tokens": row_tokens, "micro_rows": micro_rows, "learning_rate": lr,
         "schedule": schedule, "warmup": warmup, "weight_decay": weight_decay, "clip": clip, "z_loss": z_loss,
-        "label_smoothing": label_smoothing, "validate_every": validate_every, "validate_tokens": validate_tokens,
+        "label_smoothing": label_smoothing, "keep_documents_whole": keep_documents_whole, "overlong": overlong,
+        "validate_every": validate_every, "validate_tokens": validate_tokens,
         "spike": spike, "dtype": dtype, "device": device, "fsdp": fsdp, "seed": seed,
     }  # fmt: skip
     settings = TrainSettings(**{name: value for name, value in given.items() if value is not None})

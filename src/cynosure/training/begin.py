@@ -14,11 +14,11 @@ from cynosure.models import LanguageModel, check_apart, load
 from cynosure.models.load import find_code, find_device, find_tokenizer, load_tokenizer, locate
 from cynosure.patching import Patch
 from cynosure.patching.ids import check_ids, embedding_rows
-from cynosure.text import Division, Packed
-from cynosure.training.data import TOKENS, Data, make_vocabulary, write_data
+from cynosure.text import Division, Packed, TooLong, WholePacked
+from cynosure.training.data import TOKENS, Data, make_vocabulary, pack, strategy_for, trained_on, write_data
 from cynosure.training.folder import DATA, RunFolder, first_sound
 from cynosure.training.integrity import check_files, digests_of, weights_digest
-from cynosure.training.manifest import DATA_DIGESTS, KEPT
+from cynosure.training.manifest import DATA_DIGESTS, KEPT, PACKING
 from cynosure.training.presets import new_model
 from cynosure.training.settings import TrainSettings, make_plan
 from cynosure.training.watch import Figures, Watcher
@@ -139,14 +139,15 @@ def begin_anew(
         n_parameters = sum(p.numel() for p in model.parameters())
         kind = find_device(settings.device).type
         most = started.max_positions if started else None
-        plan = make_plan(settings, n_parameters, data.facts.train_tokens, most, processes, kind)
-        Packed(data.tokenised(), plan.row_tokens, settings.seed)  # raises where there is not one row
+        packing = packed_anew(data, division, settings, most).packing
+        plan = make_plan(settings, n_parameters, packing.epoch_tokens, most, processes, kind)
     code = code_of(settings) if consent.trust_remote_code else {}
     folder.put_manifest({
         "cynosure": __version__,
         "settings": settings.to_json(),
         "plan": plan._asdict(),
         "facts": data.facts._asdict(),
+        PACKING: packing._asdict(),
         "parameters": n_parameters,
         "corpus": texts.origin,
         "valid": valid.origin,
@@ -158,6 +159,18 @@ def begin_anew(
         "init_sha256": weights_digest(started.model) if started else None,
         KEPT: {},
     } | ({"code": code} if code else {}))  # fmt: skip
+
+
+def packed_anew(
+    data: Data, division: Division, settings: TrainSettings, max_positions: int | None
+) -> Packed | WholePacked:
+    """The rows of a new run. ValueError where there are none, or for a document that `overlong` refuses."""
+    texts, row_tokens = data.tokenised(), settings.sizes(max_positions)["row_tokens"]
+    try:
+        return pack(texts, row_tokens, settings, strategy_for(texts, settings))
+    except TooLong as error:
+        name = trained_on(division, error.number).name
+        raise ValueError(f"{name}: {error}: give longer rows with --row-tokens, or --overlong cut or drop") from None
 
 
 def chosen_dtype(settings: TrainSettings) -> str:

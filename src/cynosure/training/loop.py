@@ -18,7 +18,7 @@ from cynosure.loss import TokenSums, perplexity
 from cynosure.models.gguf import quiet_transformers
 from cynosure.patching import Objective, Patch
 from cynosure.system.numbers import finite
-from cynosure.text import Packed
+from cynosure.text import Packed, WholePacked
 from cynosure.training.folder import METRICS, PARTIAL, RunFolder, whole_or_nothing
 from cynosure.training.integrity import reading, way_out_of
 from cynosure.training.settings import Plan, TrainSettings
@@ -33,7 +33,7 @@ SLOW, FAST = 0.99, 0.95
 class Rows(Dataset[dict[str, Tensor]]):
     """The rows of a whole training, in the order in which they are trained on."""
 
-    def __init__(self, packed: Packed, n_rows: int) -> None:
+    def __init__(self, packed: Packed | WholePacked, n_rows: int) -> None:
         self.packed, self.n_rows = packed, n_rows
 
     def __len__(self) -> int:
@@ -90,7 +90,7 @@ class Training(Trainer):
         self.remove_callback(PrinterCallback)
         self.settings, self.plan, self.folder, self.watcher, self.validate, widths, self.fresh = job
         self.widths = None if widths is None else torch.from_numpy(widths)
-        self.tokenizer = tokenizer
+        self.tokenizer, self.packed = tokenizer, rows.packed
         self.patched = Patch.on(self.model)
         self.patched.objective = Objective(self.settings.z_loss, self.settings.label_smoothing)
         if not self.model_accepts_loss_kwargs:
@@ -159,7 +159,10 @@ class Training(Trainer):
         return int(self.patched.model.get_output_embeddings().weight.shape[0])
 
     def figures(self, grad_norm: float, learning_rate: float) -> Figures:
-        """Of the step that was just made, over all processes. The last two are of the clock, and never the same."""
+        """Of the step that was just made, over all processes. The last two are of the clock, and never the same.
+
+        `tokens` are those of all rows so far, padding included; the other counts are of this step.
+        """
         local = torch.tensor([self.sums.values[name] for name in Sums.NAMES], dtype=torch.float64)
         self.sums = Sums()
         if self.accelerator.num_processes > 1:
@@ -167,10 +170,13 @@ class Training(Trainer):
         nats, objective, tokens, n_bytes = local.tolist()
         now = time.perf_counter()
         seconds, self.last = now - self.last, now
-        step = self.state.global_step
+        step, n_rows = self.state.global_step, self.plan.batch_rows
+        n_padding = self.packed.n_padding((step - 1) * n_rows, step * n_rows)
         return {
             "step": step,
             "tokens": step * self.plan.batch_tokens,
+            "predicted_tokens": int(tokens),
+            "padding_tokens": n_padding,
             "loss": nats,
             **({} if self.patched.objective == Objective() else {"objective": objective}),
             "perplexity": finite(perplexity(nats)),
@@ -178,7 +184,7 @@ class Training(Trainer):
             "grad_norm": grad_norm,
             "learning_rate": learning_rate,
             "seconds": now - self.started,
-            "tokens_per_second": self.plan.batch_tokens / seconds,
+            "tokens_per_second": (self.plan.batch_tokens - n_padding) / seconds,
         }
 
     def stop(self, why: str) -> None:

@@ -17,12 +17,13 @@ from cynosure.measure.workers import PATIENCE, Workers
 from cynosure.models import load
 from cynosure.models.gguf import calm_transformers
 from cynosure.models.load import find_device
-from cynosure.text import Document, Packed
+from cynosure.text import Document
 from cynosure.training.begin import Consent, begin, check_same, check_tokens, environment, load_init
 from cynosure.training.curves import draw_curves
-from cynosure.training.data import Data, Facts, shortened, token_widths
+from cynosure.training.data import Data, Facts, pack, shortened, token_widths
 from cynosure.training.folder import DATA, MODEL, SCORES, RunFolder, first_sound
 from cynosure.training.integrity import weights_digest
+from cynosure.training.manifest import PACKING
 from cynosure.training.presets import new_model
 from cynosure.training.settings import Plan, TrainSettings, shared_anew
 from cynosure.training.watch import Figures, Watcher, named
@@ -228,7 +229,9 @@ class Run:
         )  # fmt: skip
         widths = token_widths(self.tokenizer) if self.data.facts.bytes_known else None
         job = Job(settings, plan, folder, self.watcher, validator, widths, fresh=settings.init is None)
-        rows = Rows(Packed(self.data.tokenised(), plan.row_tokens, settings.seed), plan.steps * plan.batch_rows)
+        strategy = self.manifest.get(PACKING, {}).get("strategy", "stream")
+        packed = pack(self.data.tokenised(), plan.row_tokens, settings, strategy)
+        rows = Rows(packed, plan.steps * plan.batch_rows)
         training = Training(model, self.tokenizer, rows, arguments, job)
         self.watcher.begin(plan, self.manifest | self.running(training))
         last = max(folder.checkpoints, default=None)

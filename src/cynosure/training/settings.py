@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, NamedTuple
 
+from cynosure.text import OVERLONG
 from cynosure.training.presets import Preset, find_preset
 
 SCHEDULES = ("cosine", "wsd")
@@ -42,6 +43,8 @@ class TrainSettings:
     label_smoothing: float = 0.0
     validate_every: int | None = None  # tokens; each time a checkpoint is kept as well
     validate_tokens: int = 32768  # about; all that is held out is scored at the end
+    keep_documents_whole: bool = False  # as prompts with their completions always are
+    overlong: str = "cut"  # documents longer than a row, where documents are kept whole: one of OVERLONG
     spike: float = 3.0  # nats above the smoothed loss at which training stops
     dtype: str = "auto"  # of products; weights are float32
     device: str = "auto"
@@ -66,7 +69,7 @@ class TrainSettings:
                 f"Trainer takes the first accelerator that it sees: instead of --device {self.device} set "
                 f"CUDA_VISIBLE_DEVICES, and torchrun trains on several"
             )
-        for name, known in (("schedule", SCHEDULES), ("dtype", DTYPES)):
+        for name, known in (("schedule", SCHEDULES), ("dtype", DTYPES), ("overlong", OVERLONG)):
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}: there is {', '.join(known)}")
         self._check_numbers()
@@ -100,7 +103,10 @@ class TrainSettings:
         return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
     def sizes(self, max_positions: int | None) -> dict[str, Any]:
-        """Tokens of a row and of a batch, and the learning rate: as asked for, or as suits the model."""
+        """Tokens of a row and of a batch, and the learning rate: as asked for, or as suits the model.
+
+        ValueError for a row that the model has no positions for.
+        """
         if self.init is None:
             preset = self.size._asdict()
             default = {name: preset[name] for name in ("row_tokens", "batch_tokens", "learning_rate")}
@@ -110,6 +116,9 @@ class TrainSettings:
             default = {**FINE_TUNING, "row_tokens": row, "learning_rate": rate}
         asked = {name: getattr(self, name) for name in default if getattr(self, name) is not None}
         found = default | asked
+        row = found["row_tokens"]
+        if max_positions is not None and row > max_positions:
+            raise ValueError(f"rows of {row:,} tokens are longer than the {max_positions:,} positions of {self.init}")
         if "batch_tokens" not in asked:  # the whole rows nearest to it
             found["batch_tokens"] = max(1, round(found["batch_tokens"] / found["row_tokens"])) * found["row_tokens"]
         return found
@@ -141,11 +150,12 @@ class Plan(NamedTuple):
 def make_plan(
     settings: TrainSettings, n_parameters: int, epoch_tokens: int, max_positions: int | None, processes: int, kind: str
 ) -> Plan:
-    """Settle what was left open; `kind` is the device's. Raises ValueError for sizes that do not fit each other."""
+    """Settle what was left open; `kind` is the device's, and an epoch's tokens include padding.
+
+    Raises ValueError for sizes that do not fit each other.
+    """
     sizes = settings.sizes(max_positions)
     row, batch = sizes["row_tokens"], sizes["batch_tokens"]
-    if max_positions is not None and row > max_positions:
-        raise ValueError(f"rows of {row:,} tokens are longer than the {max_positions:,} positions of {settings.init}")
     if batch % row:
         near = sorted({max(row, batch // row * row), (batch // row + 1) * row})
         raise ValueError(
