@@ -122,7 +122,9 @@ def train(
             help="Of products: float32, bfloat16, or auto, where the hardware is fast at it.", show_default=False
         ),
     ] = None,
-    device: common.Device = "auto",
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, mps... [default: an accelerator if there is one]", show_default=False)
+    ] = None,
     fsdp: Annotated[
         bool, typer.Option("--fsdp", help="Share every weight out among the processes of torchrun.")
     ] = False,
@@ -168,7 +170,7 @@ def train(
         "batch_tokens": batch_tokens, "row_tokens": row_tokens, "micro_rows": micro_rows, "learning_rate": lr,
         "schedule": schedule, "warmup": warmup, "weight_decay": weight_decay, "clip": clip, "z_loss": z_loss,
         "label_smoothing": label_smoothing, "validate_every": validate_every, "validate_tokens": validate_tokens,
-        "spike": spike, "dtype": dtype, "device": device, "fsdp": fsdp, "seed": seed,
+        "spike": spike, "dtype": dtype, "device": device, "fsdp": fsdp or None, "seed": seed,
     }  # fmt: skip
     settings = TrainSettings(**{name: value for name, value in given.items() if value is not None})
     corpus = Corpus.of_sources(sources, column=column, errors=errors, limit=limit, splits=TRAINED)
