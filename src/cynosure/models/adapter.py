@@ -88,7 +88,7 @@ def merge(base: Any, folder: Path, name: str) -> tuple[Any, torch.dtype]:
         raise ValueError(f"{folder} is an adapter, which needs PEFT: pip install peft") from error
     with told(folder, "adapter"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # missing tensors, which are looked for below
-        config = PeftConfig.from_pretrained(str(folder))
+        config = PeftConfig.from_pretrained(str(folder), trust_remote_code=False)
         if config.is_prompt_learning:
             raise ValueError(
                 f"{getattr(config.peft_type, 'value', config.peft_type)} adds virtual tokens to the input, which "

@@ -177,7 +177,7 @@ class RunFolder:
             check_beginning(self / name, known["bytes"], known["sha256"])
 
     def check_checkpoint(self, step: int) -> dict[str, Any]:
-        """The digests of a checkpoint. Raises Damaged where it differs from them; without any, where a part is missing."""
+        """A checkpoint's digests. Raises Damaged where it differs from them, or, without any, lacks a part."""
         place = self.checkpoint(step)
         if not place.is_dir():
             raise Damaged(f"{place} is {'no folder' if place.exists() else 'missing'}")
