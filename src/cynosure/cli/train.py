@@ -137,7 +137,9 @@ def train(
             help="Of products: float32, bfloat16, or auto, where the hardware is fast at it.", show_default=False
         ),
     ] = None,
-    device: common.Device = "auto",
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, mps... [default: an accelerator if there is one]", show_default=False)
+    ] = None,
     fsdp: Annotated[
         bool, typer.Option("--fsdp", help="Share every weight out among the processes of torchrun.")
     ] = False,
@@ -183,9 +185,9 @@ def train(
         "hold_out": 0.0 if hold_out is None and held_out and not resume else hold_out, "tokens": tokens,
         "batch_tokens": batch_tokens, "row_tokens": row_tokens, "micro_rows": micro_rows, "learning_rate": lr,
         "schedule": schedule, "warmup": warmup, "weight_decay": weight_decay, "clip": clip, "z_loss": z_loss,
-        "label_smoothing": label_smoothing, "keep_documents_whole": keep_documents_whole, "overlong": overlong,
+        "label_smoothing": label_smoothing, "keep_documents_whole": keep_documents_whole or None, "overlong": overlong,
         "validate_every": validate_every, "validate_tokens": validate_tokens,
-        "spike": spike, "dtype": dtype, "device": device, "fsdp": fsdp, "seed": seed,
+        "spike": spike, "dtype": dtype, "device": device, "fsdp": fsdp or None, "seed": seed,
     }  # fmt: skip
     settings = TrainSettings(**{name: value for name, value in given.items() if value is not None})
     corpus = Corpus.of_sources(sources, column=column, errors=errors, limit=limit, splits=TRAINED)

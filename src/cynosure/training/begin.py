@@ -1,7 +1,7 @@
 """The beginning of a run: data, plan and manifest of a new one, or an old one as it was at its last checkpoint."""
 
 import platform
-from dataclasses import fields
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -11,13 +11,14 @@ from cynosure.loss.gemm import providers
 from cynosure.measure import Corpus
 from cynosure.measure.manifest import difference
 from cynosure.models import LanguageModel, check_apart, load
+from cynosure.models.digest import weights_digest
 from cynosure.models.load import find_code, find_device, find_tokenizer, load_tokenizer, locate
 from cynosure.patching import Patch
 from cynosure.patching.ids import check_ids, embedding_rows
 from cynosure.text import Division, Packed, TooLong, WholePacked
 from cynosure.training.data import TOKENS, Data, make_vocabulary, pack, strategy_for, trained_on, write_data
 from cynosure.training.folder import DATA, RunFolder, first_sound
-from cynosure.training.integrity import check_files, digests_of, weights_digest
+from cynosure.training.integrity import check_files, digests_of
 from cynosure.training.manifest import DATA_DIGESTS, KEPT, PACKING
 from cynosure.training.presets import new_model
 from cynosure.training.settings import TrainSettings, make_plan
@@ -34,6 +35,10 @@ class Consent(NamedTuple):
 def load_init(settings: TrainSettings, consent: Consent) -> LanguageModel:
     """The model that a run begins with, in float32 on the CPU."""
     assert settings.init is not None
+    if Path(settings.init).is_absolute() and not Path(settings.init).exists():
+        raise FileNotFoundError(
+            f"the model to begin with is not at {settings.init}: put it back there, or leave a link to it there"
+        )
     return load(settings.init, dtype="float32", device="cpu", **consent._asdict())
 
 
@@ -55,7 +60,7 @@ def begin(
     else:
         folder.check_free()
         try:
-            begin_anew(folder, texts, valid, settings or TrainSettings(), processes, consent, watcher)
+            begin_anew(folder, texts, valid, (settings or TrainSettings()).rooted(), processes, consent, watcher)
         except BaseException:
             folder.clear_begun()
             raise
@@ -83,12 +88,13 @@ def check_same(
     folder: RunFolder, manifest: Figures, texts: Corpus, valid: Corpus, settings: TrainSettings | None
 ) -> None:
     """ValueError where texts or settings that are given are not those of the run."""
-    for field in fields(TrainSettings) if settings else ():
-        given, own = getattr(settings, field.name), manifest["settings"].get(field.name, field.default)
-        if given not in (field.default, own):
-            raise ValueError(
-                f"{folder.path} was begun with {field.name} {own}, not {given}: leave it out, it goes on so"
-            )
+    begun = TrainSettings.of_json(manifest["settings"]).rooted()
+    for name, given in settings.rooted().given.items() if settings else ():
+        own = getattr(begun, name)
+        if own is None:  # left open, and settled by the plan
+            own = manifest["plan"].get(name)
+        if given != own:
+            raise ValueError(f"{folder.path} was begun with {name} {own}, not {given}: leave it out, it goes on so")
     for name, corpus in (("corpus", texts), ("valid", valid)):
         if corpus.origin.get("texts") and (what := difference({name: manifest[name]}, {name: corpus.origin})):
             raise ValueError(f"{folder.path} was begun on other texts: {what}; leave them out, it has its own")

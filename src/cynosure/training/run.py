@@ -15,6 +15,7 @@ from cynosure.measure import Corpus, Scores, open_run
 from cynosure.measure.run import as_documents
 from cynosure.measure.workers import PATIENCE, Workers
 from cynosure.models import load
+from cynosure.models.digest import weights_digest
 from cynosure.models.gguf import calm_transformers
 from cynosure.models.load import find_device
 from cynosure.text import Document
@@ -22,7 +23,6 @@ from cynosure.training.begin import Consent, begin, check_same, check_tokens, en
 from cynosure.training.curves import draw_curves
 from cynosure.training.data import Data, Facts, pack, shortened, token_widths
 from cynosure.training.folder import DATA, MODEL, SCORES, RunFolder, first_sound
-from cynosure.training.integrity import weights_digest
 from cynosure.training.manifest import PACKING
 from cynosure.training.presets import new_model
 from cynosure.training.settings import Plan, TrainSettings, shared_anew
@@ -80,7 +80,7 @@ def train(
     """
     folder, watcher = RunFolder(Path(out)), watcher or Watcher()
     if asked_to_shard():
-        settings = replace(settings or TrainSettings(), fsdp=True)
+        settings = (settings or TrainSettings()).with_(fsdp=True)
     known = TrainSettings.of_json(folder.manifest["settings"]) if resume else settings
     check_reporters(report_to)
     consent = Consent(trust_remote_code, allow_unused_weights)
@@ -91,8 +91,10 @@ def train(
         if workers.leads:
             begin(folder, as_corpus(texts), as_corpus(valid), settings, resume, watcher, workers.count, consent)
         workers.meet()
-        run = Run(folder, watcher, workers, report_to, consent)
-        run.train()
+        with folder.dropped_unless_prepared() if workers.leads and not resume else nullcontext():
+            run = Run(folder, watcher, workers, report_to, consent)
+            training = run.prepared()
+        run.train(training)
         return run.finish()
 
 
@@ -209,9 +211,9 @@ class Run:
 
         return with_updates(model, settings.lora, settings.seed)
 
-    def train(self) -> None:
-        """Train to the end, from the last checkpoint if there is one."""
-        from cynosure.training.loop import Job, Rows, Training, arguments_of, check_state
+    def prepared(self) -> Any:
+        """The Trainer of this run, before its first step."""
+        from cynosure.training.loop import Job, Rows, Training, arguments_of
 
         plan, folder, settings = self.plan, self.folder, self.settings
         model = self.model()
@@ -232,8 +234,14 @@ class Run:
         strategy = self.manifest.get(PACKING, {}).get("strategy", "stream")
         packed = pack(self.data.tokenised(), plan.row_tokens, settings, strategy)
         rows = Rows(packed, plan.steps * plan.batch_rows)
-        training = Training(model, self.tokenizer, rows, arguments, job)
-        self.watcher.begin(plan, self.manifest | self.running(training))
+        return Training(model, self.tokenizer, rows, arguments, job)
+
+    def train(self, training: Any) -> None:
+        """Train to the end, from the last checkpoint if there is one."""
+        from cynosure.training.loop import check_state
+
+        folder = self.folder
+        self.watcher.begin(self.plan, self.manifest | self.running(training))
         last = max(folder.checkpoints, default=None)
         if last is not None:
             check_state(folder.checkpoint(last), last)

@@ -1,8 +1,12 @@
 """What a training is asked to be, and the plan that follows from it."""
 
+import math
+import os
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from cynosure.models.packaged import PACKAGED
 from cynosure.text import OVERLONG
 from cynosure.training.presets import Preset, find_preset
 
@@ -51,6 +55,28 @@ class TrainSettings:
     fsdp: bool = False  # every weight is shared out among the processes
     seed: int = 0
 
+    def __new__(cls, *args: Any, **options: Any) -> "TrainSettings":
+        """Keep which fields were given, for a default that was asked for is not one that was left open."""
+        made = super().__new__(cls)
+        names = (*(field.name for field in fields(cls)[: len(args)]), *options)
+        object.__setattr__(made, "_names_given", names)
+        return made
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The fields that were given when this was made, defaults too; None stands for an open field."""
+        values: tuple[str, ...] = self.__dict__.get("_names_given", ())
+        return {name: getattr(self, name) for name in values if getattr(self, name) is not None}
+
+    def with_(self, **changes: Any) -> "TrainSettings":
+        """These with changes, which count as given too."""
+        return type(self)(**(self.given | changes))
+
+    def rooted(self) -> "TrainSettings":
+        """These with absolute paths of folders and files, so that they mean the same from any folder."""
+        changes = {name: absolute(value) for name in ("init", "tokenizer") if (value := getattr(self, name))}
+        return self.with_(**changes)
+
     def __post_init__(self) -> None:
         if self.preset is not None:
             find_preset(self.preset)
@@ -81,6 +107,12 @@ class TrainSettings:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if self.row_tokens is not None and self.row_tokens < 8:
             raise ValueError(f"row_tokens must be at least 8, got {self.row_tokens}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be from 0 to {2**32 - 1}, got {self.seed}")
+        for name in ("learning_rate", "weight_decay", "z_loss"):
+            value = getattr(self, name)
+            if value is not None and math.isinf(value):
+                raise ValueError(f"{name} must be finite, got {value}")
         for name in ("learning_rate", "clip", "spike"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -199,3 +231,9 @@ def largest_part(n: int, most: int) -> int:
     (4, 1)
     """
     return max(part for part in range(1, n + 1) if n % part == 0 and part <= max(1, most))
+
+
+def absolute(name: str) -> str:
+    """The absolute path of a folder or file that is there; any other name, such as a hub id, stays as it is."""
+    path = Path(name).expanduser()
+    return os.path.abspath(path) if name not in PACKAGED and path.exists() else name
