@@ -11,8 +11,7 @@ from tokenizers import models as kinds
 from transformers import CanineTokenizer, PreTrainedTokenizerFast
 
 from cynosure.models import LanguageModel, load
-from cynosure.text import prefix_token, seams, token_texts, tokenize
-from cynosure.text.tokens import adds_bos
+from cynosure.text import adds_bos, prefix_token, seams, token_texts, tokenize
 from tests.lm.conftest import byte_tokenizer, piece_tokenizer, word_tokenizer
 
 BYTES = byte_tokenizer()

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cynosure.text.tokens import Ints, prefix_token, text_ids, tokenize
+from cynosure.text.opening import prefix_token
+from cynosure.text.tokens import Ints, text_ids, tokenize
 
 IGNORED = -100  # a target that is not to be predicted
 
@@ -49,13 +50,18 @@ class Tokenised(NamedTuple):
         return len(self.first_predicted)
 
 
-def document_ids(tokenizer: Any, separators: Separators, text: str, n_prompt_chars: int = 0) -> tuple[Ints, int]:
-    """The tokens of a document in a row, and which of them is the first to be predicted; a prompt is not."""
+def document_ids(
+    tokenizer: Any, separators: Separators, text: str, n_prompt_chars: int = 0, *, parse_special: bool = False
+) -> tuple[Ints, int]:
+    """The tokens of a document in a row, and which of them is the first to be predicted; a prompt is not.
+
+    `parse_special` as of `tokenize`.
+    """
     opened = separators.opening is not None
     if n_prompt_chars:
-        tokens = tokenize(tokenizer, text, n_prompt_chars=n_prompt_chars)
+        tokens = tokenize(tokenizer, text, n_prompt_chars=n_prompt_chars, parse_special=parse_special)
         return separators.around(tokens.ids), max(1, tokens.n_prompt + opened)
-    return separators.around(text_ids(tokenizer, text)), 1
+    return separators.around(text_ids(tokenizer, text, parse_special=parse_special)), 1
 
 
 class Row(NamedTuple):

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, NamedTuple
 
+from cynosure.text import SPECIAL
 from cynosure.training.presets import Preset, find_preset
 
 SCHEDULES = ("cosine", "wsd")
@@ -28,6 +29,7 @@ class TrainSettings:
     lora: int | None = None  # rank of updates that alone are trained
     tokenizer: str | None = None  # from scratch: whose tokens; None makes a vocabulary of the text
     vocab_size: int | None = None  # of that
+    special: str = "text"  # strings that are special tokens are read as text, or as those tokens: "parse"
     hold_out: float = 0.1  # share of the documents
     tokens: int | None = None  # trained on in all
     batch_tokens: int | None = None  # of a step, over all processes
@@ -66,7 +68,7 @@ class TrainSettings:
                 f"Trainer takes the first accelerator that it sees: instead of --device {self.device} set "
                 f"CUDA_VISIBLE_DEVICES, and torchrun trains on several"
             )
-        for name, known in (("schedule", SCHEDULES), ("dtype", DTYPES)):
+        for name, known in (("schedule", SCHEDULES), ("dtype", DTYPES), ("special", SPECIAL)):
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}: there is {', '.join(known)}")
         self._check_numbers()
@@ -97,6 +99,7 @@ class TrainSettings:
 
     @classmethod
     def of_json(cls, values: dict[str, Any]) -> "TrainSettings":
+        values = {"special": "parse"} | values  # as earlier versions did
         return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
     def sizes(self, max_positions: int | None) -> dict[str, Any]:
