@@ -53,8 +53,9 @@ class Batching:
     """What is known of a model's rows: whether those that go through it together change each other.
 
     Where rotary positions depend on the longest row, rows of one regime go together. For anything else a batch is
-    tried: its shortest row also goes alone, once for each pair of shortest and longest length, to a power of two. Where
-    that differs, rows of one length go together, which is tried as well, and in the end each alone.
+    tried: the longest row that is filled up, the shortest and one between also go alone, once for each pair of shortest
+    and longest length, to a power of two. Where one differs, rows of one length go together, which is tried as well,
+    and in the end each alone.
     """
 
     def __init__(self, regimes: Regimes) -> None:
@@ -68,13 +69,17 @@ class Batching:
         places = groupby(range(len(batch)), key=keys.__getitem__)
         return [[batch[place] for place in part] for _, part in places]
 
-    def trusts(self, part: list[Row]) -> bool:
-        """Whether one like this was tried before, or has a single row; from now on it was."""
-        most, least = part[0].task.window.n_seen, part[-1].task.window.n_seen
+    def to_try(self, part: list[Row]) -> list[int]:
+        """The places of rows that are to go alone as well; none where one like this was tried, or has a single row."""
+        lengths = [row.task.window.n_seen for row in part]
+        most, least = lengths[0], lengths[-1]
         kind = (most - 1).bit_length(), (least - 1).bit_length(), self.regimes.of(most), int(most == least)
-        known = len(part) == 1 or kind in self.tried
+        if len(part) == 1 or kind in self.tried:
+            return []
         self.tried.add(kind)
-        return known
+        last, filled = len(part) - 1, lengths.count(most)
+        # The shortest may be too short to tell, and the longest may be filled up too little.
+        return [last] if filled > last else sorted({filled, (filled + last) // 2, last})
 
     def tighten(self) -> None:
         """Rows were seen to change each other: let fewer go together."""

@@ -44,7 +44,7 @@ def first_wrong(manifest: dict[str, Any]) -> str | None:
             if type(manifest[part].get(name)) is not kind:
                 return f"its {part}.{name} is {shown(manifest[part].get(name))}"
     for name in LATER:
-        if type(manifest["setting"].get(name, "")) is not str:
+        if not isinstance(manifest["setting"].get(name), str | None):
             return f"its setting.{name} is {shown(manifest['setting'][name])}"
     if extra := manifest["setting"].keys() - {*PARTS["setting"], *LATER}:
         return f"it has setting.{min(extra)}"

@@ -25,7 +25,6 @@ from cynosure.system.folders import READ_ONLY
 from cynosure.system.numbers import finite
 from cynosure.text import read_as
 
-OF_SETTING = ("model", "protocol", "window", "stride", "bos", "special", "dtype")  # in the JSON
 SHOWN = 20  # costliest tokens and spans in the JSON
 MOST_DOCUMENTS = 200  # in the JSON, those with most nats
 
@@ -46,7 +45,9 @@ class Setting(NamedTuple):
     special: str | None = None  # how strings that are special tokens are read: `text` or `parse`; None likewise
 
     def to_json(self) -> dict[str, Any]:
-        return self._asdict() | {"notes": list(self.notes)}
+        values = self._asdict()
+        notes = list(values.pop("notes"))  # which follow from the others
+        return values | {"notes": notes}
 
     @classmethod
     def of_json(cls, values: dict[str, Any]) -> "Setting":
@@ -223,7 +224,7 @@ class Scores:
         """Everything by the names of the contract, and more after them; what is not finite or not known is None."""
         statistics, totals, facts = self.statistics, self._totals, self.statistics.facts
         values: dict[str, Any] = {
-            **{name: getattr(self.setting, name) for name in OF_SETTING},
+            **{name: getattr(self.setting, name) for name in ("model", "protocol", "window", "stride", "dtype")},
             "documents": self.documents,
             "tokens": totals.tokens,
             "nats": finite(totals.nats),
@@ -240,6 +241,8 @@ class Scores:
             "interval": self.method._asdict(),
             "effective_tokens": finite(self.intervals.effective_tokens),
             "unscored_documents": [fact.name for fact in statistics.unscored()],
+            "bos": self.setting.bos,
+            "special": self.setting.special,
             "special_strings": sum(fact.n_special for fact in facts.values()),
             "replaced": sum(fact.n_replaced for fact in facts.values()),
             "notes": list(self.notes),

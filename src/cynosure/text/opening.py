@@ -6,7 +6,7 @@ from cynosure.text.calling import call
 from cynosure.text.windows import Protocol
 
 BOS = ("auto", "every", "first", "none")
-PROBES = ("a", "the", "0", ".", "\u4e00")  # texts of which a vocabulary has at least one
+PROBES = ("a", "the", "0", ".", "\u4e00")  # texts of which a vocabulary has some
 
 
 def prefix_token(tokenizer: Any) -> int | None:
@@ -22,14 +22,9 @@ def adds_bos(tokenizer: Any) -> bool:
     An EOS that follows the text alone, as T5's does, is none; nor is a CLS that is not BOS.
     """
     prefix = prefix_token(tokenizer)
-    if prefix is None:
-        return False
-    for probe in PROBES:
-        own = list(call(tokenizer, probe, add_special_tokens=False, verbose=False).input_ids)
-        if own and prefix not in own:
-            whole = list(call(tokenizer, probe, verbose=False).input_ids)
-            return whole[: len(own) + 1] == [prefix, *own]
-    return False
+    wholes = (list(call(tokenizer, probe).input_ids) for probe in PROBES)
+    whole = next((ids for ids in wholes if len(ids) > 1 and ids[1] != prefix), [])
+    return prefix is not None and whole[:1] == [prefix]
 
 
 def check_bos(protocol: str, bos: str) -> None:

@@ -61,7 +61,7 @@ def read_as(strings: Mapping[str, int], special: str) -> Iterator[str]:
     """In a sentence, how the strings in texts that are special tokens were read; `strings` counts each.
 
     >>> list(read_as({"</s>": 2}, "text"))[0][:49]
-    "the texts hold 2 strings that are special tokens,"
+    'the texts hold 2 strings that are special tokens,'
     """
     number = sum(strings.values())
     if number:
