@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import AddedToken
-from transformers import ByT5Tokenizer
+from tokenizers import AddedToken, Tokenizer, pre_tokenizers
+from tokenizers import models as kinds
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from cynosure.measure import Corpus, predict, score, score_all
 from cynosure.models import load, split
@@ -26,7 +27,18 @@ def thinking() -> Any:
     return tokenizer
 
 
+def unigram(**options: Any) -> Any:
+    """With its special tokens in the vocabulary, where they are likelier than their characters."""
+    characters = [(character, -5.0) for character in "abcdefghijklmnopqrstuvwxyzé<>/▁"]
+    model = kinds.Unigram([("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), *characters], 0, False)
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(**options)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
 TOKENIZERS = {
+    "Unigram": unigram(),
+    "Unigram without a prefix": unigram(prepend_scheme="never"),
     "bytes": byte_tokenizer(),
     "pieces": piece_tokenizer(dummy_prefix=False),
     "with a prefix": piece_tokenizer(dummy_prefix=True),

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cynosure.text.calling import call
 from cynosure.text.seams import announce, in_pieces
-from cynosure.text.special import special_strings
+from cynosure.text.special import special_strings, spelled_out
 
 Ints = NDArray[np.int64]
 Rule = Callable[[str], bytes]
@@ -145,7 +145,20 @@ def encode_whole(
         bare = list(call(tokenizer, text, add_special_tokens=False, verbose=False, **reading).input_ids)
         starts = (i for i in range(len(ids) - len(bare) + 1) if ids[i : i + len(bare)] == bare)
         start, stop = next(((i, i + len(bare)) for i in starts), (start, stop))
-    return ids[:start], account(tokenizer, ids[start:stop], text, encoding, start), ids[stop:]
+    found = account(tokenizer, ids[start:stop], text, encoding, start)
+    if reading.get("split_special_tokens"):
+        found = without_special(tokenizer, found)
+    return ids[:start], found, ids[stop:]
+
+
+def without_special(tokenizer: Any, own: Own) -> Own:
+    """A text's own tokens, special ones among them spelled out where they cover what they are written as."""
+    ids, pieces = own.ids.tolist(), list(own.pieces)
+    for place, spelling in reversed(spelled_out(tokenizer, ids)):
+        parts = spell(tokenizer, spelling)
+        if own.spans is None and pieces[place] == b"".join(parts):
+            ids[place : place + 1], pieces[place : place + 1] = spelling, parts
+    return own._replace(ids=np.array(ids, np.int64), pieces=pieces)
 
 
 def text_ids(tokenizer: Any, text: str, *, parse_special: bool = False) -> Ints:
@@ -153,7 +166,10 @@ def text_ids(tokenizer: Any, text: str, *, parse_special: bool = False) -> Ints:
     reading = reading_of(special_strings(tokenizer, text), parse_special)
     pieces = in_pieces(tokenizer, text, reading)
     parts = (call(tokenizer, piece, add_special_tokens=False, verbose=False, **reading) for piece in pieces)
-    return np.concatenate([np.array(part.input_ids, np.int64) for part in parts])
+    ids = np.concatenate([np.array(part.input_ids, np.int64) for part in parts])
+    if reading.get("split_special_tokens") and spelled_out(tokenizer, ids.tolist()):
+        return tokenize(tokenizer, text).ids
+    return ids
 
 
 def account(tokenizer: Any, numbers: list[int], text: str, encoding: Any, start: int) -> Own:
