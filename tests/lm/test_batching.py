@@ -13,6 +13,7 @@ from cynosure.measure import open_run, score
 from cynosure.measure.batching import APART
 from cynosure.models import LanguageModel, SplitModel, split
 from cynosure.models.regimes import Regimes, read_regimes
+from cynosure.training.begin import regimes_note
 from tests.lm.conftest import byte_tokenizer, tiny, tiny_model
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz "
@@ -118,6 +119,14 @@ def test_regimes() -> None:
     assert read_regimes(longrope()) == Regimes((64,))
     assert read_regimes(dynamic()) == Regimes((64,), grows=True)
     assert read_regimes(tiny_model()) == Regimes()
+
+
+def test_what_training_says_of_them() -> None:
+    """Packed rows hold documents of all lengths."""
+    assert regimes_note(Regimes((64,)), 64) is None
+    note = regimes_note(Regimes((64,)), 65)
+    assert note is not None
+    assert note.startswith("a document of more than 64 tokens changes the rotary positions of all others in its batch")
 
 
 # ---- what no configuration tells

@@ -10,8 +10,9 @@ from cynosure import __version__
 from cynosure.loss.gemm import providers
 from cynosure.measure import Corpus
 from cynosure.measure.manifest import difference
-from cynosure.models import LanguageModel, check_apart, load
+from cynosure.models import LanguageModel, Regimes, check_apart, load
 from cynosure.models.load import find_code, find_device, find_tokenizer, load_tokenizer, locate
+from cynosure.models.regimes import read_regimes
 from cynosure.patching import Patch
 from cynosure.patching.ids import check_ids, embedding_rows
 from cynosure.text import Division, Packed
@@ -141,6 +142,8 @@ def begin_anew(
         most = started.max_positions if started else None
         plan = make_plan(settings, n_parameters, data.facts.train_tokens, most, processes, kind)
         Packed(data.tokenised(), plan.row_tokens, settings.seed)  # raises where there is not one row
+        if (said := regimes_note(read_regimes(model), plan.row_tokens)) is not None:
+            watcher.note(said)
     code = code_of(settings) if consent.trust_remote_code else {}
     folder.put_manifest({
         "cynosure": __version__,
@@ -158,6 +161,17 @@ def begin_anew(
         "init_sha256": weights_digest(started.model) if started else None,
         KEPT: {},
     } | ({"code": code} if code else {}))  # fmt: skip
+
+
+def regimes_note(regimes: Regimes, row_tokens: int) -> str | None:
+    """What to say of rows so long that one document may change the rotary positions of the others in its batch."""
+    if not regimes.of(row_tokens):
+        return None
+    edge = regimes.edges[0]
+    return (
+        f"a document of more than {edge:,} tokens changes the rotary positions of all others in its batch, as the "
+        f"model has it: --row-tokens {edge} keeps them as they are alone"
+    )
 
 
 def chosen_dtype(settings: TrainSettings) -> str:
