@@ -53,9 +53,9 @@ class Batching:
     """What is known of a model's rows: whether those that go through it together change each other.
 
     Where rotary positions depend on the longest row, rows of one regime go together. For anything else a batch is
-    tried: the longest row that is filled up, the shortest and one between also go alone, once for each pair of shortest
-    and longest length, to a power of two. Where one differs, rows of one length go together, which is tried as well,
-    and in the end each alone.
+    tried: its shortest row also goes alone, and one of its middle where it is much shorter than the longest; once for
+    each length of the longest, to a power of two. Where one differs, rows of one length go together, which is tried as
+    well, and in the end each alone.
     """
 
     def __init__(self, regimes: Regimes) -> None:
@@ -72,14 +72,14 @@ class Batching:
     def to_try(self, part: list[Row]) -> list[int]:
         """The places of rows that are to go alone as well; none where one like this was tried, or has a single row."""
         lengths = [row.task.window.n_seen for row in part]
-        most, least = lengths[0], lengths[-1]
-        kind = (most - 1).bit_length(), (least - 1).bit_length(), self.regimes.of(most), int(most == least)
-        if len(part) == 1 or kind in self.tried:
+        most, least, last = lengths[0], lengths[-1], len(part) - 1
+        spread = (most > least) + ((most - 1).bit_length() > (least - 1).bit_length())
+        kind = spread, (most - 1).bit_length() if spread else 0, self.regimes.of(most)
+        if not last or kind in self.tried:
             return []
         self.tried.add(kind)
-        last, filled = len(part) - 1, lengths.count(most)
-        # The shortest may be too short to tell, and the longest may be filled up too little.
-        return [last] if filled > last else sorted({filled, (filled + last) // 2, last})
+        # The shortest may be too short to tell.
+        return sorted({last, (lengths.count(most) + last) // 2}) if spread == 2 else [last]
 
     def tighten(self) -> None:
         """Rows were seen to change each other: let fewer go together."""
