@@ -87,7 +87,7 @@ def test_score_as_json_is_the_contract_and_nothing_else(run, tiny_folder: Path, 
 def test_score_as_a_table(run, tiny_folder: Path, text: Path) -> None:
     done = run("score", tiny_folder, text, "--protocol", "rolling", "--window", 16)
     assert done.status == 0
-    assert "rolling windows of 16 tokens, stride 16; float32 on cpu; 1 document" in done.out
+    assert "rolling windows of 16 tokens, stride 16, BOS in the first; float32 on cpu; 1 document" in done.out
     for name in ("nats per token", "token perplexity", "word perplexity", "bits per byte", "bits per character"):
         assert name in done.out
     assert "unknown" not in done.out

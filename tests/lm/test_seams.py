@@ -172,13 +172,14 @@ def same(found: Any, expected: Any) -> None:
 def test_pieces_have_the_tokens_of_the_whole(name: str, as_a_whole: Any) -> None:
     tokenizer = (CUT | WHOLE)[name]
 
-    @given(TEXTS, st.booleans(), st.integers(0, 20))
-    def check(text: str, special: bool, n_prompt_chars: int) -> None:
+    @given(TEXTS, st.booleans(), st.booleans(), st.integers(0, 20))
+    def check(text: str, special: bool, parse: bool, n_prompt_chars: int) -> None:
         options: dict[str, Any] = {"special": special, "n_prompt_chars": min(n_prompt_chars, len(text))}
+        options["parse_special"] = parse
         same(tokenize(tokenizer, text, **options), as_a_whole(tokenizer, text, **options))
-        ids = tokenizer(text, add_special_tokens=False).input_ids
-        assert document_ids(tokenizer, Separators(None, None), text)[0].tolist() == ids
-        assert "".join(in_pieces(tokenizer, text)) == text
+        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=not parse).input_ids
+        assert document_ids(tokenizer, Separators(None, None), text, parse_special=parse)[0].tolist() == ids
+        assert "".join(in_pieces(tokenizer, text, {"split_special_tokens": not parse})) == text
 
     check()
 
@@ -222,7 +223,7 @@ def test_a_seam_that_does_not_hold_is_not_used(monkeypatch: pytest.MonkeyPatch) 
     tokenizer, text = splitting(), "aa bb aa bb aa bb"
     expected = tokenize(tokenizer, text)
     assert len(list(in_pieces(tokenizer, text))) > 2
-    monkeypatch.setattr(seams, "holds", lambda tokenizer, text, at: at > 8)
+    monkeypatch.setattr(seams, "holds", lambda tokenizer, text, at, reading: at > 8)
     assert list(in_pieces(tokenizer, text)) == ["aa bb aa bb", " aa", " bb"]
     same(tokenize(tokenizer, text), expected)
     monkeypatch.undo()

@@ -1,10 +1,13 @@
 """What of the held-out documents is validated on."""
 
+from pathlib import Path
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cynosure.text import Document
-from cynosure.training.data import LEAST_BYTES, shortened
+from cynosure.text import Division, Document
+from cynosure.training.data import LEAST_BYTES, shortened, write_data
 
 BUDGET = 20_000
 
@@ -37,3 +40,19 @@ def test_of_very_many_some() -> None:
 def test_characters_stay_whole() -> None:
     (kept,) = shortened([Document("a", "\u00e9" * BUDGET)], BUDGET + 1)
     assert kept.text == "\u00e9" * (BUDGET // 2)
+
+
+@pytest.mark.parametrize("parse", [False, True])
+def test_special_tokens_in_a_text(tmp_path: Path, parse: bool) -> None:
+    """As the characters they are, unless they are to be parsed; what opens and ends documents is put in either way."""
+    from tests.lm.conftest import byte_tokenizer
+
+    text = "once</s> upon <s>a time"
+    division = Division([Document("a", text), Document("b", "the end")], 0.0, [Document("c", "to validate on")])
+    data = write_data(tmp_path / "data", division, byte_tokenizer(), parse_special=parse)
+    ids = data.tokenised().ids.tolist()
+    assert (ids.count(0), ids.count(1)) == ((3, 3) if parse else (2, 2))
+    (note,) = (note for note in data.facts.notes if "special" in note)
+    how = "read as those tokens" if parse else "read as the characters they are"
+    assert note.startswith(f"the texts hold 2 strings that are special tokens, such as '</s>': {how}")
+    assert data.facts.bytes_known is not parse

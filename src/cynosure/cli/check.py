@@ -93,9 +93,9 @@ def padded_batch(tokenizer: Any, ids: list[int]) -> "dict[str, Tensor]":
     """Two rows as a data collator makes them: the beginning of a text, and less of it, padded."""
     import torch
 
-    from cynosure.text.tokens import adds_bos
+    from cynosure.text import adds_bos, prefix_token
 
-    start = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
+    start = [prefix_token(tokenizer)] if adds_bos(tokenizer) else []
     row = torch.tensor([*start, *ids][:N_TOKENS])
     mask = torch.stack([torch.ones_like(row), (torch.arange(len(row)) < N_SHORT).long()])
     pad = next((x for x in (tokenizer.pad_token_id, tokenizer.eos_token_id) if x is not None), 0)

@@ -48,6 +48,25 @@ Column = Annotated[
     str | None,
     typer.Option(help="The column of tables and datasets with the text. [default: text]", show_default=False),
 ]
+Special = Annotated[
+    Literal["text", "parse"],
+    typer.Option(help="Read strings that are special tokens, such as <|endoftext|>, as text or as those tokens."),
+]
+SpecialOfProtocol = Annotated[
+    Literal["auto", "text", "parse"],
+    typer.Option(
+        help="Read strings that are special tokens as text, or as those tokens. [default: as the protocol does]",
+        show_default=False,
+    ),
+]
+Bos = Annotated[
+    Literal["auto", "every", "first", "none"],
+    typer.Option(
+        help="Which windows of sliding begin with BOS: every, the first of each document, or none. "
+        "[default: every where the tokenizer adds it, else first]",
+        show_default=False,
+    ),
+]
 Limit = Annotated[int | None, typer.Option(help="Read the first documents only, this many.")]
 Errors = Annotated[Literal["strict", "replace"], typer.Option(help="What is done about text that is not UTF-8.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the hub.")]

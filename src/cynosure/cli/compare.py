@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from cynosure.measure import Comparison
 
 OF_MODELS = (
-    "protocol", "window", "stride", "dtype", "device", "batch_tokens", "limit", "column", "errors",
+    "protocol", "window", "stride", "bos", "special", "dtype", "device", "batch_tokens", "limit", "column", "errors",
     "trust_remote_code", "allow_unused_weights",
 )  # fmt: skip
 
@@ -49,6 +49,8 @@ def compare(
     stride: Annotated[
         int | None, typer.Option(help="Tokens scored by each further window.", show_default=False)
     ] = None,
+    bos: common.Bos = "auto",
+    special: common.SpecialOfProtocol = "auto",
     dtype: common.Dtype = "auto",
     device: common.Device = "auto",
     batch_tokens: Annotated[int | None, typer.Option(help="Positions computed at once.", show_default=False)] = None,

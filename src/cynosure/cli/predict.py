@@ -20,6 +20,7 @@ def predict(
         str | None, typer.Option(help="What comes next, to be given its loss; mind a leading space.")
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="How many of the likeliest tokens to list.")] = 10,
+    special: common.Special = "text",
     dtype: common.Dtype = "auto",
     device: common.Device = "auto",
     tokenizer: common.Tokenizer = None,
@@ -42,7 +43,7 @@ def predict(
         trust_remote_code=trust_remote_code, allow_unused_weights=allow_unused_weights,
     )  # fmt: skip
     common.note(loaded.notes, quiet)
-    prediction = measure.predict(loaded, text, truth=truth, top=top)
+    prediction = measure.predict(loaded, text, truth=truth, top=top, special=special)
     if format == "json":
         common.print_json(prediction.to_json())
     else:

@@ -32,6 +32,8 @@ def score(
         int | None,
         typer.Option(help="Tokens scored by each further window. [default: half the window]", show_default=False),
     ] = None,
+    bos: common.Bos = "auto",
+    special: common.SpecialOfProtocol = "auto",
     dtype: common.Dtype = "auto",
     device: common.Device = "auto",
     out: Annotated[
@@ -66,12 +68,13 @@ def score(
     Prints the loss per token, perplexity per token and per word, bits per byte and per character with their 95%
     intervals, calibration, and where the nats go. torchrun -m cynosure score shares the work among processes.
     """
-    from cynosure.text import PROTOCOLS, check_protocol, find_sources
+    from cynosure.text import PROTOCOLS, check_bos, check_protocol, find_sources
 
     common.show_notes(quiet)
     if protocol != "all":  # before the seconds it takes to load a model
         default = PROTOCOLS[protocol].window if protocol in PROTOCOLS else 0
         check_protocol(protocol, default if window is None else window, stride)
+        check_bos(protocol, bos)
     sources = find_sources(texts)
     if any(source.kind == "stdin" for source in sources) and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("standard input cannot be read by several processes: give a file")
@@ -93,6 +96,7 @@ def score(
     sizes = [source.n_bytes for source in sources if source.n_bytes is not None and not source.name.endswith(".gz")]
     total = sum(sizes) if len(sizes) == len(sources) and limit is None else None
     options: dict[str, Any] = {"window": window, "stride": stride, "batch_tokens": batch_tokens, "out": out}
+    options |= {"bos": bos, "special": special}
     if protocol == "all":
         with shown_progress(None if total is None else total * (len(PROTOCOLS) - 1), quiet) as progress:
             found = measure.score_all(split, corpus, keep=False, progress=progress, **options)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 COSTLIEST = 5
 SHOWN_CHARS = 20  # of a token, and of what stands behind it
 POSITIONS = 6
+BEGINNINGS = {"every": ", BOS in every window", "first": ", BOS in the first", "none": ", no BOS"}
 
 
 def show(scores: "Scores") -> None:
@@ -24,7 +25,8 @@ def show(scores: "Scores") -> None:
     console = stdout()
     console.print(setting.model, style="bold")
     console.print(
-        f"{setting.protocol} windows of {setting.window:,} tokens, stride {setting.stride:,}; "
+        f"{setting.protocol} windows of {setting.window:,} tokens, stride {setting.stride:,}"
+        f"{BEGINNINGS.get(setting.bos or '', '')}; "
         f"{setting.dtype} on {setting.device}; {n_documents(values['documents'])}"
     )
     console.print()

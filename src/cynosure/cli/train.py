@@ -81,6 +81,12 @@ def train(
     tokenizer: Annotated[
         str | None, typer.Option(help="Take the tokenizer of this folder or hub id for a new model.")
     ] = None,
+    special: Annotated[
+        Literal["text", "parse"] | None,
+        typer.Option(
+            help="Read strings that are special tokens as text or as those tokens. [default: text]", show_default=False
+        ),
+    ] = None,
     lr: Annotated[
         float | None,
         typer.Option(
@@ -182,6 +188,7 @@ def train(
 
     given: dict[str, Any] = {
         "preset": preset, "init": init, "lora": lora, "tokenizer": tokenizer, "vocab_size": vocab,
+        "special": special,
         "hold_out": 0.0 if hold_out is None and held_out and not resume else hold_out, "tokens": tokens,
         "batch_tokens": batch_tokens, "row_tokens": row_tokens, "micro_rows": micro_rows, "learning_rate": lr,
         "schedule": schedule, "warmup": warmup, "weight_decay": weight_decay, "clip": clip, "z_loss": z_loss,

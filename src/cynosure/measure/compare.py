@@ -261,6 +261,15 @@ def by_class(tally: Tally) -> list[dict[str, Any]]:
     ]
 
 
+def opened(setting: Setting) -> str:
+    """Before what BOS stood in a run; earlier versions, which did not say, put it where `first` does."""
+    return {
+        "every": "every window",
+        "first": "each document's first window alone",
+        "none": "no window",
+    }[setting.bos or "first"]
+
+
 def notes(found: Comparison, n_bytes: int) -> Iterator[str]:
     """What a reader of the comparison must know; `n_bytes` are those of all texts."""
     if found.resampling.optimistic:
@@ -269,6 +278,10 @@ def notes(found: Comparison, n_bytes: int) -> Iterator[str]:
         a, b = getattr(found.a, name), getattr(found.b, name)
         if a != b:
             yield f"the {name} is {a} in A and {b} in B"
+    if (of_a := opened(found.a)) != (of_b := opened(found.b)):
+        yield f"BOS stands before {of_a} in A, and before {of_b} in B"
+    if (read_a := found.a.special or "parse") != (read_b := found.b.special or "parse"):
+        yield f"strings that are special tokens are read by {read_a!r} in A and by {read_b!r} in B"
     if found.n_bytes < n_bytes:
         yield f"{n_bytes - found.n_bytes:,} of {n_bytes:,} bytes are not scored in both, and left out"
     if found.impossible_a or found.impossible_b:

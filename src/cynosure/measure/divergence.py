@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from cynosure.measure.align import COLUMNS, Floats, Side
+from cynosure.measure.batching import Row, batches, rows_of
 from cynosure.measure.bootstrap import BASE_TOKENS, choose, interval
 from cynosure.measure.compare import Comparison, Divergence, compare_sides
 from cynosure.measure.rows import Facts, Ints, numbers
 from cynosure.measure.run import Corpus, as_documents, ignore, make_cutting, setting
-from cynosure.measure.score import Figures, Row, Say, Scorer, batches, rows_of
+from cynosure.measure.score import Figures, Say, Scorer
 from cynosure.measure.scores import Figure
 from cynosure.measure.tally import grouped
-from cynosure.measure.units import Task, units
+from cynosure.measure.units import Cutting, Task, units
 from cynosure.models import Head, SplitModel, split
 from cynosure.text import Document
 
@@ -36,6 +37,8 @@ def diverge(
     protocol: str = "sliding",
     window: int | None = None,
     stride: int | None = None,
+    bos: str = "auto",
+    special: str = "auto",
     batch_tokens: int | None = None,
     progress: Say | None = None,
 ) -> Comparison:
@@ -54,8 +57,11 @@ def diverge(
     """
     a, b = (model if isinstance(model, SplitModel) else split(model) for model in (model_a, model_b))
     check_vocabularies(a, b)
-    cuttings = [make_cutting(model, protocol, window, stride, batch_tokens) for model in (a, b)]
+    cuttings = [
+        make_cutting(model, protocol, window, stride, batch_tokens, bos=bos, special=special) for model in (a, b)
+    ]
     cutting = min(cuttings, key=lambda cutting: cutting.window)
+    check_same_bos(*cuttings)
     pair = Pair(Scorer(a, cutting, 0), Scorer(b, cutting, 0), progress or ignore)
     corpus = texts if isinstance(texts, Corpus) else Corpus(as_documents(texts), {})
     of_a, of_b = (
@@ -78,6 +84,14 @@ def check_vocabularies(a: SplitModel, b: SplitModel) -> None:
     for i in sorted(names_a.keys() & names_b.keys()):
         if names_a[i] != names_b[i]:
             raise ValueError(f"token {i} is {names_a[i]!r} to A and {names_b[i]!r} to B: {WAY_OUT}")
+
+
+def check_same_bos(a: Cutting, b: Cutting) -> None:
+    """ValueError where the two models expect windows that begin differently."""
+    if a.bos != b.bos:
+        raise ValueError(
+            f"A's rule for BOS is {a.bos!r} and B's is {b.bos!r}: give one for both, with --bos every, first or none"
+        )
 
 
 def check_same_tokens(tasks: list[Task], others: list[Task]) -> None:

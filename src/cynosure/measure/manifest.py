@@ -8,7 +8,7 @@ from typing import Any
 
 MANIFEST = "manifest.json"
 SEAL = "manifest_sha256"  # of all its other values
-DESCRIBED = ("cynosure", "environment", "units", "shards", SEAL)  # in the manifest, but no part of what a run is
+DESCRIBED = ("cynosure", "environment", "units", "shards", "found", SEAL)  # in it, but no part of what a run is
 PARTS: dict[str, dict[str, type]] = {
     "model": {"name": str, "dtype": str, "weights_sha256": str, "tokenizer_sha256": str},
     "setting": {
@@ -17,6 +17,7 @@ PARTS: dict[str, dict[str, type]] = {
     "cutting": {"protocol": str, "window": int, "stride": int, "batch_tokens": int, "unit_tokens": int},
     "corpus": {},
 }  # fmt: skip
+LATER = ("bos", "special")  # texts in the setting, which runs of earlier versions lack
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -42,10 +43,16 @@ def first_wrong(manifest: dict[str, Any]) -> str | None:
         for name, kind in kinds.items():
             if type(manifest[part].get(name)) is not kind:
                 return f"its {part}.{name} is {shown(manifest[part].get(name))}"
-    if extra := manifest["setting"].keys() - PARTS["setting"].keys():
+    for name in LATER:
+        if not isinstance(manifest["setting"].get(name), str | None):
+            return f"its setting.{name} is {shown(manifest['setting'][name])}"
+    if extra := manifest["setting"].keys() - {*PARTS["setting"], *LATER}:
         return f"it has setting.{min(extra)}"
     if not all(isinstance(note, str) for note in manifest["setting"]["notes"]):
         return "its setting.notes are not texts"
+    found = manifest.get("found", [])
+    if not (isinstance(found, list) and all(isinstance(note, str) for note in found)):
+        return "its found are not texts"
     units, shards = manifest.get("units"), manifest.get("shards")
     if units is not None and (type(units) is not int or units < 1):
         return f"its units is {shown(units)}"

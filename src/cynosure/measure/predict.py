@@ -10,7 +10,7 @@ from cynosure.loss import TokenStats, perplexity
 from cynosure.models import LanguageModel, split
 from cynosure.system.escapes import quoted
 from cynosure.system.numbers import finite
-from cynosure.text import prefix_token, token_texts, tokenize
+from cynosure.text import check_special, prefix_token, token_texts, tokenize
 
 SURE = 0.5
 
@@ -127,15 +127,19 @@ def percent(p: float) -> str:
     return f"{100 * p:.1f}%" if p >= 0.01 else f"{100 * p:.2g}%"
 
 
-def predict(model: LanguageModel, text: str, *, truth: str | None = None, top: int = 10) -> Prediction:
+def predict(
+    model: LanguageModel, text: str, *, truth: str | None = None, top: int = 10, special: str = "text"
+) -> Prediction:
     """The `top` likeliest next tokens after a text, and the loss of `truth`, token by token, if it is given.
 
+    Strings that are special tokens, such as `<|endoftext|>`, are read as `text`, or with `parse` as those tokens.
     Raises ValueError when there is nothing to predict from, the text is longer than the model's positions, the truth is
     empty, or `top` is below 1.
     """
     if top < 1:
         raise ValueError(f"top must be at least 1, got {top}")
-    before, after = split_tokens(model, text, truth)
+    check_special(special)
+    before, after = split_tokens(model, text, truth, special == "parse")
     x = torch.tensor([*before, *after])
     if len(before) == 0:
         raise ValueError(f"nothing to predict from: the text is empty and {model.name} has no token to begin with")
@@ -158,19 +162,24 @@ def predict(model: LanguageModel, text: str, *, truth: str | None = None, top: i
     return Prediction(model.name, text, float(stats.entropy[0]), rows[0], surprises)
 
 
-def split_tokens(model: LanguageModel, text: str, truth: str | None) -> tuple[list[int], list[int]]:
+def split_tokens(
+    model: LanguageModel, text: str, truth: str | None, parse_special: bool
+) -> tuple[list[int], list[int]]:
     """The tokens of the text, led by the prefix, and those of the truth as they follow it.
 
     Both are tokenized together, as they would be in a document; where a token spans the seam, apart.
     """
-    prefix = prefix_token(model.tokenizer)
-    own: list[int] = tokenize(model.tokenizer, text).ids.tolist()
+
+    def read(part: str) -> list[int]:
+        return [int(id_) for id_ in tokenize(model.tokenizer, part, parse_special=parse_special).ids]
+
+    prefix, own = prefix_token(model.tokenizer), read(text)
     before = own if prefix is None else [prefix, *own]
     if truth is None:
         return before, []
-    together: list[int] = tokenize(model.tokenizer, text + truth).ids.tolist()
+    together = read(text + truth)
     same = together[: len(own)] == own
-    after: list[int] = together[len(own) :] if same else tokenize(model.tokenizer, truth).ids.tolist()
+    after = together[len(own) :] if same else read(truth)
     if not after:
         raise ValueError(f"the truth {truth!r} holds no token")
     return before, after

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cynosure.measure.run import Corpus, score
+from cynosure.measure.run import EXPECTED, Corpus, score
 from cynosure.measure.scores import Scores
 from cynosure.measure.store import check_own
 from cynosure.measure.units import DoesNotApply
@@ -21,15 +21,16 @@ def score_all(
     *,
     window: int | None = None,
     stride: int | None = None,
+    bos: str = "auto",
     out: str | Path | None = None,
     say: Callable[[str], None] | None = None,
     **options: Any,
 ) -> dict[str, Scores | str]:
     """The scores under each protocol by its name, or in a sentence why it does not apply to these texts.
 
-    The documents must be such as can be gone through again. `window` and `stride` as of `score`, for the protocols
-    that have them; with `out` each protocol has a folder of its own in it. ValueError when none applies, and for
-    whatever `score` raises it for besides.
+    The documents must be such as can be gone through again. `window`, `stride` and `bos` as of `score`, for the
+    protocols that have them; with `out` each protocol has a folder of its own in it. ValueError when none applies, and
+    for whatever `score` raises it for besides.
     """
     if out is not None and Workers().leads:
         check_all_own(Path(out))
@@ -42,6 +43,7 @@ def score_all(
         if say:
             say(name)
         own: dict[str, Any] = {"window": window, "stride": stride if protocol.strides else None}
+        own["bos"] = bos if name == "sliding" else "auto"
         if out is not None:
             own["out"] = str(Path(out) / name)
         try:
@@ -50,7 +52,22 @@ def score_all(
             found[name] = str(error)
     if all(isinstance(scores, str) for scores in found.values()):
         raise ValueError(str(found["sliding"]))
+    with_costs(found)
     return found
+
+
+def with_costs(found: dict[str, Scores | str]) -> None:
+    """Add to the notes on BOS that is left out what it cost here."""
+    full = found["sliding"]
+    if isinstance(full, str) or full.setting.bos != "every":
+        return
+    best = full.figures["nats_per_token"].value
+    for scores in found.values():
+        if not isinstance(scores, str):
+            own = scores.figures["nats_per_token"].value
+            cost = f": {own:.3f} nats per token here, {best:.3f} under sliding with BOS in every window"
+            notes = tuple(note + cost if note.endswith(EXPECTED) else note for note in scores.setting.notes)
+            scores.setting = scores.setting._replace(notes=notes)
 
 
 def check_all_own(folder: Path) -> None:

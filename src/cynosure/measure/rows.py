@@ -48,6 +48,8 @@ class Facts(NamedTuple):
     sha256: str
     drift: str | None  # why the tokens' bytes are not the text's
     n_prompt_chars: int = 0
+    n_special: int = 0  # strings that are special tokens to the tokenizer
+    special: str = ""  # the first of them
 
 
 class Shard(NamedTuple):

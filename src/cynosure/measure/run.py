@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,9 +26,19 @@ from cynosure.measure.units import Cutting, DoesNotApply, units
 from cynosure.measure.workers import Workers
 from cynosure.models import SplitModel, split
 from cynosure.system.folders import locked
-from cynosure.text import PROTOCOLS, Document, check_protocol, find_sources, prefix_token, read_documents, source_digest
+from cynosure.text import (
+    PROTOCOLS,
+    Document,
+    adds_bos,
+    check_protocol,
+    check_special,
+    find_sources,
+    prefix_token,
+    read_documents,
+    settle_bos,
+    source_digest,
+)
 from cynosure.text.documents import MEASURED, Source
-from cynosure.text.tokens import adds_bos
 
 UNIT_BATCHES = 16  # batches a unit: what a crash can cost, and how many windows are sorted by length together
 TOPK = 5  # likeliest tokens kept in a store
@@ -35,6 +46,11 @@ BOS_TWICE = (
     "lm-evaluation-harness also scores a second BOS after the first with this tokenizer, so its sum is another; "
     "its add_bos_token=False gives the sum here"
 )
+LEFT_OUT = {
+    "first": "{protocol} leaves BOS out of all windows but a text's first",
+    "none": "{protocol} leaves BOS out of every window",
+}
+EXPECTED = "this model expects it in each, for its tokenizer puts it before every text"
 
 log = logging.getLogger("cynosure")
 
@@ -86,6 +102,8 @@ def score(
     protocol: str = "sliding",
     window: int | None = None,
     stride: int | None = None,
+    bos: str = "auto",
+    special: str = "auto",
     batch_tokens: int | None = None,
     compile: bool = False,
     out: str | Path | None = None,
@@ -98,25 +116,30 @@ def score(
     that turns (B, T) ids into (B, T, D) hidden states with its `tokenizer` and `head`. `texts` are strings, each a
     document, paths of files, or `Document`s. `window` is the number of positions the model sees at once, by default the
     protocol's own or as many as the model has; `stride`, of `sliding` and `strided`, how many tokens each further
-    window scores, by default half the window. `batch_tokens` is how many positions go through the model at once, by
-    default what memory has room for, on a CPU at most 1024: it changes speed and memory, not the figures. With
-    `compile` the model's body runs under torch.compile.
+    window scores, by default half the window. `bos` says which windows of `sliding` begin with BOS, or EOS where there
+    is none: `every`, the `first` of each document, or `none`; `auto` is `every` where the tokenizer's own call adds it,
+    else `first`. `special` says how strings that are special tokens, such as `<|endoftext|>`, are read: as the `text`
+    they are, as `sliding` and `llama-cpp` do by default, or `parse`d as those tokens, as the others do. `batch_tokens`
+    is how many positions go through the model at once, by default what memory has room for, on a CPU at most 1024: it
+    changes speed and memory, not the figures, for rows that would change each other go apart. With `compile` the
+    model's body runs under torch.compile.
 
     With `out`, a folder, every unit of work is kept there as soon as it is done, and the same call goes on where an
     interrupted one stopped; without it the tokens are kept in memory, or with `keep=False` the statistics alone.
     `progress` is called after every batch. Under torchrun the processes share the work; the leader's result is whole,
     the others get it from the same store.
 
-    Raises ValueError for a protocol, window or stride that makes no sense here, for a model whose head cannot be read
-    or that gives NaN, for a folder that holds another run, and when there is not one token to score.
+    Raises ValueError for a protocol, window, stride or BOS that makes no sense here, for a model whose head cannot be
+    read or that gives NaN, for a folder that holds another run, and when there is not one token to score.
     """
     split_model = (
         model if isinstance(model, SplitModel) else split(model, tokenizer=tokenizer, head=head, compile=compile)
     )
     corpus = texts if isinstance(texts, Corpus) else Corpus(as_documents(texts), {})
     workers = Workers()
+    cut = partial(make_cutting, split_model, protocol, window, stride, bos=bos, special=special)
     if out is None and workers.count == 1:
-        scorer = Scorer(split_model, make_cutting(split_model, protocol, window, stride, batch_tokens), 0)
+        scorer = Scorer(split_model, cut(batch_tokens), 0)
         return score_in_memory(scorer, corpus, progress or ignore, keep)
     with ExitStack() as stack:
         temporary = out is None and workers.leads
@@ -124,7 +147,7 @@ def score(
         folder = Path(workers.told(made and str(made)))
         kept = None if batch_tokens is not None else planned_batch(folder)
         # The leader's: on an accelerator the budget goes by what is free, which each finds otherwise.
-        cutting = workers.told(make_cutting(split_model, protocol, window, stride, batch_tokens or kept))
+        cutting = workers.told(cut(batch_tokens or kept))
         run = StoredRun(Scorer(split_model, cutting, TOPK), corpus, workers, progress or ignore)
         store = run.score_into(folder)
         scores = Scores.of_store(store)
@@ -152,8 +175,9 @@ def as_documents(texts: Iterable[str | Path | Document]) -> Iterator[Document]:
 
 
 def make_cutting(
-    model: SplitModel, protocol: str, window: int | None, stride: int | None, batch_tokens: int | None
-) -> Cutting:
+    model: SplitModel, protocol: str, window: int | None, stride: int | None, batch_tokens: int | None, *,
+    bos: str = "auto", special: str = "auto",
+) -> Cutting:  # fmt: skip
     """Settle and check how texts are cut for a model."""
     most = model.max_positions
     if window is None:
@@ -170,14 +194,26 @@ def make_cutting(
         raise DoesNotApply(
             f"rolling needs a BOS or EOS token, and the tokenizer of {model.name} has neither: use sliding"
         )
-    return Cutting(protocol, window, stride, batch_tokens, UNIT_BATCHES * batch_tokens)
+    rules = PROTOCOLS[protocol]
+    if special == "auto":
+        special = "parse" if rules.parses else "text"
+    check_special(special)
+    opened = settle_bos(model.tokenizer, rules, bos, model.name)
+    return Cutting(protocol, window, stride, batch_tokens, UNIT_BATCHES * batch_tokens, opened, special)
 
 
 def setting(scorer: Scorer) -> Setting:
+    """What a run's figures are figures of, and what there is to say of that before anything is scored."""
     model, cutting = scorer.model, scorer.cutting
-    twice = cutting.protocol == "rolling" and adds_bos(model.tokenizer)
-    notes = (*model.notes, BOS_TWICE) if twice else model.notes
-    return Setting(model.name, cutting.protocol, cutting.window, cutting.stride, model.dtype, model.device.type, notes)
+    notes = list(model.notes)
+    if cutting.bos in LEFT_OUT and adds_bos(model.tokenizer):
+        notes.append(f"{LEFT_OUT[cutting.bos].format(protocol=cutting.protocol)}, and {EXPECTED}")
+        notes += [BOS_TWICE] if cutting.protocol == "rolling" else []
+    notes += scorer.batching.known(cutting.window)
+    return Setting(
+        model.name, cutting.protocol, cutting.window, cutting.stride, model.dtype, model.device.type, tuple(notes),
+        cutting.bos, cutting.special,
+    )  # fmt: skip
 
 
 def score_in_memory(scorer: Scorer, corpus: Corpus, say: Say, keep: bool) -> Scores:
@@ -186,6 +222,7 @@ def score_in_memory(scorer: Scorer, corpus: Corpus, say: Say, keep: bool) -> Sco
     for tasks, facts in units(scorer.model.tokenizer, corpus.documents, scorer.cutting):
         scores.add(scorer.score(tasks, facts, say), 0.0)
     scores.seconds = max(0.0, time.perf_counter() - start)
+    scores.setting = scores.setting._replace(notes=(*scores.setting.notes, *scorer.batching.found))
     scores.check()
     return scores
 
@@ -227,7 +264,7 @@ class StoredRun(NamedTuple):
         workers.meet()
         store = Store.open(folder)
         if workers.leads:
-            store.finish(n_units)
+            store.finish(n_units, self.scorer.batching.found)
         workers.meet()
         return store if workers.leads else Store.open(folder)
 

@@ -1,6 +1,7 @@
 """The scoring core: units of windows through the model's body, the fused statistics of each token, rows of figures."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cynosure.loss import TokenStats
+from cynosure.measure.batching import Batching, Row, agree, batches, rows_of
 from cynosure.measure.calibration import TEMPERATURES
 from cynosure.measure.rows import Facts, Shard, schema
 from cynosure.measure.units import Cutting, Task
@@ -27,12 +29,16 @@ class Progress(NamedTuple):
 Say = Callable[[Progress], None]
 
 
-class Scorer(NamedTuple):
+@dataclass
+class Scorer:
     """A model, how its texts are cut, and how many likeliest tokens are kept beside each figure."""
 
     model: SplitModel
     cutting: Cutting
     topk: int
+
+    def __post_init__(self) -> None:
+        self.batching = Batching(self.model.regimes)
 
     def score(self, tasks: list[Task], facts: list[Facts], say: Say) -> Shard:
         """Score the windows of a unit; its rows in the order of the text."""
@@ -46,17 +52,35 @@ class Scorer(NamedTuple):
         return Shard(pa.Table.from_arrays(columns(tasks, figures, self.cutting), schema=figures.schema), tuple(facts))
 
     @torch.inference_mode()
-    def states(self, batch: "list[Row]") -> tuple[Tensor, Tensor]:
+    def states(self, batch: list[Row]) -> tuple[Tensor, Tensor]:
         """The hidden states (n, D) before the scored tokens of a batch, and those tokens (n,)."""
+        windows = [(row.task.text.x, row.task.window) for row in batch]
+        target = torch.from_numpy(np.concatenate([x[w.score_start : w.see_stop + 1] for x, w in windows]))
+        hidden = [states for part in self.batching.parts(batch) for states in self.independent(part)]
+        return torch.cat(hidden), target.to(self.model.device)
+
+    def independent(self, part: list[Row]) -> Iterator[Tensor]:
+        """The hidden states (n, D) before the scored tokens of each row, which are those of the row alone.
+
+        Where a model lets rows that go through it together change each other, they go apart.
+        """
+        states = self.forward(part)
+        tried = self.batching.to_try(part)
+        if all(agree(self.forward([part[place]])[0], states[place]) for place in tried):
+            yield from states
+            return
+        self.batching.tighten()
+        for smaller in self.batching.parts(part):
+            yield from self.independent(smaller)
+
+    def forward(self, batch: list[Row]) -> list[Tensor]:
+        """The hidden states (n, D) before the scored tokens of each row, all of which go through the model at once."""
         tasks = [row.task for row in batch]
-        ids, target = (
-            self.ids(tasks),
-            torch.from_numpy(np.concatenate([t.text.x[t.window.score_start : t.window.see_stop + 1] for t in tasks])),
-        )
-        self.model.check_ids(ids, target)
+        ids = self.ids(tasks)
+        targets = np.concatenate([t.text.x[t.window.score_start : t.window.see_stop + 1] for t in tasks])
+        self.model.check_ids(ids, torch.from_numpy(targets))
         hidden = self.model.body(ids.to(self.model.device))
-        scored = [h[t.window.n_seen - t.window.n_scored : t.window.n_seen] for h, t in zip(hidden, tasks, strict=True)]
-        return torch.cat(scored), target.to(self.model.device)
+        return [h[t.window.n_seen - t.window.n_scored : t.window.n_seen] for h, t in zip(hidden, tasks, strict=True)]
 
     def ids(self, tasks: list[Task]) -> Tensor:
         """(n, T): what the model sees of each task's window, filled on the right."""
@@ -66,7 +90,7 @@ class Scorer(NamedTuple):
         return ids
 
     @torch.inference_mode()
-    def put(self, batch: "list[Row]", hidden: Tensor, target: Tensor, figures: "Figures") -> Progress:
+    def put(self, batch: list[Row], hidden: Tensor, target: Tensor, figures: "Figures") -> Progress:
         """Put the figures of a batch's tokens into their rows."""
         stats = self.model.head.stats(hidden, target, topk=self.topk, temperatures=list(TEMPERATURES))
         nll = figures.put(np.concatenate([row.scored for row in batch]), stats)
@@ -81,40 +105,11 @@ class Scorer(NamedTuple):
         x = text.x[window.see_start : window.see_stop]
         return x if text.first is None else np.concatenate([[text.first], x[1:]])
 
-    def check(self, nll: NDArray[Any], batch: "list[Row]") -> None:
+    def check(self, nll: NDArray[Any], batch: list[Row]) -> None:
         if np.isnan(nll).any():
             tasks = [row.task for row in batch]
             reason = self.model.why_not_finite(self.ids(tasks).to(self.model.device))
             raise ValueError(f"{reason} (NaN from {tasks[0].text.facts.name} on)")
-
-
-class Row(NamedTuple):
-    """A task in a batch, and the row of the unit where its rows begin."""
-
-    task: Task
-    at: int
-
-    @property
-    def scored(self) -> NDArray[np.int64]:
-        """The unit's rows that the window's scored tokens fill."""
-        text, window = self.task.text, self.task.window
-        first = self.at + window.score_start - text.lead - self.task.start
-        return np.arange(first, first + window.n_scored)
-
-
-def rows_of(tasks: list[Task]) -> list[Row]:
-    """The tasks of a unit that see anything, each with its place among the rows."""
-    starts = np.cumsum([0, *(task.stop - task.start for task in tasks)]).tolist()
-    return [Row(task, start) for task, start in zip(tasks, starts, strict=False) if task.window.n_seen]
-
-
-def batches(rows: list[Row], batch_tokens: int) -> Iterator[list[Row]]:
-    """Rows of like length, the longest first, as many together as pad to `batch_tokens` positions, at least one."""
-    rows = sorted(rows, key=lambda row: -row.task.window.n_seen)
-    while rows:
-        n_rows = max(1, batch_tokens // rows[0].task.window.n_seen)
-        yield rows[:n_rows]
-        rows = rows[n_rows:]
 
 
 class Figures:

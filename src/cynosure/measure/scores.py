@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,6 +23,7 @@ from cynosure.measure.store import SUMMARY, Store
 from cynosure.measure.units import DoesNotApply
 from cynosure.system.folders import READ_ONLY
 from cynosure.system.numbers import finite
+from cynosure.text import read_as
 
 SHOWN = 20  # costliest tokens and spans in the JSON
 MOST_DOCUMENTS = 200  # in the JSON, those with most nats
@@ -39,9 +41,13 @@ class Setting(NamedTuple):
     dtype: str
     device: str
     notes: tuple[str, ...]
+    bos: str | None = None  # which windows begin with it: `every`, `first`, `none`; None in runs of earlier versions
+    special: str | None = None  # how strings that are special tokens are read: `text` or `parse`; None likewise
 
     def to_json(self) -> dict[str, Any]:
-        return self._asdict() | {"notes": list(self.notes)}
+        values = self._asdict()
+        notes = list(values.pop("notes"))  # which follow from the others
+        return values | {"notes": notes}
 
     @classmethod
     def of_json(cls, values: dict[str, Any]) -> "Setting":
@@ -77,7 +83,8 @@ class Scores:
     @classmethod
     def of_store(cls, store: Store) -> "Scores":
         """The scores of a finished run on disk. Raises ValueError when it is unfinished or damaged."""
-        found = cls(Setting.of_json(store.manifest["setting"]), store=store)
+        setting = Setting.of_json(store.manifest["setting"])
+        found = cls(setting._replace(notes=(*setting.notes, *store.found)), store=store)
         try:
             for shard, seconds in store.read_all(COLUMNS):
                 found.add(shard, seconds)
@@ -207,7 +214,11 @@ class Scores:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the figures must know."""
-        return (*self.setting.notes, *notes(self.statistics, self.intervals.method))
+        having: Counter[str] = Counter()
+        for fact in filter(lambda fact: fact.n_special, self.statistics.facts.values()):
+            having[fact.special] += fact.n_special
+        read = read_as(having, self.setting.special) if self.setting.special else ()
+        return (*self.setting.notes, *read, *notes(self.statistics, self.intervals.method))
 
     def to_json(self) -> dict[str, Any]:
         """Everything by the names of the contract, and more after them; what is not finite or not known is None."""
@@ -230,6 +241,9 @@ class Scores:
             "interval": self.method._asdict(),
             "effective_tokens": finite(self.intervals.effective_tokens),
             "unscored_documents": [fact.name for fact in statistics.unscored()],
+            "bos": self.setting.bos,
+            "special": self.setting.special,
+            "special_strings": sum(fact.n_special for fact in facts.values()),
             "replaced": sum(fact.n_replaced for fact in facts.values()),
             "notes": list(self.notes),
             "by_class": breakdown.by_class(statistics),

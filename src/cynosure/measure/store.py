@@ -3,7 +3,7 @@
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from itertools import count
 from pathlib import Path
@@ -208,9 +208,16 @@ class Store:
                 raise self.twice(number)
         yield from (self.read(number, columns) for number in range(n_units))
 
-    def finish(self, n_units: int) -> None:
-        """Record that all there is to score has been scored, and by which shards."""
+    @property
+    def found(self) -> tuple[str, ...]:
+        """What a reader must know that was found while the run was scored."""
+        return tuple(self.manifest.get("found", ()))
+
+    def finish(self, n_units: int, found: Iterable[str] = ()) -> None:
+        """Record that all there is to score has been scored, by which shards, and what was found in doing so."""
         self.manifest = self.manifest | {"units": n_units}
+        if notes := list(dict.fromkeys((*self.found, *found))):
+            self.manifest |= {"found": notes}
         if (first := self.first_missing) is not None:
             raise ValueError(f"shard {first} has vanished from {self.folder}: {AGAIN}")
         shards = [self.files[number][0].digest for number in range(n_units)]

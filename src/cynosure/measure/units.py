@@ -25,6 +25,8 @@ class Cutting(NamedTuple):
     stride: int
     batch_tokens: int  # positions computed at once
     unit_tokens: int  # positions after which a unit ends
+    bos: str  # which windows begin with it: `every`, the `first` of each text, or `none`
+    special: str  # strings that are special tokens are read as `text`, or `parse`d as those
 
     @property
     def rules(self) -> Protocol:
@@ -97,8 +99,9 @@ def texts(documents: Iterable[Document], protocol: Protocol) -> Iterator[tuple[D
 def prepare(tokenizer: Any, number: int, document: Document, n_joined: int, cutting: Cutting) -> Text:
     """Tokenize a document, account for its bytes and cut its windows."""
     rules, given = cutting.rules, document.n_prompt_chars
-    tokens = tokenize(tokenizer, document.text, n_prompt_chars=given, special=not rules.led)
-    prefix = prefix_token(tokenizer) if rules.led else None
+    parsed = cutting.special == "parse"
+    tokens = tokenize(tokenizer, document.text, n_prompt_chars=given, special=not rules.led, parse_special=parsed)
+    prefix = prefix_token(tokenizer) if rules.led and cutting.bos != "none" else None
     lead = 0 if prefix is None else 1
     x = np.concatenate([np.array([prefix], dtype=np.int64), tokens.ids]) if lead else tokens.ids
     if rules.led:
@@ -123,14 +126,12 @@ def prepare(tokenizer: Any, number: int, document: Document, n_joined: int, cutt
         hashlib.sha256(data).hexdigest(),
         tokens.drift,
         document.n_prompt_chars,
+        len(tokens.special),
+        tokens.special[0] if tokens.special else "",
     )
-    first = int(x[0]) if rules.overwrites and added_bos(tokenizer, tokens) else None
+    # A window that sees [p] + t[a:b] is one over p and t together whose first token, t[a - 1] or p, gives way to p.
+    first = prefix_token(tokenizer) if cutting.bos == "every" else None
     return Text(facts, tokens, x, lead, first, byte_stops(tokens, facts), windows)
-
-
-def added_bos(tokenizer: Any, tokens: Tokens) -> bool:
-    """Whether the first token is a BOS that the tokenizer put in."""
-    return bool(tokens.pieces) and not tokens.pieces[0] and tokens.ids[0] == tokenizer.bos_token_id
 
 
 def byte_stops(tokens: Tokens, facts: Facts) -> Ints | None:

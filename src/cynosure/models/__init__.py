@@ -8,5 +8,6 @@ from cynosure.models.head import read_head as read_head
 from cynosure.models.load import LanguageModel as LanguageModel
 from cynosure.models.load import load as load
 from cynosure.models.packed import check_apart as check_apart
+from cynosure.models.regimes import Regimes as Regimes
 from cynosure.models.split import SplitModel as SplitModel
 from cynosure.models.split import split as split

@@ -13,6 +13,7 @@ from cynosure.models.digest import add_tensors
 from cynosure.models.finite import check_finite, why_not_finite
 from cynosure.models.head import Head, check_causal, hidden_states, read_head
 from cynosure.models.load import LanguageModel, load
+from cynosure.models.regimes import Forgetting, Regimes, read_regimes
 from cynosure.patching.ids import check_ids, embedding_rows
 
 OF_ORIGIN = ("_name_or_path", "transformers_version", "architectures", "dtype", "use_cache")  # no logit hangs on it
@@ -33,6 +34,7 @@ class SplitModel:
     notes: tuple[str, ...] = ()  # what a reader of the figures must know of the model
     code: dict[str, str] = field(default_factory=dict)  # as `LanguageModel` has it
     n_embeddings: int | None = None  # ids that it has an embedding of, where that is known
+    regimes: Regimes = field(default_factory=Regimes)  # lengths of texts that may go through it together
 
     @property
     def device(self) -> torch.device:
@@ -121,9 +123,14 @@ def split(
 
 
 def of_language_model(model: LanguageModel) -> SplitModel:
-    head = read_head(model.model, model.name)
+    head, forget = read_head(model.model, model.name), Forgetting(model.model)
+
+    def run(ids: Tensor) -> Tensor:
+        forget()
+        return hidden_states(model.model, ids)
+
     return SplitModel(
-        lambda ids: hidden_states(model.model, ids),
+        run,
         head,
         model.tokenizer,
         model.name,
@@ -132,6 +139,7 @@ def of_language_model(model: LanguageModel) -> SplitModel:
         model.notes,
         model.code,
         embedding_rows(model.model),
+        read_regimes(model.model),
     )
 
 
@@ -149,7 +157,10 @@ def of_parts(body: nn.Module, head: nn.Module | Tensor | Head, tokenizer: Any) -
         head = Head(head.detach(), None, 1.0, None)
     ids = torch.arange(8, device=head.weight.device)[None] % head.weight.shape[0]
 
+    forget = Forgetting(body)
+
     def run(ids: Tensor) -> Tensor:
+        forget()
         found = body(ids)
         states: Tensor = found if isinstance(found, Tensor) else found.last_hidden_state
         return states
@@ -164,4 +175,4 @@ def of_parts(body: nn.Module, head: nn.Module | Tensor | Head, tokenizer: Any) -
         check_finite(body, type(body).__name__, hidden, lambda: run(ids))
         later = torch.cat([ids[:, :4], ids[:, :4].flip(1)], 1)
         check_causal(type(body).__name__, hidden[:, :4], run(later)[:, :4])
-    return SplitModel(run, head, tokenizer, type(body).__name__, None, own)
+    return SplitModel(run, head, tokenizer, type(body).__name__, None, own, regimes=read_regimes(body))

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cynosure.text.tokens import Ints, prefix_token, text_ids, tokenize
+from cynosure.text.opening import prefix_token
+from cynosure.text.tokens import Ints, text_ids, tokenize
 
 IGNORED = -100  # a target that is not to be predicted
 
@@ -51,18 +52,19 @@ class Tokenised(NamedTuple):
 
 
 def document_ids(
-    tokenizer: Any, separators: Separators, text: str, n_prompt_chars: int = 0
+    tokenizer: Any, separators: Separators, text: str, n_prompt_chars: int = 0, *, parse_special: bool = False
 ) -> tuple[Ints, NDArray[np.bool_]]:
     """The tokens of a document in a row, (n,), and which of them are to be predicted, (n,); a prompt's are not.
 
-    Where the opening token is the ending one too, it is predicted: as the end of the document before.
+    Where the opening token is the ending one too, it is predicted: as the end of the document before. `parse_special`
+    as of `tokenize`.
     """
     n_opening, n_prompt = int(separators.opening is not None), 0
     if n_prompt_chars:
-        tokens = tokenize(tokenizer, text, n_prompt_chars=n_prompt_chars)
+        tokens = tokenize(tokenizer, text, n_prompt_chars=n_prompt_chars, parse_special=parse_special)
         own, n_prompt = tokens.ids, tokens.n_prompt
     else:
-        own = text_ids(tokenizer, text)
+        own = text_ids(tokenizer, text, parse_special=parse_special)
     ids = separators.around(own)
     predicted = np.arange(len(ids)) >= max(1, n_prompt + n_opening)
     predicted[:1] = separators.shared

@@ -16,7 +16,7 @@ import json
 import logging
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -133,31 +133,33 @@ class Seams(NamedTuple):
 KNOWN: WeakKeyDictionary[Any, tuple[int, Seams | None]] = WeakKeyDictionary()
 
 
-def in_pieces(tokenizer: Any, text: str) -> Iterator[str]:
+def in_pieces(tokenizer: Any, text: str, reading: Mapping[str, bool] | None = None) -> Iterator[str]:
     """A text in pieces that together have the tokens it has: one where it is short or no seam is known.
 
+    `reading` are options with which the tokenizer is called.
     Only the first piece may have a space put before it. A piece that takes much memory is announced.
     """
     seams = seams_of(tokenizer) if len(text) > PIECE_CHARS else None
     start = 0
-    while seams is not None and (at := next_seam(tokenizer, seams, text, start + PIECE_CHARS)) is not None:
+    while seams is not None and (at := next_seam(tokenizer, seams, text, start + PIECE_CHARS, reading)) is not None:
         yield text[start:at]
         start = at
     announce(len(text) - start)
     yield text[start:] if start else text
 
 
-def next_seam(tokenizer: Any, seams: Seams, text: str, start: int) -> int | None:
+def next_seam(tokenizer: Any, seams: Seams, text: str, start: int, reading: Mapping[str, bool] | None) -> int | None:
     """The first place from `start` on where a text can be cut; None where there is none."""
     candidates = islice(seams.places.candidates(text, start), MAX_TRIES)
-    return next((at for at in candidates if seams.clear(text, at) and holds(tokenizer, text, at)), None)
+    return next((at for at in candidates if seams.clear(text, at) and holds(tokenizer, text, at, reading)), None)
 
 
-def holds(tokenizer: Any, text: str, at: int) -> bool:
+def holds(tokenizer: Any, text: str, at: int, reading: Mapping[str, bool] | None) -> bool:
     """Whether the text around a cut has the same tokens in one piece and in two."""
     left, right = text[max(0, at - CONTEXT_CHARS) : at], text[at : at + CONTEXT_CHARS]
     whole, *parts = (
-        call(tokenizer, part, add_special_tokens=False, verbose=False).input_ids for part in (left + right, left, right)
+        call(tokenizer, part, add_special_tokens=False, verbose=False, **(reading or {})).input_ids
+        for part in (left + right, left, right)
     )
     same: bool = whole == parts[0] + parts[1]
     return same

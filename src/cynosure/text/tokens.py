@@ -1,6 +1,6 @@
 """Tokens of a text, and exactly the bytes of it that each one covers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from cynosure.text.calling import call
 from cynosure.text.seams import announce, in_pieces
+from cynosure.text.special import special_strings, spelled_out
 
 Ints = NDArray[np.int64]
 Rule = Callable[[str], bytes]
@@ -20,13 +21,14 @@ class Tokens(NamedTuple):
 
     Special tokens that the tokenizer puts in cover none. Where the tokenizer changes the text, `drift` says how; then
     `pieces` are how the tokens spell themselves, which are not the text's bytes. The first `n_prompt` tokens are given,
-    not scored.
+    not scored. `special` are the strings in the text that are special tokens, however they were read.
     """
 
     ids: Ints
     pieces: list[bytes]
     n_prompt: int
     drift: str | None
+    special: tuple[str, ...] = ()
 
     @property
     def n_bytes(self) -> Ints | None:
@@ -53,26 +55,16 @@ def begins_character(data: bytes) -> NDArray[np.bool_]:
     return begins
 
 
-def prefix_token(tokenizer: Any) -> int | None:
-    """The token that stands before a document so that its first token can be scored: BOS, else EOS, else none."""
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    found = bos if bos is not None else eos
-    return None if found is None else int(found)
-
-
-def adds_bos(tokenizer: Any) -> bool:
-    """Whether the tokenizer's own call puts BOS before a text."""
-    ids = call(tokenizer, "a").input_ids
-    return bool(ids) and tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
-
-
-def tokenize(tokenizer: Any, text: str, *, n_prompt_chars: int = 0, special: bool = False) -> Tokens:
+def tokenize(
+    tokenizer: Any, text: str, *, n_prompt_chars: int = 0, special: bool = False, parse_special: bool = False
+) -> Tokens:
     """Encode a text with a transformers tokenizer and account for its bytes: those of the tokens are the text's, or
     `drift` says why they are not. Byte-level tokens are exact even where they split a character.
 
     The first `n_prompt_chars` characters are a prompt. It is encoded together with what follows, as in a document;
     where a token spans the seam, apart. With `special` the tokens are those of the tokenizer's own call, BOS and all,
-    else without special ones; such as stand in the text itself are the text's either way.
+    else without special ones. The strings in the text that are special tokens are the characters they are, or with
+    `parse_special` those tokens; added tokens that are not special are tokens either way.
 
     White space that a tokenizer throws away goes with the token after it, at the end with the last; anything else that
     it throws away is drift. Unknown tokens cover what they stand for. Raises ValueError for a prompt longer than the
@@ -87,10 +79,12 @@ def tokenize(tokenizer: Any, text: str, *, n_prompt_chars: int = 0, special: boo
     """
     if not 0 <= n_prompt_chars <= len(text):
         raise ValueError(f"n_prompt_chars must be from 0 to the text's {len(text)} characters, got {n_prompt_chars}")
-    before, own, after = encode(tokenizer, text, special)
+    strings = tuple(special_strings(tokenizer, text))
+    reading = reading_of(strings, parse_special)
+    before, own, after = encode(tokenizer, text, special, reading)
     n_prompt = 0
     if n_prompt_chars:
-        own, n_prompt = parted(tokenizer, text, n_prompt_chars, own)
+        own, n_prompt = parted(tokenizer, text, n_prompt_chars, own, reading)
         n_prompt += len(before)
     pieces = [b""] * len(before) + own.pieces + [b""] * len(after)
     if own.drift is None and b"".join(pieces) != text.encode():
@@ -98,7 +92,12 @@ def tokenize(tokenizer: Any, text: str, *, n_prompt_chars: int = 0, special: boo
     ids = own.ids
     if before or after:
         ids = np.concatenate([np.array(before, np.int64), ids, np.array(after, np.int64)])
-    return Tokens(ids, pieces, n_prompt, own.drift)
+    return Tokens(ids, pieces, n_prompt, own.drift, strings)
+
+
+def reading_of(strings: Sequence[str], parse_special: bool) -> dict[str, bool]:
+    """The options of a tokenizer's call by which it reads the special tokens in a text; none where it has none."""
+    return {"split_special_tokens": not parse_special} if strings else {}
 
 
 class Own(NamedTuple):
@@ -111,29 +110,31 @@ class Own(NamedTuple):
     spells: bool = False  # every token is spelled as the text is, without a look at the offsets
 
 
-def encode(tokenizer: Any, text: str, special: bool) -> tuple[list[int], Own, list[int]]:
+def encode(tokenizer: Any, text: str, special: bool, reading: Mapping[str, bool]) -> tuple[list[int], Own, list[int]]:
     """The ids that a tokenizer puts before a text, the text's own tokens, and the ids put after them.
 
     A long text is encoded in pieces where that is the same; where the tokens do not spell it, as a whole.
     """
     before, after, ids, spelled = [], [], [], []
-    for number, part in enumerate(in_pieces(tokenizer, text)):
-        before_part, own, after_part = encode_whole(tokenizer, part, special and not number)
+    for number, part in enumerate(in_pieces(tokenizer, text, reading)):
+        before_part, own, after_part = encode_whole(tokenizer, part, special and not number, reading)
         if len(part) == len(text):
             return before_part, own, after_part
         if not number:
             before, after = before_part, after_part
         if not own.spells:
             announce(len(text))
-            return encode_whole(tokenizer, text, special)
+            return encode_whole(tokenizer, text, special, reading)
         ids.append(own.ids)
         spelled += own.pieces
     return before, Own(np.concatenate(ids), spelled, spells=True), after
 
 
-def encode_whole(tokenizer: Any, text: str, special: bool) -> tuple[list[int], Own, list[int]]:
+def encode_whole(
+    tokenizer: Any, text: str, special: bool, reading: Mapping[str, bool]
+) -> tuple[list[int], Own, list[int]]:
     """The same in one piece."""
-    encoded = call(tokenizer, text, add_special_tokens=special, verbose=False)
+    encoded = call(tokenizer, text, add_special_tokens=special, verbose=False, **reading)
     encoding = encoded.encodings[0] if tokenizer.is_fast else None
     ids: list[int] = list(encoded.input_ids)
     start, stop = 0, len(ids)
@@ -141,16 +142,34 @@ def encode_whole(tokenizer: Any, text: str, special: bool) -> tuple[list[int], O
         own = np.flatnonzero(np.array(encoding.special_tokens_mask) == 0)
         start, stop = (int(own[0]), int(own[-1]) + 1) if len(own) else (stop, stop)
     elif special:  # the masks of tokenizers in Python are not to be relied on
-        bare = list(call(tokenizer, text, add_special_tokens=False, verbose=False).input_ids)
+        bare = list(call(tokenizer, text, add_special_tokens=False, verbose=False, **reading).input_ids)
         starts = (i for i in range(len(ids) - len(bare) + 1) if ids[i : i + len(bare)] == bare)
         start, stop = next(((i, i + len(bare)) for i in starts), (start, stop))
-    return ids[:start], account(tokenizer, ids[start:stop], text, encoding, start), ids[stop:]
+    found = account(tokenizer, ids[start:stop], text, encoding, start)
+    if reading.get("split_special_tokens"):
+        found = without_special(tokenizer, found)
+    return ids[:start], found, ids[stop:]
 
 
-def text_ids(tokenizer: Any, text: str) -> Ints:
-    """The ids (N,) of a text alone, without special tokens put in."""
-    parts = (call(tokenizer, part, add_special_tokens=False, verbose=False) for part in in_pieces(tokenizer, text))
-    return np.concatenate([np.array(part.input_ids, np.int64) for part in parts])
+def without_special(tokenizer: Any, own: Own) -> Own:
+    """A text's own tokens, special ones among them spelled out where they cover what they are written as."""
+    ids, pieces = own.ids.tolist(), list(own.pieces)
+    for place, spelling in reversed(spelled_out(tokenizer, ids)):
+        parts = spell(tokenizer, spelling)
+        if own.spans is None and pieces[place] == b"".join(parts):
+            ids[place : place + 1], pieces[place : place + 1] = spelling, parts
+    return own._replace(ids=np.array(ids, np.int64), pieces=pieces)
+
+
+def text_ids(tokenizer: Any, text: str, *, parse_special: bool = False) -> Ints:
+    """The ids (N,) of a text alone, without special tokens put in; `parse_special` as of `tokenize`."""
+    reading = reading_of(special_strings(tokenizer, text), parse_special)
+    pieces = in_pieces(tokenizer, text, reading)
+    parts = (call(tokenizer, piece, add_special_tokens=False, verbose=False, **reading) for piece in pieces)
+    ids = np.concatenate([np.array(part.input_ids, np.int64) for part in parts])
+    if reading.get("split_special_tokens") and spelled_out(tokenizer, ids.tolist()):
+        return tokenize(tokenizer, text).ids
+    return ids
 
 
 def account(tokenizer: Any, numbers: list[int], text: str, encoding: Any, start: int) -> Own:
@@ -170,13 +189,13 @@ def account(tokenizer: Any, numbers: list[int], text: str, encoding: Any, start:
     return Own(ids, spelled, drift, spans) if drift else Own(ids, aligned(spelled, spans, data))
 
 
-def parted(tokenizer: Any, text: str, n_prompt_chars: int, own: Own) -> tuple[Own, int]:
+def parted(tokenizer: Any, text: str, n_prompt_chars: int, own: Own, reading: Mapping[str, bool]) -> tuple[Own, int]:
     """A text's tokens and how many of them are its prompt's: as they are if one ends where it does, else apart."""
     prompt, completion = text[:n_prompt_chars], text[n_prompt_chars:]
     n_prompt = tokens_of(own, prompt)
     if n_prompt is not None:
         return own, n_prompt
-    (_, a, _), (_, b, _) = (encode(tokenizer, part, False) for part in (prompt, completion))
+    (_, a, _), (_, b, _) = (encode(tokenizer, part, False, reading) for part in (prompt, completion))
     drift = a.drift or b.drift
     return Own(np.append(a.ids, b.ids), a.pieces + b.pieces, drift and (own.drift or drift)), len(a.ids)
 

@@ -36,6 +36,7 @@ class Protocol(NamedTuple):
     led: bool = False  # x is a document's tokens led by BOS, else EOS; else x is what the tokenizer's own call gives
     joined: bool = False  # the documents are one text
     overwrites: bool = False  # a BOS that the tokenizer adds takes the place of each window's first token
+    parses: bool = False  # strings that are special tokens are read as those where nobody says
     unscored: str = "first of window"  # why what stands before a window's scored tokens is left out
     least: int = 1  # windows
     alone: bool = False  # takes one document
@@ -112,7 +113,7 @@ PROTOCOLS = {
             1024,
             led=True,
             strides=True,
-            unscored="first of document: the tokenizer has neither BOS nor EOS to stand before it",
+            unscored="first of document: neither BOS nor EOS stands before it",
         ),
         Protocol(
             "rolling",
@@ -121,6 +122,7 @@ PROTOCOLS = {
             led_windows,
             1024,
             led=True,
+            parses=True,
         ),
         Protocol(
             "strided",
@@ -129,6 +131,7 @@ PROTOCOLS = {
             strided_windows,
             1024,
             joined=True,
+            parses=True,
             strides=True,
         ),
         Protocol(
@@ -138,6 +141,7 @@ PROTOCOLS = {
             strided_windows,
             1024,
             joined=True,
+            parses=True,
             strides=True,
         ),
         Protocol(
@@ -159,6 +163,7 @@ PROTOCOLS = {
             block_windows,
             2048,
             joined=True,
+            parses=True,
         ),
     )
 }

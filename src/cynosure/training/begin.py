@@ -10,9 +10,10 @@ from cynosure import __version__
 from cynosure.loss.gemm import providers
 from cynosure.measure import Corpus
 from cynosure.measure.manifest import difference
-from cynosure.models import LanguageModel, check_apart, load
+from cynosure.models import LanguageModel, Regimes, check_apart, load
 from cynosure.models.digest import weights_digest
 from cynosure.models.load import find_code, find_device, find_tokenizer, load_tokenizer, locate
+from cynosure.models.regimes import read_regimes
 from cynosure.patching import Patch
 from cynosure.patching.ids import check_ids, embedding_rows
 from cynosure.text import Division, Packed, TooLong, WholePacked
@@ -137,7 +138,7 @@ def begin_anew(
     folder.clear_begun()
     with folder.replacing(DATA) as place:
         tokenizer = tokenizer_of(settings, division, started, consent)
-        data = write_data(place, division, tokenizer)
+        data = write_data(place, division, tokenizer, parse_special=settings.special == "parse")
         model = started.model if started else new_model(
             settings.size, data.tokenizer(consent.trust_remote_code), 8, settings.seed
         )  # fmt: skip
@@ -147,6 +148,8 @@ def begin_anew(
         most = started.max_positions if started else None
         packing = packed_anew(data, division, settings, most).packing
         plan = make_plan(settings, n_parameters, packing.epoch_tokens, most, processes, kind)
+        if (said := regimes_note(read_regimes(model), plan.row_tokens)) is not None:
+            watcher.note(said)
     code = code_of(settings) if consent.trust_remote_code else {}
     folder.put_manifest({
         "cynosure": __version__,
@@ -177,6 +180,17 @@ def packed_anew(
     except TooLong as error:
         name = trained_on(division, error.number).name
         raise ValueError(f"{name}: {error}: give longer rows with --row-tokens, or --overlong cut or drop") from None
+
+
+def regimes_note(regimes: Regimes, row_tokens: int) -> str | None:
+    """What to say of rows so long that one document may change the rotary positions of the others in its batch."""
+    if not regimes.of(row_tokens):
+        return None
+    edge = regimes.edges[0]
+    return (
+        f"a document of more than {edge:,} tokens changes the rotary positions of all others in its batch, as the "
+        f"model has it: --row-tokens {edge} keeps them as they are alone"
+    )
 
 
 def chosen_dtype(settings: TrainSettings) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -19,9 +20,11 @@ from cynosure.text import (
     Tokenised,
     WholePacked,
     document_ids,
+    read_as,
+    special_strings,
     spell,
     train_tokenizer,
-)  # fmt: skip
+)
 from cynosure.text.tokens import Ints
 from cynosure.training.integrity import Damaged, parse_lines, reading
 from cynosure.training.presets import Preset
@@ -133,31 +136,38 @@ def trained_on(division: Division, number: int) -> Document:
     return next(islice((document for document in division.train() if document.text), number, None))
 
 
-def write_data(folder: Path, division: Division, tokenizer: Any) -> Data:
-    """Write the data of a run into a new folder. OSError where there is no room."""
+def write_data(folder: Path, division: Division, tokenizer: Any, *, parse_special: bool = False) -> Data:
+    """Write the data of a run into a new folder; `parse_special` as of `tokenize`. OSError where there is no room."""
     folder.mkdir(parents=True)
-    told, known = write_train(folder, division.train(), tokenizer)
+    told, known, strings = write_train(folder, division.train(), tokenizer, parse_special)
     n_valid, asked = write_valid(folder / VALID, division.valid())
     tokenizer.save_pretrained(folder / TOKENIZER)
+    notes = [*division.notes, *read_as(strings, "parse" if parse_special else "text")]
     found = Facts(
         **told, train_bytes=int(known.sum()), valid_documents=n_valid, valid_bytes=int(asked.sum()),
-        unigram_bits_per_byte=unigram_bits(known, asked), notes=tuple(division.notes),
+        unigram_bits_per_byte=unigram_bits(known, asked), notes=tuple(notes),
     )  # fmt: skip
     return Data(folder, found)
 
 
-def write_train(folder: Path, documents: Iterator[Document], tokenizer: Any) -> tuple[dict[str, Any], Ints]:
-    """The tokens of the documents to train on, one document at a time; their facts, and the number of each byte (256,).
+def write_train(
+    folder: Path, documents: Iterator[Document], tokenizer: Any, parse_special: bool
+) -> tuple[dict[str, Any], Ints, Counter[str]]:
+    """The tokens of the documents to train on, one document at a time; their facts, the number of each byte (256,),
+    and of each string that is a special token.
 
     Empty documents are passed over.
     """
     separators, widths = Separators.of(tokenizer), token_widths(tokenizer)
     lengths, prompted, found, spelled = [], [], np.zeros(256, np.int64), 0
+    strings: Counter[str] = Counter()
     with (folder / TOKENS).open("wb") as file, (folder / PREDICTED).open("wb") as flags:
         for document in documents:
             if not document.text:
                 continue
-            ids, predicted = document_ids(tokenizer, separators, document.text, document.n_prompt_chars)
+            text, given = document.text, document.n_prompt_chars
+            ids, predicted = document_ids(tokenizer, separators, text, given, parse_special=parse_special)
+            strings.update(special_strings(tokenizer, text))
             file.write(ids.astype(np.int32).tobytes())
             flags.write(predicted.tobytes())
             lengths.append(len(ids))
@@ -169,7 +179,7 @@ def write_train(folder: Path, documents: Iterator[Document], tokenizer: Any) -> 
     kept |= {name: -1 if token is None else token for name, token in separators._asdict().items()}
     np.savez(folder / DOCUMENTS, **kept)
     told = {"train_documents": len(lengths), "train_tokens": int(edges[-1]), "bytes_known": int(found.sum()) == spelled}
-    return told, found
+    return told, found, strings
 
 
 def write_valid(path: Path, documents: Iterable[Document]) -> tuple[int, Ints]:

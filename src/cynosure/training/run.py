@@ -255,7 +255,7 @@ class Run:
         documents = shortened(self.data.valid(), self.validation_bytes())
         return Validator(
             model, self.tokenizer, documents, self.folder, self.watcher, row_tokens=self.plan.row_tokens,
-            leads=self.workers.leads, seed=self.settings.seed,
+            leads=self.workers.leads, seed=self.settings.seed, special=self.settings.special,
         ) if documents else None  # fmt: skip
 
     def running(self, training: Any) -> Figures:
@@ -297,8 +297,9 @@ class Run:
             self.watcher.note(f"scoring all that is held out, {named(len(documents), 'document')}")
             with self.watcher.scoring(sum(len(document.text.encode()) for document in documents)) as progress:
                 scores = score_into(
-                    model, documents, folder / SCORES, self.plan.row_tokens, self.workers.leads, progress
-                )
+                    model, documents, folder / SCORES, self.plan.row_tokens, self.workers.leads, progress,
+                    self.settings.special,
+                )  # fmt: skip
         baseline = self.data.facts.unigram_bits_per_byte
         validated = best if folder.best_first([best]) else None
         return Trained(folder.path, self.plan, self.manifest["parameters"], validated, scores, baseline)

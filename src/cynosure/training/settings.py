@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cynosure.models.packaged import PACKAGED
-from cynosure.text import OVERLONG
+from cynosure.text import OVERLONG, SPECIAL
 from cynosure.training.presets import Preset, find_preset
 
 SCHEDULES = ("cosine", "wsd")
@@ -33,6 +33,7 @@ class TrainSettings:
     lora: int | None = None  # rank of updates that alone are trained
     tokenizer: str | None = None  # from scratch: whose tokens; None makes a vocabulary of the text
     vocab_size: int | None = None  # of that
+    special: str = "text"  # strings that are special tokens are read as text, or as those tokens: "parse"
     hold_out: float = 0.1  # share of the documents
     tokens: int | None = None  # trained on in all
     batch_tokens: int | None = None  # of a step, over all processes
@@ -95,7 +96,8 @@ class TrainSettings:
                 f"Trainer takes the first accelerator that it sees: instead of --device {self.device} set "
                 f"CUDA_VISIBLE_DEVICES, and torchrun trains on several"
             )
-        for name, known in (("schedule", SCHEDULES), ("dtype", DTYPES), ("overlong", OVERLONG)):
+        known_values = (("schedule", SCHEDULES), ("dtype", DTYPES), ("overlong", OVERLONG), ("special", SPECIAL))
+        for name, known in known_values:
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}: there is {', '.join(known)}")
         self._check_numbers()
@@ -132,6 +134,7 @@ class TrainSettings:
 
     @classmethod
     def of_json(cls, values: dict[str, Any]) -> "TrainSettings":
+        values = {"special": "parse"} | values  # as earlier versions did
         return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
     def sizes(self, max_positions: int | None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from cynosure.models import LanguageModel, SplitModel, split
 from cynosure.models.head import current_head
 from cynosure.patching import find_causal_lm
 from cynosure.system.numbers import finite
-from cynosure.text import Document, prefix_token
+from cynosure.text import Document, prefix_token, text_ids
 from cynosure.training.folder import SAMPLES, VALIDATION, VALIDATIONS, RunFolder
 from cynosure.training.sharding import is_sharded, whole
 from cynosure.training.watch import Figures, Watcher
@@ -34,20 +34,20 @@ class Validator:
 
     def __init__(
         self, model: Any, tokenizer: Any, documents: list[Document], folder: RunFolder, watcher: Watcher, *,
-        row_tokens: int, leads: bool, seed: int,
+        row_tokens: int, leads: bool, seed: int, special: str = "text",
     ) -> None:  # fmt: skip
         self.model = LanguageModel(find_causal_lm(model), tokenizer, folder.path.resolve().name)
         self.split = None if is_sharded(model) else split(self.model)
         self.forward = self.model.model.forward  # Accelerate is going to put autocast around it
         self.documents, self.folder, self.watcher = documents, folder, watcher
-        self.row_tokens, self.leads, self.seed = row_tokens, leads, seed
+        self.row_tokens, self.leads, self.seed, self.special = row_tokens, leads, seed, special
 
     def __call__(self, step: int, tokens: int) -> Figures:
         """Score, write samples, add a line for each, and tell the watcher."""
         place = self.folder / VALIDATIONS / f"step-{step:06d}"
         with in_place(self.model.model, self.forward):
             model, parted = self.live()
-            scores = score_into(parted, self.documents, place, self.row_tokens, self.leads)
+            scores = score_into(parted, self.documents, place, self.row_tokens, self.leads, special=self.special)
         found = {"step": step, "tokens": tokens} | figures_of(scores)
         samples: list[Figures] = []
         if self.leads:
@@ -71,7 +71,7 @@ class Validator:
         """Texts that the model writes by itself, the same random numbers each time."""
         opening, text = prefix_token(model.tokenizer), self.documents[0].text[:BEGUN_CHARS]
         before = [] if opening is None else [opening]
-        begun: list[int] = model.tokenizer(text, add_special_tokens=False).input_ids[:N_BEGUN]
+        begun: list[int] = text_ids(model.tokenizer, text, parse_special=self.special == "parse").tolist()[:N_BEGUN]
         prompts: list[list[int]] = [[], begun]
         return [self.sample(model, before, prompt) for prompt in prompts if before + prompt]
 
@@ -108,14 +108,15 @@ def in_place(model: Any, forward: Any) -> Iterator[None]:
 
 def score_into(
     model: LanguageModel | SplitModel, documents: list[Document], place: Path, row_tokens: int, leads: bool,
-    progress: Say | None = None,
+    progress: Say | None = None, special: str = "text",
 ) -> Scores:  # fmt: skip
     """Every token of the documents under the sliding protocol, a row seen at once, into the store of a folder anew."""
     if leads:
         remove_run(place)  # of a time before the run was resumed
     scores = score(
-        model, Corpus(documents, {"held out": len(documents)}), window=row_tokens, out=place, progress=progress
-    )
+        model, Corpus(documents, {"held out": len(documents)}), window=row_tokens, special=special, out=place,
+        progress=progress,
+    )  # fmt: skip
     if leads:
         scores.save()
     return scores

@@ -9,7 +9,7 @@ from torch import Tensor
 from cynosure.models.audit.batch import Batch, pulled
 from cynosure.models.audit.findings import Report
 from cynosure.patching.labelled import IGNORED
-from cynosure.text.tokens import adds_bos
+from cynosure.text import adds_bos
 
 PLACEHOLDER = re.compile(r"(image|video|audio|speech|vision)(_pad|_patch|_soft)?_token_(id|index)")
 
@@ -215,7 +215,7 @@ def check_ends(batches: list[Batch], rows: list[Rows], specials: Specials, token
         report.find("bos-twice", twice[0])
     if unlabelled and not n_learned and batches[0].ahead != -1:  # where the last label has been shifted away
         report.find("eos-unlabelled", unlabelled[0])
-    if tokenizer is not None and not n_bos and adds_bos(tokenizer):
+    if tokenizer is not None and specials.bos is not None and not n_bos and adds_bos(tokenizer):
         missing_bos(batches, rows, specials, report)
     report.made("BOS, EOS", f"{n_bos} BOS and {n_starts} beginnings; {n_learned} of {n_eos} EOS are labelled")
 

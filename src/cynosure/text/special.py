@@ -1,0 +1,99 @@
+"""Strings of a text that are special tokens to a tokenizer, such as `<|endoftext|>`: read as text, or as tokens."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+SPECIAL = ("text", "parse")
+
+
+class Strings(NamedTuple):
+    """The special tokens of a tokenizer, as they are written."""
+
+    contents: frozenset[str]
+    ids: dict[int, str]  # of those that stand for themselves alone, not for what is unknown
+    lengths: tuple[int, ...]  # the longest first
+    begins: re.Pattern[str] | None  # with what one may begin
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> "Strings":
+        added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        contents = frozenset(filter(str.strip, added | set(tokenizer.all_special_tokens)))
+        begins = "".join(sorted({re.escape(content[0]) for content in contents}))
+        lengths = tuple(sorted({len(content) for content in contents}, reverse=True))
+        ids = dict(zip(tokenizer.convert_tokens_to_ids(sorted(contents)), sorted(contents), strict=True))
+        ids.pop(tokenizer.unk_token_id, None)
+        return cls(contents, ids, lengths, re.compile(f"[{begins}]") if begins else None)
+
+    def found(self, text: str) -> Iterator[str]:
+        """Those in a text, in order, none of which overlap; of several in one place the longest."""
+        at = 0
+        while self.begins and (match := self.begins.search(text, at)):
+            at = match.start()
+            candidates = (text[at : at + length] for length in self.lengths)
+            content = next((part for part in candidates if part in self.contents), None)
+            if content is not None:
+                yield content
+            at += len(content or " ")
+
+
+KNOWN: WeakKeyDictionary[Any, tuple[int, Strings]] = WeakKeyDictionary()
+
+
+def strings_of(tokenizer: Any) -> Strings:
+    """The special tokens of a tokenizer, read once."""
+    size = len(tokenizer)
+    if tokenizer not in KNOWN or KNOWN[tokenizer][0] != size:
+        KNOWN[tokenizer] = size, Strings.of(tokenizer)
+    return KNOWN[tokenizer][1]
+
+
+def special_strings(tokenizer: Any, text: str) -> list[str]:
+    """The strings in a text that are special tokens to a tokenizer.
+
+    >>> from transformers import ByT5Tokenizer
+    >>> special_strings(ByT5Tokenizer(), "the end</s> <pad>s")
+    ['</s>', '<pad>']
+    """
+    return list(strings_of(tokenizer).found(text))
+
+
+def spelled_out(tokenizer: Any, ids: list[int]) -> list[tuple[int, list[int]]]:
+    """The places in ids of special tokens, and the ids that spell each of them.
+
+    Unigram has its special tokens in its vocabulary, and takes one where a text has its characters, though it is told
+    not to look for any. In two parts it does not. Empty for a tokenizer in Python.
+    """
+    known = strings_of(tokenizer).ids
+    places = [place for place, id_ in enumerate(ids) if id_ in known] if tokenizer.is_fast else []
+    found = []
+    for place in places:
+        content = known[ids[place]]
+        parts = (tokenizer.backend_tokenizer.model.tokenize(part) for part in (content[:1], content[1:]) if part)
+        tokens = [token for part in parts for token in part]
+        if "".join(token.value for token in tokens) == content and len(tokens) > 1:
+            found.append((place, [token.id for token in tokens]))
+    return found
+
+
+def check_special(special: str) -> None:
+    """ValueError for a way of reading that there is not."""
+    if special not in SPECIAL:
+        raise ValueError(f"unknown special {special!r}: expected one of {', '.join(SPECIAL)}")
+
+
+def read_as(strings: Mapping[str, int], special: str) -> Iterator[str]:
+    """In a sentence, how the strings in texts that are special tokens were read; `strings` counts each.
+
+    >>> list(read_as({"</s>": 2}, "text"))[0][:49]
+    'the texts hold 2 strings that are special tokens,'
+    """
+    number = sum(strings.values())
+    if number:
+        what = "string that is a special token" if number == 1 else "strings that are special tokens"
+        how = {
+            "text": "read as the characters they are (--special parse reads them as tokens)",
+            "parse": "read as those tokens (--special text reads them as the characters they are)",
+        }
+        yield f"the texts hold {number:,} {what}, such as {next(iter(strings))!r}: {how[special]}"
