@@ -94,3 +94,13 @@ def test_a_pipe_is_read(tmp_path: Path) -> None:
     (source,) = find_sources([str(pipe)])
     assert source_digest(source) is None
     assert list(read_documents([source])) == [Document(str(pipe), "a\r\nb")]
+
+
+def test_a_file_is_read_once_whatever_leads_to_it(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    file = tmp_path / "a" / "b.txt"
+    file.write_text("b")
+    (tmp_path / "a" / "loop").symlink_to(tmp_path / "a")
+    (tmp_path / "c.txt").hardlink_to(file)
+    names = [str(file), str(tmp_path / "**"), str(tmp_path), str(file)]
+    assert [document.text for document in read_documents(find_sources(names))] == ["b"]

@@ -4,6 +4,8 @@ import csv
 import glob
 import io
 import json
+import logging
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,6 +24,9 @@ KINDS = {
 }  # fmt: skip
 ONCE = ("pipe", "stdin")  # kinds that can be read only once
 DATASET = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:\w[\w.-]*){0,2}")
+
+
+log = logging.getLogger("cynosure")
 
 
 class Document(NamedTuple):
@@ -49,9 +54,25 @@ def find_sources(names: Sequence[str]) -> list[Source]:
     """What each name stands for, without reading it: a file, the files of a folder or a glob, `-`, or a dataset.
 
     Folders are walked in sorted order; hidden files are left out. A dataset is written `name`, `name:config` or
-    `name:config:split`. Raises FileNotFoundError for a name that stands for nothing.
+    `name:config:split`. A file that is found several times is read once. Raises
+    FileNotFoundError for a name that stands for nothing.
     """
-    return [source for name in names for source in expand(name)]
+    found: dict[Any, Source] = {}
+    for number, source in enumerate(source for name in names for source in expand(name)):
+        known = found.setdefault(identity(source, number), source)
+        if known is not source:
+            log.info("%s is read once: %s is the same file", known.name, source.name)
+    return list(found.values())
+
+
+def identity(source: Source, number: int) -> Any:
+    """The same for two sources that are one file, by whatever path; a dataset is taken as often as it is named."""
+    if source.kind == "dataset":
+        return number
+    if source.kind == "stdin":
+        return source.kind
+    facts = os.stat(source.name)
+    return facts.st_dev, facts.st_ino
 
 
 def expand(name: str) -> Iterator[Source]:
