@@ -16,7 +16,7 @@ def score(
         list[str],
         typer.Argument(
             metavar="TEXT...",
-            help="Files, folders, globs, - (stdin), .jsonl, .jsonl.gz or .parquet with a text column, dataset names.",
+            help="Files, folders, globs, - (stdin), JSON, CSV or Parquet tables with a text column, dataset names.",
         ),
     ],
     protocol: Annotated[
@@ -69,6 +69,8 @@ def score(
     intervals, calibration, and where the nats go. torchrun -m cynosure score shares the work among processes.
     """
     from cynosure.text import PROTOCOLS, check_bos, check_protocol, find_sources
+    from cynosure.text.documents import ONCE
+    from cynosure.text.unpacking import endings
 
     common.show_notes(quiet)
     if protocol != "all":  # before the seconds it takes to load a model
@@ -76,14 +78,14 @@ def score(
         check_protocol(protocol, default if window is None else window, stride)
         check_bos(protocol, bos)
     sources = find_sources(texts)
-    if any(source.kind == "stdin" for source in sources) and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise ValueError("standard input cannot be read by several processes: give a file")
+    if any(source.kind in ONCE for source in sources) and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("standard input or a pipe cannot be read by several processes: give a file")
     from cynosure import measure, models
     from cynosure.cli import tables
 
     corpus = measure.Corpus.of_sources(sources, column=column, errors=errors, limit=limit)
-    if protocol == "all" and any(source.kind == "stdin" for source in sources):
-        corpus = corpus._replace(documents=list(corpus.documents))  # standard input cannot be read again
+    if protocol == "all" and any(source.kind in ONCE for source in sources):
+        corpus = corpus._replace(documents=list(corpus.documents))  # they cannot be read again
     common.settings.kept_in = out
     if out is not None:
         (measure.check_all_own if protocol == "all" else measure.check_own)(out)
@@ -93,7 +95,7 @@ def score(
         trust_remote_code=trust_remote_code, allow_unused_weights=allow_unused_weights,
     )  # fmt: skip
     split = models.split(loaded, compile=compile)
-    sizes = [source.n_bytes for source in sources if source.n_bytes is not None and not source.name.endswith(".gz")]
+    sizes = [source.n_bytes for source in sources if source.n_bytes is not None and not endings(source.name)[1]]
     total = sum(sizes) if len(sizes) == len(sources) and limit is None else None
     options: dict[str, Any] = {"window": window, "stride": stride, "batch_tokens": batch_tokens, "out": out}
     options |= {"bos": bos, "special": special}

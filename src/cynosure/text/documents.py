@@ -1,22 +1,32 @@
 """Documents: the texts behind files, folders, globs, standard input, JSONL and Parquet tables, and dataset names."""
 
+import csv
 import glob
-import gzip
+import io
 import json
+import logging
+import os
 import re
 import sys
-import zlib
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cynosure.system.files import sha256
+from cynosure.text.unpacking import endings, opened, utf8_lines
 
 COLUMN = "text"
 PAIR = ("prompt", "completion")
 MEASURED, TRAINED = ("test", "validation"), ("train",)  # splits of a dataset, the first that it has
+KINDS = {
+    ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet",
+}  # fmt: skip
+ONCE = ("pipe", "stdin")  # kinds that can be read only once
 DATASET = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:\w[\w.-]*){0,2}")
+
+
+log = logging.getLogger("cynosure")
 
 
 class Document(NamedTuple):
@@ -35,7 +45,7 @@ class Document(NamedTuple):
 class Source(NamedTuple):
     """Something that holds documents. `n_bytes` is its size, None where that is not known beforehand."""
 
-    kind: str  # text, jsonl, jsonl.gz, parquet, stdin, dataset
+    kind: str  # text, json, jsonl, csv, tsv, parquet, pipe, stdin, dataset
     name: str
     n_bytes: int | None
 
@@ -44,9 +54,25 @@ def find_sources(names: Sequence[str]) -> list[Source]:
     """What each name stands for, without reading it: a file, the files of a folder or a glob, `-`, or a dataset.
 
     Folders are walked in sorted order; hidden files are left out. A dataset is written `name`, `name:config` or
-    `name:config:split`. Raises FileNotFoundError for a name that stands for nothing.
+    `name:config:split`. A file that is found several times is read once. Raises
+    FileNotFoundError for a name that stands for nothing.
     """
-    return [source for name in names for source in expand(name)]
+    found: dict[Any, Source] = {}
+    for number, source in enumerate(source for name in names for source in expand(name)):
+        known = found.setdefault(identity(source, number), source)
+        if known is not source:
+            log.info("%s is read once: %s is the same file", known.name, source.name)
+    return list(found.values())
+
+
+def identity(source: Source, number: int) -> Any:
+    """The same for two sources that are one file, by whatever path; a dataset is taken as often as it is named."""
+    if source.kind == "dataset":
+        return number
+    if source.kind == "stdin":
+        return source.kind
+    facts = os.stat(source.name)
+    return facts.st_dev, facts.st_ino
 
 
 def expand(name: str) -> Iterator[Source]:
@@ -55,6 +81,8 @@ def expand(name: str) -> Iterator[Source]:
         yield Source("stdin", "<stdin>", None)
     elif path.is_file():
         yield file_source(path)
+    elif path.is_fifo():
+        yield Source("pipe", str(path), None)
     elif path.is_dir():
         yield from some(name, (file for file in sorted(path.rglob("*")) if not hidden(file.relative_to(path))))
     elif glob.has_magic(name):
@@ -78,13 +106,13 @@ def some(name: str, paths: Iterator[Path]) -> list[Source]:
 
 
 def file_source(path: Path) -> Source:
-    kind = next((kind for kind in ("jsonl", "jsonl.gz", "parquet") if path.name.endswith(f".{kind}")), "text")
+    kind = KINDS.get(endings(path.name)[0], "text")
     return Source(kind, str(path), path.stat().st_size)
 
 
 def source_digest(source: Source) -> str | None:
     """The SHA-256 of a file, in hexadecimal; None for what is no file."""
-    if source.kind in ("stdin", "dataset"):
+    if source.kind in (*ONCE, "dataset"):
         return None
     return sha256(Path(source.name))
 
@@ -105,8 +133,8 @@ def read_documents(
     """The documents of some sources, one at a time, at most `limit` of them; line ends and all else as they stand.
 
     Text is UTF-8. With `errors="strict"` anything else, and a NUL byte in a text file, raises ValueError naming file
-    and byte; `"replace"` puts U+FFFD in the place of the former. A `.jsonl`, `.jsonl.gz` or `.parquet` file and a
-    dataset hold one document a row, in the column `text` or the one named, or without such a column in two:
+    and byte; `"replace"` puts U+FFFD in the place of the former. A JSON, JSON Lines, CSV, TSV or Parquet file and
+    a dataset hold one document a row, in the column `text` or the one named, or without such a column in two:
     `completion` is scored given `prompt`. `splits` are those of a dataset that are looked for where its name has none.
     """
     if errors not in ("strict", "replace"):
@@ -118,8 +146,13 @@ def read_documents(
 
 
 def read(source: Source, rules: Rules) -> Iterator[Document]:
-    if source.kind in ("text", "stdin"):
-        data = sys.stdin.buffer.read() if source.kind == "stdin" else Path(source.name).read_bytes()
+    if source.kind in ("text", *ONCE):
+        if source.kind == "stdin":
+            file: Any = io.BufferedReader(io.BytesIO(sys.stdin.buffer.read()))
+            data = b"".join(utf8_lines(file, source.name))
+        else:
+            with opened(source.name) as packed:
+                data = b"".join(utf8_lines(packed, source.name))
         if rules.strict and (at := data.find(0)) >= 0:
             raise ValueError(
                 f"{source.name} looks binary: a NUL byte at offset {at}; --errors replace reads it as text all the same"
@@ -130,8 +163,14 @@ def read(source: Source, rules: Rules) -> Iterator[Document]:
         yield from read_parquet(source.name, rules)
     elif source.kind == "dataset":
         yield from read_dataset(source.name, rules)
+    elif source.kind in ("csv", "tsv"):
+        yield from read_csv(source.name, rules, "," if source.kind == "csv" else "\t")
     else:
-        yield from read_jsonl(source.name, rules, gzip.open if source.kind == "jsonl.gz" else open)
+        with opened(source.name) as file:
+            if source.kind == "json" and starts_array(file):
+                yield from read_array(file, source.name, rules)
+            else:
+                yield from read_jsonl(file, source.name, rules)
 
 
 def decode(data: bytes, name: str, rules: Rules, first_byte: int = 0) -> tuple[str, int]:
@@ -149,29 +188,76 @@ def decode(data: bytes, name: str, rules: Rules, first_byte: int = 0) -> tuple[s
     return text, text.count("\ufffd") - data.count("\ufffd".encode())
 
 
-def read_jsonl(name: str, rules: Rules, opened: Any) -> Iterator[Document]:
-    """One JSON object a line; blank lines are passed over, as is a byte order mark before the object.
+def decoded_lines(file: Any, name: str, rules: Rules) -> Iterator[tuple[str, int]]:
+    """The lines of a table and how many U+FFFD were put into each; a byte order mark before the first is left out.
 
     Offsets are those of what was unpacked.
     """
     offset = 0
+    for number, line in enumerate(utf8_lines(file, name)):
+        text, n_replaced = decode(line, name, rules, offset)
+        offset += len(line)
+        yield text if number else text.removeprefix("\ufeff"), n_replaced
+
+
+def read_jsonl(file: Any, name: str, rules: Rules) -> Iterator[Document]:
+    """One JSON object a line; blank lines are passed over."""
+    for number, (text, n_replaced) in enumerate(decoded_lines(file, name, rules), 1):
+        if text.strip():
+            document = row_document(f"{name}:{number}", parse_json(text, f"{name} line {number}"), rules)
+            yield document._replace(n_replaced=document.n_replaced + n_replaced)
+
+
+def starts_array(file: Any) -> bool:
+    """Whether the first character of a file that is no white space, in any encoding, opens a JSON array."""
+    return bool(file.peek(4096).lstrip(b"\xef\xbb\xbf\xff\xfe\x00 \t\r\n").startswith(b"["))
+
+
+def read_array(file: Any, name: str, rules: Rules) -> Iterator[Document]:
+    """One array of rows or of texts, which is held in memory."""
+    lines = list(decoded_lines(file, name, rules))
+    n_replaced = sum(n for _, n in lines)
+    for number, row in enumerate(parse_json("".join(text for text, _ in lines), name)):
+        place = f"{name}:{number}"
+        document = row_document(place, {rules.column: row} if isinstance(row, str) else row, rules)
+        yield document._replace(n_replaced=document.n_replaced + (0 if number else n_replaced))
+
+
+def parse_json(text: str, place: str) -> Any:
     try:
-        with opened(name, "rb") as file:
-            for number, line in enumerate(file, 1):
-                (text, n_replaced), offset = decode(line, name, rules, offset), offset + len(line)
-                text = text.removeprefix("\ufeff")
-                if not text.strip():
+        return json.loads(text, parse_int=float)  # int() refuses more than 4,300 digits
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place} is not JSON: {error.msg} at column {error.colno}") from error
+    except RecursionError as error:
+        raise ValueError(f"{place} is JSON nested too deeply to be read") from error
+
+
+def read_csv(name: str, rules: Rules, delimiter: str) -> Iterator[Document]:
+    """One document a row under a line of column names; every cell is text as it stands."""
+    csv.field_size_limit((1 << 31) - 1)
+    n_replaced = 0
+
+    def texts(file: Any) -> Iterator[str]:
+        nonlocal n_replaced
+        for text, n in decoded_lines(file, name, rules):
+            n_replaced += n
+            yield text
+
+    with opened(name) as file:
+        rows = csv.reader(texts(file), delimiter=delimiter, strict=True)
+        try:
+            columns = next(rows, [])
+            for row in rows:
+                place = f"{name}:{rows.line_num}"
+                if not row:
                     continue
-                try:
-                    row = json.loads(text, parse_int=float)  # int() refuses more than 4,300 digits
-                except json.JSONDecodeError as error:
-                    raise ValueError(
-                        f"{name} line {number} is not JSON: {error.msg} at column {error.colno}"
-                    ) from error
-                document = row_document(f"{name}:{number}", row, rules)
-                yield document._replace(n_replaced=document.n_replaced + n_replaced)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{name} is not a whole gzip file: {error}") from error
+                if len(row) != len(columns):
+                    raise ValueError(f"{place} has {len(row)} cells, but the header has {len(columns)}")
+                document = row_document(place, dict(zip(columns, row, strict=True)), rules)
+                yield document._replace(n_replaced=n_replaced)
+                n_replaced = 0
+        except csv.Error as error:
+            raise ValueError(f"{name} line {rows.line_num} is not CSV: {error}") from error
 
 
 def read_parquet(name: str, rules: Rules) -> Iterator[Document]:
