@@ -13,13 +13,17 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 import torch
+from torch import Tensor
 
 from cynosure.measure import Scores, Statistics, open_run, score
 from cynosure.measure.store import Store, difference
 from cynosure.models import LanguageModel, load, split
+from cynosure.models.head import Head
+from cynosure.models.split import SplitModel
 from cynosure.system.folders import locked
 from cynosure.text import Document
 from tests.lm.conftest import byte_tokenizer, tiny
+from tests.loss.subclasses import Parted
 
 TEXTS = [f"the cat number {i} sat on the mat. naïve café 猫\n" * (1 + 5 * (i % 4)) for i in range(12)]
 DOCUMENTS = [Document(f"doc{i}", text) for i, text in enumerate(TEXTS)]
@@ -170,6 +174,24 @@ def test_a_digest_is_of_all_that_logits_depend_on() -> None:
     before = split(model).tokenizer_sha256()
     model.tokenizer("the cat sat on the mat", truncation=True, max_length=3)
     assert split(model).tokenizer_sha256() == before
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("kind", [Parted.of, Tensor.to_sparse, Tensor.to_sparse_csr])
+def test_a_digest_is_of_weights_without_memory_too(kind: Any) -> None:
+    """A head that is given is in the digest, whatever other weights have no address of their own either."""
+    model = tiny()
+    body, weight = model.model.model, model.model.lm_head.weight.detach()
+    body.register_buffer("first", kind(weight.flip(0)))
+
+    def digest(head: Tensor) -> str:
+        parts = SplitModel(body, Head(head, None, 1.0, None), model.tokenizer, "tiny", None, (body,))
+        return parts.weights_sha256()
+
+    assert len({digest(kind(head)) for head in (weight, weight * 2, weight.flip(1))}) == 3
+    assert digest(kind(weight)) == digest(kind(weight.clone()))
+    body.first = kind(weight)
+    assert digest(body.first) == digest(body.first.detach()) != digest(kind(weight))
 
 
 def test_two_processes_do_not_share_a_folder(model: LanguageModel, whole: Scores) -> None:

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from cynosure.patching.pending import Owner, PendingLogits
 from cynosure.patching.products import Product, product_of
-from cynosure.patching.quantized import dequantized, rounding
+from cynosure.patching.quantized import dequantized, rounding, rounding_weight
 from cynosure.patching.recipe import Recipe, product_dtype
 
 
@@ -62,7 +62,7 @@ class Deferring(TorchFunctionMode):
         hidden, weight, _ = product
         if isinstance(hidden, PendingLogits) or isinstance(weight, PendingLogits):
             return False
-        self.obstacle = self.obstacle or sharded(weight)
+        self.obstacle = self.obstacle or sharded(weight) or rounding_weight(weight)
         if torch.is_grad_enabled() != self.grad_enabled or is_traceable_wrapper_subclass(hidden):
             return False
         same_dtype = hidden.dtype == weight.dtype or torch.is_autocast_enabled(hidden.device.type)
