@@ -5,9 +5,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from cynosure.loss.tensors import is_plain, parts_of
 from cynosure.patching.heads import release
 from cynosure.patching.inputs import Inputs, probe_inputs
 
@@ -49,7 +50,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside; modes, gradients, buffers and the random generators are as before afterwards."""
     training = {module: module.training for module in model.modules()}
     gradients = {parameter: parameter.grad for parameter in model.parameters()}
-    buffers = [(x, x.clone()) for x in model.buffers() if x.device.type != "meta" and x.numel() <= MOST_KEPT]
+    kept = [x for x in plain_parts(*model.buffers()) if x.numel() <= MOST_KEPT]
+    before = [bytes_of(x).clone() for x in kept]
     devices = {parameter.device for parameter in gradients if parameter.device.type == "cuda"}
     with torch.random.fork_rng(sorted(devices, key=str)):
         model.eval()
@@ -61,6 +63,20 @@ def untouched(model: nn.Module) -> Iterator[None]:
             for parameter, gradient in gradients.items():
                 parameter.grad = gradient
             with torch.no_grad():
-                for buffer, before in buffers:
-                    if not torch.equal(buffer, before):
-                        buffer.copy_(before)
+                for x, values in zip(kept, before, strict=True):
+                    if not torch.equal(bytes_of(x), values):
+                        x.copy_(values.view(x.dtype).view(x.shape))
+
+
+def plain_parts(*tensors: Tensor) -> Iterator[Tensor]:
+    """The plain tensors that hold the values of these: themselves, or parts of them; not what cannot be read."""
+    for x in tensors:
+        if parts := parts_of(x):
+            yield from plain_parts(*parts.values())
+        elif is_plain(x):
+            yield x
+
+
+def bytes_of(x: Tensor) -> Tensor:
+    """As numbers, so that NaN is equal to itself."""
+    return x.detach().contiguous().view(-1).view(torch.uint8)
