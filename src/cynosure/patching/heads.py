@@ -11,9 +11,10 @@ from torch.distributed.tensor import DTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from cynosure.patching.lent import lent
 from cynosure.patching.pending import Owner, PendingLogits
 from cynosure.patching.products import Product, product_of
-from cynosure.patching.quantized import dequantized, rounding, rounding_weight
+from cynosure.patching.quantized import rounding, rounding_weight
 from cynosure.patching.recipe import Recipe, product_dtype
 
 
@@ -30,7 +31,7 @@ class Deferring(TorchFunctionMode):
         layers = head_layers(model)
         self.classes, self.owner = class_counts(model), owner
         self.obstacle = rounding(layers)  # what there is in the head itself against putting it off
-        self.lent = dequantized(layers)  # entered with it
+        self.lent = lent(layers)  # entered with it
         self.grad_enabled = torch.is_grad_enabled()
 
     def __enter__(self) -> "Deferring":

@@ -1,7 +1,6 @@
 """Heads of quantized layers that do not multiply by a tensor in sight: served where they stand for one weight."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -47,20 +46,11 @@ def rounding_weight(weight: Tensor) -> str | None:
     return None
 
 
-@contextmanager
-def dequantized(layers: Iterable[nn.Module]) -> Iterator[None]:
-    """Within it bitsandbytes' 4-bit layers multiply by their dequantized weight, instead of inside of a kernel."""
-    lent = []
-    for layer in layers:
-        if ("bitsandbytes", "Linear4bit") in of_package(layer):
-            name = "_old_forward" if "_old_forward" in vars(layer) else "forward"  # beneath what Accelerate wraps it in
-            lent.append((vars(layer), name, vars(layer).get(name)))
-            vars(layer)[name] = partial(linear_4bit, layer)
-    try:
-        yield
-    finally:
-        for attributes, name, own in lent:
-            attributes.pop(name) if own is None else attributes.update({name: own})
+def replaced(layer: nn.Module) -> Iterator[tuple[dict[str, Any], str, Any]]:
+    """(attributes, name, function): bitsandbytes' 4-bit layers multiply by their dequantized weight, in no kernel."""
+    if ("bitsandbytes", "Linear4bit") in of_package(layer):
+        name = "_old_forward" if "_old_forward" in vars(layer) else "forward"  # beneath what Accelerate wraps it in
+        yield vars(layer), name, partial(linear_4bit, layer)
 
 
 def linear_4bit(layer: Any, x: Tensor) -> Tensor:
