@@ -74,7 +74,8 @@ def difference(patched: Any, given: Inputs, own: Tensor) -> str | None:
         return patched.why_not()  # type: ignore[no-any-return]
     if not torch.isfinite(own):
         return f"its own loss is {float(own)} on a few tokens: check its weights, or its dtype for overflow"
-    tolerance = 16 * torch.finfo(patched.model.dtype).eps
+    dtypes = {patched.model.dtype, *(product_dtype(asked.labelled.recipe.hidden) for asked in seen)}
+    tolerance = 16 * max(torch.finfo(dtype).eps for dtype in dtypes)
     if not abs(float(ours) - float(own)) <= tolerance * max(1.0, abs(float(own))):
         return f"its own loss is {float(own):.6f}, and without its logits {float(ours):.6f}"
     if any(map(is_fsdp, patched.model.modules())):
