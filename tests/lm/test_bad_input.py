@@ -54,7 +54,7 @@ def test_texts(run: Run, tiny_folder: Path, tmp_path: Path) -> None:
 
 def test_standard_input_of_several_processes(run: Run, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    refused(run("score", tiny_folder, "-"), "standard input cannot be read by several processes")
+    refused(run("score", tiny_folder, "-"), "standard input or a pipe cannot be read by several processes")
 
 
 def test_a_short_document_is_counted_and_listed(run: Run, tmp_path: Path, text: Path) -> None:
