@@ -86,7 +86,7 @@ def score(
     corpus = measure.Corpus.of_sources(sources, column=column, errors=errors, limit=limit)
     if protocol == "all" and any(source.kind in ONCE for source in sources):
         corpus = corpus._replace(documents=list(corpus.documents))  # they cannot be read again
-    common.settings.kept_in = out
+    common.settings.kept_in, common.settings.kept_files = out, "**/tokens-*.parquet"
     if out is not None:
         (measure.check_all_own if protocol == "all" else measure.check_own)(out)
         out.mkdir(parents=True, exist_ok=True)
