@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from cynosure.measure import Scores, Statistics, open_run, score
+from cynosure.measure.budget import default_unit_tokens
 from cynosure.measure.store import Store, difference
 from cynosure.models import LanguageModel, load, split
 from cynosure.models.head import Head
@@ -365,3 +367,24 @@ def test_the_manifest_tells_what_the_run_is(whole: Scores) -> None:
     assert len(manifest["model"]["weights_sha256"]) == len(manifest["model"]["tokenizer_sha256"]) == 64
     assert manifest["cutting"]["batch_tokens"] == 64
     assert Store.open(folder_of(whole)).manifest == manifest
+
+
+@pytest.mark.parametrize(("n_parameters", "batches"), [(10_000, 16), (135_000_000, 3), (8_000_000_000, 1)])
+def test_a_unit_of_a_larger_model_is_smaller(n_parameters: int, batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """About 20 s of one slow thread, whole batches, 16 at most."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    module = torch.nn.Module()
+    module.weight = torch.nn.Parameter(torch.empty(n_parameters, device="meta"))
+    model: Any = SimpleNamespace(device=torch.device("cpu"), modules=(module, module))
+    assert default_unit_tokens(model, 1024) == batches * 1024
+
+
+def test_a_run_goes_on_with_the_units_it_was_begun_with(
+    model: LanguageModel, whole: Scores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(model, tmp_path / "run", 40, **OPTIONS)
+    monkeypatch.setattr("cynosure.measure.run.default_unit_tokens", lambda *_: 7)
+    scores = score(model, DOCUMENTS, out=tmp_path / "run", **OPTIONS)
+    assert figures(scores) == figures(whole)
+    assert scores.store is not None
+    assert scores.store.manifest["cutting"]["unit_tokens"] == 16 * 64
