@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -50,6 +50,11 @@ def score(
         ),
     ] = None,
     limit: common.Limit = None,
+    bins: Annotated[int, typer.Option(min=1, help="Number of bins of the calibration error.")] = 15,
+    binning: Annotated[
+        Literal["mass", "width"],
+        typer.Option(help="Bins with equally many tokens (mass), or of equal width as in torchmetrics and netcal."),
+    ] = "mass",
     compile: Annotated[
         bool, typer.Option("--compile", help="Run the model under torch.compile: slow to start, then faster.")
     ] = False,
@@ -110,6 +115,7 @@ def score(
     if not common.leads():
         return
     for scores in every:
+        scores.n_bins, scores.binning = bins, binning
         scores.save()
     if format == "json":
         values = [scores.to_json() for scores in every]

@@ -85,7 +85,8 @@ def counts(scores: "Scores", values: dict[str, Any]) -> Iterator[tuple[str, str,
         yield (
             "calibration error",
             f"{calibration['ece']:.1%}",
-            f"how far confidence is from accuracy; {calibration['ece_debiased']:.1%} without the bias of few tokens",
+            f"how far confidence is from accuracy ({calibration['n_bins']} bins of equal {calibration['binning']}); "
+            f"{calibration['ece_debiased']:.1%} without the bias of few tokens",
         )
         yield "Brier score", number(calibration["brier"], 4), "0 is perfect, 2 sure and always wrong"
         yield (

@@ -214,7 +214,7 @@ class Clusters(NamedTuple):
             return {"bits_per_byte": per_byte}
         per_token = change(self.nats_a, self.nats_b, self.tokens, method)
         right = change(self.right_a, self.right_b, self.tokens, method)
-        return dict(zip(METRICS, (per_byte, per_token, perplexity(per_token), right), strict=True))
+        return dict(zip(METRICS, (per_byte, per_token, exponential_change(per_token), right), strict=True))
 
 
 def change(a: Floats, b: Floats, x: Floats, method: Method) -> Change:
@@ -227,7 +227,7 @@ def change(a: Floats, b: Floats, x: Floats, method: Method) -> Change:
     return Change(*values, Figure(*absolute[:3]), Figure(*relative[:3]), p)
 
 
-def perplexity(nats: Change) -> Change:
+def exponential_change(nats: Change) -> Change:
     """The same change seen by perplexity. Its ratio is e to the difference of nats and has that interval; what is
     absolute has none, for it depends on the perplexity itself.
     """

@@ -15,7 +15,7 @@ import pyarrow as pa
 from cynosure.loss import perplexity
 from cynosure.measure import breakdown
 from cynosure.measure.bootstrap import Interval, Method
-from cynosure.measure.calibration import CalibrationReport
+from cynosure.measure.calibration import N_BINS, Binning, CalibrationReport
 from cynosure.measure.intervals import Intervals, intervals
 from cynosure.measure.rows import Facts, Shard, lost_text
 from cynosure.measure.stats import COLUMNS, Statistics
@@ -79,6 +79,8 @@ class Scores:
     tables: list[pa.Table] | None = None
     store: Store | None = None
     seconds: float = 0.0
+    n_bins: int = N_BINS  # of calibration; set it and `binning` before calibration is asked for
+    binning: Binning = "mass"
 
     @classmethod
     def of_store(cls, store: Store) -> "Scores":
@@ -174,7 +176,7 @@ class Scores:
 
     @cached_property
     def calibration(self) -> CalibrationReport | None:
-        return self.statistics.calibration.compute()
+        return self.statistics.calibration.compute(self.n_bins, self.binning)
 
     @property
     def figures(self) -> dict[str, Figure]:

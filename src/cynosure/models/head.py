@@ -17,7 +17,7 @@ from cynosure.models.cpu import fast_cpu
 from cynosure.models.finite import check_finite
 from cynosure.patching.heads import Deferring
 from cynosure.patching.ids import embedding_rows
-from cynosure.patching.inputs import input_device
+from cynosure.patching.inputs import CACHE_OPTIONS, input_device
 from cynosure.patching.losses import Asked
 from cynosure.patching.pending import PendingLogits
 from cynosure.patching.recipe import Recipe
@@ -88,22 +88,19 @@ def forward(model: Any, input_ids: Tensor, **inputs: Any) -> Any:
 
     ValueError where it cannot run on ids at all.
     """
-    if model not in CACHING:
+    for options in CACHE_OPTIONS[:1] if model in CACHING else CACHE_OPTIONS[::-1]:
         try:
-            return model(input_ids=input_ids, use_cache=False, **inputs)
+            output = model(input_ids=input_ids, **options, **inputs)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError:
-            pass
-    try:
-        output = model(input_ids=input_ids, **inputs)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        name = type(model).__name__
-        raise ValueError(f"{name} cannot be split into backbone and head: its forward fails on ids: {error}") from error
-    CACHING.add(model)
-    return output
+        except RuntimeError as error:
+            failure = error
+            continue
+        if not options:
+            CACHING.add(model)
+        return output
+    name = type(model).__name__
+    raise ValueError(f"{name} cannot be split into backbone and head: its forward fails on ids: {failure}") from failure
 
 
 def trace(model: Any, input_ids: Tensor, **inputs: Any) -> Recipe:

@@ -12,6 +12,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from cynosure.loss import TokenStats
 from cynosure.loss.compiler import uncompiled
 from cynosure.patching.adapters import tuner
+from cynosure.patching.entered import Entered
 from cynosure.patching.find import find_causal_lm
 from cynosure.patching.forward import Forward, leads_to
 from cynosure.patching.heads import Deferring, gather_head, head_layers, is_in_fsdp1
@@ -21,7 +22,7 @@ from cynosure.patching.losses import Asked
 from cynosure.patching.verify import verify
 
 
-class Patch:
+class Patch(Entered):
     """A patched model; `undo` takes it back, as does leaving it as a context manager.
 
     There is one for a model: patching that again gives the same, which is in place until each of them is left. It goes
@@ -40,7 +41,6 @@ class Patch:
         self.per_token: set[str] = set()  # fields of every token that a trainer of TRL has the model give
         self.deferred = 0  # products of the head put off in it
         self.fused = 0  # losses made without logits
-        self.entries = 0  # how often it has been asked for, and not left
         self.warned = False
         self.paused = False  # the model is as it was meanwhile
         self.without_labels = False  # its logits are put off too
@@ -102,18 +102,6 @@ class Patch:
             forward = self.covered
         if forward is not None:  # as Accelerate's autocast around ours, which lets everything through now
             model.forward = forward
-
-    def leave(self) -> None:
-        """Undo it, unless it has been asked for more often than left."""
-        self.entries -= 1
-        if self.entries <= 0:
-            self.undo()
-
-    def __enter__(self) -> "Patch":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.leave()
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"observer": None, "plain": None}

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map_only
 
 from cynosure.loss.tensors import is_plain, parts_of
 from cynosure.patching.heads import release
-from cynosure.patching.inputs import Inputs, input_device, probe_inputs
+from cynosure.patching.inputs import CACHE_OPTIONS, Inputs, input_device, probe_inputs
 
 MOST_KEPT = 2**20  # elements of a buffer that is put back: statistics are small, quantized weights may lie in buffers
 
@@ -33,7 +33,7 @@ def own_probe(model: Any, example: Inputs | None = None) -> tuple[Inputs, Any]:
     """
     reasons = []
     for given in probe_inputs(model) if example is None else [example]:
-        for options in ({}, {"use_cache": False}):
+        for options in CACHE_OPTIONS:
             try:
                 output = probe(model, given | options)
             except Exception as error:

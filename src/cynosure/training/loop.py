@@ -54,19 +54,6 @@ def collate(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return batch | {"shift_labels": batch["labels"]}
 
 
-class Sums:
-    """What the micro-batches of a step come to in this process: nats are shares of the token mean over all of it."""
-
-    NAMES = ("nats", "objective", "tokens", "n_bytes")
-
-    def __init__(self) -> None:
-        self.values = dict.fromkeys(self.NAMES, 0.0)
-
-    def add(self, **values: float) -> None:
-        for name, value in values.items():
-            self.values[name] += value
-
-
 class Job(NamedTuple):
     """What a training run knows besides its model and its rows."""
 
@@ -96,7 +83,9 @@ class Training(Trainer):
         if not self.model_accepts_loss_kwargs:
             raise ValueError(f"{type(model).__name__} cannot be told how many tokens a whole batch has")
         before = self.folder.lines(METRICS)
-        self.sums, self.smoothed = Sums(), Smoothed(line["loss"] for line in before)
+        # Of a step, in this process: nats and objective as shares of the token mean, tokens, bytes.
+        self.sums = torch.zeros(4, dtype=torch.float64)
+        self.smoothed = Smoothed(line["loss"] for line in before)
         self.batch: list[dict[str, Tensor]] = []
         self.last = time.perf_counter()
         self.started = self.last - (before[-1]["seconds"] if before else 0.0)
@@ -121,12 +110,10 @@ class Training(Trainer):
         if self.patched.plain is None:
             name = type(self.patched.model).__name__
             raise ValueError(f"{name} does not divide its loss by the number of tokens of the whole batch")
-        self.sums.add(
-            nats=float(self.patched.plain) / float(num_items_in_batch),
-            objective=float(loss.detach()) / self.accelerator.num_processes,
-            tokens=float(counted.numel()),
-            n_bytes=0.0 if self.widths is None else float(self.widths[counted.cpu()].sum()),
-        )
+        nats = float(self.patched.plain) / float(num_items_in_batch)
+        objective = float(loss.detach()) / self.accelerator.num_processes
+        n_bytes = 0 if self.widths is None else int(self.widths[counted.cpu()].sum())
+        self.sums += torch.tensor([nats, objective, counted.numel(), n_bytes], dtype=torch.float64)
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -163,8 +150,7 @@ class Training(Trainer):
 
         `tokens` are those of all rows so far, padding included; the other counts are of this step.
         """
-        local = torch.tensor([self.sums.values[name] for name in Sums.NAMES], dtype=torch.float64)
-        self.sums = Sums()
+        local, self.sums = self.sums, torch.zeros_like(self.sums)
         if self.accelerator.num_processes > 1:
             local = self.accelerator.reduce(local.to(self.accelerator.device), "sum").cpu()
         nats, objective, tokens, n_bytes = local.tolist()
