@@ -292,16 +292,6 @@ def test_models_that_need_a_cache_and_that_cannot_have_one() -> None:
             assert patched.fused == 1
 
 
-@pytest.mark.parametrize("ask", [lambda z: z.retain_grad(), lambda z: z.register_hook(lambda g: None)])
-def test_a_gradient_that_logits_will_not_get_is_told(llama: Any, ask: Any) -> None:
-    """The loss is there already, made without them; what else is made of them has its gradient."""
-    with patch(llama):
-        output = llama(**batch())
-        with pytest.warns(UserWarning, match="the loss of a patched model does not pass through its logits"):
-            ask(output.logits)
-        output.loss.backward()
-
-
 def test_offloaded_weights(llama: Any, tmp_path: Path) -> None:
     from accelerate import cpu_offload, disk_offload, dispatch_model
 

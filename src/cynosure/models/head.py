@@ -18,6 +18,7 @@ from cynosure.models.finite import check_finite
 from cynosure.patching.heads import Deferring
 from cynosure.patching.ids import embedding_rows
 from cynosure.patching.inputs import CACHE_OPTIONS, input_device
+from cynosure.patching.labelled import PLAIN
 from cynosure.patching.losses import Asked
 from cynosure.patching.pending import PendingLogits
 from cynosure.patching.recipe import Recipe
@@ -68,6 +69,7 @@ class Tracer:
     def __init__(self) -> None:
         self.deferred = 0
         self.obstacle: str | None = None
+        self.objective = PLAIN
         self.asked: list[str] = []  # what has asked for full logits
 
     def tell(self, why: str) -> None:

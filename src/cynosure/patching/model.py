@@ -110,8 +110,11 @@ class Patch(Entered):
         """What the patched model gives for a call."""
         if kwargs.pop("fused_lm_head", False):  # TRL's trainers ask for per-token figures
             return import_module("cynosure.patching.trl").per_token_output(self, *args, **kwargs)
-        given = self.installed.__signature__.bind_partial(*args, **kwargs).arguments
-        given = given | given.get("kwargs", {})
+        signature = self.installed.__signature__
+        given = signature.bind_partial(*args, **kwargs).arguments
+        for name, parameter in signature.parameters.items():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                given = given | given.get(name, {})
         if given.get("labels") is None and given.get("shift_labels") is None and not self.without_labels:
             return self.own_forward(*args, **kwargs)
         return self.forward(*args, **kwargs)
