@@ -69,7 +69,7 @@ def score(
     intervals, calibration, and where the nats go. torchrun -m cynosure score shares the work among processes.
     """
     from cynosure.text import PROTOCOLS, check_bos, check_protocol, find_sources
-    from cynosure.text.documents import ONCE
+    from cynosure.text.sources import ONCE
     from cynosure.text.unpacking import endings
 
     common.show_notes(quiet)

@@ -38,7 +38,8 @@ from cynosure.text import (
     settle_bos,
     source_digest,
 )
-from cynosure.text.documents import MEASURED, Source
+from cynosure.text.documents import MEASURED
+from cynosure.text.sources import Source
 
 UNIT_BATCHES = 16  # batches a unit: what a crash can cost, and how many windows are sorted by length together
 TOPK = 5  # likeliest tokens kept in a store
