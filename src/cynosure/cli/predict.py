@@ -15,7 +15,9 @@ BAR = 24
 
 def predict(
     model: common.Model,
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="The text so far.", show_default=False)],
+    text: Annotated[
+        str, typer.Argument(metavar="TEXT", help="The text so far: words, a file, or - (stdin).", show_default=False)
+    ],
     truth: Annotated[
         str | None, typer.Option(help="What comes next, to be given its loss; mind a leading space.")
     ] = None,
@@ -36,13 +38,16 @@ def predict(
     Prints the likeliest tokens after a text, and the loss of what really follows.
     """
     from cynosure import measure, models
+    from cynosure.text.words import one_text
 
     common.show_notes(quiet)
+    text = one_text(text)
     loaded = models.load(
         model, dtype=dtype, device=device, tokenizer=tokenizer, revision=revision,
         trust_remote_code=trust_remote_code, allow_unused_weights=allow_unused_weights,
     )  # fmt: skip
-    common.note(loaded.notes, quiet)
+    ends = ["the text ends with a line feed, and what follows that is predicted"] if text.endswith("\n") else []
+    common.note((*loaded.notes, *ends), quiet)
     prediction = measure.predict(loaded, text, truth=truth, top=top, special=special)
     if format == "json":
         common.print_json(prediction.to_json())

@@ -89,5 +89,5 @@ def check_text(head: bytes, name: str) -> None:
     elif kind.startswith("UTF-16"):
         way_out = f"convert it: iconv -f {kind[:8]} -t UTF-8"
     else:
-        way_out = "give the text in it as a file of its own"
+        way_out = "save the text in it as a text file"
     raise ValueError(f"{name} is {kind}, not text: {way_out}")

@@ -66,7 +66,8 @@ def read_documents(
         raise ValueError(f"bad_rows must be 'stop' or 'skip', got {bad_rows!r}")
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1 document, got {limit}")
-    check_split_at(sources, split_at)
+    if split_at == "":
+        raise ValueError("split_at must not be empty: give a string that stands between documents")
     told = (skip or ignore) if bad_rows == "skip" else None
     rules = Rules(column or COLUMN, column is not None, errors == "strict", splits, split_at, told)
     return islice((document for source in sources for document in read(source, rules)), limit)
@@ -77,13 +78,9 @@ def ignore(what: str) -> None:
 
 
 def check_split_at(sources: Sequence[Source], split_at: str | None) -> None:
-    """ValueError for a string that cannot part texts, or where there are no texts to part."""
-    if split_at is None:
-        return
-    if not split_at:
-        raise ValueError("split_at must not be empty: give a string that stands between documents")
-    if sources and not any(source.kind in TEXTS for source in sources):
-        raise ValueError(f"--split-at splits text files, and {sources[0].name} is a table: its rows are documents")
+    """ValueError for a string where there are no texts to split at it."""
+    if split_at is not None and sources and not any(source.kind in TEXTS for source in sources):
+        raise ValueError(f"--split-at splits text files, and the rows of {sources[0].name} are documents already")
 
 
 def read(source: Source, rules: Rules) -> Iterator[Document]:

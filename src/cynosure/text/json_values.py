@@ -16,9 +16,13 @@ def parse_json(text: str, place: str) -> Any:
     try:
         return json.loads(text, parse_int=float)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{place} is not JSON: {error.msg} at column {error.colno}") from error
+        raise ValueError(f"{place} is not JSON: {reason(error)} at column {error.colno}") from error
     except RecursionError as error:
         raise ValueError(f"{place} is JSON nested too deeply to be read") from error
+
+
+def reason(error: json.JSONDecodeError) -> str:
+    return error.msg.removesuffix(" starting at")
 
 
 class Values:
@@ -68,7 +72,7 @@ class Values:
             except json.JSONDecodeError as error:
                 cut = error.msg.startswith("Unterminated") or error.pos > len(self.text) - LONGEST_WORD
                 if not (cut and self.more()):
-                    raise self.fault(error.msg, error.pos) from error
+                    raise self.fault(reason(error), error.pos) from error
             except RecursionError as error:
                 raise ValueError(f"{self.name} line {self.line()} is JSON nested too deeply to be read") from error
             else:

@@ -24,6 +24,7 @@ TEXTS = ("text", *ONCE)  # kinds that are no tables
 DATASET = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:\w[\w.-]*){0,2}")
 EXTENSIONS = (*KINDS, ".txt", ".text", ".md", ".log", ".html", ".xml", ".py", ".tex", ".rst")  # of files, not of words
 WORDS = 'to score words, pipe them in: echo "some words" | cynosure score MODEL -'
+SHOWN = 80  # characters of a name that is not there
 LISTED = 5  # names in a note
 READ = "a file, a folder, a glob, '-' or a pipe"
 
@@ -94,7 +95,7 @@ def expand(name: str, column: str | None, datasets: bool, left_out: dict[str, st
     path = Path(name).expanduser()
     if name == "-":
         return [Source("stdin", "<stdin>", None)]
-    kind = path_kind(path)
+    kind = path_kind(path) if name else None
     if kind == "file":
         check_text(head_of(path), str(path))
         return [file_source(path)]
@@ -104,12 +105,16 @@ def expand(name: str, column: str | None, datasets: bool, left_out: dict[str, st
         return members(name, files_below(path), column, left_out)
     if kind is not None:
         raise ValueError(f"{name} is {kind}, not a text: give {READ}")
+    if not name:
+        raise FileNotFoundError(f"no such text: a name is empty; give {READ}")
     if glob.has_magic(name):
         return members(name, sorted(set(globbed(str(path))), key=str), column, left_out)
     if datasets and DATASET.fullmatch(name) and (not path.suffix or ":" in name):
         return [Source("dataset", name, None)]
-    hint = "" if looks_like_file(name) else f"; {WORDS}"
-    raise FileNotFoundError(f"no such text: {name!r} is no file, folder, glob, '-' or dataset name{hint}")
+    shown = name if len(name) <= SHOWN else f"{name[:SHOWN]}..."
+    raise FileNotFoundError(
+        f"no such text: {shown!r} is no file, folder, glob, '-' or dataset name{hint_for_words(name)}"
+    )
 
 
 def path_kind(path: Path) -> str | None:
@@ -117,7 +122,7 @@ def path_kind(path: Path) -> str | None:
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError, ValueError):
-        return f"a link to {os.readlink(path)}, which is not there" if os.path.islink(path) else None
+        return "a broken link" if os.path.islink(path) else None
     except OSError as error:
         if error.errno == errno.ELOOP:
             return "a link that leads back to itself"
@@ -141,6 +146,10 @@ def looks_like_file(name: str) -> bool:
     return (extension and folder) or ((extension or folder) and not any(map(str.isspace, name)))
 
 
+def hint_for_words(name: str) -> str:
+    return "" if looks_like_file(name) else f"; {WORDS}"
+
+
 def members(name: str, paths: Iterable[Path], column: str | None, left_out: dict[str, str]) -> list[Source]:
     """The texts and tables among the files of a folder or glob. FileNotFoundError when there are none."""
     found, unfit = [], {}
@@ -160,10 +169,10 @@ def members(name: str, paths: Iterable[Path], column: str | None, left_out: dict
 
 def why_unfit(path: Path, column: str | None) -> str | None:
     """Why a file of a folder is no text and no table of texts; None where it may be."""
-    if path_kind(path) != "file":
-        return "no file"
-    if binary_kind(head_of(path)) is not None:
-        return "binary"
+    if (kind := path_kind(path)) != "file":
+        return (kind or "gone").removeprefix("a ")
+    if (binary := binary_kind(head_of(path))) is not None:
+        return binary if binary.startswith("UTF-16") else "binary"
     if file_source(path).kind == "json" and not holds_documents(str(path), column):
         return "no table"
     return None
@@ -182,7 +191,9 @@ def head_of(path: Path) -> bytes:
 
 def files_below(folder: Path) -> list[Path]:
     """The files of a folder and of all below it, in order; no hidden ones."""
-    return sorted(here / entry.name for here in folders_below(folder) for entry in entries(here) if not entry.is_dir())
+    return sorted(
+        here / entry.name for here in folders_below(folder) for entry in entries(here) if not os.path.isdir(entry.path)
+    )
 
 
 def folders_below(folder: Path) -> Iterator[Path]:
@@ -197,7 +208,7 @@ def folders_below(folder: Path) -> Iterator[Path]:
             log.info("%s is the same folder as %s and read once", here, first)
             continue
         yield here
-        below = [entry for entry in entries(here) if entry.is_dir()]
+        below = [entry for entry in entries(here) if os.path.isdir(entry.path)]
         waiting.extendleft(here / entry.name for entry in reversed(below) if not entry.is_symlink())
         waiting.extend(here / entry.name for entry in below if entry.is_symlink())
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 SPECIAL = ("text", "parse")
+OFTEN = 2  # times, from which on a string may be what stands between documents
 
 
 class Strings(NamedTuple):
@@ -96,4 +97,12 @@ def read_as(strings: Mapping[str, int], special: str) -> Iterator[str]:
             "text": "read as the characters they are (--special parse reads them as tokens)",
             "parse": "read as those tokens (--special text reads them as the characters they are)",
         }
-        yield f"the texts hold {number:,} {what}, such as {next(iter(strings))!r}: {how[special]}"
+        most = max(strings, key=strings.__getitem__)
+        yield f"the texts hold {number:,} {what}, such as {most!r}: {how[special]}{split_hint(strings, most)}"
+
+
+def split_hint(strings: Mapping[str, int], most: str) -> str:
+    """A way to read texts as many documents, where one string is so often in them that it may stand between those."""
+    if strings[most] < OFTEN:
+        return ""
+    return f"; if {most!r} stands between the documents of a file, --split-at {most!r} makes one of each"
