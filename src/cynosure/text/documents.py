@@ -142,7 +142,7 @@ def read_table(source: Source, rules: Rules) -> Iterator[Document]:
             raise
         except ValueError as error:
             if rules.skip is None:
-                raise
+                raise ValueError(f"{error}; --bad-rows skip leaves such rows out") from error
             first_fault = first_fault or error
             rules.skip(str(error))
         else:

@@ -112,9 +112,8 @@ def expand(name: str, column: str | None, datasets: bool, left_out: dict[str, st
     if datasets and DATASET.fullmatch(name) and (not path.suffix or ":" in name):
         return [Source("dataset", name, None)]
     shown = name if len(name) <= SHOWN else f"{name[:SHOWN]}..."
-    raise FileNotFoundError(
-        f"no such text: {shown!r} is no file, folder, glob, '-' or dataset name{hint_for_words(name)}"
-    )
+    hint = hint_for_words(name)
+    raise FileNotFoundError(f"no such text: {shown!r} is no file, folder, glob, '-' or dataset name{hint}")
 
 
 def path_kind(path: Path) -> str | None:
@@ -160,9 +159,8 @@ def members(name: str, paths: Iterable[Path], column: str | None, left_out: dict
         else:
             unfit[str(path)] = why
     if not found:
-        raise FileNotFoundError(
-            f"no files in {name!r}" if not unfit else f"no text in {name!r}: {told_left_out(unfit)}"
-        )
+        why = f"no text in {name!r}: {told_left_out(unfit)}" if unfit else f"no files in {name!r}{hint_for_words(name)}"
+        raise FileNotFoundError(why)
     left_out |= unfit
     return found
 
@@ -191,9 +189,8 @@ def head_of(path: Path) -> bytes:
 
 def files_below(folder: Path) -> list[Path]:
     """The files of a folder and of all below it, in order; no hidden ones."""
-    return sorted(
-        here / entry.name for here in folders_below(folder) for entry in entries(here) if not os.path.isdir(entry.path)
-    )
+    found = (entry for here in folders_below(folder) for entry in entries(here))
+    return sorted(Path(entry.path) for entry in found if not os.path.isdir(entry.path))
 
 
 def folders_below(folder: Path) -> Iterator[Path]:
