@@ -22,6 +22,7 @@ ENDINGS = {
     "a Parquet table": ".parquet", "gzip-compressed data": ".gz", "bzip2-compressed data": ".bz2",
     "xz-compressed data": ".xz", "Zstandard-compressed data": ".zst",
 }  # of kinds that are read under that ending  # fmt: skip
+HOLD_TEXT = ("ocument", "Word", "workbook", "presentation", "book")  # parts of what such kinds are called
 IN_ZIP = (
     (b"word/", "a Word document"), (b"xl/", "an Excel workbook"), (b"ppt/", "a PowerPoint presentation"),
     (b"application/epub", "an EPUB book"), (b"application/vnd.oasis", "an OpenDocument file"),
@@ -89,5 +90,7 @@ def check_text(head: bytes, name: str) -> None:
     elif kind.startswith("UTF-16"):
         way_out = f"convert it: iconv -f {kind[:8]} -t UTF-8"
     else:
-        way_out = "save the text in it as a text file"
+        way_out = (
+            "save its text as a text file" if any(part in kind for part in HOLD_TEXT) else "give a text file instead"
+        )
     raise ValueError(f"{name} is {kind}, not text: {way_out}")
