@@ -1,5 +1,6 @@
 """`cynosure predict`: what a model expects next, and how surprised it is by what comes."""
 
+from collections import Counter
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -38,6 +39,7 @@ def predict(
     Prints the likeliest tokens after a text, and the loss of what really follows.
     """
     from cynosure import measure, models
+    from cynosure.text import read_as, special_strings
     from cynosure.text.words import one_text
 
     common.show_notes(quiet)
@@ -46,8 +48,9 @@ def predict(
         model, dtype=dtype, device=device, tokenizer=tokenizer, revision=revision,
         trust_remote_code=trust_remote_code, allow_unused_weights=allow_unused_weights,
     )  # fmt: skip
+    strings = Counter(special_strings(loaded.tokenizer, text + (truth or "")))
     ends = ["the text ends with a line feed, and what follows that is predicted"] if text.endswith("\n") else []
-    common.note((*loaded.notes, *ends), quiet)
+    common.note((*loaded.notes, *read_as(strings, special), *ends), quiet)
     prediction = measure.predict(loaded, text, truth=truth, top=top, special=special)
     if format == "json":
         common.print_json(prediction.to_json())

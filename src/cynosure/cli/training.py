@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from cynosure.cli import common
 from cynosure.cli.braille import curve
 from cynosure.cli.progress import LINE_SECONDS, shown_progress
-from cynosure.training.watch import Figures, Watcher, named
+from cynosure.system.numbers import counted
+from cynosure.training.watch import Figures, Watcher
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -40,7 +41,7 @@ class Display(Watcher):
         for note in told["notes"]:
             self.note(note)
         at = f", going on at step {facts['resumed_at']:,}" if facts["resumed_at"] else ""
-        texts = f"{named(told['train_documents'], 'document')} of {told['train_tokens']:,} tokens"
+        texts = f"{counted(told['train_documents'], 'document')} of {told['train_tokens']:,} tokens"
         packing = facts.get("packing", {"strategy": "stream", "epoch_tokens": told["train_tokens"]})
         epochs = plan.tokens / packing["epoch_tokens"]
         parts = f", {plan.accumulation} times {plan.micro_rows} in each of {plan.processes}"

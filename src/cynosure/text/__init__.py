@@ -21,6 +21,7 @@ from cynosure.text.special import SPECIAL as SPECIAL
 from cynosure.text.special import check_special as check_special
 from cynosure.text.special import read_as as read_as
 from cynosure.text.special import special_strings as special_strings
+from cynosure.text.special import split_hint as split_hint
 from cynosure.text.tokens import Tokens as Tokens
 from cynosure.text.tokens import spell as spell
 from cynosure.text.tokens import text_ids as text_ids

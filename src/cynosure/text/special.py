@@ -97,12 +97,15 @@ def read_as(strings: Mapping[str, int], special: str) -> Iterator[str]:
             "text": "read as the characters they are (--special parse reads them as tokens)",
             "parse": "read as those tokens (--special text reads them as the characters they are)",
         }
-        most = max(strings, key=strings.__getitem__)
-        yield f"the texts hold {number:,} {what}, such as {most!r}: {how[special]}{split_hint(strings, most)}"
+        yield f"the texts hold {number:,} {what}, such as {next(iter(strings))!r}: {how[special]}"
 
 
-def split_hint(strings: Mapping[str, int], most: str) -> str:
-    """A way to read texts as many documents, where one string is so often in them that it may stand between those."""
-    if strings[most] < OFTEN:
-        return ""
-    return f"; if {most!r} stands between the documents of a file, --split-at {most!r} makes one of each"
+def split_hint(strings: Mapping[str, int]) -> Iterator[str]:
+    """In a sentence, how to split texts where one string is so often in them that it may stand between documents.
+
+    >>> list(split_hint({"</s>": 1, "<|endoftext|>": 2}))[0][:70]
+    "where '<|endoftext|>' stands between documents of a text file, --split"
+    """
+    most = max(strings, key=strings.__getitem__, default=None)
+    if most is not None and strings[most] >= OFTEN:
+        yield f"where {most!r} stands between documents of a text file, --split-at {most!r} reads each of them apart"

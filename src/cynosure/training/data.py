@@ -23,6 +23,7 @@ from cynosure.text import (
     read_as,
     special_strings,
     spell,
+    split_hint,
     train_tokenizer,
 )
 from cynosure.text.tokens import Ints
@@ -147,7 +148,7 @@ def write_data(
     told, known, strings = write_train(folder, division.train(), tokenizer, parse_special)
     n_valid, asked = write_valid(folder / VALID, division.valid())
     tokenizer.save_pretrained(folder / TOKENIZER)
-    notes = [*notes, *division.notes, *read_as(strings, "parse" if parse_special else "text")]
+    notes = [*notes, *division.notes, *read_as(strings, "parse" if parse_special else "text"), *split_hint(strings)]
     found = Facts(
         **told, train_bytes=int(known.sum()), valid_documents=n_valid, valid_bytes=int(asked.sum()),
         unigram_bits_per_byte=unigram_bits(known, asked), notes=tuple(notes),

@@ -18,6 +18,7 @@ from cynosure.models import load
 from cynosure.models.digest import weights_digest
 from cynosure.models.gguf import calm_transformers
 from cynosure.models.load import find_device
+from cynosure.system.numbers import counted
 from cynosure.text import Document
 from cynosure.training.begin import Consent, begin, check_same, check_tokens, environment, load_init
 from cynosure.training.curves import draw_curves
@@ -26,7 +27,7 @@ from cynosure.training.folder import DATA, MODEL, SCORES, RunFolder, first_sound
 from cynosure.training.manifest import PACKING
 from cynosure.training.presets import new_model
 from cynosure.training.settings import Plan, TrainSettings, shared_anew
-from cynosure.training.watch import Figures, Watcher, named
+from cynosure.training.watch import Figures, Watcher
 
 Texts = Corpus | Iterable[str | Path | Document]
 LOST = re.compile(r"\bgloo\b|NCCL|Connection (reset|closed|refused)")  # what PyTorch says where a process is gone
@@ -294,7 +295,7 @@ class Run:
                 str(folder / MODEL), dtype="float32", device=self.settings.device, trust_remote_code=trust
             )  # fmt: skip
             model = replace(model, name=folder.path.resolve().name)
-            self.watcher.note(f"scoring all that is held out, {named(len(documents), 'document')}")
+            self.watcher.note(f"scoring all that is held out, {counted(len(documents), 'document')}")
             with self.watcher.scoring(sum(len(document.text.encode()) for document in documents)) as progress:
                 scores = score_into(
                     model, documents, folder / SCORES, self.plan.row_tokens, self.workers.leads, progress,
