@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from cynosure.measure import Corpus, diverge, score
-from cynosure.text import Document, find_sources, read_documents, unpacking
+from cynosure.text import Document, find_sources, json_values, read_documents, unpacking
 from cynosure.text.documents import check_split_at, parted
 from cynosure.text.json_values import Values
 from tests.lm.conftest import tiny
@@ -44,18 +44,20 @@ JSON = st.recursive(
 def test_values_are_those_of_json_wherever_chunks_end(
     rows: list[object], size: int, indent: int | None, as_array: bool
 ) -> None:
-    texts = [json.dumps(rows, indent=indent)] if as_array else [json.dumps(row, indent=indent) for row in rows]
-    text = "\n".join(texts)
-    values = Values((text[i : i + size] for i in range(0, len(text), size)), "a")
-    if as_array:
-        assert values.next() == "["
-        assert [element for element, _ in values.elements()] == rows
-    else:
-        found = []
-        while values.next():
-            found.append(values.take())
-        assert found == rows
-    assert values.next() == ""
+    written = [json.dumps(rows, indent=indent)] if as_array else [json.dumps(row, indent=indent) for row in rows]
+    text = "\n".join(written)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_values, "CHUNK", 1)
+        values = Values((text[i : i + size] for i in range(0, len(text), size)), "a")
+        if as_array:
+            assert values.next() == "["
+            assert [element for element, _ in values.elements()] == rows
+        else:
+            found = []
+            while values.next():
+                found.append(values.take())
+            assert found == rows
+        assert values.next() == ""
 
 
 def test_an_array_never_lies_in_memory(tmp_path: Path) -> None:

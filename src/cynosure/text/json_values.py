@@ -8,6 +8,7 @@ from typing import Any
 CHUNK = 1 << 16  # characters
 DECODER = json.JSONDecoder(parse_int=float)  # int() refuses more than 4,300 digits
 SPACE = re.compile(r"[ \t\r\n]*")
+OF_NUMBERS = re.compile(r"[-+.eE\d]*")
 LONGEST_WORD = len("-Infinity")  # or an escape: a fault so near the end may be a value that is cut there
 
 
@@ -76,7 +77,8 @@ class Values:
             except RecursionError as error:
                 raise ValueError(f"{self.name} line {self.line()} is JSON nested too deeply to be read") from error
             else:
-                if end < len(self.text) or not self.more():  # a number may go on
+                after = OF_NUMBERS.match(self.text, end).end()  # type: ignore[union-attr]
+                if after < len(self.text) or not self.more():  # a number may go on
                     self.at = end
                     return value
 
