@@ -184,7 +184,16 @@ def test_an_interrupted_run_says_where_it_goes_on(
 
     monkeypatch.setattr("cynosure.measure.score", interrupted)
     done = run("score", tiny_folder, text, "--out", tmp_path / "run")
+    assert done == (130, "", "cynosure: interrupted before anything was finished: nothing is kept\n")
+
+    def later(*_: object, **__: object) -> None:
+        (tmp_path / "run" / "tokens-000000-0123456789abcdef.parquet").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cynosure.measure.score", later)
+    done = run("score", tiny_folder, text, "--out", tmp_path / "run")
     assert done == (130, "", f"cynosure: interrupted; the same command goes on from what is in {tmp_path / 'run'}\n")
+    monkeypatch.setattr("cynosure.measure.score", interrupted)
     assert run("score", tiny_folder, text) == (130, "", "cynosure: interrupted\n")
 
 
@@ -234,3 +243,10 @@ def test_help_and_version_do_not_import_torch() -> None:
         "..." not in done.stdout.partition("Usage: cynosure score")[0].partition("Commands:")[2].partition("bench")[0]
     )
     assert "cynosure 0." in done.stdout
+
+
+def test_a_stride_beyond_the_models_positions_names_them(run, tiny_folder: Path, text: Path) -> None:
+    done = run("score", tiny_folder, text, "--stride", "2000")
+    assert (done.status, done.out) == (2, "")
+    assert "stride must be from 1 to the window, 64, got 2000" in done.err
+    assert "stride must be from 1" in run("score", tiny_folder, text, "--stride", "0").err

@@ -25,6 +25,7 @@ class Settings:
     debug: bool = False
     failed: bool = False  # a check or a gate, whether or not somebody reads to the end what is printed of it
     kept_in: Path | None = None  # where the work of an interrupted command goes on
+    kept_files: str = ""  # the pattern of files there that hold some of it
     way_on: str = ""  # what is added to the command to do so
 
 

@@ -113,7 +113,13 @@ def truth_table(prediction: "Prediction") -> "Table":
 
 def perplexity_line(prediction: "Prediction") -> str:
     mean = prediction.nll_nats / len(prediction.truth)
+    size = prediction.vocab_size
+    meaning = (
+        "as hard to guess as a fair draw among that many tokens"
+        if prediction.perplexity <= size
+        else f"worse than a fair draw among all {size:,} tokens of the vocabulary"
+    )
     return (
         f"A text that cost {mean:.2f} nats a token throughout would have a perplexity of {prediction.perplexity:,.2f}: "
-        f"as hard to guess as a fair draw among that many tokens."
+        f"{meaning}."
     )

@@ -77,7 +77,8 @@ def score(
     common.show_notes(quiet)
     if protocol != "all":  # before the seconds it takes to load a model
         default = PROTOCOLS[protocol].window if protocol in PROTOCOLS else 0
-        check_protocol(protocol, default if window is None else window, stride)
+        # Without --window the model's positions may be fewer, which are known when it is loaded.
+        check_protocol(protocol, window or default, stride if window or not stride else min(stride, default))
         check_bos(protocol, bos)
     sources = find_sources(texts, column=column)
     check_split_at(sources, split_at)
@@ -90,7 +91,7 @@ def score(
     corpus = measure.Corpus.of_sources(sources, limit=limit, **reading)
     if protocol == "all" and any(source.kind in ONCE for source in sources):
         corpus = corpus._replace(documents=list(corpus.documents))  # they cannot be read again
-    common.settings.kept_in = out
+    common.settings.kept_in, common.settings.kept_files = out, "**/tokens-*.parquet"
     if out is not None:
         (measure.check_all_own if protocol == "all" else measure.check_own)(out)
         out.mkdir(parents=True, exist_ok=True)

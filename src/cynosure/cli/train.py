@@ -189,6 +189,7 @@ def train(
     from cynosure.measure import Corpus
     from cynosure.training import Diverged, TrainSettings
     from cynosure.training import train as run
+    from cynosure.training.folder import MANIFEST
 
     given: dict[str, Any] = {
         "preset": preset, "init": init, "lora": lora, "tokenizer": tokenizer, "vocab_size": vocab,
@@ -206,7 +207,7 @@ def train(
     apart = Corpus.of_sources(held_out, **reading)
     # Theirs of each other, which no user of ours can heed.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|accelerate)\b")
-    common.settings.kept_in = out
+    common.settings.kept_in, common.settings.kept_files = out, MANIFEST
     common.settings.way_on = " --resume"
     try:
         with shown_training(quiet) as watcher:

@@ -17,7 +17,7 @@ class Intervals(NamedTuple):
     nats_per_token: Interval
     bits_per_byte: Interval | None
     bits_per_char: Interval | None
-    effective_tokens: float | None  # independent tokens that would tell the mean loss as well
+    effective_tokens: float | None  # effective sample size: independent tokens that would tell the mean loss as well
 
 
 def intervals(statistics: Statistics) -> Intervals:
@@ -40,7 +40,7 @@ def intervals(statistics: Statistics) -> Intervals:
     )
     n = tokens.sum()
     variance = statistics.squares.total / n - (nats.sum() / n) ** 2
-    return Intervals(method, per_token, per_byte, per_char, effective_size(variance, per_token.se))
+    return Intervals(method, per_token, per_byte, per_char, effective_size(variance, per_token.se, n))
 
 
 def columns(sums: Grouped, carried: NDArray[np.bool_]) -> Floats:

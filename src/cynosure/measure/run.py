@@ -3,7 +3,7 @@
 import logging
 import platform
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from cynosure import __version__
-from cynosure.measure.budget import default_batch_tokens
+from cynosure.measure.budget import default_batch_tokens, default_unit_tokens
 from cynosure.measure.calibration import TEMPERATURES
 from cynosure.measure.manifest import MANIFEST, difference
 from cynosure.measure.rows import Facts
@@ -41,7 +41,6 @@ from cynosure.text import (
 from cynosure.text.documents import MEASURED
 from cynosure.text.sources import Source
 
-UNIT_BATCHES = 16  # batches a unit: what a crash can cost, and how many windows are sorted by length together
 LISTED = 10  # rows in a note
 TOPK = 5  # likeliest tokens kept in a store
 BOS_TWICE = (
@@ -166,9 +165,8 @@ def score(
         temporary = out is None and workers.leads
         made = stack.enter_context(TemporaryDirectory(prefix="cynosure-")) if temporary else out
         folder = Path(workers.told(made and str(made)))
-        kept = None if batch_tokens is not None else planned_batch(folder)
         # The leader's: on an accelerator the budget goes by what is free, which each finds otherwise.
-        cutting = workers.told(cut(batch_tokens or kept))
+        cutting = workers.told(as_planned(folder, cut, batch_tokens))
         run = StoredRun(Scorer(split_model, cutting, TOPK), corpus, workers, progress or ignore)
         store = run.score_into(folder)
         scores = Scores.of_store(store)
@@ -220,7 +218,7 @@ def make_cutting(
         special = "parse" if rules.parses else "text"
     check_special(special)
     opened = settle_bos(model.tokenizer, rules, bos, model.name)
-    return Cutting(protocol, window, stride, batch_tokens, UNIT_BATCHES * batch_tokens, opened, special)
+    return Cutting(protocol, window, stride, batch_tokens, default_unit_tokens(model, batch_tokens), opened, special)
 
 
 def setting(scorer: Scorer) -> Setting:
@@ -248,12 +246,14 @@ def score_in_memory(scorer: Scorer, corpus: Corpus, say: Say, keep: bool) -> Sco
     return scores
 
 
-def planned_batch(folder: Path) -> int | None:
-    """The batch budget of the run that is in a folder already."""
+def as_planned(folder: Path, cut: Callable[[int | None], Cutting], batch_tokens: int | None) -> Cutting:
+    """How texts are cut: of the run that is in a folder already, its budgets of batches and units are taken."""
     try:
-        return int(Store.open(folder).manifest["cutting"]["batch_tokens"])
+        kept = Store.open(folder).manifest["cutting"]
+        batch, unit = int(kept["batch_tokens"]), int(kept["unit_tokens"])
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # no run, or one that `Store.begin` will complain of
+        return cut(batch_tokens)  # no run, or one that `Store.begin` will complain of
+    return cut(batch_tokens or batch)._replace(unit_tokens=unit)
 
 
 class StoredRun(NamedTuple):

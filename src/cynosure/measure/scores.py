@@ -218,7 +218,7 @@ class Scores:
         for fact in filter(lambda fact: fact.n_special, self.statistics.facts.values()):
             having[fact.special] += fact.n_special
         read = read_as(having, self.setting.special) if self.setting.special else ()
-        return (*self.setting.notes, *read, *split_hint(having), *notes(self.statistics, self.intervals.method))
+        return (*self.setting.notes, *read, *split_hint(having), *notes(self.statistics, self.intervals))
 
     def to_json(self) -> dict[str, Any]:
         """Everything by the names of the contract, and more after them; what is not finite or not known is None."""
@@ -314,10 +314,10 @@ def calibration_values(report: CalibrationReport | None) -> dict[str, Any] | Non
     return values | {"bins": list(values["bins"]), "curve": [list(point) for point in values["curve"]]}
 
 
-def notes(statistics: Statistics, method: Method) -> Iterator[str]:
+def notes(statistics: Statistics, found: Intervals) -> Iterator[str]:
     """What is particular to these texts."""
-    if method.optimistic:
-        yield method.optimistic
+    if found.method.optimistic and found.nats_per_token.low is not None:
+        yield found.method.optimistic
     if lost := lost_text(statistics.facts.values()):
         told = "leave out" if statistics.told_per_byte else "are withheld: text is lost in"
         yield f"metrics per byte and character {told} {lost}"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cynosure.loss import TokenStats, token_stats
+from cynosure.loss.tensors import place
 from cynosure.models.cpu import fast_cpu
 from cynosure.models.finite import check_finite
 from cynosure.patching.heads import Deferring
@@ -58,7 +59,7 @@ class Head(NamedTuple):
 def same(a: Tensor | None, b: Tensor | None) -> bool:
     if a is None or b is None:
         return a is b
-    return a.data_ptr() == b.data_ptr() or torch.equal(a, b)
+    return place(a) == place(b) or torch.equal(a, b)
 
 
 class Tracer:

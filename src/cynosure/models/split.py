@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cynosure.loss.tensors import place
 from cynosure.models.digest import add_tensors
 from cynosure.models.finite import check_finite, why_not_finite
 from cynosure.models.head import Head, check_causal, hidden_states, read_head
@@ -59,9 +60,9 @@ class SplitModel:
         digest = hashlib.sha256(repr((self.head.scale, self.head.softcap)).encode())
         # Buffers that are not saved, such as the frequencies of rotary positions, are computed with all the same.
         parts = [module.state_dict() | dict(module.named_buffers()) for module in self.modules]
-        known = {tensor.data_ptr() for tensors in parts for tensor in tensors.values()}
+        known = {place(tensor) for tensors in parts for tensor in tensors.values()}
         head = {"weight": self.head.weight, "bias": self.head.bias}  # one that is given may be in no module
-        parts.append({name: x for name, x in head.items() if x is not None and x.data_ptr() not in known})
+        parts.append({name: x for name, x in head.items() if x is not None and place(x) not in known})
         for i, tensors in enumerate(parts):
             add_tensors(digest, tensors, f"{i} ")
         for module in self.modules:

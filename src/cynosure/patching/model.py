@@ -11,9 +11,10 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 
 from cynosure.loss import TokenStats
 from cynosure.loss.compiler import uncompiled
+from cynosure.patching.adapters import tuner
 from cynosure.patching.find import find_causal_lm
 from cynosure.patching.forward import Forward, leads_to
-from cynosure.patching.heads import Deferring, gather_head, is_in_fsdp1
+from cynosure.patching.heads import Deferring, gather_head, head_layers, is_in_fsdp1
 from cynosure.patching.inputs import Inputs
 from cynosure.patching.labelled import PLAIN, reduced
 from cynosure.patching.losses import Asked
@@ -171,7 +172,13 @@ class Patch:
         if self.obstacle is not None:
             return self.obstacle
         if self.made_by:
-            return f"between its head and its loss, {self.made_by[0]} needs full logits"
+            method = next(filter(None, map(tuner, head_layers(self.model))), None)
+            if method is None:
+                return f"between its head and its loss, {self.made_by[0]} needs full logits"
+            return (
+                f"its head is a layer of peft.tuners.{method}, and in it or after it {self.made_by[0]} needs full "
+                "logits: leave the head out of the adapter's target_modules"
+            )
         return "its loss is no cross-entropy of its logits"
 
     def warn(self) -> None:

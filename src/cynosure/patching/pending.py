@@ -67,7 +67,7 @@ class PendingLogits(Tensor):
                     "the logits of a patched model are made when they are looked at, and its weights have changed "
                     "since then: look at them before the optimizer's step"
                 )
-            if why != "T":  # of the identity times low-rank weights, as PEFT's DoRA has it: a weight, not logits
+            if why not in ("T", "t"):  # of low-rank weights or the identity, as PEFT has it: a weight, not logits
                 self.owner.tell(why)
             with torch.inference_mode(False), torch.set_grad_enabled(self.with_graph):
                 self.made = self.recipe.logits()
@@ -138,6 +138,9 @@ def followed(
     if func in LOSSES:
         asked = bound(LOSSES[func], first.recipe, rest, kwargs)
         return None if asked is None else asked.finish(first.owner.loss(asked))
+    if name in ("matmul", "__matmul__", "mm") and len(rest) == 1 and isinstance(rest[0], Tensor):
+        with torch.set_grad_enabled(first.with_graph and torch.is_grad_enabled()):
+            return first.recipe.projected(rest[0])
     recipe = noted(name, first.recipe, tuple(rest), kwargs)
     if recipe is None:
         return None
