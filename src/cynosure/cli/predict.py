@@ -16,7 +16,9 @@ BAR = 24
 
 def predict(
     model: common.Model,
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="The text so far.", show_default=False)],
+    text: Annotated[
+        str, typer.Argument(metavar="TEXT", help="The text so far: words, a file, or - (stdin).", show_default=False)
+    ],
     truth: Annotated[
         str | None, typer.Option(help="What comes next, to be given its loss; mind a leading space.")
     ] = None,
@@ -38,14 +40,17 @@ def predict(
     """
     from cynosure import measure, models
     from cynosure.text import read_as, special_strings
+    from cynosure.text.words import one_text
 
     common.show_notes(quiet)
+    text = one_text(text)
     loaded = models.load(
         model, dtype=dtype, device=device, tokenizer=tokenizer, revision=revision,
         trust_remote_code=trust_remote_code, allow_unused_weights=allow_unused_weights,
     )  # fmt: skip
     strings = Counter(special_strings(loaded.tokenizer, text + (truth or "")))
-    common.note((*loaded.notes, *read_as(strings, special)), quiet)
+    ends = ["the text ends with a line feed, and what follows that is predicted"] if text.endswith("\n") else []
+    common.note((*loaded.notes, *read_as(strings, special), *ends), quiet)
     prediction = measure.predict(loaded, text, truth=truth, top=top, special=special)
     if format == "json":
         common.print_json(prediction.to_json())

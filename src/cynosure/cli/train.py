@@ -160,6 +160,8 @@ def train(
     trust_remote_code: common.TrustRemoteCode = False,
     allow_unused_weights: common.AllowUnusedWeights = False,
     column: common.Column = None,
+    split_at: common.SplitAt = None,
+    bad_rows: common.BadRows = "stop",
     limit: common.Limit = None,
     errors: common.Errors = "strict",
     format: common.Format = "table",
@@ -179,8 +181,10 @@ def train(
         raise ValueError("no text to train on: name files, folders, globs, - or a dataset")
     common.show_notes(quiet)
     from cynosure.text import TRAINED, find_sources
+    from cynosure.text.documents import check_split_at
 
-    sources, held_out = find_sources(texts or []), find_sources(valid or [])
+    sources, held_out = find_sources(texts or [], column=column), find_sources(valid or [], column=column)
+    check_split_at((*sources, *held_out), split_at)
     from cynosure.cli.training import shown_training
     from cynosure.measure import Corpus
     from cynosure.training import Diverged, TrainSettings
@@ -198,8 +202,9 @@ def train(
         "spike": spike, "dtype": dtype, "device": device, "fsdp": fsdp or None, "seed": seed,
     }  # fmt: skip
     settings = TrainSettings(**{name: value for name, value in given.items() if value is not None})
-    corpus = Corpus.of_sources(sources, column=column, errors=errors, limit=limit, splits=TRAINED)
-    apart = Corpus.of_sources(held_out, column=column, errors=errors)
+    reading: dict[str, Any] = {"column": column, "errors": errors, "split_at": split_at, "bad_rows": bad_rows}
+    corpus = Corpus.of_sources(sources, limit=limit, splits=TRAINED, **reading)
+    apart = Corpus.of_sources(held_out, **reading)
     # Theirs of each other, which no user of ours can heed.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|accelerate)\b")
     common.settings.kept_in, common.settings.kept_files = out, MANIFEST

@@ -38,8 +38,10 @@ from cynosure.text import (
     settle_bos,
     source_digest,
 )
-from cynosure.text.documents import MEASURED, Source
+from cynosure.text.documents import MEASURED
+from cynosure.text.sources import Source
 
+LISTED = 10  # rows in a note
 TOPK = 5  # likeliest tokens kept in a store
 BOS_TWICE = (
     "lm-evaluation-harness also scores a second BOS after the first with this tokenizer, so its sum is another; "
@@ -63,11 +65,16 @@ class Reading:
     errors: str
     limit: int | None
     splits: tuple[str, ...]
+    split_at: str | None
+    bad_rows: str
+    left_out: list[str]  # of the last time, what was wrong with each row that was left out
 
     def __iter__(self) -> Iterator[Document]:
+        self.left_out.clear()
         return read_documents(
-            self.sources, column=self.column, errors=self.errors, limit=self.limit, splits=self.splits
-        )
+            self.sources, column=self.column, errors=self.errors, limit=self.limit, splits=self.splits,
+            split_at=self.split_at, bad_rows=self.bad_rows, skip=self.left_out.append,
+        )  # fmt: skip
 
 
 class Corpus(NamedTuple):
@@ -75,16 +82,30 @@ class Corpus(NamedTuple):
 
     documents: Iterable[Document]
     origin: dict[str, Any]
+    left_out: Sequence[str] = ()  # once the documents have been read, what was wrong with each row that is none of them
 
     @classmethod
     def of_sources(
         cls, sources: Sequence[Source], *, column: str | None = None, errors: str = "strict", limit: int | None = None,
-        splits: tuple[str, ...] = MEASURED,
+        splits: tuple[str, ...] = MEASURED, split_at: str | None = None, bad_rows: str = "stop",
     ) -> "Corpus":  # fmt: skip
-        """The documents of files and such, read when they are needed."""
+        """The documents of files and such, read when they are needed; options as of `read_documents`."""
         texts = [{"name": source.name, "sha256": source_digest(source)} for source in sources]
         origin = {"texts": texts, "column": column, "errors": errors, "limit": limit}
-        return cls(Reading(tuple(sources), column, errors, limit, splits), origin)
+        changed = {"split_at": (split_at, None), "bad_rows": (bad_rows, "stop")}  # which earlier versions did not have
+        origin |= {name: value for name, (value, default) in changed.items() if value != default}
+        left_out: list[str] = []
+        reading = Reading(tuple(sources), column, errors, limit, splits, split_at, bad_rows, left_out)
+        return cls(reading, origin, left_out)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user must know of them once they have been read."""
+        if not self.left_out:
+            return []
+        number, listed = len(self.left_out), "; ".join(self.left_out[:LISTED])
+        more = f"; and {number - LISTED:,} more" if number > LISTED else ""
+        return [f"{number:,} row{' is' if number == 1 else 's are'} left out: {listed}{more}"]
 
     @property
     def known(self) -> bool:
@@ -169,7 +190,7 @@ def as_documents(texts: Iterable[str | Path | Document]) -> Iterator[Document]:
         elif isinstance(text, str):
             yield Document(f"text {number}", text)
         else:
-            yield from read_documents(find_sources([str(text)]))
+            yield from read_documents(find_sources([str(text)], datasets=False))
 
 
 def make_cutting(
@@ -220,7 +241,7 @@ def score_in_memory(scorer: Scorer, corpus: Corpus, say: Say, keep: bool) -> Sco
     for tasks, facts in units(scorer.model.tokenizer, corpus.documents, scorer.cutting):
         scores.add(scorer.score(tasks, facts, say), 0.0)
     scores.seconds = max(0.0, time.perf_counter() - start)
-    scores.setting = scores.setting._replace(notes=(*scores.setting.notes, *scorer.batching.found))
+    scores.setting = scores.setting._replace(notes=(*scores.setting.notes, *scorer.batching.found, *corpus.notes))
     scores.check()
     return scores
 
@@ -264,7 +285,7 @@ class StoredRun(NamedTuple):
         workers.meet()
         store = Store.open(folder)
         if workers.leads:
-            store.finish(n_units, self.scorer.batching.found)
+            store.finish(n_units, (*self.scorer.batching.found, *self.corpus.notes))
         workers.meet()
         return store if workers.leads else Store.open(folder)
 

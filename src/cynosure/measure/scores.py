@@ -23,7 +23,7 @@ from cynosure.measure.store import SUMMARY, Store
 from cynosure.measure.units import DoesNotApply
 from cynosure.system.folders import READ_ONLY
 from cynosure.system.numbers import counted, finite
-from cynosure.text import read_as
+from cynosure.text import read_as, split_hint
 
 SHOWN = 20  # costliest tokens and spans in the JSON
 MOST_DOCUMENTS = 200  # in the JSON, those with most nats
@@ -220,7 +220,7 @@ class Scores:
         for fact in filter(lambda fact: fact.n_special, self.statistics.facts.values()):
             having[fact.special] += fact.n_special
         read = read_as(having, self.setting.special) if self.setting.special else ()
-        return (*self.setting.notes, *read, *notes(self.statistics, self.intervals))
+        return (*self.setting.notes, *read, *split_hint(having), *notes(self.statistics, self.intervals))
 
     def to_json(self) -> dict[str, Any]:
         """Everything by the names of the contract, and more after them; what is not finite or not known is None."""

@@ -3,9 +3,7 @@
 from cynosure.text.division import Division as Division
 from cynosure.text.documents import TRAINED as TRAINED
 from cynosure.text.documents import Document as Document
-from cynosure.text.documents import find_sources as find_sources
 from cynosure.text.documents import read_documents as read_documents
-from cynosure.text.documents import source_digest as source_digest
 from cynosure.text.opening import BOS as BOS
 from cynosure.text.opening import adds_bos as adds_bos
 from cynosure.text.opening import check_bos as check_bos
@@ -17,10 +15,13 @@ from cynosure.text.packing import Row as Row
 from cynosure.text.packing import Separators as Separators
 from cynosure.text.packing import Tokenised as Tokenised
 from cynosure.text.packing import document_ids as document_ids
+from cynosure.text.sources import find_sources as find_sources
+from cynosure.text.sources import source_digest as source_digest
 from cynosure.text.special import SPECIAL as SPECIAL
 from cynosure.text.special import check_special as check_special
 from cynosure.text.special import read_as as read_as
 from cynosure.text.special import special_strings as special_strings
+from cynosure.text.special import split_hint as split_hint
 from cynosure.text.tokens import Tokens as Tokens
 from cynosure.text.tokens import spell as spell
 from cynosure.text.tokens import text_ids as text_ids

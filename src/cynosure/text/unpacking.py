@@ -4,6 +4,7 @@ import bz2
 import codecs
 import gzip
 import io
+import itertools
 import logging
 import lzma
 import zlib
@@ -18,7 +19,13 @@ BOMS = (  # UTF-32 first: its little-endian BOM begins with that of UTF-16
     (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
 )  # fmt: skip
 
+PIECE = 1 << 16
+LONE = "cynosure.lone"  # the name of an error handler
+
 log = logging.getLogger("cynosure")
+
+
+codecs.register_error(LONE, lambda error: ("\udfff", error.end))  # type: ignore[attr-defined]
 
 
 def endings(name: str) -> tuple[str, str]:
@@ -49,28 +56,69 @@ def opened(name: str) -> Iterator[IO[bytes]]:
     try:
         with unpacked(name) as file:
             yield file
-    except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, OSError) as error:
-        if not packing or isinstance(error, FileNotFoundError | PermissionError):
+    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        if not packing or getattr(error, "errno", None) is not None:  # the disk's own
             raise
         raise ValueError(f"{name} is not a whole {PACKED[packing]} file: {error}") from error
 
 
-def utf8_lines(file: Any, name: str) -> Iterator[bytes]:
-    """The lines of a file in UTF-8, each with its end; only a line feed ends one.
+def utf8_pieces(file: Any, name: str, whole_lines: bool = True) -> Iterator[bytes]:
+    """The lines of a file in UTF-8, each with its end, or pieces of some size; only a line feed ends a line.
 
     ValueError for a file that begins with the BOM of UTF-16 or UTF-32 and breaks its rules.
     """
     start = file.peek(4)[:4]
     encoding = next((encoding for bom, encoding in BOMS if start.startswith(bom)), None)
     if encoding is None:
-        yield from file
+        yield from file if whole_lines else iter(lambda: file.read(PIECE), b"")
         return
     log.info("%s is decoded from %s", name, encoding.upper())
     wrapper = io.TextIOWrapper(file, encoding, newline="\n")
     try:
-        for line in wrapper:
-            yield line.encode()
+        for piece in wrapper if whole_lines else iter(lambda: wrapper.read(PIECE), ""):
+            yield piece.encode()
     except UnicodeDecodeError as error:
         raise ValueError(f"{name} is not {encoding.upper()}, which its byte order mark says: {error.reason}") from error
     finally:
         wrapper.detach()  # the file is closed by whoever opened it
+
+
+class NotUTF8(ValueError):
+    """Text that is not UTF-8, where that is not to be replaced."""
+
+    def __init__(self, name: str, what: str) -> None:
+        super().__init__(f"{name} is not UTF-8: {what}; --errors replace reads it with U+FFFD instead")
+
+
+def decode(data: bytes, name: str, strict: bool, first_byte: int = 0) -> tuple[str, int]:
+    """A text and how many U+FFFD were put in."""
+    try:
+        return data.decode(), 0
+    except UnicodeDecodeError as error:
+        if strict:
+            raise not_utf8(name, error, first_byte) from error
+    text = data.decode(errors="replace")
+    return text, text.count("\ufffd") - data.count("\ufffd".encode())
+
+
+def decoded(file: Any, name: str, strict: bool, whole_lines: bool = True) -> Iterator[str]:
+    """The lines of a table, or pieces of some size, without a BOM; what is not UTF-8 as lone surrogates.
+
+    Each of these stands for what would be one U+FFFD. Offsets in errors are those of what was unpacked.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")("strict" if strict else LONE)
+    offset, first = 0, True
+    for piece in itertools.chain(utf8_pieces(file, name, whole_lines), [b""]):
+        begun = offset - len(decoder.getstate()[0])
+        try:
+            text = decoder.decode(piece, final=whole_lines or not piece)
+        except UnicodeDecodeError as error:
+            raise not_utf8(name, error, begun) from error
+        offset += len(piece)
+        if text := text.removeprefix("\ufeff") if first else text:
+            yield text
+        first = False
+
+
+def not_utf8(name: str, error: UnicodeDecodeError, first_byte: int) -> NotUTF8:
+    return NotUTF8(name, f"byte 0x{error.object[error.start]:02x} at offset {first_byte + error.start}")

@@ -138,7 +138,8 @@ def begin_anew(
     folder.clear_begun()
     with folder.replacing(DATA) as place:
         tokenizer = tokenizer_of(settings, division, started, consent)
-        data = write_data(place, division, tokenizer, parse_special=settings.special == "parse")
+        parse, notes = settings.special == "parse", (*texts.notes, *valid.notes)
+        data = write_data(place, division, tokenizer, parse_special=parse, notes=notes)
         model = started.model if started else new_model(
             settings.size, data.tokenizer(consent.trust_remote_code), 8, settings.seed
         )  # fmt: skip

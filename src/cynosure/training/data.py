@@ -23,6 +23,7 @@ from cynosure.text import (
     read_as,
     special_strings,
     spell,
+    split_hint,
     train_tokenizer,
 )
 from cynosure.text.tokens import Ints
@@ -136,13 +137,18 @@ def trained_on(division: Division, number: int) -> Document:
     return next(islice((document for document in division.train() if document.text), number, None))
 
 
-def write_data(folder: Path, division: Division, tokenizer: Any, *, parse_special: bool = False) -> Data:
-    """Write the data of a run into a new folder; `parse_special` as of `tokenize`. OSError where there is no room."""
+def write_data(
+    folder: Path, division: Division, tokenizer: Any, *, parse_special: bool = False, notes: Iterable[str] = ()
+) -> Data:
+    """Write the data of a run into a new folder; `parse_special` as of `tokenize`. OSError where there is no room.
+
+    `notes` are kept with those that are found here.
+    """
     folder.mkdir(parents=True)
     told, known, strings = write_train(folder, division.train(), tokenizer, parse_special)
     n_valid, asked = write_valid(folder / VALID, division.valid())
     tokenizer.save_pretrained(folder / TOKENIZER)
-    notes = [*division.notes, *read_as(strings, "parse" if parse_special else "text")]
+    notes = [*notes, *division.notes, *read_as(strings, "parse" if parse_special else "text"), *split_hint(strings)]
     found = Facts(
         **told, train_bytes=int(known.sum()), valid_documents=n_valid, valid_bytes=int(asked.sum()),
         unigram_bits_per_byte=unigram_bits(known, asked), notes=tuple(notes),
