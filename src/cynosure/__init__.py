@@ -21,7 +21,7 @@ WINGS = {
     "text": ("Document",),
     "patching": ("Patch", "TrainerPatch", "causal_lm_loss", "patch", "unpatch"),
     "models": ("LanguageModel", "audit", "load"),
-    "measure": ("Meter", "Scores", "Statistics", "open_run", "predict", "score"),
+    "measure": ("Comparison", "Meter", "Scores", "Statistics", "compare", "open_run", "predict", "score"),
     "training": ("Diverged", "TrainSettings", "Trained", "Watcher", "train"),
 }  # fmt: skip
 __all__ = [name for names in WINGS.values() for name in names]

@@ -10,8 +10,9 @@ import torch
 from typer.testing import CliRunner
 
 from cynosure.cli.app import app
-from cynosure.cli.check import FILLER, padded_batch, read
+from cynosure.cli.check import FILLER, padded_batch
 from cynosure.models import LanguageModel, check
+from cynosure.text.words import one_text
 from tests.lm.conftest import byte_tokenizer, tiny_model
 from tests.lm.test_head import FAMILIES
 
@@ -112,11 +113,10 @@ def test_the_command_is_quiet_where_nothing_is_found(tiny_folder: Path, tmp_path
 def test_a_text_or_a_file_of_it(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("né\n")
-    assert read(str(text)) == "né\n"
-    assert read("words " * 1000) == "words " * 1000
-    assert read(None) == ""
+    assert one_text(str(text)) == "né\n"
+    assert one_text("words " * 1000) == "words " * 1000
     text.write_text("")
-    assert read(str(text)) == ""
+    assert one_text(str(text)) == ""
 
 
 def test_the_batch_is_as_a_collator_makes_it() -> None:

@@ -100,7 +100,7 @@ def test_an_impossible_token_makes_the_loss_infinite() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     hidden, target = batch(3)
     with pytest.raises(ValueError, match=r"needs token_stats.*temperatures=meter\.temperatures"):
-        Meter().update(token_stats(hidden, HEAD, target))
+        Meter().update(token_stats(hidden, HEAD, target, temperatures=[1.0]))
     with pytest.raises(ValueError, match=r"n_bytes must have the shape \(4, 30\), got \(4, 29\)"):
         fed(Meter(), hidden, target, n_bytes=torch.ones(4, 29))
 

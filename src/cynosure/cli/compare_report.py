@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cynosure.cli.screen import headed_table, plain_table, stdout
-from cynosure.cli.tables import in_context, number, shortened
+from cynosure.cli.tables import in_context, shortened
 from cynosure.system.escapes import visible
-from cynosure.system.numbers import counted
+from cynosure.system.numbers import counted, number
 
 if TYPE_CHECKING:
     from cynosure.cli.screen import Console

@@ -5,14 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 from cynosure.cli.screen import headed_table, plain_table, stdout
 from cynosure.system.escapes import quoted, visible
-from cynosure.system.numbers import counted
+from cynosure.system.numbers import counted, number
 
 if TYPE_CHECKING:
     from rich.text import Text
 
     from cynosure.cli.screen import Console
     from cynosure.measure import Scores
-    from cynosure.measure.scores import Figure
 
 COSTLIEST = 5
 SHOWN_CHARS = 20  # of a token, and of what stands behind it
@@ -32,7 +31,7 @@ def show(scores: "Scores") -> None:
     )
     console.print()
     table = plain_table("", ">bold", "", "dim")
-    for line in figures(scores):
+    for line in scores.lines():
         table.add_row(*line)
     console.print(table)
     console.print()
@@ -42,28 +41,6 @@ def show(scores: "Scores") -> None:
     console.print(table)
     show_shares(console, values)
     show_costliest(console, values)
-
-
-def figures(scores: "Scores") -> Iterator[tuple[str, str, str, str]]:
-    """(name, value, interval, what it means in plain words) for every figure."""
-    rows = {
-        "nats_per_token": ("nats per token", 4, "the loss: mean surprise of a token"),
-        "token_perplexity": ("token perplexity", 2, "like guessing among that many equal choices"),
-        "word_perplexity": ("word perplexity", 2, "the same counted per word"),
-        "bits_per_byte": ("bits per byte", 4, "comparable across tokenizers; 8 is knowing nothing"),
-        "bits_per_char": ("bits per character", 4, ""),
-    }
-    for key, found in scores.figures.items():
-        name, digits, meaning = rows[key]
-        yield name, number(found.value, digits), between(found, digits), meaning
-    yield "top-1 accuracy", f"{scores.top1_accuracy:.1%}", "", "how often the likeliest token was right"
-    yield "mean entropy", number(scores.mean_entropy, 4), "", "nats: the loss the model itself expected"
-
-
-def between(found: "Figure", digits: int) -> str:
-    if found.low is None or found.high is None:
-        return ""
-    return f"{number(found.low, digits)} to {number(found.high, digits)}"
 
 
 def counts(scores: "Scores", values: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -202,7 +179,3 @@ def show_protocols(found: "dict[str, Scores | str]") -> None:
         why = f"does not apply here: {scores}" if isinstance(scores, str) else f"{rules.differs} ({rules.peer})"
         table.add_row(name, why)
     console.print(table)
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    return "unknown" if value is None else f"{value:,.{digits}f}"

@@ -1,9 +1,9 @@
 """Two runs compared: how much better one model guesses the same bytes, how sure that is, and where it comes from."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
+from importlib import import_module
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from cynosure.measure.bootstrap import BASE_TOKENS, Method, choose, interval, pa
 from cynosure.measure.classes import CLASSES
 from cynosure.measure.excerpts import in_context
 from cynosure.measure.rows import Facts, Ints, lost_text
-from cynosure.measure.scores import MOST_DOCUMENTS, Figure, Scores, Setting, exponential
+from cynosure.measure.scores import MOST_DOCUMENTS, Figure, Setting, exponential
 from cynosure.measure.tally import CELL_BYTES, Tally, difference, grouped
 from cynosure.system.numbers import finite
 
@@ -130,8 +130,11 @@ class Comparison:
         }
 
 
-def compare(a: Scores | str | Path, b: Scores | str | Path) -> Comparison:
+def compare(a: Any, b: Any, texts: Iterable[Any] | None = None, **options: Any) -> Comparison:
     """Compare two runs of the same texts, A the baseline: scores whose tokens were kept, or folders of runs.
+
+    With `texts`, A and B are models of one tokenizer, which score them in one pass; models, texts and options are as of
+    `score`, and the comparison has their divergence too.
 
     The tokenizers may differ: losses are compared on bytes, between those where a token ends in both. B - A and its
     p-value come from documents resampled where there are 30 or more, else from blocks of text inside them, the same
@@ -141,6 +144,10 @@ def compare(a: Scores | str | Path, b: Scores | str | Path) -> Comparison:
     not of the same texts under the same protocol, and where nothing was scored in both; FileNotFoundError where there
     is no run.
     """
+    if texts is not None:
+        return import_module("cynosure.measure.divergence").diverge(a, b, texts, **options)  # type: ignore[no-any-return]
+    if options:
+        raise TypeError(f"{', '.join(options)} is of models and texts: give texts, or leave it out")
     return compare_sides(Side.of_run(a), Side.of_run(b))
 
 

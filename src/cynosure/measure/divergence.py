@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import tee, zip_longest
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,13 +15,13 @@ from cynosure.measure.batching import Row, batches, rows_of
 from cynosure.measure.bootstrap import BASE_TOKENS, choose, interval
 from cynosure.measure.compare import Comparison, Divergence, compare_sides
 from cynosure.measure.rows import Facts, Ints, numbers
-from cynosure.measure.run import Corpus, as_documents, ignore, make_cutting, setting
-from cynosure.measure.score import Figures, Say, Scorer
+from cynosure.measure.run import Corpus, make_cutting, setting
+from cynosure.measure.score import Figures, Say, Scorer, ignore
 from cynosure.measure.scores import Figure
 from cynosure.measure.tally import grouped
 from cynosure.measure.units import Cutting, Task, units
 from cynosure.models import Head, SplitModel, split
-from cynosure.text import Document
+from cynosure.text import as_documents
 
 LOGITS = 2**24  # of each model at a time: 64 MB in float32
 BLOCK = 2**19  # of those at a time in float64, while they are in the cache
@@ -32,7 +31,7 @@ WAY_OUT = "score each with --out and compare the runs, which needs no common tok
 def diverge(
     model_a: Any,
     model_b: Any,
-    texts: Corpus | Iterable[str | Path | Document],
+    texts: Corpus | Iterable[Any],
     *,
     protocol: str = "sliding",
     window: int | None = None,

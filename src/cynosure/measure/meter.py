@@ -25,6 +25,14 @@ class Meter:
     ...     meter.update(token_stats(hidden[:, part], head, target[:, part], temperatures=meter.temperatures))
     >>> {name: round(value, 4) for name, value in meter.compute().items() if name in ("token_perplexity", "tokens")}
     {'tokens': 4, 'token_perplexity': 9.4912}
+
+    Bits per byte needs the bytes of each token, which the tokenizer's vocabulary tells; ignored ones count for nothing.
+
+    >>> meter = Meter()
+    >>> n_bytes = torch.tensor([3, 1, 4, 2])  # by token id
+    >>> meter.update(token_stats(hidden, head, target), n_bytes=n_bytes[target])
+    >>> round(meter.compute()["bits_per_byte"], 4), meter.compute()["ece"]  # of 3 + 1 + 4 + 3 bytes; no temperatures
+    (1.1806, nan)
     """
 
     def __init__(self) -> None:
@@ -33,19 +41,20 @@ class Meter:
 
     def reset(self) -> None:
         """Forget everything."""
-        self.sums, self.calibration = Accumulator(), Calibration()
+        self.sums = Accumulator()
+        self.calibration: Calibration | None = Calibration()  # None after figures without temperatures
 
     def update(self, stats: TokenStats, n_bytes: Tensor | None = None) -> None:
         """Add the figures of a batch; ignored positions count for nothing.
 
-        `stats` are those of `token_stats` with `temperatures=meter.temperatures`; `n_bytes` (...), integers of the
-        shape of `stats.nll`, are the bytes that each token stands for. ValueError for other shapes, and where a loss is
-        NaN; nothing is added then.
+        `stats` are those of `token_stats`, with `temperatures=meter.temperatures` where calibration is wanted: after
+        any without, all that is of calibration is NaN. `n_bytes` (...), integers of the shape of `stats.nll`, are the
+        bytes that each token stands for. ValueError for other shapes, and where a loss is NaN; nothing is added then.
         """
         rank = stats.rank.reshape(-1)
         shape = stats.nll_at_temperature.shape
-        if shape != (*stats.nll.shape, len(self.temperatures)):
-            raise ValueError("the meter needs token_stats(..., temperatures=meter.temperatures)")
+        if shape[-1] and shape != (*stats.nll.shape, len(self.temperatures)):
+            raise ValueError("the meter needs token_stats(..., temperatures=meter.temperatures), or none")
         if n_bytes is not None and n_bytes.shape != stats.nll.shape:
             raise ValueError(f"n_bytes must have the shape {tuple(stats.nll.shape)}, got {tuple(n_bytes.shape)}")
         at = (rank > 0).cpu().numpy()
@@ -57,13 +66,19 @@ class Meter:
         correct, one_group = array(stats.correct)[at] == 1, np.zeros(len(nll), dtype=np.int64)
         bytes_of = one_group if n_bytes is None else array(n_bytes)[at]
         self.sums.add(Grouped.of(one_group, token_rows(nll, entropy, correct, bytes_of, one_group)))
+        if self.calibration is None or not shape[-1]:
+            self.calibration = None
+            return
         grid = array(stats.nll_at_temperature).reshape(-1, shape[-1])[at]
         self.calibration.update(confidence, correct, brier, nll, entropy, grid)
 
     def merge(self, other: "Meter") -> None:
         """Add what another meter has seen."""
         self.sums.merge(other.sums)
-        self.calibration += other.calibration
+        if self.calibration is None or other.calibration is None:
+            self.calibration = None
+        else:
+            self.calibration += other.calibration
 
     def gather(self) -> "Meter":
         """What the meters of all processes of torch.distributed have seen together; a new meter, the same in each."""
@@ -81,7 +96,8 @@ class Meter:
         `n_bins` and `binning` choose the bins of `ece`: equally many tokens in each ("mass"), or bins of equal width
         ("width"), as torchmetrics and netcal have them. ValueError for others.
         """
-        (total,), report = self.sums.sums().total.token_sums(), self.calibration.compute(n_bins, binning)
+        (total,) = self.sums.sums().total.token_sums()
+        report = None if self.calibration is None else self.calibration.compute(n_bins, binning)
         figures = {
             "tokens": total.tokens,
             "nats_per_token": total.nats_per_token,

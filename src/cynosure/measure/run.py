@@ -19,7 +19,7 @@ from cynosure.measure.budget import default_batch_tokens, default_unit_tokens
 from cynosure.measure.calibration import TEMPERATURES
 from cynosure.measure.manifest import MANIFEST, difference
 from cynosure.measure.rows import Facts
-from cynosure.measure.score import Progress, Say, Scorer
+from cynosure.measure.score import Say, Scorer, told
 from cynosure.measure.scores import Scores, Setting
 from cynosure.measure.store import Store, check_own, other_run
 from cynosure.measure.units import Cutting, DoesNotApply, units
@@ -30,9 +30,9 @@ from cynosure.text import (
     PROTOCOLS,
     Document,
     adds_bos,
+    as_documents,
     check_protocol,
     check_special,
-    find_sources,
     prefix_token,
     read_documents,
     settle_bos,
@@ -115,7 +115,7 @@ class Corpus(NamedTuple):
 
 def score(
     model: Any,
-    texts: Corpus | Iterable[str | Path | Document],
+    texts: Corpus | Iterable[Any],
     *,
     tokenizer: Any = None,
     head: Any = None,
@@ -128,26 +128,27 @@ def score(
     compile: bool = False,
     out: str | Path | None = None,
     keep: bool = True,
-    progress: Say | None = None,
+    progress: Say | bool | None = None,
 ) -> Scores:
     """Score texts with a model under a protocol.
 
     `model` is a name that `load` takes, a `LanguageModel`, a transformers model with its `tokenizer`, or any module
     that turns (B, T) ids into (B, T, D) hidden states with its `tokenizer` and `head`. `texts` are strings, each a
-    document, paths of files, or `Document`s. `window` is the number of positions the model sees at once, by default the
-    protocol's own or as many as the model has; `stride`, of `sliding` and `strided`, how many tokens each further
-    window scores, by default half the window. `bos` says which windows of `sliding` begin with BOS, or EOS where there
-    is none: `every`, the `first` of each document, or `none`; `auto` is `every` where the tokenizer's own call adds it,
-    else `first`. `special` says how strings that are special tokens, such as `<|endoftext|>`, are read: as the `text`
-    they are, as `sliding` and `llama-cpp` do by default, or `parse`d as those tokens, as the others do. `batch_tokens`
-    is how many positions go through the model at once, by default what memory has room for, on a CPU at most 1024: it
-    changes speed and memory, not the figures, for rows that would change each other go apart. With `compile` the
-    model's body runs under torch.compile.
+    document, Paths of files and folders, `Document`s and rows (dicts with `text`, or `prompt` and `completion`), or a
+    pandas DataFrame or a dataset of such rows; they are read one at a time. `window` is the number of positions the
+    model sees at once, by default the protocol's own or as many as the model has; `stride`, of `sliding` and `strided`,
+    how many tokens each further window scores, by default half the window. `bos` says which windows of `sliding` begin
+    with BOS, or EOS where there is none: `every`, the `first` of each document, or `none`; `auto` is `every` where the
+    tokenizer's own call adds it, else `first`. `special` says how strings that are special tokens, such as
+    `<|endoftext|>`, are read: as the `text` they are, as `sliding` and `llama-cpp` do by default, or `parse`d as those
+    tokens, as the others do. `batch_tokens` is how many positions go through the model at once, by default what memory
+    has room for, on a CPU at most 1024: it changes speed and memory, not the figures, for rows that would change each
+    other go apart. With `compile` the model's body runs under torch.compile.
 
     With `out`, a folder, every unit of work is kept there as soon as it is done, and the same call goes on where an
     interrupted one stopped; without it the tokens are kept in memory, or with `keep=False` the statistics alone.
-    `progress` is called after every batch. Under torchrun the processes share the work; the leader's result is whole,
-    the others get it from the same store.
+    `progress` is called after every batch, or True for a bar on stderr. Under torchrun the processes share the work;
+    the leader's result is whole, the others get it from the same store.
 
     Raises ValueError for a protocol, window, stride or BOS that makes no sense here, for a model whose head cannot be
     read or that gives NaN, for a folder that holds another run, and when there is not one token to score.
@@ -158,39 +159,22 @@ def score(
     corpus = texts if isinstance(texts, Corpus) else Corpus(as_documents(texts), {})
     workers = Workers()
     cut = partial(make_cutting, split_model, protocol, window, stride, bos=bos, special=special)
-    if out is None and workers.count == 1:
-        scorer = Scorer(split_model, cut(batch_tokens), 0)
-        return score_in_memory(scorer, corpus, progress or ignore, keep)
     with ExitStack() as stack:
+        say = stack.enter_context(told(progress))
+        if out is None and workers.count == 1:
+            return score_in_memory(Scorer(split_model, cut(batch_tokens), 0), corpus, say, keep)
         temporary = out is None and workers.leads
         made = stack.enter_context(TemporaryDirectory(prefix="cynosure-")) if temporary else out
         folder = Path(workers.told(made and str(made)))
         # The leader's: on an accelerator the budget goes by what is free, which each finds otherwise.
         cutting = workers.told(as_planned(folder, cut, batch_tokens))
-        run = StoredRun(Scorer(split_model, cutting, TOPK), corpus, workers, progress or ignore)
+        run = StoredRun(Scorer(split_model, cutting, TOPK), corpus, workers, say)
         store = run.score_into(folder)
         scores = Scores.of_store(store)
         if out is None:
             scores.keep()
         workers.meet()  # before a temporary folder goes
         return scores
-
-
-def ignore(step: Progress) -> None:
-    pass
-
-
-def as_documents(texts: Iterable[str | Path | Document]) -> Iterator[Document]:
-    """Strings as the texts they are, paths as what their files hold."""
-    if isinstance(texts, str | Path | Document):
-        raise TypeError(f"texts must be a list of texts, paths or documents, got one {type(texts).__name__}")
-    for number, text in enumerate(texts):
-        if isinstance(text, Document):
-            yield text
-        elif isinstance(text, str):
-            yield Document(f"text {number}", text)
-        else:
-            yield from read_documents(find_sources([str(text)], datasets=False))
 
 
 def make_cutting(

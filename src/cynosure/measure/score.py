@@ -1,6 +1,7 @@
 """The scoring core: units of windows through the model's body, the fused statistics of each token, rows of figures."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -27,6 +28,32 @@ class Progress(NamedTuple):
 
 
 Say = Callable[[Progress], None]
+
+
+def ignore(step: Progress) -> None:
+    pass
+
+
+@contextmanager
+def told(progress: Say | bool | None) -> Iterator[Say]:
+    """Who is told of every batch: the function that was given, nobody, or with True a bar on stderr."""
+    if callable(progress):
+        yield progress
+    elif not progress:
+        yield ignore
+    else:
+        from tqdm.auto import tqdm
+
+        with tqdm(desc="cynosure", unit=" tokens", unit_scale=True) as bar:
+            nats = 0.0
+
+            def say(step: Progress) -> None:
+                nonlocal nats
+                nats += step.nats
+                bar.update(step.tokens)
+                bar.set_postfix_str(f"loss {nats / max(1, bar.n):.4f} nats a token")
+
+            yield say
 
 
 @dataclass

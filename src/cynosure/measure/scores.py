@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from cynosure.measure.stats import COLUMNS, Statistics
 from cynosure.measure.store import SUMMARY, Store
 from cynosure.measure.units import DoesNotApply
 from cynosure.system.folders import READ_ONLY
-from cynosure.system.numbers import counted, finite
+from cynosure.system.numbers import counted, finite, number
 from cynosure.text import read_as, split_hint
 
 SHOWN = 20  # costliest tokens and spans in the JSON
@@ -61,8 +62,23 @@ class Figure(NamedTuple):
     low: float | None = None
     high: float | None = None
 
+    def shown(self, digits: int) -> str:
+        """The interval, for reading; empty where there is none."""
+        if self.low is None or self.high is None:
+            return ""
+        return f"{number(self.low, digits)} to {number(self.high, digits)}"
 
-@dataclass
+
+MEANINGS = {  # their names, digits and meanings
+    "nats_per_token": ("nats per token", 4, "the loss: mean surprise of a token"),
+    "token_perplexity": ("token perplexity", 2, "like guessing among that many equal choices"),
+    "word_perplexity": ("word perplexity", 2, "the same counted per word"),
+    "bits_per_byte": ("bits per byte", 4, "comparable across tokenizers; 8 is knowing nothing"),
+    "bits_per_char": ("bits per character", 4, ""),
+}
+
+
+@dataclass(repr=False)
 class Scores:
     """The scores of some texts: figures, statistics, and where they are kept the tokens themselves.
 
@@ -126,8 +142,66 @@ class Scores:
             raise ValueError("the tokens of these scores were not kept: score with keep=True or with out")
 
     def to_pandas(self) -> Any:
-        """One row a token, as a pandas DataFrame; `document` is the place in `document_names`."""
-        return pa.concat_tables(self.shards(), promote_options="permissive").to_pandas()
+        """One row a token, as a pandas DataFrame; `document` is the place in `document_names`.
+
+        `token_bytes` are the bytes that a token covers, `token` the same as text, in which bytes that are no whole
+        character are written as `\\xNN`.
+        """
+        table = pa.concat_tables(self.shards(), promote_options="permissive").to_pandas()
+        texts = [piece.decode("utf-8", "backslashreplace") for piece in table["token_bytes"]]
+        table.insert(list(table.columns).index("token_bytes"), "token", texts)
+        return table
+
+    def by_document(self) -> Any:
+        """One row a scored document, as a pandas DataFrame: its name, tokens, bytes, nats and what follows of them.
+
+        `bytes` and `bits_per_byte` are missing where the document's tokens lose some of its text.
+
+        >>> import cynosure
+        >>> table = cynosure.score("smollm2", ["The cat sat on the mat.", "The end."]).by_document()
+        >>> table[["name", "tokens", "bytes"]].values.tolist()
+        [['text 0', 7, 23], ['text 1', 3, 8]]
+        """
+        sums = self.statistics.documents.sums()
+        carried = self.statistics.carried(sums.keys).tolist()
+        rows = [
+            {
+                "name": self.statistics.facts[key].name,
+                "tokens": group.tokens,
+                "bytes": group.n_bytes if whole else None,
+                "nats": group.nats,
+                "nats_per_token": group.nats_per_token,
+                "perplexity": group.perplexity,
+                "bits_per_byte": group.bits_per_byte if whole else None,
+                "top1_accuracy": group.accuracy,
+            }
+            for key, group, whole in zip(sums.keys.tolist(), sums.token_sums(), carried, strict=True)
+        ]
+        return pa.Table.from_pylist(rows).to_pandas()
+
+    def lines(self) -> Iterator[tuple[str, str, str, str]]:
+        """(name, value, interval, what it means in plain words) of every metric."""
+        for key, found in self.figures.items():
+            name, digits, meaning = MEANINGS[key]
+            yield name, number(found.value, digits), found.shown(digits), meaning
+        yield "top-1 accuracy", f"{self.top1_accuracy:.1%}", "", "how often the likeliest token was right"
+        yield "mean entropy", number(self.mean_entropy, 4), "", "nats: the loss the model itself expected"
+
+    def __str__(self) -> str:
+        rows = [line[:3] for line in self.lines()]
+        widths = [max(len(row[i]) for row in rows) for i in range(3)]
+        shown = (f"{name:<{widths[0]}}  {value:>{widths[1]}}  {between}".rstrip() for name, value, between in rows)
+        return "\n".join([self.setting.model, *shown])
+
+    def __repr__(self) -> str:
+        value = number(self.figures["nats_per_token"].value, 4)
+        return f"<Scores of {self.setting.model}: {value} nats a token over {counted(self.tokens, 'token')}>"
+
+    def _repr_html_(self) -> str:
+        """A table for a notebook."""
+        cells = ("".join(f"<td>{escape(cell)}</td>" for cell in line) for line in self.lines())
+        rows = "".join(f"<tr>{row}</tr>" for row in cells)
+        return f"<table><caption>{escape(self.setting.model)}</caption><tbody>{rows}</tbody></table>"
 
     @property
     def document_names(self) -> list[str]:

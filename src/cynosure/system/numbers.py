@@ -19,3 +19,12 @@ def counted(number: int, noun: str) -> str:
     ('1 document', '2,000 documents')
     """
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number for reading, with so many digits after the point.
+
+    >>> number(1234.5), number(None)
+    ('1,234.50', 'unknown')
+    """
+    return "unknown" if value is None else f"{value:,.{digits}f}"

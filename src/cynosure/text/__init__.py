@@ -4,6 +4,7 @@ from cynosure.text.division import Division as Division
 from cynosure.text.documents import TRAINED as TRAINED
 from cynosure.text.documents import Document as Document
 from cynosure.text.documents import read_documents as read_documents
+from cynosure.text.given import as_documents as as_documents
 from cynosure.text.opening import BOS as BOS
 from cynosure.text.opening import adds_bos as adds_bos
 from cynosure.text.opening import check_bos as check_bos

@@ -12,14 +12,13 @@ import torch
 
 from cynosure.loss.gemm import settle
 from cynosure.measure import Corpus, Scores, open_run
-from cynosure.measure.run import as_documents
 from cynosure.measure.workers import PATIENCE, Workers
 from cynosure.models import load
 from cynosure.models.digest import weights_digest
 from cynosure.models.gguf import calm_transformers
 from cynosure.models.load import find_device
 from cynosure.system.numbers import counted
-from cynosure.text import Document
+from cynosure.text import Document, as_documents
 from cynosure.training.begin import Consent, begin, check_same, check_tokens, environment, load_init
 from cynosure.training.curves import draw_curves
 from cynosure.training.data import Data, Facts, pack, shortened, token_widths
