@@ -246,7 +246,7 @@ def test_what_leaving_bos_out_costs_is_said() -> None:
     for name in ("rolling", "strided", "strided-legacy", "blocks"):
         scores = found[name]
         assert not isinstance(scores, str)
-        (note,) = (note for note in scores.notes if "leaves BOS out" in note)
+        (note,) = (note for note in scores.notes if note.startswith(f"{name} leaves BOS out"))
         costs = [scores.figures["nats_per_token"].value, full.figures["nats_per_token"].value]
         assert all(cost is not None and f"{cost:.3f} " in note for cost in costs)
     for bos, words in (("first", "all windows but a text's first"), ("none", "out of every window")):

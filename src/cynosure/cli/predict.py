@@ -1,5 +1,6 @@
 """`cynosure predict`: what a model expects next, and how surprised it is by what comes."""
 
+from collections import Counter
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -36,13 +37,15 @@ def predict(
     Prints the likeliest tokens after a text, and the loss of what really follows.
     """
     from cynosure import measure, models
+    from cynosure.text import read_as, special_strings
 
     common.show_notes(quiet)
     loaded = models.load(
         model, dtype=dtype, device=device, tokenizer=tokenizer, revision=revision,
         trust_remote_code=trust_remote_code, allow_unused_weights=allow_unused_weights,
     )  # fmt: skip
-    common.note(loaded.notes, quiet)
+    strings = Counter(special_strings(loaded.tokenizer, text + (truth or "")))
+    common.note((*loaded.notes, *read_as(strings, special)), quiet)
     prediction = measure.predict(loaded, text, truth=truth, top=top, special=special)
     if format == "json":
         common.print_json(prediction.to_json())

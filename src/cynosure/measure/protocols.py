@@ -81,4 +81,5 @@ def check_all_own(folder: Path) -> None:
 
 def as_printed(strided: Scores) -> Scores:
     """The scores of `strided` summed up as Hugging Face's page prints it."""
-    return replace(strided, setting=strided.setting._replace(protocol="strided-legacy"))
+    notes = tuple(note.replace("strided leaves", "strided-legacy leaves") for note in strided.setting.notes)
+    return replace(strided, setting=strided.setting._replace(protocol="strided-legacy", notes=notes))
