@@ -41,20 +41,19 @@ def refused(done: Done, *words: str) -> None:
 
 
 def test_texts(run: Run, tiny_folder: Path, tmp_path: Path) -> None:
-    cases = {"empty.txt": b"", "binary.txt": b"\x7fELF\x00\x01", "latin.txt": b"ab\xe9"}
+    cases = {"empty.txt": b"", "binary.txt": b"\x7fELF\x00\x01", "nul.txt": b"abcd\0ef", "latin.txt": b"ab\xe9"}
     for name, data in cases.items():
         (tmp_path / name).write_bytes(data)
     refused(run("score", tiny_folder, tmp_path / "none.txt"), "no such text", "none.txt")
+    refused(run("score", tiny_folder, tmp_path / "nul.txt"), "nul.txt looks binary", "offset 4", "--errors replace")
     refused(run("score", tiny_folder, tmp_path / "empty.txt"), "nothing to score", "empty.txt")
-    refused(
-        run("score", tiny_folder, tmp_path / "binary.txt"), "binary.txt looks binary", "offset 4", "--errors replace"
-    )
+    refused(run("score", tiny_folder, tmp_path / "binary.txt"), "binary.txt is an ELF program, not text")
     refused(run("score", tiny_folder, tmp_path / "latin.txt"), "latin.txt is not UTF-8", "offset 2", "--errors replace")
 
 
 def test_standard_input_of_several_processes(run: Run, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    refused(run("score", tiny_folder, "-"), "standard input cannot be read by several processes")
+    refused(run("score", tiny_folder, "-"), "standard input or a pipe cannot be read by several processes")
 
 
 def test_a_short_document_is_counted_and_listed(run: Run, tmp_path: Path, text: Path) -> None:

@@ -175,11 +175,11 @@ def test_p_at_the_ends() -> None:
 def test_effective_size_counts_independent_tokens() -> None:
     losses = np.random.default_rng(0).exponential(3, 1900)
     se = interval(losses, np.ones(1900)).se
-    assert effective_size(losses.var(ddof=1), se) == pytest.approx(1900)
+    assert effective_size(losses.var(ddof=1), se, 1900) == pytest.approx(1900)
     repeated = np.repeat(losses[:190], 10)  # ten tokens that say the same are one
     by_ten = blocks(np.stack([repeated, np.ones(1900)], axis=1), np.zeros(1900, dtype=int), 10)
-    assert effective_size(repeated.var(ddof=1), interval(*by_ten.T).se) == pytest.approx(190, rel=0.01)
-    assert effective_size(1.0, None) is None
+    assert effective_size(repeated.var(ddof=1), interval(*by_ten.T).se, 1900) == pytest.approx(190, rel=0.01)
+    assert effective_size(1.0, None, 10) is None
 
 
 def test_blocks_are_whole_and_inside_documents() -> None:
@@ -272,7 +272,7 @@ def test_it_is_said_where_an_interval_is_likely_too_narrow() -> None:
     assert choose(unequal)[0].optimistic == (
         "The intervals are likely too narrow: 40 documents of such unequal size count as 1.3."
     )
-    assert "19 blocks are few to resample" in choose(*one_document(19))[0].optimistic
+    assert "19 blocks to resample, and 20 are enough" in choose(*one_document(19))[0].optimistic
     assert "more text than blocks of 16 tokens hold" in choose(*one_document(30))[0].optimistic
     assert "more text than blocks of 800 tokens hold" in choose(*one_document(1000, 0.998))[0].optimistic
     assert choose(*one_document(1000))[0].optimistic is None

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 
 from cynosure.cli import app
@@ -82,6 +83,22 @@ def test_score_as_json_is_the_contract_and_nothing_else(run, tiny_folder: Path, 
     assert {k: v for k, v in values.items() if k not in differing} == {
         k: v for k, v in library.items() if k not in differing
     }
+
+
+@pytest.mark.parametrize(("bins", "binning"), [(10, "width"), (15, "width"), (4, "mass")])
+def test_bins_of_the_calibration_error(run, tiny_folder: Path, text: Path, bins: int, binning: str) -> None:
+    """Against all tokens' confidences, as the model's own logits have them."""
+    tokens = score(str(tiny_folder), [text], keep=True).to_pandas()
+    order = np.argsort(tokens["confidence"].to_numpy(), kind="stable")
+    confidence, right = tokens["confidence"].to_numpy()[order], tokens["rank"].to_numpy()[order] == 1
+    place = confidence if binning == "width" else (np.arange(len(order)) + 0.5) / len(order)
+    of_bin = np.minimum((place * bins).astype(int), bins - 1)
+    gaps = [abs((confidence[of_bin == i] - right[of_bin == i]).sum()) for i in range(bins)]
+    options = ("--bins", bins, "--binning", binning)
+    found = json.loads(run("score", tiny_folder, text, *options, "--format", "json").out)["calibration"]
+    assert (found["n_bins"], found["binning"]) == (bins, binning)
+    assert found["ece"] == pytest.approx(sum(gaps) / len(order), abs=1e-3)
+    assert f"({bins} bins of equal {binning})" in run("score", tiny_folder, text, *options).out
 
 
 def test_score_as_a_table(run, tiny_folder: Path, text: Path) -> None:
@@ -184,7 +201,16 @@ def test_an_interrupted_run_says_where_it_goes_on(
 
     monkeypatch.setattr("cynosure.measure.score", interrupted)
     done = run("score", tiny_folder, text, "--out", tmp_path / "run")
+    assert done == (130, "", "cynosure: interrupted before anything was finished: nothing is kept\n")
+
+    def later(*_: object, **__: object) -> None:
+        (tmp_path / "run" / "tokens-000000-0123456789abcdef.parquet").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cynosure.measure.score", later)
+    done = run("score", tiny_folder, text, "--out", tmp_path / "run")
     assert done == (130, "", f"cynosure: interrupted; the same command goes on from what is in {tmp_path / 'run'}\n")
+    monkeypatch.setattr("cynosure.measure.score", interrupted)
     assert run("score", tiny_folder, text) == (130, "", "cynosure: interrupted\n")
 
 
@@ -234,3 +260,10 @@ def test_help_and_version_do_not_import_torch() -> None:
         "..." not in done.stdout.partition("Usage: cynosure score")[0].partition("Commands:")[2].partition("bench")[0]
     )
     assert "cynosure 0." in done.stdout
+
+
+def test_a_stride_beyond_the_models_positions_names_them(run, tiny_folder: Path, text: Path) -> None:
+    done = run("score", tiny_folder, text, "--stride", "2000")
+    assert (done.status, done.out) == (2, "")
+    assert "stride must be from 1 to the window, 64, got 2000" in done.err
+    assert "stride must be from 1" in run("score", tiny_folder, text, "--stride", "0").err

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cynosure.measure.align import Segments, Side, align, check_comparable
+from cynosure.measure.align import Segments, Side, align, comparable
 from cynosure.measure.bootstrap import choose, interval, paired
 from cynosure.measure.compare import Comparison, compare
 from cynosure.measure.rows import Facts, schema
@@ -359,7 +359,11 @@ def test_what_cannot_be_compared_is_refused() -> None:
         (made(one, two), made(one), "B has no document 2, d1"),
         (made(one), made(one, two), "A has no document 2, d1"),
         (made(one), made(one, protocol="blocks"), "A was scored under sliding and B under blocks"),
-        (made(one), made(one, drift="it lower-cases"), "bytes of B cannot be compared: it lower-cases in d0"),
+        (
+            made(one),
+            made(one, drift="it lower-cases"),
+            "bytes of B cannot be compared: text is lost in 1 document: it lower-cases in d0",
+        ),
         (made(one, drift="it lower-cases"), made(one), "bytes of A cannot be compared"),
         (made([Tok(b"one", None)]), made(one), "nothing in common"),
         (made([Tok(b"on"), Tok(b"e", None)]), made([Tok(b"o", None), Tok(b"ne")]), "nothing in common"),
@@ -376,9 +380,9 @@ def test_a_document_without_tokens_is_no_hindrance() -> None:
     side = Side.of_run(made(tokens_of(b"one", 1.0)))
     (fact,) = side.facts
     empty = fact._replace(drift="it drops what it has no token for", n_tokens=0)
-    check_comparable(side._replace(facts=[empty]), side._replace(facts=[empty]))
+    comparable(side._replace(facts=[empty]), side._replace(facts=[empty]))
     with pytest.raises(ValueError, match="bytes of A cannot be compared"):
-        check_comparable(side._replace(facts=[empty._replace(n_tokens=1)]), side)
+        comparable(side._replace(facts=[empty._replace(n_tokens=1)]), side)
 
 
 def test_other_windows_and_dtypes_are_allowed_and_said() -> None:

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from cynosure.models.cpu import FastCpu, attention, fits, linear
+from tests.loss.subclasses import LinearAlone
 
 SHAPES = [(1, 2, 2, 300, 16), (2, 6, 3, 129, 8), (1, 4, 1, 128, 32), (3, 2, 1, 5, 8), (1, 1, 1, 1, 8)]
 
@@ -35,6 +36,12 @@ def check_close(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **o
     errors = [((found.double() - truth).norm() / truth.norm()).item() for found in (ours, torch_own)]
     assert ours.dtype == torch_own.dtype
     assert errors[0] <= 2 * errors[1] + 1e-3, errors
+
+
+@torch.no_grad()
+def test_weights_without_memory_multiply_themselves() -> None:
+    x, weight = torch.randn(3, 8), LinearAlone(torch.randn(5, 8))
+    torch.testing.assert_close(linear(x, weight), x @ weight.read().t())
 
 
 @pytest.mark.parametrize("shape", SHAPES)

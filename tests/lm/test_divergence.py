@@ -269,8 +269,8 @@ def test_a_gate_that_fails_is_status_1_and_in_both_files(run: Any, runs: Path, t
     files = ["--markdown", tmp_path / "c.md", "--junit", tmp_path / "c.xml"]
     failed = run(runs / "a", runs / "b", "--fail-if", passes, "--fail-if", fails, *files)
     assert failed.status == 1
-    assert f"FAILED: {fails}" in failed.out
-    assert f"PASSED: {passes}" in failed.out
+    assert f"FAILED: fail if {fails}" in failed.out
+    assert f"PASSED: fail if {passes}" in failed.out
     cases = list(ElementTree.parse(tmp_path / "c.xml").getroot().iter("testcase"))
     assert [(case.get("name"), case.find("failure") is not None) for case in cases] == [(passes, False), (fails, True)]
     assert "1 of 2 gates failed" in (tmp_path / "c.md").read_text(encoding="utf-8")

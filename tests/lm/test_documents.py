@@ -26,10 +26,10 @@ def write_jsonl(path: Path, *rows: object) -> Path:
     return path
 
 
-def test_a_file_is_read_byte_for_byte(tmp_path: Path) -> None:
+def test_a_file_is_read_byte_for_byte_after_its_byte_order_mark(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
-    file.write_bytes("\ufeffa\r\nb\ré \n\n".encode())
-    assert read(file) == [(str(file), "\ufeffa\r\nb\ré \n\n")]
+    file.write_bytes("\ufeffa\r\nb\ré\ufeff \n\n".encode())
+    assert read(file) == [(str(file), "a\r\nb\ré\ufeff \n\n")]
 
 
 def test_folders_are_walked_in_order_and_hidden_files_left_out(tmp_path: Path) -> None:

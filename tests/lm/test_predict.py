@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+from cynosure.cli.predict import perplexity_line
 from cynosure.measure import predict
-from cynosure.measure.predict import Candidate, Surprise, read_surprise
+from cynosure.measure.predict import Candidate, Prediction, Surprise, read_surprise
 from cynosure.models import LanguageModel
 from tests.lm.conftest import byte_tokenizer, tiny
 
@@ -93,3 +94,24 @@ def test_readings(probability: float, rank: int, best: float, reading: str) -> N
     assert '" dog"' in sentence
     several = read_surprise((Surprise(2, "\n", 0.9, 1, 0.1, Candidate(2, "\n", 0.9)), token), nll + 0.1)
     assert f'nats come from " dog". {reading}' in several or "0.2" in several
+
+
+def surprise(token: str, probability: float, likely: str, best: float) -> Surprise:
+    return Surprise(5, token, probability, 9, -math.log(probability), Candidate(7, likely, best))
+
+
+def test_a_truth_without_its_space_is_no_mistake_of_the_model() -> None:
+    reading = read_surprise((surprise("Paris", 1e-7, " Paris", 0.9),), 16.1)
+    assert 'The two differ in white space alone: was " Paris" meant?' in reading
+    assert "mistake" not in reading
+    assert "0.00001%" not in reading
+    assert "< 0.0001%" in reading
+    assert "costliest kind of mistake" in read_surprise((surprise(" Rome", 1e-7, " Paris", 0.9),), 16.1)
+
+
+@pytest.mark.parametrize(
+    ("nats", "words"), [(3.0, "as a fair draw among that many tokens."), (14.39, "a fair draw among all 49,152 tokens")]
+)
+def test_a_perplexity_above_the_vocabulary_is_no_draw_from_it(nats: float, words: str) -> None:
+    truth = (surprise("x", math.exp(-nats), "y", 0.2),)
+    assert words in perplexity_line(Prediction("m", "t", 1.0, (), truth, 49_152))

@@ -153,7 +153,7 @@ def test_bytes_of_a_normalised_text_are_disowned() -> None:
     assert values["bytes"] is values["chars"] is None
     assert values["bits_per_byte"]["value"] is None
     assert values["token_perplexity"]["value"] > 1
-    assert any("no figures per byte" in note and "d" in note for note in summary.notes)
+    assert any("per byte and character are withheld" in note and "d" in note for note in summary.notes)
 
 
 def test_empty_documents_are_left_out_and_said(model: LanguageModel) -> None:

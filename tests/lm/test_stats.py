@@ -110,7 +110,8 @@ def test_unknown_bytes_stay_unknown() -> None:
     assert values["bits_per_byte"] == {"value": None, "low": None, "high": None}
     assert values["words"] == 3
     assert [row["bytes"] for row in values["by_document"]] == [7, None]
-    assert "no figures per byte or character: it changes the text in d1" in found.notes
+    lost = "metrics per byte and character are withheld: text is lost in 1 document: it changes the text in d1"
+    assert lost in found.notes
 
 
 def test_an_impossible_token_makes_the_loss_infinite_and_json_null() -> None:

@@ -8,18 +8,24 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet
 import pytest
 import torch
+from torch import Tensor
 
 from cynosure.measure import Scores, Statistics, open_run, score
+from cynosure.measure.budget import default_unit_tokens
 from cynosure.measure.store import Store, difference
 from cynosure.models import LanguageModel, load, split
+from cynosure.models.head import Head
+from cynosure.models.split import SplitModel
 from cynosure.system.folders import locked
 from cynosure.text import Document
 from tests.lm.conftest import byte_tokenizer, tiny
+from tests.loss.subclasses import Parted
 
 TEXTS = [f"the cat number {i} sat on the mat. naïve café 猫\n" * (1 + 5 * (i % 4)) for i in range(12)]
 DOCUMENTS = [Document(f"doc{i}", text) for i, text in enumerate(TEXTS)]
@@ -170,6 +176,24 @@ def test_a_digest_is_of_all_that_logits_depend_on() -> None:
     before = split(model).tokenizer_sha256()
     model.tokenizer("the cat sat on the mat", truncation=True, max_length=3)
     assert split(model).tokenizer_sha256() == before
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("kind", [Parted.of, Tensor.to_sparse, Tensor.to_sparse_csr])
+def test_a_digest_is_of_weights_without_memory_too(kind: Any) -> None:
+    """A head that is given is in the digest, whatever other weights have no address of their own either."""
+    model = tiny()
+    body, weight = model.model.model, model.model.lm_head.weight.detach()
+    body.register_buffer("first", kind(weight.flip(0)))
+
+    def digest(head: Tensor) -> str:
+        parts = SplitModel(body, Head(head, None, 1.0, None), model.tokenizer, "tiny", None, (body,))
+        return parts.weights_sha256()
+
+    assert len({digest(kind(head)) for head in (weight, weight * 2, weight.flip(1))}) == 3
+    assert digest(kind(weight)) == digest(kind(weight.clone()))
+    body.first = kind(weight)
+    assert digest(body.first) == digest(body.first.detach()) != digest(kind(weight))
 
 
 def test_two_processes_do_not_share_a_folder(model: LanguageModel, whole: Scores) -> None:
@@ -343,3 +367,24 @@ def test_the_manifest_tells_what_the_run_is(whole: Scores) -> None:
     assert len(manifest["model"]["weights_sha256"]) == len(manifest["model"]["tokenizer_sha256"]) == 64
     assert manifest["cutting"]["batch_tokens"] == 64
     assert Store.open(folder_of(whole)).manifest == manifest
+
+
+@pytest.mark.parametrize(("n_parameters", "batches"), [(10_000, 16), (135_000_000, 3), (8_000_000_000, 1)])
+def test_a_unit_of_a_larger_model_is_smaller(n_parameters: int, batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """About 20 s of one slow thread, whole batches, 16 at most."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    module = torch.nn.Module()
+    module.weight = torch.nn.Parameter(torch.empty(n_parameters, device="meta"))
+    model: Any = SimpleNamespace(device=torch.device("cpu"), modules=(module, module))
+    assert default_unit_tokens(model, 1024) == batches * 1024
+
+
+def test_a_run_goes_on_with_the_units_it_was_begun_with(
+    model: LanguageModel, whole: Scores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(model, tmp_path / "run", 40, **OPTIONS)
+    monkeypatch.setattr("cynosure.measure.run.default_unit_tokens", lambda *_: 7)
+    scores = score(model, DOCUMENTS, out=tmp_path / "run", **OPTIONS)
+    assert figures(scores) == figures(whole)
+    assert scores.store is not None
+    assert scores.store.manifest["cutting"]["unit_tokens"] == 16 * 64

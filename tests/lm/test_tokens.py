@@ -41,13 +41,23 @@ def closes(tokenizer: Any, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", TEXTS)
-@pytest.mark.parametrize(
-    "tokenizer", [BYTES, PIECES, piece_tokenizer(dummy_prefix=True), word_tokenizer(lowercase=False)]
-)
+@pytest.mark.parametrize("tokenizer", [BYTES, PIECES, piece_tokenizer(dummy_prefix=True)])
 def test_bytes_and_characters_close(tokenizer: Any, text: str) -> None:
-    if tokenizer.unk_token == "[UNK]" and not text.strip():
-        pytest.skip("WordPiece makes no token of white space alone")
     closes(tokenizer, text)
+
+
+@pytest.mark.parametrize("text", ["", "the cat", "The cats sat."])
+def test_words_close_where_each_is_known(text: str) -> None:
+    closes(word_tokenizer(lowercase=False), text)
+
+
+@pytest.mark.parametrize(
+    ("text", "lost"),
+    [("the dog sat", "dog"), ("the  cat", " "), ("the\ncat", "\n"), ("the cat\r\n", "\r"), ("猫", "猫")],
+)
+def test_words_and_white_space_that_are_lost_are_told(text: str, lost: str) -> None:
+    drift = tokenize(word_tokenizer(lowercase=False), text).drift
+    assert drift == f"the tokenizer has no token for some of the text, such as {lost!r}"
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
@@ -190,7 +200,7 @@ def test_characters_thrown_away_are_found_out() -> None:
         assert drift is not None
         assert "has no token for some of the text" in drift
     closes(letters, "a cb")
-    closes(no_points, "the  cat")
+    closes(no_points, "the cat")
 
 
 def test_a_tokenizer_of_characters_without_offsets_closes() -> None:

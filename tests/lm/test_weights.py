@@ -9,14 +9,17 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from cynosure.measure import score
 from cynosure.models import load, split
-from tests.lm.conftest import tiny_model
+from cynosure.models.weights import tied_note
+from tests.lm.conftest import byte_tokenizer, tiny_model
 from tests.lm.test_bad_input import SMALL, refused, saved
 from tests.lm.test_cli import run as run
 from tests.lm.test_remote_code import Change
 from tests.lm.test_remote_code import change as change
+from tests.loss.subclasses import Parted
 
 TEXT = "the cat sat on the mat. " * 5
 
@@ -154,3 +157,30 @@ def test_a_gguf_with_layers_left_unused_is_refused(tmp_path: Path, monkeypatch: 
         match=r"short\.gguf has weights that its configuration leaves unused: 9 tensors, such as blk.1.*get a",
     ):
         load(str(path))
+
+
+def test_weights_without_memory_are_tied_where_their_parts_are() -> None:
+    model = tiny_model(tie_word_embeddings=True)
+    one, other = (nn.Parameter(Parted.of(torch.randn(300, 16)), requires_grad=False) for _ in range(2))
+    model.lm_head.weight, model.model.embed_tokens.weight = one, nn.Parameter(one.detach(), requires_grad=False)
+    assert tied_note(model, "model") == ()
+    model.model.embed_tokens.weight = other
+    assert "the head on disk is used, untied" in tied_note(model, "model")[0]
+
+
+class Quantized(Parted):
+    """A tensor with few operations."""
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.abs.default:  # which `isfinite` takes
+            raise NotImplementedError(func)
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+def test_quantized_weights_that_are_not_finite_are_named() -> None:
+    model = tiny_model()
+    layer = model.model.layers[1].mlp.up_proj
+    layer.weight = nn.Parameter(Quantized(torch.ones(32, 16, dtype=torch.int8), torch.tensor(torch.nan)), False)
+    with pytest.raises(ValueError, match=r"not finite in float32: model\.layers\.1\.mlp\.up_proj\.weight"):
+        split(model, tokenizer=byte_tokenizer())

@@ -31,6 +31,42 @@ class Float8(Tensor):
         return func(*tree_map(read, args), **tree_map(read, kwargs or {}))  # an `out` of this class is not written
 
 
+class Parted(Tensor):
+    """A subclass without memory that says which tensors hold its values, and stays of its class when detached."""
+
+    @staticmethod
+    def __new__(cls, stored, scale):
+        return Tensor._make_wrapper_subclass(cls, stored.shape, dtype=scale.dtype, device=scale.device)
+
+    def __init__(self, stored, scale):
+        self.stored, self.scale = stored, scale
+
+    @classmethod
+    def of(cls, x):
+        scale = x.detach().abs().amax() / 100
+        return cls((x.detach() / scale).to(torch.int8), scale)
+
+    def dequantize(self):
+        return self.stored * self.scale
+
+    def __tensor_flatten__(self):
+        return ["stored", "scale"], None
+
+    @staticmethod
+    def __tensor_unflatten__(parts, context, size, stride):
+        return Parted(parts["stored"], parts["scale"])
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        if func in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
+            return cls(args[0].stored, args[0].scale)
+
+        def read(x):
+            return x.dequantize() if isinstance(x, Parted) else x
+
+        return func(*tree_map(read, args), **tree_map(read, kwargs or {}))
+
+
 class Followed(Tensor):
     """A subclass by __torch_function__ alone, whose operations give their own class again."""
 

@@ -1,6 +1,7 @@
 """Heads of every make: the same loss and gradients without logits, or the true reason why not."""
 
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
 from cynosure.patching import patch
-from tests.loss.subclasses import Float8, LinearAlone, Opened
+from tests.loss.subclasses import Float8, LinearAlone, Opened, Parted
 from tests.patching.test_patch import SIZES, V, assert_same, batch, family, step
 
 D = SIZES["hidden_size"]
@@ -282,10 +283,60 @@ def test_torchaos_rounded_weights(config: str, adapted: bool) -> None:
     same_without_logits(model)
 
 
+ROUNDING_STATES = {
+    "quantization.Int8DynamicActivationInt8WeightConfig": "Int8Tensor",
+    "quantization.Int8DynamicActivationIntxWeightConfig": "IntxUnpackedToInt8Tensor",
+    "prototype.quantized_training.bitnet.BitNetTrainingConfig": "BitNetTrainingLinearWeight",
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("config", ROUNDING_STATES)
+def test_torchaos_weights_that_round_the_states_are_refused(config: str, adapted: bool) -> None:
+    torchao = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
+    module, _, name = f"torchao.{config}".rpartition(".")
+    model = quantized(lambda linear: linear)
+    torchao.quantize_(model, getattr(import_module(module), name)(), is_head)
+    if adapted:
+        model = get_peft_model(model, LoraConfig(target_modules=["lm_head"], task_type="CAUSAL_LM"))
+    with pytest.raises(ValueError, match="cannot be patched") as error:
+        patch(model)
+    assert str(error.value) == (
+        f"LlamaForCausalLM cannot be patched: its head's weight is torchao's {ROUNDING_STATES[config]}, which rounds "
+        "hidden states too: leave the head out of quantization"
+    )
+
+
+class NoBackward(Parted):
+    """A weight whose products have no gradient."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with torch.set_grad_enabled(func is not F.linear and torch.is_grad_enabled()):
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+
+@pytest.mark.parametrize(
+    ("kind", "trained", "why"),
+    [
+        (NoBackward.of, False, "its head's weight is a NoBackward, whose product has no gradient"),
+        (Parted.of, True, "weight is a Parted that requires grad, and only its class knows that gradient: freeze it"),
+    ],
+)
+def test_a_weight_whose_gradient_is_not_known_is_refused(
+    kind: Callable[[Tensor], Tensor], trained: bool, why: str
+) -> None:
+    model = quantized(lambda linear: OfParts(linear, kind, "nothing"))
+    if trained:
+        model.lm_head.weight = nn.Parameter(model.lm_head.weight)
+    assert refusal(model).startswith(f"LlamaForCausalLM cannot be patched: {why}")
+
+
 class OfParts(nn.Module):
     """A head whose weight is a tensor without memory; its logits may be scaled for each class, or have an update."""
 
-    def __init__(self, linear: nn.Module, kind: type[Tensor], more: str) -> None:
+    def __init__(self, linear: nn.Module, kind: Callable[[Tensor], Tensor], more: str) -> None:
         super().__init__()
         self.more = more
         self.weight = kind(linear.weight)
@@ -299,8 +350,8 @@ class OfParts(nn.Module):
 
 
 @pytest.mark.parametrize("more", ["nothing", "factor", "update"])
-@pytest.mark.parametrize("kind", [Float8, Opened, LinearAlone])
-def test_a_weight_without_memory(kind: type[Tensor], more: str) -> None:
+@pytest.mark.parametrize("kind", [Float8, Opened, LinearAlone, Parted.of])
+def test_a_weight_without_memory(kind: Callable[[Tensor], Tensor], more: str) -> None:
     same_without_logits(quantized(lambda linear: OfParts(linear, kind, more)))
 
 

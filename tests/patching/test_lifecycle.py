@@ -3,17 +3,21 @@
 import copy
 import io
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.parameter import UninitializedBuffer
 
 import cynosure
 from cynosure.loss import chunked, gemm, head
 from cynosure.patching import Patch, patch, unpatch
 from cynosure.patching.pending import PendingLogits
+from tests.loss.subclasses import Lying, Parted
 from tests.patching.test_patch import assert_same, batch, family, step
 
 
@@ -209,6 +213,63 @@ def test_verifying_leaves_no_trace(llama: Any, mode: Any) -> None:
     assert isinstance(patch(llama), Patch)
 
 
+BUFFERS: dict[str, Callable[[], Tensor | None]] = {
+    "parted": lambda: Parted.of(torch.ones(3)),
+    "without operations": lambda: Lying(torch.ones(3)),
+    "sparse": lambda: torch.eye(3).to_sparse(),
+    "sparse rows": lambda: torch.eye(3).to_sparse_csr(),
+    "quantized": lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.quint8),
+    "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    "jagged": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
+    "meta": lambda: torch.empty(3, device="meta"),
+    "fake": lambda: FakeTensorMode().from_tensor(torch.ones(3)),
+    "expanded NaN": lambda: torch.tensor(torch.nan).expand(3),
+    "complex": lambda: torch.ones(3, dtype=torch.complex64),
+    "conjugate": lambda: torch.ones(3, dtype=torch.complex64).conj(),
+    "float8": lambda: torch.ones(3).to(torch.float8_e4m3fn),
+    "empty": lambda: torch.empty(0),
+    "uninitialized": UninitializedBuffer,
+    "None": lambda: None,
+}
+
+
+@pytest.mark.filterwarnings(
+    "ignore:Sparse", "ignore:The PyTorch API of nested tensors", "ignore:torch.quantize_per_tensor"
+)
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("kind", BUFFERS)
+def test_buffers_of_every_kind(llama: Any, kind: str, inference: bool) -> None:
+    with torch.inference_mode(inference):
+        buffer = BUFFERS[kind]()
+    for layer in (llama, llama.model):  # two have the same
+        layer.register_buffer("more", buffer)
+    with patch(llama):
+        assert is_fused(llama)
+        assert llama.more is llama.model.more is buffer
+
+
+@pytest.mark.parametrize(
+    ("buffer", "part"),
+    [
+        (Parted.of(torch.ones(3)), lambda x: x.stored),
+        (torch.eye(3).to_sparse().coalesce(), lambda x: x.values()),
+        (torch.full((3,), torch.nan), lambda x: x),
+        (torch.ones(3, 2).t(), lambda x: x),
+        (torch.ones(3, dtype=torch.complex64), lambda x: x),
+    ],
+)
+def test_parts_of_buffers_are_put_back(llama: Any, buffer: Tensor, part: Any) -> None:
+    llama.register_buffer("more", buffer)
+
+    def change(*_: Any) -> None:
+        part(buffer).fill_(7)
+
+    llama.register_forward_pre_hook(change)
+    before = part(buffer).clone()
+    with patch(llama):
+        torch.testing.assert_close(part(buffer), before, rtol=0, atol=0, equal_nan=True)
+
+
 def test_a_model_that_is_nan_or_overflows(llama: Any) -> None:
     with torch.no_grad():
         llama.lm_head.weight.fill_(torch.nan)
@@ -229,16 +290,6 @@ def test_models_that_need_a_cache_and_that_cannot_have_one() -> None:
         model.__class__ = Choosy
         with patch(model) as patched:
             assert patched.fused == 1
-
-
-@pytest.mark.parametrize("ask", [lambda z: z.retain_grad(), lambda z: z.register_hook(lambda g: None)])
-def test_a_gradient_that_logits_will_not_get_is_told(llama: Any, ask: Any) -> None:
-    """The loss is there already, made without them; what else is made of them has its gradient."""
-    with patch(llama):
-        output = llama(**batch())
-        with pytest.warns(UserWarning, match="the loss of a patched model does not pass through its logits"):
-            ask(output.logits)
-        output.loss.backward()
 
 
 def test_offloaded_weights(llama: Any, tmp_path: Path) -> None:

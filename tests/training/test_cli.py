@@ -70,7 +70,7 @@ def test_resume_needs_no_texts_and_no_options(run: Run, texts: Path, tmp_path: P
     done = run("train", "--out", out, "--resume")
     assert done.status == 0, done.err
     assert timeless(out) == before
-    refused(run("train", texts, "--out", out, "--resume", "--lr", "1"), "begun with learning_rate None, not 1.0")
+    refused(run("train", texts, "--out", out, "--resume", "--lr", "1"), "begun with learning_rate 0.003, not 1.0")
 
 
 def test_input_that_makes_no_training(run: Run, texts: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from cynosure.training.run import Run
 from tests.lm.test_bad_input import Run as Command
 from tests.lm.test_bad_input import refused
 from tests.lm.test_cli import run as run
-from tests.training.runs import Noting, stopped_at, timeless
+from tests.training.runs import Noting, old, stopped_at, timeless
 from tests.training.runs import run as trained
 from tests.training.test_resume import assert_same
 
@@ -32,7 +32,14 @@ IN_CHECKPOINT = (
     "config.json", "digests.json", "generation_config.json", "model.safetensors", "optimizer.pt", "rng_state.pth",
     "scheduler.pt", "tokenizer.json", "tokenizer_config.json", "trainer_state.json", "training_args.bin",
 )  # fmt: skip
-DATA = ("documents.npz", "ids.int32", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json", "valid.jsonl")
+DATA = (
+    "documents.npz",
+    "ids.int32",
+    "predicted.bool",
+    "tokenizer/tokenizer.json",
+    "tokenizer/tokenizer_config.json",
+    "valid.jsonl",
+)
 LINES = ("metrics.jsonl", "samples.jsonl", "validation.jsonl")
 FILES = (
     "train.json", *LINES, *(f"data/{name}" for name in DATA), *(f"{LAST}/{name}" for name in IN_CHECKPOINT),
@@ -276,3 +283,19 @@ def test_the_best_model_is_a_sound_one(tmp_path: Path) -> None:
     )
     taken = (found.path / "model" / "model.safetensors").read_bytes()
     assert taken == (found.checkpoint(second) / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["missing", "cut off", "emptied"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json"]
+)
+def test_a_part_of_a_checkpoint_without_digests(copied: Path, name: str, kind: str) -> None:
+    """Trainer would make a fresh optimizer or schedule in silence."""
+    old(copied)
+    DAMAGE[kind](copied / LAST / name)
+    notes, step = resumed(copied)
+    assert step == 3
+    assert "kept no digests" in notes[0]
+    assert str(copied / LAST) in notes[1]
+    assert name.partition(".")[0] in notes[1].replace("*", "")
+    assert notes[1].endswith("going back to the checkpoint of step 3")

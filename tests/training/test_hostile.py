@@ -187,21 +187,16 @@ def loading(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
     return load_all
 
 
-@pytest.mark.parametrize("left", [None, b"\x80\x02half"])
-def test_damage_that_shows_without_digests(stopped: Path, tmp_path: Path, loading: Any, left: bytes | None) -> None:
-    """Trainer would go on without some of these files."""
-    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "config.json"):
-        out = tmp_path / name
-        shutil.copytree(stopped, out, copy_function=os.link)
-        path = old(out).checkpoint(STEP) / name
-        path.unlink()
-        if left is not None:
-            path.write_bytes(left)
-        with pytest.raises(Damaged, match=WAY_OUT) as refusal:
-            loading(out)
-        assert str(path.parent if name == "config.json" else path) in str(refusal.value)
-        assert "\n" not in str(refusal.value)
-    shutil.rmtree(path.parent)  # as the message says
+def test_damage_that_shows_without_digests(stopped: Path, tmp_path: Path, loading: Any) -> None:
+    """transformers says which file it lacks, and removing the checkpoint is the way out."""
+    out = Path(shutil.copytree(stopped, tmp_path / "run", copy_function=os.link))
+    place = old(out).checkpoint(STEP)
+    (place / "config.json").unlink()
+    with pytest.raises(Damaged, match=WAY_OUT) as refusal:
+        loading(out)
+    assert str(place) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    shutil.rmtree(place)  # as the message says
     loading(out)
 
 

@@ -1,5 +1,6 @@
 """Packed rows: full, every token once an epoch, and no document predicted from another, whatever the documents."""
 
+import hashlib
 from collections import Counter
 from typing import Any
 
@@ -19,13 +20,17 @@ BOS, EOS = 1, 2
 def tokenised(lengths: list[int], shared: bool, prompts: list[int] | None = None) -> Tokenised:
     """Documents whose tokens are all different, so that each can be told from every other."""
     ids: list[int] = []
-    edges, first = [0], []
+    predicted: list[bool] = []
+    edges = [0]
     for number, length in enumerate(lengths):
+        n_prompt = prompts[number] if prompts else 0
         body = [1000 * (number + 1) + i for i in range(length)]
         ids += [END, *body] if shared else [BOS, *body, EOS]
+        predicted += [shared, *(i >= n_prompt for i in range(length))] + [True] * (not shared)
         edges.append(len(ids))
-        first.append(max(1, 1 + (prompts[number] if prompts else 0)))
-    return Tokenised(np.array(ids, np.int32), np.array(edges), np.array(first), shared)
+    prompted = np.array(prompts or [0] * len(lengths)) > 0
+    separators = Separators(END, END) if shared else Separators(BOS, EOS)
+    return Tokenised(np.array(ids, np.int32), np.array(edges), np.array(predicted), prompted, separators)
 
 
 def epoch_rows(packed: Packed, epoch: int) -> list[Any]:
@@ -105,6 +110,23 @@ def test_the_order_is_the_seeds_and_another_each_epoch() -> None:
     assert all(orders[0] != other for other in orders[1:])
 
 
+@pytest.mark.parametrize(
+    ("shared", "digest"),
+    [
+        (True, "15b33351ebe31d565d53fda9df7ff00d57aaa64f9f6ceccae23f9b803b4fbf91"),
+        (False, "0a9e8a1053b3ea71e1183c18cabce86ab1bc2ee12d03f676bf41e222e98c6900"),
+    ],
+)
+def test_rows_are_those_of_earlier_versions(shared: bool, digest: str) -> None:
+    """So that a run that one of them began goes on bit for bit."""
+    texts = tokenised([13, 5, 29, 7, 40, 1, 18], shared, [0, 2, 0, 3, 10, 0, 4])
+    packed, found = Packed(texts, 16, 3), hashlib.sha256()
+    for i in range(packed.first_row(3)):
+        for part in packed[i]:
+            found.update(part.astype(np.int64).tobytes())
+    assert found.hexdigest() == digest
+
+
 def test_rows_are_found_in_any_order() -> None:
     """What a run that goes on at any step relies on."""
     texts = tokenised([13, 5, 29, 7], False)
@@ -127,15 +149,16 @@ def test_rows_are_found_in_any_order() -> None:
 def test_documents_open_and_end_as_the_tokenizer_has_it(special: dict[str, str], expected: tuple[str, ...]) -> None:
     tokenizer = byte_tokenizer(special=special)
     separators = Separators.of(tokenizer)
-    ids, first = document_ids(tokenizer, separators, "abc")
+    ids, predicted = document_ids(tokenizer, separators, "abc")
     tokens = tokenizer.convert_ids_to_tokens(ids)
     assert [token for token in tokens if token.startswith("<")] == list(expected)
     assert "".join(token for token in tokens if not token.startswith("<")) == "abc"
-    assert first == 1
-    assert separators.shared == (len(expected) == 1)
+    shared = special.get("bos_token", "</s>") == special.get("eos_token") and bool(expected)
+    assert predicted.tolist() == [shared] + [True] * (len(ids) - 1)
+    assert separators.shared == shared
 
 
 def test_the_tokens_of_a_prompt_are_counted() -> None:
     tokenizer = byte_tokenizer()
-    ids, first = document_ids(tokenizer, Separators.of(tokenizer), "abcde", 2)
-    assert tokenizer.convert_ids_to_tokens(ids[first:]) == ["c", "d", "e", "</s>"]
+    ids, predicted = document_ids(tokenizer, Separators.of(tokenizer), "abcde", 2)
+    assert tokenizer.convert_ids_to_tokens(ids[predicted]) == ["c", "d", "e", "</s>"]

@@ -3,15 +3,20 @@
 import random
 import shutil
 import signal
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 
 import cynosure
+from cynosure.measure import Corpus
+from cynosure.training import begin, loop
 from cynosure.training.folder import RunFolder
 from tests.lm.test_folder import read_only, state
-from tests.training.runs import N_STEPS, SETTINGS, apart, documents, run, timeless
+from tests.training.runs import N_STEPS, SETTINGS, apart, documents, run, stopped_at, timeless
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Trainer's own
 
@@ -157,3 +162,72 @@ def test_what_is_put_among_a_runs_scores_is_not_removed(whole: Path, tmp_path: P
     with pytest.raises(ValueError, match=r"scores/notes\.txt is not part of the run: move it out"):
         cynosure.train([], out, resume=True)
     assert (out / "scores" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ({"hold_out": 0.1}, "begun with hold_out 0.2, not 0.1"),  # the default, and not the run's
+        ({"device": "auto"}, "begun with device cpu, not auto"),
+        ({"learning_rate": 3e-4}, "begun with learning_rate 0.002, not 0.0003"),
+    ],
+)
+def test_defaults_that_are_given_count(tmp_path: Path, option: dict[str, Any], says: str) -> None:
+    out = tmp_path / "run"
+    stopped_at(2, out, hold_out=0.2, learning_rate=0.002)
+    with pytest.raises(ValueError, match=says):
+        cynosure.train([], out, cynosure.TrainSettings(**option), resume=True)
+    given = cynosure.TrainSettings(hold_out=0.2, row_tokens=16, tokenizer=None)
+    assert given.given == {"hold_out": 0.2, "row_tokens": 16}
+    begin.check_same(RunFolder(out), RunFolder(out).manifest, Corpus([], {}), Corpus([], {}), given)
+
+
+def test_what_was_left_open_may_be_given_as_it_was_settled(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    stopped_at(2, out)
+    folder = RunFolder(out)
+    rate = folder.manifest["plan"]["learning_rate"]
+    for value, fits in ((rate, True), (rate * 2, False)):
+        given = cynosure.TrainSettings(learning_rate=value)
+        with nullcontext() if fits else pytest.raises(ValueError, match=f"begun with learning_rate {rate}, not"):
+            begin.check_same(folder, folder.manifest, Corpus([], {}), Corpus([], {}), given)
+
+
+def test_a_run_that_cannot_take_its_first_step_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planted: Trainer's arguments are refused, which is known only when data and manifest are written."""
+
+    def refused(*args: Any, **options: Any) -> None:
+        raise ValueError("planted")
+
+    monkeypatch.setattr(loop, "arguments_of", refused)
+    with pytest.raises(ValueError, match="planted"):
+        run(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_model_to_begin_with_is_found_from_any_folder(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    init = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    options = {"preset": None, "vocab_size": None, "lora": 2, "tokens": 128 * 4, "spike": 100.0}
+    monkeypatch.chdir(tmp_path)
+    stopped_at(3, tmp_path / "run", init="model", **options)
+    assert RunFolder(tmp_path / "run").manifest["settings"]["init"] == str(init)
+    monkeypatch.chdir("/")
+    init.rename(tmp_path / "moved")
+    with pytest.raises(FileNotFoundError, match=f"not at {init}: put it back there, or leave a link"):
+        cynosure.train([], tmp_path / "run", resume=True)
+    init.symlink_to(tmp_path / "moved")
+    cynosure.train([], tmp_path / "run", resume=True)
+    shown = cynosure.load(str(tmp_path / "run"), device="cpu")
+    adapter = cynosure.load(str(tmp_path / "run" / "adapter"), device="cpu")
+    assert (shown.name, adapter.name) == ("run", "adapter")
+    for name, tensor in shown.model.state_dict().items():
+        torch.testing.assert_close(adapter.model.state_dict()[name], tensor, rtol=1e-6, atol=1e-7)
+    weights = load_file(init / "model.safetensors")
+    weights["lm_head.weight"][0, 0] += 1
+    save_file(weights, init / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="was trained on other weights than"):
+        cynosure.load(str(tmp_path / "run" / "adapter"))

@@ -70,10 +70,8 @@ def main() -> None:
         drop_output()
         sys.exit(1 if common.settings.failed else 0)
     except KeyboardInterrupt:
-        kept = common.settings.kept_in
         if common.leads():
-            same = f"the same command{common.settings.way_on}"
-            common.complain(f"interrupted; {same} goes on from what is in {kept}" if kept else "interrupted")
+            common.complain(interrupted())
         sys.exit(130)
     except BaseException as error:  # compiled libraries raise what is no Exception
         drop_output()
@@ -81,6 +79,16 @@ def main() -> None:
             tell(error)
         sys.exit(2)
     sys.exit(status)
+
+
+def interrupted() -> str:
+    """What is said where a command was interrupted: whether it can go on."""
+    kept = common.settings.kept_in
+    if kept is None:
+        return "interrupted"
+    if not any(kept.glob(common.settings.kept_files)):
+        return "interrupted before anything was finished: nothing is kept"
+    return f"interrupted; the same command{common.settings.way_on} goes on from what is in {kept}"
 
 
 def tell(error: BaseException) -> None:

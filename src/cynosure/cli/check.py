@@ -1,6 +1,5 @@
 """`cynosure check`: the fused loss against a model's own, and an audit of the model on a padded batch."""
 
-import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -28,7 +27,7 @@ def check(
     model: common.Model,
     text: Annotated[
         str | None,
-        typer.Argument(metavar="[TEXT]", help="Text to check on, or a file of it; its first 64 tokens are taken."),
+        typer.Argument(metavar="[TEXT]", help="Words, a file or - (stdin); its first 64 tokens are taken."),
     ] = None,
     device: common.Device = "auto",
     tokenizer: common.Tokenizer = None,
@@ -50,14 +49,16 @@ def check(
 
     from cynosure import models
     from cynosure.text import tokenize
+    from cynosure.text.words import one_text
 
     common.show_notes(quiet)
+    words = "" if text is None else one_text(text)[: 100 * N_TOKENS]
     loaded = models.load(
         model, dtype="float32", device=device, tokenizer=tokenizer, revision=revision,
         trust_remote_code=trust_remote_code, allow_unused_weights=allow_unused_weights,
     )  # fmt: skip
     common.note(loaded.notes, quiet)
-    ids = [token for part in (read(text), FILLER) for token in tokenize(loaded.tokenizer, part).ids.tolist()]
+    ids = [token for part in (words, FILLER) for token in tokenize(loaded.tokenizer, part).ids.tolist()]
     audit = models.audit(loaded.model, [padded_batch(loaded.tokenizer, ids)], tokenizer=loaded.tokenizer)
     head = models.read_head(loaded.model)
     in_range = max(ids[:N_TOKENS]) < len(head.weight)  # of another tokenizer they may not be: the audit says so
@@ -77,16 +78,6 @@ def check(
         show_audit(audit)
     if not passed:
         raise typer.Exit(1)
-
-
-def read(text: str | None) -> str:
-    """The text, or the first document of the file of that name."""
-    from cynosure.text import find_sources, read_documents
-
-    if text is None or not os.path.isfile(text):
-        return text or ""
-    document = next(read_documents(find_sources([text])), None)
-    return document.text[: 100 * N_TOKENS] if document else ""
 
 
 def padded_batch(tokenizer: Any, ids: list[int]) -> "dict[str, Tensor]":

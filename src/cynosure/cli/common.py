@@ -25,6 +25,7 @@ class Settings:
     debug: bool = False
     failed: bool = False  # a check or a gate, whether or not somebody reads to the end what is printed of it
     kept_in: Path | None = None  # where the work of an interrupted command goes on
+    kept_files: str = ""  # the pattern of files there that hold some of it
     way_on: str = ""  # what is added to the command to do so
 
 
@@ -66,6 +67,18 @@ Bos = Annotated[
         "[default: every where the tokenizer adds it, else first]",
         show_default=False,
     ),
+]
+SplitAt = Annotated[
+    str | None,
+    typer.Option(
+        metavar="STRING",
+        help="Split text files into documents at this string, such as <|endoftext|>; it belongs to none.",
+        show_default=False,
+    ),
+]
+BadRows = Annotated[
+    Literal["stop", "skip"],
+    typer.Option(help="What is done about rows of tables without a text, or malformed; those skipped are listed."),
 ]
 Limit = Annotated[int | None, typer.Option(help="Read the first documents only, this many.")]
 Errors = Annotated[Literal["strict", "replace"], typer.Option(help="What is done about text that is not UTF-8.")]
@@ -113,12 +126,26 @@ class Line(logging.Formatter):
         return visible(f"cynosure: {record.getMessage()}")
 
 
+class Once(logging.Filter):
+    """Passes over a line that has been said already: a corpus may be read several times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        size = len(self.said)
+        self.said.add(record.getMessage())
+        return len(self.said) > size
+
+
 def show_notes(quiet: bool) -> None:
     """Let the library's notes, such as a conversion that takes a while, through to stderr."""
     logger = logging.getLogger("cynosure")
     logger.handlers.clear()
     logger.addHandler(logging.NullHandler() if quiet or not leads() else logging.StreamHandler(sys.stderr))
     logger.handlers[0].setFormatter(Line())
+    logger.handlers[0].addFilter(Once())
     logger.setLevel(logging.INFO)
     logger.propagate = False
 

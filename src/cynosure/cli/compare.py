@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 OF_MODELS = (
     "protocol", "window", "stride", "bos", "special", "dtype", "device", "batch_tokens", "limit", "column", "errors",
-    "trust_remote_code", "allow_unused_weights",
+    "split_at", "bad_rows", "trust_remote_code", "allow_unused_weights",
 )  # fmt: skip
 
 
@@ -58,6 +58,8 @@ def compare(
         int | None, typer.Option(help="Score the first documents only, this many.", show_default=False)
     ] = None,
     column: common.Column = None,
+    split_at: common.SplitAt = None,
+    bad_rows: common.BadRows = "stop",
     errors: Annotated[
         Literal["strict", "replace"], typer.Option(help="What is done about text that is not UTF-8.")
     ] = "strict",
@@ -122,13 +124,16 @@ def of_models(names: tuple[str, str], texts: list[str], given: dict[str, Any], q
     """Two models on the same texts."""
     from cynosure import measure, models
     from cynosure.text import find_sources
+    from cynosure.text.documents import check_split_at
+    from cynosure.text.sources import total_bytes
 
-    sources = find_sources(texts)
-    corpus = measure.Corpus.of_sources(sources, **{name: given.pop(name) for name in ("column", "errors", "limit")})
+    reading = {name: given.pop(name) for name in ("column", "errors", "limit", "split_at", "bad_rows")}
+    sources = find_sources(texts, column=reading["column"])
+    check_split_at(sources, reading["split_at"])
+    corpus = measure.Corpus.of_sources(sources, **reading)
     where = {name: given.pop(name) for name in ("dtype", "device", "trust_remote_code", "allow_unused_weights")}
     a, b = (models.split(models.load(name, **where)) for name in names)
     common.note((*a.notes, *b.notes), quiet)
-    sizes = [source.n_bytes for source in sources if source.n_bytes is not None]
-    total = sum(sizes) if len(sizes) == len(sources) and corpus.origin["limit"] is None else None
+    total = total_bytes(sources) if reading["limit"] is None else None
     with shown_progress(total, quiet) as progress:
         return measure.diverge(a, b, corpus, progress=progress, **given)

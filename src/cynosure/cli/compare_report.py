@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from cynosure.cli.screen import headed_table, plain_table, stdout
 from cynosure.cli.tables import in_context, number, shortened
 from cynosure.system.escapes import visible
+from cynosure.system.numbers import counted
 
 if TYPE_CHECKING:
     from cynosure.cli.screen import Console
@@ -51,7 +52,7 @@ def show(found: "Comparison", verdicts: "Sequence[Verdict]") -> None:
     for verdict in verdicts:
         style = "bold red" if verdict.failed else None
         console.print()
-        console.print(f"{verdict.status.upper()}: {verdict.gate.text}", style=style)
+        console.print(f"{verdict.status.upper()}: fail if {verdict.gate.text}", style=style)
         console.print(verdict.message)
 
 
@@ -60,9 +61,9 @@ def described(found: "Comparison") -> str:
     a, b = found.a, found.b
     same = [getattr(a, name) == getattr(b, name) for name in ("window", "stride")]
     windows = f"windows of {a.window:,} tokens, stride {a.stride:,}" if all(same) else "windows"
-    documents = f"{found.documents:,} document{'' if found.documents == 1 else 's'}"
+    documents = counted(found.documents, "document")
     dtypes = " and ".join(dict.fromkeys((a.dtype, b.dtype)))
-    return f"{a.protocol} {windows}; {dtypes}; {documents}, {found.n_bytes:,} bytes that both have scored"
+    return f"{a.protocol} {windows}; {dtypes}; {documents}, {counted(found.n_bytes, 'byte')} that both have scored"
 
 
 def conclusion(found: "Comparison") -> str:
@@ -122,7 +123,8 @@ def facts(found: "Comparison") -> Iterator[tuple[str, str, str]]:
     if sum(wins.values()) > 1:
         yield "documents won", f"{wins['b']:,}", f"by B, {wins['a']:,} by A, {wins['ties']:,} tied"
     method = found.resampling
-    what = "documents" if method.block_bytes is None else f"blocks of {method.block_bytes:,} bytes"
+    noun = "document" if method.block_bytes is None else f"block of {method.block_bytes:,} bytes"
+    what = noun if method.n_clusters == 1 else noun.replace("document", "documents").replace("block", "blocks")
     yield "intervals", f"{method.n_clusters:,}", f"{what} resampled {method.n_resamples:,} times, seed {method.seed}"
 
 

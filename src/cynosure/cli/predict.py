@@ -16,7 +16,9 @@ BAR = 24
 
 def predict(
     model: common.Model,
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="The text so far.", show_default=False)],
+    text: Annotated[
+        str, typer.Argument(metavar="TEXT", help="The text so far: words, a file, or - (stdin).", show_default=False)
+    ],
     truth: Annotated[
         str | None, typer.Option(help="What comes next, to be given its loss; mind a leading space.")
     ] = None,
@@ -38,14 +40,17 @@ def predict(
     """
     from cynosure import measure, models
     from cynosure.text import read_as, special_strings
+    from cynosure.text.words import one_text
 
     common.show_notes(quiet)
+    text = one_text(text)
     loaded = models.load(
         model, dtype=dtype, device=device, tokenizer=tokenizer, revision=revision,
         trust_remote_code=trust_remote_code, allow_unused_weights=allow_unused_weights,
     )  # fmt: skip
     strings = Counter(special_strings(loaded.tokenizer, text + (truth or "")))
-    common.note((*loaded.notes, *read_as(strings, special)), quiet)
+    ends = ["the text ends with a line feed, and what follows that is predicted"] if text.endswith("\n") else []
+    common.note((*loaded.notes, *read_as(strings, special), *ends), quiet)
     prediction = measure.predict(loaded, text, truth=truth, top=top, special=special)
     if format == "json":
         common.print_json(prediction.to_json())
@@ -108,7 +113,13 @@ def truth_table(prediction: "Prediction") -> "Table":
 
 def perplexity_line(prediction: "Prediction") -> str:
     mean = prediction.nll_nats / len(prediction.truth)
+    size = prediction.vocab_size
+    meaning = (
+        "as hard to guess as a fair draw among that many tokens"
+        if prediction.perplexity <= size
+        else f"worse than a fair draw among all {size:,} tokens of the vocabulary"
+    )
     return (
         f"A text that cost {mean:.2f} nats a token throughout would have a perplexity of {prediction.perplexity:,.2f}: "
-        f"as hard to guess as a fair draw among that many tokens."
+        f"{meaning}."
     )

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -16,7 +16,7 @@ def score(
         list[str],
         typer.Argument(
             metavar="TEXT...",
-            help="Files, folders, globs, - (stdin), .jsonl, .jsonl.gz or .parquet with a text column, dataset names.",
+            help="Files, folders, globs, - (stdin), JSON, CSV or Parquet tables with a text column, dataset names.",
         ),
     ],
     protocol: Annotated[
@@ -50,10 +50,17 @@ def score(
         ),
     ] = None,
     limit: common.Limit = None,
+    bins: Annotated[int, typer.Option(min=1, help="Number of bins of the calibration error.")] = 15,
+    binning: Annotated[
+        Literal["mass", "width"],
+        typer.Option(help="Bins with equally many tokens (mass), or of equal width as in torchmetrics and netcal."),
+    ] = "mass",
     compile: Annotated[
         bool, typer.Option("--compile", help="Run the model under torch.compile: slow to start, then faster.")
     ] = False,
     column: common.Column = None,
+    split_at: common.SplitAt = None,
+    bad_rows: common.BadRows = "stop",
     tokenizer: common.Tokenizer = None,
     revision: common.Revision = None,
     trust_remote_code: common.TrustRemoteCode = False,
@@ -69,22 +76,27 @@ def score(
     intervals, calibration, and where the nats go. torchrun -m cynosure score shares the work among processes.
     """
     from cynosure.text import PROTOCOLS, check_bos, check_protocol, find_sources
+    from cynosure.text.documents import check_split_at
+    from cynosure.text.sources import ONCE, total_bytes
 
     common.show_notes(quiet)
     if protocol != "all":  # before the seconds it takes to load a model
         default = PROTOCOLS[protocol].window if protocol in PROTOCOLS else 0
-        check_protocol(protocol, default if window is None else window, stride)
+        # Without --window the model's positions may be fewer, which are known when it is loaded.
+        check_protocol(protocol, window or default, stride if window or not stride else min(stride, default))
         check_bos(protocol, bos)
-    sources = find_sources(texts)
-    if any(source.kind == "stdin" for source in sources) and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise ValueError("standard input cannot be read by several processes: give a file")
+    sources = find_sources(texts, column=column)
+    check_split_at(sources, split_at)
+    if any(source.kind in ONCE for source in sources) and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("standard input or a pipe cannot be read by several processes: give a file")
     from cynosure import measure, models
     from cynosure.cli import tables
 
-    corpus = measure.Corpus.of_sources(sources, column=column, errors=errors, limit=limit)
-    if protocol == "all" and any(source.kind == "stdin" for source in sources):
-        corpus = corpus._replace(documents=list(corpus.documents))  # standard input cannot be read again
-    common.settings.kept_in = out
+    reading: dict[str, Any] = {"column": column, "errors": errors, "split_at": split_at, "bad_rows": bad_rows}
+    corpus = measure.Corpus.of_sources(sources, limit=limit, **reading)
+    if protocol == "all" and any(source.kind in ONCE for source in sources):
+        corpus = corpus._replace(documents=list(corpus.documents))  # they cannot be read again
+    common.settings.kept_in, common.settings.kept_files = out, "**/tokens-*.parquet"
     if out is not None:
         (measure.check_all_own if protocol == "all" else measure.check_own)(out)
         out.mkdir(parents=True, exist_ok=True)
@@ -93,8 +105,7 @@ def score(
         trust_remote_code=trust_remote_code, allow_unused_weights=allow_unused_weights,
     )  # fmt: skip
     split = models.split(loaded, compile=compile)
-    sizes = [source.n_bytes for source in sources if source.n_bytes is not None and not source.name.endswith(".gz")]
-    total = sum(sizes) if len(sizes) == len(sources) and limit is None else None
+    total = total_bytes(sources) if limit is None else None
     options: dict[str, Any] = {"window": window, "stride": stride, "batch_tokens": batch_tokens, "out": out}
     options |= {"bos": bos, "special": special}
     if protocol == "all":
@@ -107,6 +118,7 @@ def score(
     if not common.leads():
         return
     for scores in every:
+        scores.n_bins, scores.binning = bins, binning
         scores.save()
     if format == "json":
         values = [scores.to_json() for scores in every]

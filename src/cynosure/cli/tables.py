@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from cynosure.cli.screen import headed_table, plain_table, stdout
 from cynosure.system.escapes import quoted, visible
+from cynosure.system.numbers import counted
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -27,7 +28,7 @@ def show(scores: "Scores") -> None:
     console.print(
         f"{setting.protocol} windows of {setting.window:,} tokens, stride {setting.stride:,}"
         f"{BEGINNINGS.get(setting.bos or '', '')}; "
-        f"{setting.dtype} on {setting.device}; {n_documents(values['documents'])}"
+        f"{setting.dtype} on {setting.device}; {counted(values['documents'], 'document')}"
     )
     console.print()
     table = plain_table("", ">bold", "", "dim")
@@ -67,29 +68,32 @@ def between(found: "Figure", digits: int) -> str:
 
 def counts(scores: "Scores", values: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     """(name, value, more about it) for what was counted, how sure the figures are, and calibration."""
-    covering = [f"{values[what]:,} {what}" for what in ("bytes", "words") if values[what] is not None]
+    covering = [counted(values[f"{what}s"], what) for what in ("byte", "word") if values[f"{what}s"] is not None]
     yield "tokens scored", f"{values['tokens']:,}", ", ".join([*covering, f"{number(values['nats'], 1)} nats"])
     reasons: dict[str, int] = {}
     for part in values["excluded"]:
         reasons[part["reason"]] = reasons.get(part["reason"], 0) + part["byte_end"] - part["byte_start"]
     for reason, n_bytes in reasons.items():
-        yield "left out", f"{n_bytes:,}", f"bytes: {reason}"
+        yield "left out", f"{n_bytes:,}", f"byte{'' if n_bytes == 1 else 's'}: {reason}"
     effective, method = scores.intervals.effective_tokens, scores.method
     if effective is not None:
-        what = "documents" if method.block_tokens is None else f"blocks of {method.block_tokens} tokens"
-        yield "worth", f"{effective:,.0f}", f"independent tokens; 95% intervals from {method.n_clusters:,} {what}"
+        what = counted(method.n_clusters, "document" if method.block_tokens is None else "block")
+        of = "" if method.block_tokens is None else f" of {method.block_tokens} tokens"
+        yield "effective sample size", f"{effective:,.0f}", f"tokens; 95% intervals from {what}{of}"
     calibration = values["calibration"]
     if calibration is not None:
         yield (
             "calibration error",
             f"{calibration['ece']:.1%}",
-            f"how far confidence is from accuracy; {calibration['ece_debiased']:.1%} without the bias of few tokens",
+            f"how far confidence is from accuracy ({calibration['n_bins']} bins of equal {calibration['binning']}); "
+            f"{calibration['ece_debiased']:.1%} without the bias of few tokens",
         )
         yield "Brier score", number(calibration["brier"], 4), "0 is perfect, 2 sure and always wrong"
         yield (
             "best temperature",
             number(calibration["best_temperature"]),
-            f"would recover {number(calibration['recoverable_nats_per_token'], 4)} nats a token",
+            f"would recover {number(calibration['recoverable_nats_per_token'], 4)} nats a token"
+            + (", and is the end of what was tried" if calibration["at_edge"] else ""),
         )
     yield "time", f"{scores.seconds:,.1f}", f"seconds: {number(scores.tokens_per_second, 0)} tokens a second"
 
@@ -158,7 +162,7 @@ def show_protocols(found: "dict[str, Scores | str]") -> None:
     console = stdout()
     some = next(scores for scores in found.values() if not isinstance(scores, str))
     console.print(some.setting.model, style="bold")
-    console.print(f"{some.setting.dtype} on {some.setting.device}; {n_documents(some.documents)}")
+    console.print(f"{some.setting.dtype} on {some.setting.device}; {counted(some.documents, 'document')}")
     console.print()
     names = (
         "protocol",
@@ -198,10 +202,6 @@ def show_protocols(found: "dict[str, Scores | str]") -> None:
         why = f"does not apply here: {scores}" if isinstance(scores, str) else f"{rules.differs} ({rules.peer})"
         table.add_row(name, why)
     console.print(table)
-
-
-def n_documents(n: int) -> str:
-    return f"{n:,} document{'' if n == 1 else 's'}"
 
 
 def number(value: float | None, digits: int = 2) -> str:

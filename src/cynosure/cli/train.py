@@ -112,6 +112,21 @@ def train(
     label_smoothing: Annotated[
         float | None, typer.Option(help="In the objective. [default: 0]", show_default=False)
     ] = None,
+    keep_documents_whole: Annotated[
+        bool,
+        typer.Option(
+            "--keep-documents-whole",
+            help="Cut no document that fits a row; rows are padded. Always so where documents have prompts.",
+        ),
+    ] = False,
+    overlong: Annotated[
+        Literal["cut", "drop", "error"] | None,
+        typer.Option(
+            help="Documents kept whole but longer than a row: cut the beginning of the prompt (without a prompt, "
+            "split into rows), leave out, or stop. [default: cut]",
+            show_default=False,
+        ),
+    ] = None,
     validate_every: Annotated[
         int | None, counted("Between validations and checkpoints. [default: a tenth of all]")
     ] = None,
@@ -128,7 +143,9 @@ def train(
             help="Of products: float32, bfloat16, or auto, where the hardware is fast at it.", show_default=False
         ),
     ] = None,
-    device: common.Device = "auto",
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, mps... [default: an accelerator if there is one]", show_default=False)
+    ] = None,
     fsdp: Annotated[
         bool, typer.Option("--fsdp", help="Share every weight out among the processes of torchrun.")
     ] = False,
@@ -143,6 +160,8 @@ def train(
     trust_remote_code: common.TrustRemoteCode = False,
     allow_unused_weights: common.AllowUnusedWeights = False,
     column: common.Column = None,
+    split_at: common.SplitAt = None,
+    bad_rows: common.BadRows = "stop",
     limit: common.Limit = None,
     errors: common.Errors = "strict",
     format: common.Format = "table",
@@ -151,9 +170,10 @@ def train(
 ) -> None:
     """Train a model on texts: a new one, or one that is there.
 
-    Documents are packed into full rows, each apart; a tenth is held out and scored as training goes on. The run's
-    folder holds the best model, its checkpoints, figures, samples and curves; after a stop, --resume goes on bit for
-    bit. torchrun -m cynosure train shares every batch among processes. Exit status 1 when the loss leaves its course.
+    Documents are packed into rows, each apart, and a prompt stays with its completion; a tenth is held out and scored
+    as training goes on. The run's folder holds the best model, its checkpoints, figures, samples and curves; after a
+    stop, --resume goes on bit for bit. torchrun -m cynosure train shares every batch among processes. Exit status 1
+    when the loss leaves its course.
     """
     if out is None:
         raise ValueError("where to? --out names the folder of the run")
@@ -161,12 +181,15 @@ def train(
         raise ValueError("no text to train on: name files, folders, globs, - or a dataset")
     common.show_notes(quiet)
     from cynosure.text import TRAINED, find_sources
+    from cynosure.text.documents import check_split_at
 
-    sources, held_out = find_sources(texts or []), find_sources(valid or [])
+    sources, held_out = find_sources(texts or [], column=column), find_sources(valid or [], column=column)
+    check_split_at((*sources, *held_out), split_at)
     from cynosure.cli.training import shown_training
     from cynosure.measure import Corpus
     from cynosure.training import Diverged, TrainSettings
     from cynosure.training import train as run
+    from cynosure.training.folder import MANIFEST
 
     given: dict[str, Any] = {
         "preset": preset, "init": init, "lora": lora, "tokenizer": tokenizer, "vocab_size": vocab,
@@ -174,15 +197,17 @@ def train(
         "hold_out": 0.0 if hold_out is None and held_out and not resume else hold_out, "tokens": tokens,
         "batch_tokens": batch_tokens, "row_tokens": row_tokens, "micro_rows": micro_rows, "learning_rate": lr,
         "schedule": schedule, "warmup": warmup, "weight_decay": weight_decay, "clip": clip, "z_loss": z_loss,
-        "label_smoothing": label_smoothing, "validate_every": validate_every, "validate_tokens": validate_tokens,
-        "spike": spike, "dtype": dtype, "device": device, "fsdp": fsdp, "seed": seed,
+        "label_smoothing": label_smoothing, "keep_documents_whole": keep_documents_whole or None, "overlong": overlong,
+        "validate_every": validate_every, "validate_tokens": validate_tokens,
+        "spike": spike, "dtype": dtype, "device": device, "fsdp": fsdp or None, "seed": seed,
     }  # fmt: skip
     settings = TrainSettings(**{name: value for name, value in given.items() if value is not None})
-    corpus = Corpus.of_sources(sources, column=column, errors=errors, limit=limit, splits=TRAINED)
-    apart = Corpus.of_sources(held_out, column=column, errors=errors)
+    reading: dict[str, Any] = {"column": column, "errors": errors, "split_at": split_at, "bad_rows": bad_rows}
+    corpus = Corpus.of_sources(sources, limit=limit, splits=TRAINED, **reading)
+    apart = Corpus.of_sources(held_out, **reading)
     # Theirs of each other, which no user of ours can heed.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|accelerate)\b")
-    common.settings.kept_in = out
+    common.settings.kept_in, common.settings.kept_files = out, MANIFEST
     common.settings.way_on = " --resume"
     try:
         with shown_training(quiet) as watcher:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from cynosure.cli import common
 from cynosure.cli.braille import curve
 from cynosure.cli.progress import LINE_SECONDS, shown_progress
-from cynosure.training.watch import Figures, Watcher, named
+from cynosure.system.numbers import counted
+from cynosure.training.watch import Figures, Watcher
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -40,8 +41,9 @@ class Display(Watcher):
         for note in told["notes"]:
             self.note(note)
         at = f", going on at step {facts['resumed_at']:,}" if facts["resumed_at"] else ""
-        texts = f"{named(told['train_documents'], 'document')} of {told['train_tokens']:,} tokens"
-        epochs = plan.tokens / told["train_tokens"]
+        texts = f"{counted(told['train_documents'], 'document')} of {told['train_tokens']:,} tokens"
+        packing = facts.get("packing", {"strategy": "stream", "epoch_tokens": told["train_tokens"]})
+        epochs = plan.tokens / packing["epoch_tokens"]
         parts = f", {plan.accumulation} times {plan.micro_rows} in each of {plan.processes}"
         self.say(
             f"{facts['parameters'] / 1e6:.1f}M parameters, {facts['n_classes']:,} tokens of vocabulary, products in "
@@ -51,6 +53,8 @@ class Display(Watcher):
             f"{plan.steps:,} steps of {plan.batch_tokens:,} tokens ({plan.batch_rows} rows of {plan.row_tokens:,}"
             f"{parts if plan.micro_rows < plan.batch_rows else ''}), {epochs:.1f} times through the text{at}"
         )
+        if packing["strategy"] == "whole":
+            self.say(kept_whole(packing))
 
     def say(self, text: str) -> None:
         common.say(f"cynosure: {text}")
@@ -72,6 +76,12 @@ class Display(Watcher):
     def tokens_per_second(self) -> float:
         last = self.steps[-RATE_STEPS:]
         return len(last) / float(sum(1 / line["tokens_per_second"] for line in last))
+
+    @property
+    def padded(self) -> str:
+        """The share of the tokens that is padding, in words; nothing where rows are full."""
+        fill = self.facts.get("packing", {"fill": 1.0})["fill"]
+        return f", {1 - fill:.1%} padding" if fill < 1 else ""
 
     @property
     def peak_share(self) -> float:
@@ -159,7 +169,7 @@ class Picture(Display):
         head = Table.grid(padding=(0, 1), expand=True)
         head.add_row(
             Text(f"step {now['step']:,}/{self.plan.steps:,}"), ProgressBar(self.plan.steps, now["step"]),
-            Text(f"{now['tokens']:,} tokens"),
+            Text(f"{now['tokens']:,} tokens{self.padded}"),
         )  # fmt: skip
         table = Table(box=None, expand=True, padding=(0, 1))
         for name in self.figures():
@@ -179,6 +189,19 @@ class Picture(Display):
             parts.append(Text(f"{sample['prompt']}", style="dim", end=""))
             parts.append(Text(" ".join(sample["text"].split()), overflow="ellipsis", style="italic"))
         return Group(*parts)
+
+
+def kept_whole(packing: Figures) -> str:
+    """How documents were packed that are kept whole, and what became of those longer than a row."""
+    found = (
+        ("cut_prompts", "cut at the beginning of the prompt"),
+        ("cut_completions", "cut at the end of the completion"),
+        ("split", "split into rows"),
+        ("dropped", "left out"),
+    )
+    overlong = ", ".join(f"{packing[name]:,} {words}" for name, words in found if packing[name])
+    rest = f"; longer than a row, and so changed (--row-tokens makes rows longer): {overlong}" if overlong else ""
+    return f"documents are kept whole: rows are {packing['fill']:.1%} full, the rest is padding{rest}"
 
 
 def drawn(steps: list[Figures], validations: list[Figures]) -> list[str]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._C import _functorch as functorch
 from torch.nn import Parameter
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes, is_traceable_wrapper_subclass
 
 from cynosure.loss.compiler import uncompiled
 from cynosure.loss.transforms import NO_TRACING, NO_TRANSFORMS
@@ -94,6 +94,33 @@ def address(x: Tensor) -> int:
             f"{type(x).__name__} on {x.device}: leave the mode for this call"
         )
     return start
+
+
+def place(x: Tensor) -> tuple[object, ...]:
+    """Where a tensor's values begin: the same for tied weights, and for no two others that are there at a time.
+
+    A subclass without memory of its own has its values in its parts, whose places are its place.
+    """
+    if parts := parts_of(x):
+        return tuple(map(place, parts.values()))
+    return (x.untyped_storage()._cdata, x.storage_offset()) if torch._C._has_storage(x) else (id(x),)
+
+
+def parts_of(x: Tensor) -> dict[str, Tensor]:
+    """The tensors that hold the values of a subclass without memory or of a sparse tensor; none for others."""
+    if is_traceable_wrapper_subclass(x):
+        return {name: getattr(x, name) for name in x.__tensor_flatten__()[0]}
+    if x.layout is torch.sparse_coo:
+        return {"indices": x._indices(), "values": x._values()}
+    return {name: getattr(x, name)() for name in PARTS_OF_LAYOUT.get(x.layout, ())}
+
+
+PARTS_OF_LAYOUT = {
+    torch.sparse_csr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_bsr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_csc: ("ccol_indices", "row_indices", "values"),
+    torch.sparse_bsc: ("ccol_indices", "row_indices", "values"),
+}
 
 
 def is_abstract(x: object) -> bool:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cynosure.measure.classes import byte_class
-from cynosure.measure.rows import Facts, Ints, numbers
+from cynosure.measure.rows import Facts, Ints, lost_text, numbers, told_per_byte
 from cynosure.measure.scores import Scores, Setting
 from cynosure.measure.store import Store
 
@@ -145,10 +145,10 @@ def align(a: Side, b: Side) -> Iterator[Segments]:
 
     The segments come in the order of the text, as many at a time as the tables of the runs hold, which are read one by
     one. `choices` are of the tokens at hand: the runs have the same tokens where none is None. ValueError where the
-    runs are not of the same texts under the same protocol, where a tokenizer changes the text, and at the end where no
-    segment was scored in both.
+    runs are not of the same texts under the same protocol, where a tokenizer loses too much of them, and at the end
+    where no segment was scored in both.
     """
-    check_comparable(a, b)
+    a, b = comparable(a, b)
     offsets, n_found = a.offsets(), 0
     for edges, of_a, of_b in stretches(a, b, offsets):
         found = segments(edges, of_a, of_b, offsets)
@@ -158,8 +158,11 @@ def align(a: Side, b: Side) -> Iterator[Segments]:
         raise ValueError("the runs have nothing in common: no stretch of text is scored in both")
 
 
-def check_comparable(a: Side, b: Side) -> None:
-    """ValueError, in a sentence, where two runs cannot be compared byte by byte."""
+def comparable(a: Side, b: Side) -> tuple[Side, Side]:
+    """The two runs, a document of which one loses some text without bytes: it is not compared.
+
+    ValueError, in a sentence, where they cannot be compared byte by byte.
+    """
     if a.setting.protocol != b.setting.protocol:
         raise ValueError(
             f"A was scored under {a.setting.protocol} and B under {b.setting.protocol}: score both under one protocol"
@@ -172,9 +175,17 @@ def check_comparable(a: Side, b: Side) -> None:
             raise ValueError(
                 f"document {number} is not the same text in both: it is {of_a.name} in A and {of_b.name} in B"
             )
-        for side, fact in (("A", of_a), ("B", of_b)):
-            if fact.drift and fact.n_tokens:
-                raise ValueError(f"the bytes of {side} cannot be compared: {fact.drift} in {fact.name}")
+    for name, side in (("A", a), ("B", b)):
+        if not told_per_byte(side.facts):
+            raise ValueError(f"the bytes of {name} cannot be compared: text is lost in {lost_text(side.facts)}")
+    lost = [of_a.loses or of_b.loses for of_a, of_b in zip(a.facts, b.facts, strict=True)]
+    if not any(lost):
+        return a, b
+    of_both = (
+        [fact._replace(n_bytes=0) if x else fact for fact, x in zip(side.facts, lost, strict=True)] for side in (a, b)
+    )
+    facts_a, facts_b = of_both
+    return a._replace(facts=facts_a), b._replace(facts=facts_b)
 
 
 def stretches(a: Side, b: Side, offsets: Ints) -> Iterator[tuple[Ints, Rows, Rows]]:

@@ -9,6 +9,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cynosure.system.numbers import counted
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -151,15 +153,16 @@ def _weights(n: int, n_resamples: int, generator: np.random.Generator) -> Floats
     return np.bincount(drawn.ravel(), minlength=n * n_resamples).reshape(n_resamples, n).astype(np.float64)
 
 
-def effective_size(variance: float, se: float | None) -> float | None:
+def effective_size(variance: float, se: float | None, n_tokens: float) -> float | None:
     """How many independent tokens would tell the mean loss as well: tokens (se_iid / se)^2 = variance / se^2.
 
     `variance` is that of the tokens' losses, `se` the standard error of nats / token; None where it is unknown or 0.
+    At most the `n_tokens` there are: few clusters may by chance vary less than independent tokens do.
 
-    >>> effective_size(4.0, 0.125)  # the se of 256 independent tokens
-    256.0
+    >>> effective_size(4.0, 0.125, 1000), effective_size(4.0, 0.125, 30)  # the se of 256 independent tokens
+    (256.0, 30.0)
     """
-    return variance / se**2 if se else None
+    return min(variance / se**2, float(n_tokens)) if se else None
 
 
 def choose(
@@ -188,7 +191,7 @@ def choose(
     if not len(documents):
         raise ValueError("there is nothing to resample: no document has a scored token")
     if len(documents) >= ENOUGH_DOCUMENTS:
-        why = _too_few(documents[:, 1], "documents") or _lopsided(documents, "documents")
+        why = _too_few(documents[:, 1], "document") or _lopsided(documents, "document")
         return Method("documents", len(documents), None, seed, n_resamples, why), documents
     if base is None or document is None:
         raise ValueError(
@@ -197,7 +200,7 @@ def choose(
     length = block_length(base[:, 0], base[:, 1], document)
     clusters = blocks(base, document, length)
     clusters = clusters[clusters[:, 1] > 0]
-    why = _too_few(clusters[:, 1], "blocks") or _lopsided(clusters, "blocks")
+    why = _too_few(clusters[:, 1], "block") or _lopsided(clusters, "block")
     why = why or _too_narrow(len(documents), length, len(base))
     return Method("blocks", len(clusters), length * BASE_TOKENS, seed, n_resamples, why), clusters
 
@@ -205,12 +208,11 @@ def choose(
 def _too_few(x: Floats, kind: str) -> str | None:
     """Why clusters of these sizes are too few to resample."""
     effective = float(x.sum() ** 2 / (x**2).sum()) if len(x) else 0.0
+    narrow, what = "The intervals are likely too narrow", counted(len(x), kind)
     if len(x) < ENOUGH_CLUSTERS:
-        return (
-            f"The intervals are likely too narrow: {len(x)} {kind} are few to resample, {ENOUGH_CLUSTERS} are enough."
-        )
+        return f"{narrow}: {what} to resample, and {ENOUGH_CLUSTERS} are enough."
     if effective < ENOUGH_EFFECTIVE:
-        return f"The intervals are likely too narrow: {len(x)} {kind} of such unequal size count as {effective:.1f}."
+        return f"{narrow}: {what} of such unequal size count as {effective:.1f}."
     return None
 
 
@@ -223,7 +225,7 @@ def _lopsided(clusters: Floats, kind: str) -> str | None:
     most = int(excess.argmax())
     if excess[most] <= TOO_MUCH_IN_ONE:
         return None
-    return f"The intervals tell little: one of {len(y)} {kind} holds {y[most] / y.sum():.0%} of the nats."
+    return f"The intervals tell little: one of {counted(len(y), kind)} holds {y[most] / y.sum():.0%} of the nats."
 
 
 def _too_narrow(n_documents: int, length: int, n_base: int) -> str | None:

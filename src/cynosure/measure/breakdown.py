@@ -1,6 +1,8 @@
 """Where the nats go: the loss by document, by position in the window, by token frequency and by byte class."""
 
 import math
+from collections.abc import Iterable
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -18,14 +20,14 @@ N_DECILES = 10
 def by_class(statistics: Statistics) -> list[dict[str, Any]]:
     """One row for each byte class there is."""
     sums = statistics.classes.sums()
-    return rows(sums, [{"class": CLASSES[key]} for key in sums.keys.tolist()])
+    return rows(sums, [{"class": CLASSES[key]} for key in sums.keys.tolist()], all_carried(statistics))
 
 
 def by_position(statistics: Statistics) -> list[dict[str, Any]]:
     """One row for each half octave of context: how many tokens the model saw before those it guessed."""
     sums = statistics.positions.sums()
     edges = [(math.ceil(2 ** (key / 2)), math.ceil(2 ** ((key + 1) / 2)) - 1) for key in sums.keys.tolist()]
-    return rows(sums, [{"context_from": low, "context_to": high} for low, high in edges])
+    return rows(sums, [{"context_from": low, "context_to": high} for low, high in edges], all_carried(statistics))
 
 
 def by_frequency(statistics: Statistics) -> list[dict[str, Any]]:
@@ -37,7 +39,8 @@ def by_frequency(statistics: Statistics) -> list[dict[str, Any]]:
     decile = np.empty(len(counts), dtype=np.int64)
     decile[order] = np.minimum(N_DECILES - 1, (reached - (counts[order] + 1) // 2) * N_DECILES // reached[-1])
     grouped = Grouped.of(decile, sums.table)
-    return rows(grouped, [{"decile": key + 1, **seen(counts, decile == key)} for key in grouped.keys.tolist()])
+    labels = [{"decile": key + 1, **seen(counts, decile == key)} for key in grouped.keys.tolist()]
+    return rows(grouped, labels, all_carried(statistics))
 
 
 def seen(counts: Ints, chosen: Any) -> dict[str, int]:
@@ -49,27 +52,29 @@ def seen(counts: Ints, chosen: Any) -> dict[str, int]:
 def by_document(statistics: Statistics) -> list[dict[str, Any]]:
     """One row for each document of which a token is scored."""
     sums = statistics.documents.sums()
-    found = rows(sums, [{"document": statistics.facts[key].name} for key in sums.keys.tolist()])
-    for key, row in zip(sums.keys.tolist(), found, strict=True):
-        if statistics.facts[key].drift:
-            row |= {"bytes": None, "bits_per_byte": None}
-    return found
+    labels = [{"document": statistics.facts[key].name} for key in sums.keys.tolist()]
+    return rows(sums, labels, statistics.carried(sums.keys).tolist())
 
 
-def rows(sums: Grouped, labels: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The sums of each group as plain values, beside its label."""
+def all_carried(statistics: Statistics) -> Iterable[bool]:
+    """What `rows` takes where a group has tokens of many documents: a metric per byte needs all of these whole."""
+    return repeat(not any(fact.loses for fact in statistics.facts.values()))
+
+
+def rows(sums: Grouped, labels: list[dict[str, Any]], carried: Iterable[bool]) -> list[dict[str, Any]]:
+    """The sums of each group as plain values, beside its label; per byte where no text of it is lost (`carried`)."""
     nats = sums.amount("nats")
     share = nats / nats.sum() if nats.sum() else nats
     found = []
-    for label, group, part in zip(labels, sums.token_sums(), share.tolist(), strict=True):
+    for label, group, part, known in zip(labels, sums.token_sums(), share.tolist(), carried, strict=False):
         found.append(
             label
             | {
                 "tokens": group.tokens,
-                "bytes": group.n_bytes,
+                "bytes": group.n_bytes if known else None,
                 "nats": finite(group.nats),
                 "nats_per_token": finite(group.nats_per_token),
-                "bits_per_byte": finite(group.bits_per_byte),
+                "bits_per_byte": finite(group.bits_per_byte) if known else None,
                 "top1_accuracy": group.accuracy,
                 "share_of_nats": part,
             }

@@ -11,6 +11,9 @@ LEAST = 128
 SHARE = 4  # the part of the memory that a batch may take: a fourth
 STATES = 64  # hidden states that a position takes inside a layer, with room to spare
 UNKNOWN = 16384  # where a device does not tell its memory
+UNIT_SECONDS = 20  # of a slow CPU, about: what an interruption costs
+UNIT_BATCHES = 16  # of a unit at most: more windows need not be sorted by length together
+FLOPS_PER_THREAD = 5e10  # a second, of a slow CPU
 
 
 def default_batch_tokens(model: SplitModel) -> int:
@@ -20,6 +23,16 @@ def default_batch_tokens(model: SplitModel) -> int:
     if n_bytes is None:
         return UNKNOWN
     return fitting(n_bytes, weight.shape[1] * weight.element_size(), MOST.get(device.type, MOST_ELSEWHERE))
+
+
+def default_unit_tokens(model: SplitModel, batch_tokens: int) -> int:
+    """The positions of a unit of work, whole batches: on a CPU those of some seconds, by the size of the model."""
+    batches = UNIT_BATCHES
+    if model.device.type == "cpu":
+        n_parameters = sum({p: p.numel() for module in model.modules for p in module.parameters()}.values())
+        per_second = FLOPS_PER_THREAD * torch.get_num_threads() / (2 * max(1, n_parameters))
+        batches = min(batches, int(UNIT_SECONDS * per_second / batch_tokens))
+    return max(1, batches) * batch_tokens
 
 
 def device_bytes(device: torch.device) -> int | None:

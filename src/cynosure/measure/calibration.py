@@ -51,6 +51,8 @@ class CalibrationReport:
     best_temperature: float
     at_edge: bool  # the best is an end of the temperatures tried: what is best may lie beyond
     recoverable_nats_per_token: float
+    n_bins: int  # asked for: those without tokens are not in `bins`
+    binning: Binning
     bins: tuple[Bin, ...]
     curve: tuple[tuple[float, float], ...]  # (confidence, accuracy), smooth
 
@@ -148,6 +150,8 @@ class Calibration:
             best_temperature=best,
             at_edge=best in (TEMPERATURES[0], TEMPERATURES[-1]),
             recoverable_nats_per_token=recoverable,
+            n_bins=n_bins,
+            binning=binning,
             bins=bins,
             curve=curve,
         )

@@ -8,11 +8,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from cynosure.measure.align import Floats, Side, align
+from cynosure.measure.align import Floats, Side, align, comparable
 from cynosure.measure.bootstrap import BASE_TOKENS, Method, choose, interval, paired
 from cynosure.measure.classes import CLASSES
 from cynosure.measure.excerpts import in_context
-from cynosure.measure.rows import Facts, Ints
+from cynosure.measure.rows import Facts, Ints, lost_text
 from cynosure.measure.scores import MOST_DOCUMENTS, Figure, Scores, Setting, exponential
 from cynosure.measure.tally import CELL_BYTES, Tally, difference, grouped
 from cynosure.system.numbers import finite
@@ -137,14 +137,17 @@ def compare(a: Scores | str | Path, b: Scores | str | Path) -> Comparison:
     p-value come from documents resampled where there are 30 or more, else from blocks of text inside them, the same
     ones in both. Where the tokens are the same there are also nats per token, perplexity, top-1 accuracy and agreement.
 
-    ValueError where the runs are not of the same texts under the same protocol, where a tokenizer changes the text, and
-    where nothing was scored in both; FileNotFoundError where there is no run.
+    Documents of which a tokenizer loses some text are left out. ValueError where they are too many, where the runs are
+    not of the same texts under the same protocol, and where nothing was scored in both; FileNotFoundError where there
+    is no run.
     """
     return compare_sides(Side.of_run(a), Side.of_run(b))
 
 
 def compare_sides(a: Side, b: Side) -> Comparison:
     """The comparison of two runs that have been read."""
+    lost, n_bytes_given = list(lossy(a, b)), sum(fact.n_bytes for fact in a.facts)
+    a, b = comparable(a, b)
     tally = Tally()
     for found in align(a, b):
         tally.add(found)
@@ -175,7 +178,14 @@ def compare_sides(a: Side, b: Side) -> Comparison:
         gains=shown[n_losses:],
         notes=(),
     )
-    return replace(comparison, notes=tuple(notes(comparison, sum(fact.n_bytes for fact in a.facts))))
+    return replace(comparison, notes=(*lost, *notes(comparison, n_bytes_given)))
+
+
+def lossy(a: Side, b: Side) -> Iterator[str]:
+    """What is said of documents that are left out."""
+    for name, side in (("A", a), ("B", b)):
+        if (why := lost_text(side.facts)) is not None:
+            yield f"documents of which {name} loses some text are left out: {why}"
 
 
 class Clusters(NamedTuple):
@@ -204,7 +214,7 @@ class Clusters(NamedTuple):
             return {"bits_per_byte": per_byte}
         per_token = change(self.nats_a, self.nats_b, self.tokens, method)
         right = change(self.right_a, self.right_b, self.tokens, method)
-        return dict(zip(METRICS, (per_byte, per_token, perplexity(per_token), right), strict=True))
+        return dict(zip(METRICS, (per_byte, per_token, exponential_change(per_token), right), strict=True))
 
 
 def change(a: Floats, b: Floats, x: Floats, method: Method) -> Change:
@@ -217,7 +227,7 @@ def change(a: Floats, b: Floats, x: Floats, method: Method) -> Change:
     return Change(*values, Figure(*absolute[:3]), Figure(*relative[:3]), p)
 
 
-def perplexity(nats: Change) -> Change:
+def exponential_change(nats: Change) -> Change:
     """The same change seen by perplexity. Its ratio is e to the difference of nats and has that interval; what is
     absolute has none, for it depends on the perplexity itself.
     """

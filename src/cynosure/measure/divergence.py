@@ -72,7 +72,8 @@ def diverge(
     for (tasks, facts), (others, _) in zip(of_a, of_b, strict=False):
         check_same_tokens(tasks, others)
         found.append(pair.score(tasks, facts))
-    return pair.together(found)
+    comparison = pair.together(found)
+    return replace(comparison, notes=(*comparison.notes, *corpus.notes))
 
 
 def check_vocabularies(a: SplitModel, b: SplitModel) -> None:

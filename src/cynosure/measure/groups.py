@@ -43,6 +43,10 @@ class Grouped(NamedTuple):
         starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
         return cls(keys[starts], np.add.reduceat(table, starts, axis=1))
 
+    def part(self, chosen: NDArray[np.bool_]) -> "Grouped":
+        """The groups that are chosen (G,)."""
+        return Grouped(self.keys[chosen], self.table[:, chosen])
+
     def counts(self, name: str) -> Ints:
         row: Ints = self.table[COUNTS.index(name)]
         return row

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cynosure.measure.bootstrap import Floats, Interval, Method, choose, effective_size, interval
 from cynosure.measure.groups import Grouped
@@ -16,31 +17,35 @@ class Intervals(NamedTuple):
     nats_per_token: Interval
     bits_per_byte: Interval | None
     bits_per_char: Interval | None
-    effective_tokens: float | None  # independent tokens that would tell the mean loss as well
+    effective_tokens: float | None  # effective sample size: independent tokens that would tell the mean loss as well
 
 
 def intervals(statistics: Statistics) -> Intervals:
     """Resample documents where there are 30 or more, else blocks of tokens inside them."""
     blocks = statistics.blocks.sums() if statistics.blocks is not None else None
+    documents = statistics.documents.sums()
     method, clusters = choose(
-        columns(statistics.documents.sums()),
-        None if blocks is None else columns(blocks),
+        columns(documents, statistics.carried(documents.keys)),
+        None if blocks is None else columns(blocks, statistics.carried(blocks.keys >> 32)),
         None if blocks is None else blocks.keys >> 32,
     )
-    nats, tokens, n_bytes, n_chars = clusters.T
+    nats, tokens, carried_nats, n_bytes, n_chars = clusters.T
     per_token = interval(nats, tokens, seed=method.seed, n_resamples=method.n_resamples)
-    known = statistics.drift is None and n_bytes.sum() > 0
+    known, some = statistics.told_per_byte and n_bytes.sum() > 0, n_bytes > 0
     per_byte, per_char = (
-        interval(nats / np.log(2), x, seed=method.seed, n_resamples=method.n_resamples) if known else None
+        interval(carried_nats[some] / np.log(2), x[some], seed=method.seed, n_resamples=method.n_resamples)
+        if known
+        else None
         for x in (n_bytes, n_chars)
     )
     n = tokens.sum()
     variance = statistics.squares.total / n - (nats.sum() / n) ** 2
-    return Intervals(method, per_token, per_byte, per_char, effective_size(variance, per_token.se))
+    return Intervals(method, per_token, per_byte, per_char, effective_size(variance, per_token.se, n))
 
 
-def columns(sums: Grouped) -> Floats:
-    """Nats (infinite where a token was impossible), tokens, bytes and characters of each group, (G, 4)."""
-    return np.stack(
-        [sums.nats, *(sums.counts(name).astype(float) for name in ("tokens", "n_bytes", "n_chars"))], axis=1
-    )
+def columns(sums: Grouped, carried: NDArray[np.bool_]) -> Floats:
+    """Nats (infinite where a token was impossible) and tokens of each group, and the nats, bytes and characters of
+    those `carried` (G,), which lose none of their text, (G, 5).
+    """
+    per_byte = (sums.nats, sums.counts("n_bytes"), sums.counts("n_chars"))
+    return np.stack([sums.nats, sums.counts("tokens"), *(np.where(carried, x, 0) for x in per_byte)], axis=1)

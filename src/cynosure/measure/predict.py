@@ -4,6 +4,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from cynosure.loss import TokenStats, perplexity
@@ -58,6 +59,7 @@ class Prediction:
     entropy_nats: float
     top: tuple[Candidate, ...]
     truth: tuple[Surprise, ...]
+    vocab_size: int
 
     @property
     def nll_nats(self) -> float:
@@ -111,7 +113,10 @@ def read_surprise(truth: tuple[Surprise, ...], nll_nats: float) -> str:
             start + f"Right but unsure: {came} was its first guess, yet at only {p}, and the doubt is what it pays for."
         )
     if worst.expected.probability >= SURE:
-        return start + f"Sure and wrong: it gave {likely} {best} and {came} only {p}, the costliest kind of mistake."
+        wrong = f"Sure and wrong: it gave {likely} {best} and {came} only {p}"
+        if worst.expected.token.strip() == worst.token.strip():
+            return start + f"{wrong}. The two differ in white space alone: was {likely} meant?"
+        return start + f"{wrong}, the costliest kind of mistake."
     return (
         start
         + f"Unsure: its first guess was {likely} at {best}; {came} had {p}, and the less it has the more it costs."
@@ -122,9 +127,11 @@ def percent(p: float) -> str:
     """A probability for reading.
 
     >>> percent(0.6184), percent(0.00012), percent(3e-9)
-    ('61.8%', '0.012%', '3e-07%')
+    ('61.8%', '0.012%', '< 0.0001%')
     """
-    return f"{100 * p:.1f}%" if p >= 0.01 else f"{100 * p:.2g}%"
+    if p >= 0.01:
+        return f"{100 * p:.1f}%"
+    return f"{np.format_float_positional(100 * p, 2, fractional=False, trim='-')}%" if p >= 1e-6 else "< 0.0001%"
 
 
 def predict(
@@ -159,7 +166,7 @@ def predict(
         raise ValueError(parted.why_not_finite(ids))
     rows = [candidates(model, stats, row) for row in range(n_rows)]
     surprises = tuple(surprise(model, stats, row, id_, rows[row][0]) for row, id_ in enumerate(after))
-    return Prediction(model.name, text, float(stats.entropy[0]), rows[0], surprises)
+    return Prediction(model.name, text, float(stats.entropy[0]), rows[0], surprises, len(parted.head.weight))
 
 
 def split_tokens(

@@ -1,10 +1,13 @@
 """One row a token: the table that scoring makes, the store keeps, and every statistic is made of."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+
+from cynosure.system.numbers import counted
 
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
@@ -46,10 +49,32 @@ class Facts(NamedTuple):
     n_tokens: int
     n_replaced: int  # U+FFFD in the place of what was not UTF-8
     sha256: str
-    drift: str | None  # why the tokens' bytes are not the text's
+    drift: str | None  # why the tokens do not carry the whole text: it has no part then in what is per byte
     n_prompt_chars: int = 0
     n_special: int = 0  # strings that are special tokens to the tokenizer
     special: str = ""  # the first of them
+
+    @property
+    def loses(self) -> bool:
+        """Whether its tokens lose some of its text."""
+        return self.drift is not None and self.n_tokens > 0
+
+
+MOST_LOST = 0.1  # of the bytes: where documents with more of them lose text, nothing is told per byte
+
+
+def told_per_byte(facts: Iterable[Facts]) -> bool:
+    """Whether what is per byte can be told: of the documents that lose no text, which are enough."""
+    sizes = [(fact.n_bytes, fact.loses) for fact in facts]
+    return sum(size for size, loses in sizes if loses) <= MOST_LOST * sum(size for size, _ in sizes)
+
+
+def lost_text(facts: Iterable[Facts]) -> str | None:
+    """How many documents lose some of their text, which, and why the first does; None where none does."""
+    lossy = [fact for fact in facts if fact.loses]
+    if not lossy:
+        return None
+    return f"{counted(len(lossy), 'document')}: {lossy[0].drift} in {lossy[0].name}"
 
 
 class Shard(NamedTuple):

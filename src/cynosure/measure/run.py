@@ -3,7 +3,7 @@
 import logging
 import platform
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from cynosure import __version__
-from cynosure.measure.budget import default_batch_tokens
+from cynosure.measure.budget import default_batch_tokens, default_unit_tokens
 from cynosure.measure.calibration import TEMPERATURES
 from cynosure.measure.manifest import MANIFEST, difference
 from cynosure.measure.rows import Facts
@@ -38,9 +38,10 @@ from cynosure.text import (
     settle_bos,
     source_digest,
 )
-from cynosure.text.documents import MEASURED, Source
+from cynosure.text.documents import MEASURED
+from cynosure.text.sources import Source
 
-UNIT_BATCHES = 16  # batches a unit: what a crash can cost, and how many windows are sorted by length together
+LISTED = 10  # rows in a note
 TOPK = 5  # likeliest tokens kept in a store
 BOS_TWICE = (
     "lm-evaluation-harness also scores a second BOS after the first with this tokenizer, so its sum is another; "
@@ -64,11 +65,16 @@ class Reading:
     errors: str
     limit: int | None
     splits: tuple[str, ...]
+    split_at: str | None
+    bad_rows: str
+    left_out: list[str]  # of the last time, what was wrong with each row that was left out
 
     def __iter__(self) -> Iterator[Document]:
+        self.left_out.clear()
         return read_documents(
-            self.sources, column=self.column, errors=self.errors, limit=self.limit, splits=self.splits
-        )
+            self.sources, column=self.column, errors=self.errors, limit=self.limit, splits=self.splits,
+            split_at=self.split_at, bad_rows=self.bad_rows, skip=self.left_out.append,
+        )  # fmt: skip
 
 
 class Corpus(NamedTuple):
@@ -76,16 +82,30 @@ class Corpus(NamedTuple):
 
     documents: Iterable[Document]
     origin: dict[str, Any]
+    left_out: Sequence[str] = ()  # once the documents have been read, what was wrong with each row that is none of them
 
     @classmethod
     def of_sources(
         cls, sources: Sequence[Source], *, column: str | None = None, errors: str = "strict", limit: int | None = None,
-        splits: tuple[str, ...] = MEASURED,
+        splits: tuple[str, ...] = MEASURED, split_at: str | None = None, bad_rows: str = "stop",
     ) -> "Corpus":  # fmt: skip
-        """The documents of files and such, read when they are needed."""
+        """The documents of files and such, read when they are needed; options as of `read_documents`."""
         texts = [{"name": source.name, "sha256": source_digest(source)} for source in sources]
         origin = {"texts": texts, "column": column, "errors": errors, "limit": limit}
-        return cls(Reading(tuple(sources), column, errors, limit, splits), origin)
+        changed = {"split_at": (split_at, None), "bad_rows": (bad_rows, "stop")}  # which earlier versions did not have
+        origin |= {name: value for name, (value, default) in changed.items() if value != default}
+        left_out: list[str] = []
+        reading = Reading(tuple(sources), column, errors, limit, splits, split_at, bad_rows, left_out)
+        return cls(reading, origin, left_out)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user must know of them once they have been read."""
+        if not self.left_out:
+            return []
+        number, listed = len(self.left_out), "; ".join(self.left_out[:LISTED])
+        more = f"; and {number - LISTED:,} more" if number > LISTED else ""
+        return [f"{number:,} row{' is' if number == 1 else 's are'} left out: {listed}{more}"]
 
     @property
     def known(self) -> bool:
@@ -145,9 +165,8 @@ def score(
         temporary = out is None and workers.leads
         made = stack.enter_context(TemporaryDirectory(prefix="cynosure-")) if temporary else out
         folder = Path(workers.told(made and str(made)))
-        kept = None if batch_tokens is not None else planned_batch(folder)
         # The leader's: on an accelerator the budget goes by what is free, which each finds otherwise.
-        cutting = workers.told(cut(batch_tokens or kept))
+        cutting = workers.told(as_planned(folder, cut, batch_tokens))
         run = StoredRun(Scorer(split_model, cutting, TOPK), corpus, workers, progress or ignore)
         store = run.score_into(folder)
         scores = Scores.of_store(store)
@@ -171,7 +190,7 @@ def as_documents(texts: Iterable[str | Path | Document]) -> Iterator[Document]:
         elif isinstance(text, str):
             yield Document(f"text {number}", text)
         else:
-            yield from read_documents(find_sources([str(text)]))
+            yield from read_documents(find_sources([str(text)], datasets=False))
 
 
 def make_cutting(
@@ -199,7 +218,7 @@ def make_cutting(
         special = "parse" if rules.parses else "text"
     check_special(special)
     opened = settle_bos(model.tokenizer, rules, bos, model.name)
-    return Cutting(protocol, window, stride, batch_tokens, UNIT_BATCHES * batch_tokens, opened, special)
+    return Cutting(protocol, window, stride, batch_tokens, default_unit_tokens(model, batch_tokens), opened, special)
 
 
 def setting(scorer: Scorer) -> Setting:
@@ -222,17 +241,19 @@ def score_in_memory(scorer: Scorer, corpus: Corpus, say: Say, keep: bool) -> Sco
     for tasks, facts in units(scorer.model.tokenizer, corpus.documents, scorer.cutting):
         scores.add(scorer.score(tasks, facts, say), 0.0)
     scores.seconds = max(0.0, time.perf_counter() - start)
-    scores.setting = scores.setting._replace(notes=(*scores.setting.notes, *scorer.batching.found))
+    scores.setting = scores.setting._replace(notes=(*scores.setting.notes, *scorer.batching.found, *corpus.notes))
     scores.check()
     return scores
 
 
-def planned_batch(folder: Path) -> int | None:
-    """The batch budget of the run that is in a folder already."""
+def as_planned(folder: Path, cut: Callable[[int | None], Cutting], batch_tokens: int | None) -> Cutting:
+    """How texts are cut: of the run that is in a folder already, its budgets of batches and units are taken."""
     try:
-        return int(Store.open(folder).manifest["cutting"]["batch_tokens"])
+        kept = Store.open(folder).manifest["cutting"]
+        batch, unit = int(kept["batch_tokens"]), int(kept["unit_tokens"])
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # no run, or one that `Store.begin` will complain of
+        return cut(batch_tokens)  # no run, or one that `Store.begin` will complain of
+    return cut(batch_tokens or batch)._replace(unit_tokens=unit)
 
 
 class StoredRun(NamedTuple):
@@ -264,7 +285,7 @@ class StoredRun(NamedTuple):
         workers.meet()
         store = Store.open(folder)
         if workers.leads:
-            store.finish(n_units, self.scorer.batching.found)
+            store.finish(n_units, (*self.scorer.batching.found, *self.corpus.notes))
         workers.meet()
         return store if workers.leads else Store.open(folder)
 

@@ -15,15 +15,15 @@ import pyarrow as pa
 from cynosure.loss import perplexity
 from cynosure.measure import breakdown
 from cynosure.measure.bootstrap import Interval, Method
-from cynosure.measure.calibration import CalibrationReport
+from cynosure.measure.calibration import N_BINS, Binning, CalibrationReport
 from cynosure.measure.intervals import Intervals, intervals
-from cynosure.measure.rows import Facts, Shard
+from cynosure.measure.rows import Facts, Shard, lost_text
 from cynosure.measure.stats import COLUMNS, Statistics
 from cynosure.measure.store import SUMMARY, Store
 from cynosure.measure.units import DoesNotApply
 from cynosure.system.folders import READ_ONLY
-from cynosure.system.numbers import finite
-from cynosure.text import read_as
+from cynosure.system.numbers import counted, finite
+from cynosure.text import read_as, split_hint
 
 SHOWN = 20  # costliest tokens and spans in the JSON
 MOST_DOCUMENTS = 200  # in the JSON, those with most nats
@@ -79,6 +79,8 @@ class Scores:
     tables: list[pa.Table] | None = None
     store: Store | None = None
     seconds: float = 0.0
+    n_bins: int = N_BINS  # of calibration; set it and `binning` before calibration is asked for
+    binning: Binning = "mass"
 
     @classmethod
     def of_store(cls, store: Store) -> "Scores":
@@ -174,7 +176,7 @@ class Scores:
 
     @cached_property
     def calibration(self) -> CalibrationReport | None:
-        return self.statistics.calibration.compute()
+        return self.statistics.calibration.compute(self.n_bins, self.binning)
 
     @property
     def figures(self) -> dict[str, Figure]:
@@ -193,8 +195,8 @@ class Scores:
             "nats_per_token": figure(totals.nats, totals.tokens, found.nats_per_token),
             "token_perplexity": exponential(figure(totals.nats, totals.tokens, found.nats_per_token)),
             "word_perplexity": exponential(figure(totals.nats, totals.n_words, per_word)),
-            "bits_per_byte": figure(totals.nats / math.log(2), totals.n_bytes, found.bits_per_byte),
-            "bits_per_char": figure(totals.nats / math.log(2), totals.n_chars, found.bits_per_char),
+            "bits_per_byte": figure(totals.carried_nats / math.log(2), totals.n_bytes, found.bits_per_byte),
+            "bits_per_char": figure(totals.carried_nats / math.log(2), totals.n_chars, found.bits_per_char),
         }
 
     @property
@@ -218,7 +220,7 @@ class Scores:
         for fact in filter(lambda fact: fact.n_special, self.statistics.facts.values()):
             having[fact.special] += fact.n_special
         read = read_as(having, self.setting.special) if self.setting.special else ()
-        return (*self.setting.notes, *read, *notes(self.statistics, self.intervals.method))
+        return (*self.setting.notes, *read, *split_hint(having), *notes(self.statistics, self.intervals))
 
     def to_json(self) -> dict[str, Any]:
         """Everything by the names of the contract, and more after them; what is not finite or not known is None."""
@@ -276,15 +278,19 @@ class Totals:
 
     tokens: int
     nats: float
+    carried_nats: float  # of the documents that lose none of their text; so are bytes and characters
     n_bytes: int | None
     n_chars: int | None
     n_words: int | None
 
     @classmethod
     def of(cls, statistics: Statistics) -> "Totals":
-        sums, n_chars, known = statistics.sums, int(statistics.total.counts("n_chars")[0]), statistics.drift is None
-        n_bytes = sums.n_bytes if known else None
-        return cls(sums.tokens, sums.nats, n_bytes, n_chars if known else None, statistics.words())
+        sums, documents = statistics.sums, statistics.documents.sums()
+        carried = documents.part(statistics.carried(documents.keys)).total
+        n_bytes, n_chars = (
+            int(carried.counts(name)[0]) if statistics.told_per_byte else None for name in ("n_bytes", "n_chars")
+        )
+        return cls(sums.tokens, sums.nats, float(carried.nats[0]), n_bytes, n_chars, statistics.words())
 
     def as_printed(self, scores: Scores) -> "Totals":
         """The sums of Hugging Face's page as printed: each window's mean, weighed by its labels less one.
@@ -298,7 +304,7 @@ class Totals:
         weight = np.where(whole, n_terms, n_terms - 1)
         tokens = int(weight.sum())
         nats = math.fsum((sums.amount("nats") * weight / n_terms).tolist()) if math.isfinite(self.nats) else math.inf
-        return Totals(tokens, nats, None, None, None) if tokens else Totals(0, math.nan, None, None, None)
+        return Totals(tokens, nats if tokens else math.nan, math.nan, None, None, None)
 
 
 def calibration_values(report: CalibrationReport | None) -> dict[str, Any] | None:
@@ -310,23 +316,24 @@ def calibration_values(report: CalibrationReport | None) -> dict[str, Any] | Non
     return values | {"bins": list(values["bins"]), "curve": [list(point) for point in values["curve"]]}
 
 
-def notes(statistics: Statistics, method: Method) -> Iterator[str]:
+def notes(statistics: Statistics, found: Intervals) -> Iterator[str]:
     """What is particular to these texts."""
-    if method.optimistic:
-        yield method.optimistic
-    drift = statistics.drift
-    if drift:
-        yield f"no figures per byte or character: {drift.drift} in {drift.name}"
+    if found.method.optimistic and found.nats_per_token.low is not None:
+        yield found.method.optimistic
+    if lost := lost_text(statistics.facts.values()):
+        told = "leave out" if statistics.told_per_byte else "are withheld: text is lost in"
+        yield f"metrics per byte and character {told} {lost}"
     empty = statistics.unscored()
     if empty:
         names = ", ".join(fact.name for fact in empty[:3])
         more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
-        few = "document has" if len(empty) == 1 else "documents have"
-        yield f"{len(empty)} {few} no token to guess and {'is' if len(empty) == 1 else 'are'} left out: {names}{more}"
+        has, is_ = ("has", "is") if len(empty) == 1 else ("have", "are")
+        yield f"{counted(len(empty), 'document')} {has} no token to guess and {is_} left out: {names}{more}"
     replaced: list[Facts] = [fact for fact in statistics.facts.values() if fact.n_replaced]
     if replaced:
         total = sum(fact.n_replaced for fact in replaced)
-        yield f"U+FFFD stands for what is not UTF-8 in {total:,} places of {len(replaced)} documents: bytes are of that"
+        places = f"{counted(total, 'place')} of {counted(len(replaced), 'document')}"
+        yield f"U+FFFD stands for what is not UTF-8 in {places}: bytes are of that"
 
 
 def costliest(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -5,13 +5,14 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from cynosure.loss import TokenSums
 from cynosure.measure.bootstrap import BASE_TOKENS, ENOUGH_DOCUMENTS
 from cynosure.measure.calibration import Calibration
 from cynosure.measure.classes import describe
 from cynosure.measure.groups import Accumulator, Grouped, token_rows
-from cynosure.measure.rows import Facts, Ints, Shard, numbers
+from cynosure.measure.rows import Facts, Ints, Shard, numbers, told_per_byte
 from cynosure.measure.sums import Sums
 from cynosure.measure.worst import Costly, costly_spans, costly_tokens, keep
 
@@ -128,9 +129,14 @@ class Statistics:
             self.blocks = None
 
     @property
-    def drift(self) -> Facts | None:
-        """The first document whose tokens' bytes are not its text's."""
-        return next((fact for _, fact in sorted(self.facts.items()) if fact.drift and fact.n_tokens), None)
+    def told_per_byte(self) -> bool:
+        """Whether what is per byte can be told, of the documents that lose none of their text."""
+        return told_per_byte(self.facts.values())
+
+    def carried(self, document: Ints) -> NDArray[np.bool_]:
+        """Which of some documents, by number, lose none of their text."""
+        lossy = [key for key, fact in self.facts.items() if fact.loses]
+        return np.isin(document, lossy, invert=True)
 
     @property
     def total(self) -> Grouped:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cynosure.loss import linear_cross_entropy
+from cynosure.loss.tensors import place
 from cynosure.models.head import Head, Tracer, forward, hidden_states, read_head
 from cynosure.patching.heads import Deferring
 from cynosure.patching.ids import check_ids, embedding_rows
@@ -124,7 +125,7 @@ def own_loss(model: Any, head: Head, ids: Tensor, labels: Tensor, **options: int
                 loss = forward(model, ids, labels=labels, **options).loss
     except Exception as error:
         raise ValueError(f"{name} cannot be checked: its own loss of a few tokens fails: {error}") from error
-    products = [product for product in cut.products if product[1].data_ptr() == head.weight.data_ptr()]
+    products = [product for product in cut.products if place(product[1]) == place(head.weight)]
     if len(products) != 1:
         raise ValueError(f"{name} cannot be checked: its logits are not one product of a weight, merge its adapters")
     d_hidden, d_weight = torch.autograd.grad(loss, products[0])

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from cynosure.loss.machine import cpu_vendor
+from cynosure.loss.tensors import is_plain
 
 BLOCK = 128  # queries at a time: their scores against the keys stay in a core's cache
 
@@ -47,7 +48,7 @@ class FastCpu(TorchFunctionMode):
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """F.linear, in float32 by oneDNN; a compiler sees F.linear, and chooses for itself."""
     fits = input.dtype == weight.dtype == torch.float32 and input.device.type == "cpu"
-    if not fits or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not fits or not is_plain((input, weight)):
         return F.linear(input, weight, bias)
     found: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
     return found

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cynosure.loss.tensors import multiplies_itself
+
 
 def check_finite(module: nn.Module, name: str, values: Tensor, run: Callable[[], Any]) -> None:
     """ValueError where values of a model are NaN, or its states infinite; `run` runs it again to find where.
@@ -21,7 +23,8 @@ def why_not_finite(module: nn.Module, name: str, run: Callable[[], Any]) -> str:
     """The sentence of the error: its weights that are not finite, or the first place where states overflow."""
     weights = {key: p for key, p in module.named_parameters() if p.is_floating_point()}
     dtype = next((str(p.dtype).removeprefix("torch.") for p in weights.values()), "float32")
-    found = {key: int((~p.isfinite()).sum()) for key, p in weights.items() if not p.isfinite().all()}
+    counts = {key: int((~dequantized(p).isfinite()).sum()) for key, p in weights.items()}
+    found = {key: n for key, n in counts.items() if n}
     if found:
         more = f", and {len(found) - 1} more tensors" if len(found) > 1 else ""
         start = "The" if dtype == "float32" else "Load it in float32; if they remain, the"
@@ -29,7 +32,7 @@ def why_not_finite(module: nn.Module, name: str, run: Callable[[], Any]) -> str:
             f"{name} has weights that are not finite in {dtype}: {shown(weights, found)}{more}. "
             f"{start} checkpoint is damaged or its training diverged: use an earlier one"
         )
-    buffers = {key: p for key, p in module.named_buffers() if p.is_floating_point()}
+    buffers = {key: dequantized(p) for key, p in module.named_buffers() if p.is_floating_point()}
     found = {key: n for key, p in buffers.items() if (n := int((p.isnan() | (p == torch.inf)).sum()))}
     if found:  # -inf may hide what attention must not see
         return (
@@ -40,6 +43,11 @@ def why_not_finite(module: nn.Module, name: str, run: Callable[[], Any]) -> str:
     ways = {"float16": "load it in float32 or bfloat16"}
     way = ways.get(dtype, "its training diverged, use an earlier checkpoint")
     return f"{name} has finite weights, but its {where} overflow in {dtype}: {way}"
+
+
+def dequantized(x: Tensor) -> Tensor:
+    """A quantized weight as what it stands for; others as they are."""
+    return x.dequantize() if multiplies_itself(x) and hasattr(x, "dequantize") else x
 
 
 def shown(tensors: Mapping[str, Tensor], found: dict[str, int]) -> str:

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from cynosure.loss import TokenStats, token_stats
+from cynosure.loss.tensors import place
 from cynosure.models.cpu import fast_cpu
 from cynosure.models.finite import check_finite
 from cynosure.patching.heads import Deferring
 from cynosure.patching.ids import embedding_rows
-from cynosure.patching.inputs import input_device
+from cynosure.patching.inputs import CACHE_OPTIONS, input_device
+from cynosure.patching.labelled import PLAIN
 from cynosure.patching.losses import Asked
 from cynosure.patching.pending import PendingLogits
 from cynosure.patching.recipe import Recipe
@@ -58,7 +60,7 @@ class Head(NamedTuple):
 def same(a: Tensor | None, b: Tensor | None) -> bool:
     if a is None or b is None:
         return a is b
-    return a.data_ptr() == b.data_ptr() or torch.equal(a, b)
+    return place(a) == place(b) or torch.equal(a, b)
 
 
 class Tracer:
@@ -67,6 +69,7 @@ class Tracer:
     def __init__(self) -> None:
         self.deferred = 0
         self.obstacle: str | None = None
+        self.objective = PLAIN
         self.asked: list[str] = []  # what has asked for full logits
 
     def tell(self, why: str) -> None:
@@ -87,22 +90,19 @@ def forward(model: Any, input_ids: Tensor, **inputs: Any) -> Any:
 
     ValueError where it cannot run on ids at all.
     """
-    if model not in CACHING:
+    for options in CACHE_OPTIONS[:1] if model in CACHING else CACHE_OPTIONS[::-1]:
         try:
-            return model(input_ids=input_ids, use_cache=False, **inputs)
+            output = model(input_ids=input_ids, **options, **inputs)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError:
-            pass
-    try:
-        output = model(input_ids=input_ids, **inputs)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        name = type(model).__name__
-        raise ValueError(f"{name} cannot be split into backbone and head: its forward fails on ids: {error}") from error
-    CACHING.add(model)
-    return output
+        except RuntimeError as error:
+            failure = error
+            continue
+        if not options:
+            CACHING.add(model)
+        return output
+    name = type(model).__name__
+    raise ValueError(f"{name} cannot be split into backbone and head: its forward fails on ids: {failure}") from failure
 
 
 def trace(model: Any, input_ids: Tensor, **inputs: Any) -> Recipe:

@@ -1,12 +1,13 @@
 """A model and its tokenizer, from a hub id, a folder, a `.gguf` file or the name of a packaged model."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from cynosure.models.adapter import is_adapter, load_adapter
 from cynosure.models.gguf import GgufFile, dequantised, quiet_transformers, read_notes
 from cynosure.models.packaged import PACKAGED, packaged_parts
 from cynosure.models.pretrained import from_pretrained, told
@@ -57,7 +58,10 @@ def load(
     """Load a causal language model for evaluation.
 
     `name` is a packaged model (`smollm2`, `gemma3-270m`), a folder, a `.gguf` file or a Hugging Face hub id; `revision`
-    is for hub ids. `dtype` is `auto` (what the weights are stored in), `float32`, `bfloat16` or `float16`; `device` is
+    is for hub ids. A folder may hold a model, a finished run of `train` or an adapter of PEFT, which is merged into the
+    base that its `adapter_config.json` names; `auto` is then the widest dtype that either is stored in.
+
+    `dtype` is `auto` (what the weights are stored in), `float32`, `bfloat16` or `float16`; `device` is
     `auto` (an accelerator if there is one) or torch's name of one. `tokenizer` names another folder or hub id to take
     the tokenizer from.
 
@@ -73,9 +77,19 @@ def load(
     folder, shown = locate(name)
     if isinstance(folder, Path) and revision is not None:
         raise ValueError(f"revision {revision!r} is for models of the hub, and {name!r} is not one")
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "allow_unused_weights": allow_unused_weights}
+    if isinstance(folder, Path) and is_adapter(folder):
+
+        def load_base(base: str, revision: str | None) -> LanguageModel:
+            own = str(folder) if (folder / TOKENIZER_CONFIG).is_file() else None
+            return load(base, device="cpu", tokenizer=tokenizer or own, revision=revision, **options)
+
+        with quiet_transformers():
+            adapted = load_adapter(folder, DTYPES.get(dtype), load_base)
+        return replace(adapted, model=adapted.model.to(place), name=shown)
     with quiet_transformers():
         origin = find_origin(folder, revision, "model")
-        model, notes = load_model(origin, name, DTYPES.get(dtype, "auto"), trust_remote_code, allow_unused_weights)
+        model, notes = load_model(origin, name, DTYPES.get(dtype, "auto"), **options)
         source = find_tokenizer(tokenizer) if tokenizer else folder
         words = load_tokenizer(source, None if tokenizer else origin.revision, trust_remote_code)
         code = find_code(folder, source if tokenizer else None, origin.revision) if trust_remote_code else {}
@@ -179,7 +193,16 @@ def locate(name: str) -> tuple[Path | str, str]:
             raise FileNotFoundError(f"no such model file: {name}")
         return converted(GgufFile(path.name, (path,)))
     if name and path.is_dir():
+        if (path / "train.json").is_file() and (path / "model" / "config.json").is_file():
+            return path / "model", path.resolve().name
+        if is_adapter(path):
+            return path, path.resolve().name
         if not (path / "config.json").is_file():
+            if (path / "train.json").is_file():
+                raise FileNotFoundError(
+                    f"{name} is a training run that is not finished: give one of its {path / 'checkpoints'}, or "
+                    f"finish it with --resume"
+                )
             inside = sorted(file.name for file in path.glob("*.gguf"))
             hint = f": give the file, {path / inside[0]}" if inside else ""
             raise FileNotFoundError(f"folder {name} holds no model: it has no config.json{hint}")

@@ -2,13 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from cynosure.loss.tensors import place
+from cynosure.models.digest import add_tensors
 from cynosure.models.finite import check_finite, why_not_finite
 from cynosure.models.head import Head, check_causal, hidden_states, read_head
 from cynosure.models.load import LanguageModel, load
@@ -58,9 +60,9 @@ class SplitModel:
         digest = hashlib.sha256(repr((self.head.scale, self.head.softcap)).encode())
         # Buffers that are not saved, such as the frequencies of rotary positions, are computed with all the same.
         parts = [module.state_dict() | dict(module.named_buffers()) for module in self.modules]
-        known = {tensor.data_ptr() for tensors in parts for tensor in tensors.values()}
+        known = {place(tensor) for tensors in parts for tensor in tensors.values()}
         head = {"weight": self.head.weight, "bias": self.head.bias}  # one that is given may be in no module
-        parts.append({name: x for name, x in head.items() if x is not None and x.data_ptr() not in known})
+        parts.append({name: x for name, x in head.items() if x is not None and place(x) not in known})
         for i, tensors in enumerate(parts):
             add_tensors(digest, tensors, f"{i} ")
         for module in self.modules:
@@ -73,13 +75,6 @@ class SplitModel:
         state = rules(fast) if fast is not None else sorted(self.tokenizer.get_vocab().items())
         special = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         return hashlib.sha256(repr((state, special)).encode()).hexdigest()
-
-
-def add_tensors(digest: Any, tensors: Mapping[str, Tensor], mark: str = "") -> None:
-    """Add tensors to a digest of hashlib: their names after a mark, dtypes, shapes and bytes."""
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{mark}{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
 def configuration(module: nn.Module) -> str:

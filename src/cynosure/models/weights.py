@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
+from cynosure.loss.tensors import place
 from cynosure.models.soundness import Checkpoint
 
 # Buffers that older versions saved; they follow from the configuration.
@@ -106,7 +107,7 @@ def tied_note(model: Any, name: str) -> tuple[str, ...]:
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     head, embeddings = getattr(head, "weight", None), getattr(embeddings, "weight", None)
     tied = getattr(config, "tie_word_embeddings", False) and getattr(model, "_tied_weights_keys", None)
-    if not tied or head is None or embeddings is None or head.data_ptr() == embeddings.data_ptr():
+    if not tied or head is None or embeddings is None or place(head) == place(embeddings):
         return ()
     return (
         f"{name}: config.json ties the head to the embeddings, and the weights hold a head that differs: "

@@ -11,9 +11,11 @@ from torch.distributed.tensor import DTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from cynosure.loss.compiler import uncompiled
+from cynosure.patching.lent import lent
 from cynosure.patching.pending import Owner, PendingLogits
 from cynosure.patching.products import Product, product_of
-from cynosure.patching.quantized import dequantized, rounding
+from cynosure.patching.quantized import rounding, rounding_weight
 from cynosure.patching.recipe import Recipe, product_dtype
 
 
@@ -29,8 +31,10 @@ class Deferring(TorchFunctionMode):
         super().__init__()
         layers = head_layers(model)
         self.classes, self.owner = class_counts(model), owner
-        self.obstacle = rounding(layers)  # what there is in the head itself against putting it off
-        self.lent = dequantized(layers)  # entered with it
+        self.obstacle = rounding(layers) or hooked(
+            layers, self.classes
+        )  # what there is in the head itself against putting it off
+        self.lent = lent(layers)  # entered with it
         self.grad_enabled = torch.is_grad_enabled()
 
     def __enter__(self) -> "Deferring":
@@ -51,6 +55,7 @@ class Deferring(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         return self.logits(product)
 
+    @uncompiled
     def logits(self, product: Product) -> Tensor:
         """What stands for the logits of such a product."""
         hidden, weight, bias = product
@@ -62,7 +67,7 @@ class Deferring(TorchFunctionMode):
         hidden, weight, _ = product
         if isinstance(hidden, PendingLogits) or isinstance(weight, PendingLogits):
             return False
-        self.obstacle = self.obstacle or sharded(weight)
+        self.obstacle = self.obstacle or sharded(weight) or rounding_weight(weight)
         if torch.is_grad_enabled() != self.grad_enabled or is_traceable_wrapper_subclass(hidden):
             return False
         same_dtype = hidden.dtype == weight.dtype or torch.is_autocast_enabled(hidden.device.type)
@@ -92,7 +97,7 @@ def rows(layer: nn.Module) -> int:
     By its weight where that is a plain matrix: PEFT's copies of tied heads have out_features and in_features swapped.
     """
     n = getattr(layer, "out_features", None) or getattr(layer, "num_embeddings", None) or 0
-    weight = getattr(layer, "weight", None)
+    weight = layer._parameters.get("weight")  # not one that is computed, which may change its layer's state
     if n and isinstance(weight, Tensor) and weight.ndim == 2 and weight.is_floating_point():
         n = weight.shape[0]
     return int(n)
@@ -102,6 +107,16 @@ def head_layers(model: Any) -> list[nn.Module]:
     """What the model says that its head is, and all inside of it; nothing where it does not say."""
     head = model.get_output_embeddings()
     return list(head.modules()) if isinstance(head, nn.Module) else []
+
+
+def hooked(layers: list[nn.Module], classes: set[int]) -> str | None:
+    """The hook that is to have the gradient of a head's logits; None for none."""
+    everywhere = torch.nn.modules.module._global_backward_hooks or torch.nn.modules.module._global_backward_pre_hooks
+    for layer in layers:
+        gives_logits = layer is layers[0] or rows(layer) in classes
+        if gives_logits and (everywhere or layer._backward_hooks or layer._backward_pre_hooks):
+            return "its head has a backward hook, which needs the gradient of full logits: remove the hook"
+    return None
 
 
 def gather_head(model: Any) -> None:

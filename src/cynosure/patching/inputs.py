@@ -17,6 +17,8 @@ from cynosure.patching.labelled import IGNORED
 
 N_TOKENS = 8  # a row, besides those of an image
 Inputs = dict[str, Any]
+# The model's own default first. Some forwards fail with a cache, others, as xLSTM in half precision, without.
+CACHE_OPTIONS: tuple[Inputs, ...] = ({}, {"use_cache": False})
 
 
 @dataclass

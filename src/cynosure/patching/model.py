@@ -11,16 +11,18 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 
 from cynosure.loss import TokenStats
 from cynosure.loss.compiler import uncompiled
+from cynosure.patching.adapters import tuner
+from cynosure.patching.entered import Entered
 from cynosure.patching.find import find_causal_lm
 from cynosure.patching.forward import Forward, leads_to
-from cynosure.patching.heads import Deferring, gather_head, is_in_fsdp1
+from cynosure.patching.heads import Deferring, gather_head, head_layers, is_in_fsdp1
 from cynosure.patching.inputs import Inputs
 from cynosure.patching.labelled import PLAIN, reduced
 from cynosure.patching.losses import Asked
 from cynosure.patching.verify import verify
 
 
-class Patch:
+class Patch(Entered):
     """A patched model; `undo` takes it back, as does leaving it as a context manager.
 
     There is one for a model: patching that again gives the same, which is in place until each of them is left. It goes
@@ -39,7 +41,6 @@ class Patch:
         self.per_token: set[str] = set()  # fields of every token that a trainer of TRL has the model give
         self.deferred = 0  # products of the head put off in it
         self.fused = 0  # losses made without logits
-        self.entries = 0  # how often it has been asked for, and not left
         self.warned = False
         self.paused = False  # the model is as it was meanwhile
         self.without_labels = False  # its logits are put off too
@@ -102,18 +103,6 @@ class Patch:
         if forward is not None:  # as Accelerate's autocast around ours, which lets everything through now
             model.forward = forward
 
-    def leave(self) -> None:
-        """Undo it, unless it has been asked for more often than left."""
-        self.entries -= 1
-        if self.entries <= 0:
-            self.undo()
-
-    def __enter__(self) -> "Patch":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.leave()
-
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"observer": None, "plain": None}
 
@@ -121,8 +110,11 @@ class Patch:
         """What the patched model gives for a call."""
         if kwargs.pop("fused_lm_head", False):  # TRL's trainers ask for per-token figures
             return import_module("cynosure.patching.trl").per_token_output(self, *args, **kwargs)
-        given = self.installed.__signature__.bind_partial(*args, **kwargs).arguments
-        given = given | given.get("kwargs", {})
+        signature = self.installed.__signature__
+        given = signature.bind_partial(*args, **kwargs).arguments
+        for name, parameter in signature.parameters.items():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                given = given | given.get(name, {})
         if given.get("labels") is None and given.get("shift_labels") is None and not self.without_labels:
             return self.own_forward(*args, **kwargs)
         return self.forward(*args, **kwargs)
@@ -171,7 +163,13 @@ class Patch:
         if self.obstacle is not None:
             return self.obstacle
         if self.made_by:
-            return f"between its head and its loss, {self.made_by[0]} needs full logits"
+            method = next(filter(None, map(tuner, head_layers(self.model))), None)
+            if method is None:
+                return f"between its head and its loss, {self.made_by[0]} needs full logits"
+            return (
+                f"its head is a layer of peft.tuners.{method}, and in it or after it {self.made_by[0]} needs full "
+                "logits: leave the head out of the adapter's target_modules"
+            )
         return "its loss is no cross-entropy of its logits"
 
     def warn(self) -> None:

@@ -121,6 +121,14 @@ def cast_to(dtype: torch.dtype) -> Callable[[Recipe], Recipe | None]:
     return function
 
 
+def zeros(recipe: Recipe, dtype: torch.dtype | None = None) -> Recipe:
+    """`zeros_like`: the product of nothing, to which others are added."""
+    weight = recipe.hidden.new_empty(recipe.n_classes, 0)
+    hidden = recipe.hidden.detach()[..., :0]
+    plain = replace(recipe, hidden=hidden, weight=weight, bias=None, scale=1.0, softcap=None, versions=())
+    return replace(plain, normalized=False, before_backward=(), dtype=dtype or recipe.dtype)
+
+
 def same(recipe: Recipe, memory_format: Any = None) -> Recipe:
     return recipe
 
@@ -142,5 +150,6 @@ OF_ROWS: dict[str, Callable[..., Recipe | None]] = {
     "type_as": cast,
     "contiguous": same,
     "clone": same,
+    "zeros_like": zeros,
     **rows.OPERATIONS,
 }

@@ -10,14 +10,11 @@ import torch
 from torch import Tensor
 
 from cynosure.patching import rows
+from cynosure.patching.labelled import Objective
 from cynosure.patching.losses import LOSSES, Asked
 from cynosure.patching.noted import noted, signature
 from cynosure.patching.recipe import Recipe
-
-NO_GRADIENT = (
-    "the loss of a patched model does not pass through its logits: they get the gradient of what is made of them "
-    "elsewhere; use cynosure.unpatch(model) to have the loss's"
-)
+from cynosure.patching.watched import SAID, Step, grad, last_step, step_of, watched
 
 
 class Owner(Protocol):
@@ -25,6 +22,7 @@ class Owner(Protocol):
 
     deferred: int  # how many products it has put off
     obstacle: str | None  # what the head has against that
+    objective: Objective  # what is minimised beside a loss
 
     def tell(self, why: str) -> None:
         """What has asked for full logits."""
@@ -43,17 +41,25 @@ class PendingLogits(Tensor):
     made: Tensor | None
     owner: Owner
     with_graph: bool  # what led to them was done in grad mode
+    base: "PendingLogits | None"  # what it has been derived from, by the operation `step`
+    step: Step | None
     views: list["weakref.ref[PendingLogits]"]  # all that share memory with it, itself among them
 
     @staticmethod
-    def of(recipe: Recipe, owner: Owner, base: "PendingLogits | None" = None) -> "PendingLogits":
-        """Stand for the logits of a recipe; `base`, if there is one, is what they have been derived from."""
+    def of(
+        recipe: Recipe, owner: Owner, base: "PendingLogits | None" = None, step: Step | None = None
+    ) -> "PendingLogits":
+        """Stand for the logits of a recipe, derived from `base`, if there is one, by an operation.
+
+        `step` is that operation; None where there were other stand-ins among its operands.
+        """
         found: PendingLogits = Tensor._make_wrapper_subclass(
             PendingLogits, recipe.shape, dtype=recipe.dtype, device=recipe.hidden.device
         )
         found.recipe, found.made, found.owner = recipe, None, owner
         found.with_graph = (base is None or base.with_graph) and torch.is_grad_enabled()
         found.views = [weakref.ref(found)]
+        found.base, found.step = (None, None) if step is None else (base, step)
         return found
 
     def logits(self, why: str) -> Tensor:
@@ -67,7 +73,7 @@ class PendingLogits(Tensor):
                     "the logits of a patched model are made when they are looked at, and its weights have changed "
                     "since then: look at them before the optimizer's step"
                 )
-            if why != "T":  # of the identity times low-rank weights, as PEFT's DoRA has it: a weight, not logits
+            if why not in ("T", "t"):  # of low-rank weights or the identity, as PEFT has it: a weight, not logits
                 self.owner.tell(why)
             with torch.inference_mode(False), torch.set_grad_enabled(self.with_graph):
                 self.made = self.recipe.logits()
@@ -88,7 +94,12 @@ class PendingLogits(Tensor):
         if func in ASKING or func in PROPERTIES:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
+        if func is torch.autograd.grad:
+            with torch._C.DisableTorchFunctionSubclass():
+                return grad(*args, **kwargs)
         first = next((x for x in (*args[:2], *kwargs.values()) if isinstance(x, PendingLogits)), None)
+        if name in ("retain_grad", "register_hook") and not of_fsdp(args[-1]):
+            warnings.warn(SAID, stacklevel=2)
         if first is not None and first.made is None:
             if name == "requires_grad":
                 return first.with_graph and first.recipe.requires_grad
@@ -97,8 +108,8 @@ class PendingLogits(Tensor):
             if name == "register_hook" and of_fsdp(args[1]):
                 first.recipe = replace(first.recipe, before_backward=(*first.recipe.before_backward, args[1]))
                 return None
-            if name in ("retain_grad", "register_hook"):
-                warnings.warn(NO_GRADIENT, stacklevel=2)
+            if name == "is_leaf":
+                return not (first.with_graph and first.recipe.requires_grad)
             found = followed(func, name, first, args, kwargs)
             if found is not None:
                 return found
@@ -115,7 +126,7 @@ class PendingLogits(Tensor):
 
 def of_fsdp(hook: Any) -> bool:
     """Whether a hook is one by which FSDP gathers weights before a backward; FSDP1's is a partial."""
-    module: str = getattr(hook, "func", hook).__module__
+    module: str = getattr(getattr(hook, "func", hook), "__module__", "")
     return module.startswith("torch.distributed.fsdp")
 
 
@@ -128,16 +139,24 @@ def followed(
         alone(first, name)
     if "input" in kwargs:
         args, kwargs = (kwargs["input"], *args), {key: value for key, value in kwargs.items() if key != "input"}
+    given = args
     if args[0] is not first:  # 2 * logits
         if name.strip("_") not in COMMUTING or len(args) != 2:
             return None
         args = (first, args[0])
+    step = step_of(func, first, given, kwargs)
     rest = [as_recipe(x) for x in args[1:]]
     if any(x is None for x, own in zip(rest, args[1:], strict=True) if own is not None):
         return None
     if func in LOSSES:
         asked = bound(LOSSES[func], first.recipe, rest, kwargs)
-        return None if asked is None else asked.finish(first.owner.loss(asked))
+        if asked is None:
+            return None
+        loss = asked.finish(first.owner.loss(asked))
+        return watched(loss, first, last_step(asked, step, first.owner.objective))
+    if name in ("matmul", "__matmul__", "mm") and len(rest) == 1 and isinstance(rest[0], Tensor):
+        with torch.set_grad_enabled(first.with_graph and torch.is_grad_enabled()):
+            return first.recipe.projected(rest[0])
     recipe = noted(name, first.recipe, tuple(rest), kwargs)
     if recipe is None:
         return None
@@ -146,7 +165,8 @@ def followed(
     if changes:
         first.recipe = recipe
         return first
-    found = PendingLogits.of(recipe, first.owner, first)
+    alone_in_it = not any(isinstance(x, PendingLogits) for x in (*step.args, *kwargs.values()))
+    found = PendingLogits.of(recipe, first.owner, first, step if alone_in_it else None)
     if name.strip("_") in rows.OPERATIONS:
         first.views.append(weakref.ref(found))
         found.views = first.views

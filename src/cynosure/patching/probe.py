@@ -5,11 +5,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_map_only
 
+from cynosure.loss.tensors import is_plain, parts_of
 from cynosure.patching.heads import release
-from cynosure.patching.inputs import Inputs, probe_inputs
+from cynosure.patching.inputs import CACHE_OPTIONS, Inputs, input_device, probe_inputs
 
 MOST_KEPT = 2**20  # elements of a buffer that is put back: statistics are small, quantized weights may lie in buffers
 
@@ -31,7 +33,7 @@ def own_probe(model: Any, example: Inputs | None = None) -> tuple[Inputs, Any]:
     """
     reasons = []
     for given in probe_inputs(model) if example is None else [example]:
-        for options in ({}, {"use_cache": False}):
+        for options in CACHE_OPTIONS:
             try:
                 output = probe(model, given | options)
             except Exception as error:
@@ -41,7 +43,15 @@ def own_probe(model: Any, example: Inputs | None = None) -> tuple[Inputs, Any]:
                 return given | options, output
             reasons.append(f"its own forward gives no loss for {' and '.join(given)}")
     reason = reasons[0] if reasons else "its forward takes no input_ids"
-    raise ValueError(f"{reason}. Give patch an example: patch(model, example=batch)" if example is None else reason)
+    raise ValueError(f"{reason}. {way_out(model, reason)}" if example is None else reason)
+
+
+def way_out(model: Any, reason: str) -> str:
+    """What helps where no inputs that can be guessed give a loss."""
+    dtypes = {str(x.dtype).removeprefix("torch.") for x in model.parameters() if x.is_floating_point()}
+    if "dtype" in reason and len(dtypes) > 1 and not torch.is_autocast_enabled(input_device(model).type):
+        return f"Its weights are in {' and '.join(sorted(dtypes))}: patch it within the autocast that it trains under"
+    return "Give patch an example: patch(model, example=batch)"
 
 
 @contextmanager
@@ -49,9 +59,10 @@ def untouched(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside; modes, gradients, buffers and the random generators are as before afterwards."""
     training = {module: module.training for module in model.modules()}
     gradients = {parameter: parameter.grad for parameter in model.parameters()}
-    buffers = [(x, x.clone()) for x in model.buffers() if x.device.type != "meta" and x.numel() <= MOST_KEPT]
+    kept = [x for x in plain_parts(*model.buffers()) if x.numel() <= MOST_KEPT]
+    before = [bytes_of(x).clone() for x in kept]
     devices = {parameter.device for parameter in gradients if parameter.device.type == "cuda"}
-    with torch.random.fork_rng(sorted(devices, key=str)):
+    with torch.random.fork_rng(sorted(devices, key=str)), uncached():
         model.eval()
         try:
             yield
@@ -61,6 +72,32 @@ def untouched(model: nn.Module) -> Iterator[None]:
             for parameter, gradient in gradients.items():
                 parameter.grad = gradient
             with torch.no_grad():
-                for buffer, before in buffers:
-                    if not torch.equal(buffer, before):
-                        buffer.copy_(before)
+                for x, values in zip(kept, before, strict=True):
+                    if not torch.equal(bytes_of(x), values):
+                        x.copy_(values.view(x.dtype).view(x.shape))
+
+
+@contextmanager
+def uncached() -> Iterator[None]:
+    """What `parametrize.cached` keeps is of the model's own forward: weights of a probe have no gradient."""
+    kept = dict(parametrize._cache)
+    parametrize._cache.clear()
+    try:
+        yield
+    finally:
+        parametrize._cache.clear()
+        parametrize._cache.update(kept)
+
+
+def plain_parts(*tensors: Tensor) -> Iterator[Tensor]:
+    """The plain tensors that hold the values of these: themselves, or parts of them; not what cannot be read."""
+    for x in tensors:
+        if parts := parts_of(x):
+            yield from plain_parts(*parts.values())
+        elif is_plain(x):
+            yield x
+
+
+def bytes_of(x: Tensor) -> Tensor:
+    """As numbers, so that NaN is equal to itself."""
+    return x.detach().contiguous().view(-1).view(torch.uint8)

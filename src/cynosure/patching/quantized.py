@@ -1,7 +1,6 @@
 """Heads of quantized layers that do not multiply by a tensor in sight: served where they stand for one weight."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -13,6 +12,12 @@ ROUNDING = {  # layers that round the states too, by their package
     ("bitsandbytes", "Linear8bitLt"): "bitsandbytes' 8-bit layer",
     ("torchao", "Float8Linear"): "torchao's float8 layer",
 }
+ROUNDING_WEIGHTS = {"BitNetTrainingLinearWeight", "BitNetPacked2bitLinearWeight", "IntxOpaqueTensor"}  # torchao's
+ROUNDING_MARKS = (  # of torchao's other weights that round them: how
+    *("act_quant_kwargs", "act_quant_scale", "activation_quantization"),
+    "row_scale",  # of Int4PreshuffledTensor for states in float8
+)
+WAY_OUT = "which rounds hidden states too: leave the head out of quantization"
 
 
 def of_package(layer: nn.Module) -> Iterator[tuple[str, str]]:
@@ -25,26 +30,27 @@ def rounding(layers: Iterable[nn.Module]) -> str | None:
     for layer in layers:
         for kind in of_package(layer):
             if kind in ROUNDING:
-                return (
-                    f"its head is {ROUNDING[kind]}, which rounds hidden states too: leave the head out of quantization"
-                )
+                return f"its head is {ROUNDING[kind]}, {WAY_OUT}"
     return None
 
 
-@contextmanager
-def dequantized(layers: Iterable[nn.Module]) -> Iterator[None]:
-    """Within it bitsandbytes' 4-bit layers multiply by their dequantized weight, instead of inside of a kernel."""
-    lent = []
-    for layer in layers:
-        if ("bitsandbytes", "Linear4bit") in of_package(layer):
-            name = "_old_forward" if "_old_forward" in vars(layer) else "forward"  # beneath what Accelerate wraps it in
-            lent.append((vars(layer), name, vars(layer).get(name)))
-            vars(layer)[name] = partial(linear_4bit, layer)
-    try:
-        yield
-    finally:
-        for attributes, name, own in lent:
-            attributes.pop(name) if own is None else attributes.update({name: own})
+def rounding_weight(weight: Tensor) -> str | None:
+    """The same of a weight whose class rounds the states that it is multiplied by."""
+    kind = type(weight)
+    if not kind.__module__.startswith("torchao"):
+        return None
+    marked = any(getattr(weight, mark, None) is not None for mark in ROUNDING_MARKS)
+    states = getattr(weight, "activation_dtype", None)  # of Int4Tensor, which multiplies in it
+    if marked or kind.__name__ in ROUNDING_WEIGHTS or (states is not None and states.itemsize == 1):
+        return f"its head's weight is torchao's {kind.__name__}, {WAY_OUT}"
+    return None
+
+
+def replaced(layer: nn.Module) -> Iterator[tuple[dict[str, Any], str, Any]]:
+    """(attributes, name, function): bitsandbytes' 4-bit layers multiply by their dequantized weight, in no kernel."""
+    if ("bitsandbytes", "Linear4bit") in of_package(layer):
+        name = "_old_forward" if "_old_forward" in vars(layer) else "forward"  # beneath what Accelerate wraps it in
+        yield vars(layer), name, partial(linear_4bit, layer)
 
 
 def linear_4bit(layer: Any, x: Tensor) -> Tensor:

@@ -102,6 +102,15 @@ class Recipe:
         offset = (offset * (sign / self.scale)).to(self.hidden)  # its dtype and device
         return self.changed(bias=offset.expand(self.n_classes) if self.bias is None else self.bias + offset)
 
+    def projected(self, matrix: Tensor) -> Tensor | None:
+        """Its product (..., K) with a matrix (V, K), K at most D, without the logits; None where that is not exact."""
+        narrow = matrix.ndim == 2 and matrix.shape[0] == self.n_classes and matrix.shape[1] <= self.hidden.shape[-1]
+        if not narrow or self.softcap is not None or self.normalized or self.after or self.stale:
+            return None
+        matrix = matrix * self.scale
+        bias = None if self.bias is None else self.bias.to(matrix.dtype) @ matrix
+        return F.linear(self.hidden.to(matrix.dtype), matrix.t() @ self.matrix.to(matrix.dtype), bias)
+
     def changed(self, **parts: Any) -> "Recipe":
         """With other states or weights, made of these; stale if these are."""
         return replace(self, **parts, versions=(-1,) if self.stale else ())

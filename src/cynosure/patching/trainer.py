@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from cynosure.loss import TokenStats, TokenSums
+from cynosure.patching.entered import Entered
 from cynosure.patching.inputs import Inputs
 from cynosure.patching.model import Patch
 from cynosure.patching.smoothing import Smoother
@@ -14,7 +15,7 @@ LOSSES_OF = ("transformers.trainer", "trl.trainer.sft_trainer")  # whose compute
 THEIRS = {"entropy": "entropy", "mean_token_accuracy": "accuracy"}  # TRL's names of figures
 
 
-class TrainerPatch:
+class TrainerPatch(Entered):
     """A patched Trainer; `undo` takes it and its model back, as does leaving it as a context manager.
 
     Evaluation divides the nats of all tokens by their number, once, where Trainer averages over batches, so that
@@ -27,7 +28,6 @@ class TrainerPatch:
         self.trainer = trainer
         check_trainer(trainer)
         self.model_patch = Patch.on(trainer.model, example)
-        self.entries = 0  # how often it has been asked for, and not left
         self.own = {name: vars(trainer)[name] for name in REPLACED if name in vars(trainer)}
         self.own_loop, self.own_step = trainer.evaluation_loop, trainer.prediction_step
         self.own_loss = trainer.compute_loss
@@ -61,14 +61,6 @@ class TrainerPatch:
         for name in REPLACED:
             vars(self.trainer).pop(name, None)
         vars(self.trainer).update(self.own)
-
-    def __enter__(self) -> "TrainerPatch":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.entries -= 1
-        if self.entries <= 0:
-            self.undo()
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """Trainer's own, its loss replaced by that of all tokens, and the other figures added."""

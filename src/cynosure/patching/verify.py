@@ -74,12 +74,16 @@ def difference(patched: Any, given: Inputs, own: Tensor) -> str | None:
         return patched.why_not()  # type: ignore[no-any-return]
     if not torch.isfinite(own):
         return f"its own loss is {float(own)} on a few tokens: check its weights, or its dtype for overflow"
-    tolerance = 16 * torch.finfo(patched.model.dtype).eps
+    dtypes = {patched.model.dtype, *(product_dtype(asked.labelled.recipe.hidden) for asked in seen)}
+    tolerance = 16 * max(torch.finfo(dtype).eps for dtype in dtypes)
     if not abs(float(ours) - float(own)) <= tolerance * max(1.0, abs(float(own))):
         return f"its own loss is {float(own):.6f}, and without its logits {float(ours):.6f}"
     if any(map(is_fsdp, patched.model.modules())):
         return None  # FSDP would take a backward of the head alone for one of the model
-    return next(filter(None, (gradient_difference(asked.labelled) for asked in seen)), None)
+    try:
+        return next(filter(None, (gradient_difference(asked.labelled) for asked in seen)), None)
+    except NotImplementedError as error:  # a weight whose gradient is known to its class alone
+        return str(error)
 
 
 def gradient_difference(found: Labelled) -> str | None:
@@ -92,6 +96,8 @@ def gradient_difference(found: Labelled) -> str | None:
         found = found._replace(recipe=cut(found.recipe))
         recipe = found.recipe
         asked = {name: x for name in NAMES if (x := getattr(recipe, name)) is not None and x.requires_grad}
+        if not F.linear(recipe.hidden, recipe.weight).requires_grad:
+            return f"its head's weight is a {type(recipe.weight).__name__}, whose product has no gradient"
         direction = torch.randn(recipe.hidden.shape[-1], generator=torch.Generator().manual_seed(0)).to(recipe.hidden)
         try:
             own = own_gradients(found, direction)

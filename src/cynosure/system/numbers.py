@@ -1,4 +1,4 @@
-"""Numbers as JSON has them."""
+"""Numbers as JSON has them, and in words."""
 
 import math
 
@@ -10,3 +10,12 @@ def finite(x: float | None) -> float | None:
     (1.5, None, None)
     """
     return x if x is not None and math.isfinite(x) else None
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things.
+
+    >>> counted(1, "document"), counted(2000, "document")
+    ('1 document', '2,000 documents')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

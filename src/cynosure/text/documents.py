@@ -1,22 +1,22 @@
-"""Documents: the texts behind files, folders, globs, standard input, JSONL and Parquet tables, and dataset names."""
+"""Documents: the texts that are read from sources, whole files or the rows of tables."""
 
-import glob
-import gzip
-import json
+import io
+import logging
 import re
 import sys
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from cynosure.system.files import sha256
+from cynosure.text.binary import check_text
+from cynosure.text.sources import TEXTS, Source
+from cynosure.text.tables import COLUMN, PAIR, Row, read_rows
+from cynosure.text.unpacking import NotUTF8, decode, opened, utf8_pieces
 
-COLUMN = "text"
-PAIR = ("prompt", "completion")
 MEASURED, TRAINED = ("test", "validation"), ("train",)  # splits of a dataset, the first that it has
-DATASET = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:\w[\w.-]*){0,2}")
+BAD_ROWS = ("stop", "skip")
+
+log = logging.getLogger("cynosure")
 
 
 class Document(NamedTuple):
@@ -32,63 +32,6 @@ class Document(NamedTuple):
     n_replaced: int = 0
 
 
-class Source(NamedTuple):
-    """Something that holds documents. `n_bytes` is its size, None where that is not known beforehand."""
-
-    kind: str  # text, jsonl, jsonl.gz, parquet, stdin, dataset
-    name: str
-    n_bytes: int | None
-
-
-def find_sources(names: Sequence[str]) -> list[Source]:
-    """What each name stands for, without reading it: a file, the files of a folder or a glob, `-`, or a dataset.
-
-    Folders are walked in sorted order; hidden files are left out. A dataset is written `name`, `name:config` or
-    `name:config:split`. Raises FileNotFoundError for a name that stands for nothing.
-    """
-    return [source for name in names for source in expand(name)]
-
-
-def expand(name: str) -> Iterator[Source]:
-    path = Path(name).expanduser()
-    if name == "-":
-        yield Source("stdin", "<stdin>", None)
-    elif path.is_file():
-        yield file_source(path)
-    elif path.is_dir():
-        yield from some(name, (file for file in sorted(path.rglob("*")) if not hidden(file.relative_to(path))))
-    elif glob.has_magic(name):
-        yield from some(name, (Path(file) for file in sorted(glob.glob(str(path), recursive=True))))
-    elif DATASET.fullmatch(name) and (not path.suffix or ":" in name):
-        yield Source("dataset", name, None)
-    else:
-        raise FileNotFoundError(f"no such text: {name!r} is no file, folder, glob, '-' or dataset name")
-
-
-def hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
-def some(name: str, paths: Iterator[Path]) -> list[Source]:
-    """The files among the paths; FileNotFoundError when there are none."""
-    found = [file_source(path) for path in paths if path.is_file()]
-    if not found:
-        raise FileNotFoundError(f"no files in {name!r}")
-    return found
-
-
-def file_source(path: Path) -> Source:
-    kind = next((kind for kind in ("jsonl", "jsonl.gz", "parquet") if path.name.endswith(f".{kind}")), "text")
-    return Source(kind, str(path), path.stat().st_size)
-
-
-def source_digest(source: Source) -> str | None:
-    """The SHA-256 of a file, in hexadecimal; None for what is no file."""
-    if source.kind in ("stdin", "dataset"):
-        return None
-    return sha256(Path(source.name))
-
-
 class Rules(NamedTuple):
     """How documents are read: which column holds the text, what becomes of bytes that are not UTF-8, which split."""
 
@@ -96,130 +39,131 @@ class Rules(NamedTuple):
     named: bool  # the column was asked for
     strict: bool
     splits: tuple[str, ...] = MEASURED
+    split_at: str | None = None  # between the documents of a text file
+    skip: Callable[[str], None] | None = None  # told of each row that is left out; without it such a row stops all
 
 
 def read_documents(
     sources: Sequence[Source], *, column: str | None = None, errors: str = "strict", limit: int | None = None,
-    splits: tuple[str, ...] = MEASURED,
+    splits: tuple[str, ...] = MEASURED, split_at: str | None = None, bad_rows: str = "stop",
+    skip: Callable[[str], None] | None = None,
 ) -> Iterator[Document]:  # fmt: skip
     """The documents of some sources, one at a time, at most `limit` of them; line ends and all else as they stand.
 
     Text is UTF-8. With `errors="strict"` anything else, and a NUL byte in a text file, raises ValueError naming file
-    and byte; `"replace"` puts U+FFFD in the place of the former. A `.jsonl`, `.jsonl.gz` or `.parquet` file and a
-    dataset hold one document a row, in the column `text` or the one named, or without such a column in two:
+    and byte; `"replace"` puts U+FFFD in the place of the former. A JSON, JSON Lines, CSV, TSV or Parquet file and
+    a dataset hold one document a row, in the column `text` or the one named, or without such a column in two:
     `completion` is scored given `prompt`. `splits` are those of a dataset that are looked for where its name has none.
+
+    A text file is one document, or with `split_at` what stands between places of that string: `name#1` and so on,
+    without those of white space alone. A row that holds no document raises ValueError naming file and line, or with
+    `bad_rows="skip"` is left out: `skip` is called with what is wrong. Where no row of a table is a document, the first
+    one's fault is raised all the same.
     """
     if errors not in ("strict", "replace"):
         raise ValueError(f"errors must be 'strict' or 'replace', got {errors!r}")
+    if bad_rows not in BAD_ROWS:
+        raise ValueError(f"bad_rows must be 'stop' or 'skip', got {bad_rows!r}")
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1 document, got {limit}")
-    rules = Rules(column or COLUMN, column is not None, errors == "strict", splits)
+    if split_at == "":
+        raise ValueError("split_at must not be empty: give a string that stands between documents")
+    told = (skip or ignore) if bad_rows == "skip" else None
+    rules = Rules(column or COLUMN, column is not None, errors == "strict", splits, split_at, told)
     return islice((document for source in sources for document in read(source, rules)), limit)
 
 
+def ignore(what: str) -> None:
+    pass
+
+
+def check_split_at(sources: Sequence[Source], split_at: str | None) -> None:
+    """ValueError for a string where there are no texts to split at it."""
+    if split_at is not None and sources and not any(source.kind in TEXTS for source in sources):
+        raise ValueError(f"--split-at splits text files, and the rows of {sources[0].name} are documents already")
+
+
 def read(source: Source, rules: Rules) -> Iterator[Document]:
-    if source.kind in ("text", "stdin"):
-        data = sys.stdin.buffer.read() if source.kind == "stdin" else Path(source.name).read_bytes()
+    if source.kind not in TEXTS:
+        yield from read_table(source, rules)
+    elif source.kind == "stdin":
+        yield from read_text(io.BufferedReader(io.BytesIO(sys.stdin.buffer.read())), source, rules)
+    else:
+        with opened(source.name) as file:
+            yield from read_text(file, source, rules)
+
+
+def read_text(file: Any, source: Source, rules: Rules) -> Iterator[Document]:
+    """The document that a text file is, or those it is split into."""
+    name = source.name
+    check_text(file.peek(1), name)
+    offset, n_kept = 0, 0
+    mark = None if rules.split_at is None else rules.split_at.encode()
+    for data in parted(utf8_pieces(file, name), mark):
         if rules.strict and (at := data.find(0)) >= 0:
             raise ValueError(
-                f"{source.name} looks binary: a NUL byte at offset {at}; --errors replace reads it as text all the same"
+                f"{name} looks binary: a NUL byte at offset {offset + at}; "
+                "--errors replace reads it as text all the same"
             )
-        text, n_replaced = decode(data, source.name, rules)
-        yield Document(source.name, text, n_replaced=n_replaced)
-    elif source.kind == "parquet":
-        yield from read_parquet(source.name, rules)
-    elif source.kind == "dataset":
-        yield from read_dataset(source.name, rules)
-    else:
-        yield from read_jsonl(source.name, rules, gzip.open if source.kind == "jsonl.gz" else open)
+        text, n_replaced = decode(data, name, rules.strict, offset)
+        if not offset and text.startswith("\ufeff"):
+            log.info("%s begins with a byte order mark, which is no part of the text", name)
+            text = text[1:]
+        offset += len(data) + len(mark or b"")
+        if mark is None:
+            yield Document(name, text, n_replaced=n_replaced)
+        elif text.strip():
+            n_kept += 1
+            yield Document(f"{name}#{n_kept}", text, n_replaced=n_replaced)
 
 
-def decode(data: bytes, name: str, rules: Rules, first_byte: int = 0) -> tuple[str, int]:
-    """A text and how many U+FFFD were put in."""
+def parted(pieces: Iterator[bytes], mark: bytes | None) -> Iterator[bytes]:
+    """What stands between places of `mark`, which may lie across pieces; without one all."""
+    if mark is None:
+        yield b"".join(pieces)
+        return
+    held = bytearray()
+    for piece in pieces:
+        begin = max(0, len(held) - len(mark) + 1)
+        held += piece
+        while (at := held.find(mark, begin)) >= 0:
+            yield bytes(held[:at])
+            del held[: at + len(mark)]
+            begin = 0
+    yield bytes(held)
+
+
+def read_table(source: Source, rules: Rules) -> Iterator[Document]:
+    first_fault, n_found = None, 0
+    for row in read_rows(source.kind, source.name, (rules.column, *PAIR), rules.strict, rules.splits):
+        try:
+            document = table_document(row, rules)
+        except NotUTF8:
+            raise
+        except ValueError as error:
+            if rules.skip is None:
+                raise ValueError(f"{error}; --bad-rows skip leaves such rows out") from error
+            first_fault = first_fault or error
+            rules.skip(str(error))
+        else:
+            n_found += 1
+            yield document
+    if first_fault and not n_found:
+        raise ValueError(f"no row of {source.name} is a document: {first_fault}") from first_fault
+
+
+def table_document(row: Row, rules: Rules) -> Document:
+    """The document in a row of a table. ValueError, with the row's line, where there is none."""
+    if row.fault is not None:
+        raise ValueError(row.fault)
     try:
-        return data.decode(), 0
-    except UnicodeDecodeError as error:
-        if rules.strict:
-            at = error.start
-            raise ValueError(
-                f"{name} is not UTF-8: byte 0x{data[at]:02x} at offset {first_byte + at}; "
-                "--errors replace reads it with U+FFFD instead"
-            ) from error
-    text = data.decode(errors="replace")
-    return text, text.count("\ufffd") - data.count("\ufffd".encode())
-
-
-def read_jsonl(name: str, rules: Rules, opened: Any) -> Iterator[Document]:
-    """One JSON object a line; blank lines are passed over, as is a byte order mark before the object.
-
-    Offsets are those of what was unpacked.
-    """
-    offset = 0
-    try:
-        with opened(name, "rb") as file:
-            for number, line in enumerate(file, 1):
-                (text, n_replaced), offset = decode(line, name, rules, offset), offset + len(line)
-                text = text.removeprefix("\ufeff")
-                if not text.strip():
-                    continue
-                try:
-                    row = json.loads(text, parse_int=float)  # int() refuses more than 4,300 digits
-                except json.JSONDecodeError as error:
-                    raise ValueError(
-                        f"{name} line {number} is not JSON: {error.msg} at column {error.colno}"
-                    ) from error
-                document = row_document(f"{name}:{number}", row, rules)
-                yield document._replace(n_replaced=document.n_replaced + n_replaced)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{name} is not a whole gzip file: {error}") from error
-
-
-def read_parquet(name: str, rules: Rules) -> Iterator[Document]:
-    """One document a row, one row in memory at a time."""
-    import pyarrow
-    from pyarrow.parquet import ParquetFile
-
-    try:  # left to itself pyarrow reads ahead the whole file, or row groups, which may be as large
-        with ParquetFile(name, pre_buffer=False, buffer_size=1 << 20) as table:
-            columns = table.schema_arrow.names
-            wanted = [x for x in (rules.column, *PAIR) if x in columns] or columns[:1]
-            rows = (row for batch in table.iter_batches(1, columns=wanted) for row in raw_rows(batch))
-            for number, row in enumerate(rows):
-                yield row_document(f"{name}:{number}", row, rules, columns)
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{name} is not a sound Parquet file: {error}") from error
-
-
-def raw_rows(batch: Any) -> list[dict[str, Any]]:
-    """The rows of an Arrow table, texts as the bytes they are: Arrow does not promise that they are UTF-8."""
-    import pyarrow
-
-    texts = {pyarrow.string(), pyarrow.large_string(), pyarrow.string_view()}
-
-    def is_text(kind: Any) -> bool:
-        return (kind.value_type if pyarrow.types.is_dictionary(kind) else kind) in texts
-
-    columns = [column.cast(pyarrow.large_binary()) if is_text(column.type) else column for column in batch.columns]
-    rows = zip(*(column.to_pylist() for column in columns), strict=True)
-    return [dict(zip(batch.schema.names, row, strict=True)) for row in rows]
-
-
-def read_dataset(name: str, rules: Rules) -> Iterator[Document]:
-    """A dataset by name through `datasets`, streamed; without a split the first of those looked for, else its first."""
-    import datasets
-
-    path, config, split = (*name.split(":"), None, None)[:3]
-    try:
-        found: Any = datasets.load_dataset(path, config, split=split, streaming=True)
-    except (OSError, ValueError) as error:  # datasets' own errors are among these
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"no file, folder or glob {name!r} here, and no dataset to be had: {reason}") from error
-    if split is None:
-        split = next((part for part in rules.splits if part in found), next(iter(found)))
-        found = found[split]
-    rows = (row for table in found.with_format("arrow").iter(batch_size=1) for row in raw_rows(table))
-    for number, row in enumerate(rows):
-        yield row_document(f"{path}:{split}:{number}", row, rules)
+        return row_document(row.place, row.value, rules, row.columns)
+    except NotUTF8:
+        raise
+    except ValueError as error:
+        if row.line is None:
+            raise
+        raise ValueError(f"line {row.line}: {error}") from error
 
 
 def row_document(name: str, row: Any, rules: Rules, columns: Sequence[str] | None = None) -> Document:
@@ -241,13 +185,11 @@ def row_document(name: str, row: Any, rules: Rules, columns: Sequence[str] | Non
 def well_formed(name: str, text: str | bytes, rules: Rules) -> tuple[str, int]:
     """A text and the U+FFFD put in it: a lone surrogate, which JSON can smuggle in, is not UTF-8 either."""
     if isinstance(text, bytes):
-        return decode(text, name, rules)
+        return decode(text, name, rules.strict)
     try:
         text.encode()
         return text, 0
     except UnicodeEncodeError as error:
         if rules.strict:
-            raise ValueError(
-                f"{name} is not UTF-8: a lone surrogate at character {error.start}; --errors replace reads U+FFFD"
-            ) from error
+            raise NotUTF8(name, f"a lone surrogate at character {error.start}") from error
     return re.subn("[\ud800-\udfff]", "\ufffd", text)

@@ -38,30 +38,37 @@ class Separators(NamedTuple):
 
 
 class Tokenised(NamedTuple):
-    """Documents end to end: ids (N,), where each begins and the last ends, and in each the first that is predicted."""
+    """Documents end to end: ids (N,), where each begins and the last ends, and which tokens are to be predicted."""
 
     ids: NDArray[np.int32]
     edges: Ints  # (documents + 1,)
-    first_predicted: Ints  # (documents,), counted from where the document begins
-    shared: bool  # the first token of a document is the end of the one before, and predicted as that
+    predicted: NDArray[np.bool_]  # (N,)
+    prompted: NDArray[np.bool_]  # (documents,): what is predicted needs what stands before it in the document
+    separators: Separators
 
     @property
     def n_documents(self) -> int:
-        return len(self.first_predicted)
+        return len(self.prompted)
 
 
 def document_ids(
     tokenizer: Any, separators: Separators, text: str, n_prompt_chars: int = 0, *, parse_special: bool = False
-) -> tuple[Ints, int]:
-    """The tokens of a document in a row, and which of them is the first to be predicted; a prompt is not.
+) -> tuple[Ints, NDArray[np.bool_]]:
+    """The tokens of a document in a row, (n,), and which of them are to be predicted, (n,); a prompt's are not.
 
-    `parse_special` as of `tokenize`.
+    Where the opening token is the ending one too, it is predicted: as the end of the document before. `parse_special`
+    as of `tokenize`.
     """
-    opened = separators.opening is not None
+    n_opening, n_prompt = int(separators.opening is not None), 0
     if n_prompt_chars:
         tokens = tokenize(tokenizer, text, n_prompt_chars=n_prompt_chars, parse_special=parse_special)
-        return separators.around(tokens.ids), max(1, tokens.n_prompt + opened)
-    return separators.around(text_ids(tokenizer, text, parse_special=parse_special)), 1
+        own, n_prompt = tokens.ids, tokens.n_prompt
+    else:
+        own = text_ids(tokenizer, text, parse_special=parse_special)
+    ids = separators.around(own)
+    predicted = np.arange(len(ids)) >= max(1, n_prompt + n_opening)
+    predicted[:1] = separators.shared
+    return ids, predicted
 
 
 class Row(NamedTuple):
@@ -69,7 +76,19 @@ class Row(NamedTuple):
 
     input_ids: Ints
     targets: Ints  # IGNORED where nothing is
-    position_ids: Ints  # from 0 where a document, or the row, begins: what lies before is never seen
+    position_ids: Ints  # from 0 where a document, the row or its padding begins: what lies before is never seen
+
+
+class Packing(NamedTuple):
+    """How documents are put into rows, and what that costs: of one epoch."""
+
+    strategy: str  # "stream": cut anywhere; "whole": a document that fits a row stays whole
+    epoch_tokens: int  # of its rows, padding included
+    fill: float  # share of them that is no padding
+    cut_prompts: int = 0  # documents longer than a row that lost the beginning of their prompt
+    cut_completions: int = 0  # whose completion alone is longer than a row, and lost its end
+    split: int = 0  # without a prompt, that were cut into several rows
+    dropped: int = 0  # left out
 
 
 class Layout(NamedTuple):
@@ -97,7 +116,12 @@ class Packed:
                 f"the text to train on has {self.n_tokens:,} tokens, less than one row of {row_tokens:,}: "
                 "give more text, or shorter rows with --row-tokens"
             )
+        self.packing = Packing("stream", self.n_tokens, 1.0)
         self.layout = lru_cache(3)(self._layout)
+
+    def n_padding(self, first: int, last: int) -> int:
+        """Tokens of padding in the rows from the first to before the last: every row is full."""
+        return 0
 
     def first_row(self, epoch: int) -> int:
         return -(-epoch * self.n_tokens // self.row_tokens)
@@ -138,8 +162,7 @@ class Packed:
                 places = np.arange(begin, begin + n_taken)
                 ids.append(np.asarray(self.texts.ids[first : first + n_taken], np.int64))
                 within.append(places)
-                counts = places >= self.texts.first_predicted[document]
-                predicted.append(counts | (places == 0) if self.texts.shared else counts)
+                predicted.append(np.asarray(self.texts.predicted[first : first + n_taken]))
                 start, length, at = start + n_taken, length - n_taken, at + 1
             epoch, start = epoch + 1, 0
         return np.concatenate(ids), np.concatenate(within), np.concatenate(predicted)

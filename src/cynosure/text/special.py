@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 SPECIAL = ("text", "parse")
+OFTEN = 2  # times, from which on a string may be what stands between documents
 
 
 class Strings(NamedTuple):
@@ -97,3 +98,14 @@ def read_as(strings: Mapping[str, int], special: str) -> Iterator[str]:
             "parse": "read as those tokens (--special text reads them as the characters they are)",
         }
         yield f"the texts hold {number:,} {what}, such as {next(iter(strings))!r}: {how[special]}"
+
+
+def split_hint(strings: Mapping[str, int]) -> Iterator[str]:
+    """In a sentence, how to split texts where one string is so often in them that it may stand between documents.
+
+    >>> list(split_hint({"</s>": 1, "<|endoftext|>": 2}))[0][:70]
+    "where '<|endoftext|>' stands between documents of a text file, --split"
+    """
+    most = max(strings, key=strings.__getitem__, default=None)
+    if most is not None and strings[most] >= OFTEN:
+        yield f"where {most!r} stands between documents of a text file, --split-at {most!r} reads each of them apart"

@@ -19,9 +19,9 @@ Rule = Callable[[str], bytes]
 class Tokens(NamedTuple):
     """A text's tokens: ids (N,) int64, and of each the bytes of the text that it covers, in order.
 
-    Special tokens that the tokenizer puts in cover none. Where the tokenizer changes the text, `drift` says how; then
-    `pieces` are how the tokens spell themselves, which are not the text's bytes. The first `n_prompt` tokens are given,
-    not scored. `special` are the strings in the text that are special tokens, however they were read.
+    Special tokens that the tokenizer puts in cover none. Where the tokens do not carry the whole text, `drift` says
+    why; then `pieces` are how the tokens spell themselves, which are not the text's bytes. The first `n_prompt` tokens
+    are given, not scored. `special` are the strings in the text that are special tokens, however they were read.
     """
 
     ids: Ints
@@ -66,9 +66,9 @@ def tokenize(
     else without special ones. The strings in the text that are special tokens are the characters they are, or with
     `parse_special` those tokens; added tokens that are not special are tokens either way.
 
-    White space that a tokenizer throws away goes with the token after it, at the end with the last; anything else that
-    it throws away is drift. Unknown tokens cover what they stand for. Raises ValueError for a prompt longer than the
-    text.
+    A single space that a tokenizer throws away goes with the token after it, at the end with the last. Anything else
+    that it throws away, normalizes or reads as an unknown token is drift. Raises ValueError for a prompt longer than
+    the text.
 
     >>> from transformers import ByT5Tokenizer
     >>> tokens = tokenize(ByT5Tokenizer(), "né", n_prompt_chars=1, special=True)
@@ -185,7 +185,9 @@ def account(tokenizer: Any, numbers: list[int], text: str, encoding: Any, start:
     if encoding is None:
         return Own(ids, spelled, "the tokens do not spell the text, and this tokenizer gives no offsets")
     spans = np.array(encoding.offsets[start : start + len(ids)], dtype=np.int64)
-    drift = normaliser_drift(tokenizer, numbers, spans, text) or passed_over(tokenizer, spelled, spans, text)
+    drift = normaliser_drift(tokenizer, numbers, spans, text)
+    if drift is None and (lost := unknown(tokenizer, ids, spans, text) or passed_over(tokenizer, spelled, spans, text)):
+        drift = f"the tokenizer has no token for some of the text, such as {lost!r}"
     return Own(ids, spelled, drift, spans) if drift else Own(ids, aligned(spelled, spans, data))
 
 
@@ -216,7 +218,7 @@ def tokens_of(own: Own, prompt: str) -> int | None:
 
 
 def aligned(spelled: list[bytes], spans: Ints, data: bytes) -> list[bytes]:
-    """The bytes of each token where together they do not spell the text: some are unknown, or white space is gone.
+    """The bytes of each token where together they do not spell the text, for spaces are gone or were put in.
 
     A token covers what it spells if the text goes on like that, be it without the space put before a text; else what
     there is up to the end of its span. What is left over at the end goes with the last.
@@ -260,26 +262,47 @@ def normaliser_drift(tokenizer: Any, ids: list[int], spans: Ints, text: str) -> 
     return None
 
 
-def passed_over(tokenizer: Any, spelled: list[bytes], spans: Ints, text: str) -> str | None:
-    """What the tokenizer throws away besides white space: punctuation, or characters and bytes it has no token for."""
+def unknown(tokenizer: Any, ids: Ints, spans: Ints, text: str) -> str:
+    """The first stretch of a text, of at most 12 characters, that an unknown token stands for; empty without one."""
+    found = (text[slice(*span)] for span in spans[ids == tokenizer.unk_token_id].tolist())
+    return next((part[:12] for part in found if part not in ("", tokenizer.unk_token)), "")
+
+
+def passed_over(tokenizer: Any, spelled: list[bytes], spans: Ints, text: str) -> str:
+    """The first character that the tokenizer throws away, be it for lack of a token; empty where there is none.
+
+    A single space between others is none: what joins the tokens again puts it there.
+    """
     from tokenizers.models import BPE
 
-    model, missing = tokenizer.backend_tokenizer.model, ""
-    stops, starts = np.append(0, np.maximum.accumulate(spans[:, 1])), np.append(spans[:, 0], len(text))
-    gaps = (text[stops[i] : starts[i]].strip() for i in np.flatnonzero(stops < starts))
+    model = tokenizer.backend_tokenizer.model
     marks = ("unk_token", "end_of_word_suffix", "continuing_subword_prefix")
-    if not isinstance(model, BPE) or any(getattr(model, mark) for mark in marks):
-        missing = next(filter(None, gaps), "")
-    else:  # it drops what it lacks and shifts the spans of all that follows, but its tokens are as they are spelled
-        whole, found = solid(text), solid(b"".join(spelled).decode(errors="surrogateescape"))
-        if whole != found:
-            missing = whole[n_common(whole, found) :][:1]
-    return f"the tokenizer has no token for some of the text, such as {missing[0]!r}" if missing else None
+    if isinstance(model, BPE) and not any(getattr(model, mark) for mark in marks):
+        # It drops what it lacks and shifts the spans of all that follows, but its tokens are as they are spelled.
+        return first_lost(text, b"".join(spelled).decode(errors="surrogateescape"))
+    stops, starts = np.append(0, np.maximum.accumulate(spans[:, 1])), np.append(spans[:, 0], len(text))
+    gaps = (text[stops[i] : starts[i]] for i in np.flatnonzero(stops < starts))
+    return next(filter(None, (gap.replace(" ", "", 1)[:1] for gap in gaps)), "")
 
 
-def solid(text: str) -> str:
-    """A text without its white space, and without what sentencepiece puts in its place."""
-    return "".join(text.replace("▁", " ").split())
+def first_lost(text: str, spelled: str) -> str:
+    """The first character of a text that is not in its spelling, single spaces left aside; empty where all are.
+
+    >>> first_lost("a cat", "acat"), first_lost("a\\r\\ncat", "a\\ncat"), first_lost("a  cat", " acat")
+    ('', '\\r', ' ')
+    """
+    text, spelled = text.replace("▁", " "), spelled.replace("▁", " ")
+    at, left_out = 0, False
+    for character in text:
+        if character != " " and spelled[at : at + 1] == " ":
+            at += 1  # put in
+        if spelled[at : at + 1] == character:
+            at, left_out = at + 1, False
+        elif character == " " and not left_out:
+            left_out = True
+        else:
+            return character
+    return ""
 
 
 def first_change(text: str, changed: str) -> int | None:
@@ -310,6 +333,7 @@ class Spelling(NamedTuple):
     apart: dict[int, str]
 
 
+PROBE = " a§猫"  # which no normaliser changes and no vocabulary spells in two ways
 SPELLINGS: WeakKeyDictionary[Any, Spelling] = WeakKeyDictionary()
 
 
@@ -334,12 +358,28 @@ def read_spelling(tokenizer: Any) -> Spelling:
     tokens_added = tokenizer.added_tokens_decoder.items()
     added = {id_: token.content for id_, token in tokens_added}
     apart = {id_: token.content for id_, token in tokens_added if not token.normalized}
-    probe = " a§猫"  # which no normaliser changes and no vocabulary spells in two ways
-    tokens = tokenizer.convert_ids_to_tokens(call(tokenizer, probe, add_special_tokens=False).input_ids)
+    tokens = tokenizer.convert_ids_to_tokens(call(tokenizer, PROBE, add_special_tokens=False).input_ids)
     for rule in (byte_level, raw_bytes):
-        if b"".join(map(rule, tokens)) == probe.encode():
+        if b"".join(map(rule, tokens)) == PROBE.encode() or (rule is byte_level and decodes_bytes(tokenizer)):
             return Spelling(rule, {id_: content.encode() for id_, content in added.items()}, apart)
     return Spelling(sentencepiece, {id_: sentencepiece(content) for id_, content in added.items()}, apart)
+
+
+def decodes_bytes(tokenizer: Any) -> bool:
+    """Whether the tokenizer's decoder or pre-tokenizer spells as GPT-2's do, whatever its vocabulary lacks."""
+    if not tokenizer.is_fast:
+        return False
+    backend, spelled = tokenizer.backend_tokenizer, "".join(map(byte_character, PROBE.encode()))
+    if backend.decoder is not None:
+        return bool(backend.decoder.decode([spelled]) == PROBE)
+    if backend.pre_tokenizer is None:
+        return False
+    return "".join(piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(PROBE)) == spelled
+
+
+def byte_character(byte: int) -> str:
+    """How GPT-2's spelling writes a byte."""
+    return next(character for character, value in byte_alphabet().items() if value == byte)
 
 
 def token_texts(tokenizer: Any, ids: Ints) -> list[str]:

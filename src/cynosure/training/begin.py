@@ -1,7 +1,7 @@
 """The beginning of a run: data, plan and manifest of a new one, or an old one as it was at its last checkpoint."""
 
 import platform
-from dataclasses import fields
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -11,15 +11,16 @@ from cynosure.loss.gemm import providers
 from cynosure.measure import Corpus
 from cynosure.measure.manifest import difference
 from cynosure.models import LanguageModel, Regimes, check_apart, load
+from cynosure.models.digest import weights_digest
 from cynosure.models.load import find_code, find_device, find_tokenizer, load_tokenizer, locate
 from cynosure.models.regimes import read_regimes
 from cynosure.patching import Patch
 from cynosure.patching.ids import check_ids, embedding_rows
-from cynosure.text import Division, Packed
-from cynosure.training.data import TOKENS, Data, make_vocabulary, write_data
+from cynosure.text import Division, Packed, TooLong, WholePacked
+from cynosure.training.data import TOKENS, Data, make_vocabulary, pack, strategy_for, trained_on, write_data
 from cynosure.training.folder import DATA, RunFolder, first_sound
-from cynosure.training.integrity import check_files, digests_of, weights_digest
-from cynosure.training.manifest import DATA_DIGESTS, KEPT
+from cynosure.training.integrity import check_files, digests_of
+from cynosure.training.manifest import DATA_DIGESTS, KEPT, PACKING
 from cynosure.training.presets import new_model
 from cynosure.training.settings import TrainSettings, make_plan
 from cynosure.training.watch import Figures, Watcher
@@ -35,6 +36,10 @@ class Consent(NamedTuple):
 def load_init(settings: TrainSettings, consent: Consent) -> LanguageModel:
     """The model that a run begins with, in float32 on the CPU."""
     assert settings.init is not None
+    if Path(settings.init).is_absolute() and not Path(settings.init).exists():
+        raise FileNotFoundError(
+            f"the model to begin with is not at {settings.init}: put it back there, or leave a link to it there"
+        )
     return load(settings.init, dtype="float32", device="cpu", **consent._asdict())
 
 
@@ -56,7 +61,7 @@ def begin(
     else:
         folder.check_free()
         try:
-            begin_anew(folder, texts, valid, settings or TrainSettings(), processes, consent, watcher)
+            begin_anew(folder, texts, valid, (settings or TrainSettings()).rooted(), processes, consent, watcher)
         except BaseException:
             folder.clear_begun()
             raise
@@ -84,12 +89,13 @@ def check_same(
     folder: RunFolder, manifest: Figures, texts: Corpus, valid: Corpus, settings: TrainSettings | None
 ) -> None:
     """ValueError where texts or settings that are given are not those of the run."""
-    for field in fields(TrainSettings) if settings else ():
-        given, own = getattr(settings, field.name), manifest["settings"].get(field.name, field.default)
-        if given not in (field.default, own):
-            raise ValueError(
-                f"{folder.path} was begun with {field.name} {own}, not {given}: leave it out, it goes on so"
-            )
+    begun = TrainSettings.of_json(manifest["settings"]).rooted()
+    for name, given in settings.rooted().given.items() if settings else ():
+        own = getattr(begun, name)
+        if own is None:  # left open, and settled by the plan
+            own = manifest["plan"].get(name)
+        if given != own:
+            raise ValueError(f"{folder.path} was begun with {name} {own}, not {given}: leave it out, it goes on so")
     for name, corpus in (("corpus", texts), ("valid", valid)):
         if corpus.origin.get("texts") and (what := difference({name: manifest[name]}, {name: corpus.origin})):
             raise ValueError(f"{folder.path} was begun on other texts: {what}; leave them out, it has its own")
@@ -132,7 +138,8 @@ def begin_anew(
     folder.clear_begun()
     with folder.replacing(DATA) as place:
         tokenizer = tokenizer_of(settings, division, started, consent)
-        data = write_data(place, division, tokenizer, parse_special=settings.special == "parse")
+        parse, notes = settings.special == "parse", (*texts.notes, *valid.notes)
+        data = write_data(place, division, tokenizer, parse_special=parse, notes=notes)
         model = started.model if started else new_model(
             settings.size, data.tokenizer(consent.trust_remote_code), 8, settings.seed
         )  # fmt: skip
@@ -140,8 +147,8 @@ def begin_anew(
         n_parameters = sum(p.numel() for p in model.parameters())
         kind = find_device(settings.device).type
         most = started.max_positions if started else None
-        plan = make_plan(settings, n_parameters, data.facts.train_tokens, most, processes, kind)
-        Packed(data.tokenised(), plan.row_tokens, settings.seed)  # raises where there is not one row
+        packing = packed_anew(data, division, settings, most).packing
+        plan = make_plan(settings, n_parameters, packing.epoch_tokens, most, processes, kind)
         if (said := regimes_note(read_regimes(model), plan.row_tokens)) is not None:
             watcher.note(said)
     code = code_of(settings) if consent.trust_remote_code else {}
@@ -150,6 +157,7 @@ def begin_anew(
         "settings": settings.to_json(),
         "plan": plan._asdict(),
         "facts": data.facts._asdict(),
+        PACKING: packing._asdict(),
         "parameters": n_parameters,
         "corpus": texts.origin,
         "valid": valid.origin,
@@ -161,6 +169,18 @@ def begin_anew(
         "init_sha256": weights_digest(started.model) if started else None,
         KEPT: {},
     } | ({"code": code} if code else {}))  # fmt: skip
+
+
+def packed_anew(
+    data: Data, division: Division, settings: TrainSettings, max_positions: int | None
+) -> Packed | WholePacked:
+    """The rows of a new run. ValueError where there are none, or for a document that `overlong` refuses."""
+    texts, row_tokens = data.tokenised(), settings.sizes(max_positions)["row_tokens"]
+    try:
+        return pack(texts, row_tokens, settings, strategy_for(texts, settings))
+    except TooLong as error:
+        name = trained_on(division, error.number).name
+        raise ValueError(f"{name}: {error}: give longer rows with --row-tokens, or --overlong cut or drop") from None
 
 
 def regimes_note(regimes: Regimes, row_tokens: int) -> str | None:

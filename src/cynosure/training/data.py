@@ -4,6 +4,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
@@ -14,20 +15,25 @@ from cynosure.models.load import load_tokenizer
 from cynosure.text import (
     Division,
     Document,
+    Packed,
     Separators,
     Tokenised,
+    WholePacked,
     document_ids,
     read_as,
     special_strings,
     spell,
+    split_hint,
     train_tokenizer,
 )
 from cynosure.text.tokens import Ints
 from cynosure.training.integrity import Damaged, parse_lines, reading
 from cynosure.training.presets import Preset
+from cynosure.training.settings import TrainSettings
 
 DOCUMENTS, VALID, TOKENIZER = "documents.npz", "valid.jsonl", "tokenizer"
 TOKENS = "ids.int32"  # in no folder but a run's
+PREDICTED = "predicted.bool"  # of each token
 LEAST_BYTES = 512  # of each document validated on: less tells how texts begin, and no more
 
 log = logging.getLogger("cynosure")
@@ -57,10 +63,25 @@ class Data(NamedTuple):
         with reading(self.folder / TOKENS):
             ids = np.memmap(self.folder / TOKENS, dtype=np.int32, mode="r")
         with reading(self.folder / DOCUMENTS), np.load(self.folder / DOCUMENTS) as kept:
-            found = Tokenised(ids, kept["edges"], kept["first_predicted"], bool(kept["shared"]))
+            found = self.earlier(ids, kept) if "first_predicted" in kept else self.now(ids, kept)
             if wrong := disagreement(found, self.facts):
                 raise ValueError(wrong)
         return found
+
+    def now(self, ids: NDArray[np.int32], kept: Any) -> Tokenised:
+        with reading(self.folder / PREDICTED):
+            predicted = np.memmap(self.folder / PREDICTED, dtype=np.bool_, mode="r")
+        opening, ending = (None if int(kept[name]) < 0 else int(kept[name]) for name in Separators._fields)
+        return Tokenised(ids, kept["edges"], predicted, kept["prompted"], Separators(opening, ending))
+
+    def earlier(self, ids: NDArray[np.int32], kept: Any) -> Tokenised:
+        """From a version that kept of each document the first token predicted, and laid all into a stream."""
+        edges, first = kept["edges"], kept["first_predicted"]
+        within = np.arange(len(ids)) - np.repeat(edges[:-1], np.diff(edges))
+        predicted = within >= np.repeat(first, np.diff(edges))
+        if kept["shared"]:
+            predicted |= within == 0
+        return Tokenised(ids, edges, predicted, first > 1, Separators(None, None))
 
     def valid(self) -> list[Document]:
         """What is held out. Raises Damaged, with the number of the line, for one that is no document."""
@@ -80,23 +101,54 @@ class Data(NamedTuple):
 
 def disagreement(texts: Tokenised, facts: Facts) -> str | None:
     """Why these are not the documents that the facts tell of, in words; None where they are."""
-    edges, first = texts.edges, texts.first_predicted
-    if edges.dtype != np.int64 or first.dtype != np.int64 or edges.ndim != 1 or len(edges) != len(first) + 1:
+    edges, prompted = texts.edges, texts.prompted
+    if edges.dtype != np.int64 or prompted.dtype != np.bool_ or edges.ndim != 1 or len(edges) != len(prompted) + 1:
         return "its arrays are not of documents"
-    if len(texts.ids) != facts.train_tokens or len(first) != facts.train_documents:
+    if len(texts.ids) != facts.train_tokens or len(prompted) != facts.train_documents:
         return f"there are {len(texts.ids):,} tokens, and {facts.train_tokens:,} were written"
     if edges[0] != 0 or edges[-1] != len(texts.ids) or (np.diff(edges) < 0).any():
         return f"its documents do not make up the {len(texts.ids):,} tokens in {TOKENS}"
+    if len(texts.predicted) != len(texts.ids):
+        return f"{PREDICTED} is of {len(texts.predicted):,} tokens, not {len(texts.ids):,}"
     return None
 
 
-def write_data(folder: Path, division: Division, tokenizer: Any, *, parse_special: bool = False) -> Data:
-    """Write the data of a run into a new folder; `parse_special` as of `tokenize`. OSError where there is no room."""
+def strategy_for(texts: Tokenised, settings: TrainSettings) -> str:
+    """How these are packed. ValueError where `overlong` is asked for and would do nothing."""
+    if settings.keep_documents_whole or texts.prompted.any():
+        return "whole"
+    if settings.overlong != "cut":
+        raise ValueError(
+            f"overlong {settings.overlong!r} is for documents that are kept whole, and none of these has a prompt: "
+            "give --keep-documents-whole, or leave --overlong out"
+        )
+    return "stream"
+
+
+def pack(texts: Tokenised, row_tokens: int, settings: TrainSettings, strategy: str) -> Packed | WholePacked:
+    """The rows of a run. Raises ValueError where there are none, TooLong for a document that `overlong` refuses."""
+    if strategy == "stream":
+        return Packed(texts, row_tokens, settings.seed)
+    return WholePacked(texts, row_tokens, settings.seed, settings.overlong)
+
+
+def trained_on(division: Division, number: int) -> Document:
+    """The document that is so many-th of those trained on, from 0."""
+    return next(islice((document for document in division.train() if document.text), number, None))
+
+
+def write_data(
+    folder: Path, division: Division, tokenizer: Any, *, parse_special: bool = False, notes: Iterable[str] = ()
+) -> Data:
+    """Write the data of a run into a new folder; `parse_special` as of `tokenize`. OSError where there is no room.
+
+    `notes` are kept with those that are found here.
+    """
     folder.mkdir(parents=True)
     told, known, strings = write_train(folder, division.train(), tokenizer, parse_special)
     n_valid, asked = write_valid(folder / VALID, division.valid())
     tokenizer.save_pretrained(folder / TOKENIZER)
-    notes = [*division.notes, *read_as(strings, "parse" if parse_special else "text")]
+    notes = [*notes, *division.notes, *read_as(strings, "parse" if parse_special else "text"), *split_hint(strings)]
     found = Facts(
         **told, train_bytes=int(known.sum()), valid_documents=n_valid, valid_bytes=int(asked.sum()),
         unigram_bits_per_byte=unigram_bits(known, asked), notes=tuple(notes),
@@ -113,23 +165,24 @@ def write_train(
     Empty documents are passed over.
     """
     separators, widths = Separators.of(tokenizer), token_widths(tokenizer)
-    lengths, first_predicted, found, spelled = [], [], np.zeros(256, np.int64), 0
+    lengths, prompted, found, spelled = [], [], np.zeros(256, np.int64), 0
     strings: Counter[str] = Counter()
-    with (folder / TOKENS).open("wb") as file:
+    with (folder / TOKENS).open("wb") as file, (folder / PREDICTED).open("wb") as flags:
         for document in documents:
             if not document.text:
                 continue
             text, given = document.text, document.n_prompt_chars
-            ids, first = document_ids(tokenizer, separators, text, given, parse_special=parse_special)
+            ids, predicted = document_ids(tokenizer, separators, text, given, parse_special=parse_special)
             strings.update(special_strings(tokenizer, text))
             file.write(ids.astype(np.int32).tobytes())
+            flags.write(predicted.tobytes())
             lengths.append(len(ids))
-            first_predicted.append(first)
+            prompted.append(document.n_prompt_chars > 0)
             found += byte_counts(document.text)
             spelled += int(widths[ids].sum())
     edges = np.append(0, np.cumsum(np.array(lengths, np.int64)))
-    predicted = np.array(first_predicted, np.int64)
-    kept: dict[str, Any] = {"edges": edges, "first_predicted": predicted, "shared": separators.shared}
+    kept: dict[str, Any] = {"edges": edges, "prompted": np.array(prompted, np.bool_)}
+    kept |= {name: -1 if token is None else token for name, token in separators._asdict().items()}
     np.savez(folder / DOCUMENTS, **kept)
     told = {"train_documents": len(lengths), "train_tokens": int(edges[-1]), "bytes_known": int(found.sum()) == spelled}
     return told, found, strings

@@ -17,6 +17,7 @@ from cynosure.training.integrity import (
     WAY_OUT,
     Damaged,
     check_beginning,
+    check_complete,
     check_file,
     check_files,
     digest_of,
@@ -111,6 +112,16 @@ class RunFolder:
         for path in self.begun:
             shutil.rmtree(path, ignore_errors=True)
 
+    @contextmanager
+    def dropped_unless_prepared(self) -> Iterator[None]:
+        """Remove the manifest and data of a run that was begun just now and cannot take its first step."""
+        try:
+            yield
+        except BaseException:
+            remove(self / MANIFEST)
+            self.clear_begun()
+            raise
+
     def put(self, name: str, values: dict[str, Any]) -> None:
         text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
         write_whole(self / name, text.encode("utf-8", "backslashreplace"))  # JSON's escape of a lone surrogate
@@ -166,12 +177,14 @@ class RunFolder:
             check_beginning(self / name, known["bytes"], known["sha256"])
 
     def check_checkpoint(self, step: int) -> dict[str, Any]:
-        """The digests of a checkpoint. Raises Damaged where it differs from them; without any, where it is missing."""
+        """A checkpoint's digests. Raises Damaged where it differs from them, or, without any, lacks a part."""
         place = self.checkpoint(step)
         if not place.is_dir():
             raise Damaged(f"{place} is {'no folder' if place.exists() else 'missing'}")
         if digests := self.digests(step):
             check_files(place, digests["files"], beside=[DIGESTS])
+        else:
+            check_complete(place)
         return digests
 
     def digests(self, step: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,10 +10,12 @@ from types import UnionType
 from typing import Any, get_args, get_origin
 
 import torch
+from safetensors import safe_open
 
-from cynosure.models.split import add_tensors
 from cynosure.system.files import sha256
 
+# What Trainer needs of a checkpoint to go on exactly; a part that is missing is made anew in silence.
+PARTS = ("*model*.safetensors", "optimizer*", "scheduler.pt", "rng_state*.pth", "trainer_state.json")
 WAY_OUT = "restore it from a copy, or train again with another --out"
 
 
@@ -62,6 +65,28 @@ def check_files(folder: Path, digests: dict[str, str], beside: Iterable[str] = (
         name = path.relative_to(folder).as_posix()
         if name not in digests and name not in beside and not path.name.startswith("."):
             raise Damaged(f"{path} was not written by this run")
+
+
+def check_complete(checkpoint: Path) -> None:
+    """Raises Damaged unless a checkpoint without digests has all of its parts, each of which can be read."""
+    for part in PARTS:
+        if not any(checkpoint.glob(part)):
+            raise Damaged(f"{checkpoint / part} is missing")
+    for path in files_in(checkpoint):
+        with reading(path):
+            if path.suffix in (".pt", ".pth"):
+                with zipfile.ZipFile(path) as archive:
+                    if (wrong := archive.testzip()) is not None:
+                        raise ValueError(f"{wrong} in it does not match its CRC")
+            elif path.suffix == ".safetensors":
+                with safe_open(path, "pt"):
+                    pass
+            elif path.suffix == ".json":
+                json.loads(path.read_bytes())
+    for index in checkpoint.glob("*.safetensors.index.json"):
+        for name in set(json.loads(index.read_bytes())["weight_map"].values()):
+            if not (checkpoint / name).is_file():
+                raise Damaged(f"{checkpoint / name} is missing")
 
 
 def check_beginning(path: Path, n_bytes: int, digest: str) -> None:
@@ -149,10 +174,3 @@ def reason_of(error: BaseException) -> str:
         return error.strerror.lower()
     line = str(error).strip().partition("\n")[0].partition(". ")[0].rstrip(".: ")
     return line or type(error).__name__
-
-
-def weights_digest(model: torch.nn.Module) -> str:
-    """The SHA-256 of a model's weights, their names, dtypes and shapes."""
-    digest = hashlib.sha256()
-    add_tensors(digest, model.state_dict())
-    return digest.hexdigest()

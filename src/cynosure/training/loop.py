@@ -18,7 +18,7 @@ from cynosure.loss import TokenSums, perplexity
 from cynosure.models.gguf import quiet_transformers
 from cynosure.patching import Objective, Patch
 from cynosure.system.numbers import finite
-from cynosure.text import Packed
+from cynosure.text import Packed, WholePacked
 from cynosure.training.folder import METRICS, PARTIAL, RunFolder, whole_or_nothing
 from cynosure.training.integrity import reading, way_out_of
 from cynosure.training.settings import Plan, TrainSettings
@@ -33,7 +33,7 @@ SLOW, FAST = 0.99, 0.95
 class Rows(Dataset[dict[str, Tensor]]):
     """The rows of a whole training, in the order in which they are trained on."""
 
-    def __init__(self, packed: Packed, n_rows: int) -> None:
+    def __init__(self, packed: Packed | WholePacked, n_rows: int) -> None:
         self.packed, self.n_rows = packed, n_rows
 
     def __len__(self) -> int:
@@ -52,19 +52,6 @@ def collate(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Rows as a batch. Labels stand where they are predicted, which transformers calls `shift_labels`."""
     batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
     return batch | {"shift_labels": batch["labels"]}
-
-
-class Sums:
-    """What the micro-batches of a step come to in this process: nats are shares of the token mean over all of it."""
-
-    NAMES = ("nats", "objective", "tokens", "n_bytes")
-
-    def __init__(self) -> None:
-        self.values = dict.fromkeys(self.NAMES, 0.0)
-
-    def add(self, **values: float) -> None:
-        for name, value in values.items():
-            self.values[name] += value
 
 
 class Job(NamedTuple):
@@ -90,13 +77,15 @@ class Training(Trainer):
         self.remove_callback(PrinterCallback)
         self.settings, self.plan, self.folder, self.watcher, self.validate, widths, self.fresh = job
         self.widths = None if widths is None else torch.from_numpy(widths)
-        self.tokenizer = tokenizer
+        self.tokenizer, self.packed = tokenizer, rows.packed
         self.patched = Patch.on(self.model)
         self.patched.objective = Objective(self.settings.z_loss, self.settings.label_smoothing)
         if not self.model_accepts_loss_kwargs:
             raise ValueError(f"{type(model).__name__} cannot be told how many tokens a whole batch has")
         before = self.folder.lines(METRICS)
-        self.sums, self.smoothed = Sums(), Smoothed(line["loss"] for line in before)
+        # Of a step, in this process: nats and objective as shares of the token mean, tokens, bytes.
+        self.sums = torch.zeros(4, dtype=torch.float64)
+        self.smoothed = Smoothed(line["loss"] for line in before)
         self.batch: list[dict[str, Tensor]] = []
         self.last = time.perf_counter()
         self.started = self.last - (before[-1]["seconds"] if before else 0.0)
@@ -121,12 +110,10 @@ class Training(Trainer):
         if self.patched.plain is None:
             name = type(self.patched.model).__name__
             raise ValueError(f"{name} does not divide its loss by the number of tokens of the whole batch")
-        self.sums.add(
-            nats=float(self.patched.plain) / float(num_items_in_batch),
-            objective=float(loss.detach()) / self.accelerator.num_processes,
-            tokens=float(counted.numel()),
-            n_bytes=0.0 if self.widths is None else float(self.widths[counted.cpu()].sum()),
-        )
+        nats = float(self.patched.plain) / float(num_items_in_batch)
+        objective = float(loss.detach()) / self.accelerator.num_processes
+        n_bytes = 0 if self.widths is None else int(self.widths[counted.cpu()].sum())
+        self.sums += torch.tensor([nats, objective, counted.numel(), n_bytes], dtype=torch.float64)
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -159,18 +146,23 @@ class Training(Trainer):
         return int(self.patched.model.get_output_embeddings().weight.shape[0])
 
     def figures(self, grad_norm: float, learning_rate: float) -> Figures:
-        """Of the step that was just made, over all processes. The last two are of the clock, and never the same."""
-        local = torch.tensor([self.sums.values[name] for name in Sums.NAMES], dtype=torch.float64)
-        self.sums = Sums()
+        """Of the step that was just made, over all processes. The last two are of the clock, and never the same.
+
+        `tokens` are those of all rows so far, padding included; the other counts are of this step.
+        """
+        local, self.sums = self.sums, torch.zeros_like(self.sums)
         if self.accelerator.num_processes > 1:
             local = self.accelerator.reduce(local.to(self.accelerator.device), "sum").cpu()
         nats, objective, tokens, n_bytes = local.tolist()
         now = time.perf_counter()
         seconds, self.last = now - self.last, now
-        step = self.state.global_step
+        step, n_rows = self.state.global_step, self.plan.batch_rows
+        n_padding = self.packed.n_padding((step - 1) * n_rows, step * n_rows)
         return {
             "step": step,
             "tokens": step * self.plan.batch_tokens,
+            "predicted_tokens": int(tokens),
+            "padding_tokens": n_padding,
             "loss": nats,
             **({} if self.patched.objective == Objective() else {"objective": objective}),
             "perplexity": finite(perplexity(nats)),
@@ -178,7 +170,7 @@ class Training(Trainer):
             "grad_norm": grad_norm,
             "learning_rate": learning_rate,
             "seconds": now - self.started,
-            "tokens_per_second": self.plan.batch_tokens / seconds,
+            "tokens_per_second": (self.plan.batch_tokens - n_padding) / seconds,
         }
 
     def stop(self, why: str) -> None:

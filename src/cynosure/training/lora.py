@@ -1,11 +1,14 @@
 """Low-rank updates of a model that is there (Hu et al. 2021), by PEFT; and the model that a run leaves behind."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from cynosure.models.adapter import ADAPTER_CONFIG, BASE, BASE_DIGEST
+from cynosure.system.files import write_whole
 from cynosure.training.begin import Consent, load_init
 from cynosure.training.folder import MODEL, TRAINING_ONLY, RunFolder
 from cynosure.training.settings import TrainSettings
@@ -28,6 +31,8 @@ def keep_model(folder: RunFolder, checkpoint: Path, settings: TrainSettings, con
     """Put the model of a checkpoint where users look for it, its updates worked in; they are kept beside it."""
     with folder.replacing(MODEL if settings.lora is None else ADAPTER) as made:
         shutil.copytree(checkpoint, made, ignore=shutil.ignore_patterns(*TRAINING_ONLY))
+        if settings.lora is not None:
+            name_base(made, settings, folder.manifest.get("init_sha256"))
     if settings.lora is None:
         return
     from peft import PeftModel
@@ -40,3 +45,12 @@ def keep_model(folder: RunFolder, checkpoint: Path, settings: TrainSettings, con
         with quiet_transformers():
             merged.save_pretrained(made)
         started.tokenizer.save_pretrained(made)
+
+
+def name_base(adapter: Path, settings: TrainSettings, digest: str | None) -> None:
+    """Let an adapter's folder say what it is for: the name that --init was given, and the digest of those weights."""
+    path = adapter / ADAPTER_CONFIG
+    values = json.loads(path.read_bytes()) | {BASE: settings.init}
+    write_whole(path, (json.dumps(values, indent=2) + "\n").encode())
+    if digest is not None:
+        write_whole(adapter / BASE_DIGEST, (json.dumps({"sha256": digest}) + "\n").encode())

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from cynosure.measure.manifest import checksum
+from cynosure.text import Packing
 from cynosure.training.data import Facts
 from cynosure.training.integrity import Damaged, misfit, reason_of
 from cynosure.training.settings import Plan, TrainSettings
@@ -12,6 +13,7 @@ from cynosure.training.settings import Plan, TrainSettings
 SEAL = "sha256"
 DATA_DIGESTS = "data_sha256"  # of its files, by their names
 KEPT = "checkpoints"  # by step, the digest of each one's list of digests; None for one of an earlier version
+PACKING = "packing"  # of a version that had one way alone, "stream", absent
 KINDS = {
     "settings": dict, "plan": get_type_hints(Plan), "facts": get_type_hints(Facts), "parameters": int, "corpus": dict,
     "valid": dict, "products": dict[str, str], "device": str, "dtype": str,
@@ -21,6 +23,7 @@ ADDED = {
     DATA_DIGESTS: dict[str, str],
     KEPT: dict[str, str | None],
     "init_sha256": str | None,
+    PACKING: get_type_hints(Packing),
 }  # absent from runs of earlier versions
 
 

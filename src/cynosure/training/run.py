@@ -15,17 +15,19 @@ from cynosure.measure import Corpus, Scores, open_run
 from cynosure.measure.run import as_documents
 from cynosure.measure.workers import PATIENCE, Workers
 from cynosure.models import load
+from cynosure.models.digest import weights_digest
 from cynosure.models.gguf import calm_transformers
 from cynosure.models.load import find_device
-from cynosure.text import Document, Packed
+from cynosure.system.numbers import counted
+from cynosure.text import Document
 from cynosure.training.begin import Consent, begin, check_same, check_tokens, environment, load_init
 from cynosure.training.curves import draw_curves
-from cynosure.training.data import Data, Facts, shortened, token_widths
+from cynosure.training.data import Data, Facts, pack, shortened, token_widths
 from cynosure.training.folder import DATA, MODEL, SCORES, RunFolder, first_sound
-from cynosure.training.integrity import weights_digest
+from cynosure.training.manifest import PACKING
 from cynosure.training.presets import new_model
 from cynosure.training.settings import Plan, TrainSettings, shared_anew
-from cynosure.training.watch import Figures, Watcher, named
+from cynosure.training.watch import Figures, Watcher
 
 Texts = Corpus | Iterable[str | Path | Document]
 LOST = re.compile(r"\bgloo\b|NCCL|Connection (reset|closed|refused)")  # what PyTorch says where a process is gone
@@ -79,7 +81,7 @@ def train(
     """
     folder, watcher = RunFolder(Path(out)), watcher or Watcher()
     if asked_to_shard():
-        settings = replace(settings or TrainSettings(), fsdp=True)
+        settings = (settings or TrainSettings()).with_(fsdp=True)
     known = TrainSettings.of_json(folder.manifest["settings"]) if resume else settings
     check_reporters(report_to)
     consent = Consent(trust_remote_code, allow_unused_weights)
@@ -90,8 +92,10 @@ def train(
         if workers.leads:
             begin(folder, as_corpus(texts), as_corpus(valid), settings, resume, watcher, workers.count, consent)
         workers.meet()
-        run = Run(folder, watcher, workers, report_to, consent)
-        run.train()
+        with folder.dropped_unless_prepared() if workers.leads and not resume else nullcontext():
+            run = Run(folder, watcher, workers, report_to, consent)
+            training = run.prepared()
+        run.train(training)
         return run.finish()
 
 
@@ -208,9 +212,9 @@ class Run:
 
         return with_updates(model, settings.lora, settings.seed)
 
-    def train(self) -> None:
-        """Train to the end, from the last checkpoint if there is one."""
-        from cynosure.training.loop import Job, Rows, Training, arguments_of, check_state
+    def prepared(self) -> Any:
+        """The Trainer of this run, before its first step."""
+        from cynosure.training.loop import Job, Rows, Training, arguments_of
 
         plan, folder, settings = self.plan, self.folder, self.settings
         model = self.model()
@@ -228,9 +232,17 @@ class Run:
         )  # fmt: skip
         widths = token_widths(self.tokenizer) if self.data.facts.bytes_known else None
         job = Job(settings, plan, folder, self.watcher, validator, widths, fresh=settings.init is None)
-        rows = Rows(Packed(self.data.tokenised(), plan.row_tokens, settings.seed), plan.steps * plan.batch_rows)
-        training = Training(model, self.tokenizer, rows, arguments, job)
-        self.watcher.begin(plan, self.manifest | self.running(training))
+        strategy = self.manifest.get(PACKING, {}).get("strategy", "stream")
+        packed = pack(self.data.tokenised(), plan.row_tokens, settings, strategy)
+        rows = Rows(packed, plan.steps * plan.batch_rows)
+        return Training(model, self.tokenizer, rows, arguments, job)
+
+    def train(self, training: Any) -> None:
+        """Train to the end, from the last checkpoint if there is one."""
+        from cynosure.training.loop import check_state
+
+        folder = self.folder
+        self.watcher.begin(self.plan, self.manifest | self.running(training))
         last = max(folder.checkpoints, default=None)
         if last is not None:
             check_state(folder.checkpoint(last), last)
@@ -283,7 +295,7 @@ class Run:
                 str(folder / MODEL), dtype="float32", device=self.settings.device, trust_remote_code=trust
             )  # fmt: skip
             model = replace(model, name=folder.path.resolve().name)
-            self.watcher.note(f"scoring all that is held out, {named(len(documents), 'document')}")
+            self.watcher.note(f"scoring all that is held out, {counted(len(documents), 'document')}")
             with self.watcher.scoring(sum(len(document.text.encode()) for document in documents)) as progress:
                 scores = score_into(
                     model, documents, folder / SCORES, self.plan.row_tokens, self.workers.leads, progress,

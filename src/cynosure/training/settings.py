@@ -1,9 +1,13 @@
 """What a training is asked to be, and the plan that follows from it."""
 
+import math
+import os
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from cynosure.text import SPECIAL
+from cynosure.models.packaged import PACKAGED
+from cynosure.text import OVERLONG, SPECIAL
 from cynosure.training.presets import Preset, find_preset
 
 SCHEDULES = ("cosine", "wsd")
@@ -44,11 +48,35 @@ class TrainSettings:
     label_smoothing: float = 0.0
     validate_every: int | None = None  # tokens; each time a checkpoint is kept as well
     validate_tokens: int = 32768  # about; all that is held out is scored at the end
+    keep_documents_whole: bool = False  # as prompts with their completions always are
+    overlong: str = "cut"  # documents longer than a row, where documents are kept whole: one of OVERLONG
     spike: float = 3.0  # nats above the smoothed loss at which training stops
     dtype: str = "auto"  # of products; weights are float32
     device: str = "auto"
     fsdp: bool = False  # every weight is shared out among the processes
     seed: int = 0
+
+    def __new__(cls, *args: Any, **options: Any) -> "TrainSettings":
+        """Keep which fields were given, for a default that was asked for is not one that was left open."""
+        made = super().__new__(cls)
+        names = (*(field.name for field in fields(cls)[: len(args)]), *options)
+        object.__setattr__(made, "_names_given", names)
+        return made
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The fields that were given when this was made, defaults too; None stands for an open field."""
+        values: tuple[str, ...] = self.__dict__.get("_names_given", ())
+        return {name: getattr(self, name) for name in values if getattr(self, name) is not None}
+
+    def with_(self, **changes: Any) -> "TrainSettings":
+        """These with changes, which count as given too."""
+        return type(self)(**(self.given | changes))
+
+    def rooted(self) -> "TrainSettings":
+        """These with absolute paths of folders and files, so that they mean the same from any folder."""
+        changes = {name: absolute(value) for name in ("init", "tokenizer") if (value := getattr(self, name))}
+        return self.with_(**changes)
 
     def __post_init__(self) -> None:
         if self.preset is not None:
@@ -68,7 +96,8 @@ class TrainSettings:
                 f"Trainer takes the first accelerator that it sees: instead of --device {self.device} set "
                 f"CUDA_VISIBLE_DEVICES, and torchrun trains on several"
             )
-        for name, known in (("schedule", SCHEDULES), ("dtype", DTYPES), ("special", SPECIAL)):
+        known_values = (("schedule", SCHEDULES), ("dtype", DTYPES), ("overlong", OVERLONG), ("special", SPECIAL))
+        for name, known in known_values:
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}: there is {', '.join(known)}")
         self._check_numbers()
@@ -80,6 +109,12 @@ class TrainSettings:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if self.row_tokens is not None and self.row_tokens < 8:
             raise ValueError(f"row_tokens must be at least 8, got {self.row_tokens}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be from 0 to {2**32 - 1}, got {self.seed}")
+        for name in ("learning_rate", "weight_decay", "z_loss"):
+            value = getattr(self, name)
+            if value is not None and math.isinf(value):
+                raise ValueError(f"{name} must be finite, got {value}")
         for name in ("learning_rate", "clip", "spike"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -103,7 +138,10 @@ class TrainSettings:
         return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
     def sizes(self, max_positions: int | None) -> dict[str, Any]:
-        """Tokens of a row and of a batch, and the learning rate: as asked for, or as suits the model."""
+        """Tokens of a row and of a batch, and the learning rate: as asked for, or as suits the model.
+
+        ValueError for a row that the model has no positions for.
+        """
         if self.init is None:
             preset = self.size._asdict()
             default = {name: preset[name] for name in ("row_tokens", "batch_tokens", "learning_rate")}
@@ -113,6 +151,9 @@ class TrainSettings:
             default = {**FINE_TUNING, "row_tokens": row, "learning_rate": rate}
         asked = {name: getattr(self, name) for name in default if getattr(self, name) is not None}
         found = default | asked
+        row = found["row_tokens"]
+        if max_positions is not None and row > max_positions:
+            raise ValueError(f"rows of {row:,} tokens are longer than the {max_positions:,} positions of {self.init}")
         if "batch_tokens" not in asked:  # the whole rows nearest to it
             found["batch_tokens"] = max(1, round(found["batch_tokens"] / found["row_tokens"])) * found["row_tokens"]
         return found
@@ -144,11 +185,12 @@ class Plan(NamedTuple):
 def make_plan(
     settings: TrainSettings, n_parameters: int, epoch_tokens: int, max_positions: int | None, processes: int, kind: str
 ) -> Plan:
-    """Settle what was left open; `kind` is the device's. Raises ValueError for sizes that do not fit each other."""
+    """Settle what was left open; `kind` is the device's, and an epoch's tokens include padding.
+
+    Raises ValueError for sizes that do not fit each other.
+    """
     sizes = settings.sizes(max_positions)
     row, batch = sizes["row_tokens"], sizes["batch_tokens"]
-    if max_positions is not None and row > max_positions:
-        raise ValueError(f"rows of {row:,} tokens are longer than the {max_positions:,} positions of {settings.init}")
     if batch % row:
         near = sorted({max(row, batch // row * row), (batch // row + 1) * row})
         raise ValueError(
@@ -192,3 +234,9 @@ def largest_part(n: int, most: int) -> int:
     (4, 1)
     """
     return max(part for part in range(1, n + 1) if n % part == 0 and part <= max(1, most))
+
+
+def absolute(name: str) -> str:
+    """The absolute path of a folder or file that is there; any other name, such as a hub id, stays as it is."""
+    path = Path(name).expanduser()
+    return os.path.abspath(path) if name not in PACKAGED and path.exists() else name

@@ -79,12 +79,3 @@ def odd_beginning(model: Any, loss: float, n_classes: int, fresh: bool) -> str |
     if fresh and loss < knows_nothing - allowed:
         return f"{figures}: a model that has learnt nothing cannot know that much"
     return None
-
-
-def named(number: int, noun: str) -> str:
-    """A number of things.
-
-    >>> named(1, "document"), named(2000, "document")
-    ('1 document', '2,000 documents')
-    """
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

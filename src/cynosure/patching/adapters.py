@@ -1,0 +1,136 @@
+"""PEFT's layers whose own forward makes an update of the logits, (N, V), in another way than by a product in sight."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Offsets = list[int | None] | None  # how many tokens of each row are from aLoRA's invocation on; None is for none
+
+
+def replaced(layer: Any) -> Iterator[tuple[dict[str, Any], str, Any]]:
+    """What such a layer has in the place of its own methods: (attributes, name, function)."""
+    package, _, kind = type(layer).__module__.partition(".tuners.")
+    if package != "peft":
+        return
+    kind = kind.partition(".")[0]
+    if kind in FORWARDS and type(getattr(layer, "base_layer", None)) is nn.Linear:
+        yield vars(layer), "forward", partial(unless_switched_off, layer, layer.forward, FORWARDS[kind])
+    if kind == "lora" and hasattr(layer, "lora_variant"):
+        yield vars(layer), "_mixed_batch_forward", partial(mixed, layer, layer._mixed_batch_forward)
+        for name, variant in layer.lora_variant.items():
+            if type(variant).__name__ == "ALoraLinearVariant":
+                yield layer.lora_variant, name, Activated
+
+
+def tuner(layer: nn.Module) -> str | None:
+    """The name of the PEFT method that a layer is of."""
+    package, _, kind = type(layer).__module__.partition(".tuners.")
+    return kind.partition(".")[0] if package == "peft" else None
+
+
+def unless_switched_off(
+    layer: Any, own: Callable[..., Tensor], function: Callable[[Any, Tensor], Tensor], x: Tensor, **options: Any
+) -> Tensor:
+    """What `function` makes of states, or the layer's own forward where its adapters are off or merged."""
+    if layer.disable_adapters or layer.merged or options:
+        return own(x, **options)
+    return function(layer, x).to(x.dtype)
+
+
+def c3a(layer: Any, x: Tensor) -> Tensor:
+    """A block-circular convolution of the states: a product with a block-circulant matrix."""
+    circulant = import_module("peft.tuners.c3a.utils").get_circulant_fast
+    result: Tensor = layer.base_layer(x)
+    states = x.float()
+    for name in active(layer, layer.c3a_kernel):
+        states = F.linear(states, circulant(layer.c3a_kernel[name].float()) / states.shape[-1])
+        result = result + states.to(result.dtype)
+    return result
+
+
+def gralora(layer: Any, x: Tensor) -> Tensor:
+    """Low-rank updates of every block of states for every block of classes: one with a block-diagonal matrix."""
+    result: Tensor = layer.base_layer(x)
+    for name in active(layer, layer.gralora_A):
+        a, b, k = layer.gralora_A[name], layer.gralora_B[name], layer.gralora_k[name]
+        dropout, scaling = layer.gralora_dropout[name], layer.scaling[name]
+        blocks = dropout(x.to(a.dtype)).unflatten(-1, (k, -1))
+        low = torch.einsum("...ni,nir->...nr", blocks, a)
+        low = low.view(*low.shape[:-1], k, -1).transpose(-3, -2).flatten(-3)  # by blocks of classes, then of states
+        update = F.linear(low, torch.block_diag(*b).t())  # type: ignore[no-untyped-call]
+        result = result + (update * scaling).to(result.dtype)
+        if layer.hybrid_r[name] > 0:
+            general = layer.gralora_B_general[name](layer.gralora_A_general[name](dropout(x.to(a.dtype))))
+            result = result + (general * scaling).to(result.dtype)
+    return result
+
+
+def road(layer: Any, x: Tensor) -> Tensor:
+    """Pairs of logits turned and scaled: the weight's rows and the bias are."""
+    apply_road = import_module("peft.tuners.road.layer")._apply_road
+    weight, bias = layer.base_layer.weight.t(), layer.base_layer.bias
+    for name in active(layer, layer.road_theta):
+        theta, alpha = layer.road_theta[name], layer.road_alpha[name]
+        turned = partial(apply_road, layer.variant[name], layer.group_size[name], theta, alpha)
+        weight, bias = turned(weight.to(theta.dtype)), None if bias is None else turned(bias.to(theta.dtype))
+    return F.linear(x.to(weight.dtype), weight.t(), bias)
+
+
+def active(layer: Any, known: Any) -> Iterator[str]:
+    return (name for name in layer.active_adapters if name in known)
+
+
+FORWARDS: dict[str, Callable[[Any, Tensor], Tensor]] = {"c3a": c3a, "gralora": gralora, "road": road}
+
+
+def mixed(
+    layer: Any,
+    own: Callable[..., Tensor],
+    x: Tensor,
+    *args: Any,
+    adapter_names: list[str],
+    alora_offsets: Offsets = None,
+    **more: Any,
+) -> Tensor:
+    """LoRA where each row has an adapter of its own, or none, `__base__`."""
+    names = [name for name in dict.fromkeys(adapter_names) if name in layer.lora_A]
+    if any(layer.lora_variant.get(name) not in (None, Activated) for name in names):
+        return own(x, *args, adapter_names=adapter_names, alora_offsets=alora_offsets, **more)
+    result: Tensor = layer.base_layer(x, *args)
+    for name in names:
+        chosen = torch.tensor([other == name for other in adapter_names], device=x.device)
+        if name in layer.lora_variant:
+            chosen = chosen[:, None] & activated(x, alora_offsets)
+        result = of_rows(layer, name, x, result, chosen)
+    return result
+
+
+class Activated:
+    """aLoRA, whose update is that of the tokens from its invocation on alone."""
+
+    @staticmethod
+    def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, alora_offsets: Offsets = None) -> Tensor:
+        return of_rows(module, active_adapter, x, result, activated(x, alora_offsets))
+
+
+def activated(x: Tensor, alora_offsets: Offsets) -> Tensor:
+    """(B, T): the last tokens of each row of states, as many as it is told."""
+    n_last = torch.tensor([n or 0 for n in alora_offsets or [0] * len(x)], device=x.device)
+    return torch.arange(x.shape[-2], device=x.device) >= x.shape[-2] - n_last[:, None]
+
+
+def of_rows(layer: Any, name: str, x: Tensor, result: Tensor, chosen: Tensor) -> Tensor:
+    """Logits with the LoRA update of the rows that are chosen, by their first dimensions; the others' is zero."""
+    a, b = layer.lora_A[name], layer.lora_B[name]
+    low = a(layer.lora_dropout[name](x[chosen].to(a.weight.dtype)))
+    weight = b.weight
+    if b.bias is not None:  # of these rows alone
+        low, weight = F.pad(low, (0, 1), value=1.0), torch.cat([weight, b.bias[:, None]], 1)
+    low = low.new_zeros(*x.shape[:-1], low.shape[-1]).index_put((chosen,), low)
+    update: Tensor = F.linear(low, weight) * layer.scaling[name]
+    return result + update.to(result.dtype)

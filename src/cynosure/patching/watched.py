@@ -1,0 +1,182 @@
+"""The gradient of logits that a fused loss leaves out, where it is waited for: `retain_grad`, `register_hook`."""
+
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from cynosure.loss import cross_entropy
+from cynosure.loss.compiler import uncompiled
+from cynosure.patching.labelled import NAMES, PLAIN, Objective
+from cynosure.patching.losses import Asked
+from cynosure.patching.recipe import Recipe
+
+SAID = (
+    "the gradient of the logits of a patched model is waited for: its backward materializes the full logits, as the "
+    "model does that is not patched"
+)
+
+
+class Step(NamedTuple):
+    """An operation on logits: a function, and its arguments, of which that in place `at` is the logits."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    at: int
+    kwargs: dict[str, Any]
+
+    def __call__(self, logits: Tensor) -> Any:
+        return self.function(*self.args[: self.at], logits, *self.args[self.at + 1 :], **self.kwargs)
+
+    @property
+    def learned(self) -> Iterator[Tensor]:
+        """Operands that have gradients of their own."""
+        operands = (*self.args, *self.kwargs.values())
+        return (x for x in operands if isinstance(x, Tensor) and x.requires_grad)
+
+
+def step_of(function: Callable[..., Any], logits: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:
+    """An operation on stand-ins `logits`, which it does not hold."""
+    at = next(i for i, x in enumerate(args) if x is logits)
+    return Step(function, (*args[:at], None, *args[at + 1 :]), at, kwargs)
+
+
+def last_step(asked: Asked, step: Step, objective: Objective) -> Step:
+    """The loss of full logits that was asked for by a step, with what is minimised beside it."""
+    if objective == PLAIN:
+        return step
+    labelled, reduction = asked.labelled, cast(Any, asked.reduction)
+
+    def loss(logits: Tensor) -> Tensor:
+        made = cross_entropy(
+            logits.movedim(labelled.recipe.axis, -1), labelled.target, ignore_index=labelled.ignore_index,
+            reduction=reduction, class_weight=labelled.class_weight, z_loss=objective.z_loss,
+            label_smoothing=objective.label_smoothing or labelled.label_smoothing,
+        )  # fmt: skip
+        return asked.finish(made)
+
+    return Step(loss, (None,), 0, {})
+
+
+class Link(NamedTuple):
+    """A stand-in that led to a loss, while it lives; `step` is what was done to it."""
+
+    node: "weakref.ref[Any]"
+    state: tuple[Any, ...]
+    step: Step
+
+
+@uncompiled
+def watched(loss: Tensor, logits: Any, last: Step) -> Tensor:
+    """This loss of stand-ins `logits`, by the operation `last`; its gradient goes through those that are watched."""
+    if not loss.requires_grad:
+        return loss
+    chain: list[Link] = []
+    parts: dict[int, Tensor] = {}
+    node, step = logits, last
+    while node is not None:
+        chain.append(Link(weakref.ref(node), state_of(node.recipe), step))
+        parts |= {id(x): x for x in (*parts_of(node.recipe), *step.learned) if x is not None}
+        node, step = node.base, node.step
+    found: Tensor = Watched.apply(loss, chain, *parts.values())  # type: ignore[no-untyped-call]
+    return found
+
+
+def parts_of(recipe: Recipe) -> tuple[Tensor | None, ...]:
+    return tuple(getattr(recipe, name) for name in NAMES)
+
+
+def state_of(recipe: Recipe) -> tuple[Any, ...]:
+    """What an operation in place would change."""
+    return (*map(id, parts_of(recipe)), recipe.scale, recipe.softcap)
+
+
+class Watched(Function):
+    """The identity. Where logits are watched, its backward goes through them and not through the fused loss."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, chain: list[Link], *parts: Tensor) -> Tensor:
+        ctx.chain, ctx.ids, kind = chain, [id(x) for x in parts], loss.device.type
+        ctx.autocast = kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
+        return loss.clone()  # Trainer scales the loss in place
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        chain: list[Link] = ctx.chain
+        first = next((i for i in reversed(range(len(chain))) if is_watched(chain[i].node())), None)
+        if first is None:
+            return (upstream[0], None, *[None] * len(ctx.ids))
+        if torch.is_grad_enabled():
+            raise RuntimeError("the gradient of a patched model's logits has no graph: leave out create_graph")
+        with torch.autocast(*ctx.autocast):
+            found = gradients(chain[: first + 1], set(ctx.ids), upstream[0])
+        return (None, None, *(found.get(key) for key in ctx.ids))
+
+
+def is_watched(node: Any) -> bool:
+    made = None if node is None else node.made
+    return made is not None and bool(made.retains_grad or made._backward_hooks)
+
+
+def gradients(chain: list[Link], wanted: set[int], upstream: Tensor) -> dict[int, Tensor]:
+    """The gradients of what is `wanted`, by its id, through the logits of a chain, whose last stand-in is watched."""
+    recipe: Recipe = chain[-1].node().recipe  # type: ignore[union-attr]
+    for gather in recipe.before_backward:
+        gather(upstream)
+    own = {id(x): x.detach().requires_grad_(x.requires_grad) for x in parts_of(recipe) if x is not None}
+    changed: dict[str, Any] = {
+        name: None if x is None else own[id(x)] for name, x in zip(NAMES, parts_of(recipe), strict=True)
+    }
+    with torch.enable_grad():
+        z = replace(recipe, **changed).logits()
+        for link in reversed(chain):
+            node = link.node()
+            if node is not None and state_of(node.recipe) != link.state:
+                raise RuntimeError("logits of a patched model were changed in place after their loss: clone them")
+            if is_watched(node):
+                watch(z, node.made)
+            z = link.step(z)
+    learned = {id(x): x for link in chain for x in link.step.learned if id(x) in wanted}
+    asked = {key: x for key, x in (own | learned).items() if x.requires_grad}
+    found = torch.autograd.grad(z, list(asked.values()), upstream.to(z.dtype), allow_unused=True)
+    return {key: x for key, x in zip(asked, found, strict=True) if x is not None}
+
+
+def watch(logits: Tensor, made: Any) -> None:
+    """Have the gradient of these logits treated as that of those that are watched."""
+    for hook in (made._backward_hooks or {}).values():
+        logits.register_hook(hook)  # type: ignore[no-untyped-call]
+    if made.retains_grad:
+
+        def keep(dlogits: Tensor) -> None:
+            made.grad = dlogits.clone() if made.grad is None else made.grad + dlogits
+
+        logits.register_hook(keep)  # type: ignore[no-untyped-call]
+
+
+def grad(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+    """`torch.autograd.grad` where some inputs are stand-ins: their gradient is what comes to them on the way."""
+    inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    came: dict[int, Tensor] = {}
+    handles, asked = [], []
+    for number, x in enumerate(inputs):
+        recipe = getattr(x, "recipe", None)
+        if recipe is None:
+            asked.append(x)
+            continue
+
+        def keep(dlogits: Tensor, number: int = number) -> None:
+            came[number] = came[number] + dlogits if number in came else dlogits.clone()
+
+        handles.append(x.logits("torch.autograd.grad").register_hook(keep))
+        asked.append(next(part for part in parts_of(recipe) if part is not None and part.requires_grad))
+    try:
+        found = torch.autograd.grad(outputs, asked, *args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return tuple(came.get(i, x) if hasattr(inputs[i], "recipe") else x for i, x in enumerate(found))

@@ -1,0 +1,253 @@
+"""Sources: the files, folders, globs, pipes and datasets that names stand for, not yet read."""
+
+import errno
+import glob
+import logging
+import os
+import re
+import stat
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cynosure.system.files import sha256
+from cynosure.text.binary import HEAD, binary_kind, check_text
+from cynosure.text.tables import holds_documents
+from cynosure.text.unpacking import endings, opened
+
+KINDS = {
+    ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet",
+}  # fmt: skip
+ONCE = ("pipe", "stdin")  # kinds that can be read only once
+TEXTS = ("text", *ONCE)  # kinds that are no tables
+DATASET = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:\w[\w.-]*){0,2}")
+EXTENSIONS = (*KINDS, ".txt", ".text", ".md", ".log", ".html", ".xml", ".py", ".tex", ".rst")  # of files, not of words
+WORDS = 'to score words, pipe them in: echo "some words" | cynosure score MODEL -'
+SHOWN = 80  # characters of a name that is not there
+LISTED = 5  # names in a note
+READ = "a file, a folder, a glob, '-' or a pipe"
+
+log = logging.getLogger("cynosure")
+
+
+class Source(NamedTuple):
+    """Something that holds documents. `n_bytes` is its size, None where that is not known beforehand."""
+
+    kind: str  # text, json, jsonl, csv, tsv, parquet, pipe, stdin, dataset
+    name: str
+    n_bytes: int | None
+
+
+def find_sources(names: Sequence[str], *, column: str | None = None, datasets: bool = True) -> list[Source]:
+    """What each name stands for, without reading it: a file, the files of a folder or a glob, `-`, or a dataset.
+
+    Folders and links to folders are walked in sorted order, each once; hidden files are left out. Of the files in a
+    folder or a glob, those that are binary and the `.json` files that have no row of text (in `column`, where it is
+    named) are left out with a note; a file that is named stops all where it is binary. A file that is found several
+    times is read once. A dataset is written `name`, `name:config` or `name:config:split`; without `datasets` no name is
+    one. Raises FileNotFoundError for a name that stands for nothing, ValueError for what cannot be a text.
+    """
+    found: dict[Any, Source] = {}
+    left_out: dict[str, str] = {}  # why, by name
+    sources = (source for name in names for source in expand(name, column, datasets, left_out))
+    for number, source in enumerate(sources):
+        known = found.setdefault(identity(source, number), source)
+        if known is not source:
+            log.info("%s is read once: %s is the same file", known.name, source.name)
+    if left_out:
+        log.info(told_left_out(left_out))
+    return list(found.values())
+
+
+def told_left_out(left_out: dict[str, str]) -> str:
+    """Files that are left out, in a sentence.
+
+    >>> told_left_out({"d/a.png": "binary", "d/b.pt": "binary", "d/config.json": "no table"})
+    '3 files are left out: 2 binary (d/a.png, d/b.pt), 1 no table (d/config.json)'
+    """
+    parts = []
+    for why in dict.fromkeys(left_out.values()):
+        names = [name for name, reason in left_out.items() if reason == why]
+        more = f" and {len(names) - LISTED:,} more" if len(names) > LISTED else ""
+        parts.append(f"{len(names):,} {why} ({', '.join(names[:LISTED])}{more})")
+    files = "1 file is" if len(left_out) == 1 else f"{len(left_out):,} files are"
+    return f"{files} left out: {', '.join(parts)}"
+
+
+def total_bytes(sources: Sequence[Source]) -> int | None:
+    """The bytes of all sources, for showing progress; None where they are not known, as of compressed files."""
+    sizes = [None if endings(source.name)[1] else source.n_bytes for source in sources]
+    return None if None in sizes else sum(size for size in sizes if size is not None)
+
+
+def identity(source: Source, number: int) -> Any:
+    """The same for two sources that are one file, by whatever path; a dataset is taken as often as it is named."""
+    if source.kind == "dataset":
+        return number
+    if source.kind == "stdin":
+        return source.kind
+    facts = os.stat(source.name)
+    return facts.st_dev, facts.st_ino
+
+
+def expand(name: str, column: str | None, datasets: bool, left_out: dict[str, str]) -> Iterable[Source]:
+    path = Path(name).expanduser()
+    if name == "-":
+        return [Source("stdin", "<stdin>", None)]
+    kind = path_kind(path) if name else None
+    if kind == "file":
+        check_text(head_of(path), str(path))
+        return [file_source(path)]
+    if kind == "pipe":
+        return [Source("pipe", str(path), None)]
+    if kind == "folder":
+        return members(name, files_below(path), column, left_out)
+    if kind is not None:
+        raise ValueError(f"{name} is {kind}, not a text: give {READ}")
+    if not name:
+        raise FileNotFoundError(f"no such text: a name is empty; give {READ}")
+    if glob.has_magic(name):
+        return members(name, sorted(set(globbed(str(path))), key=str), column, left_out)
+    if datasets and DATASET.fullmatch(name) and (not path.suffix or ":" in name):
+        return [Source("dataset", name, None)]
+    shown = name if len(name) <= SHOWN else f"{name[:SHOWN]}..."
+    hint = hint_for_words(name)
+    raise FileNotFoundError(f"no such text: {shown!r} is no file, folder, glob, '-' or dataset name{hint}")
+
+
+def path_kind(path: Path) -> str | None:
+    """What is at a path: `file`, `folder`, `pipe`, or in words what cannot be read; None where nothing is."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return "a broken link" if os.path.islink(path) else None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return "a link that leads back to itself"
+        if error.errno == errno.ENAMETOOLONG:  # words
+            return None
+        raise
+    kinds = {
+        stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
+    }  # fmt: skip
+    return kinds.get(stat.S_IFMT(mode), "a special file")
+
+
+def looks_like_file(name: str) -> bool:
+    """Whether a name that is not there was meant for a file, and not for words.
+
+    >>> [looks_like_file(name) for name in ("data/a", "notes.txt", "a.jsonl.gz", "and/or not", "Paris", "The end.")]
+    [True, True, True, False, False, False]
+    """
+    extension, folder = endings(name)[0] in EXTENSIONS, os.sep in name
+    return (extension and folder) or ((extension or folder) and not any(map(str.isspace, name)))
+
+
+def hint_for_words(name: str) -> str:
+    return "" if looks_like_file(name) else f"; {WORDS}"
+
+
+def members(name: str, paths: Iterable[Path], column: str | None, left_out: dict[str, str]) -> list[Source]:
+    """The texts and tables among the files of a folder or glob. FileNotFoundError when there are none."""
+    found, unfit = [], {}
+    for path in paths:
+        why = why_unfit(path, column)
+        if why is None:
+            found.append(file_source(path))
+        else:
+            unfit[str(path)] = why
+    if not found:
+        why = f"no text in {name!r}: {told_left_out(unfit)}" if unfit else f"no files in {name!r}{hint_for_words(name)}"
+        raise FileNotFoundError(why)
+    left_out |= unfit
+    return found
+
+
+def why_unfit(path: Path, column: str | None) -> str | None:
+    """Why a file of a folder is no text and no table of texts; None where it may be."""
+    if (kind := path_kind(path)) != "file":
+        return (kind or "gone").removeprefix("a ")
+    if (binary := binary_kind(head_of(path))) is not None:
+        return binary if binary.startswith("UTF-16") else "binary"
+    if file_source(path).kind == "json" and not holds_documents(str(path), column):
+        return "no table"
+    return None
+
+
+def head_of(path: Path) -> bytes:
+    """The beginning of a file, unpacked; nothing of a Parquet file, whose own reader tells what is wrong."""
+    if file_source(path).kind == "parquet":
+        return b""
+    try:
+        with opened(str(path)) as file:
+            return file.read(HEAD)
+    except ValueError:  # its compression is damaged, which is told when it is read
+        return b""
+
+
+def files_below(folder: Path) -> list[Path]:
+    """The files of a folder and of all below it, in order; no hidden ones."""
+    found = (entry for here in folders_below(folder) for entry in entries(here))
+    return sorted(Path(entry.path) for entry in found if not os.path.isdir(entry.path))
+
+
+def folders_below(folder: Path) -> Iterator[Path]:
+    """A folder and those below it, links last, each once, also where links lead to it again or back."""
+    known: dict[tuple[int, int], Path] = {}
+    waiting = deque([folder])
+    while waiting:
+        here = waiting.popleft()
+        facts = here.stat()
+        first = known.setdefault((facts.st_dev, facts.st_ino), here)
+        if first is not here:
+            log.info("%s is the same folder as %s and read once", here, first)
+            continue
+        yield here
+        below = [entry for entry in entries(here) if os.path.isdir(entry.path)]
+        waiting.extendleft(here / entry.name for entry in reversed(below) if not entry.is_symlink())
+        waiting.extend(here / entry.name for entry in below if entry.is_symlink())
+
+
+def entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder and not hidden, by name."""
+    with os.scandir(folder) as found:
+        return sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
+
+
+def globbed(pattern: str) -> Iterator[Path]:
+    """The files of a glob; `**` stands for any folders, and folders that match last are walked."""
+    before, star, after = partition_at_stars(pattern)
+    if not star:
+        for path in map(Path, glob.glob(pattern)):
+            yield from files_below(path) if path.is_dir() else [path]
+        return
+    for base in map(Path, glob.glob(before) if before else ["."]):
+        for folder in folders_below(base) if base.is_dir() else ():
+            inside = os.path.join(glob.escape(str(folder)), after or "*")
+            if "**" in Path(after).parts:
+                yield from globbed(inside)
+            else:
+                yield from (path for path in map(Path, glob.glob(inside)) if not path.is_dir())
+
+
+def partition_at_stars(pattern: str) -> tuple[str, str, str]:
+    """The part of a glob before its first `**`, that, and the part after it."""
+    parts = Path(pattern).parts
+    at = parts.index("**") if "**" in parts else len(parts)
+    return os.path.join("", *parts[:at]), "".join(parts[at : at + 1]), os.path.join("", *parts[at + 1 :])
+
+
+def file_source(path: Path) -> Source:
+    kind, packing = endings(path.name)
+    if kind == ".parquet" and packing:
+        raise ValueError(f"{path} is compressed twice: Parquet is compressed inside; unpack the file first")
+    return Source(KINDS.get(kind, "text"), str(path), path.stat().st_size)
+
+
+def source_digest(source: Source) -> str | None:
+    """The SHA-256 of a file, in hexadecimal; None for what is no file."""
+    if source.kind in (*ONCE, "dataset"):
+        return None
+    return sha256(Path(source.name))
