@@ -9,7 +9,7 @@ from torch.nn import functional as F
 import cynosure
 from cynosure.models import check
 from cynosure.models.head import hidden_states, read_head
-from cynosure.text.tokens import byte_alphabet
+from cynosure.text.spelling import byte_alphabet
 from tests.census.compare import text_of
 
 TOLERANCE_NATS = 2e-4

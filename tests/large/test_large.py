@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from cynosure.measure.calibration import TEMPERATURES
 from cynosure.measure.rows import Facts, Shard, schema
 from cynosure.measure.store import Store
-from cynosure.text.tokens import byte_alphabet
+from cynosure.text.spelling import byte_alphabet
 from tests.lm.conftest import tiny_model
 
 # A process's peak of resident memory. Not ru_maxrss, which begins with that of the process which started it.

@@ -11,7 +11,7 @@ from tokenizers import models as kinds
 from transformers import PreTrainedTokenizerFast
 
 from cynosure.models import LanguageModel
-from cynosure.text.tokens import byte_alphabet
+from cynosure.text.spelling import byte_alphabet
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 

@@ -17,7 +17,7 @@ from cynosure.models import load
 from cynosure.models.gguf import GgufFile, cache_directory, dequantised, display_name, read_notes
 from cynosure.models.packaged import PACKAGED, packaged_parts
 from cynosure.text import tokenize
-from cynosure.text.tokens import byte_alphabet
+from cynosure.text.spelling import byte_alphabet
 from tests.lm.conftest import tiny_model
 
 SIZES = {"hidden_size": 64, "intermediate_size": 64, "vocab_size": 262, "rms_norm_eps": 1e-5}

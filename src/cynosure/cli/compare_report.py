@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from cynosure.cli.screen import headed_table, plain_table, stdout
 from cynosure.cli.tables import in_context, shortened
 from cynosure.system.escapes import visible
-from cynosure.system.numbers import counted, number
+from cynosure.system.numbers import counted, number, plural
 
 if TYPE_CHECKING:
     from cynosure.cli.screen import Console
@@ -123,8 +123,8 @@ def facts(found: "Comparison") -> Iterator[tuple[str, str, str]]:
     if sum(wins.values()) > 1:
         yield "documents won", f"{wins['b']:,}", f"by B, {wins['a']:,} by A, {wins['ties']:,} tied"
     method = found.resampling
-    noun = "document" if method.block_bytes is None else f"block of {method.block_bytes:,} bytes"
-    what = noun if method.n_clusters == 1 else noun.replace("document", "documents").replace("block", "blocks")
+    what = plural(method.n_clusters, "document" if method.block_bytes is None else "block")
+    what += "" if method.block_bytes is None else f" of {method.block_bytes:,} bytes"
     yield "intervals", f"{method.n_clusters:,}", f"{what} resampled {method.n_resamples:,} times, seed {method.seed}"
 
 

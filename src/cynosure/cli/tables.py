@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from cynosure.cli.screen import headed_table, plain_table, stdout
 from cynosure.system.escapes import quoted, visible
-from cynosure.system.numbers import counted, number
+from cynosure.system.numbers import counted, number, plural
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -51,7 +51,7 @@ def counts(scores: "Scores", values: dict[str, Any]) -> Iterator[tuple[str, str,
     for part in values["excluded"]:
         reasons[part["reason"]] = reasons.get(part["reason"], 0) + part["byte_end"] - part["byte_start"]
     for reason, n_bytes in reasons.items():
-        yield "left out", f"{n_bytes:,}", f"byte{'' if n_bytes == 1 else 's'}: {reason}"
+        yield "left out", f"{n_bytes:,}", f"{plural(n_bytes, 'byte')}: {reason}"
     effective, method = scores.intervals.effective_tokens, scores.method
     if effective is not None:
         what = counted(method.n_clusters, "document" if method.block_tokens is None else "block")

@@ -1,6 +1,6 @@
 """Two runs side by side: the text cut wherever a token ends in both, and the loss of each run between the cuts."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -62,6 +62,12 @@ class Side(NamedTuple):
     def offsets(self) -> Ints:
         """Where each document begins and the last one ends, in bytes of all documents one behind the other."""
         return np.cumsum([0, *(fact.n_bytes for fact in self.facts)])
+
+    def without_bytes(self, chosen: Sequence[bool]) -> "Side":
+        """The same, some of its documents without bytes."""
+        return self._replace(
+            facts=[fact._replace(n_bytes=0) if x else fact for fact, x in zip(self.facts, chosen, strict=True)]
+        )
 
 
 class Rows(NamedTuple):
@@ -141,14 +147,12 @@ class Segments(NamedTuple):
 
 
 def align(a: Side, b: Side) -> Iterator[Segments]:
-    """Pair two runs byte by byte, so that the tokenizers may differ; with equal ones a segment is a token.
+    """Pair two `comparable` runs byte by byte, so that the tokenizers may differ; with equal ones a segment is a token.
 
     The segments come in the order of the text, as many at a time as the tables of the runs hold, which are read one by
-    one. `choices` are of the tokens at hand: the runs have the same tokens where none is None. ValueError where the
-    runs are not of the same texts under the same protocol, where a tokenizer loses too much of them, and at the end
+    one. `choices` are of the tokens at hand: the runs have the same tokens where none is None. ValueError at the end
     where no segment was scored in both.
     """
-    a, b = comparable(a, b)
     offsets, n_found = a.offsets(), 0
     for edges, of_a, of_b in stretches(a, b, offsets):
         found = segments(edges, of_a, of_b, offsets)
@@ -181,11 +185,7 @@ def comparable(a: Side, b: Side) -> tuple[Side, Side]:
     lost = [of_a.loses or of_b.loses for of_a, of_b in zip(a.facts, b.facts, strict=True)]
     if not any(lost):
         return a, b
-    of_both = (
-        [fact._replace(n_bytes=0) if x else fact for fact, x in zip(side.facts, lost, strict=True)] for side in (a, b)
-    )
-    facts_a, facts_b = of_both
-    return a._replace(facts=facts_a), b._replace(facts=facts_b)
+    return a.without_bytes(lost), b.without_bytes(lost)
 
 
 def stretches(a: Side, b: Side, offsets: Ints) -> Iterator[tuple[Ints, Rows, Rows]]:

@@ -1,12 +1,11 @@
 """Where the nats go: the loss by document, by position in the window, by token frequency and by byte class."""
 
 import math
-from collections.abc import Iterable
-from itertools import repeat
 from typing import Any
 
 import numpy as np
 
+from cynosure.loss import TokenSums
 from cynosure.measure.classes import CLASSES
 from cynosure.measure.groups import Grouped
 from cynosure.measure.rows import Ints
@@ -56,30 +55,32 @@ def by_document(statistics: Statistics) -> list[dict[str, Any]]:
     return rows(sums, labels, statistics.carried(sums.keys).tolist())
 
 
-def all_carried(statistics: Statistics) -> Iterable[bool]:
-    """What `rows` takes where a group has tokens of many documents: a metric per byte needs all of these whole."""
-    return repeat(not any(fact.loses for fact in statistics.facts.values()))
+def all_carried(statistics: Statistics) -> bool:
+    """Whether no document loses text, as a metric per byte needs it where a group has tokens of many."""
+    return not any(fact.loses for fact in statistics.facts.values())
 
 
-def rows(sums: Grouped, labels: list[dict[str, Any]], carried: Iterable[bool]) -> list[dict[str, Any]]:
-    """The sums of each group as plain values, beside its label; per byte where no text of it is lost (`carried`)."""
+def metrics(group: TokenSums, carried: bool) -> dict[str, Any]:
+    """The sums of a group and what follows of them; per byte where no text of it is lost (`carried`)."""
+    return {
+        "tokens": group.tokens,
+        "bytes": group.n_bytes if carried else None,
+        "nats": group.nats,
+        "nats_per_token": group.nats_per_token,
+        "bits_per_byte": group.bits_per_byte if carried else None,
+        "top1_accuracy": group.accuracy,
+    }
+
+
+def rows(sums: Grouped, labels: list[dict[str, Any]], carried: bool | list[bool]) -> list[dict[str, Any]]:
+    """The metrics of each group as plain values, beside its label; `carried` is of all groups, or of each."""
     nats = sums.amount("nats")
     share = nats / nats.sum() if nats.sum() else nats
-    found = []
-    for label, group, part, known in zip(labels, sums.token_sums(), share.tolist(), carried, strict=False):
-        found.append(
-            label
-            | {
-                "tokens": group.tokens,
-                "bytes": group.n_bytes if known else None,
-                "nats": finite(group.nats),
-                "nats_per_token": finite(group.nats_per_token),
-                "bits_per_byte": finite(group.bits_per_byte) if known else None,
-                "top1_accuracy": group.accuracy,
-                "share_of_nats": part,
-            }
-        )
-    return found
+    each = carried if isinstance(carried, list) else [carried] * len(labels)
+    return [
+        label | {name: finite(x) for name, x in metrics(group, known).items()} | {"share_of_nats": part}
+        for label, group, part, known in zip(labels, sums.token_sums(), share.tolist(), each, strict=True)
+    ]
 
 
 def worst(statistics: Statistics, found: list[Costly], n: int) -> list[dict[str, Any]]:

@@ -19,13 +19,14 @@ from cynosure.measure.budget import default_batch_tokens, default_unit_tokens
 from cynosure.measure.calibration import TEMPERATURES
 from cynosure.measure.manifest import MANIFEST, difference
 from cynosure.measure.rows import Facts
-from cynosure.measure.score import Say, Scorer, told
+from cynosure.measure.score import Say, Scorer, reporting
 from cynosure.measure.scores import Scores, Setting
 from cynosure.measure.store import Store, check_own, other_run
 from cynosure.measure.units import Cutting, DoesNotApply, units
 from cynosure.measure.workers import Workers
 from cynosure.models import SplitModel, split
 from cynosure.system.folders import locked
+from cynosure.system.numbers import counted
 from cynosure.text import (
     PROTOCOLS,
     Document,
@@ -105,7 +106,7 @@ class Corpus(NamedTuple):
             return []
         number, listed = len(self.left_out), "; ".join(self.left_out[:LISTED])
         more = f"; and {number - LISTED:,} more" if number > LISTED else ""
-        return [f"{number:,} row{' is' if number == 1 else 's are'} left out: {listed}{more}"]
+        return [f"{counted(number, 'row')} {'is' if number == 1 else 'are'} left out: {listed}{more}"]
 
     @property
     def known(self) -> bool:
@@ -160,7 +161,7 @@ def score(
     workers = Workers()
     cut = partial(make_cutting, split_model, protocol, window, stride, bos=bos, special=special)
     with ExitStack() as stack:
-        say = stack.enter_context(told(progress))
+        say = stack.enter_context(reporting(progress))
         if out is None and workers.count == 1:
             return score_in_memory(Scorer(split_model, cut(batch_tokens), 0), corpus, say, keep)
         temporary = out is None and workers.leads

@@ -35,7 +35,7 @@ def ignore(step: Progress) -> None:
 
 
 @contextmanager
-def told(progress: Say | bool | None) -> Iterator[Say]:
+def reporting(progress: Say | bool | None) -> Iterator[Say]:
     """Who is told of every batch: the function that was given, nobody, or with True a bar on stderr."""
     if callable(progress):
         yield progress

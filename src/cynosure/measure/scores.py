@@ -163,21 +163,15 @@ class Scores:
         [['text 0', 7, 23], ['text 1', 3, 8]]
         """
         sums = self.statistics.documents.sums()
-        carried = self.statistics.carried(sums.keys).tolist()
+        groups, carried = sums.token_sums(), self.statistics.carried(sums.keys).tolist()
+        names = [self.statistics.facts[key].name for key in sums.keys.tolist()]
         rows = [
-            {
-                "name": self.statistics.facts[key].name,
-                "tokens": group.tokens,
-                "bytes": group.n_bytes if whole else None,
-                "nats": group.nats,
-                "nats_per_token": group.nats_per_token,
-                "perplexity": group.perplexity,
-                "bits_per_byte": group.bits_per_byte if whole else None,
-                "top1_accuracy": group.accuracy,
-            }
-            for key, group, whole in zip(sums.keys.tolist(), sums.token_sums(), carried, strict=True)
+            {"name": name} | breakdown.metrics(group, whole)
+            for name, group, whole in zip(names, groups, carried, strict=True)
         ]
-        return pa.Table.from_pylist(rows).to_pandas()
+        table = pa.Table.from_pylist(rows).to_pandas()
+        table.insert(list(table.columns).index("bits_per_byte"), "perplexity", [group.perplexity for group in groups])
+        return table
 
     def lines(self) -> Iterator[tuple[str, str, str, str]]:
         """(name, value, interval, what it means in plain words) of every metric."""
@@ -361,9 +355,8 @@ class Totals:
     def of(cls, statistics: Statistics) -> "Totals":
         sums, documents = statistics.sums, statistics.documents.sums()
         carried = documents.part(statistics.carried(documents.keys)).total
-        n_bytes, n_chars = (
-            int(carried.counts(name)[0]) if statistics.told_per_byte else None for name in ("n_bytes", "n_chars")
-        )
+        known = statistics.told_per_byte
+        n_bytes, n_chars = (int(carried.counts(name)[0]) if known else None for name in ("n_bytes", "n_chars"))
         return cls(sums.tokens, sums.nats, float(carried.nats[0]), n_bytes, n_chars, statistics.words())
 
     def as_printed(self, scores: Scores) -> "Totals":

@@ -14,10 +14,7 @@ Offsets = list[int | None] | None  # how many tokens of each row are from aLoRA'
 
 def replaced(layer: Any) -> Iterator[tuple[dict[str, Any], str, Any]]:
     """What such a layer has in the place of its own methods: (attributes, name, function)."""
-    package, _, kind = type(layer).__module__.partition(".tuners.")
-    if package != "peft":
-        return
-    kind = kind.partition(".")[0]
+    kind = tuner(layer)
     if kind in FORWARDS and type(getattr(layer, "base_layer", None)) is nn.Linear:
         yield vars(layer), "forward", partial(unless_switched_off, layer, layer.forward, FORWARDS[kind])
     if kind == "lora" and hasattr(layer, "lora_variant"):

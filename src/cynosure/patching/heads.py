@@ -31,9 +31,8 @@ class Deferring(TorchFunctionMode):
         super().__init__()
         layers = head_layers(model)
         self.classes, self.owner = class_counts(model), owner
-        self.obstacle = rounding(layers) or hooked(
-            layers, self.classes
-        )  # what there is in the head itself against putting it off
+        # What there is in the head itself against putting it off.
+        self.obstacle = rounding(layers) or hooked(layers, self.classes)
         self.lent = lent(layers)  # entered with it
         self.grad_enabled = torch.is_grad_enabled()
 

@@ -50,8 +50,13 @@ class Recipe:
         return self.versions != versions(self.weight, self.bias)
 
     @property
+    def operands(self) -> tuple[Tensor | None, ...]:
+        """The tensors that have gradients: hidden, weight and bias."""
+        return self.hidden, self.weight, self.bias
+
+    @property
     def requires_grad(self) -> bool:
-        return any(x is not None and x.requires_grad for x in (self.hidden, self.weight, self.bias))
+        return any(x is not None and x.requires_grad for x in self.operands)
 
     @property
     def rows(self) -> torch.Size:

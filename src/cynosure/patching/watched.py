@@ -80,19 +80,15 @@ def watched(loss: Tensor, logits: Any, last: Step) -> Tensor:
     node, step = logits, last
     while node is not None:
         chain.append(Link(weakref.ref(node), state_of(node.recipe), step))
-        parts |= {id(x): x for x in (*parts_of(node.recipe), *step.learned) if x is not None}
+        parts |= {id(x): x for x in (*node.recipe.operands, *step.learned) if x is not None}
         node, step = node.base, node.step
     found: Tensor = Watched.apply(loss, chain, *parts.values())  # type: ignore[no-untyped-call]
     return found
 
 
-def parts_of(recipe: Recipe) -> tuple[Tensor | None, ...]:
-    return tuple(getattr(recipe, name) for name in NAMES)
-
-
 def state_of(recipe: Recipe) -> tuple[Any, ...]:
     """What an operation in place would change."""
-    return (*map(id, parts_of(recipe)), recipe.scale, recipe.softcap)
+    return (*map(id, recipe.operands), recipe.scale, recipe.softcap)
 
 
 class Watched(Function):
@@ -127,9 +123,9 @@ def gradients(chain: list[Link], wanted: set[int], upstream: Tensor) -> dict[int
     recipe: Recipe = chain[-1].node().recipe  # type: ignore[union-attr]
     for gather in recipe.before_backward:
         gather(upstream)
-    own = {id(x): x.detach().requires_grad_(x.requires_grad) for x in parts_of(recipe) if x is not None}
+    own = {id(x): x.detach().requires_grad_(x.requires_grad) for x in recipe.operands if x is not None}
     changed: dict[str, Any] = {
-        name: None if x is None else own[id(x)] for name, x in zip(NAMES, parts_of(recipe), strict=True)
+        name: None if x is None else own[id(x)] for name, x in zip(NAMES, recipe.operands, strict=True)
     }
     with torch.enable_grad():
         z = replace(recipe, **changed).logits()
@@ -173,7 +169,7 @@ def grad(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...
             came[number] = came[number] + dlogits if number in came else dlogits.clone()
 
         handles.append(x.logits("torch.autograd.grad").register_hook(keep))
-        asked.append(next(part for part in parts_of(recipe) if part is not None and part.requires_grad))
+        asked.append(next(part for part in recipe.operands if part is not None and part.requires_grad))
     try:
         found = torch.autograd.grad(outputs, asked, *args, **kwargs)
     finally:

@@ -18,7 +18,16 @@ def counted(number: int, noun: str) -> str:
     >>> counted(1, "document"), counted(2000, "document")
     ('1 document', '2,000 documents')
     """
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return f"{number:,} {plural(number, noun)}"
+
+
+def plural(number: int, noun: str) -> str:
+    """A noun as it stands behind a number.
+
+    >>> plural(1, "byte"), plural(0, "byte")
+    ('byte', 'bytes')
+    """
+    return noun if number == 1 else f"{noun}s"
 
 
 def number(value: float | None, digits: int = 2) -> str:

@@ -23,10 +23,10 @@ from cynosure.text.special import check_special as check_special
 from cynosure.text.special import read_as as read_as
 from cynosure.text.special import special_strings as special_strings
 from cynosure.text.special import split_hint as split_hint
+from cynosure.text.spelling import spell as spell
+from cynosure.text.spelling import token_texts as token_texts
 from cynosure.text.tokens import Tokens as Tokens
-from cynosure.text.tokens import spell as spell
 from cynosure.text.tokens import text_ids as text_ids
-from cynosure.text.tokens import token_texts as token_texts
 from cynosure.text.tokens import tokenize as tokenize
 from cynosure.text.vocabulary import train_tokenizer as train_tokenizer
 from cynosure.text.whole import OVERLONG as OVERLONG

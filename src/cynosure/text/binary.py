@@ -2,8 +2,9 @@
 
 import codecs
 
+from cynosure.text.unpacking import BOMS
+
 HEAD = 8192  # bytes of a file that are looked at
-BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # that of UTF-32, little-endian, begins so too
 MAGIC = (
     (b"\x89PNG\r\n\x1a\n", "a PNG image"), (b"\xff\xd8\xff", "a JPEG image"), (b"GIF8", "a GIF image"),
     (b"BM", "a BMP image"), (b"II*\0", "a TIFF image"), (b"MM\0*", "a TIFF image"), (b"%PDF-", "a PDF document"),
@@ -38,7 +39,7 @@ def binary_kind(head: bytes) -> str | None:
     """
     if head.startswith(b"%PDF-"):
         return "a PDF document"
-    if head.startswith(BOMS) or is_text(head):
+    if head.startswith(tuple(mark for mark, _ in BOMS)) or is_text(head):
         return None
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return next((kind for part, kind in IN_ZIP if part in head), "a ZIP archive")

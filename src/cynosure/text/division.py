@@ -6,6 +6,7 @@ from fractions import Fraction
 from math import floor
 from typing import NamedTuple
 
+from cynosure.system.numbers import counted
 from cynosure.text.documents import Document
 
 
@@ -79,7 +80,7 @@ class Division:
         """What a user must know of it."""
         found = []
         if self.by_tails:
-            few = f"{self.n_distinct} document{'s' if self.n_distinct > 1 else ''}"
+            few = counted(self.n_distinct, "document")
             found.append(
                 f"too few to hold whole ones out: the last {float(self.share):.0%} of each of {few} is, from a line on"
             )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cynosure.system.files import sha256
+from cynosure.system.numbers import counted
 from cynosure.text.binary import HEAD, binary_kind, check_text
 from cynosure.text.tables import holds_documents
 from cynosure.text.unpacking import endings, opened
@@ -71,8 +72,8 @@ def told_left_out(left_out: dict[str, str]) -> str:
         names = [name for name, reason in left_out.items() if reason == why]
         more = f" and {len(names) - LISTED:,} more" if len(names) > LISTED else ""
         parts.append(f"{len(names):,} {why} ({', '.join(names[:LISTED])}{more})")
-    files = "1 file is" if len(left_out) == 1 else f"{len(left_out):,} files are"
-    return f"{files} left out: {', '.join(parts)}"
+    are = "is" if len(left_out) == 1 else "are"
+    return f"{counted(len(left_out), 'file')} {are} left out: {', '.join(parts)}"
 
 
 def total_bytes(sources: Sequence[Source]) -> int | None:

@@ -1,0 +1,131 @@
+"""How tokens are spelled: the bytes that each token of a vocabulary stands for."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cynosure.text.calling import call
+
+Ints = NDArray[np.int64]
+Rule = Callable[[str], bytes]
+
+
+class Spelling(NamedTuple):
+    """How the tokens of a vocabulary spell bytes, and by id the tokens spelled so far.
+
+    Also the added tokens that are found before anything is normalized: reading them takes long in a large vocabulary.
+    """
+
+    rule: Rule
+    known: dict[int, bytes]
+    apart: dict[int, str]
+
+
+PROBE = " a§猫"  # which no normaliser changes and no vocabulary spells in two ways
+SPELLINGS: WeakKeyDictionary[Any, Spelling] = WeakKeyDictionary()
+
+
+def spell(tokenizer: Any, ids: list[int]) -> list[bytes]:
+    """The bytes of each token by the rule of its vocabulary."""
+    rule, known, _ = spelling_of(tokenizer)
+    new = list(set(ids) - known.keys())
+    known.update((id_, rule(token or "")) for id_, token in zip(new, tokenizer.convert_ids_to_tokens(new), strict=True))
+    return [known[id_] for id_ in ids]
+
+
+def spelling_of(tokenizer: Any) -> Spelling:
+    """The spelling of a tokenizer, read once."""
+    spelling = SPELLINGS.get(tokenizer)
+    if spelling is None:
+        spelling = SPELLINGS[tokenizer] = read_spelling(tokenizer)
+    return spelling
+
+
+def read_spelling(tokenizer: Any) -> Spelling:
+    """The rule of a vocabulary, and its added tokens, which are written as they are."""
+    tokens_added = tokenizer.added_tokens_decoder.items()
+    apart = {id_: token.content for id_, token in tokens_added if not token.normalized}
+    rule = rule_of(tokenizer)
+    written = sentencepiece if rule is sentencepiece else str.encode
+    return Spelling(rule, {id_: written(token.content) for id_, token in tokens_added}, apart)
+
+
+def rule_of(tokenizer: Any) -> Rule:
+    """How the tokens of a vocabulary, added ones aside, spell bytes."""
+    tokens = tokenizer.convert_ids_to_tokens(call(tokenizer, PROBE, add_special_tokens=False).input_ids)
+
+    def spells(rule: Rule) -> bool:
+        return b"".join(map(rule, tokens)) == PROBE.encode()
+
+    if spells(byte_level) or decodes_bytes(tokenizer):
+        return byte_level
+    return raw_bytes if spells(raw_bytes) else sentencepiece
+
+
+def decodes_bytes(tokenizer: Any) -> bool:
+    """Whether the tokenizer's decoder or pre-tokenizer spells as GPT-2's do, whatever its vocabulary lacks."""
+    if not tokenizer.is_fast:
+        return False
+    names = {byte: character for character, byte in byte_alphabet().items()}
+    backend, spelled = tokenizer.backend_tokenizer, "".join(names[byte] for byte in PROBE.encode())
+    if backend.decoder is not None:
+        return bool(backend.decoder.decode([spelled]) == PROBE)
+    if backend.pre_tokenizer is None:
+        return False
+    return "".join(piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(PROBE)) == spelled
+
+
+def token_texts(tokenizer: Any, ids: Ints) -> list[str]:
+    """How each token reads, one by one; bytes that are no characters of their own as `\\xNN`."""
+    return [piece.decode("utf-8", "backslashreplace") for piece in spell(tokenizer, ids.tolist())]
+
+
+@cache
+def byte_alphabet() -> dict[str, int]:
+    """GPT-2's spelling of bytes as printable characters: which byte each character stands for."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+def byte_level(token: str) -> bytes:
+    """A token of GPT-2's kind: one character a byte. A token of another kind as it is written.
+
+    >>> byte_level("Ġdog"), byte_level("ðŁĴ")
+    (b' dog', b'\\xf0\\x9f\\x92')
+    """
+    alphabet = byte_alphabet()
+    try:
+        return bytes(alphabet[character] for character in token)
+    except KeyError:
+        return token.encode()
+
+
+def raw_bytes(token: str) -> bytes:
+    """A token of ByT5's kind: the character of each byte's number. A token of another kind as it is written.
+
+    >>> raw_bytes(" "), raw_bytes("\\xf0")
+    (b' ', b'\\xf0')
+    """
+    try:
+        return token.encode("latin-1")
+    except UnicodeEncodeError:
+        return token.encode()
+
+
+def sentencepiece(token: str) -> bytes:
+    """A sentencepiece token: `▁` is a space, `<0xNN>` one byte, anything else as it is written.
+
+    >>> sentencepiece("▁dog"), sentencepiece("<0xF0>")
+    (b' dog', b'\\xf0')
+    """
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        try:
+            return bytes([int(token[3:5], 16)])
+        except ValueError:
+            pass
+    return token.replace("▁", " ").encode()
