@@ -2,9 +2,13 @@
 
 import ast
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from pkgutil import walk_packages
 
 import pytest
+
+import cynosure
 
 PACKAGE = Path(__file__).parents[1] / "src" / "cynosure"
 ORDER = ("system", "loss", "patching", "text", "models", "measure", "training", "bench", "cli")
@@ -13,7 +17,7 @@ GROUND = {"system", "loss", "text"}  # import no other wing but system
 MODEL_FREE = {
     f"measure/{name}.py"
     for name in (
-        *("align", "bootstrap", "breakdown", "calibration", "classes", "compare", "gate", "groups", "intervals"),
+        *("align", "bootstrap", "breakdown", "calibration", "classes", "comparison", "gate", "groups", "intervals"),
         *("rows", "scores", "stats", "store", "sums", "worst"),
     )
 }
@@ -82,12 +86,12 @@ def test_imports_point_downwards() -> None:
         ("loss/plan.py", "from cynosure.models.head import Head"),
         ("loss/plan.py", "from cynosure import models"),
         ("loss/plan.py", "from .. import measure"),
-        ("loss/plan.py", "from ..measure.score import score"),
-        ("loss/deep/plan.py", "from ...measure.score import score"),
+        ("loss/plan.py", "from ..measure.run import score"),
+        ("loss/deep/plan.py", "from ...measure.run import score"),
         ("loss/plan.py", "from cynosure import linear_cross_entropy"),
         ("text/tokens.py", "from cynosure.loss import explain"),
         ("models/head.py", "def f():\n    from cynosure.measure import score"),
-        ("measure/score.py", "import importlib\nimportlib.import_module('cynosure.cli.app')"),
+        ("measure/scoring.py", "import importlib\nimportlib.import_module('cynosure.cli.app')"),
         ("measure/stats.py", "from cynosure.models import load"),
         ("system/escapes.py", "from cynosure.loss import explain"),
         ("extra/odd.py", "import math"),
@@ -115,3 +119,11 @@ def test_a_downward_import_is_allowed(path: str, code: str, tmp_path: Path) -> N
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(code)
     assert violations(tmp_path) == []
+
+
+def test_no_public_name_hides_a_module() -> None:
+    packages = ["cynosure", *(module.name for module in walk_packages(cynosure.__path__, "cynosure.") if module.ispkg)]
+    modules = {module.name for module in walk_packages(cynosure.__path__, "cynosure.")}
+    for package in map(import_module, packages):
+        public = {f"{package.__name__}.{name}" for name, value in vars(package).items() if callable(value)}
+        assert public & modules == set()

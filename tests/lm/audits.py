@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import cynosure
-from cynosure.models.audit import Audit
+from cynosure.models.auditing import Audit
 from cynosure.patching.labelled import IGNORED
 from tests.patching.test_patch import V
 from tests.patching.test_patch import family as bare_family

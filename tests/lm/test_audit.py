@@ -1,6 +1,5 @@
 """Every planted bug is named, by its own name alone, and where nothing can be said, why."""
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from torch.nn import functional as F
 import cynosure
 from cynosure import audit
 from cynosure.models import LanguageModel
-from cynosure.models.audit.findings import FAULTS
+from cynosure.models.auditing.findings import FAULTS
 from cynosure.patching.labelled import IGNORED
 from tests.lm.audits import (
     BOS,
@@ -268,8 +267,7 @@ def test_every_fault_is_planted() -> None:
 
 def test_a_wrong_fused_loss_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     own = cynosure.linear_cross_entropy
-    module = sys.modules["cynosure.models.audit.loss"]  # the package's attribute `audit` is the function
-    monkeypatch.setattr(module, "linear_cross_entropy", lambda *a, **o: own(*a, **o) * 1.0001)
+    monkeypatch.setattr("cynosure.models.auditing.loss.linear_cross_entropy", lambda *a, **o: own(*a, **o) * 1.0001)
     assert names(audit(family("Llama"), [rows(20, 13)])) == ["fused-loss"]
 
 

@@ -14,10 +14,10 @@ from transformers import DataCollatorForLanguageModeling
 
 from cynosure import audit, patch
 from cynosure.models import LanguageModel
-from cynosure.models.audit import Audit
-from cynosure.models.audit.batch import N_BATCHES
-from cynosure.models.audit.loss import rounding_of
-from cynosure.models.audit.truth import Own, nll_of
+from cynosure.models.auditing import Audit
+from cynosure.models.auditing.batch import N_BATCHES
+from cynosure.models.auditing.loss import rounding_of
+from cynosure.models.auditing.truth import Own, nll_of
 from cynosure.patching.labelled import IGNORED
 from tests.lm.audits import (
     BOS,

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from cynosure.measure.align import Segments, Side, align, comparable
 from cynosure.measure.bootstrap import choose, interval, paired
-from cynosure.measure.compare import Comparison, compare
+from cynosure.measure.comparison import Comparison, compare
 from cynosure.measure.rows import Facts, schema
 from cynosure.measure.scores import Scores, Setting
 

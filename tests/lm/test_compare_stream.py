@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cynosure.measure.align import Side, align
 from cynosure.measure.bootstrap import choose, interval, paired
 from cynosure.measure.classes import CLASSES, byte_class
-from cynosure.measure.compare import Comparison, compare
+from cynosure.measure.comparison import Comparison, compare
 from cynosure.measure.rows import Shard
 from cynosure.measure.scores import SHOWN, Scores
 from cynosure.measure.store import Store

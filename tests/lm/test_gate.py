@@ -9,7 +9,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from cynosure.cli.compare_report import markdown
-from cynosure.measure.compare import UNKNOWN, Change, Comparison, compare
+from cynosure.measure.comparison import UNKNOWN, Change, Comparison, compare
 from cynosure.measure.gate import Gate, Verdict, junit
 from cynosure.measure.scores import Figure
 from tests.lm.test_compare import made, random_runs, tokens_of

@@ -7,7 +7,7 @@ import torch
 
 from cynosure.cli.predict import perplexity_line
 from cynosure.measure import predict
-from cynosure.measure.predict import Candidate, Prediction, Surprise, read_surprise
+from cynosure.measure.prediction import Candidate, Prediction, Surprise, read_surprise
 from cynosure.models import LanguageModel
 from tests.lm.conftest import byte_tokenizer, tiny
 

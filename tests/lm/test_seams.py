@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers, processor
 from tokenizers import models as kinds
 from transformers import PreTrainedTokenizerFast
 
-from cynosure.models.load import locate
+from cynosure.models.loading import locate
 from cynosure.text import Separators, document_ids, seams, tokenize
 from cynosure.text.seams import LETTER, LINE, NUMBER, WORD, in_pieces, seams_of
 from tests.lm.conftest import byte_tokenizer, piece_tokenizer, word_tokenizer

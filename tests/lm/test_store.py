@@ -21,7 +21,7 @@ from cynosure.measure.budget import default_unit_tokens
 from cynosure.measure.store import Store, difference
 from cynosure.models import LanguageModel, load, split
 from cynosure.models.head import Head
-from cynosure.models.split import SplitModel
+from cynosure.models.splitting import SplitModel
 from cynosure.system.folders import locked
 from cynosure.text import Document
 from tests.lm.conftest import byte_tokenizer, tiny

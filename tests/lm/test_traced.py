@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from cynosure.cli.app import app
 from cynosure.measure import score
-from cynosure.measure.predict import predict
+from cynosure.measure.prediction import predict
 from cynosure.models import LanguageModel, audit, check, check_apart, read_head
 from cynosure.patching import causal_lm_loss
 from tests.lm.conftest import byte_tokenizer, tiny, tiny_model

@@ -15,7 +15,7 @@ import torch
 from cynosure.measure import Corpus, score
 from cynosure.measure.workers import together
 from cynosure.models import load
-from cynosure.models.load import find_device
+from cynosure.models.loading import find_device
 from cynosure.text import find_sources
 from tests.lm.test_store import OPTIONS, TEXTS, TIMES, figures
 

@@ -80,7 +80,7 @@ def packaged(name: str, n_rows: int, say: Say) -> Prepared:
     """A packaged model's own head, with the hidden states its own body makes of addresses of US presidents."""
     from transformers import AutoConfig
 
-    from cynosure.models.load import locate
+    from cynosure.models.loading import locate
 
     say(f"{name}: finding the model (dequantised once)")
     source, title = locate(name)

@@ -90,7 +90,7 @@ class TrainWorker(Worker):
 def new_work(name: str, dtype: str, settings: TrainSettings) -> TrainWork:
     from cynosure.bench.fresh import FRESH, fresh_model
     from cynosure.models import load
-    from cynosure.models.load import DTYPES as BY_NAME
+    from cynosure.models.loading import DTYPES as BY_NAME
 
     autocast = dtype == "autocast"
     weights = "float32" if autocast else dtype

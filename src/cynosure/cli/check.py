@@ -9,8 +9,8 @@ from cynosure.cli import common
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cynosure.models.audit import Audit
-    from cynosure.models.check import Check
+    from cynosure.models.auditing import Audit
+    from cynosure.models.checks import Check
 
 N_TOKENS = 64  # full logits of so few are made here for once
 N_SHORT = 40  # of the second row of the audit's batch, which is padded
@@ -100,7 +100,7 @@ def padded_batch(tokenizer: Any, ids: list[int]) -> "dict[str, Tensor]":
 
 def show(name: str, head: str, checks: "list[Check]") -> None:
     from cynosure.cli.screen import headed_table, stdout
-    from cynosure.models.check import TOLERANCE
+    from cynosure.models.checks import TOLERANCE
 
     console = stdout()
     console.print(name, style="bold")

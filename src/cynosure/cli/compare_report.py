@@ -12,7 +12,7 @@ from cynosure.system.numbers import counted, number, plural
 if TYPE_CHECKING:
     from cynosure.cli.screen import Console
     from cynosure.measure import Comparison, Verdict
-    from cynosure.measure.compare import Change
+    from cynosure.measure.comparison import Change
     from cynosure.measure.scores import Figure
 
 SHOWN = 5  # documents and segments

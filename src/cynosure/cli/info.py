@@ -30,7 +30,7 @@ def gather() -> dict[str, Any]:
     from cynosure.loss.gemm import RIVALS, choose_gemm
     from cynosure.loss.machine import cache_directory, cpu_name
     from cynosure.loss.plan import backends
-    from cynosure.models.load import find_device
+    from cynosure.models.loading import find_device
     from cynosure.models.packaged import PACKAGED
 
     accelerator = find_device("auto")

@@ -84,7 +84,7 @@ def top_table(prediction: "Prediction") -> "Table":
     from rich.bar import Bar
 
     from cynosure.cli.screen import headed_table
-    from cynosure.measure.predict import percent
+    from cynosure.measure.prediction import percent
     from cynosure.system.escapes import quoted
 
     table = headed_table(">rank", "<token", "probability", "<")
@@ -98,7 +98,7 @@ def top_table(prediction: "Prediction") -> "Table":
 def truth_table(prediction: "Prediction") -> "Table":
     """The tokens of the truth one by one, and their sum when there are several."""
     from cynosure.cli.screen import headed_table
-    from cynosure.measure.predict import percent
+    from cynosure.measure.prediction import percent
     from cynosure.system.escapes import quoted
 
     table = headed_table("truth", "probability", "rank", "loss in nats", "in bits")

@@ -19,8 +19,8 @@ from cynosure.measure.budget import default_batch_tokens, default_unit_tokens
 from cynosure.measure.calibration import TEMPERATURES
 from cynosure.measure.manifest import MANIFEST, difference
 from cynosure.measure.rows import Facts
-from cynosure.measure.score import Say, Scorer, reporting
 from cynosure.measure.scores import Scores, Setting
+from cynosure.measure.scoring import Say, Scorer, reporting
 from cynosure.measure.store import Store, check_own, other_run
 from cynosure.measure.units import Cutting, DoesNotApply, units
 from cynosure.measure.workers import Workers

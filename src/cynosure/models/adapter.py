@@ -14,7 +14,7 @@ from cynosure.models.pretrained import told
 from cynosure.models.remote_code import CONFIG, read_json
 
 if TYPE_CHECKING:
-    from cynosure.models.load import LanguageModel
+    from cynosure.models.loading import LanguageModel
 
 ADAPTER_CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")

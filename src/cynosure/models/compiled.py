@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cynosure.models.split import SplitModel
+from cynosure.models.splitting import SplitModel
 
 
 def compiled(model: SplitModel) -> SplitModel:

@@ -12,7 +12,7 @@ from cynosure.measure import Corpus
 from cynosure.measure.manifest import difference
 from cynosure.models import LanguageModel, Regimes, check_apart, load
 from cynosure.models.digest import weights_digest
-from cynosure.models.load import find_code, find_device, find_tokenizer, load_tokenizer, locate
+from cynosure.models.loading import find_code, find_device, find_tokenizer, load_tokenizer, locate
 from cynosure.models.regimes import read_regimes
 from cynosure.patching import Patch
 from cynosure.patching.ids import check_ids, embedding_rows

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 
-from cynosure.models.load import load_tokenizer
+from cynosure.models.loading import load_tokenizer
 from cynosure.text import (
     Division,
     Document,

@@ -16,7 +16,7 @@ from cynosure.measure.workers import PATIENCE, Workers
 from cynosure.models import load
 from cynosure.models.digest import weights_digest
 from cynosure.models.gguf import calm_transformers
-from cynosure.models.load import find_device
+from cynosure.models.loading import find_device
 from cynosure.system.numbers import counted
 from cynosure.text import Document, as_documents
 from cynosure.training.begin import Consent, begin, check_same, check_tokens, environment, load_init

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from cynosure.measure import Corpus, Scores, score
-from cynosure.measure.score import Say
+from cynosure.measure.scoring import Say
 from cynosure.measure.store import remove_run
 from cynosure.models import LanguageModel, SplitModel, split
 from cynosure.models.head import current_head

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cynosure.models.audit.batch import Batch, pulled
-from cynosure.models.audit.findings import Report
+from cynosure.models.auditing.batch import Batch, pulled
+from cynosure.models.auditing.findings import Report
 from cynosure.patching.labelled import IGNORED
 from cynosure.text import adds_bos
 

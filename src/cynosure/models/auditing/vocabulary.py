@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 
-from cynosure.models.audit.batch import Batch
-from cynosure.models.audit.findings import Report
-from cynosure.models.audit.labels import Rows
+from cynosure.models.auditing.batch import Batch
+from cynosure.models.auditing.findings import Report
+from cynosure.models.auditing.labels import Rows
 from cynosure.patching.labelled import IGNORED
 
 SPECIALS = ("pad", "bos", "eos")

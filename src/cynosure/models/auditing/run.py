@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
-from cynosure.models.audit.accumulate import check_accumulation
-from cynosure.models.audit.batch import Batch, take_batches
-from cynosure.models.audit.findings import Audit, Report
-from cynosure.models.audit.gradients import check_gradients
-from cynosure.models.audit.labels import (
+from cynosure.models.auditing.accumulate import check_accumulation
+from cynosure.models.auditing.batch import Batch, take_batches
+from cynosure.models.auditing.findings import Audit, Report
+from cynosure.models.auditing.gradients import check_gradients
+from cynosure.models.auditing.labels import (
     Rows,
     Specials,
     check_documents,
@@ -22,10 +22,10 @@ from cynosure.models.audit.labels import (
     find_specials,
     read_rows,
 )
-from cynosure.models.audit.level import check_level
-from cynosure.models.audit.loss import Compared, compare_loss
-from cynosure.models.audit.subject import LossFunction, Subject, find_subject
-from cynosure.models.audit.vocabulary import check_specials, check_vocabulary
+from cynosure.models.auditing.level import check_level
+from cynosure.models.auditing.loss import Compared, compare_loss
+from cynosure.models.auditing.subject import LossFunction, Subject, find_subject
+from cynosure.models.auditing.vocabulary import check_specials, check_vocabulary
 from cynosure.patching.labelled import IGNORED
 from cynosure.patching.probe import untouched
 

@@ -13,7 +13,7 @@ from cynosure.loss.tensors import place
 from cynosure.models.digest import add_tensors
 from cynosure.models.finite import check_finite, why_not_finite
 from cynosure.models.head import Head, check_causal, hidden_states, read_head
-from cynosure.models.load import LanguageModel, load
+from cynosure.models.loading import LanguageModel, load
 from cynosure.models.regimes import Forgetting, Regimes, read_regimes
 from cynosure.patching.ids import check_ids, embedding_rows
 

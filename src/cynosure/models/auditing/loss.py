@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from cynosure.loss import linear_cross_entropy
-from cynosure.models.audit.batch import Batch, pulled
-from cynosure.models.audit.findings import Report
-from cynosure.models.audit.subject import Subject
-from cynosure.models.audit.truth import Nll, Own, nll_of, own_logits, reduced, split_of
+from cynosure.models.auditing.batch import Batch, pulled
+from cynosure.models.auditing.findings import Report
+from cynosure.models.auditing.subject import Subject
+from cynosure.models.auditing.truth import Nll, Own, nll_of, own_logits, reduced, split_of
 from cynosure.models.finite import why_not_finite
 from cynosure.patching.labelled import IGNORED
 

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cynosure.models.audit.findings import Report
-from cynosure.models.audit.loss import Compared
-from cynosure.models.audit.subject import Subject
-from cynosure.models.audit.truth import coarsest, d_logits, own_logits
+from cynosure.models.auditing.findings import Report
+from cynosure.models.auditing.loss import Compared
+from cynosure.models.auditing.subject import Subject
+from cynosure.models.auditing.truth import coarsest, d_logits, own_logits
 
 
 def check_gradients(subject: Subject, compared: Compared, report: Report) -> None:

@@ -5,11 +5,11 @@ import math
 import torch
 from torch import Tensor
 
-from cynosure.models.audit.batch import pulled
-from cynosure.models.audit.findings import Report
-from cynosure.models.audit.loss import Compared, rounding_of, times, whole_factor
-from cynosure.models.audit.subject import Subject
-from cynosure.models.audit.truth import Nll
+from cynosure.models.auditing.batch import pulled
+from cynosure.models.auditing.findings import Report
+from cynosure.models.auditing.loss import Compared, rounding_of, times, whole_factor
+from cynosure.models.auditing.subject import Subject
+from cynosure.models.auditing.truth import Nll
 from cynosure.patching.labelled import IGNORED
 
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cynosure.models.audit.batch import Batch
-from cynosure.models.audit.subject import Subject
+from cynosure.models.auditing.batch import Batch
+from cynosure.models.auditing.subject import Subject
 from cynosure.models.head import Head, agree, follow
 from cynosure.patching.labelled import IGNORED
 

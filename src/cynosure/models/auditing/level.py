@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cynosure.models.audit.batch import Batch, pulled
-from cynosure.models.audit.findings import Report
-from cynosure.models.audit.labels import Rows
-from cynosure.models.audit.loss import Compared
+from cynosure.models.auditing.batch import Batch, pulled
+from cynosure.models.auditing.findings import Report
+from cynosure.models.auditing.labels import Rows
+from cynosure.models.auditing.loss import Compared
 
 MARGIN = 1.0  # nats: e times as many equal choices
 STD = 0.02  # of weights as transformers initialises them

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cynosure.models.audit.batch import COMPLETION
+from cynosure.models.auditing.batch import COMPLETION
 from cynosure.patching import find_causal_lm
 from cynosure.patching.inputs import input_device
 
