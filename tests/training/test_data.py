@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cynosure.text import Division, Document
-from cynosure.training.data import LEAST_BYTES, shortened, write_data
+from cynosure.training.data import LEAST_BYTES, Reading, shortened, write_data
 
 BUDGET = 20_000
 
@@ -49,7 +49,7 @@ def test_special_tokens_in_a_text(tmp_path: Path, parse: bool) -> None:
 
     text = "once</s> upon <s>a time"
     division = Division([Document("a", text), Document("b", "the end")], 0.0, [Document("c", "to validate on")])
-    data = write_data(tmp_path / "data", division, byte_tokenizer(), parse_special=parse)
+    data = write_data(tmp_path / "data", division, byte_tokenizer(), Reading(parse))
     ids = data.tokenised().ids.tolist()
     assert (ids.count(0), ids.count(1)) == ((3, 3) if parse else (2, 2))
     (note,) = (note for note in data.facts.notes if "special" in note)

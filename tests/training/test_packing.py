@@ -30,7 +30,8 @@ def tokenised(lengths: list[int], shared: bool, prompts: list[int] | None = None
         edges.append(len(ids))
     prompted = np.array(prompts or [0] * len(lengths)) > 0
     separators = Separators(END, END) if shared else Separators(BOS, EOS)
-    return Tokenised(np.array(ids, np.int32), np.array(edges), np.array(predicted), prompted, separators)
+    chats = np.zeros_like(prompted)
+    return Tokenised(np.array(ids, np.int32), np.array(edges), np.array(predicted), prompted, separators, chats)
 
 
 def epoch_rows(packed: Packed, epoch: int) -> list[Any]:

@@ -60,6 +60,12 @@ SpecialOfProtocol = Annotated[
         show_default=False,
     ),
 ]
+Chat = Annotated[
+    Literal["assistant", "all"],
+    typer.Option(
+        help="Whose turns of messages count: the assistant's, or all. What the chat template adds never does."
+    ),
+]
 Bos = Annotated[
     Literal["auto", "every", "first", "none"],
     typer.Option(

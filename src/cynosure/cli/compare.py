@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from cynosure.measure import Comparison
 
 OF_MODELS = (
-    "protocol", "window", "stride", "bos", "special", "dtype", "device", "batch_tokens", "limit", "column", "errors",
-    "split_at", "bad_rows", "trust_remote_code", "allow_unused_weights",
+    "protocol", "window", "stride", "bos", "special", "chat", "dtype", "device", "batch_tokens", "limit", "column",
+    "errors", "split_at", "bad_rows", "trust_remote_code", "allow_unused_weights",
 )  # fmt: skip
 
 
@@ -51,6 +51,7 @@ def compare(
     ] = None,
     bos: common.Bos = "auto",
     special: common.SpecialOfProtocol = "auto",
+    chat: common.Chat = "assistant",
     dtype: common.Dtype = "auto",
     device: common.Device = "auto",
     batch_tokens: Annotated[int | None, typer.Option(help="Positions computed at once.", show_default=False)] = None,

@@ -34,6 +34,7 @@ def score(
     ] = None,
     bos: common.Bos = "auto",
     special: common.SpecialOfProtocol = "auto",
+    chat: common.Chat = "assistant",
     dtype: common.Dtype = "auto",
     device: common.Device = "auto",
     out: Annotated[
@@ -107,7 +108,7 @@ def score(
     split = models.split(loaded, compile=compile)
     total = total_bytes(sources) if limit is None else None
     options: dict[str, Any] = {"window": window, "stride": stride, "batch_tokens": batch_tokens, "out": out}
-    options |= {"bos": bos, "special": special}
+    options |= {"bos": bos, "special": special, "chat": chat}
     if protocol == "all":
         with shown_progress(None if total is None else total * (len(PROTOCOLS) - 1), quiet) as progress:
             found = measure.score_all(split, corpus, keep=False, progress=progress, **options)

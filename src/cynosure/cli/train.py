@@ -87,6 +87,13 @@ def train(
             help="Read strings that are special tokens as text or as those tokens. [default: text]", show_default=False
         ),
     ] = None,
+    chat: Annotated[
+        Literal["assistant", "all"] | None,
+        typer.Option(
+            help="Of messages predict what the assistant says, or what everybody does. [default: assistant]",
+            show_default=False,
+        ),
+    ] = None,
     lr: Annotated[
         float | None,
         typer.Option(
@@ -193,7 +200,7 @@ def train(
 
     given: dict[str, Any] = {
         "preset": preset, "init": init, "lora": lora, "tokenizer": tokenizer, "vocab_size": vocab,
-        "special": special,
+        "special": special, "chat": chat,
         "hold_out": 0.0 if hold_out is None and held_out and not resume else hold_out, "tokens": tokens,
         "batch_tokens": batch_tokens, "row_tokens": row_tokens, "micro_rows": micro_rows, "learning_rate": lr,
         "schedule": schedule, "warmup": warmup, "weight_decay": weight_decay, "clip": clip, "z_loss": z_loss,

@@ -22,9 +22,8 @@ class Row(NamedTuple):
     @property
     def scored(self) -> NDArray[np.int64]:
         """The unit's rows that the window's scored tokens fill."""
-        text, window = self.task.text, self.task.window
-        first = self.at + window.score_start - text.lead - self.task.start
-        return np.arange(first, first + window.n_scored)
+        text, start = self.task.text, self.task.start
+        return self.at - text.lead - start + text.scored(self.task.window)
 
 
 def rows_of(tasks: list[Task]) -> list[Row]:

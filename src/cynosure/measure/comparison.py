@@ -299,6 +299,8 @@ def notes(found: Comparison, n_bytes: int) -> Iterator[str]:
         yield f"BOS stands before {of_a} in A, and before {of_b} in B"
     if (read_a := found.a.special or "parse") != (read_b := found.b.special or "parse"):
         yield f"strings that are special tokens are read by {read_a!r} in A and by {read_b!r} in B"
+    if None not in (found.a.chat, found.b.chat) and found.a.chat != found.b.chat:
+        yield f"of chats {found.a.chat!r} counts in A and {found.b.chat!r} in B"
     if found.n_bytes < n_bytes:
         yield f"{n_bytes - found.n_bytes:,} of {n_bytes:,} bytes are not scored in both, and left out"
     if found.impossible_a or found.impossible_b:

@@ -38,6 +38,7 @@ def diverge(
     stride: int | None = None,
     bos: str = "auto",
     special: str = "auto",
+    chat: str = "assistant",
     batch_tokens: int | None = None,
     progress: Say | None = None,
 ) -> Comparison:
@@ -56,9 +57,8 @@ def diverge(
     """
     a, b = (model if isinstance(model, SplitModel) else split(model) for model in (model_a, model_b))
     check_vocabularies(a, b)
-    cuttings = [
-        make_cutting(model, protocol, window, stride, batch_tokens, bos=bos, special=special) for model in (a, b)
-    ]
+    reading = {"bos": bos, "special": special, "chat": chat}
+    cuttings = [make_cutting(model, protocol, window, stride, batch_tokens, **reading) for model in (a, b)]
     cutting = min(cuttings, key=lambda cutting: cutting.window)
     check_same_bos(*cuttings)
     pair = Pair(Scorer(a, cutting, 0), Scorer(b, cutting, 0), progress or ignore)

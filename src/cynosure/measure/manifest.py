@@ -17,7 +17,7 @@ PARTS: dict[str, dict[str, type]] = {
     "cutting": {"protocol": str, "window": int, "stride": int, "batch_tokens": int, "unit_tokens": int},
     "corpus": {},
 }  # fmt: skip
-LATER = ("bos", "special")  # texts in the setting, which runs of earlier versions lack
+LATER = ("bos", "special", "chat")  # texts in the setting, which runs of earlier versions lack
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

@@ -53,6 +53,7 @@ class Facts(NamedTuple):
     n_prompt_chars: int = 0
     n_special: int = 0  # strings that are special tokens to the tokenizer
     special: str = ""  # the first of them
+    n_messages: int = 0  # of a chat
 
     @property
     def loses(self) -> bool:

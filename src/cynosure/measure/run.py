@@ -32,6 +32,7 @@ from cynosure.text import (
     Document,
     adds_bos,
     as_documents,
+    check_chat,
     check_protocol,
     check_special,
     prefix_token,
@@ -125,6 +126,7 @@ def score(
     stride: int | None = None,
     bos: str = "auto",
     special: str = "auto",
+    chat: str = "assistant",
     batch_tokens: int | None = None,
     compile: bool = False,
     out: str | Path | None = None,
@@ -135,16 +137,17 @@ def score(
 
     `model` is a name that `load` takes, a `LanguageModel`, a transformers model with its `tokenizer`, or any module
     that turns (B, T) ids into (B, T, D) hidden states with its `tokenizer` and `head`. `texts` are strings, each a
-    document, Paths of files and folders, `Document`s and rows (dicts with `text`, or `prompt` and `completion`), or a
-    pandas DataFrame or a dataset of such rows; they are read one at a time. `window` is the number of positions the
-    model sees at once, by default the protocol's own or as many as the model has; `stride`, of `sliding` and `strided`,
-    how many tokens each further window scores, by default half the window. `bos` says which windows of `sliding` begin
-    with BOS, or EOS where there is none: `every`, the `first` of each document, or `none`; `auto` is `every` where the
-    tokenizer's own call adds it, else `first`. `special` says how strings that are special tokens, such as
-    `<|endoftext|>`, are read: as the `text` they are, as `sliding` and `llama-cpp` do by default, or `parse`d as those
-    tokens, as the others do. `batch_tokens` is how many positions go through the model at once, by default what memory
-    has room for, on a CPU at most 1024: it changes speed and memory, not the figures, for rows that would change each
-    other go apart. With `compile` the model's body runs under torch.compile.
+    document, Paths of files and folders, `Document`s and rows (dicts with `text`, `prompt` and `completion`, or
+    `messages`), or a pandas DataFrame or a dataset of such rows; they are read one at a time. `window` is the number of
+    positions the model sees at once, by default the protocol's own or as many as the model has; `stride`, of `sliding`
+    and `strided`, how many tokens each further window scores, by default half the window. `bos` says which windows of
+    `sliding` begin with BOS, or EOS where there is none: `every`, the `first` of each document, or `none`; `auto` is
+    `every` where the tokenizer's own call adds it, else `first`. `special` says how strings that are special tokens,
+    such as `<|endoftext|>`, are read: as the `text` they are, as `sliding` and `llama-cpp` do by default, or `parse`d
+    as those tokens, as the others do. `chat` says which turns of `messages` count: the `assistant`'s, or `all`; what
+    the chat template of the tokenizer adds never does. `batch_tokens` is how many positions go through the model at
+    once, by default what memory has room for, on a CPU at most 1024: it changes speed and memory, not the figures, for
+    rows that would change each other go apart. With `compile` the model's body runs under torch.compile.
 
     With `out`, a folder, every unit of work is kept there as soon as it is done, and the same call goes on where an
     interrupted one stopped; without it the tokens are kept in memory, or with `keep=False` the statistics alone.
@@ -159,7 +162,7 @@ def score(
     )
     corpus = texts if isinstance(texts, Corpus) else Corpus(as_documents(texts), {})
     workers = Workers()
-    cut = partial(make_cutting, split_model, protocol, window, stride, bos=bos, special=special)
+    cut = partial(make_cutting, split_model, protocol, window, stride, bos=bos, special=special, chat=chat)
     with ExitStack() as stack:
         say = stack.enter_context(reporting(progress))
         if out is None and workers.count == 1:
@@ -180,7 +183,7 @@ def score(
 
 def make_cutting(
     model: SplitModel, protocol: str, window: int | None, stride: int | None, batch_tokens: int | None, *,
-    bos: str = "auto", special: str = "auto",
+    bos: str = "auto", special: str = "auto", chat: str = "assistant",
 ) -> Cutting:  # fmt: skip
     """Settle and check how texts are cut for a model."""
     most = model.max_positions
@@ -202,8 +205,10 @@ def make_cutting(
     if special == "auto":
         special = "parse" if rules.parses else "text"
     check_special(special)
+    check_chat(chat)
     opened = settle_bos(model.tokenizer, rules, bos, model.name)
-    return Cutting(protocol, window, stride, batch_tokens, default_unit_tokens(model, batch_tokens), opened, special)
+    unit_tokens = default_unit_tokens(model, batch_tokens)
+    return Cutting(protocol, window, stride, batch_tokens, unit_tokens, opened, special, chat)
 
 
 def setting(scorer: Scorer) -> Setting:
@@ -216,7 +221,7 @@ def setting(scorer: Scorer) -> Setting:
     notes += scorer.batching.known(cutting.window)
     return Setting(
         model.name, cutting.protocol, cutting.window, cutting.stride, model.dtype, model.device.type, tuple(notes),
-        cutting.bos, cutting.special,
+        cutting.bos, cutting.special, cutting.chat,
     )  # fmt: skip
 
 

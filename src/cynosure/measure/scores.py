@@ -3,7 +3,7 @@
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
@@ -44,6 +44,7 @@ class Setting(NamedTuple):
     notes: tuple[str, ...]
     bos: str | None = None  # which windows begin with it: `every`, `first`, `none`; None in runs of earlier versions
     special: str | None = None  # how strings that are special tokens are read: `text` or `parse`; None likewise
+    chat: str | None = None  # whose turns of a chat count: the `assistant`'s or `all`; None likewise
 
     def to_json(self) -> dict[str, Any]:
         values = self._asdict()
@@ -288,7 +289,8 @@ class Scores:
         for fact in filter(lambda fact: fact.n_special, self.statistics.facts.values()):
             having[fact.special] += fact.n_special
         read = read_as(having, self.setting.special) if self.setting.special else ()
-        return (*self.setting.notes, *read, *split_hint(having), *notes(self.statistics, self.intervals))
+        chats = chat_note(self.statistics.facts.values(), self.setting.chat)
+        return (*self.setting.notes, *chats, *read, *split_hint(having), *notes(self.statistics, self.intervals))
 
     def to_json(self) -> dict[str, Any]:
         """Everything by the names of the contract, and more after them; what is not finite or not known is None."""
@@ -313,6 +315,9 @@ class Scores:
             "unscored_documents": [fact.name for fact in statistics.unscored()],
             "bos": self.setting.bos,
             "special": self.setting.special,
+            "chat": self.setting.chat,
+            "excluded_tokens": dict(statistics.excluded_tokens),
+            "chats": sum(fact.n_messages > 0 for fact in facts.values()),
             "special_strings": sum(fact.n_special for fact in facts.values()),
             "replaced": sum(fact.n_replaced for fact in facts.values()),
             "notes": list(self.notes),
@@ -401,6 +406,15 @@ def notes(statistics: Statistics, found: Intervals) -> Iterator[str]:
         total = sum(fact.n_replaced for fact in replaced)
         places = f"{counted(total, 'place')} of {counted(len(replaced), 'document')}"
         yield f"U+FFFD stands for what is not UTF-8 in {places}: bytes are of that"
+
+
+def chat_note(facts: Iterable[Facts], chat: str | None) -> Iterator[str]:
+    """Which of the documents are chats, and what of them counts."""
+    chats = [fact for fact in facts if fact.n_messages]
+    if chats:
+        whose = "every turn counts" if chat == "all" else "the assistant's turns count, --chat all counts every turn"
+        are = "is a chat" if len(chats) == 1 else "are chats"
+        yield f"{counted(len(chats), 'document')} {are}: {whose}; what the template adds never does"
 
 
 def costliest(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -15,8 +15,9 @@ from cynosure.loss import TokenStats
 from cynosure.measure.batching import Batching, Row, agree, batches, rows_of
 from cynosure.measure.calibration import TEMPERATURES
 from cynosure.measure.rows import Facts, Shard, schema
-from cynosure.measure.units import Cutting, Task
+from cynosure.measure.units import UNCOUNTED, Cutting, Task
 from cynosure.models import SplitModel
+from cynosure.text.chat import COUNTED
 
 
 class Progress(NamedTuple):
@@ -28,6 +29,7 @@ class Progress(NamedTuple):
 
 
 Say = Callable[[Progress], None]
+TAIL, UNSCORED = len(UNCOUNTED) + 1, len(UNCOUNTED) + 2  # codes of why a row is not scored, after those of UNCOUNTED
 
 
 def ignore(step: Progress) -> None:
@@ -81,8 +83,7 @@ class Scorer:
     @torch.inference_mode()
     def states(self, batch: list[Row]) -> tuple[Tensor, Tensor]:
         """The hidden states (n, D) before the scored tokens of a batch, and those tokens (n,)."""
-        windows = [(row.task.text.x, row.task.window) for row in batch]
-        target = torch.from_numpy(np.concatenate([x[w.score_start : w.see_stop + 1] for x, w in windows]))
+        target = torch.from_numpy(np.concatenate([row.task.targets for row in batch]))
         hidden = [states for part in self.batching.parts(batch) for states in self.independent(part)]
         return torch.cat(hidden), target.to(self.model.device)
 
@@ -104,10 +105,9 @@ class Scorer:
         """The hidden states (n, D) before the scored tokens of each row, all of which go through the model at once."""
         tasks = [row.task for row in batch]
         ids = self.ids(tasks)
-        targets = np.concatenate([t.text.x[t.window.score_start : t.window.see_stop + 1] for t in tasks])
-        self.model.check_ids(ids, torch.from_numpy(targets))
+        self.model.check_ids(ids, torch.from_numpy(np.concatenate([task.targets for task in tasks])))
         hidden = self.model.body(ids.to(self.model.device))
-        return [h[t.window.n_seen - t.window.n_scored : t.window.n_seen] for h, t in zip(hidden, tasks, strict=True)]
+        return [h[torch.from_numpy(task.before).to(h.device)] for h, task in zip(hidden, tasks, strict=True)]
 
     def ids(self, tasks: list[Task]) -> Tensor:
         """(n, T): what the model sees of each task's window, filled on the right."""
@@ -193,8 +193,7 @@ def columns(tasks: list[Task], figures: Figures, cutting: Cutting) -> list[pa.Ar
     made["byte_start"], made["byte_end"] = byte_spans(tasks)
     context = np.concatenate([contexts(task) for task in tasks] or [np.zeros(0, dtype=np.int32)])
     made["context"] = pa.array(context, pa.int32(), mask=~figures.scored)
-    reasons = [reason for task in tasks for reason in reasons_of(task, cutting)]
-    made["excluded"] = pa.array(reasons, pa.string()).dictionary_encode().cast(figures.schema.field("excluded").type)
+    made["excluded"] = reasons(tasks, cutting)
     made |= {name: figures.column(name) for name in figures.parts}
     return [made[name] for name in figures.schema.names]
 
@@ -220,12 +219,19 @@ def contexts(task: Task) -> NDArray[np.int32]:
     return np.arange(first, first + task.stop - task.start, dtype=np.int32)
 
 
-def reasons_of(task: Task, cutting: Cutting) -> list[str | None]:
-    """Why each row is not scored; None where it is."""
-    text, window, rules = task.text, task.window, cutting.rules
-    if not window.n_seen:
-        return [rules.unscored if i >= text.tokens.n_prompt else "prompt" for i in range(task.start, task.stop)]
-    first = window.score_start - text.lead
-    stop = first + window.n_scored
-    before = ["prompt" if i < text.tokens.n_prompt else rules.unscored for i in range(task.start, first)]
-    return [*before, *([None] * window.n_scored), *(["tail"] * (task.stop - stop))]
+def reasons_of(task: Task) -> NDArray[np.int8]:
+    """The code of why each row is not scored, (n,); COUNTED where it is."""
+    text, window = task.text, task.window
+    codes: NDArray[np.int8] = text.kinds[task.start : task.stop].copy()
+    counted, places = codes == COUNTED, np.arange(task.start, task.stop)
+    stop = window.see_stop + 1 - text.lead if window.n_seen else task.stop
+    codes[counted & ((places < window.score_start - text.lead) | (not window.n_seen))] = UNSCORED
+    codes[counted & (places >= stop)] = TAIL
+    return codes
+
+
+def reasons(tasks: list[Task], cutting: Cutting) -> pa.Array:
+    """Why each row is not scored; null where it is."""
+    codes = np.concatenate([np.zeros(0, np.int8), *(reasons_of(task) for task in tasks)])
+    names = [*map(UNCOUNTED.__getitem__, sorted(UNCOUNTED)), "tail", cutting.rules.unscored]
+    return pa.DictionaryArray.from_arrays(pa.array(codes - 1, pa.int8(), mask=codes == COUNTED), names)

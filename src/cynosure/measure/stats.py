@@ -1,5 +1,6 @@
 """Statistics of scored tokens: updated shard by shard, merged in any order to the same bits, computed at the end."""
 
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
@@ -69,6 +70,7 @@ class Statistics:
         self.calibration = Calibration()
         self.context = Context()
         self.excluded: list[Excluded] = []
+        self.excluded_tokens: Counter[str] = Counter()  # by why
         self.worst_tokens: list[Costly] = []
         self.worst_spans: list[Costly] = []
 
@@ -77,6 +79,8 @@ class Statistics:
         self.facts |= {fact.document: fact for fact in shard.facts}
         table = shard.table
         self.excluded += excluded(table)
+        for part in pc.value_counts(table["excluded"].drop_null()).to_pylist():
+            self.excluded_tokens[part["values"]] += part["counts"]
         at = np.flatnonzero(numbers(table, "rank") >= 0)
         if len(at) == 0:
             return
@@ -121,6 +125,7 @@ class Statistics:
         self.context = self.context.merged(other.context)
         self.calibration += other.calibration
         self.excluded += other.excluded
+        self.excluded_tokens += other.excluded_tokens
         self.worst_tokens = keep(self.worst_tokens + other.worst_tokens)
         self.worst_spans = keep(self.worst_spans + other.worst_spans)
 

@@ -70,11 +70,12 @@ class SplitModel:
         return digest.hexdigest()
 
     def tokenizer_sha256(self) -> str:
-        """A digest of how the tokenizer reads text, and of its BOS and EOS."""
+        """A digest of how the tokenizer reads text and chats, and of its BOS and EOS."""
         fast = getattr(self.tokenizer, "backend_tokenizer", None)
         state = rules(fast) if fast is not None else sorted(self.tokenizer.get_vocab().items())
         special = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-        return hashlib.sha256(repr((state, special)).encode()).hexdigest()
+        template = getattr(self.tokenizer, "chat_template", None)
+        return hashlib.sha256(repr((state, special, template)).encode()).hexdigest()
 
 
 def configuration(module: nn.Module) -> str:

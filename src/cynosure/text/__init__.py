@@ -1,5 +1,6 @@
 """Text: read from files, turned into tokens and the bytes they cover, cut into windows."""
 
+from cynosure.text.chat import turns as turns
 from cynosure.text.division import Division as Division
 from cynosure.text.documents import TRAINED as TRAINED
 from cynosure.text.documents import Document as Document
@@ -15,6 +16,7 @@ from cynosure.text.packing import Packing as Packing
 from cynosure.text.packing import Row as Row
 from cynosure.text.packing import Separators as Separators
 from cynosure.text.packing import Tokenised as Tokenised
+from cynosure.text.packing import chat_ids as chat_ids
 from cynosure.text.packing import document_ids as document_ids
 from cynosure.text.sources import find_sources as find_sources
 from cynosure.text.sources import source_digest as source_digest
@@ -25,6 +27,8 @@ from cynosure.text.special import special_strings as special_strings
 from cynosure.text.special import split_hint as split_hint
 from cynosure.text.spelling import spell as spell
 from cynosure.text.spelling import token_texts as token_texts
+from cynosure.text.template import CHAT as CHAT
+from cynosure.text.template import check_chat as check_chat
 from cynosure.text.tokens import Tokens as Tokens
 from cynosure.text.tokens import text_ids as text_ids
 from cynosure.text.tokens import tokenize as tokenize

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from cynosure.system.numbers import counted
 from cynosure.text.documents import Document
+from cynosure.text.messages import Message, exchanges, plain_text
 
 
 class Division:
@@ -97,14 +98,25 @@ class Cut(NamedTuple):
 def cut(document: Document, share: Fraction) -> Cut:
     """A document in two, the second of about this share of its characters and begun at a line or at least a word.
 
-    A prompt stays with the first, unless nothing else is left for it.
+    A prompt stays with the first, unless nothing else is left for it. A chat is cut where an exchange begins.
     """
+    if document.messages is not None:
+        return cut_chat(document, document.messages, share)
     text = document.text
     near = round(len(text) * (1 - share))
     marks = (text.rfind(mark, 0, near) + 1 for mark in ("\n", " "))
     at = max(next((mark for mark in marks if mark > near // 2), near), document.n_prompt_chars)
     name = f"{document.name} (its end)"
     return Cut(document._replace(text=text[:at]), Document(name, text[at:]))
+
+
+def cut_chat(document: Document, messages: list[Message], share: Fraction) -> Cut:
+    """A chat in two, as near to this share as exchanges allow; of a single one the second is empty."""
+    places = [*exchanges(messages)[1:], len(messages)]
+    near = len(document.text) * (1 - share)
+    at = min(places, key=lambda place: abs(len(plain_text(messages[:place])) - near))
+    after = document.with_messages(messages[at:])._replace(name=f"{document.name} (its end)")
+    return Cut(document.with_messages(messages[:at]), after)
 
 
 def fingerprint(text: str) -> bytes:

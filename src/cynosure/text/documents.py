@@ -9,8 +9,9 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from cynosure.text.binary import check_text
+from cynosure.text.messages import WEIGHT, Message, is_list, messages_in, plain_text, with_texts, without_null
 from cynosure.text.sources import TEXTS, Source
-from cynosure.text.tables import COLUMN, PAIR, Row, read_rows
+from cynosure.text.tables import COLUMN, MESSAGES, PAIR, TOOLS, Row, read_rows
 from cynosure.text.unpacking import NotUTF8, decode, opened, utf8_pieces
 
 MEASURED, TRAINED = ("test", "validation"), ("train",)  # splits of a dataset, the first that it has
@@ -23,13 +24,20 @@ class Document(NamedTuple):
     """A text and the place it came from.
 
     Its first `n_prompt_chars` characters are given and the rest is scored; `n_replaced` of its characters are U+FFFD in
-    the place of what was not UTF-8.
+    the place of what was not UTF-8. Of a chat there are the `messages`, with the `tools` they may call, which the
+    tokenizer's template turns into a text; `text` is what they say.
     """
 
     name: str
     text: str
     n_prompt_chars: int = 0
     n_replaced: int = 0
+    messages: list[Message] | None = None
+    tools: list[Any] | None = None
+
+    def with_messages(self, messages: list[Message]) -> "Document":
+        """The same chat with other messages."""
+        return self._replace(messages=messages, text=plain_text(messages))
 
 
 class Rules(NamedTuple):
@@ -53,7 +61,8 @@ def read_documents(
     Text is UTF-8. With `errors="strict"` anything else, and a NUL byte in a text file, raises ValueError naming file
     and byte; `"replace"` puts U+FFFD in the place of the former. A JSON, JSON Lines, CSV, TSV or Parquet file and
     a dataset hold one document a row, in the column `text` or the one named, or without such a column in two:
-    `completion` is scored given `prompt`. `splits` are those of a dataset that are looked for where its name has none.
+    `completion` is scored given `prompt`; or a chat in the column `messages`, or the one named, and in `tools` what may
+    be called. `splits` are those of a dataset that are looked for where its name has none.
 
     A text file is one document, or with `split_at` what stands between places of that string: `name#1` and so on,
     without those of white space alone. A row that holds no document raises ValueError naming file and line, or with
@@ -135,7 +144,7 @@ def parted(pieces: Iterator[bytes], mark: bytes | None) -> Iterator[bytes]:
 
 def read_table(source: Source, rules: Rules) -> Iterator[Document]:
     first_fault, n_found = None, 0
-    for row in read_rows(source.kind, source.name, (rules.column, *PAIR), rules.strict, rules.splits):
+    for row in read_rows(source.kind, source.name, (rules.column, *PAIR, MESSAGES, TOOLS), rules.strict, rules.splits):
         try:
             document = table_document(row, rules)
         except NotUTF8:
@@ -167,7 +176,7 @@ def table_document(row: Row, rules: Rules) -> Document:
 
 
 def row_document(name: str, row: Any, rules: Rules, columns: Sequence[str] | None = None) -> Document:
-    """The document in a row: a text, or a prompt and its completion."""
+    """The document in a row: a text, a prompt and its completion, or a chat."""
     values = row if isinstance(row, dict) else {}
     if isinstance(values.get(rules.column), str | bytes):
         text, n_replaced = well_formed(name, values[rules.column], rules)
@@ -175,11 +184,38 @@ def row_document(name: str, row: Any, rules: Rules, columns: Sequence[str] | Non
     if not rules.named and all(isinstance(values.get(key), str | bytes) for key in PAIR):
         (prompt, a), (completion, b) = (well_formed(name, values[key], rules) for key in PAIR)
         return Document(name, prompt + completion, len(prompt), a + b)
+    if (messages := chat_in(name, values, rules)) is not None:
+        return chat(name, messages, values.get(TOOLS), rules)
     if rules.column in values:
         found = "null" if values[rules.column] is None else type(values[rules.column]).__name__
         raise ValueError(f"{name} has no text in its column {rules.column!r} but {found}")
     has = ", ".join(columns or row) if isinstance(row, dict) else type(row).__name__
     raise ValueError(f"{name} has no text in a column {rules.column!r}: it has {has}; --column names another")
+
+
+def chat_in(name: str, values: dict[str, Any], rules: Rules) -> list[Message] | None:
+    """The messages in a row; None where it has no column of them. Those of a prompt do not count."""
+    if rules.named:
+        column = rules.column
+        return messages_in(name, column, values[column]) if is_list(values.get(column)) else None
+    if all(is_list(values.get(key)) for key in PAIR):
+        prompt, completion = (messages_in(name, key, values[key]) for key in PAIR)
+        return [message | {WEIGHT: 0} for message in prompt] + completion
+    there = MESSAGES in values and (values[MESSAGES] is not None or COLUMN not in values)
+    return messages_in(name, MESSAGES, values[MESSAGES]) if there else None
+
+
+def chat(name: str, messages: list[Message], tools: Any, rules: Rules) -> Document:
+    n_replaced = 0
+
+    def clean(text: str) -> str:
+        nonlocal n_replaced
+        found, number = well_formed(name, text, rules)
+        n_replaced += number
+        return found
+
+    cleaned = [with_texts(message, clean) for message in messages]
+    return Document(name, plain_text(cleaned), 0, n_replaced, cleaned, without_null(tools) or None)
 
 
 def well_formed(name: str, text: str | bytes, rules: Rules) -> tuple[str, int]:

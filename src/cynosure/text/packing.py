@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cynosure.text.chat import COUNTED, turns
+from cynosure.text.documents import Document
 from cynosure.text.opening import prefix_token
 from cynosure.text.tokens import Ints, text_ids, tokenize
 
@@ -45,6 +47,7 @@ class Tokenised(NamedTuple):
     predicted: NDArray[np.bool_]  # (N,)
     prompted: NDArray[np.bool_]  # (documents,): what is predicted needs what stands before it in the document
     separators: Separators
+    chats: NDArray[np.bool_]  # (documents,): which their template opens and ends, and no separator
 
     @property
     def n_documents(self) -> int:
@@ -69,6 +72,23 @@ def document_ids(
     predicted = np.arange(len(ids)) >= max(1, n_prompt + n_opening)
     predicted[:1] = separators.shared
     return ids, predicted
+
+
+def chat_ids(
+    tokenizer: Any, document: Document, chat: str, *, parse_special: bool = False
+) -> tuple[Ints, NDArray[np.bool_]]:
+    """The same of a chat as its template writes it: what the turns that count say, and what ends them, is predicted.
+
+    `chat` as of `turns`. Raises ValueError as that does, naming the document.
+    """
+    assert document.messages is not None
+    try:
+        found = turns(tokenizer, document.messages, document.tools, chat=chat, parse_special=parse_special)
+    except ValueError as error:
+        raise ValueError(f"{document.name}: {error}") from error
+    predicted = (found.kinds == COUNTED) | found.ends
+    predicted[:1] = False
+    return found.tokens.ids, predicted
 
 
 class Row(NamedTuple):

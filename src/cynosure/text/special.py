@@ -27,16 +27,20 @@ class Strings(NamedTuple):
         ids.pop(tokenizer.unk_token_id, None)
         return cls(contents, ids, lengths, re.compile(f"[{begins}]") if begins else None)
 
-    def found(self, text: str) -> Iterator[str]:
-        """Those in a text, in order, none of which overlap; of several in one place the longest."""
+    def found(self, text: str) -> Iterator[tuple[int, str]]:
+        """Those in a text and their places, in order, none of which overlap; of several in one place the longest."""
         at = 0
         while self.begins and (match := self.begins.search(text, at)):
             at = match.start()
-            candidates = (text[at : at + length] for length in self.lengths)
-            content = next((part for part in candidates if part in self.contents), None)
-            if content is not None:
-                yield content
+            content = self.at(text, at)
+            if content:
+                yield at, content
             at += len(content or " ")
+
+    def at(self, text: str, place: int) -> str:
+        """The longest that stands in this place of a text; empty where none does."""
+        candidates = (text[place : place + length] for length in self.lengths)
+        return next((part for part in candidates if part in self.contents), "")
 
 
 KNOWN: WeakKeyDictionary[Any, tuple[int, Strings]] = WeakKeyDictionary()
@@ -57,7 +61,7 @@ def special_strings(tokenizer: Any, text: str) -> list[str]:
     >>> special_strings(ByT5Tokenizer(), "the end</s> <pad>s")
     ['</s>', '<pad>']
     """
-    return list(strings_of(tokenizer).found(text))
+    return [content for _, content in strings_of(tokenizer).found(text)]
 
 
 def spelled_out(tokenizer: Any, ids: list[int]) -> list[tuple[int, list[int]]]:

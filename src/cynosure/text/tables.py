@@ -13,7 +13,8 @@ from cynosure.text.unpacking import NotUTF8, decoded, opened
 
 COLUMN = "text"
 PAIR = ("prompt", "completion")
-OWN = (COLUMN, *PAIR, "messages")  # columns that are found without being named
+MESSAGES, TOOLS = "messages", "tools"
+OWN = (COLUMN, *PAIR, MESSAGES)  # columns that are found without being named
 LOOKED_AT = 10  # rows of a file in a folder, to see whether it is a table of documents
 BARE_CR = "has a carriage return outside quotes: end rows with a line feed, or quote the cell"
 

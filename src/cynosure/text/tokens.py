@@ -1,6 +1,6 @@
 """Tokens of a text, and exactly the bytes of it that each one covers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -142,7 +142,8 @@ def encode_whole(
         bare = list(call(tokenizer, text, add_special_tokens=False, verbose=False, **reading).input_ids)
         starts = (i for i in range(len(ids) - len(bare) + 1) if ids[i : i + len(bare)] == bare)
         start, stop = next(((i, i + len(bare)) for i in starts), (start, stop))
-    found = account(tokenizer, ids[start:stop], text, encoding, start)
+    own_spans = None if encoding is None else lambda: np.array(encoding.offsets[start:stop], np.int64)
+    found = account(tokenizer, ids[start:stop], text, own_spans)
     if reading.get("split_special_tokens"):
         found = without_special(tokenizer, found)
     return ids[:start], found, ids[stop:]
@@ -169,8 +170,8 @@ def text_ids(tokenizer: Any, text: str, *, parse_special: bool = False) -> Ints:
     return ids
 
 
-def account(tokenizer: Any, numbers: list[int], text: str, encoding: Any, start: int) -> Own:
-    """What each of a text's own tokens covers; `encoding`, if there is one, holds their spans from `start` on."""
+def account(tokenizer: Any, numbers: list[int], text: str, find_spans: Callable[[], Ints] | None = None) -> Own:
+    """What each of a text's own tokens covers; `find_spans`, if known, gives the characters of each, (N, 2)."""
     data, spelled, ids = text.encode(), spell(tokenizer, numbers), np.array(numbers, np.int64)
     found = b"".join(spelled)
     if found == data:
@@ -179,9 +180,9 @@ def account(tokenizer: Any, numbers: list[int], text: str, encoding: Any, start:
         return Own(ids, [spelled[0][1:], *spelled[1:]], spells=True)
     if not numbers:
         return Own(ids, [], "the tokenizer makes no token of this text")
-    if encoding is None:
+    if find_spans is None:
         return Own(ids, spelled, "the tokens do not spell the text, and this tokenizer gives no offsets")
-    spans = np.array(encoding.offsets[start : start + len(ids)], dtype=np.int64)
+    spans = find_spans()  # only here: they take long
     drift = normaliser_drift(tokenizer, numbers, spans, text)
     if drift is None and (lost := unknown(tokenizer, ids, spans, text) or passed_over(tokenizer, spelled, spans, text)):
         drift = f"the tokenizer has no token for some of the text, such as {lost!r}"

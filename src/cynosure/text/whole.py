@@ -106,9 +106,12 @@ class WholePacked:
     def target_after(self, stop: int) -> int:
         """What is predicted from the last token of a piece: the next of its document, or the end of the document."""
         edges, separators = self.texts.edges, self.texts.separators
-        if edges[np.searchsorted(edges, stop)] != stop:
+        after = int(np.searchsorted(edges, stop))
+        if edges[after] != stop:
             return int(self.targets(np.array([stop]))[0])
-        return IGNORED if separators.ending is None or not separators.shared else separators.ending
+        if separators.ending is None or not separators.shared or self.texts.chats[after - 1]:
+            return IGNORED
+        return separators.ending
 
     def ids(self, places: Ints) -> Ints:
         return np.asarray(self.texts.ids[places], np.int64)
@@ -163,7 +166,7 @@ def cut_prompts(texts: Tokenised, documents: Ints, row_tokens: int) -> tuple[Pie
     half = np.maximum(starts + opened, first - row_tokens // 2)
     begins = np.where(loses_end, half, begins)
     # What is left may still begin where the document does: then the opening token stands before it anyway.
-    openings = starts if opened else np.full(len(starts), -1)
+    openings = np.where(texts.chats[documents], -1, starts) if opened else np.full(len(starts), -1)
     return Pieces(begins, np.minimum(begins + room, stops), openings), int(loses_end.sum())
 
 

@@ -17,7 +17,7 @@ from cynosure.models.regimes import read_regimes
 from cynosure.patching import Patch
 from cynosure.patching.ids import check_ids, embedding_rows
 from cynosure.text import Division, Packed, TooLong, WholePacked
-from cynosure.training.data import TOKENS, Data, make_vocabulary, pack, strategy_for, trained_on, write_data
+from cynosure.training.data import TOKENS, Data, Reading, make_vocabulary, pack, strategy_for, trained_on, write_data
 from cynosure.training.folder import DATA, RunFolder, first_sound
 from cynosure.training.integrity import check_files, digests_of
 from cynosure.training.manifest import DATA_DIGESTS, KEPT, PACKING
@@ -138,16 +138,16 @@ def begin_anew(
     folder.clear_begun()
     with folder.replacing(DATA) as place:
         tokenizer = tokenizer_of(settings, division, started, consent)
-        parse, notes = settings.special == "parse", (*texts.notes, *valid.notes)
-        data = write_data(place, division, tokenizer, parse_special=parse, notes=notes)
+        most = started.max_positions if started else None
+        how = Reading.of(settings, settings.sizes(most)["row_tokens"])
+        data = write_data(place, division, tokenizer, how, (*texts.notes, *valid.notes))
         model = started.model if started else new_model(
             settings.size, data.tokenizer(consent.trust_remote_code), 8, settings.seed
         )  # fmt: skip
         check_tokens(data, model, tokenizer)
         n_parameters = sum(p.numel() for p in model.parameters())
         kind = find_device(settings.device).type
-        most = started.max_positions if started else None
-        packing = packed_anew(data, division, settings, most).packing
+        packing = packed_anew(data, division, settings, how, most).packing
         plan = make_plan(settings, n_parameters, packing.epoch_tokens, most, processes, kind)
         if (said := regimes_note(read_regimes(model), plan.row_tokens)) is not None:
             watcher.note(said)
@@ -172,14 +172,14 @@ def begin_anew(
 
 
 def packed_anew(
-    data: Data, division: Division, settings: TrainSettings, max_positions: int | None
+    data: Data, division: Division, settings: TrainSettings, how: Reading, max_positions: int | None
 ) -> Packed | WholePacked:
     """The rows of a new run. ValueError where there are none, or for a document that `overlong` refuses."""
     texts, row_tokens = data.tokenised(), settings.sizes(max_positions)["row_tokens"]
     try:
         return pack(texts, row_tokens, settings, strategy_for(texts, settings))
     except TooLong as error:
-        name = trained_on(division, error.number).name
+        name = trained_on(division, error.number, how).name
         raise ValueError(f"{name}: {error}: give longer rows with --row-tokens, or --overlong cut or drop") from None
 
 

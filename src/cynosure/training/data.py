@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, BinaryIO, NamedTuple, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cynosure.models.loading import load_tokenizer
+from cynosure.system.numbers import counted
 from cynosure.text import (
     Division,
     Document,
@@ -19,6 +20,7 @@ from cynosure.text import (
     Separators,
     Tokenised,
     WholePacked,
+    chat_ids,
     document_ids,
     read_as,
     special_strings,
@@ -26,6 +28,7 @@ from cynosure.text import (
     split_hint,
     train_tokenizer,
 )
+from cynosure.text.messages import counts, exchanges, plain_text, without_first_exchange
 from cynosure.text.tokens import Ints
 from cynosure.training.integrity import Damaged, parse_lines, reading
 from cynosure.training.presets import Preset
@@ -72,7 +75,9 @@ class Data(NamedTuple):
         with reading(self.folder / PREDICTED):
             predicted = np.memmap(self.folder / PREDICTED, dtype=np.bool_, mode="r")
         opening, ending = (None if int(kept[name]) < 0 else int(kept[name]) for name in Separators._fields)
-        return Tokenised(ids, kept["edges"], predicted, kept["prompted"], Separators(opening, ending))
+        prompted = kept["prompted"]
+        chats = kept["chats"] if "chats" in kept else np.zeros_like(prompted)  # an earlier version read none
+        return Tokenised(ids, kept["edges"], predicted, prompted, Separators(opening, ending), chats)
 
     def earlier(self, ids: NDArray[np.int32], kept: Any) -> Tokenised:
         """From a version that kept of each document the first token predicted, and laid all into a stream."""
@@ -81,7 +86,7 @@ class Data(NamedTuple):
         predicted = within >= np.repeat(first, np.diff(edges))
         if kept["shared"]:
             predicted |= within == 0
-        return Tokenised(ids, edges, predicted, first > 1, Separators(None, None))
+        return Tokenised(ids, edges, predicted, first > 1, Separators(None, None), np.zeros(len(first), np.bool_))
 
     def valid(self) -> list[Document]:
         """What is held out. Raises Damaged, with the number of the line, for one that is no document."""
@@ -101,8 +106,10 @@ class Data(NamedTuple):
 
 def disagreement(texts: Tokenised, facts: Facts) -> str | None:
     """Why these are not the documents that the facts tell of, in words; None where they are."""
-    edges, prompted = texts.edges, texts.prompted
+    edges, prompted, chats = texts.edges, texts.prompted, texts.chats
     if edges.dtype != np.int64 or prompted.dtype != np.bool_ or edges.ndim != 1 or len(edges) != len(prompted) + 1:
+        return "its arrays are not of documents"
+    if chats.dtype != np.bool_ or chats.shape != prompted.shape:
         return "its arrays are not of documents"
     if len(texts.ids) != facts.train_tokens or len(prompted) != facts.train_documents:
         return f"there are {len(texts.ids):,} tokens, and {facts.train_tokens:,} were written"
@@ -132,60 +139,118 @@ def pack(texts: Tokenised, row_tokens: int, settings: TrainSettings, strategy: s
     return WholePacked(texts, row_tokens, settings.seed, settings.overlong)
 
 
-def trained_on(division: Division, number: int) -> Document:
+class Reading(NamedTuple):
+    """How what is trained on is read."""
+
+    parse_special: bool = False  # as of `tokenize`
+    chat: str = "assistant"  # whose turns of a chat are predicted
+    row_tokens: int | None = None  # a chat of more is left its last exchanges; None where it keeps all
+
+    @classmethod
+    def of(cls, settings: TrainSettings, row_tokens: int) -> "Reading":
+        return cls(settings.special == "parse", settings.chat, row_tokens if settings.overlong == "cut" else None)
+
+    def trains(self, document: Document) -> bool:
+        """Whether anything in a document is to be predicted."""
+        counting = document.messages is None or any(counts(message, self.chat) for message in document.messages)
+        return bool(document.text) and counting
+
+
+def trained_on(division: Division, number: int, how: Reading) -> Document:
     """The document that is so many-th of those trained on, from 0."""
-    return next(islice((document for document in division.train() if document.text), number, None))
+    return next(islice(filter(how.trains, division.train()), number, None))
 
 
-def write_data(
-    folder: Path, division: Division, tokenizer: Any, *, parse_special: bool = False, notes: Iterable[str] = ()
-) -> Data:
-    """Write the data of a run into a new folder; `parse_special` as of `tokenize`. OSError where there is no room.
+def write_data(folder: Path, division: Division, tokenizer: Any, how: Reading, notes: Iterable[str] = ()) -> Data:
+    """Write the data of a run into a new folder. OSError where there is no room.
 
     `notes` are kept with those that are found here.
     """
     folder.mkdir(parents=True)
-    told, known, strings = write_train(folder, division.train(), tokenizer, parse_special)
+    with (folder / TOKENS).open("wb") as ids, (folder / PREDICTED).open("wb") as predicted:
+        writer = Writer(tokenizer, how, ids, predicted)
+        for document in division.train():
+            writer.add(document)
+    np.savez(folder / DOCUMENTS, **writer.arrays())
     n_valid, asked = write_valid(folder / VALID, division.valid())
     tokenizer.save_pretrained(folder / TOKENIZER)
-    notes = [*notes, *division.notes, *read_as(strings, "parse" if parse_special else "text"), *split_hint(strings)]
+    n_bytes = writer.n_bytes
     found = Facts(
-        **told, train_bytes=int(known.sum()), valid_documents=n_valid, valid_bytes=int(asked.sum()),
-        unigram_bits_per_byte=unigram_bits(known, asked), notes=tuple(notes),
+        train_documents=len(writer.lengths), train_tokens=sum(writer.lengths), train_bytes=int(n_bytes.sum()),
+        valid_documents=n_valid, valid_bytes=int(asked.sum()), bytes_known=int(n_bytes.sum()) == writer.n_spelled,
+        unigram_bits_per_byte=unigram_bits(n_bytes, asked), notes=(*notes, *division.notes, *writer.notes()),
     )  # fmt: skip
     return Data(folder, found)
 
 
-def write_train(
-    folder: Path, documents: Iterator[Document], tokenizer: Any, parse_special: bool
-) -> tuple[dict[str, Any], Ints, Counter[str]]:
-    """The tokens of the documents to train on, one document at a time; their facts, the number of each byte (256,),
-    and of each string that is a special token.
+class Writer:
+    """Writes the tokens of documents, one document at a time, and counts what is in them."""
 
-    Empty documents are passed over.
-    """
-    separators, widths = Separators.of(tokenizer), token_widths(tokenizer)
-    lengths, prompted, found, spelled = [], [], np.zeros(256, np.int64), 0
-    strings: Counter[str] = Counter()
-    with (folder / TOKENS).open("wb") as file, (folder / PREDICTED).open("wb") as flags:
-        for document in documents:
-            if not document.text:
-                continue
-            text, given = document.text, document.n_prompt_chars
-            ids, predicted = document_ids(tokenizer, separators, text, given, parse_special=parse_special)
-            strings.update(special_strings(tokenizer, text))
-            file.write(ids.astype(np.int32).tobytes())
-            flags.write(predicted.tobytes())
-            lengths.append(len(ids))
-            prompted.append(document.n_prompt_chars > 0)
-            found += byte_counts(document.text)
-            spelled += int(widths[ids].sum())
-    edges = np.append(0, np.cumsum(np.array(lengths, np.int64)))
-    kept: dict[str, Any] = {"edges": edges, "prompted": np.array(prompted, np.bool_)}
-    kept |= {name: -1 if token is None else token for name, token in separators._asdict().items()}
-    np.savez(folder / DOCUMENTS, **kept)
-    told = {"train_documents": len(lengths), "train_tokens": int(edges[-1]), "bytes_known": int(found.sum()) == spelled}
-    return told, found, strings
+    def __init__(self, tokenizer: Any, how: Reading, ids: BinaryIO, predicted: BinaryIO) -> None:
+        self.tokenizer, self.how, self.ids, self.predicted = tokenizer, how, ids, predicted
+        self.separators, self.widths = Separators.of(tokenizer), token_widths(tokenizer)
+        self.lengths: list[int] = []
+        self.prompted: list[bool] = []
+        self.chats: list[bool] = []
+        self.n_bytes = np.zeros(256, np.int64)  # of each byte
+        self.n_spelled = 0  # bytes, by the tokens
+        self.strings: Counter[str] = Counter()  # that are special tokens
+        self.n_cut = self.n_silent = 0  # chats that lost exchanges, and in which nothing counts
+
+    def add(self, document: Document) -> None:
+        """A document without text is passed over, and so is a chat in which no turn counts."""
+        if not self.how.trains(document):
+            self.n_silent += bool(document.text)
+            return
+        is_chat = document.messages is not None
+        if is_chat:
+            document, ids, predicted = self.fitted(document)
+        else:
+            ids, predicted = document_ids(
+                self.tokenizer, self.separators, document.text, document.n_prompt_chars,
+                parse_special=self.how.parse_special,
+            )  # fmt: skip
+            self.n_spelled += int(self.widths[ids].sum())
+        self.ids.write(ids.astype(np.int32).tobytes())
+        self.predicted.write(predicted.tobytes())
+        self.lengths.append(len(ids))
+        self.prompted.append(is_chat or document.n_prompt_chars > 0)
+        self.chats.append(is_chat)
+        self.strings.update(special_strings(self.tokenizer, document.text))
+        self.n_bytes += byte_counts(document.text)
+
+    def fitted(self, document: Document) -> tuple[Document, Ints, NDArray[np.bool_]]:
+        """A chat and its tokens, as many of its last exchanges as a row has room for, at least one."""
+        chat, parse_special = self.how.chat, self.how.parse_special
+        whole = document
+        ids, predicted = chat_ids(self.tokenizer, document, chat, parse_special=parse_special)
+        while self.how.row_tokens is not None and len(ids) > self.how.row_tokens:
+            fewer = without_first_exchange(document.messages or [])
+            if fewer is None:
+                break
+            document = document.with_messages(fewer)
+            ids, predicted = chat_ids(self.tokenizer, document, chat, parse_special=parse_special)
+        self.n_cut += document is not whole
+        return document, ids, predicted
+
+    def arrays(self) -> dict[str, Any]:
+        """What is known of the documents, by name."""
+        edges = np.append(0, np.cumsum(np.array(self.lengths, np.int64)))
+        kept: dict[str, Any] = {"edges": edges}
+        kept |= {name: np.array(getattr(self, name), np.bool_) for name in ("prompted", "chats")}
+        return kept | {name: -1 if token is None else token for name, token in self.separators._asdict().items()}
+
+    def notes(self) -> Iterator[str]:
+        """What a user must know of them."""
+        yield from read_as(self.strings, "parse" if self.how.parse_special else "text")
+        yield from split_hint(self.strings)
+        if self.n_silent:
+            yield f"{counted(self.n_silent, 'chat')} in which no turn counts: left out"
+        if self.n_cut:
+            yield (
+                f"{counted(self.n_cut, 'chat')} longer than a row of {self.how.row_tokens:,} tokens: the first "
+                "exchanges are left out; --row-tokens makes longer rows"
+            )
 
 
 def write_valid(path: Path, documents: Iterable[Document]) -> tuple[int, Ints]:
@@ -233,13 +298,23 @@ def make_vocabulary(division: Division, preset: Preset, vocab_size: int | None) 
     """
     wanted = vocab_size or preset.vocab_size
     log.info("making a vocabulary of %s tokens of the text", f"{wanted:,}")
-    tokenizer = train_tokenizer((document.text for document in division.train()), wanted)
+    tokenizer = train_tokenizer(map(plain, division.train()), wanted)
     if len(tokenizer) < wanted:
         found = f"the text to train on supports a vocabulary of {len(tokenizer):,} tokens"
         if vocab_size is not None:
             raise ValueError(f"{found}, not {wanted:,}: give --vocab {len(tokenizer)}, or more text")
         log.info("%s, not the %s of this size", found, f"{wanted:,}")
     return tokenizer
+
+
+def plain(document: Document) -> str:
+    """A document's text. ValueError for a chat, of which a new vocabulary knows nothing."""
+    if document.messages is not None:
+        raise ValueError(
+            f"{document.name} is a chat, and a new vocabulary has no chat template: give --tokenizer, or --init, of a "
+            "model of chats"
+        )
+    return document.text
 
 
 def shortened(documents: list[Document], n_bytes: float) -> list[Document]:
@@ -267,7 +342,14 @@ def share(documents: list[Document], n_bytes: float) -> float | None:
 
 
 def beginning(document: Document, n_bytes: int) -> Document:
-    """The prompt of a document, and at most so many bytes of the rest, to the end of a character."""
+    """The prompt of a document, and at most so many bytes of the rest, to the end of a character.
+
+    Of a chat the exchanges that begin in these, at least one.
+    """
+    if document.messages is not None:
+        begins = exchanges(document.messages)[1:]
+        late = (i for i in begins if len(plain_text(document.messages[:i]).encode()) >= n_bytes)
+        return document.with_messages(document.messages[: next(late, len(document.messages))])
     prompt, rest = document.text[: document.n_prompt_chars], document.text[document.n_prompt_chars :]
     kept = rest.encode()[:n_bytes].decode(errors="ignore") or rest[:1]
     return document._replace(text=prompt + kept)

@@ -255,7 +255,7 @@ class Run:
         documents = shortened(self.data.valid(), self.validation_bytes())
         return Validator(
             model, self.tokenizer, documents, self.folder, self.watcher, row_tokens=self.plan.row_tokens,
-            leads=self.workers.leads, seed=self.settings.seed, special=self.settings.special,
+            leads=self.workers.leads, seed=self.settings.seed, special=self.settings.special, chat=self.settings.chat,
         ) if documents else None  # fmt: skip
 
     def running(self, training: Any) -> Figures:
@@ -298,7 +298,7 @@ class Run:
             with self.watcher.scoring(sum(len(document.text.encode()) for document in documents)) as progress:
                 scores = score_into(
                     model, documents, folder / SCORES, self.plan.row_tokens, self.workers.leads, progress,
-                    self.settings.special,
+                    special=self.settings.special, chat=self.settings.chat,
                 )  # fmt: skip
         baseline = self.data.facts.unigram_bits_per_byte
         validated = best if folder.best_first([best]) else None

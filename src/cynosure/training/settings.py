@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cynosure.models.packaged import PACKAGED
-from cynosure.text import OVERLONG, SPECIAL
+from cynosure.text import CHAT, OVERLONG, SPECIAL
 from cynosure.training.presets import Preset, find_preset
 
 SCHEDULES = ("cosine", "wsd")
@@ -34,6 +34,7 @@ class TrainSettings:
     tokenizer: str | None = None  # from scratch: whose tokens; None makes a vocabulary of the text
     vocab_size: int | None = None  # of that
     special: str = "text"  # strings that are special tokens are read as text, or as those tokens: "parse"
+    chat: str = "assistant"  # of chats the assistant's turns are predicted, or all
     hold_out: float = 0.1  # share of the documents
     tokens: int | None = None  # trained on in all
     batch_tokens: int | None = None  # of a step, over all processes
@@ -96,8 +97,10 @@ class TrainSettings:
                 f"Trainer takes the first accelerator that it sees: instead of --device {self.device} set "
                 f"CUDA_VISIBLE_DEVICES, and torchrun trains on several"
             )
-        known_values = (("schedule", SCHEDULES), ("dtype", DTYPES), ("overlong", OVERLONG), ("special", SPECIAL))
-        for name, known in known_values:
+        known_values = {
+            "schedule": SCHEDULES, "dtype": DTYPES, "overlong": OVERLONG, "special": SPECIAL, "chat": CHAT,
+        }  # fmt: skip
+        for name, known in known_values.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}: there is {', '.join(known)}")
         self._check_numbers()

@@ -16,6 +16,7 @@ from cynosure.models.head import current_head
 from cynosure.patching import find_causal_lm
 from cynosure.system.numbers import finite
 from cynosure.text import Document, prefix_token, text_ids
+from cynosure.text.template import write
 from cynosure.training.folder import SAMPLES, VALIDATION, VALIDATIONS, RunFolder
 from cynosure.training.sharding import is_sharded, whole
 from cynosure.training.watch import Figures, Watcher
@@ -34,20 +35,23 @@ class Validator:
 
     def __init__(
         self, model: Any, tokenizer: Any, documents: list[Document], folder: RunFolder, watcher: Watcher, *,
-        row_tokens: int, leads: bool, seed: int, special: str = "text",
+        row_tokens: int, leads: bool, seed: int, special: str = "text", chat: str = "assistant",
     ) -> None:  # fmt: skip
         self.model = LanguageModel(find_causal_lm(model), tokenizer, folder.path.resolve().name)
         self.split = None if is_sharded(model) else split(self.model)
         self.forward = self.model.model.forward  # Accelerate is going to put autocast around it
         self.documents, self.folder, self.watcher = documents, folder, watcher
-        self.row_tokens, self.leads, self.seed, self.special = row_tokens, leads, seed, special
+        self.row_tokens, self.leads, self.seed = row_tokens, leads, seed
+        self.special, self.chat = special, chat
 
     def __call__(self, step: int, tokens: int) -> Figures:
         """Score, write samples, add a line for each, and tell the watcher."""
         place = self.folder / VALIDATIONS / f"step-{step:06d}"
         with in_place(self.model.model, self.forward):
             model, parted = self.live()
-            scores = score_into(parted, self.documents, place, self.row_tokens, self.leads, special=self.special)
+            scores = score_into(
+                parted, self.documents, place, self.row_tokens, self.leads, special=self.special, chat=self.chat
+            )
         found = {"step": step, "tokens": tokens} | figures_of(scores)
         samples: list[Figures] = []
         if self.leads:
@@ -69,9 +73,11 @@ class Validator:
     @torch.no_grad()
     def samples(self, model: LanguageModel) -> list[Figures]:
         """Texts that the model writes by itself, the same random numbers each time."""
-        opening, text = prefix_token(model.tokenizer), self.documents[0].text[:BEGUN_CHARS]
-        before = [] if opening is None else [opening]
-        begun: list[int] = text_ids(model.tokenizer, text, parse_special=self.special == "parse").tolist()[:N_BEGUN]
+        opening, first = prefix_token(model.tokenizer), self.documents[0]
+        if first.messages is not None:
+            return [self.sample(model, [], asked(model.tokenizer, first))]
+        before, parse = [] if opening is None else [opening], self.special == "parse"
+        begun: list[int] = text_ids(model.tokenizer, first.text[:BEGUN_CHARS], parse_special=parse).tolist()[:N_BEGUN]
         prompts: list[list[int]] = [[], begun]
         return [self.sample(model, before, prompt) for prompt in prompts if before + prompt]
 
@@ -93,6 +99,15 @@ class Validator:
         return {"prompt": model.tokenizer.decode(given[len(before) :]), "text": written}
 
 
+def asked(tokenizer: Any, document: Document) -> list[int]:
+    """The tokens of a chat up to where the assistant first speaks."""
+    messages = document.messages or []
+    n_asked = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), len(messages))
+    text = write(tokenizer, messages[:n_asked], document.tools, opens=True)
+    ids: list[int] = text_ids(tokenizer, text, parse_special=True).tolist()
+    return ids
+
+
 @contextmanager
 def in_place(model: Any, forward: Any) -> Iterator[None]:
     """While it is entered, this is the model's forward: what it was before others were put around it."""
@@ -108,14 +123,14 @@ def in_place(model: Any, forward: Any) -> Iterator[None]:
 
 def score_into(
     model: LanguageModel | SplitModel, documents: list[Document], place: Path, row_tokens: int, leads: bool,
-    progress: Say | None = None, special: str = "text",
+    progress: Say | None = None, *, special: str = "text", chat: str = "assistant",
 ) -> Scores:  # fmt: skip
     """Every token of the documents under the sliding protocol, a row seen at once, into the store of a folder anew."""
     if leads:
         remove_run(place)  # of a time before the run was resumed
     scores = score(
-        model, Corpus(documents, {"held out": len(documents)}), window=row_tokens, special=special, out=place,
-        progress=progress,
+        model, Corpus(documents, {"held out": len(documents)}), window=row_tokens, special=special, chat=chat,
+        out=place, progress=progress,
     )  # fmt: skip
     if leads:
         scores.save()

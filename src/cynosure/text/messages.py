@@ -1,0 +1,113 @@
+"""Messages: what a row of a chat holds, and the texts in them."""
+
+from collections.abc import Callable
+from typing import Any
+
+Message = dict[str, Any]  # as a chat template takes it: `role`, `content` and what else there is
+
+FIELDS = ("reasoning_content", "reasoning", "thinking", "content")  # that hold text, in the order of being said
+WEIGHT = "weight"  # 0 for a message that is not counted, whoever says it
+EXPECTED = "expected a list of messages, each a dict of `role` and `content`"
+
+
+def messages_in(name: str, column: str, value: Any) -> list[Message]:
+    """The messages in a cell, without what is null in them. ValueError, with the place, for what are none."""
+    value = value.tolist() if is_array(value) else value
+    if not isinstance(value, list) or not value:
+        found = "null" if value is None else "an empty list" if value == [] else type(value).__name__
+        raise ValueError(f"{name} has {found} in its column {column!r}: {EXPECTED}")
+    for number, message in enumerate(value):
+        if wrong := misfit(message):
+            raise ValueError(f"{name}, message {number} in its column {column!r}, {wrong}: {EXPECTED}")
+    return [without_null(message) for message in value]
+
+
+def is_array(value: Any) -> bool:
+    """Whether a value is a list as pandas holds it."""
+    return getattr(value, "ndim", 0) == 1
+
+
+def is_list(value: Any) -> bool:
+    return isinstance(value, list) or is_array(value)
+
+
+def misfit(message: Any) -> str | None:
+    """What keeps a value from being a message, in words; None where nothing does."""
+    if not isinstance(message, dict):
+        return f"is {type(message).__name__}"
+    if not isinstance(message.get("role"), str):
+        return f"has no role but {', '.join(map(str, message)) or 'nothing'}"
+    content = message.get("content")
+    if content is None and not message.get("tool_calls"):
+        return "has no content"
+    if not (content is None or isinstance(content, str) or is_list(content)):
+        return f"has content that is {type(content).__name__}"
+    return None
+
+
+def without_null(value: Any) -> Any:
+    """Arrow gives every dict of a column the keys of all of them, null where it has none; pandas makes lists arrays."""
+    value = value.tolist() if is_array(value) else value
+    if isinstance(value, dict):
+        return {key: without_null(x) for key, x in value.items() if x is not None or key == "content"}
+    return [without_null(x) for x in value] if isinstance(value, list) else value
+
+
+def with_texts(message: Message, change: Callable[[str], str]) -> Message:
+    """A message with every text in it changed.
+
+    >>> with_texts({"role": "user", "content": [{"type": "text", "text": "Hi"}]}, str.upper)
+    {'role': 'user', 'content': [{'type': 'text', 'text': 'HI'}]}
+    """
+    found = dict(message)
+    for field in FIELDS:
+        value = message.get(field)
+        if isinstance(value, str):
+            found[field] = change(value)
+        elif isinstance(value, list):
+            found[field] = [
+                part | {"text": change(part["text"])}
+                if isinstance(part, dict) and isinstance(part.get("text"), str)
+                else part
+                for part in value
+            ]
+    return found
+
+
+def texts_of(message: Message) -> list[str]:
+    """The texts in a message."""
+    found: list[str] = []
+
+    def take(text: str) -> str:
+        found.append(text)
+        return text
+
+    with_texts(message, take)
+    return found
+
+
+def plain_text(messages: list[Message]) -> str:
+    """What the messages of a chat say, one below the other, whatever a template makes of them."""
+    return "\n".join(text for message in messages for text in texts_of(message))
+
+
+def counts(message: Message, chat: str) -> bool:
+    """Whether what a message says is to be predicted: the assistant's, or with `chat="all"` everybody's."""
+    return bool(message.get(WEIGHT, 1)) and (chat == "all" or message["role"] == "assistant")
+
+
+def exchanges(messages: list[Message]) -> list[int]:
+    """The places where an exchange begins: a user's message that follows on another's than a user's."""
+    roles = [message["role"] for message in messages]
+    return [i for i, role in enumerate(roles) if role == "user" and (not i or roles[i - 1] != "user")]
+
+
+def without_first_exchange(messages: list[Message]) -> list[Message] | None:
+    """A chat without its first exchange, but with what stands before it; None where there is one alone.
+
+    >>> asked, told = {"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}
+    >>> len(without_first_exchange([{"role": "system", "content": "Be brief."}, asked, told, asked, told]))
+    3
+    """
+    begins = exchanges(messages)
+    return None if len(begins) < 2 else messages[: begins[0]] + messages[begins[1] :]
