@@ -27,7 +27,8 @@ KEYS = [
     *("top1_accuracy", "mean_entropy", "calibration", "excluded", "seconds", "tokens_per_second"),
 ]
 MORE = [
-    *("interval", "effective_tokens", "unscored_documents", "bos", "special", "special_strings", "replaced", "notes"),
+    *("interval", "effective_tokens", "unscored_documents", "bos", "special", "chat", "excluded_tokens", "chats"),
+    *("special_strings", "replaced", "notes"),
     *("by_class", "by_position"),
     *("by_frequency", "by_document", "worst_tokens", "worst_spans"),
 ]

@@ -30,7 +30,7 @@ from cynosure.text import (
 )
 from cynosure.text.messages import counts, exchanges, plain_text, without_first_exchange
 from cynosure.text.tokens import Ints
-from cynosure.training.integrity import Damaged, parse_lines, reading
+from cynosure.training.integrity import Damaged, misfit, parse_lines, reading
 from cynosure.training.presets import Preset
 from cynosure.training.settings import TrainSettings
 
@@ -95,7 +95,12 @@ class Data(NamedTuple):
             data = path.read_bytes()
         if data and not data.endswith(b"\n"):
             raise Damaged(f"{path} is cut off in its last line")
-        lines = parse_lines(path, data, get_type_hints(Document))
+        kinds = get_type_hints(Document)
+        chat = {name: kinds.pop(name) for name in ("messages", "tools")}  # which earlier versions did not write
+        lines = [dict.fromkeys(chat) | line for line in parse_lines(path, data, kinds)]
+        for number, line in enumerate(lines, 1):
+            if wrong := misfit(line, chat):
+                raise Damaged(f"{path}, line {number}, is damaged: {wrong}")
         return [Document(**{name: line[name] for name in Document._fields}) for line in lines]
 
     def tokenizer(self, trust_remote_code: bool = False) -> Any:

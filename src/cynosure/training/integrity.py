@@ -145,7 +145,9 @@ def fits(value: Any, kind: Any) -> bool:
     """Whether a value from JSON is of a kind, as type hints write it; an integer is a float too, a bool no integer."""
     if isinstance(kind, UnionType):
         return any(fits(value, one) for one in get_args(kind))
-    if get_origin(kind) is tuple:
+    if kind is Any:
+        return True
+    if get_origin(kind) in (tuple, list):
         return isinstance(value, list) and all(fits(one, get_args(kind)[0]) for one in value)
     if get_origin(kind) is dict:
         return isinstance(value, dict) and all(fits(one, get_args(kind)[1]) for one in value.values())
