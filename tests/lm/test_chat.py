@@ -226,12 +226,12 @@ def test_a_chat_scores_as_a_plain_loop_over_transformers(smollm2: LanguageModel,
     assert np.flatnonzero(table.nll.notna()).tolist() == counted
 
 
-def test_every_turn_counts_where_all_are_asked_for(smollm2: LanguageModel) -> None:
-    scores = score(smollm2, [{"messages": CHAT}], chat="all")
+def test_every_turn_counts_where_all_are_asked_for(chatty: LanguageModel) -> None:
+    scores = score(chatty, [{"messages": CHAT}], chat="all")
     assert scores.n_bytes == len("".join(message["content"] for message in CHAT))
     assert list(scores.to_json()["excluded_tokens"]) == ["template"]
     with pytest.raises(ValueError, match="unknown chat 'user': expected one of assistant, all"):
-        score(smollm2, [{"messages": CHAT}], chat="user")
+        score(chatty, [{"messages": CHAT}], chat="user")
 
 
 def test_a_chat_s_own_beginning_is_not_doubled() -> None:
@@ -252,14 +252,30 @@ def test_a_chat_s_own_beginning_is_not_doubled() -> None:
     assert table.nll[place] == pytest.approx(float(cross_entropy(logits, torch.tensor(ids[place]))), rel=1e-4)
 
 
-def test_two_models_of_other_templates_are_compared_on_what_is_said(smollm2: LanguageModel) -> None:
-    tokenizer = deepcopy(smollm2.tokenizer)
-    tokenizer.chat_template = CHATML
-    other = LanguageModel(smollm2.model, tokenizer, "other")
-    a, b = (score(model, [{"messages": CHAT[:2]}]) for model in (smollm2, other))
+def test_two_models_of_other_templates_are_compared_on_what_is_said(chatty: LanguageModel) -> None:
+    tokenizer = deepcopy(chatty.tokenizer)
+    tokenizer.chat_template = CHATML.replace("[", "(")
+    other = LanguageModel(chatty.model, tokenizer, "other")
+    a, b = (score(model, [{"messages": CHAT[:2]}]) for model in (chatty, other))
     comparison = compare(a, b)
     assert comparison.n_bytes == len("The capital of France is Paris.")
     assert a.nats != b.nats
+
+
+@pytest.fixture(scope="module")
+def chatty() -> LanguageModel:
+    """A tiny model whose tokenizer has a chat template."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = CHATML
+    return tiny(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def chat_folder(chatty: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("chatty")
+    chatty.model.save_pretrained(folder)
+    chatty.tokenizer.save_pretrained(folder)
+    return folder
 
 
 def write_rows(path: Path, rows: list[Any]) -> Path:
@@ -267,26 +283,30 @@ def write_rows(path: Path, rows: list[Any]) -> Path:
     return path
 
 
-def test_chats_are_found_in_files_and_by_a_named_column(smollm2: LanguageModel, tmp_path: Path) -> None:
+def test_chats_are_found_in_files_and_by_a_named_column(
+    chatty: LanguageModel, chat_folder: Path, tmp_path: Path
+) -> None:
     import pandas as pd
 
-    expected = score(smollm2, [{"messages": CHAT}]).nats
+    expected = score(chatty, [{"messages": CHAT}]).nats
     lines = write_rows(tmp_path / "a.jsonl", [{"messages": CHAT, "id": 3}])
     frame = pd.DataFrame({"messages": [CHAT], "source": ["x"]})
     frame.to_parquet(tmp_path / "a.parquet")
     read_back = pd.read_parquet(tmp_path / "a.parquet")
     for texts in ([lines], [tmp_path / "a.parquet"], frame, read_back):
-        assert score(smollm2, texts).nats == expected
+        assert score(chatty, texts).nats == expected
     named = write_rows(tmp_path / "b.jsonl", [{"conversation": CHAT}])
-    told = CliRunner().invoke(app, ["score", "smollm2", str(named), "--column", "conversation", "--format", "json"])
+    told = CliRunner().invoke(
+        app, ["score", str(chat_folder), str(named), "--column", "conversation", "--format", "json"]
+    )
     assert told.exit_code == 0, told.output
     assert json.loads(told.stdout)["nats"] == pytest.approx(expected)
     assert "1 document is a chat: the assistant's turns count" in told.stderr
 
 
-def test_a_prompt_of_messages_does_not_count(smollm2: LanguageModel) -> None:
+def test_a_prompt_of_messages_does_not_count(chatty: LanguageModel) -> None:
     row = {"prompt": CHAT[:3], "completion": CHAT[3:]}
-    scores = score(smollm2, [row])
+    scores = score(chatty, [row])
     assert scores.n_bytes == len(CHAT[3]["content"])
 
 
@@ -303,13 +323,13 @@ def test_a_prompt_of_messages_does_not_count(smollm2: LanguageModel) -> None:
     ],
 )
 def test_a_malformed_chat_stops_with_its_place_or_is_left_out(
-    tmp_path: Path, row: dict[str, Any], told: str, smollm2: LanguageModel
+    tmp_path: Path, row: dict[str, Any], told: str, chatty: LanguageModel, chat_folder: Path
 ) -> None:
     file = write_rows(tmp_path / "a.jsonl", [{"messages": CHAT}, row])
     with pytest.raises(ValueError, match=re.escape(told)) as stopped:
         list(read_documents(find_sources([str(file)])))
     assert "a.jsonl:2" in str(stopped.value)
-    skipped = CliRunner().invoke(app, ["score", "smollm2", str(file), "--bad-rows", "skip", "--format", "json"])
+    skipped = CliRunner().invoke(app, ["score", str(chat_folder), str(file), "--bad-rows", "skip", "--format", "json"])
     assert skipped.exit_code == 0, skipped.stderr
     assert json.loads(skipped.stdout)["documents"] == 1
     assert "1 row is left out" in skipped.stderr
