@@ -8,6 +8,7 @@ import pytest
 
 import cynosure
 from tests.lm.conftest import tiny
+from tests.lm.conftest import tiny_folder as tiny_folder
 
 VERBS = ("predict", "score", "summary", "compare", "train", "check", "info", "bench")
 ONE_BY_ONE = """
@@ -86,3 +87,30 @@ def test_texts_runs_and_options_that_are_wrong(tmp_path: Path) -> None:
     _, told = light([*commands], status=2)
     for line, message in zip(told.splitlines(), commands.values(), strict=True):
         assert message in line
+
+
+NO_MORE = """
+import sys, torch, cynosure.cli.screen
+from cynosure.cli.entry import main
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+def run(status, *arguments):
+    sys.argv = ["cynosure", *arguments]
+    try:
+        main()
+    except SystemExit as stop:
+        assert (stop.code or 0) == status
+    return {name.partition(".")[0] for name in sys.modules} - sys.stdlib_module_names
+
+folder = sys.argv[1]
+for kind in (AutoModelForCausalLM, AutoTokenizer):
+    kind.from_pretrained(folder)
+before = run(2, "predict", "./no-such-model", "the cat")  # the command line's own packages
+new = run(0, "predict", folder, "the cat") - before
+assert not new, new
+"""
+
+
+def test_predict_imports_no_more_than_loading_its_model_does(tiny_folder: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", NO_MORE, tiny_folder], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
