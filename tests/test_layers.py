@@ -58,7 +58,7 @@ def complaint(wing: str, name: str) -> str | None:
 def violations(package: Path) -> list[str]:
     """One line for every import in the package that points the wrong way."""
     found = []
-    for file in sorted(package.rglob("*.py")):
+    for file in sorted([*package.rglob("*.py"), *package.rglob("*.pyi")]):
         path = file.relative_to(package)
         if len(path.parts) == 1:
             continue  # the index and __main__ stand above all wings
@@ -94,6 +94,7 @@ def test_imports_point_downwards() -> None:
         ("measure/scoring.py", "import importlib\nimportlib.import_module('cynosure.cli.app')"),
         ("measure/stats.py", "from cynosure.models import load"),
         ("system/escapes.py", "from cynosure.loss import explain"),
+        ("models/__init__.pyi", "from cynosure.measure.run import score as score"),
         ("extra/odd.py", "import math"),
     ],
 )
@@ -125,5 +126,5 @@ def test_no_public_name_hides_a_module() -> None:
     packages = ["cynosure", *(module.name for module in walk_packages(cynosure.__path__, "cynosure.") if module.ispkg)]
     modules = {module.name for module in walk_packages(cynosure.__path__, "cynosure.")}
     for package in map(import_module, packages):
-        public = {f"{package.__name__}.{name}" for name, value in vars(package).items() if callable(value)}
-        assert public & modules == set()
+        public = {*getattr(package, "__all__", ()), *(name for name, value in vars(package).items() if callable(value))}
+        assert {f"{package.__name__}.{name}" for name in public} & modules == set()

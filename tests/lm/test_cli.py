@@ -243,25 +243,6 @@ def test_debug_shows_where(tiny_folder: Path) -> None:
     assert "FileNotFoundError: no such text" in done.stderr
 
 
-def test_help_and_version_do_not_import_torch() -> None:
-    code = (
-        "import sys; from cynosure.cli.entry import main\n"
-        "for sys.argv in (['cynosure', '--help'], ['cynosure', 'score', '--help'], ['cynosure', '--version']):\n"
-        "    try: main()\n"
-        "    except SystemExit as stop: assert not stop.code\n"
-        "heavy = {'torch', 'numpy', 'transformers'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    for verb in ("predict", "score", "summary", "compare", "check", "info", "bench"):
-        assert f"\n  {verb} " in done.stdout
-    assert (
-        "..." not in done.stdout.partition("Usage: cynosure score")[0].partition("Commands:")[2].partition("bench")[0]
-    )
-    assert "cynosure 0." in done.stdout
-
-
 def test_a_stride_beyond_the_models_positions_names_them(run, tiny_folder: Path, text: Path) -> None:
     done = run("score", tiny_folder, text, "--stride", "2000")
     assert (done.status, done.out) == (2, "")

@@ -88,14 +88,19 @@ class TrainWorker(Worker):
 
 
 def new_work(name: str, dtype: str, settings: TrainSettings) -> TrainWork:
+    import torch
+
     from cynosure.bench.fresh import FRESH, fresh_model
     from cynosure.models import load
-    from cynosure.models.loading import DTYPES as BY_NAME
 
     autocast = dtype == "autocast"
     weights = "float32" if autocast else dtype
     new = FRESH.fullmatch(name)
-    model = fresh_model(name, BY_NAME[weights], settings.n_tokens) if new else load(name, dtype=weights, device="cpu")
+    model = (
+        fresh_model(name, getattr(torch, weights), settings.n_tokens)
+        if new
+        else load(name, dtype=weights, device="cpu")
+    )
     return TrainWork(model, texts_of(model, settings), settings.n_rows, settings.n_steps, autocast)
 
 

@@ -45,8 +45,6 @@ def check(
     padded batch of the text: vocabulary, special tokens, loss against ln V, accumulation. Exit status 1 when something
     differs or is found. `cynosure.audit` does so with your own batches and loss.
     """
-    import torch
-
     from cynosure import models
     from cynosure.text import tokenize
     from cynosure.text.words import one_text
@@ -57,6 +55,8 @@ def check(
         model, dtype="float32", device=device, tokenizer=tokenizer, revision=revision,
         trust_remote_code=trust_remote_code, allow_unused_weights=allow_unused_weights,
     )  # fmt: skip
+    import torch
+
     common.note(loaded.notes, quiet)
     ids = [token for part in (words, FILLER) for token in tokenize(loaded.tokenizer, part).ids.tolist()]
     audit = models.audit(loaded.model, [padded_batch(loaded.tokenizer, ids)], tokenizer=loaded.tokenizer)

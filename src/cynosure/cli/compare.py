@@ -133,7 +133,8 @@ def of_models(names: tuple[str, str], texts: list[str], given: dict[str, Any], q
     check_split_at(sources, reading["split_at"])
     corpus = measure.Corpus.of_sources(sources, **reading)
     where = {name: given.pop(name) for name in ("dtype", "device", "trust_remote_code", "allow_unused_weights")}
-    a, b = (models.split(models.load(name, **where)) for name in names)
+    loaded = [models.load(name, **where) for name in names]
+    a, b = map(models.split, loaded)
     common.note((*a.notes, *b.notes), quiet)
     total = total_bytes(sources) if reading["limit"] is None else None
     with shown_progress(total, quiet) as progress:

@@ -192,11 +192,8 @@ def train(
 
     sources, held_out = find_sources(texts or [], column=column), find_sources(valid or [], column=column)
     check_split_at((*sources, *held_out), split_at)
-    from cynosure.cli.training import shown_training
     from cynosure.measure import Corpus
-    from cynosure.training import Diverged, TrainSettings
-    from cynosure.training import train as run
-    from cynosure.training.folder import MANIFEST
+    from cynosure.training import TrainSettings
 
     given: dict[str, Any] = {
         "preset": preset, "init": init, "lora": lora, "tokenizer": tokenizer, "vocab_size": vocab,
@@ -212,6 +209,11 @@ def train(
     reading: dict[str, Any] = {"column": column, "errors": errors, "split_at": split_at, "bad_rows": bad_rows}
     corpus = Corpus.of_sources(sources, limit=limit, splits=TRAINED, **reading)
     apart = Corpus.of_sources(held_out, **reading)
+    from cynosure.cli.training import shown_training
+    from cynosure.training import Diverged
+    from cynosure.training import train as run
+    from cynosure.training.folder import MANIFEST
+
     # Theirs of each other, which no user of ours can heed.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|accelerate)\b")
     common.settings.kept_in, common.settings.kept_files = out, MANIFEST

@@ -1,12 +1,12 @@
 """Sums over scored tokens, and the averages that are divided out of them: once, at the end."""
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # what has been stored is summed without torch
+    from torch import Tensor
 
-from cynosure.loss.stats import TokenStats
+    from cynosure.loss.stats import TokenStats
 
 
 def perplexity(nats_per_token: float) -> float:
@@ -36,14 +36,16 @@ class TokenSums(NamedTuple):
     n_bytes: int = 0
 
     @classmethod
-    def of(cls, sums: Tensor) -> "TokenSums":
+    def of(cls, sums: "Tensor") -> "TokenSums":
         """Rows of `rows`, added up: (4,)."""
         tokens, nats, entropy, correct = sums.tolist()
         return cls(int(tokens), nats, entropy, correct)
 
     @staticmethod
-    def rows(stats: TokenStats) -> Tensor:
+    def rows(stats: "TokenStats") -> "Tensor":
         """Tokens, nats, entropy and correct ones of each row of (..., T) tokens: (..., 4), float64, on the CPU."""
+        import torch
+
         counted = (stats.rank > 0).cpu()
         columns = counted, stats.nll.cpu(), stats.entropy.cpu(), stats.correct.cpu()
         return torch.stack([torch.where(counted, x.double(), 0.0).sum(-1) for x in columns], -1)

@@ -14,8 +14,9 @@ from cynosure.measure.align import COLUMNS, Floats, Side
 from cynosure.measure.batching import Row, batches, rows_of
 from cynosure.measure.bootstrap import BASE_TOKENS, choose, interval
 from cynosure.measure.comparison import Comparison, Divergence, compare_sides
+from cynosure.measure.corpus import Corpus
 from cynosure.measure.rows import Facts, Ints, numbers
-from cynosure.measure.run import Corpus, make_cutting, setting
+from cynosure.measure.run import make_cutting, setting
 from cynosure.measure.scores import Figure
 from cynosure.measure.scoring import Figures, Say, Scorer, ignore
 from cynosure.measure.tally import grouped

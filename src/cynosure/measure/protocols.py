@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cynosure.measure.run import EXPECTED, Corpus, score
+from cynosure.measure.corpus import Corpus
+from cynosure.measure.run import EXPECTED, score
 from cynosure.measure.scores import Scores
 from cynosure.measure.store import check_own
 from cynosure.measure.units import DoesNotApply

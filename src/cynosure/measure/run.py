@@ -3,9 +3,8 @@
 import logging
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from cynosure import __version__
 from cynosure.measure.budget import default_batch_tokens, default_unit_tokens
 from cynosure.measure.calibration import TEMPERATURES
+from cynosure.measure.corpus import Corpus
 from cynosure.measure.manifest import MANIFEST, difference
 from cynosure.measure.rows import Facts
 from cynosure.measure.scores import Scores, Setting
@@ -26,24 +26,17 @@ from cynosure.measure.units import Cutting, DoesNotApply, units
 from cynosure.measure.workers import Workers
 from cynosure.models import SplitModel, split
 from cynosure.system.folders import locked
-from cynosure.system.numbers import counted
 from cynosure.text import (
     PROTOCOLS,
-    Document,
     adds_bos,
     as_documents,
     check_chat,
     check_protocol,
     check_special,
     prefix_token,
-    read_documents,
     settle_bos,
-    source_digest,
 )
-from cynosure.text.documents import MEASURED
-from cynosure.text.sources import Source
 
-LISTED = 10  # rows in a note
 TOPK = 5  # likeliest tokens kept in a store
 BOS_TWICE = (
     "lm-evaluation-harness also scores a second BOS after the first with this tokenizer, so its sum is another; "
@@ -56,63 +49,6 @@ LEFT_OUT = {
 EXPECTED = "this model expects it in each, for its tokenizer puts it before every text"
 
 log = logging.getLogger("cynosure")
-
-
-@dataclass(frozen=True)
-class Reading:
-    """Documents that are read anew each time they are gone through."""
-
-    sources: tuple[Source, ...]
-    column: str | None
-    errors: str
-    limit: int | None
-    splits: tuple[str, ...]
-    split_at: str | None
-    bad_rows: str
-    left_out: list[str]  # of the last time, what was wrong with each row that was left out
-
-    def __iter__(self) -> Iterator[Document]:
-        self.left_out.clear()
-        return read_documents(
-            self.sources, column=self.column, errors=self.errors, limit=self.limit, splits=self.splits,
-            split_at=self.split_at, bad_rows=self.bad_rows, skip=self.left_out.append,
-        )  # fmt: skip
-
-
-class Corpus(NamedTuple):
-    """Documents, and where they come from as a manifest tells it."""
-
-    documents: Iterable[Document]
-    origin: dict[str, Any]
-    left_out: Sequence[str] = ()  # once the documents have been read, what was wrong with each row that is none of them
-
-    @classmethod
-    def of_sources(
-        cls, sources: Sequence[Source], *, column: str | None = None, errors: str = "strict", limit: int | None = None,
-        splits: tuple[str, ...] = MEASURED, split_at: str | None = None, bad_rows: str = "stop",
-    ) -> "Corpus":  # fmt: skip
-        """The documents of files and such, read when they are needed; options as of `read_documents`."""
-        texts = [{"name": source.name, "sha256": source_digest(source)} for source in sources]
-        origin = {"texts": texts, "column": column, "errors": errors, "limit": limit}
-        changed = {"split_at": (split_at, None), "bad_rows": (bad_rows, "stop")}  # which earlier versions did not have
-        origin |= {name: value for name, (value, default) in changed.items() if value != default}
-        left_out: list[str] = []
-        reading = Reading(tuple(sources), column, errors, limit, splits, split_at, bad_rows, left_out)
-        return cls(reading, origin, left_out)
-
-    @property
-    def notes(self) -> list[str]:
-        """What a user must know of them once they have been read."""
-        if not self.left_out:
-            return []
-        number, listed = len(self.left_out), "; ".join(self.left_out[:LISTED])
-        more = f"; and {number - LISTED:,} more" if number > LISTED else ""
-        return [f"{counted(number, 'row')} {'is' if number == 1 else 'are'} left out: {listed}{more}"]
-
-    @property
-    def known(self) -> bool:
-        """Whether the origin says all of the texts, so that they need not be read again to know them unchanged."""
-        return all(text["sha256"] for text in self.origin.get("texts", [{"sha256": None}]))
 
 
 def score(

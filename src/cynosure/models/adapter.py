@@ -11,20 +11,14 @@ import torch
 from cynosure.models.digest import weights_digest
 from cynosure.models.packaged import PACKAGED
 from cynosure.models.pretrained import told
-from cynosure.models.remote_code import CONFIG, read_json
+from cynosure.models.remote_code import ADAPTER_CONFIG, read_json
 
 if TYPE_CHECKING:
     from cynosure.models.loading import LanguageModel
 
-ADAPTER_CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 BASE_DIGEST = "base.json"  # beside an adapter that `train` has made: the SHA-256 of the base's float32 weights
 BASE = "base_model_name_or_path"
-
-
-def is_adapter(folder: Path | str) -> bool:
-    """Whether a folder holds an adapter and no model."""
-    return isinstance(folder, Path) and (folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG).is_file()
 
 
 def base_of(folder: Path) -> tuple[str, str | None]:

@@ -3,19 +3,28 @@
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from cynosure.models.adapter import is_adapter, load_adapter
 from cynosure.models.gguf import GgufFile, dequantised, quiet_transformers, read_notes
 from cynosure.models.packaged import PACKAGED, packaged_parts
 from cynosure.models.pretrained import from_pretrained, told
-from cynosure.models.remote_code import GENERATION_CONFIG, TOKENIZER_CONFIG, Origin, find_origin, keep_to_own, pinned
+from cynosure.models.remote_code import (
+    ADAPTER_CONFIG,
+    CONFIG,
+    GENERATION_CONFIG,
+    TOKENIZER_CONFIG,
+    Origin,
+    find_origin,
+    keep_to_own,
+    pinned,
+)
 from cynosure.models.soundness import check_size, check_values, find_checkpoint
 from cynosure.models.weights import check_found
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -29,8 +38,9 @@ class LanguageModel:
     code: dict[str, str] = field(default_factory=dict)  # of "model" and "tokenizer", the trusted code, pinned
 
     @property
-    def device(self) -> torch.device:
-        return torch.device(self.model.device)
+    def device(self) -> "torch.device":
+        device: torch.device = self.model.device
+        return device
 
     @property
     def dtype(self) -> str:
@@ -73,24 +83,27 @@ def load(
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}: there is auto, {', '.join(DTYPES)}")
-    place = find_device(device)
     folder, shown = locate(name)
     if isinstance(folder, Path) and revision is not None:
         raise ValueError(f"revision {revision!r} is for models of the hub, and {name!r} is not one")
+    source = find_tokenizer(tokenizer) if tokenizer else folder
+    import torch  # here, for a name that is wrong need not wait for the seconds that it takes
+
+    place, wanted = find_device(device), None if dtype == "auto" else getattr(torch, dtype)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "allow_unused_weights": allow_unused_weights}
     if isinstance(folder, Path) and is_adapter(folder):
+        from cynosure.models.adapter import load_adapter
 
         def load_base(base: str, revision: str | None) -> LanguageModel:
             own = str(folder) if (folder / TOKENIZER_CONFIG).is_file() else None
             return load(base, device="cpu", tokenizer=tokenizer or own, revision=revision, **options)
 
         with quiet_transformers():
-            adapted = load_adapter(folder, DTYPES.get(dtype), load_base)
+            adapted = load_adapter(folder, wanted, load_base)
         return replace(adapted, model=adapted.model.to(place), name=shown)
     with quiet_transformers():
         origin = find_origin(folder, revision, "model")
-        model, notes = load_model(origin, name, DTYPES.get(dtype, "auto"), **options)
-        source = find_tokenizer(tokenizer) if tokenizer else folder
+        model, notes = load_model(origin, name, wanted or "auto", **options)
         words = load_tokenizer(source, None if tokenizer else origin.revision, trust_remote_code)
         code = find_code(folder, source if tokenizer else None, origin.revision) if trust_remote_code else {}
     kept = read_notes(folder) if isinstance(folder, Path) else None
@@ -166,8 +179,10 @@ def find_code(model: Path | str | None, tokenizer: Path | str | None, revision: 
     return {what: pin for what, pin in (("model", model_pin), ("tokenizer", tokenizer_pin)) if pin}
 
 
-def find_device(device: str) -> torch.device:
+def find_device(device: str) -> "torch.device":
     """The torch device of that name, or for `auto` the accelerator there is, else the CPU."""
+    import torch
+
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if device == "auto":
         if accelerator is not None and int(os.environ.get("WORLD_SIZE", 1)) > 1:  # of several processes, one each
@@ -181,6 +196,11 @@ def find_device(device: str) -> torch.device:
     if place.type != "cpu" and (accelerator is None or place.type != accelerator.type):
         raise ValueError(f"device {device!r} is not here: there is cpu{f', {accelerator.type}' if accelerator else ''}")
     return place
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter and no model."""
+    return (folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG).is_file()
 
 
 def locate(name: str) -> tuple[Path | str, str]:
@@ -210,7 +230,7 @@ def locate(name: str) -> tuple[Path | str, str]:
         return path, notes.name if notes else path.resolve().name
     if name and path.exists():
         raise ValueError(f"{name} is not a model: give a folder, a .gguf file, a hub id or {' or '.join(PACKAGED)}")
-    if name.startswith(("/", ".", "~")) or name.count("/") > 1 or not name:
+    if name.startswith(("/", ".", "~")) or name.endswith("/") or name.count("/") > 1 or not name:
         raise FileNotFoundError(f"no such model folder: {name!r}")
     return name, name
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from cynosure.models.pretrained import told
 
 CONFIG, TOKENIZER_CONFIG, GENERATION_CONFIG = "config.json", "tokenizer_config.json", "generation_config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 MOST_BYTES = 1 << 24  # of a JSON file; those of real models are far smaller
 COMMIT = re.compile(r"[0-9a-f]{40}")
 # Implementations that transformers and torch bring themselves; others are fetched from the hub and run.

@@ -4,7 +4,6 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
-from cynosure.loss.tensors import place
 from cynosure.models.soundness import Checkpoint
 
 # Buffers that older versions saved; they follow from the configuration.
@@ -103,6 +102,8 @@ def ignorable(model: Any, checkpoint: Checkpoint) -> list[str]:
 
 def tied_note(model: Any, name: str) -> tuple[str, ...]:
     """A note where the configuration ties the head to the embeddings, and the head on disk is another."""
+    from cynosure.loss.tensors import place
+
     config = model.config.get_text_config()
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     head, embeddings = getattr(head, "weight", None), getattr(embeddings, "weight", None)

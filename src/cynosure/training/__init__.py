@@ -1,7 +1,5 @@
 """Training: Hugging Face's Trainer on the fused loss, and whole runs from texts to a model."""
 
-from cynosure.training.run import Trained as Trained
-from cynosure.training.run import train as train
-from cynosure.training.settings import TrainSettings as TrainSettings
-from cynosure.training.watch import Diverged as Diverged
-from cynosure.training.watch import Watcher as Watcher
+from cynosure.system.lazy import attach
+
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from cynosure.models.adapter import ADAPTER_CONFIG, BASE, BASE_DIGEST
+from cynosure.models.adapter import BASE, BASE_DIGEST
+from cynosure.models.remote_code import ADAPTER_CONFIG
 from cynosure.system.files import write_whole
 from cynosure.training.begin import Consent, load_init
 from cynosure.training.folder import MODEL, TRAINING_ONLY, RunFolder

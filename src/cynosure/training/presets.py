@@ -2,8 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import torch
-
 
 class Preset(NamedTuple):
     """A size, and what suits it."""
@@ -38,6 +36,7 @@ def new_model(preset: Preset, tokenizer: Any, row_tokens: int, seed: int) -> Any
 
     What each layer adds begins smaller the more layers there are, by sqrt(2 layers) (Radford et al. 2019).
     """
+    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(

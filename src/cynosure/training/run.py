@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -28,7 +28,7 @@ from cynosure.training.presets import new_model
 from cynosure.training.settings import Plan, TrainSettings, shared_anew
 from cynosure.training.watch import Figures, Watcher
 
-Texts = Corpus | Iterable[str | Path | Document]
+Texts: TypeAlias = Corpus | Iterable[str | Path | Document]
 LOST = re.compile(r"\bgloo\b|NCCL|Connection (reset|closed|refused)")  # what PyTorch says where a process is gone
 
 

@@ -1,0 +1,35 @@
+from cynosure.loss import CrossEntropyLoss as CrossEntropyLoss
+from cynosure.loss import LinearCrossEntropyLoss as LinearCrossEntropyLoss
+from cynosure.loss import Plan as Plan
+from cynosure.loss import TokenStats as TokenStats
+from cynosure.loss import cross_entropy as cross_entropy
+from cynosure.loss import explain as explain
+from cynosure.loss import linear_cross_entropy as linear_cross_entropy
+from cynosure.loss import logits_token_logprobs as logits_token_logprobs
+from cynosure.loss import logits_token_stats as logits_token_stats
+from cynosure.loss import token_logprobs as token_logprobs
+from cynosure.loss import token_stats as token_stats
+from cynosure.measure import Comparison as Comparison
+from cynosure.measure import Meter as Meter
+from cynosure.measure import Scores as Scores
+from cynosure.measure import Statistics as Statistics
+from cynosure.measure import compare as compare
+from cynosure.measure import open_run as open_run
+from cynosure.measure import predict as predict
+from cynosure.measure import score as score
+from cynosure.models import LanguageModel as LanguageModel
+from cynosure.models import audit as audit
+from cynosure.models import load as load
+from cynosure.patching import Patch as Patch
+from cynosure.patching import TrainerPatch as TrainerPatch
+from cynosure.patching import causal_lm_loss as causal_lm_loss
+from cynosure.patching import patch as patch
+from cynosure.patching import unpatch as unpatch
+from cynosure.text import Document as Document
+from cynosure.training import Diverged as Diverged
+from cynosure.training import Trained as Trained
+from cynosure.training import TrainSettings as TrainSettings
+from cynosure.training import Watcher as Watcher
+from cynosure.training import train as train
+
+__version__: str
