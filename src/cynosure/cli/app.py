@@ -95,7 +95,7 @@ def tell(error: BaseException) -> None:
     """Say what went wrong on stderr, and where in the program if that was asked for."""
     if common.settings.debug:
         for line in traceback.format_exc().splitlines():
-            common.say(line)
+            common.say_in_one_line(line)
     if type(error).__name__ == "NoArgsIsHelpError":  # nothing was asked for: the help itself
         print(error, file=sys.stderr, flush=True)
     else:

@@ -34,9 +34,11 @@ def show(found: "Comparison", verdicts: "Sequence[Verdict]") -> None:
     console.print()
     console.print(conclusion(found), style="bold")
     console.print()
-    table = headed_table(*HEAD)
+    table = headed_table(*HEAD[:5], HEAD[-1])
     for name, change in found.changes.items():
-        table.add_row(NAMES[name], *cells(change))
+        *absolute, of_a, between_of_a, p = cells(change)
+        table.add_row(NAMES[name], *absolute, p)
+        table.add_row("  of A", "", "", of_a, between_of_a)
     console.print(table)
     console.print()
     table = plain_table("", ">bold", "dim")
@@ -141,7 +143,7 @@ def show_parts(console: "Console", key: str, title: str, parts: list[dict[str, A
 
 def show_segments(console: "Console", title: str, segments: list[dict[str, Any]]) -> None:
     """Where the runs are furthest apart, in the text around."""
-    table = headed_table("nats of A", "of B", f"<{title}", "<in its text")
+    table = headed_table(">nats of A", "of B", f"<{title}", "<in its text")
     for part in segments:
         nats = (number(part[name]) for name in ("nats_a", "nats_b"))
         table.add_row(*nats, shortened(part["text"]), in_context(part))
