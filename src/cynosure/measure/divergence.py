@@ -25,7 +25,7 @@ from cynosure.text import as_documents
 
 LOGITS = 2**24  # of each model at a time: 64 MB in float32
 BLOCK = 2**19  # of those at a time in float64, while they are in the cache
-WAY_OUT = "score each with --out and compare the runs, which needs no common tokenizer"
+WAY_OUT = "score each with `out` and compare the runs, which needs no common tokenizer"
 
 
 def diverge(
@@ -90,7 +90,7 @@ def check_same_bos(a: Cutting, b: Cutting) -> None:
     """ValueError where the two models expect windows that begin differently."""
     if a.bos != b.bos:
         raise ValueError(
-            f"A's rule for BOS is {a.bos!r} and B's is {b.bos!r}: give one for both, with --bos every, first or none"
+            f"A's rule for BOS is {a.bos!r} and B's is {b.bos!r}: give `bos='every'`, 'first' or 'none' for both"
         )
 
 

@@ -277,7 +277,7 @@ class StoredRun(NamedTuple):
     def find(self, folder: Path) -> Store:
         """The finished run in a folder that cannot be written. ValueError where there is none, or another."""
         if not (folder / MANIFEST).exists():
-            raise ValueError(f"{folder} cannot be written, and holds no run: give another --out")
+            raise ValueError(f"{folder} cannot be written, and holds no run: give another `out`")
         store = Store.open(folder)
         if self.workers.leads and (different := difference(store.manifest, self.manifest())):
             raise other_run(folder, different)
@@ -362,5 +362,5 @@ def check_same(store: Store, number: int, facts: list[Facts]) -> None:
 
 def other_texts(store: Store, why: str) -> ValueError:
     return ValueError(
-        f"{store.folder} holds another run: its text has changed, {why}; give another --out, or score the same again"
+        f"{store.folder} holds another run: its text has changed, {why}; give another `out`, or score the same again"
     )

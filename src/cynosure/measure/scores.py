@@ -109,7 +109,7 @@ class Scores:
             found.check()
         except (LookupError, TypeError, ArithmeticError, RuntimeError) as error:
             raise ValueError(
-                f"{store.folder} is damaged, its shards do not fit together ({error}): score again into another --out"
+                f"{store.folder} is damaged, its shards do not fit together ({error}): score again into another `out`"
             ) from error
         return found
 

@@ -238,7 +238,7 @@ def not_ours(path: Path, error: ValueError) -> ValueError:
 
 
 def other_run(folder: Path, different: str) -> ValueError:
-    return ValueError(f"{folder} holds another run: {different}; give another --out, or score the same again")
+    return ValueError(f"{folder} holds another run: {different}; give another `out`, or score the same again")
 
 
 def is_of_run(name: str) -> bool:
@@ -256,7 +256,7 @@ def check_own(folder: Path) -> None:
     if (folder / MANIFEST).is_file():
         read_manifest(folder / MANIFEST)
     elif folder.is_dir() and (other := first_foreign(folder, lambda name: bool(PARTIAL.fullmatch(name)))):
-        raise ValueError(f"{folder} is no run: it holds {other} and no {MANIFEST}; give another --out")
+        raise ValueError(f"{folder} is no run: it holds {other} and no {MANIFEST}; give another `out`")
 
 
 def remove_run(folder: Path) -> None:

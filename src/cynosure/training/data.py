@@ -120,7 +120,7 @@ def strategy_for(texts: Tokenised, settings: TrainSettings) -> str:
     if settings.overlong != "cut":
         raise ValueError(
             f"overlong {settings.overlong!r} is for documents that are kept whole, and none of these has a prompt: "
-            "give --keep-documents-whole, or leave --overlong out"
+            "give `keep_documents_whole=True`, or leave `overlong` out"
         )
     return "stream"
 
@@ -237,7 +237,7 @@ def make_vocabulary(division: Division, preset: Preset, vocab_size: int | None) 
     if len(tokenizer) < wanted:
         found = f"the text to train on supports a vocabulary of {len(tokenizer):,} tokens"
         if vocab_size is not None:
-            raise ValueError(f"{found}, not {wanted:,}: give --vocab {len(tokenizer)}, or more text")
+            raise ValueError(f"{found}, not {wanted:,}: give `vocab_size={len(tokenizer)}`, or more text")
         log.info("%s, not the %s of this size", found, f"{wanted:,}")
     return tokenizer
 

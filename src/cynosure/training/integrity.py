@@ -16,7 +16,7 @@ from cynosure.system.files import sha256
 
 # What Trainer needs of a checkpoint to go on exactly; a part that is missing is made anew in silence.
 PARTS = ("*model*.safetensors", "optimizer*", "scheduler.pt", "rng_state*.pth", "trainer_state.json")
-WAY_OUT = "restore it from a copy, or train again with another --out"
+WAY_OUT = "restore it from a copy, or train again with another `out`"
 
 
 def way_out_of(checkpoint: Path) -> str:

@@ -150,7 +150,7 @@ def among_the_living() -> Iterator[None]:
         if not LOST.search(str(error)):
             raise
         raise ConnectionError(
-            "another process of this run has ended: what it said tells why; the same command with --resume goes on "
+            "another process of this run has ended: what it said tells why; the same with `resume=True` goes on "
             "from the last checkpoint"
         ) from error
 
@@ -203,7 +203,7 @@ class Run:
         if known is not None and weights_digest(model) != known:
             raise ValueError(
                 f"{settings.init} has other weights than when {self.folder.path} was begun with it: put those back, or "
-                "train again with another --out"
+                "train again with another `out`"
             )
         if settings.lora is None:
             return model
