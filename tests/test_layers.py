@@ -13,8 +13,19 @@ GROUND = {"system", "loss", "text"}  # import no other wing but system
 MODEL_FREE = {
     f"measure/{name}.py"
     for name in (
-        *("align", "bootstrap", "breakdown", "calibration", "classes", "compare", "gate", "groups", "intervals"),
-        *("rows", "scores", "stats", "store", "sums", "worst"),
+        *(
+            "align",
+            "bootstrap",
+            "breakdown",
+            "calibration",
+            "classes",
+            "compare",
+            "frames",
+            "gate",
+            "groups",
+            "intervals",
+        ),
+        *("rows", "scores", "stats", "store", "sums", "wording", "worst"),
     )
 }
 

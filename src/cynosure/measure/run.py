@@ -99,6 +99,14 @@ class Corpus(NamedTuple):
         reading = Reading(tuple(sources), column, errors, limit, splits, split_at, bad_rows, left_out)
         return cls(reading, origin, left_out)
 
+    @classmethod
+    def of_texts(cls, texts: "Corpus | Iterable[Any]", **reading: Any) -> "Corpus":
+        """Texts as a Python program holds them; options as of `as_documents`."""
+        if isinstance(texts, Corpus):
+            return texts
+        left_out: list[str] = []
+        return cls(as_documents(texts, skip=left_out.append, **reading), {}, left_out)
+
     @property
     def notes(self) -> list[str]:
         """What a user must know of them once they have been read."""
@@ -130,13 +138,15 @@ def score(
     out: str | Path | None = None,
     keep: bool = True,
     progress: Say | bool | None = None,
+    **reading: Any,
 ) -> Scores:
     """Score texts with a model under a protocol.
 
     `model` is a name that `load` takes, a `LanguageModel`, a transformers model with its `tokenizer`, or any module
     that turns (B, T) ids into (B, T, D) hidden states with its `tokenizer` and `head`. `texts` are strings, each a
     document, Paths of files and folders, `Document`s and rows (dicts with `text`, or `prompt` and `completion`), or a
-    pandas DataFrame or a dataset of such rows; they are read one at a time. `window` is the number of positions the
+    pandas DataFrame or a dataset of such rows; they are read one at a time. `column`, `errors`, `split_at` and
+    `bad_rows` say how, as on the command line. `window` is the number of positions the
     model sees at once, by default the protocol's own or as many as the model has; `stride`, of `sliding` and `strided`,
     how many tokens each further window scores, by default half the window. `bos` says which windows of `sliding` begin
     with BOS, or EOS where there is none: `every`, the `first` of each document, or `none`; `auto` is `every` where the
@@ -154,10 +164,10 @@ def score(
     Raises ValueError for a protocol, window, stride or BOS that makes no sense here, for a model whose head cannot be
     read or that gives NaN, for a folder that holds another run, and when there is not one token to score.
     """
+    corpus = Corpus.of_texts(texts, **reading)
     split_model = (
         model if isinstance(model, SplitModel) else split(model, tokenizer=tokenizer, head=head, compile=compile)
     )
-    corpus = texts if isinstance(texts, Corpus) else Corpus(as_documents(texts), {})
     workers = Workers()
     cut = partial(make_cutting, split_model, protocol, window, stride, bos=bos, special=special)
     with ExitStack() as stack:
@@ -172,6 +182,7 @@ def score(
         run = StoredRun(Scorer(split_model, cutting, TOPK), corpus, workers, say)
         store = run.score_into(folder)
         scores = Scores.of_store(store)
+        scores.tokenizer = split_model.tokenizer
         if out is None:
             scores.keep()
         workers.meet()  # before a temporary folder goes
@@ -221,7 +232,7 @@ def setting(scorer: Scorer) -> Setting:
 
 
 def score_in_memory(scorer: Scorer, corpus: Corpus, say: Say, keep: bool) -> Scores:
-    scores = Scores(setting(scorer), tables=[] if keep else None)
+    scores = Scores(setting(scorer), tables=[] if keep else None, tokenizer=scorer.model.tokenizer)
     start = time.perf_counter()
     for tasks, facts in units(scorer.model.tokenizer, corpus.documents, scorer.cutting):
         scores.add(scorer.score(tasks, facts, say), 0.0)
