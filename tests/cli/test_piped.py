@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Group
+from rich.table import Table as RichTable
 from rich.text import Text
 
 from cynosure.cli import common, screen
@@ -107,6 +109,19 @@ def test_numbers_are_never_cut_or_broken(capsys: pytest.CaptureFixture[str], mon
     printed = capsys.readouterr().out
     for part in ("123,456,789.0000", "987,654,321.0000", "some", "words"):
         assert part in printed
+
+
+def test_tables_of_benchmarks_are_not_cut(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    table = RichTable(box=None, pad_edge=False)
+    table.add_column("implementation")
+    for _ in range(3):
+        table.add_column("seconds", justify="right", no_wrap=True)
+    table.add_row("the model's own", "1234.5678", "2345.6789", "3456.7890")
+    screen.stdout().print(Group(Text("title"), table))
+    printed = capsys.readouterr().out
+    assert "1234.5678  2345.6789  3456.7890" in printed
+    assert "implementation" in printed
 
 
 def test_words_are_kept_whole(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

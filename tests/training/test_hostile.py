@@ -24,7 +24,7 @@ from tests.training.test_damage import whole as whole
 pytestmark = pytest.mark.filterwarnings("ignore")  # Trainer's own
 
 STEP = 6
-WAY_OUT = "and the same command goes on from the checkpoint before it"
+WAY_OUT = "and resuming goes on from the checkpoint before it"
 
 
 class Bomb:

@@ -18,7 +18,7 @@ from rich.segment import Segment
 from cynosure.cli import common
 from cynosure.system.escapes import visible
 
-LEAST_WRAPPED = 8  # characters of a column whose cells are wrapped, however narrow the screen
+LEAST_FOLDED = 8  # characters of a column whose words may be broken, however narrow the screen
 BLANKS = re.compile(r" +$", re.MULTILINE)
 
 
@@ -36,7 +36,7 @@ class Console(rich.console.Console):
             self.file.write(f"{common.wrapped(objects[0], self.width)}\n")
             return
         width = self.width
-        self.width = max([width, *(x.least_width for x in objects if isinstance(x, Table))])
+        self.width = max([width, *map(least_width, objects)])
         try:
             with nullcontext() if self.is_terminal else self.capture() as capture:
                 super().print(*(visible(x) if isinstance(x, str) else x for x in objects), **options)
@@ -64,19 +64,25 @@ class Table(rich.table.Table):
     def add_column(self, *header: Any, **options: Any) -> None:
         super().add_column(*header, overflow="fold", no_wrap=options.get("justify") == "right", **options)
 
-    @property
-    def least_width(self) -> int:
-        """Room for what is not wrapped."""
-        widths = [
-            max(cell_len(line) for cell in (column.header, *column.cells) for line in str(cell).split("\n"))
-            if column.no_wrap
-            else LEAST_WRAPPED
-            for column in self.columns
-        ]
-        return sum(widths) + 2 * (len(widths) - 1)
-
     def add_row(self, *cells: Any, **options: Any) -> None:
         super().add_row(*(visible(cell) if isinstance(cell, str) else cell for cell in cells), **options)
+
+
+def least_width(shown: Any) -> int:
+    """Room for all of a table that would be cut; 0 of anything else."""
+    if isinstance(shown, rich.console.Group):
+        return max(map(least_width, shown.renderables), default=0)
+    if not isinstance(shown, rich.table.Table):
+        return 0
+    widths = []
+    for column in shown.columns:
+        texts = [str(cell) for cell in (column.header, *column.cells)]
+        parts = [part for text in texts for part in (text.split("\n") if column.no_wrap else text.split())]
+        longest = max(map(cell_len, parts), default=0)
+        widths.append(min(longest, LEAST_FOLDED) if column.overflow == "fold" and not column.no_wrap else longest)
+    _, right, _, left = shown.padding
+    gap = max(left, right) if shown.collapse_padding else left + right
+    return sum(widths) + gap * (len(widths) - 1)
 
 
 def as_lines(text: str) -> str:

@@ -21,7 +21,7 @@ WAY_OUT = "restore it from a copy, or train again with another `out`"
 
 def way_out_of(checkpoint: Path) -> str:
     """What to do about a checkpoint that was not found to be damaged, and yet cannot be read."""
-    return f"remove {checkpoint}, and the same command goes on from the checkpoint before it"
+    return f"remove {checkpoint}, and resuming goes on from the checkpoint before it"
 
 
 class Damaged(ValueError):
