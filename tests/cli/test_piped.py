@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,13 @@ def test_words_are_kept_whole(capsys: pytest.CaptureFixture[str], monkeypatch: p
     captured = capsys.readouterr()
     assert captured.out == f"model:\n{path}\nof step 5\n"
     assert captured.err == f"the model is\n  {path}\n  and two or three words more\n  than fit\n"
+
+
+def test_an_encoding_without_the_characters(run: Run, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", TextIOWrapper(BytesIO(), "ascii"))
+    done = run("predict", tiny_folder, "the cat")
+    assert (done.status, len(done.err.splitlines())) == (2, 1)
+    assert done.err.endswith("set PYTHONIOENCODING=utf-8\n")
 
 
 @pytest.mark.parametrize(("columns", "expected"), [("", 80), ("0", 80), ("wide", 80), ("132", 132)])
