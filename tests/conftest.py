@@ -12,6 +12,12 @@ BELOW = ("reference", "chunked", "rows_torch", "autograd")
 install_import_hook([f"cynosure.loss.{module}" for module in BELOW], "beartype.beartype")
 
 
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is printed is not wrapped, except where a test says how wide it is."""
+    monkeypatch.setenv("COLUMNS", "1000")
+
+
 @pytest.fixture
 def poison_empty() -> Iterator[None]:
     """Memory that torch hands out uninitialised holds NaN (floats) or the largest value (integers), not lucky zeros.

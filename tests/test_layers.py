@@ -17,8 +17,8 @@ GROUND = {"system", "loss", "text"}  # import no other wing but system
 MODEL_FREE = {
     f"measure/{name}.py"
     for name in (
-        *("align", "bootstrap", "breakdown", "calibration", "classes", "comparison", "gate", "groups", "intervals"),
-        *("rows", "scores", "stats", "store", "sums", "worst"),
+        *("align", "bootstrap", "breakdown", "calibration", "classes", "comparison", "frames", "gate", "groups"),
+        *("intervals", "rows", "scores", "stats", "store", "sums", "wording", "worst"),
     )
 }
 

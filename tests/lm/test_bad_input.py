@@ -122,7 +122,7 @@ def test_damaged_gguf_files(run: Run, tmp_path: Path, text: Path, monkeypatch: p
 
 
 def test_runs(run: Run, tiny_folder: Path, tmp_path: Path, text: Path) -> None:
-    refused(run("summary", tmp_path / "none"), "none is no run", "cynosure score ... --out makes one")
+    refused(run("summary", tmp_path / "none"), "none is no run", "scoring with --out makes one")
     refused(run("score", tiny_folder, text, "--out", text), f"{text} is a file: give a folder as --out")
     refused(run("score", tiny_folder, text, "--out", tmp_path), "it holds text.txt and no manifest.json", "--out")
     assert not (tmp_path / "manifest.json").exists()
@@ -143,7 +143,7 @@ def test_a_damaged_and_an_unfinished_run(run: Run, tiny_folder: Path, tmp_path: 
     whole = json.loads(run(*command).out)
     shard = min((tmp_path / "run").glob("tokens-*.parquet"))
     shard.write_bytes(shard.read_bytes()[:-1])
-    refused(run("summary", tmp_path / "run"), f"{shard} is damaged", "run the same cynosure score again")
+    refused(run("summary", tmp_path / "run"), f"{shard} is damaged", "score the same again")
     done = run(*command)
     assert f"{shard} is damaged and will be scored again" in done.err
     assert json.loads(done.out)["nats"] == whole["nats"]
@@ -153,7 +153,7 @@ def test_a_damaged_and_an_unfinished_run(run: Run, tiny_folder: Path, tmp_path: 
     for key in ("units", "shards", "manifest_sha256"):  # as an earlier version left it
         del manifest[key]
     (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
-    refused(run("summary", tmp_path / "run"), "is unfinished", "run the same cynosure score again to go on")
+    refused(run("summary", tmp_path / "run"), "is unfinished", "score the same again to go on")
 
 
 @contextmanager

@@ -179,15 +179,15 @@ def test_an_untouched_limit_is_64_megabytes() -> None:
 
 def test_models_of_other_tokens_are_refused(pair: Any) -> None:
     larger = LanguageModel(tiny_model(vocab_size=301), byte_tokenizer(), "larger")
-    with pytest.raises(ValueError, match="the vocabularies of A and B have 300 and 301 tokens: score each with --out"):
+    with pytest.raises(ValueError, match="the vocabularies of A and B have 300 and 301 tokens: score each with `out`"):
         diverge(pair[0], larger, DOCUMENTS)
-    with pytest.raises(ValueError, match=r"token 0 is '<s>' to A and '\[UNK\]' to B: score each with --out"):
+    with pytest.raises(ValueError, match=r"token 0 is '<s>' to A and '\[UNK\]' to B: score each with `out`"):
         diverge(pair[0], tiny(word_tokenizer(lowercase=False)), DOCUMENTS)
     unmerged = byte_tokenizer()
     unmerged.backend_tokenizer.model = type(unmerged.backend_tokenizer.model)(
         vocab=unmerged.backend_tokenizer.get_vocab(), merges=[]
     )
-    with pytest.raises(ValueError, match="A and B make different tokens of doc0: score each with --out"):
+    with pytest.raises(ValueError, match="A and B make different tokens of doc0: score each with `out`"):
         diverge(pair[0], tiny(unmerged), DOCUMENTS)
     with pytest.raises(ValueError, match="window 65 is more than the 64 positions of tiny"):
         diverge(*pair, DOCUMENTS, window=65)

@@ -119,7 +119,7 @@ def test_tables_without_text(tmp_path: Path) -> None:
         read(tmp_path / "b.jsonl")
     parquet.write_table(pyarrow.table({"body": ["x"]}), tmp_path / "a.parquet")
     with pytest.raises(
-        ValueError, match=r"a\.parquet:0 has no text in a column 'text': it has body; --column names another"
+        ValueError, match=r"a\.parquet:0 has no text in a column 'text': it has body; `column` names another"
     ):
         read(tmp_path / "a.parquet")
     (tmp_path / "b.parquet").write_text("PAR?")
@@ -154,7 +154,7 @@ def test_a_named_column_is_read(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table({"text": ["three"], "body": ["vier"]}), table)
     found = read_documents(find_sources([str(lines), str(table)]), column="body")
     assert [document.text for document in found] == ["zwei", "vier"]
-    with pytest.raises(ValueError, match="has no text in a column 'none': it has text, body; --column names another"):
+    with pytest.raises(ValueError, match="has no text in a column 'none': it has text, body; `column` names another"):
         list(read_documents(find_sources([str(table)]), column="none"))
 
 
@@ -187,7 +187,7 @@ def test_what_is_replaced_is_counted(tmp_path: Path) -> None:
 def test_binary_files(tmp_path: Path) -> None:
     file = tmp_path / "a.bin"
     file.write_bytes(b"ELF\x00\xff")
-    with pytest.raises(ValueError, match=r"a\.bin looks binary: a NUL byte at offset 3; --errors replace"):
+    with pytest.raises(ValueError, match=r"a\.bin looks binary: a NUL byte at offset 3; `errors='replace'`"):
         read(file)
     assert read(file, errors="replace") == [(str(file), "ELF\x00\ufffd")]
 
@@ -219,7 +219,7 @@ def test_parquet_texts_of_every_type_come_as_they_stand(tmp_path: Path, kind: st
 def test_parquet_bytes_that_are_not_utf8(tmp_path: Path) -> None:
     table = tmp_path / "a.parquet"
     parquet.write_table(pyarrow.table({"text": raw_strings(b"ok", b"x\xffy\xe7\x8c")}), table)
-    with pytest.raises(ValueError, match=r"a\.parquet:1 is not UTF-8: byte 0xff at offset 1; --errors replace"):
+    with pytest.raises(ValueError, match=r"a\.parquet:1 is not UTF-8: byte 0xff at offset 1; `errors='replace'`"):
         read(table)
     last = list(read_documents(find_sources([str(table)]), errors="replace"))[-1]
     assert (last.text, last.n_replaced) == ("x\ufffdy\ufffd", 2)

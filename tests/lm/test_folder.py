@@ -92,7 +92,7 @@ def test_runs_of_all_protocols_are_in_folders_of_their_own(run: Run, tiny_folder
     before = state(out)
     refused(run(*command), f"{out}/sliding/manifest.json is not JSON", "restore it from a copy")
     refused(run("score", tiny_folder, text, "--out", out), f"{out} is no run: it holds blocks")
-    with pytest.raises(ValueError, match="holds runs, which is no run of a protocol: give another --out"):
+    with pytest.raises(ValueError, match="holds runs, which is no run of a protocol: give another `out`"):
         score_all(split(tiny()), Corpus(FEW, {}), window=16, out=text.parent)
     assert state(out) == before
 

@@ -75,7 +75,7 @@ def coded(change: Change, ran: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 def test_code_of_a_folder_does_not_run(coded: Path, ran: Path) -> None:
-    with pytest.raises(ValueError, match=r"odd-model needs Python code of its own, odd\.py, .* --trust-remote-code$"):
+    with pytest.raises(ValueError, match=r"needs Python code of its own, odd\.py, .* `trust_remote_code=True`$"):
         load(str(coded))
     assert not ran.exists()
 
@@ -97,7 +97,7 @@ def test_code_of_a_tokenizer_does_not_run(change: Change, coded: Path, ran: Path
     change("tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")  # which transformers has
     assert load(str(coded)).code == {}
     (coded / "tokenizer.json").write_text("{")
-    with pytest.raises(ValueError, match=r"cannot load the tokenizer in .*odd-model: .*--tokenizer takes it from els"):
+    with pytest.raises(ValueError, match=r"cannot load the tokenizer in .*odd-model: .*`tokenizer` takes it from els"):
         load(str(coded))  # and not for its code
     assert not ran.exists()
 

@@ -193,7 +193,7 @@ def test_a_path_is_never_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("looked up"))
-    with pytest.raises(FileNotFoundError, match="no such text: 'wikitext'"):
+    with pytest.raises(FileNotFoundError, match="there is no file or folder 'wikitext'"):
         score(tiny(), [Path("wikitext")])
 
 

@@ -98,7 +98,7 @@ def test_an_interrupted_run_goes_on(model: LanguageModel, whole: Scores, tmp_pat
     interrupted(model, folder, 40, **OPTIONS)
     done = len(list(folder.glob("tokens-*.parquet")))
     assert done > 0
-    with pytest.raises(ValueError, match=f"unfinished, {done} shards so far: run the same cynosure score again"):
+    with pytest.raises(ValueError, match=f"unfinished, {done} shards so far: score the same again"):
         open_run(folder)
     steps: list[Any] = []
     again = score(model, DOCUMENTS, out=folder, window=32, progress=steps.append)  # the budget is the manifest's
@@ -129,7 +129,7 @@ def test_a_damaged_shard_is_noticed_and_scored_again(model: LanguageModel, whole
     score(model, DOCUMENTS, out=folder, **OPTIONS)
     shards = sorted(folder.glob("tokens-*.parquet"))
     shards[1].write_bytes(shards[1].read_bytes()[:-100])  # truncated
-    with pytest.raises(ValueError, match=r"tokens-000001-\w+.parquet is damaged: run the same cynosure score again"):
+    with pytest.raises(ValueError, match=r"tokens-000001-\w+.parquet is damaged: score the same again"):
         open_run(folder)
     flipped = bytearray(shards[2].read_bytes())
     flipped[len(flipped) // 2] ^= 1

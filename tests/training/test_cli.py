@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from cynosure.cli.training import Lines, drawn, shown_training
+from cynosure.cli.training import Lines, shown_training
 from cynosure.training import Watcher
 from cynosure.training.folder import RunFolder
 from tests.lm.conftest import byte_tokenizer
@@ -214,36 +214,6 @@ def test_a_wrong_initialisation_is_said(run: Run, texts: Path, tmp_path: Path, m
     monkeypatch.setattr(module, "new_model", own)
     done = run("train", texts, "--out", tmp_path / "right", *OPTIONS, "--tokens", "256")
     assert "knowing nothing" not in done.err
-
-
-def test_the_picture_on_a_terminal() -> None:
-    """Drawn from figures alone: step, curve, validation, sample."""
-    from rich.console import Console
-    from rich.live import Live
-
-    from cynosure.cli.training import Picture
-    from cynosure.training.settings import Plan
-
-    console = Console(width=110, record=True, force_terminal=True)
-    picture = Picture(Live(console=console, auto_refresh=False))
-    facts = {"train_documents": 9, "train_tokens": 4000, "valid_documents": 1, "notes": []}
-    told = {"parameters": 10**6, "n_classes": 300, "dtype": "float32", "facts": facts, "resumed_at": 0}
-    picture.begin(Plan(16, 128, 8, 1, 1, 50, 2, 10, 5, 1e-3), told | {"peak_flops": 1e11, "flops_per_token": 6e6})
-    for step in range(1, 31):
-        loss = 5.7 - 0.05 * step
-        picture.step({
-            "step": step, "tokens": 128 * step, "loss": loss, "smoothed": loss, "perplexity": 9.0, "grad_norm": 1.0,
-            "bits_per_byte": 2.0, "learning_rate": 1e-3, "tokens_per_second": 1000.0,
-        })  # fmt: skip
-    figure = {"value": 4.5, "low": 4.4, "high": 4.6}
-    found = {"step": 30, "tokens": 3840, "nats_per_token": figure, "token_perplexity": {"value": 90.0}}
-    found |= {"bits_per_byte": figure, "calibration": {"ece": 0.01}}
-    picture.validation(found, [{"prompt": "Once", "text": "upon a time"}])
-    console.print(picture.picture())
-    shown = console.export_text()
-    for part in ("step 30/50", "3,840 tokens", "of peak", "4.5000 nats/token (4.400 to 4.600)", "Onceupon a time"):
-        assert part in shown
-    assert any("\u2801" <= character <= "\u28ff" for character in "".join(drawn(picture.steps, picture.validations)))
 
 
 def test_only_the_first_process_speaks(monkeypatch: pytest.MonkeyPatch) -> None:

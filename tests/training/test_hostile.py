@@ -24,7 +24,7 @@ from tests.training.test_damage import whole as whole
 pytestmark = pytest.mark.filterwarnings("ignore")  # Trainer's own
 
 STEP = 6
-WAY_OUT = "and the same command goes on from the checkpoint before it"
+WAY_OUT = "and resuming goes on from the checkpoint before it"
 
 
 class Bomb:
@@ -126,7 +126,7 @@ def test_a_manifest_that_makes_no_sense(stopped: Path, tmp_path: Path, change: A
     with pytest.raises(Damaged) as refusal:
         run(tmp_path, resume=True)
     assert str(refusal.value).startswith(f"{tmp_path / 'train.json'} is damaged: {words}"), refusal.value
-    assert "restore it from a copy, or train again with another --out" in str(refusal.value)
+    assert "restore it from a copy, or train again with another `out`" in str(refusal.value)
 
 
 def test_data_of_another_run(copied: Path) -> None:
@@ -218,7 +218,7 @@ def test_a_bad_line_is_named(stopped: Path, tmp_path: Path, earlier: bool) -> No
         lines = (out / name).read_text().splitlines(keepends=True)
         (out / name).unlink()
         (out / name).write_text("".join([lines[0][:20] + "\n", *lines[1:]]))
-        with pytest.raises(Damaged, match=rf"{name}, line 1, is not JSON: .*another --out"):
+        with pytest.raises(Damaged, match=rf"{name}, line 1, is not JSON: .*another `out`"):
             resumed(out)
         (out / name).write_text('{"step": "1"}\n')
         with pytest.raises(

@@ -241,7 +241,7 @@ def test_how_a_run_packs(tiny_folder: Path, tmp_path: Path) -> None:
         assert (kept["dropped"] > 0) == (name == "prompts")
     with pytest.raises(ValueError, match=r"overlong 'drop' is for documents that are kept whole, and none of these"):
         cynosure.train(plain, tmp_path / "refused", settings_of(tiny_folder, overlong="drop"))
-    with pytest.raises(ValueError, match=r"text \d+: it has \d+ tokens, more than a row of 32 .* cut or drop"):
+    with pytest.raises(ValueError, match=r"text \d+: it has \d+ tokens, more than a row of 32 .* or `overlong='drop'`"):
         cynosure.train(pairs(), tmp_path / "refused", settings_of(tiny_folder, overlong="error"))
     assert not (tmp_path / "refused" / "train.json").exists()
 

@@ -52,7 +52,7 @@ def test_a_run_goes_on_after_one_of_two_processes_was_killed(runs: Path) -> None
 def test_the_others_say_why_they_end() -> None:
     gloo = RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error: Connection reset by peer")
     with (
-        pytest.raises(ConnectionError, match=r"another process of this run has ended: .* --resume"),
+        pytest.raises(ConnectionError, match=r"another process of this run has ended: .* `resume=True`"),
         among_the_living(),
     ):
         raise gloo

@@ -95,7 +95,7 @@ def tell(error: BaseException) -> None:
     """Say what went wrong on stderr, and where in the program if that was asked for."""
     if common.settings.debug:
         for line in traceback.format_exc().splitlines():
-            common.say(line)
+            common.say_in_one_line(line)
     if type(error).__name__ == "NoArgsIsHelpError":  # nothing was asked for: the help itself
         print(error, file=sys.stderr, flush=True)
     else:
@@ -136,6 +136,8 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror and (error.filename or error.errno in FULL):
         way_out = "; make room, and give the same command again" if error.errno in FULL else ""
         return f"{error.filename or 'standard output'}: {error.strerror.lower()}{way_out}"
+    if isinstance(error, UnicodeEncodeError):
+        return f"the output cannot be written in {error.encoding}, {error.reason}: set PYTHONIOENCODING=utf-8"
     if isinstance(error, ValueError | OSError):
         return message
     if isinstance(error, MemoryError) or "can't allocate memory" in message:  # torch's, a RuntimeError

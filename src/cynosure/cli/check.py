@@ -109,9 +109,9 @@ def show(name: str, head: str, checks: "list[Check]") -> None:
     if not checks:
         console.print("The losses are not compared: the model has no rows for the ids of this tokenizer.")
         return
-    table = headed_table("in float32", "ours", "the model's", "difference", "ours to exact", "its to exact", "<")
+    table = headed_table("in float32", "ours", "the\nmodel's", "apart", "ours to\nexact", "its to\nexact", "<")
     for check in checks:
-        values = f"{check.ours:.6f}", f"{check.theirs:.6f}"
+        values = f"{check.ours:.6g}", f"{check.theirs:.6g}"
         errors = (f"{x:.1e}" for x in (check.difference, check.ours_from_exact, check.theirs_from_exact))
         verdict = "equal" if check.equal else "nearer" if check.passed else "DIFFERS"
         table.add_row(check.name, *values, *errors, verdict, style=None if check.passed else "bold red")

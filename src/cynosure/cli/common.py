@@ -4,17 +4,28 @@ import json
 import logging
 import os
 import re
+import shlex
 import sys
+import textwrap
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TextIO
 
 import typer
 
 from cynosure.system.escapes import visible
 
+COLUMNS = 80  # of what is no terminal
+# Options as the library's messages name them, after its own arguments: `bad_rows`, `bad_rows='skip'`.
+NAMED = (
+    "allow_unused_weights", "bad_rows", "batch_tokens", "bos", "column", "device", "errors", "init",
+    "keep_documents_whole", "learning_rate", "out", "overlong", "resume", "revision", "row_tokens", "special",
+    "split_at", "tokenizer", "trust_remote_code", "valid", "vocab_size",
+)  # fmt: skip
+SHORT = {"learning_rate": "lr", "vocab_size": "vocab"}
+ARGUMENT = re.compile(rf"`({'|'.join(NAMED)})(?:=([^`]*))?`")
 NOT_ASCII = re.compile(r"[^\n -~]")  # nor a line end
 
 
@@ -107,16 +118,59 @@ def leads() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def as_options(message: str) -> str:
+    """A message of the library, in which arguments are named as on the command line.
+
+    >>> print(as_options("a: not UTF-8; `errors='replace'` reads it, `resume=True` goes on, or give another `out`"))
+    a: not UTF-8; --errors replace reads it, --resume goes on, or give another --out
+    """
+
+    def option(found: re.Match[str]) -> str:
+        name, value = found[1], (found[2] or "").strip("'\"")
+        flag = f"--{SHORT.get(name, name).replace('_', '-')}"
+        return flag if value in ("", "True") else f"{flag} {shlex.quote(value)}"
+
+    return ARGUMENT.sub(option, message)
+
+
+def width(file: TextIO) -> int:
+    """The columns of a file: COLUMNS, else the terminal's, else 80."""
+    asked = os.environ.get("COLUMNS", "")
+    if asked.isdigit() and int(asked):
+        return int(asked)
+    try:
+        return os.get_terminal_size(file.fileno()).columns or COLUMNS
+    except (OSError, ValueError):  # it is no terminal, or no file of the system's
+        return COLUMNS
+
+
+def wrapped(text: str, width: int, indent: str = "") -> str:
+    """The text, made visible, as lines broken between words; a longer word is kept whole."""
+    return "\n".join(
+        textwrap.wrap(visible(text), width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    )
+
+
+def as_note(text: str) -> str:
+    """The text as lines for stderr."""
+    return wrapped(as_options(text), width(sys.stderr), "  ")
+
+
 def say(text: str) -> None:
-    """A line on stderr, whatever the text holds."""
-    print(visible(text), file=sys.stderr, flush=True)
+    """What a reader is told on stderr."""
+    print(as_note(text), file=sys.stderr, flush=True)
+
+
+def say_in_one_line(text: str) -> None:
+    """A line on stderr, however long, as tools that read it expect of errors."""
+    print(visible(as_options(text)), file=sys.stderr, flush=True)
 
 
 def complain(message: str) -> None:
     """Say what went wrong, where anybody still listens: what cannot be said must not change the exit status."""
     who = "cynosure" if leads() else f"cynosure (process {os.environ['RANK']})"
     with suppress(OSError):
-        say(f"{who}: {message}")
+        say_in_one_line(f"{who}: {message}")
 
 
 def note(notes: Iterable[str], quiet: bool) -> None:
@@ -126,10 +180,10 @@ def note(notes: Iterable[str], quiet: bool) -> None:
 
 
 class Line(logging.Formatter):
-    """A note of the library's as a line."""
+    """A note of the library's as it is shown."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return visible(f"cynosure: {record.getMessage()}")
+        return as_note(f"cynosure: {record.getMessage()}")
 
 
 class Once(logging.Filter):

@@ -1,28 +1,20 @@
 """A comparison as tables on a terminal, and as Markdown for a comment: the verdict first, then where it comes from."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from cynosure.cli.screen import headed_table, plain_table, stdout
 from cynosure.cli.tables import in_context, shortened
+from cynosure.measure.wording import HEAD, NAMES, cells, changes, conclusion, described, facts, signed
 from cynosure.system.escapes import visible
-from cynosure.system.numbers import counted, number, plural
+from cynosure.system.numbers import number
 
 if TYPE_CHECKING:
     from cynosure.cli.screen import Console
     from cynosure.measure import Comparison, Verdict
-    from cynosure.measure.comparison import Change
-    from cynosure.measure.scores import Figure
 
 SHOWN = 5  # documents and segments
-HEAD = ("", "A", "B", "B - A", "95% interval", "of A", "95% interval", "p")
-NAMES = {
-    "bits_per_byte": "bits per byte",
-    "nats_per_token": "nats per token",
-    "token_perplexity": "token perplexity",
-    "top1_accuracy": "top-1 accuracy",
-}
 
 
 def show(found: "Comparison", verdicts: "Sequence[Verdict]") -> None:
@@ -34,9 +26,10 @@ def show(found: "Comparison", verdicts: "Sequence[Verdict]") -> None:
     console.print()
     console.print(conclusion(found), style="bold")
     console.print()
-    table = headed_table(*HEAD)
-    for name, change in found.changes.items():
-        table.add_row(NAMES[name], *cells(change))
+    head, *rows = changes(found)
+    table = headed_table(*head)
+    for row in rows:
+        table.add_row(*row)
     console.print(table)
     console.print()
     table = plain_table("", ">bold", "dim")
@@ -56,78 +49,6 @@ def show(found: "Comparison", verdicts: "Sequence[Verdict]") -> None:
         console.print(verdict.message)
 
 
-def described(found: "Comparison") -> str:
-    """What was compared on what."""
-    a, b = found.a, found.b
-    same = [getattr(a, name) == getattr(b, name) for name in ("window", "stride")]
-    windows = f"windows of {a.window:,} tokens, stride {a.stride:,}" if all(same) else "windows"
-    documents = counted(found.documents, "document")
-    dtypes = " and ".join(dict.fromkeys((a.dtype, b.dtype)))
-    return f"{a.protocol} {windows}; {dtypes}; {documents}, {counted(found.n_bytes, 'byte')} that both have scored"
-
-
-def conclusion(found: "Comparison") -> str:
-    """The comparison in a sentence."""
-    change = found.changes["bits_per_byte"]
-    low, high = change.difference.low, change.difference.high
-    if change.a is None or change.b is None:
-        return "The losses have no difference: one is infinite."
-    if low is None or high is None:
-        return "There is too little text to tell which is better."
-    if low == high == 0:
-        return "A and B are equally good, everywhere."
-    if low <= 0 <= high:
-        return "No difference is proven."
-    share = "" if change.relative.value is None else f" {abs(change.relative.value):.2%}"
-    return f"B needs{share} {'more' if low > 0 else 'fewer'} bits than A."
-
-
-def cells(change: "Change") -> tuple[str, ...]:
-    """The figures of a metric under their heads."""
-    absolute, relative = change.difference, change.relative
-    return (
-        number(change.a, 4),
-        number(change.b, 4),
-        signed(absolute.value),
-        between(absolute),
-        signed(relative.value, share=True),
-        between(relative, share=True),
-        "" if change.p is None else f"{change.p:.3f}",
-    )
-
-
-def signed(value: float | None, *, share: bool = False) -> str:
-    if value is None:
-        return ""
-    return f"{value:+.2%}" if share else f"{value:+.4f}"
-
-
-def between(found: "Figure", *, share: bool = False) -> str:
-    if found.low is None or found.high is None:
-        return ""
-    return f"{signed(found.low, share=share)} to {signed(found.high, share=share)}"
-
-
-def facts(found: "Comparison") -> Iterator[tuple[str, str, str]]:
-    """(name, value, what it means) of everything that is one number."""
-    agreement, divergence, wins = found.agreement, found.divergence, found.wins
-    if divergence is not None:
-        interval = between(divergence.mean) and f" ({between(divergence.mean)})"
-        yield "KL divergence", number(divergence.mean.value, 5), f"nats a token, of B from A{interval}"
-        ends = f"99th percentile {number(divergence.p99, 4)}, most {number(divergence.max, 4)}"
-        yield "its median", number(divergence.median, 5), ends
-    if agreement is not None:
-        yield "top-1 agreement", f"{agreement.top1_agreement:.2%}", "the same token is likeliest to both"
-        flips = f"right to wrong {agreement.right_to_wrong:.2%}, wrong to right {agreement.wrong_to_right:.2%}"
-        yield "flip rate", f"{agreement.flip_rate:.2%}", flips
-    if sum(wins.values()) > 1:
-        yield "documents won", f"{wins['b']:,}", f"by B, {wins['a']:,} by A, {wins['ties']:,} tied"
-    method = found.resampling
-    what = plural(method.n_clusters, "document" if method.block_bytes is None else "block")
-    what += "" if method.block_bytes is None else f" of {method.block_bytes:,} bytes"
-    yield "intervals", f"{method.n_clusters:,}", f"{what} resampled {method.n_resamples:,} times, seed {method.seed}"
-
-
 def show_parts(console: "Console", key: str, title: str, parts: list[dict[str, Any]]) -> None:
     """Bits per byte of both by part of the text."""
     table = headed_table(title, "bytes", "A", "B", "B - A", "nats")
@@ -141,7 +62,7 @@ def show_parts(console: "Console", key: str, title: str, parts: list[dict[str, A
 
 def show_segments(console: "Console", title: str, segments: list[dict[str, Any]]) -> None:
     """Where the runs are furthest apart, in the text around."""
-    table = headed_table("nats of A", "of B", f"<{title}", "<in its text")
+    table = headed_table(">nats of A", "of B", f"<{title}", "<in its text")
     for part in segments:
         nats = (number(part[name]) for name in ("nats_a", "nats_b"))
         table.add_row(*nats, shortened(part["text"]), in_context(part))

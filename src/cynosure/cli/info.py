@@ -85,7 +85,7 @@ def show(facts: dict[str, Any]) -> None:
 
     table = Table(show_header=False)
     table.add_column(style="bold")
-    table.add_column(overflow="fold")
+    table.add_column()
     cpu, cache = facts["cpu"], facts["cache"]
     table.add_row("python", f"{facts['python']} on {facts['system']}")
     for name, found in facts["packages"].items():

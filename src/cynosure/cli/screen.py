@@ -4,26 +4,46 @@ Texts, file names, run folders and models come from outside. An escape sequence 
 terminal, and a line end could forge a line of ours.
 """
 
+import re
+import sys
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import rich.console
 import rich.table
+from rich.cells import cell_len
 from rich.segment import Segment
 
+from cynosure.cli import common
 from cynosure.system.escapes import visible
 
-WIDTH = 100  # of what goes to a file or a pipe
+LEAST_FOLDED = 8  # characters of a column whose words may be broken, however narrow the screen
+BLANKS = re.compile(r" +$", re.MULTILINE)
 
 
 class Console(rich.console.Console):
-    """Rich's, of plain strings: no markup, no emoji, no highlighting; a string is one line."""
+    """Rich's, of plain strings: no markup, no emoji, no highlighting; a string is one line, and wraps at words.
+
+    To a file or a pipe no line ends in blanks.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(highlight=False, emoji=False, markup=False, **options)
 
     def print(self, *objects: Any, **options: Any) -> None:
-        super().print(*(visible(x) if isinstance(x, str) else x for x in objects), **options)
+        if not self.is_terminal and len(objects) == 1 and isinstance(objects[0], str):
+            self.file.write(f"{common.wrapped(objects[0], self.width)}\n")
+            return
+        width = self.width
+        self.width = max([width, *map(least_width, objects)])
+        try:
+            with nullcontext() if self.is_terminal else self.capture() as capture:
+                super().print(*(visible(x) if isinstance(x, str) else x for x in objects), **options)
+        finally:
+            self.width = width
+        if capture is not None:
+            self.file.write(BLANKS.sub("", capture.get()))
 
     def on_broken_pipe(self) -> None:
         """Raise the BrokenPipeError that is being handled, of which Rich would make an exit with status 1."""
@@ -36,13 +56,33 @@ class Console(rich.console.Console):
 
 
 class Table(rich.table.Table):
-    """Rich's, borderless; a string in a cell is one line."""
+    """Rich's, borderless; a string in a cell is one line. Columns to the right are never wrapped or cut."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(box=None, pad_edge=False, header_style="dim", **options)
 
+    def add_column(self, *header: Any, **options: Any) -> None:
+        super().add_column(*header, overflow="fold", no_wrap=options.get("justify") == "right", **options)
+
     def add_row(self, *cells: Any, **options: Any) -> None:
         super().add_row(*(visible(cell) if isinstance(cell, str) else cell for cell in cells), **options)
+
+
+def least_width(shown: Any) -> int:
+    """Room for all of a table that would be cut; 0 of anything else."""
+    if isinstance(shown, rich.console.Group):
+        return max(map(least_width, shown.renderables), default=0)
+    if not isinstance(shown, rich.table.Table):
+        return 0
+    widths = []
+    for column in shown.columns:
+        texts = [str(cell) for cell in (column.header, *column.cells)]
+        parts = [part for text in texts for part in (text.split("\n") if column.no_wrap else text.split())]
+        longest = max(map(cell_len, parts), default=0)
+        widths.append(min(longest, LEAST_FOLDED) if column.overflow == "fold" and not column.no_wrap else longest)
+    _, right, _, left = shown.padding
+    gap = max(left, right) if shown.collapse_padding else left + right
+    return sum(widths) + gap * (len(widths) - 1)
 
 
 def as_lines(text: str) -> str:
@@ -51,9 +91,8 @@ def as_lines(text: str) -> str:
 
 
 def stdout() -> Console:
-    """Where tables go: as wide as the terminal, or wide enough for whole lines in a file."""
-    console = Console()
-    return console if console.is_terminal else Console(width=WIDTH)
+    """Where tables go."""
+    return Console(width=common.width(sys.stdout))
 
 
 def stderr() -> Console:
@@ -62,10 +101,12 @@ def stderr() -> Console:
 
 
 def plain_table(*styles: str) -> Table:
-    """Columns in these styles, those that begin with > to the right."""
+    """Columns in these styles, those that begin with > to the right; the last one alone is wrapped."""
     table = Table(show_header=False)
     for style in styles:
         table.add_column(justify="right" if style.startswith(">") else "left", style=style.lstrip(">"))
+    for column in table.columns[:-1]:
+        column.no_wrap = True
     return table
 
 

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from cynosure.measure import Scores
 
 COSTLIEST = 5
-SHOWN_CHARS = 20  # of a token, and of what stands behind it
+SHOWN_CHARS = 20  # of a token
+BEFORE, AFTER = 24, 14  # characters shown around it
 POSITIONS = 6
 BEGINNINGS = {"every": ", BOS in every window", "first": ", BOS in the first", "none": ", no BOS"}
 
@@ -107,7 +108,7 @@ def shares(row: dict[str, Any]) -> tuple[str, ...]:
 
 def show_costliest(console: "Console", values: dict[str, Any]) -> None:
     """The costliest tokens in their context, and the costliest span."""
-    table = headed_table("nats", "<costliest tokens", "<in their context")
+    table = headed_table(">nats", "<costliest tokens", "<in their context")
     for part in values["worst_tokens"][:COSTLIEST]:
         table.add_row(number(part["nats"], 1), shortened(part["text"]), in_context(part))
     console.print()
@@ -125,12 +126,12 @@ def shortened(text: str) -> str:
 
 
 def in_context(part: dict[str, Any]) -> "Text":
-    """A costly part marked in the text around it."""
+    """A costly part marked in the text around it, by brackets too: colours are lost in a file."""
     from rich.text import Text
 
-    text = Text(f"...{visible(part['before'])[-2 * SHOWN_CHARS :]}")
+    text = Text(f"...{visible(part['before'])[-BEFORE:]}[")
     text.append(visible(part["text"]), style="bold reverse")
-    text.append(visible(part["after"])[:SHOWN_CHARS])
+    text.append(f"]{visible(part['after'])[:AFTER]}")
     return text
 
 
@@ -143,37 +144,26 @@ def show_protocols(found: "dict[str, Scores | str]") -> None:
     console.print(some.setting.model, style="bold")
     console.print(f"{some.setting.dtype} on {some.setting.device}; {counted(some.documents, 'document')}")
     console.print()
-    names = (
-        "protocol",
-        "window",
-        "stride",
-        "tokens",
-        "bytes",
-        "context",
-        "mean",
-        "nats/token",
-        "perplexity",
-        "bits/byte",
-    )
-    table = headed_table(*names)
+    losses = headed_table("protocol", "tokens", "bytes", "nats/token", "perplexity", "bits/byte")
+    windows = headed_table("protocol", "window", "stride", "context", "mean context")
     for name, scores in found.items():
         if isinstance(scores, str):
-            table.add_row(name, *[""] * (len(names) - 1))
+            losses.add_row(name)
             continue
         context, setting, figures = scores.statistics.context, scores.setting, scores.figures
-        table.add_row(
+        losses.add_row(
             name,
-            f"{setting.window:,}",
-            f"{setting.stride:,}",
             f"{scores.tokens:,}",
             "" if scores.n_bytes is None else f"{scores.n_bytes:,}",
-            f"{context.least:,} to {context.most:,}",
-            f"{context.mean:,.0f}",
             number(figures["nats_per_token"].value, 4),
             number(figures["token_perplexity"].value),
             "" if figures["bits_per_byte"].value is None else number(figures["bits_per_byte"].value, 4),
         )
-    console.print(table)
+        span = f"{context.least:,} to {context.most:,}"
+        windows.add_row(name, f"{setting.window:,}", f"{setting.stride:,}", span, f"{context.mean:,.0f}")
+    console.print(losses)
+    console.print()
+    console.print(windows)
     console.print()
     table = plain_table("bold", "")
     for name, scores in found.items():

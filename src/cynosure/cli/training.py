@@ -1,14 +1,17 @@
 """How a training reads as it goes: a live picture on a terminal, plain lines elsewhere, errors alone when quiet."""
 
+import math
+import re
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cynosure.cli import common
 from cynosure.cli.braille import curve
 from cynosure.cli.progress import LINE_SECONDS, shown_progress
+from cynosure.system.escapes import visible
 from cynosure.system.numbers import counted
 from cynosure.training.watch import Figures, Watcher
 
@@ -20,7 +23,11 @@ if TYPE_CHECKING:
     from cynosure.training.settings import Plan
 
 RATE_STEPS = 20  # over which the rate is told
-CURVE_ROWS, CURVE_COLUMNS = 12, 78
+CURVE_ROWS, CURVE_COLUMNS = 12, 78  # at most
+LEAST_ROWS = 3  # of the curve
+AXIS_COLUMNS = 8  # left of the curve
+SAMPLE_LINES = 2  # of each text that the model writes
+WHITESPACE = re.compile(r"\s+")
 MOST_POINTS = 400  # of the curve
 
 
@@ -159,36 +166,78 @@ class Picture(Display):
         return super().scoring(n_bytes)
 
     def picture(self) -> "RenderableType":
+        """All of it, as many lines as the terminal has: the curve takes what the rest leaves."""
         from rich.console import Group
+        from rich.text import Text
+
+        console = self.live.console
+        title = Text("smoothed loss, and o held out, in nats/token, against million tokens", "dim")
+        above, below = [self.head(), self.metrics(), title], [*self.best(), *self.written()]
+        taken = sum(len(console.render_lines(part)) for part in (*above, *below))
+        rows = max(LEAST_ROWS, min(CURVE_ROWS, console.height - 2 - taken))  # less the axis and the cursor's line
+        columns = min(CURVE_COLUMNS, console.width - AXIS_COLUMNS)
+        lines = (Text(line, no_wrap=True) for line in drawn(self.steps, self.validations, columns, rows))
+        return Group(*above, *lines, *below)
+
+    def head(self) -> "RenderableType":
+        """How far it is."""
         from rich.progress_bar import ProgressBar
         from rich.table import Table
-        from rich.text import Text
 
         assert self.plan is not None
         now = self.steps[-1]
         head = Table.grid(padding=(0, 1), expand=True)
-        head.add_row(
-            Text(f"step {now['step']:,}/{self.plan.steps:,}"), ProgressBar(self.plan.steps, now["step"]),
-            Text(f"{now['tokens']:,} tokens{self.padded}"),
-        )  # fmt: skip
-        table = Table(box=None, expand=True, padding=(0, 1))
-        for name in self.figures():
-            table.add_column(name, justify="right", header_style="dim")
-        table.add_row(*self.figures().values())
-        parts: list[Any] = [
-            head,
-            table,
-            Text("smoothed loss, and o held out, in nats/token, against million tokens", "dim"),
-        ]
-        parts += [Text(line) for line in drawn(self.steps, self.validations)]
-        if self.validations:
-            best = min(self.validations, key=lambda line: line["nats_per_token"]["value"])
-            parts.append(Text(f"held out at step {self.validations[-1]['step']:,}: {held_out(self.validations[-1])}"))
-            parts.append(Text(f"best at step {best['step']:,}: {held_out(best)}", style="dim"))
+        for no_wrap in (True, False, True):
+            head.add_column(no_wrap=no_wrap)
+        step, tokens = f"step {now['step']:,}/{self.plan.steps:,}", f"{now['tokens']:,} tokens{self.padded}"
+        head.add_row(step, ProgressBar(self.plan.steps, now["step"]), tokens)
+        return head
+
+    def metrics(self) -> "RenderableType":
+        """The last step, in two lines of names and values."""
+        from rich.table import Table
+
+        found = list(self.figures().items())
+        half = -(-len(found) // 2)
+        table = Table.grid(padding=(0, 1), expand=True)
+        for _ in range(half):
+            table.add_column(justify="right", no_wrap=True)
+        for part in (found[:half], found[half:]):
+            table.add_row(*(name for name, _ in part), style="dim")
+            table.add_row(*(value for _, value in part))
+        return table
+
+    def best(self) -> "list[RenderableType]":
+        """The last validation and the best."""
+        from rich.table import Table
+
+        if not self.validations:
+            return []
+        table = Table.grid(padding=(0, 1), expand=True)
+        for justify in ("left", *["right"] * 7):
+            table.add_column(justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        table.add_row("held out", "step", "nats/token", "95%", "perplexity", "bits/byte", "95%", "ECE", style="dim")
+        table.add_row("last", *validation_cells(self.validations[-1]))
+        table.add_row("best", *validation_cells(min(self.validations, key=mean_loss)))
+        return [table]
+
+    def written(self) -> "list[RenderableType]":
+        """The beginning of each text that the model writes."""
+        from rich.console import Group
+        from rich.text import Text
+
+        console = self.live.console
+        parts: list[RenderableType] = []
         for sample in self.samples:
-            parts.append(Text(f"{sample['prompt']}", style="dim", end=""))
-            parts.append(Text(" ".join(sample["text"].split()), overflow="ellipsis", style="italic"))
-        return Group(*parts)
+            prompt, text = (visible(WHITESPACE.sub(" ", sample[name])) for name in ("prompt", "text"))
+            shown = Text.assemble((prompt, "dim"), (text, "italic"))
+            lines = list(shown.wrap(console, console.width))
+            if len(lines) > SAMPLE_LINES:
+                del lines[SAMPLE_LINES:]
+                lines[-1].append("\u2026")
+                lines[-1].truncate(console.width, overflow="ellipsis")
+            parts.append(Group(*lines))
+        return parts
 
 
 def kept_whole(packing: Figures) -> str:
@@ -204,12 +253,41 @@ def kept_whole(packing: Figures) -> str:
     return f"documents are kept whole: rows are {packing['fill']:.1%} full, the rest is padding{rest}"
 
 
-def drawn(steps: list[Figures], validations: list[Figures]) -> list[str]:
+def drawn(steps: list[Figures], validations: list[Figures], columns: int, rows: int) -> list[str]:
     """Smoothed loss against tokens, and the validations on it."""
     thinned = steps[:: -(-len(steps) // MOST_POINTS)]
     line = [(line["tokens"] / 1e6, line["smoothed"]) for line in thinned]
-    marks = [(line["tokens"] / 1e6, line["nats_per_token"]["value"]) for line in validations]
-    return curve(line, marks, CURVE_COLUMNS, CURVE_ROWS)
+    marks = [(line["tokens"] / 1e6, mean_loss(line)) for line in validations if mean_loss(line) < math.inf]
+    return curve(line, marks, columns, rows)
+
+
+def mean_loss(validation: Figures) -> float:
+    """In nats; infinite where a token was impossible."""
+    value = validation["nats_per_token"]["value"]
+    return math.inf if value is None else float(value)
+
+
+def validation_cells(figures: Figures) -> list[str]:
+    """A validation in the columns of a table; nothing where a value is not known."""
+    nats, bits, calibration = figures["nats_per_token"], figures["bits_per_byte"], figures["calibration"]
+    perplexity = figures["token_perplexity"]["value"]
+    return [
+        f"{figures['step']:,}",
+        "infinite" if nats["value"] is None else f"{nats['value']:.4f}",
+        ends(nats),
+        "" if perplexity is None else f"{perplexity:,.1f}",
+        "" if bits["value"] is None else f"{bits['value']:.3f}",
+        ends(bits),
+        f"{calibration['ece']:.3f}" if calibration else "",
+    ]
+
+
+def ends(figure: Figures) -> str:
+    """The interval of a metric in few characters."""
+    if figure["low"] is None:
+        return ""
+    digits = 3 if figure["high"] < 10 else 2
+    return f"{figure['low']:.{digits}f}-{figure['high']:.{digits}f}"
 
 
 def held_out(figures: Figures) -> str:

@@ -257,7 +257,7 @@ def block_length(y: Floats, x: Floats, document: Ints) -> int:
     (20, 1)
     """
     if np.any(np.diff(document) < 0):
-        raise ValueError("base blocks must come document by document, in ascending order of `document`")
+        raise ValueError("base blocks must come document by document, in ascending order")
     if not math.isfinite(y.sum()):
         return 1  # there is no interval either
     n, longest = len(y), int(np.unique(document, return_counts=True)[1].max())

@@ -4,16 +4,18 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from cynosure.measure import wording
 from cynosure.measure.align import Floats, Side, align, comparable
 from cynosure.measure.bootstrap import BASE_TOKENS, Method, choose, interval, paired
 from cynosure.measure.classes import CLASSES
 from cynosure.measure.excerpts import in_context
 from cynosure.measure.rows import Facts, Ints, lost_text
-from cynosure.measure.scores import MOST_DOCUMENTS, Figure, Setting, exponential
+from cynosure.measure.scores import MOST_DOCUMENTS, Figure, Scores, Setting, exponential
 from cynosure.measure.tally import CELL_BYTES, Tally, difference, grouped
 from cynosure.system.numbers import finite
 
@@ -82,7 +84,7 @@ class Divergence(NamedTuple):
         return {"tokens": self.tokens, "mean": mean, **values, "interval": self.method._asdict()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """B beside A, the baseline, on the bytes that both have scored.
 
@@ -112,6 +114,15 @@ class Comparison:
     gains: list[dict[str, Any]]
     notes: tuple[str, ...]
     divergence: Divergence | None = None
+
+    def __str__(self) -> str:
+        return wording.comparison_text(self)
+
+    def __repr__(self) -> str:
+        return f"<Comparison of {self.a.model} (A) and {self.b.model} (B): {wording.conclusion(self)}>"
+
+    def _repr_html_(self) -> str:
+        return wording.comparison_html(self)
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain values; what is not finite or not known is None."""
@@ -148,7 +159,18 @@ def compare(a: Any, b: Any, texts: Iterable[Any] | None = None, **options: Any) 
         return import_module("cynosure.measure.divergence").diverge(a, b, texts, **options)  # type: ignore[no-any-return]
     if options:
         raise TypeError(f"{', '.join(options)} is of models and texts: give texts, or leave it out")
-    return compare_sides(Side.of_run(a), Side.of_run(b))
+    return compare_sides(side_of("A", a), side_of("B", b))
+
+
+def side_of(name: str, run: Any) -> Side:
+    """What is compared of a run. TypeError or FileNotFoundError for what is none, and may be a model."""
+    way_out = "models are compared on texts, which are to be given as well"
+    if not isinstance(run, Scores | str | Path):
+        raise TypeError(f"{name} is a {type(run).__name__} and no run: {way_out}")
+    try:
+        return Side.of_run(run)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; {way_out}") from error
 
 
 def compare_sides(a: Side, b: Side) -> Comparison:

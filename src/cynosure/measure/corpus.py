@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from cynosure.system.numbers import counted
-from cynosure.text import Document, read_documents, source_digest
+from cynosure.text import Document, as_documents, read_documents, source_digest
 from cynosure.text.documents import MEASURED
 from cynosure.text.sources import Source
 
@@ -53,6 +53,14 @@ class Corpus(NamedTuple):
         left_out: list[str] = []
         reading = Reading(tuple(sources), column, errors, limit, splits, split_at, bad_rows, left_out)
         return cls(reading, origin, left_out)
+
+    @classmethod
+    def of_texts(cls, texts: "Corpus | Iterable[Any]", **reading: Any) -> "Corpus":
+        """Texts as a Python program holds them; options as of `as_documents`."""
+        if isinstance(texts, Corpus):
+            return texts
+        left_out: list[str] = []
+        return cls(as_documents(texts, skip=left_out.append, **reading), {}, left_out)
 
     @property
     def notes(self) -> list[str]:

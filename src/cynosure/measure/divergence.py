@@ -18,15 +18,14 @@ from cynosure.measure.corpus import Corpus
 from cynosure.measure.rows import Facts, Ints, numbers
 from cynosure.measure.run import make_cutting, setting
 from cynosure.measure.scores import Figure
-from cynosure.measure.scoring import Figures, Say, Scorer, ignore
+from cynosure.measure.scoring import Figures, Say, Scorer, reporting
 from cynosure.measure.tally import grouped
 from cynosure.measure.units import Cutting, Task, units
 from cynosure.models import Head, SplitModel, split
-from cynosure.text import as_documents
 
 LOGITS = 2**24  # of each model at a time: 64 MB in float32
 BLOCK = 2**19  # of those at a time in float64, while they are in the cache
-WAY_OUT = "score each with --out and compare the runs, which needs no common tokenizer"
+WAY_OUT = "score each with `out` and compare the runs, which needs no common tokenizer"
 
 
 def diverge(
@@ -41,7 +40,8 @@ def diverge(
     special: str = "auto",
     chat: str = "assistant",
     batch_tokens: int | None = None,
-    progress: Say | None = None,
+    progress: Say | bool | None = None,
+    **reading: Any,
 ) -> Comparison:
     """Compare two models with one tokenizer in one pass over the texts: what `compare` says, and their divergence.
 
@@ -56,22 +56,23 @@ def diverge(
     >>> found.divergence.mean, found.agreement.top1_agreement
     (Figure(value=0.0, low=0.0, high=0.0), 1.0)
     """
+    corpus = Corpus.of_texts(texts, **reading)
     a, b = (model if isinstance(model, SplitModel) else split(model) for model in (model_a, model_b))
     check_vocabularies(a, b)
-    reading = {"bos": bos, "special": special, "chat": chat}
-    cuttings = [make_cutting(model, protocol, window, stride, batch_tokens, **reading) for model in (a, b)]
+    options = {"bos": bos, "special": special, "chat": chat}
+    cuttings = [make_cutting(model, protocol, window, stride, batch_tokens, **options) for model in (a, b)]
     cutting = min(cuttings, key=lambda cutting: cutting.window)
     check_same_bos(*cuttings)
-    pair = Pair(Scorer(a, cutting, 0), Scorer(b, cutting, 0), progress or ignore)
-    corpus = texts if isinstance(texts, Corpus) else Corpus(as_documents(texts), {})
     of_a, of_b = (
         units(model.tokenizer, documents, cutting)
         for model, documents in zip((a, b), tee(corpus.documents), strict=True)
     )
     found: list[Scored] = []
-    for (tasks, facts), (others, _) in zip(of_a, of_b, strict=False):
-        check_same_tokens(tasks, others)
-        found.append(pair.score(tasks, facts))
+    with reporting(progress) as say:
+        pair = Pair(Scorer(a, cutting, 0), Scorer(b, cutting, 0), say)
+        for (tasks, facts), (others, _) in zip(of_a, of_b, strict=False):
+            check_same_tokens(tasks, others)
+            found.append(pair.score(tasks, facts))
     comparison = pair.together(found)
     return replace(comparison, notes=(*comparison.notes, *corpus.notes))
 
@@ -91,7 +92,7 @@ def check_same_bos(a: Cutting, b: Cutting) -> None:
     """ValueError where the two models expect windows that begin differently."""
     if a.bos != b.bos:
         raise ValueError(
-            f"A's rule for BOS is {a.bos!r} and B's is {b.bos!r}: give one for both, with --bos every, first or none"
+            f"A's rule for BOS is {a.bos!r} and B's is {b.bos!r}: give `bos='every'`, 'first' or 'none' for both"
         )
 
 

@@ -75,7 +75,7 @@ def check_all_own(folder: Path) -> None:
     """ValueError where a path is neither a folder of runs of `score_all`, nor an empty one, nor free."""
     check_is_folder(folder)
     if folder.is_dir() and (other := first_foreign(folder, PROTOCOLS.__contains__)):
-        raise ValueError(f"{folder} holds {other}, which is no run of a protocol: give another --out")
+        raise ValueError(f"{folder} holds {other}, which is no run of a protocol: give another `out`")
     for name in PROTOCOLS:
         check_own(folder / name)
 

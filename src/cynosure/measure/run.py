@@ -29,7 +29,6 @@ from cynosure.system.folders import locked
 from cynosure.text import (
     PROTOCOLS,
     adds_bos,
-    as_documents,
     check_chat,
     check_protocol,
     check_special,
@@ -68,22 +67,24 @@ def score(
     out: str | Path | None = None,
     keep: bool = True,
     progress: Say | bool | None = None,
+    **reading: Any,
 ) -> Scores:
     """Score texts with a model under a protocol.
 
     `model` is a name that `load` takes, a `LanguageModel`, a transformers model with its `tokenizer`, or any module
     that turns (B, T) ids into (B, T, D) hidden states with its `tokenizer` and `head`. `texts` are strings, each a
     document, Paths of files and folders, `Document`s and rows (dicts with `text`, `prompt` and `completion`, or
-    `messages`), or a pandas DataFrame or a dataset of such rows; they are read one at a time. `window` is the number of
-    positions the model sees at once, by default the protocol's own or as many as the model has; `stride`, of `sliding`
-    and `strided`, how many tokens each further window scores, by default half the window. `bos` says which windows of
-    `sliding` begin with BOS, or EOS where there is none: `every`, the `first` of each document, or `none`; `auto` is
-    `every` where the tokenizer's own call adds it, else `first`. `special` says how strings that are special tokens,
-    such as `<|endoftext|>`, are read: as the `text` they are, as `sliding` and `llama-cpp` do by default, or `parse`d
-    as those tokens, as the others do. `chat` says which turns of `messages` count: the `assistant`'s, or `all`; what
-    the chat template of the tokenizer adds never does. `batch_tokens` is how many positions go through the model at
-    once, by default what memory has room for, on a CPU at most 1024: it changes speed and memory, not the figures, for
-    rows that would change each other go apart. With `compile` the model's body runs under torch.compile.
+    `messages`), or a pandas DataFrame or a dataset of such rows; they are read one at a time. `column`, `errors`,
+    `split_at` and `bad_rows` say how, as on the command line. `window` is the number of positions the model sees at
+    once, by default the protocol's own or as many as the model has; `stride`, of `sliding` and `strided`, how many
+    tokens each further window scores, by default half the window. `bos` says which windows of `sliding` begin with BOS,
+    or EOS where there is none: `every`, the `first` of each document, or `none`; `auto` is `every` where the
+    tokenizer's own call adds it, else `first`. `special` says how strings that are special tokens, such as
+    `<|endoftext|>`, are read: as the `text` they are, as `sliding` and `llama-cpp` do by default, or `parse`d as those
+    tokens, as the others do. `chat` says which turns of `messages` count: the `assistant`'s, or `all`; what the chat
+    template of the tokenizer adds never does. `batch_tokens` is how many positions go through the model at once, by
+    default what memory has room for, on a CPU at most 1024: it changes speed and memory, not the figures, for rows that
+    would change each other go apart. With `compile` the model's body runs under torch.compile.
 
     With `out`, a folder, every unit of work is kept there as soon as it is done, and the same call goes on where an
     interrupted one stopped; without it the tokens are kept in memory, or with `keep=False` the statistics alone.
@@ -93,10 +94,10 @@ def score(
     Raises ValueError for a protocol, window, stride or BOS that makes no sense here, for a model whose head cannot be
     read or that gives NaN, for a folder that holds another run, and when there is not one token to score.
     """
+    corpus = Corpus.of_texts(texts, **reading)
     split_model = (
         model if isinstance(model, SplitModel) else split(model, tokenizer=tokenizer, head=head, compile=compile)
     )
-    corpus = texts if isinstance(texts, Corpus) else Corpus(as_documents(texts), {})
     workers = Workers()
     cut = partial(make_cutting, split_model, protocol, window, stride, bos=bos, special=special, chat=chat)
     with ExitStack() as stack:
@@ -111,6 +112,7 @@ def score(
         run = StoredRun(Scorer(split_model, cutting, TOPK), corpus, workers, say)
         store = run.score_into(folder)
         scores = Scores.of_store(store)
+        scores.tokenizer = split_model.tokenizer
         if out is None:
             scores.keep()
         workers.meet()  # before a temporary folder goes
@@ -162,7 +164,7 @@ def setting(scorer: Scorer) -> Setting:
 
 
 def score_in_memory(scorer: Scorer, corpus: Corpus, say: Say, keep: bool) -> Scores:
-    scores = Scores(setting(scorer), tables=[] if keep else None)
+    scores = Scores(setting(scorer), tables=[] if keep else None, tokenizer=scorer.model.tokenizer)
     start = time.perf_counter()
     for tasks, facts in units(scorer.model.tokenizer, corpus.documents, scorer.cutting):
         scores.add(scorer.score(tasks, facts, say), 0.0)
@@ -218,7 +220,7 @@ class StoredRun(NamedTuple):
     def find(self, folder: Path) -> Store:
         """The finished run in a folder that cannot be written. ValueError where there is none, or another."""
         if not (folder / MANIFEST).exists():
-            raise ValueError(f"{folder} cannot be written, and holds no run: give another --out")
+            raise ValueError(f"{folder} cannot be written, and holds no run: give another `out`")
         store = Store.open(folder)
         if self.workers.leads and (different := difference(store.manifest, self.manifest())):
             raise other_run(folder, different)
@@ -303,5 +305,5 @@ def check_same(store: Store, number: int, facts: list[Facts]) -> None:
 
 def other_texts(store: Store, why: str) -> ValueError:
     return ValueError(
-        f"{store.folder} holds another run: its text has changed, {why}; give another --out, or score the same again"
+        f"{store.folder} holds another run: its text has changed, {why}; give another `out`, or score the same again"
     )

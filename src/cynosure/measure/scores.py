@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from cynosure.loss import perplexity
-from cynosure.measure import breakdown
+from cynosure.measure import breakdown, frames
 from cynosure.measure.bootstrap import Interval, Method
 from cynosure.measure.calibration import N_BINS, Binning, CalibrationReport
 from cynosure.measure.intervals import Intervals, intervals
@@ -22,6 +21,8 @@ from cynosure.measure.rows import Facts, Shard, lost_text
 from cynosure.measure.stats import COLUMNS, Statistics
 from cynosure.measure.store import SUMMARY, Store
 from cynosure.measure.units import DoesNotApply
+from cynosure.measure.wording import aligned, html_table
+from cynosure.system.escapes import visible
 from cynosure.system.folders import READ_ONLY
 from cynosure.system.numbers import counted, finite, number
 from cynosure.text import read_as, split_hint
@@ -96,6 +97,7 @@ class Scores:
     tables: list[pa.Table] | None = None
     store: Store | None = None
     seconds: float = 0.0
+    tokenizer: Any = None  # of the model, where it is at hand
     n_bins: int = N_BINS  # of calibration; set it and `binning` before calibration is asked for
     binning: Binning = "mass"
 
@@ -110,7 +112,7 @@ class Scores:
             found.check()
         except (LookupError, TypeError, ArithmeticError, RuntimeError) as error:
             raise ValueError(
-                f"{store.folder} is damaged, its shards do not fit together ({error}): score again into another --out"
+                f"{store.folder} is damaged, its shards do not fit together ({error}): score again into another `out`"
             ) from error
         return found
 
@@ -142,16 +144,14 @@ class Scores:
         else:
             raise ValueError("the tokens of these scores were not kept: score with keep=True or with out")
 
-    def to_pandas(self) -> Any:
+    def to_pandas(self, tokenizer: Any = None) -> Any:
         """One row a token, as a pandas DataFrame; `document` is the place in `document_names`.
 
         `token_bytes` are the bytes that a token covers, `token` the same as text, in which bytes that are no whole
-        character are written as `\\xNN`.
+        character are written as `\\xNN`. `argmax_token` is the likeliest token as text: it needs the tokenizer, which
+        scores have from `score`; for those that `open_run` reads it is to be given, else the column is missing.
         """
-        table = pa.concat_tables(self.shards(), promote_options="permissive").to_pandas()
-        texts = [piece.decode("utf-8", "backslashreplace") for piece in table["token_bytes"]]
-        table.insert(list(table.columns).index("token_bytes"), "token", texts)
-        return table
+        return frames.token_frame(self.shards(), tokenizer or self.tokenizer)
 
     def by_document(self) -> Any:
         """One row a scored document, as a pandas DataFrame: its name, tokens, bytes, nats and what follows of them.
@@ -163,16 +163,7 @@ class Scores:
         >>> table[["name", "tokens", "bytes"]].values.tolist()
         [['text 0', 7, 23], ['text 1', 3, 8]]
         """
-        sums = self.statistics.documents.sums()
-        groups, carried = sums.token_sums(), self.statistics.carried(sums.keys).tolist()
-        names = [self.statistics.facts[key].name for key in sums.keys.tolist()]
-        rows = [
-            {"name": name} | breakdown.metrics(group, whole)
-            for name, group, whole in zip(names, groups, carried, strict=True)
-        ]
-        table = pa.Table.from_pylist(rows).to_pandas()
-        table.insert(list(table.columns).index("bits_per_byte"), "perplexity", [group.perplexity for group in groups])
-        return table
+        return frames.document_frame(self.statistics)
 
     def lines(self) -> Iterator[tuple[str, str, str, str]]:
         """(name, value, interval, what it means in plain words) of every metric."""
@@ -184,9 +175,7 @@ class Scores:
 
     def __str__(self) -> str:
         rows = [line[:3] for line in self.lines()]
-        widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        shown = (f"{name:<{widths[0]}}  {value:>{widths[1]}}  {between}".rstrip() for name, value, between in rows)
-        return "\n".join([self.setting.model, *shown])
+        return "\n".join([visible(self.setting.model), *aligned(rows, "<><")])
 
     def __repr__(self) -> str:
         value = number(self.figures["nats_per_token"].value, 4)
@@ -194,9 +183,7 @@ class Scores:
 
     def _repr_html_(self) -> str:
         """A table for a notebook."""
-        cells = ("".join(f"<td>{escape(cell)}</td>" for cell in line) for line in self.lines())
-        rows = "".join(f"<tr>{row}</tr>" for row in cells)
-        return f"<table><caption>{escape(self.setting.model)}</caption><tbody>{rows}</tbody></table>"
+        return html_table(self.setting.model, list(self.lines()))
 
     @property
     def document_names(self) -> list[str]:
@@ -412,7 +399,7 @@ def chat_note(facts: Iterable[Facts], chat: str | None) -> Iterator[str]:
     """Which of the documents are chats, and what of them counts."""
     chats = [fact for fact in facts if fact.n_messages]
     if chats:
-        whose = "every turn counts" if chat == "all" else "the assistant's turns count, --chat all counts every turn"
+        whose = "every turn counts" if chat == "all" else "the assistant's turns count, `chat='all'` counts every turn"
         are = "is a chat" if len(chats) == 1 else "are chats"
         yield f"{counted(len(chats), 'document')} {are}: {whose}; what the template adds never does"
 

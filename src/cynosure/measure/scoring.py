@@ -1,5 +1,6 @@
 """The scoring core: units of windows through the model's body, the fused statistics of each token, rows of figures."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,10 +39,13 @@ def ignore(step: Progress) -> None:
 
 @contextmanager
 def reporting(progress: Say | bool | None) -> Iterator[Say]:
-    """Who is told of every batch: the function that was given, nobody, or with True a bar on stderr."""
+    """Who is told of every batch: the function that was given, nobody, or with True a bar on stderr.
+
+    Of the processes that torchrun started the first alone draws one.
+    """
     if callable(progress):
         yield progress
-    elif not progress:
+    elif not progress or os.environ.get("RANK", "0") != "0":
         yield ignore
     else:
         from tqdm.auto import tqdm

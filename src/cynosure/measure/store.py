@@ -20,7 +20,7 @@ from cynosure.system.folders import LOCK, SYSTEM_FILES, check_is_folder, first_f
 SUMMARY = "summary.json"
 SHARD = re.compile(r"tokens-(?P<number>[0-9]{6,})-(?P<digest>[0-9a-f]{16})\.parquet")
 PARTIAL = re.compile(r"(manifest|summary|tokens-\d+-[0-9a-f]+)\.(json|parquet)\.[0-9a-f]+\.partial")  # of `write_whole`
-AGAIN = "run the same cynosure score again, which scores that part anew"
+AGAIN = "score the same again, which scores that part anew"
 
 log = logging.getLogger("cynosure")
 
@@ -196,8 +196,7 @@ class Store:
         n_units = self.manifest.get("units")
         if n_units is None:
             raise ValueError(
-                f"{self.folder} is unfinished, {len(self.files)} shards so far: "
-                "run the same cynosure score again to go on"
+                f"{self.folder} is unfinished, {len(self.files)} shards so far: score the same again to go on"
             )
         self.check_numbers()
         if (first := self.first_missing) is not None:
@@ -238,7 +237,7 @@ def not_ours(path: Path, error: ValueError) -> ValueError:
 
 
 def other_run(folder: Path, different: str) -> ValueError:
-    return ValueError(f"{folder} holds another run: {different}; give another --out, or score the same again")
+    return ValueError(f"{folder} holds another run: {different}; give another `out`, or score the same again")
 
 
 def is_of_run(name: str) -> bool:
@@ -256,7 +255,7 @@ def check_own(folder: Path) -> None:
     if (folder / MANIFEST).is_file():
         read_manifest(folder / MANIFEST)
     elif folder.is_dir() and (other := first_foreign(folder, lambda name: bool(PARTIAL.fullmatch(name)))):
-        raise ValueError(f"{folder} is no run: it holds {other} and no {MANIFEST}; give another --out")
+        raise ValueError(f"{folder} is no run: it holds {other} and no {MANIFEST}; give another `out`")
 
 
 def remove_run(folder: Path) -> None:

@@ -221,7 +221,7 @@ def locate(name: str) -> tuple[Path | str, str]:
             if (path / "train.json").is_file():
                 raise FileNotFoundError(
                     f"{name} is a training run that is not finished: give one of its {path / 'checkpoints'}, or "
-                    f"finish it with --resume"
+                    "finish it with `resume=True`"
                 )
             inside = sorted(file.name for file in path.glob("*.gguf"))
             hint = f": give the file, {path / inside[0]}" if inside else ""

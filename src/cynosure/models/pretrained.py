@@ -38,7 +38,7 @@ def told(source: Path | str, what: str) -> Iterator[None]:
 def sentence(source: Path | str, what: str, error: BaseException) -> str:
     """What failed to load, where, and why."""
     if isinstance(source, Path):
-        way_out = "; --tokenizer takes it from elsewhere" if what == "tokenizer" else ""
+        way_out = "; `tokenizer` takes it from elsewhere" if what == "tokenizer" else ""
         return f"cannot load the {what} in {source}: {reason_of(error)}{way_out}"
     like = difflib.get_close_matches(source, PACKAGED, n=1)
     meant = f" (did you mean {like[0]}?)" if like else ""

@@ -37,7 +37,7 @@ class Origin(NamedTuple):
             file = reference.rpartition(".")[0] + ".py"
             raise ValueError(
                 f"{self.source} needs Python code of its own, {file}, which is not run: "
-                f"read it, then give --trust-remote-code"
+                "read it, then give `trust_remote_code=True`"
             )
         if other := next((name for name in found if "--" in name), None):
             raise ValueError(
@@ -75,7 +75,7 @@ def pinned(source: Path | str, revision: str | None, what: str) -> str | None:
         return f"sha256:{code_sha256(source)}"
     commit = next((found for _, found, _ in described if found and COMMIT.fullmatch(found)), None)
     if commit is None:
-        raise ValueError(f"{source} has code, and its commit is not known: give --revision with a commit")
+        raise ValueError(f"{source} has code, and its commit is not known: give `revision` with a commit")
     return f"commit:{commit}"
 
 

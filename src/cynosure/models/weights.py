@@ -16,7 +16,7 @@ LEFT_OUT = {
     ),
     "multi-token prediction": re.compile(r"(^|\.)(mtp|nextn)\w*\."),
 }
-WAY_OUT = "mend config.json, or give --allow-unused-weights"
+WAY_OUT = "mend config.json, or give `allow_unused_weights=True`"
 LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|blk)\.(\d+)\.")
 
 

@@ -37,7 +37,7 @@ def check_is_folder(path: Path) -> None:
     """ValueError where the path of a folder leads to something else; nothing where there is nothing yet."""
     if not path.is_dir() and (path.exists() or path.is_symlink()):
         what = "a file" if path.exists() else "a link that leads nowhere"
-        raise ValueError(f"{path} is {what}: give a folder as --out")
+        raise ValueError(f"{path} is {what}: give a folder as `out`")
 
 
 @contextmanager
@@ -74,7 +74,7 @@ def locked(folder: Path, doing: str, check: Callable[[], None]) -> Iterator[bool
 
 def take_lock(folder: Path, doing: str) -> int | None:
     """An open file that holds the lock of a folder; None where the folder cannot be written."""
-    busy = ValueError(f"another process is {doing} {folder}: wait for it, or give another --out")
+    busy = ValueError(f"another process is {doing} {folder}: wait for it, or give another `out`")
     for _ in range(TRIES):
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -117,7 +117,7 @@ def open_lock(path: Path) -> int | None:
 
 
 def no_lock(path: Path) -> ValueError:
-    return ValueError(f"{path} is not a lock of cynosure: move it away, or give another --out")
+    return ValueError(f"{path} is not a lock of cynosure: move it away, or give another `out`")
 
 
 def flock(handle: int, folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 import math
 
+VAST = 1e9  # from where on numbers are written as powers of ten
+
 
 def finite(x: float | None) -> float | None:
     """The number, or None where it is not finite: JSON has no infinity and no NaN.
@@ -31,9 +33,11 @@ def plural(number: int, noun: str) -> str:
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """A number for reading, with so many digits after the point.
+    """A number for reading, with so many digits after the point; a vast one as a power of ten.
 
-    >>> number(1234.5), number(None)
-    ('1,234.50', 'unknown')
+    >>> number(1234.5), number(None), number(257_914_625_571_280.12)
+    ('1,234.50', 'unknown', '2.579e+14')
     """
-    return "unknown" if value is None else f"{value:,.{digits}f}"
+    if value is None:
+        return "unknown"
+    return f"{value:.3e}" if VAST <= abs(value) < math.inf else f"{value:,.{digits}f}"

@@ -143,7 +143,7 @@ def apart(tokenizer: Any, whole: Written) -> Iterator[Run]:
     if ids.tolist() != list(call(tokenizer, bare, add_special_tokens=False, verbose=False).input_ids):
         raise ValueError(
             "a message holds a string that is a special token, and in a chat this tokenizer cannot read it as the "
-            "characters it is: --special parse reads it as that token"
+            "characters it is: `special='parse'` reads it as that token"
         )
     yield from divided(tokenizer, whole)
 

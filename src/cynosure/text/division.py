@@ -86,7 +86,7 @@ class Division:
                 f"too few to hold whole ones out: the last {float(self.share):.0%} of each of {few} is, from a line on"
             )
         if n_barred := sum(group in self.left_out for group in self.groups):
-            found.append(f"{n_barred} of the texts to train on stand in --valid as well and are not trained on")
+            found.append(f"{n_barred} of the texts to train on stand in `valid` as well and are not trained on")
         return found
 
 

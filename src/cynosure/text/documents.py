@@ -89,7 +89,7 @@ def ignore(what: str) -> None:
 def check_split_at(sources: Sequence[Source], split_at: str | None) -> None:
     """ValueError for a string where there are no texts to split at it."""
     if split_at is not None and sources and not any(source.kind in TEXTS for source in sources):
-        raise ValueError(f"--split-at splits text files, and the rows of {sources[0].name} are documents already")
+        raise ValueError(f"`split_at` splits text files, and the rows of {sources[0].name} are documents already")
 
 
 def read(source: Source, rules: Rules) -> Iterator[Document]:
@@ -112,7 +112,7 @@ def read_text(file: Any, source: Source, rules: Rules) -> Iterator[Document]:
         if rules.strict and (at := data.find(0)) >= 0:
             raise ValueError(
                 f"{name} looks binary: a NUL byte at offset {offset + at}; "
-                "--errors replace reads it as text all the same"
+                "`errors='replace'` reads it as text all the same"
             )
         text, n_replaced = decode(data, name, rules.strict, offset)
         if not offset and text.startswith("\ufeff"):
@@ -151,7 +151,7 @@ def read_table(source: Source, rules: Rules) -> Iterator[Document]:
             raise
         except ValueError as error:
             if rules.skip is None:
-                raise ValueError(f"{error}; --bad-rows skip leaves such rows out") from error
+                raise ValueError(f"{error}; `bad_rows='skip'` leaves such rows out") from error
             first_fault = first_fault or error
             rules.skip(str(error))
         else:
@@ -190,7 +190,7 @@ def row_document(name: str, row: Any, rules: Rules, columns: Sequence[str] | Non
         found = "null" if values[rules.column] is None else type(values[rules.column]).__name__
         raise ValueError(f"{name} has no text in its column {rules.column!r} but {found}")
     has = ", ".join(columns or row) if isinstance(row, dict) else type(row).__name__
-    raise ValueError(f"{name} has no text in a column {rules.column!r}: it has {has}; --column names another")
+    raise ValueError(f"{name} has no text in a column {rules.column!r}: it has {has}; `column` names another")
 
 
 def chat_in(name: str, values: dict[str, Any], rules: Rules) -> list[Message] | None:

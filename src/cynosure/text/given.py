@@ -1,23 +1,27 @@
 """Texts as Python programs hold them, one document after another."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from cynosure.text.documents import Document, Rules, read_documents, row_document
 from cynosure.text.sources import find_sources
 from cynosure.text.tables import COLUMN
+from cynosure.text.unpacking import NotUTF8
 
 EXPECTED = "expected a str (a text), a Path (of a file or folder), a Document or a row (a dict with a text)"
-FROM_PYTHON = Rules(COLUMN, named=False, strict=True)
 
 
-def as_documents(texts: Iterable[Any]) -> Iterator[Document]:
+def as_documents(
+    texts: Iterable[Any], *, column: str | None = None, errors: str = "strict", split_at: str | None = None,
+    bad_rows: str = "stop", skip: Callable[[str], None] | None = None,
+) -> Iterator[Document]:  # fmt: skip
     """The documents in an iterable of texts, which is read one at a time; in a pandas DataFrame they are the rows.
 
-    A str is a text and never a name, a Path what its file or folder holds, a dict a row: its text is `text`, or
-    `prompt` with `completion`, which is scored given the former. Raises TypeError, which names the place, for anything
-    else, ValueError for a row without a text.
+    A str is a text and never a name, a Path what its file or folder holds, a dict a row: its text is `text` (or the
+    `column` that is named), or `prompt` with `completion`, which is scored given the former. Options as of
+    `read_documents`; `split_at` is for the text files of Paths. Raises TypeError, which names the place, for anything
+    else, ValueError for a row without a text; with `bad_rows="skip"` both are left out, and `skip` is called with why.
 
     >>> rows = [{"prompt": "2 + 2 =", "completion": " 4"}, "The end."]
     >>> [document.text for document in as_documents(rows)]
@@ -30,8 +34,22 @@ def as_documents(texts: Iterable[Any]) -> Iterator[Document]:
         raise TypeError(f"texts must be a list of texts, got a {type(texts).__name__} of {keys}: give one of these")
     if not isinstance(texts, Iterable):
         raise TypeError(f"texts must be a list of texts, paths or documents, got {texts!r}")
+    reading: dict[str, Any] = {"column": column, "errors": errors, "split_at": split_at, "bad_rows": bad_rows}
+    read_documents([], **reading)  # raises for options that make no sense
+    rules = Rules(column or COLUMN, column is not None, errors == "strict")
     for number, item in enumerate(rows_of(texts)):
-        yield from documents_of(item, number)
+        if isinstance(item, Path):
+            yield from read_documents(find_sources([item], column=column, datasets=False), skip=skip, **reading)
+            continue
+        try:
+            yield document_of(item, number, rules)
+        except NotUTF8:
+            raise
+        except (TypeError, ValueError) as error:
+            if bad_rows == "stop":
+                raise type(error)(f"{error}; `bad_rows='skip'` leaves such rows out") from error
+            if skip is not None:
+                skip(str(error))
 
 
 def rows_of(texts: Any) -> Iterator[Any]:
@@ -43,15 +61,14 @@ def rows_of(texts: Any) -> Iterator[Any]:
         yield from texts
 
 
-def documents_of(item: Any, number: int) -> Iterable[Document]:
+def document_of(item: Any, number: int, rules: Rules) -> Document:
+    """The document that an item of texts is."""
     if isinstance(item, Document):
-        return [item]
+        return item
     if isinstance(item, str):
-        return [Document(f"text {number}", item)]
-    if isinstance(item, Path):
-        return read_documents(find_sources([str(item)], datasets=False))
+        return Document(f"text {number}", item)
     if isinstance(item, Mapping):
-        return [row_document(f"texts[{number}]", dict(item), FROM_PYTHON)]
+        return row_document(f"texts[{number}]", dict(item), rules)
     shown = repr(item)
     shown = shown if len(shown) <= 40 else f"{shown[:40]}..."
     raise TypeError(f"texts[{number}] is {type(item).__name__} {shown}: {EXPECTED}")

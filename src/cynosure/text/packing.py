@@ -134,7 +134,7 @@ class Packed:
         if self.n_tokens < row_tokens:
             raise ValueError(
                 f"the text to train on has {self.n_tokens:,} tokens, less than one row of {row_tokens:,}: "
-                "give more text, or shorter rows with --row-tokens"
+                "give more text, or shorter rows with `row_tokens`"
             )
         self.packing = Packing("stream", self.n_tokens, 1.0)
         self.layout = lru_cache(3)(self._layout)

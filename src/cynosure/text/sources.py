@@ -28,6 +28,7 @@ WORDS = 'to score words, pipe them in: echo "some words" | cynosure score MODEL 
 SHOWN = 80  # characters of a name that is not there
 LISTED = 5  # names in a note
 READ = "a file, a folder, a glob, '-' or a pipe"
+READ_PATH = "a file, a folder or a pipe"  # by a Path
 
 log = logging.getLogger("cynosure")
 
@@ -40,14 +41,16 @@ class Source(NamedTuple):
     n_bytes: int | None
 
 
-def find_sources(names: Sequence[str], *, column: str | None = None, datasets: bool = True) -> list[Source]:
+def find_sources(names: Sequence[str | Path], *, column: str | None = None, datasets: bool = True) -> list[Source]:
     """What each name stands for, without reading it: a file, the files of a folder or a glob, `-`, or a dataset.
 
     Folders and links to folders are walked in sorted order, each once; hidden files are left out. Of the files in a
     folder or a glob, those that are binary and the `.json` files that have no row of text (in `column`, where it is
     named) are left out with a note; a file that is named stops all where it is binary. A file that is found several
     times is read once. A dataset is written `name`, `name:config` or `name:config:split`; without `datasets` no name is
-    one. Raises FileNotFoundError for a name that stands for nothing, ValueError for what cannot be a text.
+    one. A Path stands for what is there by that name, whatever the name: never for `-`, a glob or a dataset.
+
+    Raises FileNotFoundError for a name that stands for nothing, ValueError for what cannot be a text.
     """
     found: dict[Any, Source] = {}
     left_out: dict[str, str] = {}  # why, by name
@@ -92,10 +95,10 @@ def identity(source: Source, number: int) -> Any:
     return facts.st_dev, facts.st_ino
 
 
-def expand(name: str, column: str | None, datasets: bool, left_out: dict[str, str]) -> Iterable[Source]:
-    path = Path(name).expanduser()
+def expand(name: str | Path, column: str | None, datasets: bool, left_out: dict[str, str]) -> Iterable[Source]:
     if name == "-":
         return [Source("stdin", "<stdin>", None)]
+    path = Path(os.path.expanduser(name))
     kind = path_kind(path) if name else None
     if kind == "file":
         check_text(head_of(path), str(path))
@@ -105,7 +108,9 @@ def expand(name: str, column: str | None, datasets: bool, left_out: dict[str, st
     if kind == "folder":
         return members(name, files_below(path), column, left_out)
     if kind is not None:
-        raise ValueError(f"{name} is {kind}, not a text: give {READ}")
+        raise ValueError(f"{name} is {kind}, not a text: give {READ_PATH if isinstance(name, Path) else READ}")
+    if isinstance(name, Path):
+        raise FileNotFoundError(f"no such text: there is no file or folder {str(name)!r}")
     if not name:
         raise FileNotFoundError(f"no such text: a name is empty; give {READ}")
     if glob.has_magic(name):
@@ -146,11 +151,11 @@ def looks_like_file(name: str) -> bool:
     return (extension and folder) or ((extension or folder) and not any(map(str.isspace, name)))
 
 
-def hint_for_words(name: str) -> str:
-    return "" if looks_like_file(name) else f"; {WORDS}"
+def hint_for_words(name: str | Path) -> str:
+    return "" if isinstance(name, Path) or looks_like_file(name) else f"; {WORDS}"
 
 
-def members(name: str, paths: Iterable[Path], column: str | None, left_out: dict[str, str]) -> list[Source]:
+def members(name: str | Path, paths: Iterable[Path], column: str | None, left_out: dict[str, str]) -> list[Source]:
     """The texts and tables among the files of a folder or glob. FileNotFoundError when there are none."""
     found, unfit = [], {}
     for path in paths:
@@ -160,7 +165,8 @@ def members(name: str, paths: Iterable[Path], column: str | None, left_out: dict
         else:
             unfit[str(path)] = why
     if not found:
-        why = f"no text in {name!r}: {told_left_out(unfit)}" if unfit else f"no files in {name!r}{hint_for_words(name)}"
+        shown = repr(str(name))
+        why = f"no text in {shown}: {told_left_out(unfit)}" if unfit else f"no files in {shown}{hint_for_words(name)}"
         raise FileNotFoundError(why)
     left_out |= unfit
     return found

@@ -98,8 +98,8 @@ def read_as(strings: Mapping[str, int], special: str) -> Iterator[str]:
     if number:
         what = "string that is a special token" if number == 1 else "strings that are special tokens"
         how = {
-            "text": "read as the characters they are (--special parse reads them as tokens)",
-            "parse": "read as those tokens (--special text reads them as the characters they are)",
+            "text": "read as the characters they are (`special='parse'` reads them as tokens)",
+            "parse": "read as those tokens (`special='text'` reads them as the characters they are)",
         }
         yield f"the texts hold {number:,} {what}, such as {next(iter(strings))!r}: {how[special]}"
 
@@ -107,9 +107,9 @@ def read_as(strings: Mapping[str, int], special: str) -> Iterator[str]:
 def split_hint(strings: Mapping[str, int]) -> Iterator[str]:
     """In a sentence, how to split texts where one string is so often in them that it may stand between documents.
 
-    >>> list(split_hint({"</s>": 1, "<|endoftext|>": 2}))[0][:70]
-    "where '<|endoftext|>' stands between documents of a text file, --split"
+    >>> list(split_hint({"</s>": 1, "<|endoftext|>": 2}))[0][63:]
+    "`split_at='<|endoftext|>'` reads each of them apart"
     """
     most = max(strings, key=strings.__getitem__, default=None)
     if most is not None and strings[most] >= OFTEN:
-        yield f"where {most!r} stands between documents of a text file, --split-at {most!r} reads each of them apart"
+        yield f"where {most!r} stands between documents of a text file, `split_at={most!r}` reads each of them apart"

@@ -87,7 +87,7 @@ class NotUTF8(ValueError):
     """Text that is not UTF-8, where that is not to be replaced."""
 
     def __init__(self, name: str, what: str) -> None:
-        super().__init__(f"{name} is not UTF-8: {what}; --errors replace reads it with U+FFFD instead")
+        super().__init__(f"{name} is not UTF-8: {what}; `errors='replace'` reads it with U+FFFD instead")
 
 
 def decode(data: bytes, name: str, strict: bool, first_byte: int = 0) -> tuple[str, int]:

@@ -53,7 +53,7 @@ class WholePacked:
         if not len(lengths):
             raise ValueError(
                 f"every document is longer than a row of {row_tokens:,} tokens and was dropped: "
-                "give longer rows with --row-tokens, or --overlong cut"
+                "give longer rows with `row_tokens`, or `overlong='cut'`"
             )
         row_of, self.n_rows = best_fit_decreasing(lengths, row_tokens)
         self.slots = np.argsort(row_of, kind="stable")  # of the pieces by falling length, row after row

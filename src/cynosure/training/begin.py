@@ -105,7 +105,9 @@ def check_code(folder: RunFolder, manifest: Figures, consent: Consent) -> None:
     """ValueError where a run was begun with trusted code, and that is not trusted again or not the same."""
     kept, settings = manifest.get("code"), TrainSettings.of_json(manifest["settings"])
     if kept and not consent.trust_remote_code:
-        raise ValueError(f"{folder.path} was begun with Python code of its model's own: give --trust-remote-code again")
+        raise ValueError(
+            f"{folder.path} was begun with Python code of its model's own: give `trust_remote_code=True` again"
+        )
     if consent.trust_remote_code and (what := difference({"code": kept or {}}, {"code": code_of(settings)})):
         raise ValueError(
             f"{folder.path} was begun with other code: {what}; restore the model's code, or begin another run"
@@ -129,7 +131,7 @@ def begin_anew(
     if not any(document.text for document in division.documents):
         raise ValueError("there is no text to train on: every document given is empty")
     if not any(document.text for document in division.train()):
-        raise ValueError("there is no text to train on: every document given stands in --valid as well")
+        raise ValueError("there is no text to train on: every document given stands in `valid` as well")
     started = load_init(settings, consent) if settings.init else None
     if started is not None:
         for note in started.notes:
@@ -180,7 +182,9 @@ def packed_anew(
         return pack(texts, row_tokens, settings, strategy_for(texts, settings))
     except TooLong as error:
         name = trained_on(division, error.number, how).name
-        raise ValueError(f"{name}: {error}: give longer rows with --row-tokens, or --overlong cut or drop") from None
+        raise ValueError(
+            f"{name}: {error}: give longer rows with `row_tokens`, or `overlong='cut'` or `overlong='drop'`"
+        ) from None
 
 
 def regimes_note(regimes: Regimes, row_tokens: int) -> str | None:
@@ -190,7 +194,7 @@ def regimes_note(regimes: Regimes, row_tokens: int) -> str | None:
     edge = regimes.edges[0]
     return (
         f"a document of more than {edge:,} tokens changes the rotary positions of all others in its batch, as the "
-        f"model has it: --row-tokens {edge} keeps them as they are alone"
+        f"model has it: `row_tokens={edge}` keeps them as they are alone"
     )
 
 

@@ -97,7 +97,7 @@ class Data(NamedTuple):
             raise Damaged(f"{path} is cut off in its last line")
         kinds = get_type_hints(Document)
         chat = {name: kinds.pop(name) for name in ("messages", "tools")}  # which earlier versions did not write
-        lines = [dict.fromkeys(chat) | line for line in parse_lines(path, data, kinds)]
+        lines: list[dict[str, Any]] = [dict.fromkeys(chat) | line for line in parse_lines(path, data, kinds)]
         for number, line in enumerate(lines, 1):
             if wrong := misfit(line, chat):
                 raise Damaged(f"{path}, line {number}, is damaged: {wrong}")
@@ -132,7 +132,7 @@ def strategy_for(texts: Tokenised, settings: TrainSettings) -> str:
     if settings.overlong != "cut":
         raise ValueError(
             f"overlong {settings.overlong!r} is for documents that are kept whole, and none of these has a prompt: "
-            "give --keep-documents-whole, or leave --overlong out"
+            "give `keep_documents_whole=True`, or leave `overlong` out"
         )
     return "stream"
 
@@ -254,7 +254,7 @@ class Writer:
         if self.n_cut:
             yield (
                 f"{counted(self.n_cut, 'chat')} longer than a row of {self.how.row_tokens:,} tokens: the first "
-                "exchanges are left out; --row-tokens makes longer rows"
+                "exchanges are left out; `row_tokens` makes longer rows"
             )
 
 
@@ -307,7 +307,7 @@ def make_vocabulary(division: Division, preset: Preset, vocab_size: int | None) 
     if len(tokenizer) < wanted:
         found = f"the text to train on supports a vocabulary of {len(tokenizer):,} tokens"
         if vocab_size is not None:
-            raise ValueError(f"{found}, not {wanted:,}: give --vocab {len(tokenizer)}, or more text")
+            raise ValueError(f"{found}, not {wanted:,}: give `vocab_size={len(tokenizer)}`, or more text")
         log.info("%s, not the %s of this size", found, f"{wanted:,}")
     return tokenizer
 
@@ -316,7 +316,7 @@ def plain(document: Document) -> str:
     """A document's text. ValueError for a chat, of which a new vocabulary knows nothing."""
     if document.messages is not None:
         raise ValueError(
-            f"{document.name} is a chat, and a new vocabulary has no chat template: give --tokenizer, or --init, of a "
+            f"{document.name} is a chat, and a new vocabulary has no chat template: give `tokenizer` or `init` of a "
             "model of chats"
         )
     return document.text

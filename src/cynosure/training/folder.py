@@ -71,13 +71,13 @@ class RunFolder:
         if not self.exists:
             if (self / CHECKPOINTS).exists():
                 raise FileNotFoundError(f"{self / MANIFEST} is missing; {WAY_OUT}")
-            raise FileNotFoundError(f"{self.path} holds no training run to go on with: leave --resume out to begin one")
+            raise FileNotFoundError(f"{self.path} holds no training run to go on with: leave `resume` out to begin one")
         return read_manifest(self / MANIFEST)
 
     def check_free(self) -> None:
         """ValueError where the folder holds anything that beginning a run would mix with."""
         if self.exists:
-            raise ValueError(f"{self.path} holds another run: --resume goes on with that, or give another --out")
+            raise ValueError(f"{self.path} holds another run: `resume=True` goes on with that, or give another `out`")
         self.check_own()
 
     def check_own(self) -> None:
@@ -92,7 +92,7 @@ class RunFolder:
         elif self.path.is_dir():
             begun = [path.name for path in self.begun]
             if other := first_foreign(self.path, lambda name: name in begun or bool(LEFTOVER.fullmatch(name))):
-                raise ValueError(f"{self.path} holds {other} and no training run: give another --out")
+                raise ValueError(f"{self.path} holds {other} and no training run: give another `out`")
 
     @contextmanager
     def locked(self) -> Iterator[bool]:

@@ -16,12 +16,12 @@ from cynosure.system.files import sha256
 
 # What Trainer needs of a checkpoint to go on exactly; a part that is missing is made anew in silence.
 PARTS = ("*model*.safetensors", "optimizer*", "scheduler.pt", "rng_state*.pth", "trainer_state.json")
-WAY_OUT = "restore it from a copy, or train again with another --out"
+WAY_OUT = "restore it from a copy, or train again with another `out`"
 
 
 def way_out_of(checkpoint: Path) -> str:
     """What to do about a checkpoint that was not found to be damaged, and yet cannot be read."""
-    return f"remove {checkpoint}, and the same command goes on from the checkpoint before it"
+    return f"remove {checkpoint}, and resuming goes on from the checkpoint before it"
 
 
 class Damaged(ValueError):

@@ -182,10 +182,10 @@ class Training(Trainer):
         ids = [row.tolist() for batch in self.batch for row in batch["input_ids"]]
         self.folder.put(name, {"step": step, "why": why, "texts": texts, "input_ids": ids})
         last = next(reversed(self.folder.checkpoints.values()), None)
-        again = f"--init {self.settings.init}" if self.settings.lora else f"--init {last}"
-        way_on = f"the last good checkpoint is {last}: go on with {again} and a lower --lr" if last else (
-            "there was no checkpoint yet: begin again with a lower --lr"
-        )  # fmt: skip
+        way_on = "there was no checkpoint yet: begin again with a lower `learning_rate`"
+        if last:
+            again = str(self.settings.init if self.settings.lora else last)
+            way_on = f"the last good checkpoint is {last}: go on with `init={again!r}` and a lower `learning_rate`"
         raise Diverged(
             f"training left its course at step {step:,}: {why}; the batch is in {self.folder / name}; {way_on}"
         )

@@ -18,7 +18,7 @@ from cynosure.models.digest import weights_digest
 from cynosure.models.gguf import calm_transformers
 from cynosure.models.loading import find_device
 from cynosure.system.numbers import counted
-from cynosure.text import Document, as_documents
+from cynosure.text import Document
 from cynosure.training.begin import Consent, begin, check_same, check_tokens, environment, load_init
 from cynosure.training.curves import draw_curves
 from cynosure.training.data import Data, Facts, pack, shortened, token_widths
@@ -60,14 +60,15 @@ def train(
     report_to: tuple[str, ...] = (),
     trust_remote_code: bool = False,
     allow_unused_weights: bool = False,
+    **reading: Any,
 ) -> Trained:
     """Train a model on texts, from nothing or from a model that is there, into the folder `out`.
 
-    `texts` and `valid` are as `score` takes them; `valid` is held out besides the share that the settings hold out.
-    With `resume` the run in the folder goes on from its last checkpoint, to the same weights bit for bit where the
-    machine and the number of threads and processes are the same; texts and settings that are given again must be its
-    own. `report_to` are reporters of Trainer, such as "tensorboard". `trust_remote_code` and `allow_unused_weights` are
-    as `load` takes them; to resume they are given again.
+    `texts` and `valid` are as `score` takes them, and `reading` its options of how they are read; `valid` is held out
+    besides the share that the settings hold out. With `resume` the run in the folder goes on from its last checkpoint,
+    to the same weights bit for bit where the machine and the number of threads and processes are the same; texts and
+    settings that are given again must be its own. `report_to` are reporters of Trainer, such as "tensorboard".
+    `trust_remote_code` and `allow_unused_weights` are as `load` takes them; to resume they are given again.
 
     Under torchrun the processes share every batch. All of it is in the folder: `train.json`, the data as tokens,
     `metrics.jsonl`, `validation.jsonl`, `samples.jsonl`, checkpoints, the scores of what is held out, `curves.svg` and
@@ -87,9 +88,10 @@ def train(
     workers = new_workers((known or TrainSettings()).device)
     with folder.locked() if workers.leads else nullcontext(False) as writable:
         if resume and not workers.told(writable):
-            return find(folder, as_corpus(texts), as_corpus(valid), settings)
+            return find(folder, as_corpus(texts, **reading), as_corpus(valid, **reading), settings)
         if workers.leads:
-            begin(folder, as_corpus(texts), as_corpus(valid), settings, resume, watcher, workers.count, consent)
+            corpora = as_corpus(texts, **reading), as_corpus(valid, **reading)
+            begin(folder, *corpora, settings, resume, watcher, workers.count, consent)
         workers.meet()
         with folder.dropped_unless_prepared() if workers.leads and not resume else nullcontext():
             run = Run(folder, watcher, workers, report_to, consent)
@@ -115,8 +117,10 @@ def find(folder: RunFolder, texts: Corpus, valid: Corpus, settings: TrainSetting
     return Trained(folder.path, plan, manifest["parameters"], best, scores, facts.unigram_bits_per_byte)
 
 
-def as_corpus(texts: Texts) -> Corpus:
-    return texts if isinstance(texts, Corpus) else Corpus(list(as_documents(texts)), {})
+def as_corpus(texts: Texts, **reading: Any) -> Corpus:
+    """The corpus itself, or that of texts, read at once: they are gone through several times."""
+    corpus = Corpus.of_texts(texts, **reading)
+    return corpus if corpus is texts else corpus._replace(documents=list(corpus.documents))
 
 
 def new_workers(device: str) -> Workers:
@@ -150,7 +154,7 @@ def among_the_living() -> Iterator[None]:
         if not LOST.search(str(error)):
             raise
         raise ConnectionError(
-            "another process of this run has ended: what it said tells why; the same command with --resume goes on "
+            "another process of this run has ended: what it said tells why; the same with `resume=True` goes on "
             "from the last checkpoint"
         ) from error
 
@@ -203,7 +207,7 @@ class Run:
         if known is not None and weights_digest(model) != known:
             raise ValueError(
                 f"{settings.init} has other weights than when {self.folder.path} was begun with it: put those back, or "
-                "train again with another --out"
+                "train again with another `out`"
             )
         if settings.lora is None:
             return model

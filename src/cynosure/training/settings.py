@@ -85,16 +85,16 @@ class TrainSettings:
             if self.init is not None:
                 raise ValueError("give a preset or a model to begin with, not both")
         if self.init is None and self.lora is not None:
-            raise ValueError("lora updates a model that is there: name one with --init")
+            raise ValueError("lora updates a model that is there: name one with `init`")
         if self.fsdp and self.lora is not None:
             raise ValueError("fsdp shares out what is trained, of which lora leaves little: give one of the two")
         if self.init is not None and (self.tokenizer is not None or self.vocab_size is not None):
-            raise ValueError("a model to begin with brings its own tokenizer: leave --tokenizer and --vocab out")
+            raise ValueError("a model to begin with brings its own tokenizer: leave `tokenizer` and `vocab_size` out")
         if self.tokenizer is not None and self.vocab_size is not None:
-            raise ValueError("a vocabulary is made of the text or taken from --tokenizer, not both")
+            raise ValueError("a vocabulary is made of the text or taken from `tokenizer`, not both")
         if self.device.partition(":")[2] not in ("", "0"):
             raise ValueError(
-                f"Trainer takes the first accelerator that it sees: instead of --device {self.device} set "
+                f"Trainer takes the first accelerator that it sees: instead of `device={self.device!r}` set "
                 f"CUDA_VISIBLE_DEVICES, and torchrun trains on several"
             )
         known_values = {
@@ -198,13 +198,13 @@ def make_plan(
         near = sorted({max(row, batch // row * row), (batch // row + 1) * row})
         raise ValueError(
             f"a batch of {batch:,} tokens is no whole number of rows of {row:,}: "
-            f"give --batch-tokens {' or '.join(str(size) for size in near)}"
+            f"give {' or '.join(f'`batch_tokens={size}`' for size in near)}"
         )
     rows = batch // row
     if rows % processes:
         raise ValueError(
             f"the {rows} rows of a batch cannot be shared evenly by {processes} processes: "
-            f"give --batch-tokens {-(-rows // processes) * processes * row}"
+            f"give `batch_tokens={-(-rows // processes) * processes * row}`"
         )
     share = rows // processes
     micro = settings.micro_rows or largest_part(share, MICRO_TOKENS.get(kind, MICRO_TOKENS_ELSEWHERE) // row)
