@@ -14,7 +14,7 @@ from torch import Tensor
 from cynosure.loss import TokenStats
 from cynosure.measure.batching import Batching, Row, agree, batches, rows_of
 from cynosure.measure.calibration import TEMPERATURES
-from cynosure.measure.rows import Facts, Shard, schema
+from cynosure.measure.rows import LOST, Facts, Shard, schema
 from cynosure.measure.units import Cutting, Task
 from cynosure.models import SplitModel
 
@@ -221,11 +221,13 @@ def contexts(task: Task) -> NDArray[np.int32]:
 
 
 def reasons_of(task: Task, cutting: Cutting) -> list[str | None]:
-    """Why each row is not scored; None where it is."""
+    """Why each row is not scored, or `LOST`; None where it is scored and carries its text."""
     text, window, rules = task.text, task.window, cutting.rules
     if not window.n_seen:
         return [rules.unscored if i >= text.tokens.n_prompt else "prompt" for i in range(task.start, task.stop)]
     first = window.score_start - text.lead
     stop = first + window.n_scored
     before = ["prompt" if i < text.tokens.n_prompt else rules.unscored for i in range(task.start, first)]
-    return [*before, *([None] * window.n_scored), *(["tail"] * (task.stop - stop))]
+    carried = text.tokens.carried
+    scored = [None] * window.n_scored if carried is None else [LOST if x else None for x in carried.lost[first:stop]]
+    return [*before, *scored, *(["tail"] * (task.stop - stop))]

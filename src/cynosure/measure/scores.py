@@ -18,7 +18,7 @@ from cynosure.measure import breakdown
 from cynosure.measure.bootstrap import Interval, Method
 from cynosure.measure.calibration import N_BINS, Binning, CalibrationReport
 from cynosure.measure.intervals import Intervals, intervals
-from cynosure.measure.rows import Facts, Shard, lost_text
+from cynosure.measure.rows import Facts, Shard, lost_text, told_per_byte
 from cynosure.measure.stats import COLUMNS, Statistics
 from cynosure.measure.store import SUMMARY, Store
 from cynosure.measure.units import DoesNotApply
@@ -155,7 +155,8 @@ class Scores:
     def by_document(self) -> Any:
         """One row a scored document, as a pandas DataFrame: its name, tokens, bytes, nats and what follows of them.
 
-        `bytes` and `bits_per_byte` are missing where the document's tokens lose some of its text.
+        `bytes` and `bits_per_byte` are of the tokens that carry their text, and missing where more than a tenth of
+        it is lost.
 
         >>> import cynosure
         >>> table = cynosure.score("smollm2", ["The cat sat on the mat.", "The end."]).by_document()
@@ -163,14 +164,12 @@ class Scores:
         [['text 0', 7, 23], ['text 1', 3, 8]]
         """
         sums = self.statistics.documents.sums()
-        groups, carried = sums.token_sums(), self.statistics.carried(sums.keys).tolist()
-        names = [self.statistics.facts[key].name for key in sums.keys.tolist()]
-        rows = [
-            {"name": name} | breakdown.metrics(group, whole)
-            for name, group, whole in zip(names, groups, carried, strict=True)
-        ]
+        facts = [self.statistics.facts[key] for key in sums.keys.tolist()]
+        metrics = breakdown.metrics(sums, [told_per_byte([fact]) for fact in facts])
+        rows = [{"name": fact.name} | row for fact, row in zip(facts, metrics, strict=True)]
         table = pa.Table.from_pylist(rows).to_pandas()
-        table.insert(list(table.columns).index("bits_per_byte"), "perplexity", [group.perplexity for group in groups])
+        perplexities = [group.perplexity for group in sums.token_sums()]
+        table.insert(list(table.columns).index("bits_per_byte"), "perplexity", perplexities)
         return table
 
     def lines(self) -> Iterator[tuple[str, str, str, str]]:
@@ -346,18 +345,16 @@ class Totals:
 
     tokens: int
     nats: float
-    carried_nats: float  # of the documents that lose none of their text; so are bytes and characters
+    carried_nats: float  # of the tokens that carry their text; so are bytes and characters
     n_bytes: int | None
     n_chars: int | None
     n_words: int | None
 
     @classmethod
     def of(cls, statistics: Statistics) -> "Totals":
-        sums, documents = statistics.sums, statistics.documents.sums()
-        carried = documents.part(statistics.carried(documents.keys)).total
-        known = statistics.told_per_byte
-        n_bytes, n_chars = (int(carried.counts(name)[0]) if known else None for name in ("n_bytes", "n_chars"))
-        return cls(sums.tokens, sums.nats, float(carried.nats[0]), n_bytes, n_chars, statistics.words())
+        sums, total, known = statistics.sums, statistics.total, statistics.told_per_byte
+        n_bytes, n_chars = (int(total.counts(name)[0]) if known else None for name in ("n_bytes", "n_chars"))
+        return cls(sums.tokens, sums.nats, float(total.carried_nats[0]), n_bytes, n_chars, statistics.words())
 
     def as_printed(self, scores: Scores) -> "Totals":
         """The sums of Hugging Face's page as printed: each window's mean, weighed by its labels less one.

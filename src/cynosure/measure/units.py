@@ -128,6 +128,7 @@ def prepare(tokenizer: Any, number: int, document: Document, n_joined: int, cutt
         document.n_prompt_chars,
         len(tokens.special),
         tokens.special[0] if tokens.special else "",
+        tokens.carried.n_lost if tokens.carried else None,
     )
     # A window that sees [p] + t[a:b] is one over p and t together whose first token, t[a - 1] or p, gives way to p.
     first = prefix_token(tokenizer) if cutting.bos == "every" else None
@@ -136,10 +137,9 @@ def prepare(tokenizer: Any, number: int, document: Document, n_joined: int, cutt
 
 def byte_stops(tokens: Tokens, facts: Facts) -> Ints | None:
     """Where each token's bytes end. The account closes: RuntimeError when they do not add up to the text's."""
-    n_bytes = tokens.n_bytes
-    if n_bytes is None:
+    if tokens.carried is None:
         return None
-    stops: Ints = np.cumsum(n_bytes, out=n_bytes)
+    stops = tokens.carried.stops
     total = int(stops[-1]) if len(stops) else 0
     if len(stops) and total != facts.n_bytes:
         raise RuntimeError(f"the tokens of {facts.name} cover {total} bytes, and its text has {facts.n_bytes}")
