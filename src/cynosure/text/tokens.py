@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from cynosure.text.calling import call
 from cynosure.text.carried import Carried, followed, matched
 from cynosure.text.seams import announce, in_pieces
-from cynosure.text.special import special_strings, spelled_out
+from cynosure.text.special import as_unknown, special_strings, spelled_out
 from cynosure.text.spelling import Ints as Ints
 from cynosure.text.spelling import spell, spelling_of
 
@@ -155,10 +155,11 @@ def encode_whole(
         bare = list(call(tokenizer, text, add_special_tokens=False, verbose=False, **reading).input_ids)
         starts = (i for i in range(len(ids) - len(bare) + 1) if ids[i : i + len(bare)] == bare)
         start, stop = next(((i, i + len(bare)) for i in starts), (start, stop))
-    found = account(tokenizer, ids[start:stop], text, encoding, start)
-    if reading.get("split_special_tokens"):
-        found = without_special(tokenizer, found)
-    return ids[:start], found, ids[stop:]
+    numbers = ids[start:stop]
+    if not reading.get("split_special_tokens"):
+        return ids[:start], account(tokenizer, numbers, text, encoding, start), ids[stop:]
+    found = account(tokenizer, as_unknown(tokenizer, numbers), text, encoding, start)
+    return ids[:start], without_special(tokenizer, found), ids[stop:]
 
 
 def without_special(tokenizer: Any, own: Own) -> Own:
