@@ -151,3 +151,20 @@ def test_predict() -> None:
     assert math.isfinite(read.nll_nats)
     with pytest.raises(ValueError, match="unknown special 'both'"):
         predict(model, "the", special="both")
+
+
+class Unlisted:
+    """A tokenizer that does not say which tokens are special, as Mistral's own."""
+
+    def added_tokens_decoder(self) -> None:
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return 8
+
+
+def test_a_tokenizer_that_lists_no_special_tokens_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"a Unlisted, does not list its special tokens: give one with a tokenizer\.json"
+    ):
+        tokenize(Unlisted(), "the")
