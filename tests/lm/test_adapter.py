@@ -81,7 +81,7 @@ def test_a_base_beside_the_adapter(base: Path, tmp_path: Path, monkeypatch: pyte
     [
         ({"base_model_name_or_path": "/nowhere/at-all"}, "is an adapter for /nowhere/at-all, which cannot be loaded"),
         ({"base_model_name_or_path": None}, "names no base model"),
-        ({"base_model_name_or_path": "."}, "names its own folder"),
+        ({"base_model_name_or_path": "."}, "leads back to .* as its base"),
         ({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 3}, "adds virtual tokens"),
         ({"r": 3}, "is for another model than"),
         ({"target_modules": ["q_proj"]}, "has no counterpart"),
@@ -93,6 +93,22 @@ def test_what_cannot_be_loaded(base: Path, tmp_path: Path, values: dict[str, Any
     with pytest.raises((ValueError, FileNotFoundError), match=says) as raised:
         cynosure.load(str(tmp_path / "mine"))
     assert "\n" not in str(raised.value)
+
+
+def test_bases_in_a_circle(base: Path, tmp_path: Path) -> None:
+    for mine, other in (("a", "b"), ("b", "a"), ("c", "a")):
+        adapter(base, tmp_path / mine)
+        change(tmp_path / mine, base_model_name_or_path=f"../{other}")
+    for name in "abc":
+        with pytest.raises(ValueError, match=f"{name}.adapter_config.json leads back to .* as its base"):
+            cynosure.load(str(tmp_path / name))
+
+
+def test_every_weight_has_a_gradient(base: Path, tmp_path: Path) -> None:
+    """As of any model: `check` and a full training need them, and PEFT freezes the base."""
+    adapter(base, tmp_path / "mine")
+    model = cynosure.load(str(tmp_path / "mine")).model
+    assert all(weight.requires_grad for weight in model.parameters())
 
 
 def test_weights_that_are_missing(base: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from cynosure.measure.align import Segments, Side, align, comparable
 from cynosure.measure.bootstrap import choose, interval, paired
 from cynosure.measure.comparison import Comparison, compare
-from cynosure.measure.rows import Facts, schema
+from cynosure.measure.rows import LOST, Facts, schema
 from cynosure.measure.scores import Scores, Setting
 
 LN2 = math.log(2)
@@ -30,6 +30,7 @@ class Tok(NamedTuple):
     nll: float | None = 1.0  # nats, None where it was not scored
     id: int = 0
     argmax: int = 1
+    lost: bool = False  # whether it is scored and does not carry its text
 
 
 def made(*documents: Sequence[Tok], names: Sequence[str] = (), drift: str | None = None, **setting: Any) -> Scores:
@@ -40,8 +41,9 @@ def made(*documents: Sequence[Tok], names: Sequence[str] = (), drift: str | None
         data = b"".join(token.piece for token in tokens)
         name = names[number] if names else f"d{number}"
         found.statistics.facts[number] = Facts(
-            number, name, 1, len(data), 0, 0, len(tokens), 0, sha256(data).hexdigest(), drift
-        )
+            number, name, 1, len(data), 0, 0, len(tokens), 0, sha256(data).hexdigest(), drift,
+            n_lost=sum(len(token.piece) for token in tokens if token.lost) if any(t.lost for t in tokens) else None,
+        )  # fmt: skip
         ends = list(accumulate(len(token.piece) for token in tokens))
         columns = {
             "document": [number] * len(tokens),
@@ -52,6 +54,7 @@ def made(*documents: Sequence[Tok], names: Sequence[str] = (), drift: str | None
             "byte_end": ends,
             "nll": [token.nll for token in tokens],
             "argmax": [None if token.nll is None else token.argmax for token in tokens],
+            "excluded": [LOST if token.lost else None if token.nll is not None else "why" for token in tokens],
         }
         fields = [schema(8, 0).field(name) for name in columns]
         found.tables.append(pa.table(columns, pa.schema(fields)))
@@ -362,7 +365,7 @@ def test_what_cannot_be_compared_is_refused() -> None:
         (
             made(one),
             made(one, drift="it lower-cases"),
-            "bytes of B cannot be compared: text is lost in 1 document: it lower-cases in d0",
+            "bytes of B cannot be compared: text is lost in 3 bytes of 1 document: it lower-cases in d0",
         ),
         (made(one, drift="it lower-cases"), made(one), "bytes of A cannot be compared"),
         (made([Tok(b"one", None)]), made(one), "nothing in common"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, trainers
@@ -14,9 +15,10 @@ from tokenizers import models as kinds
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from cynosure.measure import compare
-from cynosure.measure.rows import MOST_LOST
+from cynosure.measure import compare, score
+from cynosure.measure.rows import LOST, MOST_LOST
 from cynosure.text import tokenize
+from tests.lm.conftest import tiny_model
 from tests.lm.test_compare import Tok, made
 from tests.lm.test_stats import scores, shard
 
@@ -134,9 +136,10 @@ def test_documents_that_lose_text_are_left_out_of_what_is_per_byte() -> None:
         assert both.figures[name] == without.figures[name]
         assert math.isclose(without.figures[name].value or 0, bits / (30 * len(" thecat,")), rel_tol=1e-12)
     assert both.nats == without.nats + 9
-    assert "metrics per byte and character leave out 1 document: a word is lost in d30" in both.notes
-    assert both.to_json()["by_class"][0]["bits_per_byte"] is None
-    assert without.to_json()["by_class"][0]["bits_per_byte"] is not None
+    assert "metrics per byte and character leave out 4 bytes of 1 document: a word is lost in d30" in both.notes
+    by_class = [found.to_json()["by_class"][0] for found in (both, without)]
+    assert by_class[0]["bits_per_byte"] == by_class[1]["bits_per_byte"]
+    assert by_class[0]["nats"] == by_class[1]["nats"] + 9
 
 
 @pytest.mark.parametrize(("n_whole", "told"), [(9, True), (8, False)])
@@ -154,6 +157,68 @@ def test_a_comparison_leaves_out_what_one_side_loses() -> None:
     b.statistics.facts[39] = b.statistics.facts[39]._replace(drift="a word is lost")
     found = compare(a, b)
     assert found.changes["bits_per_byte"] == expected.changes["bits_per_byte"]
-    assert "documents of which B loses some text are left out: 1 document: a word is lost in d39" in found.notes
+    assert "text that B loses is left out: 13 bytes of 1 document: a word is lost in d39" in found.notes
     assert found.documents == 39
     assert np.isclose(found.n_bytes, 39 * 13)
+
+
+def test_a_comparison_leaves_out_the_tokens_that_lose_text() -> None:
+    """The rest of their document is compared, whatever they cost."""
+    words = [b"one ", b"two ", b"three ", b"four ", b"five "] * 4
+    a = made([Tok(word, 1.0 + i) for i, word in enumerate(words)])
+    b = made([Tok(word, 99.0 if i == 3 else 2.0, lost=i == 3) for i, word in enumerate(words)], drift="a word is lost")
+    found = compare(a, b)
+    assert found.n_bytes == sum(map(len, words)) - len(b"four ")
+    assert found.changes["bits_per_byte"].b == 19 * 2.0 / math.log(2) / found.n_bytes
+    assert found.changes["bits_per_byte"].a == (sum(range(1, 21)) - 4.0) / math.log(2) / found.n_bytes
+    assert "text that B loses is left out: 5 bytes of 1 document: a word is lost in d0" in found.notes
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(parts=st.lists(PARTS, min_size=1, max_size=12))
+def test_tokens_that_carry_their_text_are_told_from_those_that_do_not(kind: str, parts: list[str]) -> None:
+    """Independently: by the names of the tokens, of those that are counted as carrying theirs."""
+    tokenizer, data = made_once(kind), "".join(parts).encode()
+    tokens = tokenize(tokenizer, data.decode())
+    if tokens.carried is None:
+        assert not len(tokens.ids)
+        return
+    stops, lost = tokens.carried
+    assert (stops[-1] if len(stops) else 0) == len(data)
+    assert np.all(np.diff(stops, prepend=0) >= 0)
+    assert np.any(lost) == (tokens.drift is not None)
+    alphabet = {character: byte for byte, character in bytes_to_unicode().items()}
+    names = tokenizer.convert_ids_to_tokens(tokens.ids.tolist())
+    for name, start, stop, piece, gone in zip(names, [0, *stops], stops, tokens.pieces, lost, strict=False):
+        if gone:
+            continue
+        assert piece == data[start:stop]
+        assert name not in ("[UNK]", "<unk>")
+        if kind.startswith("bytes"):
+            spelled = bytes(alphabet[character] for character in name)
+            assert piece in (spelled, spelled.removeprefix(b" "))  # of a space put before the text
+        elif tokens.drift and not name.startswith("<0x"):
+            assert piece.decode().strip(" ") == name.removeprefix("##").strip("▁")
+
+
+def test_metrics_per_byte_are_of_the_tokens_that_carry_their_text() -> None:
+    """One file in which one word is unknown: by the model itself, without that word and its bytes."""
+    tokenizer = words(kinds.WordLevel)
+    text = "the cat sat on the cat , the cat sat ;; on the cat sat on , the cat"
+    model = tiny_model("Llama", vocab_size=8, bos_token_id=None, eos_token_id=None)
+    found = score(model, [text], tokenizer=tokenizer)
+    ids = torch.tensor([tokenizer(text).input_ids])
+    with torch.no_grad():
+        logprobs = model.double()(ids).logits[0, :-1].log_softmax(-1)
+    costs = -logprobs[torch.arange(ids.shape[1] - 1), ids[0, 1:]]
+    carried = ids[0, 1:] != 0
+    assert int((~carried).sum()) == 1
+    n_bytes = len(text) - len("the") - len(" ;;")
+    assert found.figures["bits_per_byte"].value == pytest.approx(
+        float(costs[carried].sum()) / math.log(2) / n_bytes, rel=1e-6
+    )
+    assert found.nats == pytest.approx(float(costs.sum()), rel=1e-6)
+    assert found.n_bytes == n_bytes
+    (left_out,) = [part for part in found.to_json()["excluded"] if part["reason"] == LOST]
+    assert text[left_out["byte_start"] : left_out["byte_end"]] == " ;;"
+    assert found.to_json()["by_document"][0]["bytes"] == n_bytes

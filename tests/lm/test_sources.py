@@ -99,6 +99,21 @@ def test_no_text_is_taken_for_binary(text: str, start: str) -> None:
     assert binary_kind((start + "caf\xe9 na\xefve").encode("latin-1")) is None
 
 
+@pytest.mark.parametrize("encoding", ["UTF-16LE", "UTF-16BE", "UTF-32LE", "UTF-32BE"])
+@pytest.mark.parametrize("text", ["a", "caf\xe9\n", "x" * HEAD + "\U0001f600"])
+def test_encodings_without_a_mark_are_named(tmp_path: Path, encoding: str, text: str) -> None:
+    (tmp_path / "a.txt").write_bytes(text.encode(encoding))
+    with pytest.raises(ValueError, match=f"is {encoding} without a byte order mark, .*: iconv -f {encoding} -t UTF-8"):
+        list(read_documents(find_sources([str(tmp_path / "a.txt")])))
+
+
+@pytest.mark.parametrize(
+    "data", [b"a\0b", b"a\0\1\0", b"\0" * 8, b"a\0b\0c\0\0\0", np.arange(40, dtype="<i4").tobytes()]
+)
+def test_other_files_with_nul_are_called_no_encoding(tmp_path: Path, data: bytes) -> None:
+    assert binary_kind(data) == "binary data"
+
+
 @pytest.mark.parametrize(
     ("text", "read"),
     [

@@ -36,7 +36,17 @@ def unigram(**options: Any) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
 
 
+def words(kind: Any) -> Any:
+    """With its special tokens among the words, which no other tokens spell."""
+    words = ["<unk>", "<s>", "</s>", "the", "é", "<"]
+    tokenizer = Tokenizer(kind(vocab={word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
 TOKENIZERS = {
+    "WordLevel": words(kinds.WordLevel),
+    "WordPiece": words(kinds.WordPiece),
     "Unigram": unigram(),
     "Unigram without a prefix": unigram(prepend_scheme="never"),
     "bytes": byte_tokenizer(),
@@ -64,6 +74,17 @@ def test_as_text_and_as_tokens(name: str) -> None:
             assert tokens.drift or b"".join(tokens.pieces) == text.encode()
 
     check()
+
+
+@pytest.mark.parametrize("kind", [kinds.WordLevel, kinds.WordPiece])
+def test_words_that_no_other_tokens_spell_are_unknown(kind: Any) -> None:
+    tokenizer = words(kind)
+    tokens = tokenize(tokenizer, "the <s> the")
+    assert tokenizer.convert_ids_to_tokens(tokens.ids.tolist()) == ["the", "<unk>", "the"]
+    assert tokens.drift is not None
+    assert tokens.carried is not None
+    assert tokens.carried.lost.tolist() == [False, True, False]
+    assert 1 in tokenize(tokenizer, "the <s> the", parse_special=True).ids
 
 
 def test_other_added_tokens_are_tokens_either_way() -> None:
@@ -130,3 +151,20 @@ def test_predict() -> None:
     assert math.isfinite(read.nll_nats)
     with pytest.raises(ValueError, match="unknown special 'both'"):
         predict(model, "the", special="both")
+
+
+class Unlisted:
+    """A tokenizer that does not say which tokens are special, as Mistral's own."""
+
+    def added_tokens_decoder(self) -> None:
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return 8
+
+
+def test_a_tokenizer_that_lists_no_special_tokens_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"a Unlisted, does not list its special tokens: give one with a tokenizer\.json"
+    ):
+        tokenize(Unlisted(), "the")

@@ -299,3 +299,29 @@ def test_a_part_of_a_checkpoint_without_digests(copied: Path, name: str, kind: s
     assert str(copied / LAST) in notes[1]
     assert name.partition(".")[0] in notes[1].replace("*", "")
     assert notes[1].endswith("going back to the checkpoint of step 3")
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "validation.jsonl"])
+@pytest.mark.parametrize("broken", [b"\0" * 40, b"{}", b'{"step": 4, "loss"'])
+def test_a_line_of_a_run_without_digests(copied: Path, name: str, broken: bytes) -> None:
+    """Of step 4 or later: the checkpoint of step 3 is sound, and what is before it stays."""
+    old(copied)
+    before = [line for line in RunFolder(copied).lines(name) if line["step"] <= 3]
+    lines = (copied / name).read_bytes().splitlines(keepends=True)
+    lines[len(before)] = broken + b"\n"
+    (copied / name).write_bytes(b"".join(lines))
+    notes, step = resumed(copied)
+    assert step == 3
+    assert notes[1].startswith(f"{copied / name}, line {len(before) + 1}, is ")
+    assert notes[1].endswith("going back to the checkpoint of step 3")
+    assert RunFolder(copied).lines(name) == before
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_random_numbers_of_one_process_without_digests(copied: Path, lost: int) -> None:
+    old(copied)
+    state = copied / LAST / "rng_state.pth"
+    state.rename(state.with_stem(f"rng_state_{1 - lost}"))
+    notes, step = resumed(copied)
+    assert step == 3
+    assert notes[1].startswith(f"{state.with_stem(f'rng_state_{lost}')} is missing")

@@ -51,10 +51,12 @@ def counts(scores: "Scores", values: dict[str, Any]) -> Iterator[tuple[str, str,
     reasons: dict[str, int] = {}
     for part in values["excluded"]:
         reasons[part["reason"]] = reasons.get(part["reason"], 0) + part["byte_end"] - part["byte_start"]
-    for reason, n_tokens in values["excluded_tokens"].items():
-        n_bytes = reasons.get(reason)
-        of = "" if n_bytes is None else f", {counted(n_bytes, 'byte')}"
-        yield "left out", f"{n_tokens:,}", f"{plural(n_tokens, 'token')}{of}: {reason}"
+    n_tokens = values["excluded_tokens"]
+    for reason in dict.fromkeys([*n_tokens, *reasons]):
+        parts = [(n_tokens.get(reason), "token"), (reasons.get(reason), "byte")]
+        (number_of, noun), *rest = ((n, what) for n, what in parts if n is not None)
+        of = "".join(f", {counted(n, what)}" for n, what in rest)
+        yield "left out", f"{number_of:,}", f"{plural(number_of, noun)}{of}: {reason}"
     effective, method = scores.intervals.effective_tokens, scores.method
     if effective is not None:
         what = counted(method.n_clusters, "document" if method.block_tokens is None else "block")

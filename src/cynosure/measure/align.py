@@ -16,7 +16,7 @@ from cynosure.measure.rows import Facts, Ints, lost_text, numbers, told_per_byte
 from cynosure.measure.scores import Scores, Setting
 from cynosure.measure.store import Store
 
-COLUMNS = ["document", "token_id", "token_bytes", "byte_start", "byte_end", "nll", "argmax"]
+COLUMNS = ["document", "token_id", "token_bytes", "byte_start", "byte_end", "nll", "argmax", "excluded"]
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -77,7 +77,7 @@ class Rows(NamedTuple):
     document: Ints
     byte_start: Ints
     byte_end: Ints
-    nll: NDArray[np.floating[Any]]  # nats, NaN where it was not scored
+    nll: NDArray[np.floating[Any]]  # nats, NaN where it was not scored or does not carry its text
     token_id: Ints
     argmax: Ints
 
@@ -85,7 +85,8 @@ class Rows(NamedTuple):
     def of(cls, table: pa.Table) -> "Rows":
         pieces = pa.concat_arrays(table["token_bytes"].chunks or [pa.array([], pa.binary())])
         names = ("document", "byte_start", "byte_end", "nll", "token_id", "argmax")
-        return cls(pieces, *(numbers(table, name) for name in names))
+        rows = cls(pieces, *(numbers(table, name) for name in names))
+        return rows._replace(nll=np.where(table["excluded"].is_null().to_numpy(), rows.nll, np.nan))
 
     def then(self, other: "Rows") -> "Rows":
         columns: Any = (np.concatenate(pair) for pair in zip(self[1:], other[1:], strict=True))
@@ -163,7 +164,7 @@ def align(a: Side, b: Side) -> Iterator[Segments]:
 
 
 def comparable(a: Side, b: Side) -> tuple[Side, Side]:
-    """The two runs, a document of which one loses some text without bytes: it is not compared.
+    """The two runs; a document of which one loses text, and it is not known which, without bytes: it is not compared.
 
     ValueError, in a sentence, where they cannot be compared byte by byte.
     """
@@ -182,7 +183,7 @@ def comparable(a: Side, b: Side) -> tuple[Side, Side]:
     for name, side in (("A", a), ("B", b)):
         if not told_per_byte(side.facts):
             raise ValueError(f"the bytes of {name} cannot be compared: text is lost in {lost_text(side.facts)}")
-    lost = [of_a.loses or of_b.loses for of_a, of_b in zip(a.facts, b.facts, strict=True)]
+    lost = [any(fact.loses and fact.n_lost is None for fact in pair) for pair in zip(a.facts, b.facts, strict=True)]
     if not any(lost):
         return a, b
     return a.without_bytes(lost), b.without_bytes(lost)

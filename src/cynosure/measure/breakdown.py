@@ -5,10 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from cynosure.loss import TokenSums
 from cynosure.measure.classes import CLASSES
 from cynosure.measure.groups import Grouped
-from cynosure.measure.rows import Ints
+from cynosure.measure.rows import Ints, told_per_byte
 from cynosure.measure.stats import Statistics
 from cynosure.measure.worst import Costly
 from cynosure.system.numbers import finite
@@ -19,14 +18,14 @@ N_DECILES = 10
 def by_class(statistics: Statistics) -> list[dict[str, Any]]:
     """One row for each byte class there is."""
     sums = statistics.classes.sums()
-    return rows(sums, [{"class": CLASSES[key]} for key in sums.keys.tolist()], all_carried(statistics))
+    return rows(sums, [{"class": CLASSES[key]} for key in sums.keys.tolist()], statistics.told_per_byte)
 
 
 def by_position(statistics: Statistics) -> list[dict[str, Any]]:
     """One row for each half octave of context: how many tokens the model saw before those it guessed."""
     sums = statistics.positions.sums()
     edges = [(math.ceil(2 ** (key / 2)), math.ceil(2 ** ((key + 1) / 2)) - 1) for key in sums.keys.tolist()]
-    return rows(sums, [{"context_from": low, "context_to": high} for low, high in edges], all_carried(statistics))
+    return rows(sums, [{"context_from": low, "context_to": high} for low, high in edges], statistics.told_per_byte)
 
 
 def by_frequency(statistics: Statistics) -> list[dict[str, Any]]:
@@ -39,7 +38,7 @@ def by_frequency(statistics: Statistics) -> list[dict[str, Any]]:
     decile[order] = np.minimum(N_DECILES - 1, (reached - (counts[order] + 1) // 2) * N_DECILES // reached[-1])
     grouped = Grouped.of(decile, sums.table)
     labels = [{"decile": key + 1, **seen(counts, decile == key)} for key in grouped.keys.tolist()]
-    return rows(grouped, labels, all_carried(statistics))
+    return rows(grouped, labels, statistics.told_per_byte)
 
 
 def seen(counts: Ints, chosen: Any) -> dict[str, int]:
@@ -52,34 +51,34 @@ def by_document(statistics: Statistics) -> list[dict[str, Any]]:
     """One row for each document of which a token is scored."""
     sums = statistics.documents.sums()
     labels = [{"document": statistics.facts[key].name} for key in sums.keys.tolist()]
-    return rows(sums, labels, statistics.carried(sums.keys).tolist())
+    return rows(sums, labels, [told_per_byte([statistics.facts[key]]) for key in sums.keys.tolist()])
 
 
-def all_carried(statistics: Statistics) -> bool:
-    """Whether no document loses text, as a metric per byte needs it where a group has tokens of many."""
-    return not any(fact.loses for fact in statistics.facts.values())
+def metrics(sums: Grouped, told: bool | list[bool]) -> list[dict[str, Any]]:
+    """The sums of each group and what follows of them; per byte, of the tokens that carry their text, where `told`, of
+    all groups or of each.
+    """
+    each = told if isinstance(told, list) else [told] * len(sums.keys)
+    return [
+        {
+            "tokens": group.tokens,
+            "bytes": group.n_bytes if known else None,
+            "nats": group.nats,
+            "nats_per_token": group.nats_per_token,
+            "bits_per_byte": group._replace(nats=carried_nats).bits_per_byte if known else None,
+            "top1_accuracy": group.accuracy,
+        }
+        for group, carried_nats, known in zip(sums.token_sums(), sums.carried_nats.tolist(), each, strict=True)
+    ]
 
 
-def metrics(group: TokenSums, carried: bool) -> dict[str, Any]:
-    """The sums of a group and what follows of them; per byte where no text of it is lost (`carried`)."""
-    return {
-        "tokens": group.tokens,
-        "bytes": group.n_bytes if carried else None,
-        "nats": group.nats,
-        "nats_per_token": group.nats_per_token,
-        "bits_per_byte": group.bits_per_byte if carried else None,
-        "top1_accuracy": group.accuracy,
-    }
-
-
-def rows(sums: Grouped, labels: list[dict[str, Any]], carried: bool | list[bool]) -> list[dict[str, Any]]:
-    """The metrics of each group as plain values, beside its label; `carried` is of all groups, or of each."""
+def rows(sums: Grouped, labels: list[dict[str, Any]], told: bool | list[bool]) -> list[dict[str, Any]]:
+    """The metrics of each group as plain values, beside its label."""
     nats = sums.amount("nats")
     share = nats / nats.sum() if nats.sum() else nats
-    each = carried if isinstance(carried, list) else [carried] * len(labels)
     return [
-        label | {name: finite(x) for name, x in metrics(group, known).items()} | {"share_of_nats": part}
-        for label, group, part, known in zip(labels, sums.token_sums(), share.tolist(), each, strict=True)
+        label | {name: finite(x) for name, x in group.items()} | {"share_of_nats": part}
+        for label, group, part in zip(labels, metrics(sums, told), share.tolist(), strict=True)
     ]
 
 

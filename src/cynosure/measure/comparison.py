@@ -211,10 +211,10 @@ def compare_sides(a: Side, b: Side) -> Comparison:
 
 
 def lossy(a: Side, b: Side) -> Iterator[str]:
-    """What is said of documents that are left out."""
+    """What is said of text that is left out."""
     for name, side in (("A", a), ("B", b)):
         if (why := lost_text(side.facts)) is not None:
-            yield f"documents of which {name} loses some text are left out: {why}"
+            yield f"text that {name} loses is left out: {why}"
 
 
 class Clusters(NamedTuple):

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from cynosure.measure import breakdown
-from cynosure.measure.rows import numbers
+from cynosure.measure.rows import numbers, told_per_byte
 from cynosure.measure.stats import Statistics
 from cynosure.text import token_texts
 
@@ -32,14 +32,11 @@ def document_frame(statistics: Statistics) -> Any:
     """One row a scored document."""
     check_pandas()
     sums = statistics.documents.sums()
-    groups, carried = sums.token_sums(), statistics.carried(sums.keys).tolist()
-    names = [statistics.facts[key].name for key in sums.keys.tolist()]
-    rows = [
-        {"name": name} | breakdown.metrics(group, whole)
-        for name, group, whole in zip(names, groups, carried, strict=True)
-    ]
+    facts = [statistics.facts[key] for key in sums.keys.tolist()]
+    metrics = breakdown.metrics(sums, [told_per_byte([fact]) for fact in facts])
+    rows = [{"name": fact.name} | row for fact, row in zip(facts, metrics, strict=True)]
     frame = pa.Table.from_pylist(rows).to_pandas()
-    insert(frame, "bits_per_byte", "perplexity", [group.perplexity for group in groups])
+    insert(frame, "bits_per_byte", "perplexity", [group.perplexity for group in sums.token_sums()])
     return frame
 
 

@@ -8,16 +8,17 @@ from numpy.typing import NDArray
 from cynosure.loss import TokenSums
 from cynosure.measure.sums import Ints, Sums, split_quanta
 
-COUNTS = ("tokens", "impossible", "n_bytes", "n_chars", "correct")
-AMOUNTS = ("nats", "entropy")
+COUNTS = ("tokens", "impossible", "n_bytes", "n_chars", "correct", "carried_impossible")
+AMOUNTS = ("nats", "entropy", "carried_nats")
 SMALL = 2**16  # keys below are sorted in a tenth of the time
 PART = 100  # groups that weigh as much as the keeping of one part more
 
 
 class Grouped(NamedTuple):
-    """Sums of groups: `keys` (G,) ascending, and by row `table` (5 counts + 2 halves of each of 2 amounts, G).
+    """Sums of groups: `keys` (G,) ascending, and by row `table` (6 counts + 2 halves of each of 3 amounts, G).
 
-    `nats` are those of the tokens whose loss is finite; `impossible` counts the others.
+    `nats` are those of the tokens whose loss is finite; `impossible` counts the others. What is `carried` is of the
+    tokens that carry their text, to which alone bytes and characters belong.
     """
 
     keys: Ints
@@ -29,9 +30,9 @@ class Grouped(NamedTuple):
 
     @classmethod
     def of(cls, keys: Ints, table: Ints) -> "Grouped":
-        """Columns of the table (9, n) added up by key (n,).
+        """Columns of the table (12, n) added up by key (n,).
 
-        >>> Grouped.of(np.array([7, 3, 7]), np.arange(27).reshape(9, 3)).table[0]
+        >>> Grouped.of(np.array([7, 3, 7]), np.arange(36).reshape(12, 3)).table[0]
         array([1, 2])
         """
         if len(keys) == 0:
@@ -62,6 +63,11 @@ class Grouped(NamedTuple):
         return np.where(self.counts("impossible") > 0, np.inf, self.amount("nats"))
 
     @property
+    def carried_nats(self) -> NDArray[np.float64]:
+        """Of the tokens that carry their text: infinite where one of these was impossible."""
+        return np.where(self.counts("carried_impossible") > 0, np.inf, self.amount("carried_nats"))
+
+    @property
     def total(self) -> "Grouped":
         """Everything in one group, of key 0."""
         return Grouped(np.zeros(1, dtype=np.int64), self.table.sum(axis=1, keepdims=True))
@@ -79,12 +85,22 @@ class Grouped(NamedTuple):
 
 
 def token_rows(
-    nll: NDArray[Any], entropy: NDArray[Any], correct: NDArray[np.bool_], n_bytes: Ints, n_chars: Ints
+    nll: NDArray[Any],
+    entropy: NDArray[Any],
+    correct: NDArray[np.bool_],
+    n_bytes: Ints,
+    n_chars: Ints,
+    carried: NDArray[np.bool_] | None = None,
 ) -> Ints:
-    """The table of single tokens, all (N,), to be added up; correct are those of which the argmax is the target."""
+    """The table of single tokens, all (N,), to be added up; correct are those of which the argmax is the target.
+
+    Those that are not `carried` have neither bytes nor characters.
+    """
     possible = np.isfinite(nll)
-    counts = np.ones(len(nll)), ~possible, n_bytes, n_chars, correct  # as COUNTS are ordered
-    parts = [*counts, *split_quanta(np.where(possible, nll, 0)), *split_quanta(entropy)]
+    carried = np.ones_like(possible) if carried is None else carried
+    counts = np.ones(len(nll)), ~possible, n_bytes * carried, n_chars * carried, correct, carried & ~possible
+    halves = [split_quanta(np.where(chosen, x, 0)) for chosen, x in ((possible, nll), (True, entropy))]
+    parts = [*counts, *halves[0], *halves[1], *(np.where(carried, half, 0) for half in halves[0])]  # as in COUNTS
     return np.stack([np.asarray(part, dtype=np.int64) for part in parts])
 
 

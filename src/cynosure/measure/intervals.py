@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cynosure.measure.bootstrap import Floats, Interval, Method, choose, effective_size, interval
 from cynosure.measure.groups import Grouped
@@ -25,8 +24,8 @@ def intervals(statistics: Statistics) -> Intervals:
     blocks = statistics.blocks.sums() if statistics.blocks is not None else None
     documents = statistics.documents.sums()
     method, clusters = choose(
-        columns(documents, statistics.carried(documents.keys)),
-        None if blocks is None else columns(blocks, statistics.carried(blocks.keys >> 32)),
+        columns(documents),
+        None if blocks is None else columns(blocks),
         None if blocks is None else blocks.keys >> 32,
     )
     nats, tokens, carried_nats, n_bytes, n_chars = clusters.T
@@ -43,9 +42,10 @@ def intervals(statistics: Statistics) -> Intervals:
     return Intervals(method, per_token, per_byte, per_char, effective_size(variance, per_token.se, n))
 
 
-def columns(sums: Grouped, carried: NDArray[np.bool_]) -> Floats:
+def columns(sums: Grouped) -> Floats:
     """Nats (infinite where a token was impossible) and tokens of each group, and the nats, bytes and characters of
-    those `carried` (G,), which lose none of their text, (G, 5).
+    the tokens that carry their text, (G, 5).
     """
-    per_byte = (sums.nats, sums.counts("n_bytes"), sums.counts("n_chars"))
-    return np.stack([sums.nats, sums.counts("tokens"), *(np.where(carried, x, 0) for x in per_byte)], axis=1)
+    counts = (sums.counts(name) for name in ("tokens", "n_bytes", "n_chars"))
+    n_tokens, n_bytes, n_chars = counts
+    return np.stack([sums.nats, n_tokens, sums.carried_nats, n_bytes, n_chars], axis=1)

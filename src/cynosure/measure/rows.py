@@ -32,7 +32,7 @@ def schema(n_temperatures: int, topk: int) -> pa.Schema:
         *([("top_ids", pa.list_(pa.int32(), topk)), ("top_logprobs", pa.list_(pa.float32(), topk))] if topk else []),
         ("context", pa.int32()),  # tokens the model saw before this one
         ("window", pa.int32()),  # the window of its document that it belongs to
-        ("excluded", pa.dictionary(pa.int8(), pa.string())),  # why it was not scored
+        ("excluded", pa.dictionary(pa.int8(), pa.string())),  # why it was not scored, or `LOST`
     ]
     return pa.schema(fields)
 
@@ -54,28 +54,38 @@ class Facts(NamedTuple):
     n_special: int = 0  # strings that are special tokens to the tokenizer
     special: str = ""  # the first of them
     n_messages: int = 0  # of a chat
+    n_lost: int | None = None  # bytes of tokens that do not carry them; None where that is not known
 
     @property
     def loses(self) -> bool:
         """Whether its tokens lose some of its text."""
         return self.drift is not None and self.n_tokens > 0
 
+    @property
+    def lost_bytes(self) -> int:
+        """Bytes that no token carries: all, where it is not known which."""
+        if not self.loses:
+            return 0
+        return self.n_bytes if self.n_lost is None else self.n_lost
 
-MOST_LOST = 0.1  # of the bytes: where documents with more of them lose text, nothing is told per byte
+
+LOST = "text lost"  # why a token has no part in what is per byte, though it is scored
+MOST_LOST = 0.1  # of the bytes: where more of them are lost, nothing is told per byte
 
 
 def told_per_byte(facts: Iterable[Facts]) -> bool:
-    """Whether what is per byte can be told: of the documents that lose no text, which are enough."""
-    sizes = [(fact.n_bytes, fact.loses) for fact in facts]
-    return sum(size for size, loses in sizes if loses) <= MOST_LOST * sum(size for size, _ in sizes)
+    """Whether what is per byte can be told: of the tokens that carry their text, which are enough."""
+    sizes = [(fact.n_bytes, fact.lost_bytes) for fact in facts]
+    return sum(lost for _, lost in sizes) <= MOST_LOST * sum(size for size, _ in sizes)
 
 
 def lost_text(facts: Iterable[Facts]) -> str | None:
-    """How many documents lose some of their text, which, and why the first does; None where none does."""
+    """How much text of how many documents is lost, in which, and why in the first; None where none is."""
     lossy = [fact for fact in facts if fact.loses]
     if not lossy:
         return None
-    return f"{counted(len(lossy), 'document')}: {lossy[0].drift} in {lossy[0].name}"
+    n_bytes = counted(sum(fact.lost_bytes for fact in lossy), "byte")
+    return f"{n_bytes} of {counted(len(lossy), 'document')}: {lossy[0].drift} in {lossy[0].name}"
 
 
 class Shard(NamedTuple):

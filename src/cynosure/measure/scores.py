@@ -156,7 +156,8 @@ class Scores:
     def by_document(self) -> Any:
         """One row a scored document, as a pandas DataFrame: its name, tokens, bytes, nats and what follows of them.
 
-        `bytes` and `bits_per_byte` are missing where the document's tokens lose some of its text.
+        `bytes` and `bits_per_byte` are of the tokens that carry their text, and missing where more than a tenth of
+        it is lost.
 
         >>> import cynosure
         >>> table = cynosure.score("smollm2", ["The cat sat on the mat.", "The end."]).by_document()
@@ -338,18 +339,16 @@ class Totals:
 
     tokens: int
     nats: float
-    carried_nats: float  # of the documents that lose none of their text; so are bytes and characters
+    carried_nats: float  # of the tokens that carry their text; so are bytes and characters
     n_bytes: int | None
     n_chars: int | None
     n_words: int | None
 
     @classmethod
     def of(cls, statistics: Statistics) -> "Totals":
-        sums, documents = statistics.sums, statistics.documents.sums()
-        carried = documents.part(statistics.carried(documents.keys)).total
-        known = statistics.told_per_byte
-        n_bytes, n_chars = (int(carried.counts(name)[0]) if known else None for name in ("n_bytes", "n_chars"))
-        return cls(sums.tokens, sums.nats, float(carried.nats[0]), n_bytes, n_chars, statistics.words())
+        sums, total, known = statistics.sums, statistics.total, statistics.told_per_byte
+        n_bytes, n_chars = (int(total.counts(name)[0]) if known else None for name in ("n_bytes", "n_chars"))
+        return cls(sums.tokens, sums.nats, float(total.carried_nats[0]), n_bytes, n_chars, statistics.words())
 
     def as_printed(self, scores: Scores) -> "Totals":
         """The sums of Hugging Face's page as printed: each window's mean, weighed by its labels less one.

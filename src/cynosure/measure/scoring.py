@@ -15,7 +15,7 @@ from torch import Tensor
 from cynosure.loss import TokenStats
 from cynosure.measure.batching import Batching, Row, agree, batches, rows_of
 from cynosure.measure.calibration import TEMPERATURES
-from cynosure.measure.rows import Facts, Shard, schema
+from cynosure.measure.rows import LOST, Facts, Shard, schema
 from cynosure.measure.units import UNCOUNTED, Cutting, Task
 from cynosure.models import SplitModel
 from cynosure.text.chat import COUNTED
@@ -30,7 +30,8 @@ class Progress(NamedTuple):
 
 
 Say = Callable[[Progress], None]
-TAIL, UNSCORED = len(UNCOUNTED) + 1, len(UNCOUNTED) + 2  # codes of why a row is not scored, after those of UNCOUNTED
+# Codes of why a row is not scored or loses text, after those of UNCOUNTED.
+TAIL, UNSCORED, WITHOUT_TEXT = (len(UNCOUNTED) + i for i in (1, 2, 3))
 
 
 def ignore(step: Progress) -> None:
@@ -224,18 +225,20 @@ def contexts(task: Task) -> NDArray[np.int32]:
 
 
 def reasons_of(task: Task) -> NDArray[np.int8]:
-    """The code of why each row is not scored, (n,); COUNTED where it is."""
+    """The code of why each row is not scored or loses text, (n,); COUNTED where it is scored and carries its text."""
     text, window = task.text, task.window
     codes: NDArray[np.int8] = text.kinds[task.start : task.stop].copy()
     counted, places = codes == COUNTED, np.arange(task.start, task.stop)
     stop = window.see_stop + 1 - text.lead if window.n_seen else task.stop
+    if text.tokens.carried is not None:
+        codes[counted & text.tokens.carried.lost[task.start : task.stop]] = WITHOUT_TEXT
     codes[counted & ((places < window.score_start - text.lead) | (not window.n_seen))] = UNSCORED
     codes[counted & (places >= stop)] = TAIL
     return codes
 
 
 def reasons(tasks: list[Task], cutting: Cutting) -> pa.Array:
-    """Why each row is not scored; null where it is."""
+    """Why each row is not scored, or `LOST`; null where it is scored and carries its text."""
     codes = np.concatenate([np.zeros(0, np.int8), *(reasons_of(task) for task in tasks)])
-    names = [*map(UNCOUNTED.__getitem__, sorted(UNCOUNTED)), "tail", cutting.rules.unscored]
+    names = [*map(UNCOUNTED.__getitem__, sorted(UNCOUNTED)), "tail", cutting.rules.unscored, LOST]
     return pa.DictionaryArray.from_arrays(pa.array(codes - 1, pa.int8(), mask=codes == COUNTED), names)

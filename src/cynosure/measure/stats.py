@@ -6,7 +6,6 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from cynosure.loss import TokenSums
 from cynosure.measure.bootstrap import BASE_TOKENS, ENOUGH_DOCUMENTS
@@ -79,16 +78,18 @@ class Statistics:
         self.facts |= {fact.document: fact for fact in shard.facts}
         table = shard.table
         self.excluded += excluded(table)
-        for part in pc.value_counts(table["excluded"].drop_null()).to_pylist():
+        scored = numbers(table, "rank") >= 0
+        for part in pc.value_counts(table["excluded"].filter(pa.array(~scored)).drop_null()).to_pylist():
             self.excluded_tokens[part["values"]] += part["counts"]
-        at = np.flatnonzero(numbers(table, "rank") >= 0)
+        at = np.flatnonzero(scored)
         if len(at) == 0:
             return
         piece_class, piece_chars = describe(pa.concat_arrays(table["token_bytes"].chunks))
         nll, argmax, token_id = numbers(table, "nll")[at], numbers(table, "argmax")[at], numbers(table, "token_id")[at]
         correct, entropy = argmax == token_id, numbers(table, "entropy")[at]
         n_bytes = (numbers(table, "byte_end") - numbers(table, "byte_start"))[at]
-        sums = token_rows(nll, entropy, correct, n_bytes, piece_chars[at])
+        carried = (numbers(table, "byte_start") >= 0)[at] & table["excluded"].is_null().to_numpy()[at]
+        sums = token_rows(nll, entropy, correct, n_bytes, piece_chars[at], carried)
         context = numbers(table, "context")[at].astype(np.int64)
         self.context = self.context.with_(context)
         document = numbers(table, "document")[at].astype(np.int64) << 32
@@ -135,13 +136,8 @@ class Statistics:
 
     @property
     def told_per_byte(self) -> bool:
-        """Whether what is per byte can be told, of the documents that lose none of their text."""
+        """Whether what is per byte can be told, of the tokens that carry their text."""
         return told_per_byte(self.facts.values())
-
-    def carried(self, document: Ints) -> NDArray[np.bool_]:
-        """Which of some documents, by number, lose none of their text."""
-        lossy = [key for key, fact in self.facts.items() if fact.loses]
-        return np.isin(document, lossy, invert=True)
 
     @property
     def total(self) -> Grouped:
@@ -193,12 +189,12 @@ class Statistics:
         for part in self.excluded:
             account[part.document] += part.byte_end - part.byte_start
         for key, fact in self.facts.items():
-            if fact.drift is None and fact.n_tokens and account[key] != fact.n_bytes:
+            if (fact.drift is None or fact.n_lost is not None) and fact.n_tokens and account[key] != fact.n_bytes:
                 raise RuntimeError(f"{fact.name}: {account[key]} bytes are accounted for, and it has {fact.n_bytes}")
 
 
 def excluded(table: pa.Table) -> list[Excluded]:
-    """The rows of a table that were not scored, as ranges of bytes; none where bytes are not known."""
+    """The rows of a table that were not scored or lose text, as ranges of bytes; none where bytes are not known."""
     chosen = pc.and_(pc.is_valid(table["excluded"]), pc.is_valid(table["byte_start"]))
     missed = table.select(["document", "byte_start", "byte_end", "excluded"]).filter(chosen)
     document, start, end = (numbers(missed, name) for name in ("document", "byte_start", "byte_end"))

@@ -166,6 +166,7 @@ def facts_of(number: int, document: Document, n_joined: int, text: str, tokens: 
         len(tokens.special),
         tokens.special[0] if tokens.special else "",
         len(document.messages or ()),
+        tokens.carried.n_lost if tokens.carried else None,
     )
 
 
@@ -189,10 +190,9 @@ def windows_of(text: Text, cutting: Cutting) -> Iterator[Window]:
 
 def byte_stops(tokens: Tokens, facts: Facts) -> Ints | None:
     """Where each token's bytes end. The account closes: RuntimeError when they do not add up to the text's."""
-    n_bytes = tokens.n_bytes
-    if n_bytes is None:
+    if tokens.carried is None:
         return None
-    stops: Ints = np.cumsum(n_bytes, out=n_bytes)
+    stops = tokens.carried.stops
     total = int(stops[-1]) if len(stops) else 0
     if len(stops) and total != facts.n_bytes:
         raise RuntimeError(f"the tokens of {facts.name} cover {total} bytes, and its text has {facts.n_bytes}")

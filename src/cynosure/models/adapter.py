@@ -11,7 +11,7 @@ import torch
 from cynosure.models.digest import weights_digest
 from cynosure.models.packaged import PACKAGED
 from cynosure.models.pretrained import told
-from cynosure.models.remote_code import ADAPTER_CONFIG, read_json
+from cynosure.models.remote_code import ADAPTER_CONFIG, is_adapter, read_json
 
 if TYPE_CHECKING:
     from cynosure.models.loading import LanguageModel
@@ -29,10 +29,18 @@ def base_of(folder: Path) -> tuple[str, str | None]:
     if not isinstance(base, str) or not base:
         raise ValueError(f"{folder / ADAPTER_CONFIG} names no base model: put its folder or hub id in {BASE}")
     if base not in PACKAGED and (folder / base).exists():
-        if (folder / base).resolve() == folder.resolve():
-            raise ValueError(f"{folder / ADAPTER_CONFIG} names its own folder as the base: put another in {BASE}")
         return str(folder / base), None
     return base, None if Path(base).expanduser().exists() else values.get("revision")
+
+
+def check_chain(folder: Path) -> None:
+    """ValueError where the base of an adapter, or the base of that, and so on, is the adapter itself."""
+    place, seen = folder, {folder.resolve()}
+    while is_adapter(place):
+        place = Path(base_of(place)[0]).expanduser()
+        if place.resolve() in seen:
+            raise ValueError(f"{folder / ADAPTER_CONFIG} leads back to {place} as its base: put a model in {BASE}")
+        seen.add(place.resolve())
 
 
 def load_adapter(folder: Path, dtype: torch.dtype | None, load_base: Callable[..., "LanguageModel"]) -> "LanguageModel":
@@ -43,6 +51,7 @@ def load_adapter(folder: Path, dtype: torch.dtype | None, load_base: Callable[..
     """
     if not any((folder / name).is_file() for name in WEIGHTS):
         raise FileNotFoundError(f"{folder} holds no weights of an adapter: {WEIGHTS[0]} is missing; get it again")
+    check_chain(folder)
     name, revision = base_of(folder)
     try:
         base = load_base(name, revision)
@@ -56,7 +65,9 @@ def load_adapter(folder: Path, dtype: torch.dtype | None, load_base: Callable[..
     base_dtype, model = base.model.dtype, base.model.float()
     check_base(folder, name, model)
     merged, adapter_dtype = merge(model, folder, name)
-    merged = merged.to(dtype or torch.promote_types(base_dtype, adapter_dtype))
+    merged = merged.to(
+        dtype or torch.promote_types(base_dtype, adapter_dtype)
+    ).requires_grad_()  # which PEFT takes away
     note = f"{folder} is an adapter for {name}: measured with it merged in"
     return replace(base, model=merged.eval(), name=folder.resolve().name, notes=(*base.notes, note))
 

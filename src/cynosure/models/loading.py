@@ -9,12 +9,11 @@ from cynosure.models.gguf import GgufFile, dequantised, quiet_transformers, read
 from cynosure.models.packaged import PACKAGED, packaged_parts
 from cynosure.models.pretrained import from_pretrained, told
 from cynosure.models.remote_code import (
-    ADAPTER_CONFIG,
-    CONFIG,
     GENERATION_CONFIG,
     TOKENIZER_CONFIG,
     Origin,
     find_origin,
+    is_adapter,
     keep_to_own,
     pinned,
 )
@@ -196,11 +195,6 @@ def find_device(device: str) -> "torch.device":
     if place.type != "cpu" and (accelerator is None or place.type != accelerator.type):
         raise ValueError(f"device {device!r} is not here: there is cpu{f', {accelerator.type}' if accelerator else ''}")
     return place
-
-
-def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter and no model."""
-    return (folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG).is_file()
 
 
 def locate(name: str) -> tuple[Path | str, str]:

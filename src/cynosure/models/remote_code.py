@@ -46,6 +46,11 @@ class Origin(NamedTuple):
             )
 
 
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter and no model."""
+    return (folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG).is_file()
+
+
 def find_origin(source: Path | str, revision: str | None, what: str, name: str = CONFIG) -> Origin:
     """Read the JSON file that describes a model or tokenizer; of a hub id, settle the commit that everything is of.
 

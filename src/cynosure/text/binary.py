@@ -61,10 +61,26 @@ def unmarked_kind(head: bytes) -> str | None:
         return "a Python pickle"
     if b"\0" not in head:
         return None
-    for zeros, name in ((head[1::2], "UTF-16LE"), (head[::2], "UTF-16BE")):
-        if zeros.count(0) > 0.9 * len(zeros) and (head[::2] + head[1::2]).count(0) < 0.6 * len(head):
-            return f"{name} without a byte order mark"
-    return "binary data"
+    encoding = wide_encoding(head)
+    return f"{encoding} without a byte order mark" if encoding else "binary data"
+
+
+def wide_encoding(head: bytes) -> str | None:
+    r"""The encoding of two or four bytes a unit in which a file is printable text, most of it Latin; None without one.
+
+    >>> wide_encoding(b"a\0b\0"), wide_encoding(b"a\0b"), wide_encoding(b"a\0\0\0")
+    ('UTF-16LE', None, 'UTF-32LE')
+    """
+    for name, unit in (("UTF-32LE", 4), ("UTF-32BE", 4), ("UTF-16LE", 2), ("UTF-16BE", 2)):
+        try:
+            text = codecs.getincrementaldecoder(name)().decode(head)  # whose last character may be cut
+        except UnicodeDecodeError:
+            continue
+        n_latin = sum(character < "\u0100" for character in text)
+        printable = all(character.isprintable() or character.isspace() for character in text)
+        if len(head) % unit == 0 and printable and n_latin > 0.9 * len(text):
+            return name
+    return None
 
 
 def is_latin(head: bytes) -> bool:
@@ -88,8 +104,8 @@ def check_text(head: bytes, name: str) -> None:
         return
     if kind in ENDINGS:
         way_out = f"let its name end in {ENDINGS[kind]}"
-    elif kind.startswith("UTF-16"):
-        way_out = f"convert it: iconv -f {kind[:8]} -t UTF-8"
+    elif kind.startswith("UTF-"):
+        way_out = f"convert it: iconv -f {kind.partition(' ')[0]} -t UTF-8"
     else:
         way_out = (
             "save its text as a text file" if any(part in kind for part in HOLD_TEXT) else "give a text file instead"

@@ -7,6 +7,15 @@ from cynosure.system.panics import is_failure, quiet_panic
 SHOWN_CHARS = 40  # of a text that cannot be read
 
 
+def added_tokens(tokenizer: Any) -> dict[int, Any]:
+    """The tokens by id that were added to a tokenizer's vocabulary. ValueError where it does not list them."""
+    tokens = getattr(tokenizer, "added_tokens_decoder", None)
+    if not isinstance(tokens, dict):
+        name = type(tokenizer).__name__
+        raise ValueError(f"the tokenizer, a {name}, does not list its special tokens: give one with a tokenizer.json")
+    return tokens
+
+
 def call(tokenizer: Any, text: str, **options: Any) -> Any:
     """What a tokenizer's own call returns. ValueError where it fails, or where its Rust library panics."""
     try:

@@ -7,10 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cynosure.text.calling import call
+from cynosure.text.carried import Carried
 from cynosure.text.messages import Message, counts
 from cynosure.text.special import special_strings, strings_of
 from cynosure.text.template import Span, Written, written
-from cynosure.text.tokens import Ints, Own, Tokens, account, begins_character, encode_whole, sizes
+from cynosure.text.tokens import Ints, Own, Tokens, account, begins_character, encode_whole
 
 COUNTED, OTHER_TURN, TEMPLATE = range(3)  # what a token is of
 
@@ -37,12 +38,17 @@ class Run(NamedTuple):
     start: int
     stop: int
 
+    @property
+    def lost(self) -> Bools:
+        """Which tokens do not carry their text."""
+        account = self.own.account
+        return np.zeros(len(self.own.ids), np.bool_) if account is None else account.lost
+
     def extents(self, edges: Ints) -> tuple[Ints, Ints]:
         """Where each token begins and ends, in bytes; `edges` are those of the chat's characters."""
-        if self.own.drift is None:
-            n_bytes = sizes(self.own.pieces)
-            stops = edges[self.start] + np.cumsum(n_bytes)
-            return stops - n_bytes, stops
+        if (account := self.own.account) is not None:
+            stops = edges[self.start] + account.stops
+            return np.append(edges[self.start], stops[:-1])[: len(stops)], stops
         if self.own.spans is None and len(self.own.ids):
             raise ValueError(f"the turns of a chat cannot be told apart: {self.own.drift}")
         spans = self.start + (np.zeros((0, 2), np.int64) if self.own.spans is None else self.own.spans)
@@ -81,16 +87,19 @@ def laid_out(
         within(mask, starts, stops) for mask in (said, covered(edges, counted), covered(edges, ended))
     )
     kinds = np.where(n_counted > 0, COUNTED, np.where(n_said > 0, OTHER_TURN, TEMPLATE)).astype(np.int8)
-    lossy = (run.own.drift for run in runs if run.own.drift and said[edges[run.start] : edges[run.stop]].any())
-    drift = next(lossy, None)
-    if drift:
-        pieces = [piece for run in runs for piece in run.own.pieces]
-    else:
-        places = zip(starts.tolist(), stops.tolist(), strict=True)
-        pieces = [data[start:stop][said[start:stop]].tobytes() for start, stop in places]
-    ids = np.concatenate([run.own.ids for run in runs])
-    shown = data[said].tobytes().decode()
-    return Turns(shown, Tokens(ids, pieces, 0, drift, strings), kinds, (n_ended > 0) & (kinds == TEMPLATE))
+    lost = np.concatenate([run.lost for run in runs]) & (n_said > 0)
+    speaking = [run for run in runs if run.own.drift and said[edges[run.start] : edges[run.stop]].any()]
+    unknown = [run for run in speaking if run.own.account is None]
+    drift = next((run.own.drift for run in unknown or speaking), None) if unknown or lost.any() else None
+    spelled = (piece for run in runs for piece in run.own.pieces)
+    places = zip(starts.tolist(), stops.tolist(), lost.tolist(), spelled, strict=True)
+    pieces = [
+        spelling if gone or unknown else data[start:stop][said[start:stop]].tobytes()
+        for start, stop, gone, spelling in places
+    ]
+    carried = None if unknown else Carried(np.cumsum(n_said), lost)
+    tokens = Tokens(np.concatenate([run.own.ids for run in runs]), pieces, 0, drift, strings, carried)
+    return Turns(data[said].tobytes().decode(), tokens, kinds, (n_ended > 0) & (kinds == TEMPLATE))
 
 
 def covered(edges: Ints, spans: Sequence[Span]) -> Bools:

@@ -21,7 +21,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from cynosure.text.calling import call
+from cynosure.text.calling import added_tokens, call
 
 PIECE_CHARS = 1 << 18  # pieces are a little longer
 CONTEXT_CHARS = 200  # encoded on either side to try a seam
@@ -193,7 +193,7 @@ def read_seams(tokenizer: Any) -> Seams | None:
     places = Splits(kinds) if kinds else read_pairs(tokenizer, steps, stages)
     if places is None:
         return None
-    contents = {token.content for token in tokenizer.added_tokens_decoder.values() if token.content}
+    contents = {token.content for token in added_tokens(tokenizer).values() if token.content}
     contents |= {unicodedata.normalize("NFC", content) for content in contents if nfc}
     added = frozenset(map(places.normal, contents))
     return Seams(places, nfc, added, tuple(sorted({len(content) for content in added})))

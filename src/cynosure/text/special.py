@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+from cynosure.text.calling import added_tokens
+
 SPECIAL = ("text", "parse")
 OFTEN = 2  # times, from which on a string may be what stands between documents
 
@@ -19,7 +21,7 @@ class Strings(NamedTuple):
 
     @classmethod
     def of(cls, tokenizer: Any) -> "Strings":
-        added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        added = {token.content for token in added_tokens(tokenizer).values() if token.special}
         contents = frozenset(filter(str.strip, added | set(tokenizer.all_special_tokens)))
         begins = "".join(sorted({re.escape(content[0]) for content in contents}))
         lengths = tuple(sorted({len(content) for content in contents}, reverse=True))
@@ -67,10 +69,11 @@ def special_strings(tokenizer: Any, text: str) -> list[str]:
 def spelled_out(tokenizer: Any, ids: list[int]) -> list[tuple[int, list[int]]]:
     """The places in ids of special tokens, and the ids that spell each of them.
 
-    Unigram has its special tokens in its vocabulary, and takes one where a text has its characters, though it is told
-    not to look for any. In two parts it does not. Empty for a tokenizer in Python.
+    Unigram, WordLevel and WordPiece have their special tokens in their vocabularies, and take one where a text has its
+    characters, though they are told not to look for any. In two parts Unigram does not; the others have no token then
+    but the unknown one. Empty for a tokenizer in Python.
     """
-    known = strings_of(tokenizer).ids
+    known, unknown = strings_of(tokenizer).ids, tokenizer.unk_token_id
     places = [place for place, id_ in enumerate(ids) if id_ in known] if tokenizer.is_fast else []
     found = []
     for place in places:
@@ -79,7 +82,15 @@ def spelled_out(tokenizer: Any, ids: list[int]) -> list[tuple[int, list[int]]]:
         tokens = [token for part in parts for token in part]
         if "".join(token.value for token in tokens) == content and len(tokens) > 1:
             found.append((place, [token.id for token in tokens]))
+        elif unknown is not None:
+            found.append((place, [unknown]))
     return found
+
+
+def as_unknown(tokenizer: Any, ids: list[int]) -> list[int]:
+    """The ids with the unknown token in place of special ones that no other tokens spell."""
+    unspelled = {place for place, spelling in spelled_out(tokenizer, ids) if spelling == [tokenizer.unk_token_id]}
+    return [tokenizer.unk_token_id if place in unspelled else id_ for place, id_ in enumerate(ids)]
 
 
 def check_special(special: str) -> None:

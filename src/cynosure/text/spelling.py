@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from cynosure.text.calling import call
+from cynosure.text.calling import added_tokens, call
 
 Ints = NDArray[np.int64]
 Rule = Callable[[str], bytes]
@@ -47,7 +47,7 @@ def spelling_of(tokenizer: Any) -> Spelling:
 
 def read_spelling(tokenizer: Any) -> Spelling:
     """The rule of a vocabulary, and its added tokens, which are written as they are."""
-    tokens_added = tokenizer.added_tokens_decoder.items()
+    tokens_added = added_tokens(tokenizer).items()
     apart = {id_: token.content for id_, token in tokens_added if not token.normalized}
     rule = rule_of(tokenizer)
     written = sentencepiece if rule is sentencepiece else str.encode

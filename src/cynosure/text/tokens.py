@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cynosure.text.calling import call
+from cynosure.text.carried import Carried, followed, matched
 from cynosure.text.seams import announce, in_pieces
-from cynosure.text.special import special_strings, spelled_out
+from cynosure.text.special import as_unknown, special_strings, spelled_out
 from cynosure.text.spelling import Ints as Ints
 from cynosure.text.spelling import spell, spelling_of
 
@@ -17,8 +18,9 @@ class Tokens(NamedTuple):
     """A text's tokens: ids (N,) int64, and of each the bytes of the text that it covers, in order.
 
     Special tokens that the tokenizer puts in cover none. Where the tokens do not carry the whole text, `drift` says
-    why; then `pieces` are how the tokens spell themselves, which are not the text's bytes. The first `n_prompt` tokens
-    are given, not scored. `special` are the strings in the text that are special tokens, however they were read.
+    why; then `pieces` are how those that lose some spell themselves, and `carried` which ones these are, None where
+    that is not known. The first `n_prompt` tokens are given, not scored. `special` are the strings in the text that are
+    special tokens, however they were read.
     """
 
     ids: Ints
@@ -26,6 +28,7 @@ class Tokens(NamedTuple):
     n_prompt: int
     drift: str | None
     special: tuple[str, ...] = ()
+    carried: Carried | None = None
 
     @property
     def n_bytes(self) -> Ints | None:
@@ -86,10 +89,12 @@ def tokenize(
     pieces = [b""] * len(before) + own.pieces + [b""] * len(after)
     if own.drift is None and b"".join(pieces) != text.encode():
         raise RuntimeError(f"the tokens of {text[:40]!r}... do not cover its bytes: a fault of cynosure's own")
-    ids = own.ids
+    ids, carried = own.ids, own.account
     if before or after:
         ids = np.concatenate([np.array(before, np.int64), ids, np.array(after, np.int64)])
-    return Tokens(ids, pieces, n_prompt, own.drift, strings)
+        none = (Carried.of([b""] * len(part)) for part in (before, after))
+        carried = carried and next(none).then(carried).then(next(none))
+    return Tokens(ids, pieces, n_prompt, own.drift, strings, carried)
 
 
 def reading_of(strings: Sequence[str], parse_special: bool) -> dict[str, bool]:
@@ -98,13 +103,21 @@ def reading_of(strings: Sequence[str], parse_special: bool) -> dict[str, bool]:
 
 
 class Own(NamedTuple):
-    """A text's own tokens, without those put in, and where `drift` the characters each stands for, (N, 2), if known."""
+    """A text's own tokens, without those put in, and where `drift` the characters each stands for, (N, 2), and which
+    carry them, if known.
+    """
 
     ids: Ints
     pieces: list[bytes]
     drift: str | None = None
     spans: Ints | None = None
     spells: bool = False  # every token is spelled as the text is, without a look at the offsets
+    carried: Carried | None = None
+
+    @property
+    def account(self) -> Carried | None:
+        """Which tokens carry their bytes, if known."""
+        return self.carried if self.drift else Carried.of(self.pieces)
 
 
 def encode(tokenizer: Any, text: str, special: bool, reading: Mapping[str, bool]) -> tuple[list[int], Own, list[int]]:
@@ -143,10 +156,10 @@ def encode_whole(
         starts = (i for i in range(len(ids) - len(bare) + 1) if ids[i : i + len(bare)] == bare)
         start, stop = next(((i, i + len(bare)) for i in starts), (start, stop))
     own_spans = None if encoding is None else lambda: np.array(encoding.offsets[start:stop], np.int64)
-    found = account(tokenizer, ids[start:stop], text, own_spans)
-    if reading.get("split_special_tokens"):
-        found = without_special(tokenizer, found)
-    return ids[:start], found, ids[stop:]
+    if not reading.get("split_special_tokens"):
+        return ids[:start], account(tokenizer, ids[start:stop], text, own_spans), ids[stop:]
+    found = account(tokenizer, as_unknown(tokenizer, ids[start:stop]), text, own_spans)
+    return ids[:start], without_special(tokenizer, found), ids[stop:]
 
 
 def without_special(tokenizer: Any, own: Own) -> Own:
@@ -183,10 +196,17 @@ def account(tokenizer: Any, numbers: list[int], text: str, find_spans: Callable[
     if find_spans is None:
         return Own(ids, spelled, "the tokens do not spell the text, and this tokenizer gives no offsets")
     spans = find_spans()  # only here: they take long
-    drift = normaliser_drift(tokenizer, numbers, spans, text)
-    if drift is None and (lost := unknown(tokenizer, ids, spans, text) or passed_over(tokenizer, spelled, spans, text)):
-        drift = f"the tokenizer has no token for some of the text, such as {lost!r}"
-    return Own(ids, spelled, drift, spans) if drift else Own(ids, aligned(spelled, spans, data))
+    normalised = normaliser_drift(tokenizer, numbers, spans, text)
+    lost = "" if normalised else unknown(tokenizer, ids, spans, text) or passed_over(tokenizer, spelled, spans, text)
+    if not (normalised or lost):
+        return Own(ids, aligned(spelled, spans, data))
+    drift = normalised or f"the tokenizer has no token for some of the text, such as {lost!r}"
+    dropped = drops(tokenizer) and not normalised
+    covered = followed(spelled, data) if dropped else matched(tokenizer, spelled, aligned(spelled, spans, data))
+    if covered is None:
+        return Own(ids, spelled, drift, spans)
+    pieces = [token if gone else piece for token, piece, gone in zip(spelled, *covered, strict=True)]
+    return Own(ids, pieces, drift, spans, carried=Carried.of(*covered))
 
 
 def parted(tokenizer: Any, text: str, n_prompt_chars: int, own: Own, reading: Mapping[str, bool]) -> tuple[Own, int]:
@@ -197,7 +217,9 @@ def parted(tokenizer: Any, text: str, n_prompt_chars: int, own: Own, reading: Ma
         return own, n_prompt
     (_, a, _), (_, b, _) = (encode(tokenizer, part, False, reading) for part in (prompt, completion))
     drift = a.drift or b.drift
-    return Own(np.append(a.ids, b.ids), a.pieces + b.pieces, drift and (own.drift or drift)), len(a.ids)
+    carried = a.account and b.account and a.account.then(b.account)
+    drift = drift and (own.drift or drift)
+    return Own(np.append(a.ids, b.ids), a.pieces + b.pieces, drift, carried=carried), len(a.ids)
 
 
 def tokens_of(own: Own, prompt: str) -> int | None:
@@ -271,16 +293,20 @@ def passed_over(tokenizer: Any, spelled: list[bytes], spans: Ints, text: str) ->
 
     A single space between others is none: what joins the tokens again puts it there.
     """
-    from tokenizers.models import BPE
-
-    model = tokenizer.backend_tokenizer.model
-    marks = ("unk_token", "end_of_word_suffix", "continuing_subword_prefix")
-    if isinstance(model, BPE) and not any(getattr(model, mark) for mark in marks):
-        # It drops what it lacks and shifts the spans of all that follows, but its tokens are as they are spelled.
+    if drops(tokenizer):
         return first_lost(text, b"".join(spelled).decode(errors="surrogateescape"))
     stops, starts = np.append(0, np.maximum.accumulate(spans[:, 1])), np.append(spans[:, 0], len(text))
     gaps = (text[stops[i] : starts[i]] for i in np.flatnonzero(stops < starts))
     return next(filter(None, (gap.replace(" ", "", 1)[:1] for gap in gaps)), "")
+
+
+def drops(tokenizer: Any) -> bool:
+    """Whether a tokenizer drops what it lacks, and shifts the spans of all that follows; its tokens are as spelled."""
+    from tokenizers.models import BPE
+
+    model = tokenizer.backend_tokenizer.model
+    marks = ("unk_token", "end_of_word_suffix", "continuing_subword_prefix")
+    return isinstance(model, BPE) and not any(getattr(model, mark) for mark in marks)
 
 
 def first_lost(text: str, spelled: str) -> str:

@@ -22,6 +22,7 @@ from cynosure.training.integrity import (
     check_files,
     digest_of,
     digests_of,
+    each_line,
     files_in,
     misfit,
     parse_lines,
@@ -145,6 +146,19 @@ class RunFolder:
             return []
         return parse_lines(self / name, data, LINES[name])
 
+    def lines_up_to(self, step: int, name: str) -> list[dict[str, Any]]:
+        """The lines of a file up to a step. Raises Damaged where a bad one may be among them."""
+        found: list[dict[str, Any]] = []
+        try:
+            for line in each_line(self / name, (self / name).read_bytes(), LINES[name]):
+                found.append(line)
+        except FileNotFoundError:
+            return []
+        except Damaged:
+            if not found or found[-1]["step"] < step:
+                raise
+        return [line for line in found if line["step"] <= step]
+
     @property
     def kept(self) -> dict[int, str | None]:
         """The checkpoints that the run has kept, by step in order: the SHA-256 of each one's digests.
@@ -173,8 +187,11 @@ class RunFolder:
 
     def check(self, step: int) -> None:
         """Raises Damaged where a checkpoint, or any line before it, is not as it was written."""
-        for name, known in self.check_checkpoint(step).get("lines", {}).items():
+        digests = self.check_checkpoint(step)
+        for name, known in digests.get("lines", {}).items():
             check_beginning(self / name, known["bytes"], known["sha256"])
+        for name in LINES if not digests else ():
+            self.lines_up_to(step, name)
 
     def check_checkpoint(self, step: int) -> dict[str, Any]:
         """A checkpoint's digests. Raises Damaged where it differs from them, or, without any, lacks a part."""
@@ -210,7 +227,7 @@ class RunFolder:
             if step == 0:
                 left = b""
             elif known is None:
-                left = "".join(line_of(line) for line in self.lines(name) if line["step"] <= step).encode()
+                left = "".join(map(line_of, self.lines_up_to(step, name))).encode()
             else:
                 left = data[: known[name]["bytes"]] if name in known else b""
             if left != data:

@@ -72,6 +72,7 @@ def check_complete(checkpoint: Path) -> None:
     for part in PARTS:
         if not any(checkpoint.glob(part)):
             raise Damaged(f"{checkpoint / part} is missing")
+    check_ranks(checkpoint)
     for path in files_in(checkpoint):
         with reading(path):
             if path.suffix in (".pt", ".pth"):
@@ -87,6 +88,17 @@ def check_complete(checkpoint: Path) -> None:
         for name in set(json.loads(index.read_bytes())["weight_map"].values()):
             if not (checkpoint / name).is_file():
                 raise Damaged(f"{checkpoint / name} is missing")
+
+
+def check_ranks(checkpoint: Path) -> None:
+    """Raises Damaged where random numbers of one of several processes are missing; those of the last may, unnoticed.
+
+    One process writes no number into the name, so that there are two numbers at least.
+    """
+    ranks = {int(path.stem.rpartition("_")[2]) for path in checkpoint.glob("rng_state_[0-9]*.pth")}
+    for rank in range(max(2, 1 + max(ranks)) if ranks else 0):
+        if rank not in ranks:
+            raise Damaged(f"{checkpoint / f'rng_state_{rank}.pth'} is missing")
 
 
 def check_beginning(path: Path, n_bytes: int, digest: str) -> None:
@@ -108,7 +120,11 @@ def parse_lines(path: Path, data: bytes, kinds: dict[str, Any] | None = None) ->
 
     Raises Damaged, with the number of the line, where one is no object or lacks a value of these kinds.
     """
-    found = []
+    return list(each_line(path, data, kinds))
+
+
+def each_line(path: Path, data: bytes, kinds: dict[str, Any] | None = None) -> Iterator[dict[str, Any]]:
+    """The same one by one, until one is damaged."""
     for number, line in enumerate(data.split(b"\n")[:-1], 1):
         try:
             values = json.loads(line)
@@ -116,8 +132,7 @@ def parse_lines(path: Path, data: bytes, kinds: dict[str, Any] | None = None) ->
             raise Damaged(f"{path}, line {number}, is not JSON: {reason_of(error)}") from error
         if wrong := misfit(values, kinds or {}):
             raise Damaged(f"{path}, line {number}, is damaged: {wrong}")
-        found.append(values)
-    return found
+        yield values
 
 
 def misfit(values: Any, kinds: dict[str, Any]) -> str | None:

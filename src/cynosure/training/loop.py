@@ -21,6 +21,7 @@ from cynosure.system.numbers import finite
 from cynosure.text import Packed, WholePacked
 from cynosure.training.folder import METRICS, PARTIAL, RunFolder, whole_or_nothing
 from cynosure.training.integrity import reading, way_out_of
+from cynosure.training.lora import name_base
 from cynosure.training.settings import Plan, TrainSettings
 from cynosure.training.sharding import is_sharded, load_optimizer, load_weights, save_optimizer
 from cynosure.training.watch import Diverged, Figures, Smoothed, Watcher, odd_beginning, what_is_wrong
@@ -271,7 +272,10 @@ class Training(Trainer):
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 step = self.state.global_step
-                self.folder.keep(made / f"checkpoint-{step}", step)
+                checkpoint = made / f"checkpoint-{step}"
+                if self.settings.lora is not None:
+                    name_base(checkpoint, self.settings, self.folder.manifest.get("init_sha256"))
+                self.folder.keep(checkpoint, step)
         self.accelerator.wait_for_everyone()
         self.last = time.perf_counter()
 

@@ -32,8 +32,6 @@ def keep_model(folder: RunFolder, checkpoint: Path, settings: TrainSettings, con
     """Put the model of a checkpoint where users look for it, its updates worked in; they are kept beside it."""
     with folder.replacing(MODEL if settings.lora is None else ADAPTER) as made:
         shutil.copytree(checkpoint, made, ignore=shutil.ignore_patterns(*TRAINING_ONLY))
-        if settings.lora is not None:
-            name_base(made, settings, folder.manifest.get("init_sha256"))
     if settings.lora is None:
         return
     from peft import PeftModel
