@@ -10,8 +10,8 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from torch.distributed.tensor import Replicate
-from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
@@ -372,6 +372,16 @@ def test_tensor_parallel_heads_are_refused(mesh: Any, gathered: bool) -> None:
         "LlamaForCausalLM cannot be patched: its head is tensor-parallel, its weight a DTensor of placements "
         "(Shard(dim=0),): leave the head out of that"
     )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_buffers_that_are_sharded(mesh: Any) -> None:
+    model = family("Gemma 2")
+    parallelize_module(model, mesh, {"model.embed_tokens": RowwiseParallel(input_layouts=Replicate())})
+    assert type(model.model.embed_tokens.embed_scale) is DTensor
+    with patch(model) as patched:
+        model(**batch())
+        assert patched.made_by == []
 
 
 def test_weights_that_deepspeed_shards_are_refused() -> None:

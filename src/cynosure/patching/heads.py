@@ -29,7 +29,7 @@ class Deferring(TorchFunctionMode):
 
     def __init__(self, model: Any, owner: Owner) -> None:
         super().__init__()
-        layers = head_layers(model)
+        self.layers = layers = head_layers(model)
         self.classes, self.owner = class_counts(model), owner
         # What there is in the head itself against putting it off.
         self.obstacle = rounding(layers) or hooked(layers, self.classes)
@@ -74,10 +74,13 @@ class Deferring(TorchFunctionMode):
 
     def why_not(self) -> str | None:
         """Why the product that makes logits has not been put off; None where it has been."""
-        if self.obstacle is None and not self.owner.deferred:
-            counts = " or ".join(map(str, sorted(self.classes)))
-            return f"no product of hidden states and one weight in its forward gives {counts} classes"
-        return self.obstacle
+        if self.obstacle is not None or self.owner.deferred:
+            return self.obstacle
+        counts = " or ".join(map(str, sorted(self.classes)))
+        nothing = f"no product of hidden states and one weight in its forward gives {counts} classes"
+        # A head in a unit of FSDP is sharded as well, but gathered for its product.
+        weights = [] if any(map(is_fsdp, self.layers)) else [x for layer in self.layers for x in layer.parameters()]
+        return next(filter(None, map(sharded, weights)), nothing)
 
 
 def class_counts(model: Any) -> set[int]:
