@@ -32,7 +32,7 @@ class Deferring(TorchFunctionMode):
         self.layers = layers = head_layers(model)
         self.classes, self.owner = class_counts(model), owner
         # What there is in the head itself against putting it off.
-        self.obstacle = rounding(layers) or hooked(layers, self.classes)
+        self.obstacle = rounding(layers) or hooked(layers, self.classes) or partitioned(layers)
         self.lent = lent(layers)  # entered with it
         self.grad_enabled = torch.is_grad_enabled()
 
@@ -151,11 +151,19 @@ def is_in_fsdp1(model: Any) -> bool:
 
 
 def sharded(weight: Tensor) -> str | None:
-    """What spreads a head's weight over processes in its own forward or after it; None where it is there as a whole."""
-    if isinstance(weight, DTensor):
-        how = f"tensor-parallel, its weight a DTensor of placements {weight.placements}"
-    elif hasattr(weight, "ds_id"):
-        how = "sharded by DeepSpeed ZeRO-3, which lets its weight go after its own forward"
-    else:
+    """What spreads a head's weight over processes in its own forward; None where it is there as a whole."""
+    if not isinstance(weight, DTensor):
         return None
+    how = f"tensor-parallel, its weight a DTensor of placements {weight.placements}"
+    return f"its head is {how}: leave the head out of that"
+
+
+def partitioned(layers: list[nn.Module]) -> str | None:
+    """What spreads a head's weights over processes before its forward and after it; None for nothing.
+
+    The products of such weights are made by a function of DeepSpeed's own, in which they are not recognized.
+    """
+    if not any(hasattr(weight, "ds_id") for layer in layers for weight in layer.parameters()):
+        return None
+    how = "sharded by DeepSpeed ZeRO-3, which lets its weight go after its own forward"
     return f"its head is {how}: leave the head out of that"
