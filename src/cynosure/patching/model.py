@@ -50,9 +50,11 @@ class Patch(Entered):
         """The patch of a model, put in place and verified where it is not; entered once more. Errors as of `apply`."""
         inner = find_causal_lm(model)
         found: Patch = vars(inner).get("_cynosure_patch") or cls(model, example)
-        # FSDP1 gathers weights around the model, and nowhere else.
-        found.probed, entries = model if isinstance(model, FullyShardedDataParallel) else inner, found.entries
         found.example = found.example if example is None else example
+        # FSDP1 gathers weights around the model, and nowhere else; PEFT takes some of an example for its layers.
+        takes_part = found.example is not None and hasattr(model, "get_base_model")
+        found.probed = model if takes_part or isinstance(model, FullyShardedDataParallel) else inner
+        entries = found.entries
         if found.in_place:
             verify(found)  # PEFT may have changed the head since
         else:
