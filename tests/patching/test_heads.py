@@ -384,10 +384,13 @@ def test_buffers_that_are_sharded(mesh: Any) -> None:
         assert patched.made_by == []
 
 
-def test_weights_that_deepspeed_shards_are_refused() -> None:
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_weights_that_deepspeed_shards_are_refused(is_gone: bool) -> None:
     model = family("Llama")
     model.lm_head.weight.ds_id = 7
+    if is_gone:  # as outside of its forward
+        model.lm_head.weight.data = torch.empty(0)
     assert refusal(model) == (
         "LlamaForCausalLM cannot be patched: its head is sharded by DeepSpeed ZeRO-3, which lets its weight go after "
-        "its own forward: leave the head out of that"
+        "its own forward: use ZeRO-2 or FSDP"
     )

@@ -166,4 +166,4 @@ def partitioned(layers: list[nn.Module]) -> str | None:
     if not any(hasattr(weight, "ds_id") for layer in layers for weight in layer.parameters()):
         return None
     how = "sharded by DeepSpeed ZeRO-3, which lets its weight go after its own forward"
-    return f"its head is {how}: leave the head out of that"
+    return f"its head is {how}: use ZeRO-2 or FSDP"
