@@ -10,6 +10,7 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn import functional as F
@@ -382,6 +383,31 @@ def test_buffers_that_are_sharded(mesh: Any) -> None:
     with patch(model) as patched:
         model(**batch())
         assert patched.made_by == []
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_adapted_models_that_fsdp_gathers_as_a_whole(mesh: Any) -> None:
+    inner = family("Llama")
+    model = get_peft_model(inner, LoraConfig(r=2, target_modules=["q_proj", "lm_head"], init_lora_weights=False)).eval()
+    own = step(model, **batch())
+    for module in (*inner.model.layers, model):
+        fully_shard(module, mesh=mesh)
+    assert refusal(inner).endswith("FSDP gathers some of its weights around it: patch what was given to fully_shard")
+    with patch(model) as patched:
+        loss, gradients = step(model, **batch())
+        assert patched.made_by == []
+    assert_same(own, (loss, {name: gradient.full_tensor() for name, gradient in gradients.items()}))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_fsdp1_of_one_process_shards_nothing(mesh: Any) -> None:
+    model = family("Llama")
+    own = step(model, **batch())
+    wrapper = FullyShardedDataParallel(model, use_orig_params=True, device_id=torch.device("cpu"))
+    with patch(wrapper) as patched:
+        loss, gradients = step(wrapper, **batch())
+        assert patched.made_by == []
+    assert_same(own, (loss, {name.replace("_fsdp_wrapped_module.", ""): x for name, x in gradients.items()}))
 
 
 @pytest.mark.parametrize("is_gone", [False, True])

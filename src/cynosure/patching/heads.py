@@ -135,8 +135,10 @@ def release(model: Any) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()  # the root keeps what it has gathered
-        elif isinstance(module, FullyShardedDataParallel) and module._handle is not None:
-            _reshard(module, module._handle, True)
+        elif isinstance(module, FullyShardedDataParallel):
+            handle = module._handle
+            if handle is not None and handle.uses_sharded_strategy:
+                _reshard(module, handle, True)
 
 
 def is_fsdp(module: nn.Module) -> bool:

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_map_only
 
 from cynosure.loss.tensors import is_plain, parts_of
-from cynosure.patching.heads import head_layers, release
+from cynosure.patching.heads import head_layers, is_fsdp, release
 from cynosure.patching.inputs import CACHE_OPTIONS, Inputs, input_device, probe_inputs
 
 MOST_KEPT = 2**20  # elements of a buffer that is put back: statistics are small, quantized weights may lie in buffers
@@ -51,6 +51,8 @@ def way_out(model: Any, reason: str) -> str:
     dtypes = {str(x.dtype).removeprefix("torch.") for x in model.parameters() if x.is_floating_point()}
     if "dtype" in reason and len(dtypes) > 1 and not torch.is_autocast_enabled(input_device(model).type):
         return f"Its weights are in {' and '.join(sorted(dtypes))}: patch it within the autocast that it trains under"
+    if any(map(is_fsdp, model.modules())) and not is_fsdp(model):
+        return "FSDP gathers some of its weights around it: patch what was given to fully_shard"
     example = "give patch an example: patch(model, example=batch)"
     if not head_layers(model):
         return f"It names no output embeddings: patch a model that predicts the tokens of a text. If it does, {example}"
