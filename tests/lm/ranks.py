@@ -2,23 +2,27 @@
 
 import sys
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import cynosure
-from tests.patching.test_patch import IGNORED, batch, family
+from tests.patching.test_patch import IGNORED, SIZES, batch, family
 from tests.patching.trainers import trained_and_evaluated
 
 FAMILIES = ["Llama", "Llama, tied", "Gemma 2", "Phi, biased"]
 WRAPPINGS = ["DDP", "DDP, unused parameters", "FSDP2", "FSDP2, head by itself", "FSDP2, patched after"]
 WRAPPINGS += ["FSDP1", "FSDP1, flat weights", "FSDP1, head by itself", "FSDP1, patched after"]
+WRAPPINGS += ["DDP, accumulated", "FSDP2, accumulated", "FSDP2, head by itself, accumulated", "FSDP1, accumulated"]
 BATCHES = ["equal", "unequal", "one rank ignores all"]
 
 
@@ -43,7 +47,7 @@ def wrapped(model: Any, kind: str) -> Any:
         return DistributedDataParallel(model, find_unused_parameters="unused" in kind)
     for layer in model.model.layers:
         fully_shard(layer)
-    if kind == "FSDP2, head by itself" and not model.config.tie_word_embeddings:
+    if "head by itself" in kind and not model.config.tie_word_embeddings:
         fully_shard(model.lm_head)
     fully_shard(model)
     if kind == "FSDP2, patched after":
@@ -85,6 +89,14 @@ def weights(wrapper: Any) -> dict[str, Tensor]:
         return {n.replace("_fsdp_wrapped_module.", ""): p.detach().clone() for n, p in wrapper.named_parameters()}
 
 
+def synchronized(wrapper: Any, last: bool) -> AbstractContextManager[None]:
+    """In it a backward adds up the gradients of all processes only if it is the last of a step."""
+    if isinstance(wrapper, FSDPModule):
+        wrapper.set_requires_gradient_sync(last)
+        return nullcontext()
+    return nullcontext() if last else wrapper.no_sync()
+
+
 def step(name: str, wrapping: str, which: str) -> dict[str, Tensor]:
     """The loss of all processes' tokens and its gradients, made twice: whatever is kept must serve again."""
     rank, whole = dist.get_rank(), inputs(which)
@@ -92,13 +104,19 @@ def step(name: str, wrapping: str, which: str) -> dict[str, Tensor]:
     wrapper = wrapped(model, wrapping)
     own = {key: value[2 * rank : 2 * rank + 2] for key, value in whole.items()}
     n_items = (whole["labels"][:, 1:] != IGNORED).sum()
+    size = 1 if "accumulated" in wrapping else 2  # of a batch
     for _ in range(2):
         wrapper.zero_grad()
-        loss = wrapper(**own, num_items_in_batch=n_items, use_cache=False).loss * dist.get_world_size()
-        loss.backward()
+        loss = torch.zeros(())
+        for first in range(0, 2, size):
+            part = {key: value[first : first + size] for key, value in own.items()}
+            with synchronized(wrapper, first + size == 2):
+                made = wrapper(**part, num_items_in_batch=n_items, use_cache=False).loss * dist.get_world_size()
+                made.backward()
+            loss += made.detach()
     if model._cynosure_patch.made_by:
         raise RuntimeError(f"{name}, {wrapping}: {model._cynosure_patch.made_by} made full logits")
-    loss = loss.detach() / dist.get_world_size()
+    loss /= dist.get_world_size()
     dist.all_reduce(loss)
     found = {"loss": loss} | gradients(wrapper)
     wrapper.eval()
@@ -107,6 +125,18 @@ def step(name: str, wrapping: str, which: str) -> dict[str, Tensor]:
     if model._cynosure_patch.made_by:
         raise RuntimeError(f"{name}, {wrapping}: {model._cynosure_patch.made_by} made full logits in evaluation")
     return found
+
+
+def refusal_of_a_tensor_parallel_head(folder: Path) -> str:
+    """In evaluation transformers multiplies by a part of its weight, of fewer classes."""
+    if dist.get_rank() == 0:
+        config = LlamaConfig(**SIZES | {"num_attention_heads": 4, "num_key_value_heads": 2})
+        LlamaForCausalLM(config).save_pretrained(folder / "model")
+    dist.barrier()
+    model = LlamaForCausalLM.from_pretrained(folder / "model", tp_plan="auto")
+    with pytest.raises(ValueError, match="cannot be patched") as error:
+        cynosure.patch(model)
+    return str(error.value)
 
 
 def main(folder: Path) -> None:
@@ -122,6 +152,7 @@ def main(folder: Path) -> None:
     }
     found = {
         "steps": steps,
+        "tensor-parallel": refusal_of_a_tensor_parallel_head(folder),
         "Trainer": trained_and_evaluated(trainer_of(folder, rows_per_process=2)),
         "SFTTrainer": trained_and_evaluated(sft_trainer_of(folder, rows_per_process=2)),
     }

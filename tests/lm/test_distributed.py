@@ -50,6 +50,13 @@ def test_loss_and_gradients_are_one_processes(found: Any, name: str, wrapping: s
         )
 
 
+def test_heads_that_transformers_makes_tensor_parallel_are_refused(found: Any) -> None:
+    assert found["tensor-parallel"] == (
+        "LlamaForCausalLM cannot be patched: its head is tensor-parallel, its weight a DTensor of placements "
+        "(Shard(dim=0),): leave the head out of that"
+    )
+
+
 @pytest.mark.filterwarnings("ignore")  # Trainer's and TRL's own
 @pytest.mark.parametrize("trainer", ["Trainer", "SFTTrainer"])
 def test_trainers_end_with_one_processes_weights_and_figures(found: Any, tmp_path: Path, trainer: str) -> None:

@@ -1,8 +1,7 @@
 """Heads of every make: the same loss and gradients without logits, or the true reason why not."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +9,6 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from torch.distributed.tensor import Replicate
-from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
@@ -353,31 +350,3 @@ class OfParts(nn.Module):
 @pytest.mark.parametrize("kind", [Float8, Opened, LinearAlone, Parted.of])
 def test_a_weight_without_memory(kind: Callable[[Tensor], Tensor], more: str) -> None:
     same_without_logits(quantized(lambda linear: OfParts(linear, kind, more)))
-
-
-@pytest.fixture
-def mesh(tmp_path: Path) -> Iterator[Any]:
-    torch.distributed.init_process_group("gloo", rank=0, world_size=1, init_method=f"file://{tmp_path}/store")
-    yield torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("gathered", [False, True])
-def test_tensor_parallel_heads_are_refused(mesh: Any, gathered: bool) -> None:
-    model = family("Llama")
-    style = ColwiseParallel(output_layouts=Replicate()) if gathered else ColwiseParallel()
-    parallelize_module(model, mesh, {"lm_head": style})
-    assert refusal(model) == (
-        "LlamaForCausalLM cannot be patched: its head is tensor-parallel, its weight a DTensor of placements "
-        "(Shard(dim=0),): leave the head out of that"
-    )
-
-
-def test_weights_that_deepspeed_shards_are_refused() -> None:
-    model = family("Llama")
-    model.lm_head.weight.ds_id = 7
-    assert refusal(model) == (
-        "LlamaForCausalLM cannot be patched: its head is sharded by DeepSpeed ZeRO-3, which lets its weight go after "
-        "its own forward: leave the head out of that"
-    )

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import (
+    AdamssConfig,
     C3AConfig,
     CartridgeConfig,
     GraloraConfig,
@@ -172,6 +173,7 @@ def test_adapters_that_are_switched_off_within() -> None:
 
 
 IN_BLOCKS: dict[str, Callable[[], Any]] = {
+    "AdaMSS": lambda: AdamssConfig(target_modules=["lm_head"], r=8, num_subspaces=3, subspace_rank=2),
     "C3A": lambda: C3AConfig(target_modules=["lm_head"], block_size=2),
     "GraLoRA": lambda: GraloraConfig(target_modules=["lm_head"], r=4, gralora_k=2, hybrid_r=2, gralora_dropout=0.3),
     "RoAd": lambda: RoadConfig(**ROAD),
@@ -183,6 +185,8 @@ IN_BLOCKS: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("tuner", IN_BLOCKS)
 @pytest.mark.parametrize("name", ["Llama", "Gemma 2", "Phi, biased"])
 def test_adapters_of_blocks_of_classes(name: str, tuner: str) -> None:
+    if tuner == "AdaMSS":
+        pytest.importorskip("sklearn", reason="PEFT finds its clusters by scikit-learn")
     torch.manual_seed(1)
     model = get_peft_model(even(name), IN_BLOCKS[tuner]()).train()
     with torch.no_grad():
@@ -230,7 +234,25 @@ def test_experts_of_adapters(tmp_path: Path) -> None:
     same(get_peft_model(model, XLoraConfig(task_type="CAUSAL_LM", hidden_size=16, adapters=adapters)), batch())
 
 
-def test_adapters_by_tasks_are_refused() -> None:
-    config = PolyConfig(task_type="CAUSAL_LM", target_modules=["lm_head"], r=2, n_tasks=2, n_skills=2)
-    with pytest.raises(ValueError, match=r"cannot be patched: its own forward fails .*: task_ids should not be None"):
-        patch(get_peft_model(family("Llama"), config))
+def of_tasks(name: str, *targets: str) -> Any:
+    torch.manual_seed(1)
+    config = PolyConfig(task_type="CAUSAL_LM", target_modules=list(targets), r=2, n_tasks=2, n_skills=2)
+    return get_peft_model(family(name), config).eval()
+
+
+@pytest.mark.parametrize("name", ["Llama", "Gemma 2", "Phi, biased"])
+def test_adapters_by_tasks(name: str) -> None:
+    model, inputs = of_tasks(name, "q_proj"), batch() | {"task_ids": torch.tensor([0, 1])}
+    own = step(model, **inputs)
+    with patch(model, example=inputs) as patched, patch(model):
+        assert_same(own, step(model, **inputs))
+        assert patched.made_by == []
+
+
+def test_adapters_by_tasks_that_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"its own forward fails .*: task_ids should not be None\. Give patch an example"
+    ):
+        patch(of_tasks("Llama", "q_proj"))
+    with pytest.raises(ValueError, match=r"its head is a layer of peft\.tuners\.poly"):
+        patch(of_tasks("Llama", "lm_head"), example=batch() | {"task_ids": torch.tensor([0, 1])})

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cynosure.patching import patch
 from cynosure.patching.labelled import Objective
@@ -172,3 +173,39 @@ def test_what_is_minimised_beside_the_cross_entropy_stays() -> None:
         _, fused = run(model, lambda output: output.loss.backward())
         _, through_logits = run(model, retained)
     assert_same((torch.zeros(()), fused), (torch.zeros(()), through_logits))
+
+
+def begun(dlogits: Tensor) -> Tensor:
+    """As DeepSpeed's, which divides by the number of accumulated steps."""
+    return dlogits / 4
+
+
+begun.__module__ = "deepspeed.runtime.utils"
+
+
+def own_loss(logits: Any) -> Tensor:
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), batch()["labels"][:, 1:].flatten())
+
+
+def mean_of_lse(logits: Any) -> Tensor:
+    return logits.logsumexp(-1).mean()
+
+
+@pytest.mark.parametrize("loss", [own_loss, mean_of_lse])
+@pytest.mark.parametrize("is_retained", [False, True])
+@pytest.mark.parametrize("name", ["Llama", "Gemma 2", "Phi, biased"])
+def test_hooks_of_deepspeed_on_all_outputs(name: str, is_retained: bool, loss: Callable[[Any], Tensor]) -> None:
+    def use(output: Any) -> Any:
+        output.logits.register_hook(begun)
+        if is_retained:
+            output.logits.retain_grad()
+        loss(output.logits).backward()
+        return output.logits.grad if is_retained else None
+
+    model = family(name)
+    own, own_gradients = run(model, use)
+    with patch(model) as patched:
+        ours, gradients = run(model, use)
+        assert patched.made_by == [] or is_retained or loss is mean_of_lse
+    torch.testing.assert_close(ours, own, rtol=1e-4, atol=1e-7)
+    assert_same((torch.zeros(()), own_gradients), (torch.zeros(()), gradients))

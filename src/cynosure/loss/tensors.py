@@ -109,7 +109,8 @@ def place(x: Tensor) -> tuple[object, ...]:
 def parts_of(x: Tensor) -> dict[str, Tensor]:
     """The tensors that hold the values of a subclass without memory or of a sparse tensor; none for others."""
     if is_traceable_wrapper_subclass(x):
-        return {name: getattr(x, name) for name in x.__tensor_flatten__()[0]}
+        parts = {name: getattr(x, name) for name in x.__tensor_flatten__()[0]}
+        return {name: part for name, part in parts.items() if isinstance(part, Tensor)}  # DTensor's mesh is none
     if x.layout is torch.sparse_coo:
         return {"indices": x._indices(), "values": x._values()}
     return {name: getattr(x, name)() for name in PARTS_OF_LAYOUT.get(x.layout, ())}

@@ -78,11 +78,25 @@ def road(layer: Any, x: Tensor) -> Tensor:
     return F.linear(x.to(weight.dtype), weight.t(), bias)
 
 
+def adamss(layer: Any, x: Tensor) -> Tensor:
+    """Low-rank updates of clusters of classes, each class in one: one of all classes."""
+    x = x.to(layer.dtype)
+    result: Tensor = layer.base_layer(x)
+    states = x if layer.get_base_layer().bias is None else F.pad(x, (0, 1), value=1.0)
+    for name in active(layer, layer.adamss_A):
+        clusters = zip(layer.adamss_A[name], layer.adamss_B[name], strict=True)
+        rows = torch.cat([b.to(x.dtype) @ a.to(x.dtype) for a, b in clusters])
+        order = layer.scatter_index[name].to(rows.device)
+        weight = rows.new_zeros(result.shape[-1], rows.shape[1]).index_copy(0, order, rows)
+        result = result + F.linear(F.linear(states, layer.adamss_newB[name].to(x.dtype)), weight)
+    return result
+
+
 def active(layer: Any, known: Any) -> Iterator[str]:
     return (name for name in layer.active_adapters if name in known)
 
 
-FORWARDS: dict[str, Callable[[Any, Tensor], Tensor]] = {"c3a": c3a, "gralora": gralora, "road": road}
+FORWARDS: dict[str, Callable[[Any, Tensor], Tensor]] = {"adamss": adamss, "c3a": c3a, "gralora": gralora, "road": road}
 
 
 def mixed(

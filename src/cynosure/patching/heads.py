@@ -29,10 +29,10 @@ class Deferring(TorchFunctionMode):
 
     def __init__(self, model: Any, owner: Owner) -> None:
         super().__init__()
-        layers = head_layers(model)
+        self.layers = layers = head_layers(model)
         self.classes, self.owner = class_counts(model), owner
         # What there is in the head itself against putting it off.
-        self.obstacle = rounding(layers) or hooked(layers, self.classes)
+        self.obstacle = rounding(layers) or hooked(layers, self.classes) or partitioned(layers)
         self.lent = lent(layers)  # entered with it
         self.grad_enabled = torch.is_grad_enabled()
 
@@ -74,10 +74,13 @@ class Deferring(TorchFunctionMode):
 
     def why_not(self) -> str | None:
         """Why the product that makes logits has not been put off; None where it has been."""
-        if self.obstacle is None and not self.owner.deferred:
-            counts = " or ".join(map(str, sorted(self.classes)))
-            return f"no product of hidden states and one weight in its forward gives {counts} classes"
-        return self.obstacle
+        if self.obstacle is not None or self.owner.deferred:
+            return self.obstacle
+        counts = " or ".join(map(str, sorted(self.classes)))
+        nothing = f"no product of hidden states and one weight in its forward gives {counts} classes"
+        # A head in a unit of FSDP is sharded as well, but gathered for its product.
+        weights = [] if any(map(is_fsdp, self.layers)) else [x for layer in self.layers for x in layer.parameters()]
+        return next(filter(None, map(sharded, weights)), nothing)
 
 
 def class_counts(model: Any) -> set[int]:
@@ -132,8 +135,10 @@ def release(model: Any) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()  # the root keeps what it has gathered
-        elif isinstance(module, FullyShardedDataParallel) and module._handle is not None:
-            _reshard(module, module._handle, True)
+        elif isinstance(module, FullyShardedDataParallel):
+            handle = module._handle
+            if handle is not None and handle.uses_sharded_strategy:
+                _reshard(module, handle, True)
 
 
 def is_fsdp(module: nn.Module) -> bool:
@@ -148,11 +153,19 @@ def is_in_fsdp1(model: Any) -> bool:
 
 
 def sharded(weight: Tensor) -> str | None:
-    """What spreads a head's weight over processes in its own forward or after it; None where it is there as a whole."""
-    if isinstance(weight, DTensor):
-        how = f"tensor-parallel, its weight a DTensor of placements {weight.placements}"
-    elif hasattr(weight, "ds_id"):
-        how = "sharded by DeepSpeed ZeRO-3, which lets its weight go after its own forward"
-    else:
+    """What spreads a head's weight over processes in its own forward; None where it is there as a whole."""
+    if not isinstance(weight, DTensor):
         return None
+    how = f"tensor-parallel, its weight a DTensor of placements {weight.placements}"
     return f"its head is {how}: leave the head out of that"
+
+
+def partitioned(layers: list[nn.Module]) -> str | None:
+    """What spreads a head's weights over processes before its forward and after it; None for nothing.
+
+    The products of such weights are made by a function of DeepSpeed's own, in which they are not recognized.
+    """
+    if not any(hasattr(weight, "ds_id") for layer in layers for weight in layer.parameters()):
+        return None
+    how = "sharded by DeepSpeed ZeRO-3, which lets its weight go after its own forward"
+    return f"its head is {how}: use ZeRO-2 or FSDP"

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.fsdp import FullyShardedDataParallel
 
 from cynosure.loss import TokenStats
 from cynosure.loss.compiler import uncompiled
@@ -15,7 +14,7 @@ from cynosure.patching.adapters import tuner
 from cynosure.patching.entered import Entered
 from cynosure.patching.find import find_causal_lm
 from cynosure.patching.forward import Forward, leads_to
-from cynosure.patching.heads import Deferring, gather_head, head_layers, is_in_fsdp1
+from cynosure.patching.heads import Deferring, gather_head, head_layers, is_fsdp, is_in_fsdp1
 from cynosure.patching.inputs import Inputs
 from cynosure.patching.labelled import PLAIN, reduced
 from cynosure.patching.losses import Asked
@@ -50,9 +49,11 @@ class Patch(Entered):
         """The patch of a model, put in place and verified where it is not; entered once more. Errors as of `apply`."""
         inner = find_causal_lm(model)
         found: Patch = vars(inner).get("_cynosure_patch") or cls(model, example)
-        # FSDP1 gathers weights around the model, and nowhere else.
-        found.probed, entries = model if isinstance(model, FullyShardedDataParallel) else inner, found.entries
         found.example = found.example if example is None else example
+        # FSDP may gather weights around the model, and nowhere else; PEFT takes some of an example for its layers.
+        takes_part = found.example is not None and hasattr(model, "get_base_model")
+        found.probed = model if takes_part or is_fsdp(model) else inner
+        entries = found.entries
         if found.in_place:
             verify(found)  # PEFT may have changed the head since
         else:

@@ -77,6 +77,8 @@ class PendingLogits(Tensor):
                 self.owner.tell(why)
             with torch.inference_mode(False), torch.set_grad_enabled(self.with_graph):
                 self.made = self.recipe.logits()
+            for hook in self.recipe.before_backward if self.made.requires_grad else ():
+                self.made.register_hook(hook)  # type: ignore[no-untyped-call]
         return self.made
 
     def full_tensor(self) -> Tensor:
@@ -98,14 +100,14 @@ class PendingLogits(Tensor):
             with torch._C.DisableTorchFunctionSubclass():
                 return grad(*args, **kwargs)
         first = next((x for x in (*args[:2], *kwargs.values()) if isinstance(x, PendingLogits)), None)
-        if name in ("retain_grad", "register_hook") and not of_fsdp(args[-1]):
+        if name in ("retain_grad", "register_hook") and not of_wrapper(args[-1]):
             warnings.warn(SAID, stacklevel=2)
         if first is not None and first.made is None:
             if name == "requires_grad":
                 return first.with_graph and first.recipe.requires_grad
             if name == "grad_fn":  # DistributedDataParallel asks whether there is one
                 return first.recipe.hidden.grad_fn if first.with_graph else None
-            if name == "register_hook" and of_fsdp(args[1]):
+            if name == "register_hook" and of_wrapper(args[1]):
                 first.recipe = replace(first.recipe, before_backward=(*first.recipe.before_backward, args[1]))
                 return None
             if name == "is_leaf":
@@ -124,10 +126,11 @@ class PendingLogits(Tensor):
         )
 
 
-def of_fsdp(hook: Any) -> bool:
-    """Whether a hook is one by which FSDP gathers weights before a backward; FSDP1's is a partial."""
+def of_wrapper(hook: Any) -> bool:
+    """Whether a hook is of what wraps the model: FSDP gathers weights by it, DeepSpeed begins its backward."""
+    # FSDP1's is a partial.
     module: str = getattr(getattr(hook, "func", hook), "__module__", "")
-    return module.startswith("torch.distributed.fsdp")
+    return module.startswith(("torch.distributed.fsdp", "deepspeed."))
 
 
 def followed(

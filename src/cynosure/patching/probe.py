@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_map_only
 
 from cynosure.loss.tensors import is_plain, parts_of
-from cynosure.patching.heads import release
+from cynosure.patching.heads import head_layers, is_fsdp, release
 from cynosure.patching.inputs import CACHE_OPTIONS, Inputs, input_device, probe_inputs
 
 MOST_KEPT = 2**20  # elements of a buffer that is put back: statistics are small, quantized weights may lie in buffers
@@ -43,7 +43,7 @@ def own_probe(model: Any, example: Inputs | None = None) -> tuple[Inputs, Any]:
                 return given | options, output
             reasons.append(f"its own forward gives no loss for {' and '.join(given)}")
     reason = reasons[0] if reasons else "its forward takes no input_ids"
-    raise ValueError(f"{reason}. {way_out(model, reason)}" if example is None else reason)
+    raise ValueError(f"{reason.removesuffix('.')}. {way_out(model, reason)}" if example is None else reason)
 
 
 def way_out(model: Any, reason: str) -> str:
@@ -51,7 +51,12 @@ def way_out(model: Any, reason: str) -> str:
     dtypes = {str(x.dtype).removeprefix("torch.") for x in model.parameters() if x.is_floating_point()}
     if "dtype" in reason and len(dtypes) > 1 and not torch.is_autocast_enabled(input_device(model).type):
         return f"Its weights are in {' and '.join(sorted(dtypes))}: patch it within the autocast that it trains under"
-    return "Give patch an example: patch(model, example=batch)"
+    if any(map(is_fsdp, model.modules())) and not is_fsdp(model):
+        return "FSDP gathers some of its weights around it: patch what was given to fully_shard"
+    example = "give patch an example: patch(model, example=batch)"
+    if not head_layers(model):
+        return f"It names no output embeddings: patch a model that predicts the tokens of a text. If it does, {example}"
+    return example.capitalize()
 
 
 @contextmanager

@@ -26,7 +26,7 @@ class Recipe:
     scale: float
     softcap: float | None
     dtype: torch.dtype
-    before_backward: tuple[Callable[[Tensor], Any], ...] = ()  # hooks by which FSDP2 gathers the weight again
+    before_backward: tuple[Callable[[Tensor], Any], ...] = ()  # hooks of what wraps the model
     versions: tuple[int, ...] = ()  # how often weight and bias had been changed in place; () is for now
     normalized: bool = False  # log-probabilities: the log-softmax of these logits
     after: int = 0  # how many dimensions of rows stand after that of the classes

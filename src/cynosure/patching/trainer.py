@@ -11,6 +11,7 @@ from cynosure.patching.model import Patch
 from cynosure.patching.smoothing import Smoother
 
 REPLACED = ("evaluation_loop", "prediction_step", "compute_loss", "label_smoother")
+ALONE = "patch its model alone, as patch(trainer.model), which helps where its compute_loss gives that labels"
 LOSSES_OF = ("transformers.trainer", "trl.trainer.sft_trainer")  # whose compute_loss is the cross-entropy
 THEIRS = {"entropy": "entropy", "mean_token_accuracy": "accuracy"}  # TRL's names of figures
 
@@ -125,15 +126,12 @@ def check_trainer(trainer: Any) -> None:
     minimised = getattr(trainer.args, "loss_type", None) or "nll"
     if minimised != "nll":
         name = minimised if isinstance(minimised, str) else ", ".join(minimised)
-        raise ValueError(
-            f"this trainer cannot be patched: it minimises {name}, no cross-entropy: patch its model alone, as "
-            "patch(trainer.model)"
-        )
+        raise ValueError(f"this trainer cannot be patched: it minimises {name}, no cross-entropy: {ALONE}")
     made_by = getattr(trainer.compute_loss, "__func__", None)
     if getattr(made_by, "__module__", "") not in LOSSES_OF:
         raise ValueError(
-            "this trainer cannot be patched: its compute_loss is its own, and eval_loss would be another figure: patch "
-            "its model alone, which helps where compute_loss gives that labels"
+            "this trainer cannot be patched: its compute_loss is its own, and eval_loss would be another figure: "
+            + ALONE
         )
     if trainer.args.n_gpu > 1:
         raise ValueError(

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from cynosure.loss.gemm import as_if_large
 from cynosure.patching.forward import takes_fused_head
-from cynosure.patching.heads import head_layers, is_fsdp
+from cynosure.patching.heads import head_layers, is_fsdp, partitioned
 from cynosure.patching.inputs import Inputs
 from cynosure.patching.labelled import NAMES, Labelled
 from cynosure.patching.losses import Asked
@@ -33,7 +33,9 @@ def verify(patched: Any) -> None:
         try:
             given, output = own_probe(patched.probed, patched.example)
         except ValueError as error:
-            raise ValueError(f"{name} cannot be patched: {error}") from error
+            # Before deepspeed.initialize no forward works on weights that ZeRO-3 has sharded.
+            reason = partitioned(head_layers(model)) or error
+            raise ValueError(f"{name} cannot be patched: {reason}") from error
         own_tokens = probe(model, given | {"fused_lm_head": True}) if per_token else None
     why = difference(patched, given, output.loss)
     if why is not None:

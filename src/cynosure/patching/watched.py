@@ -121,8 +121,8 @@ def is_watched(node: Any) -> bool:
 def gradients(chain: list[Link], wanted: set[int], upstream: Tensor) -> dict[int, Tensor]:
     """The gradients of what is `wanted`, by its id, through the logits of a chain, whose last stand-in is watched."""
     recipe: Recipe = chain[-1].node().recipe  # type: ignore[union-attr]
-    for gather in recipe.before_backward:
-        gather(upstream)
+    for hook in recipe.before_backward:
+        upstream = hook(upstream)
     own = {id(x): x.detach().requires_grad_(x.requires_grad) for x in recipe.operands if x is not None}
     changed: dict[str, Any] = {
         name: None if x is None else own[id(x)] for name, x in zip(NAMES, recipe.operands, strict=True)

@@ -1,0 +1,157 @@
+"""TRL's other trainers on a patched model: the same steps, whether they ask for tokens' values or for full logits."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from torch import Tensor
+from transformers import LlamaForSequenceClassification
+from trl import GRPOConfig, GRPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer, RLOOConfig, RLOOTrainer
+from trl.experimental.cpo import CPOConfig, CPOTrainer
+from trl.experimental.gkd import GKDConfig, GKDTrainer
+from trl.experimental.gold import GOLDConfig, GOLDTrainer
+from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+from trl.experimental.tpo import TPOConfig, TPOTrainer
+
+from cynosure.patching import patch
+from tests.lm.conftest import tiny_model
+from tests.patching.trainers import OPTIONS as SHARED
+from tests.patching.trainers import padding_tokenizer
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # TRL's own
+
+SGD = {"optim": "sgd", "learning_rate": 0.1, "max_steps": 2, "bf16": False, "gradient_checkpointing": False}
+OPTIONS: dict[str, Any] = SHARED | SGD
+SAMPLED = {"num_generations": 2, "max_completion_length": 6}
+LOGGED = ("loss", "grad_norm", "kl", "entropy", "logits/chosen", "logps/rejected", "rewards/margins")
+
+
+def rows(**columns: Callable[[int], Any]) -> Dataset:
+    return Dataset.from_list([{name: value(i) for name, value in columns.items()} for i in range(8)])
+
+
+def prompt(i: int) -> str:
+    return f"number {i} "
+
+
+def answer(i: int) -> str:
+    return "the answer " * (1 + i % 3)
+
+
+def talk(i: int) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt(i)}, {"role": "assistant", "content": answer(i)}]
+
+
+def guess(i: int) -> str:
+    return "a guess"
+
+
+def length(completions: list[str], **more: Any) -> list[float]:
+    return [float(len(text)) for text in completions]
+
+
+UNPAIRED = rows(prompt=prompt, completion=answer, label=lambda i: i % 2 == 0)
+PROMPTS, TALKS = rows(prompt=prompt), rows(messages=talk)
+PAIRED = rows(prompt=prompt, chosen=answer, rejected=guess)
+TRIPLED = rows(prompt=prompt, chosen=answer, rejected=guess, reference=lambda i: "the best answer")
+Case = tuple[Any, Any, Dataset, dict[str, Any]]
+ASKING_FOR_TOKENS: dict[str, Case] = {
+    "KTO": (KTOTrainer, KTOConfig, UNPAIRED, {}),
+    "KTO, precomputed": (KTOTrainer, KTOConfig, UNPAIRED, {"precompute_ref_log_probs": True}),
+    "KTO, APO": (KTOTrainer, KTOConfig, UNPAIRED, {"loss_type": "apo_zero_unpaired"}),
+    "GRPO": (GRPOTrainer, GRPOConfig, PROMPTS, SAMPLED | {"beta": 0.1}),
+    "RLOO": (RLOOTrainer, RLOOConfig, PROMPTS, SAMPLED | {"beta": 0.1}),
+}
+ASKING_FOR_LOGITS: dict[str, Case] = {
+    "CPO": (CPOTrainer, CPOConfig, PAIRED, {"max_length": 64}),
+    "SimPO": (CPOTrainer, CPOConfig, PAIRED, {"max_length": 64, "loss_type": "simpo"}),
+    "ORPO": (ORPOTrainer, ORPOConfig, PAIRED, {"max_length": 64}),
+    "TPO": (TPOTrainer, TPOConfig, TRIPLED, {}),
+    "GKD": (GKDTrainer, GKDConfig, TALKS, {"max_new_tokens": 4, "lmbda": 0.0}),
+    "GOLD": (GOLDTrainer, GOLDConfig, TALKS, {"max_completion_length": 6, "lmbda": 0.0}),
+}
+
+
+def chat_tokenizer() -> Any:
+    tokenizer = padding_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\\n' }}{% endfor %}"
+    return tokenizer
+
+
+def trainer_of(case: Case, folder: Path, adapter: Any) -> Any:
+    kind, config, data, options = case
+    others: dict[str, Any] = {}
+    if kind in (GKDTrainer, GOLDTrainer):
+        others = {"teacher_model": tiny_model(spread=0.35)}
+    if kind in (GRPOTrainer, RLOOTrainer):
+        others = {"reward_funcs": length}
+    if kind is KTOTrainer and adapter is None:
+        others = {"ref_model": tiny_model(spread=0.35)}
+    return kind(
+        tiny_model(spread=0.3), args=config(output_dir=str(folder), **(OPTIONS | options)), train_dataset=data,
+        processing_class=chat_tokenizer(), peft_config=adapter, **others,
+    )  # fmt: skip
+
+
+def trained(case: Case, folder: Path, adapter: Any, patched: bool) -> tuple[list[Tensor], dict[str, Tensor], int]:
+    """What was logged at each step, the weights, and how many losses the model made without logits in training."""
+    torch.manual_seed(0)
+    trainer = trainer_of(case, folder, adapter)
+    models = [trainer.model, getattr(trainer, "ref_model", None), getattr(trainer, "teacher_model", None)]
+    if patched:
+        with pytest.raises(
+            ValueError, match=r"patch its model alone, .* which helps where its compute_loss gives that"
+        ):
+            patch(trainer)
+    handles = [patch(model) for model in models if patched and model is not None]
+    before = sum(handle.fused for handle in handles)
+    torch.manual_seed(1)
+    trainer.train()
+    assert all(handle.made_by == [] for handle in handles)
+    steps = [line for line in trainer.state.log_history if "loss" in line]
+    logged = [torch.tensor([line[name] for name in LOGGED if name in line]) for line in steps]
+    return logged, trainer.model.state_dict(), sum(handle.fused for handle in handles) - before
+
+
+def same(case: Case, folder: Path, adapter: Any = None) -> int:
+    """The losses made without logits by a patched model, which trains as it does alone."""
+    own, own_weights, _ = trained(case, folder, adapter, patched=False)
+    ours, weights, fused = trained(case, folder, adapter, patched=True)
+    assert len(own) == 2
+    torch.testing.assert_close(ours, own, rtol=1e-4, atol=1e-4)
+    for name, weight in own_weights.items():
+        torch.testing.assert_close(weights[name], weight, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+    return fused
+
+
+@pytest.mark.parametrize("adapter", [None, LoraConfig(r=2, target_modules=["q_proj"])], ids=["whole", "adapter"])
+@pytest.mark.parametrize("name", ASKING_FOR_TOKENS)
+def test_trainers_that_ask_for_values_of_tokens(tmp_path: Path, name: str, adapter: Any) -> None:
+    case = ASKING_FOR_TOKENS[name]
+    if adapter is None and "beta" in case[3]:  # of the model before its training, which they would load by its name
+        case = (*case[:3], case[3] | {"beta": 0.0})
+    assert same(case, tmp_path, adapter) >= 4
+
+
+@pytest.mark.parametrize("name", ASKING_FOR_LOGITS)
+def test_trainers_that_ask_for_full_logits(tmp_path: Path, name: str) -> None:
+    assert same(ASKING_FOR_LOGITS[name], tmp_path) == 0
+
+
+def test_models_of_rewards_are_refused(tmp_path: Path) -> None:
+    config = tiny_model().config
+    config.num_labels, config.pad_token_id = 1, 1
+    trainer = RewardTrainer(
+        LlamaForSequenceClassification(config), RewardConfig(output_dir=str(tmp_path), **OPTIONS),
+        train_dataset=PAIRED, processing_class=padding_tokenizer(),
+    )  # fmt: skip
+    for patched, why in [
+        (trainer, "its compute_loss is its own"),
+        (trainer.model, "it names no output embeddings: patch a model that predicts the tokens of a text"),
+    ]:
+        with pytest.raises(ValueError, match=f"(?i){why}"):
+            patch(patched)
