@@ -1,9 +1,11 @@
 """The beginning of a run: data, plan and manifest of a new one, or an old one as it was at its last checkpoint."""
 
 import platform
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from cynosure import __version__
@@ -17,6 +19,7 @@ from cynosure.models.regimes import read_regimes
 from cynosure.patching import Patch
 from cynosure.patching.ids import check_ids, embedding_rows
 from cynosure.text import Division, Packed, TooLong, WholePacked
+from cynosure.text.whole import row_for
 from cynosure.training.data import TOKENS, Data, make_vocabulary, pack, strategy_for, trained_on, write_data
 from cynosure.training.folder import DATA, RunFolder, first_sound
 from cynosure.training.integrity import check_files, digests_of
@@ -147,8 +150,9 @@ def begin_anew(
         n_parameters = sum(p.numel() for p in model.parameters())
         kind = find_device(settings.device).type
         most = started.max_positions if started else None
-        packing = packed_anew(data, division, settings, most).packing
-        plan = make_plan(settings, n_parameters, packing.epoch_tokens, most, processes, kind)
+        packed = packed_anew(data, division, settings, settings.row_sizes(most, processes))
+        packing, sized = packed.packing, replace(settings, row_tokens=packed.row_tokens)
+        plan = make_plan(sized, n_parameters, packing.epoch_tokens, most, processes, kind)
         if (said := regimes_note(read_regimes(model), plan.row_tokens)) is not None:
             watcher.note(said)
     code = code_of(settings) if consent.trust_remote_code else {}
@@ -171,13 +175,16 @@ def begin_anew(
     } | ({"code": code} if code else {}))  # fmt: skip
 
 
-def packed_anew(
-    data: Data, division: Division, settings: TrainSettings, max_positions: int | None
-) -> Packed | WholePacked:
-    """The rows of a new run. ValueError where there are none, or for a document that `overlong` refuses."""
-    texts, row_tokens = data.tokenised(), settings.sizes(max_positions)["row_tokens"]
+def packed_anew(data: Data, division: Division, settings: TrainSettings, row_sizes: list[int]) -> Packed | WholePacked:
+    """The rows of a new run: of the first size, or of what suits documents that are kept whole.
+
+    ValueError where there are none, or for a document that `overlong` refuses.
+    """
+    texts = data.tokenised()
+    strategy = strategy_for(texts, settings)
+    row_tokens = row_for(np.diff(texts.edges), row_sizes) if strategy == "whole" else row_sizes[0]
     try:
-        return pack(texts, row_tokens, settings, strategy_for(texts, settings))
+        return pack(texts, row_tokens, settings, strategy)
     except TooLong as error:
         name = trained_on(division, error.number).name
         raise ValueError(f"{name}: {error}: give longer rows with --row-tokens, or --overlong cut or drop") from None
