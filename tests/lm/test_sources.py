@@ -157,6 +157,17 @@ def test_links_to_folders_are_followed_once(tmp_path: Path, caplog: pytest.LogCa
     assert sorted(names(data, data)) == sorted(wanted)
 
 
+def test_a_file_counts_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "cynosure")
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "b.txt").hardlink_to(tmp_path / "a.txt")
+    assert names(tmp_path / "a.txt", tmp_path / "b.txt", tmp_path / "a.txt") == ["a.txt"]
+    assert caplog.messages == [
+        f"{tmp_path}/a.txt is read once: {tmp_path}/b.txt is the same file",
+        f"{tmp_path}/a.txt is read once: it is named twice",
+    ]
+
+
 def test_globs_walk_the_folders_they_lead_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("a.txt", "sub/b.txt", "sub/deep/c.md", ".hidden/d.txt", "[odd]/e.txt"):

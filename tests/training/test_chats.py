@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 import cynosure
 from cynosure.text import Division, Document, Separators, WholePacked
 from cynosure.text.given import as_documents
-from cynosure.training.begin import packed_anew
+from cynosure.training.begin import packed_anew, write_to_fit
 from cynosure.training.data import Reading, shortened, write_data
 from tests.lm.conftest import byte_tokenizer, tiny_model
 from tests.lm.test_chat import CHATML, say
@@ -92,13 +92,24 @@ def test_a_long_chat_is_left_out_or_stops_where_that_is_asked_for(tmp_path: Path
     division = Division(chats(say("a", "b"), long), 0.0)
     for overlong in ("drop", "error"):
         settings = cynosure.TrainSettings(init="x", row_tokens=64, overlong=overlong)
-        how = Reading.of(settings, 64)
-        data = write_data(tmp_path / overlong, division, chat_tokenizer(), how)
+        data, row_tokens = write_to_fit(tmp_path / overlong, division, chat_tokenizer(), settings, [64], ())
         if overlong == "drop":
-            assert packed_anew(data, division, settings, how, None).packing.dropped == 1
+            assert packed_anew(data, division, settings, row_tokens).packing.dropped == 1
         else:
             with pytest.raises(ValueError, match=r"texts\[1\]: it has .* tokens, more than a row of 64"):
-                packed_anew(data, division, settings, how, None)
+                packed_anew(data, division, settings, row_tokens)
+
+
+def test_chats_are_made_to_fit_the_row_that_is_chosen(tmp_path: Path) -> None:
+    """Of many that fit the shorter row, and one that fits none."""
+    long = say(*(f"{word} {i}" for i in range(20) for word in ("asked", "told")))
+    division = Division(chats(*(say("a" * i, "b") for i in range(200)), long), 0.0)
+    settings = cynosure.TrainSettings(init="x")
+    data, row_tokens = write_to_fit(tmp_path / "data", division, chat_tokenizer(), settings, [256, 300], ())
+    assert row_tokens == 256
+    lengths = np.diff(data.tokenised().edges)
+    assert 200 < lengths[-1] <= 256
+    assert packed_anew(data, division, settings, row_tokens).packing.cut_prompts == 0
 
 
 def test_a_chat_in_which_nothing_counts_is_left_out_and_counted(tmp_path: Path) -> None:

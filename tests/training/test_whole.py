@@ -13,7 +13,7 @@ import cynosure
 from cynosure.cli.training import kept_whole
 from cynosure.text import Document, Row, TooLong, WholePacked
 from cynosure.text.packing import IGNORED
-from cynosure.text.whole import best_fit_decreasing
+from cynosure.text.whole import best_fit_decreasing, row_for
 from cynosure.training.folder import RunFolder
 from cynosure.training.settings import TrainSettings
 from tests.training.runs import documents, timeless
@@ -258,3 +258,34 @@ def test_data_of_an_earlier_version(tiny_folder: Path, tmp_path: Path) -> None:
     then = data_of(tmp_path / "run").tokenised()
     assert (then.predicted == now.predicted).all()
     assert (then.edges == now.edges).all()
+
+
+def test_rows_follow_documents_that_are_kept_whole() -> None:
+    """99% fit a row, which is 95% full; where none does, the fewest are cut, and of few documents rows stay short."""
+    generator = np.random.default_rng(0)
+    sizes = [512, 1024, 2048]
+    for lengths, row in (
+        (generator.integers(50, 200, 500), 512),
+        (generator.integers(300, 512, 500), 2048),  # with one in a row of 512, and two or three in 1,024
+        (generator.integers(200, 700, 500), 1024),
+        (np.append(generator.integers(20, 100, 500), [5000] * 4), 512),  # fewer than 1%
+        (np.full(500, 3000), 512),
+        (np.append(np.full(90, 100), np.full(10, 1500)), 2048),
+        (np.array([40, 30]), 512),
+        (np.array([0]), 512),
+    ):
+        assert row_for(lengths, sizes) == row
+    assert row_for(generator.integers(200, 700, 500), [512]) == 512
+
+
+@pytest.mark.parametrize(
+    ("options", "positions", "processes", "rows"),
+    [
+        ({}, 8192, 1, [512, 1024, 2048]), ({}, 1024, 1, [512, 1024]), ({}, 256, 1, [256]), ({}, None, 4, [512, 1024]),
+        ({"row_tokens": 700}, 8192, 1, [700]), ({"batch_tokens": 1536}, 8192, 1, [512]),
+        ({"init": None, "preset": "tiny"}, None, 1, None),
+    ],
+)  # fmt: skip
+def test_rows_suit_model_and_batch(options: Any, positions: int | None, processes: int, rows: list[int] | None) -> None:
+    settings = TrainSettings(**({"init": "smollm2"} | options))
+    assert settings.row_sizes(positions, processes) == (rows or [settings.size.row_tokens])

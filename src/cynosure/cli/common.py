@@ -20,7 +20,7 @@ from cynosure.system.escapes import visible
 COLUMNS = 80  # of what is no terminal
 # Options as the library's messages name them, after its own arguments: `bad_rows`, `bad_rows='skip'`.
 NAMED = (
-    "allow_unused_weights", "bad_rows", "batch_tokens", "bos", "column", "device", "errors", "init",
+    "allow_unused_weights", "bad_rows", "batch_tokens", "bos", "chat", "column", "device", "errors", "init",
     "keep_documents_whole", "learning_rate", "out", "overlong", "resume", "revision", "row_tokens", "special",
     "split_at", "tokenizer", "trust_remote_code", "valid", "vocab_size",
 )  # fmt: skip

@@ -68,7 +68,10 @@ def train(
         int | None, counted("Of a step, over all processes. [default: the preset's; 4096 with --init]")
     ] = None,
     row_tokens: Annotated[
-        int | None, counted("Of a row: what the model sees at once. [default: the preset's; 512 with --init]")
+        int | None,
+        counted(
+            "Of a row: what the model sees at once. [default: the preset's; 512 with --init, up to 2,048 with prompts]"
+        ),
     ] = None,
     micro_rows: Annotated[
         int | None,

@@ -7,7 +7,7 @@ Message = dict[str, Any]  # as a chat template takes it: `role`, `content` and w
 
 FIELDS = ("reasoning_content", "reasoning", "thinking", "content")  # that hold text, in the order of being said
 WEIGHT = "weight"  # 0 for a message that is not counted, whoever says it
-EXPECTED = "expected a list of messages, each a dict of `role` and `content`"
+EXPECTED = "expected a list of messages, each a dict with a role and a content"
 
 
 def messages_in(name: str, column: str, value: Any) -> list[Message]:

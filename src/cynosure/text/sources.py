@@ -58,7 +58,8 @@ def find_sources(names: Sequence[str | Path], *, column: str | None = None, data
     for number, source in enumerate(sources):
         known = found.setdefault(identity(source, number), source)
         if known is not source:
-            log.info("%s is read once: %s is the same file", known.name, source.name)
+            why = "it is named twice" if source.name == known.name else f"{source.name} is the same file"
+            log.info("%s is read once: %s", known.name, why)
     if left_out:
         log.info(told_left_out(left_out))
     return list(found.values())

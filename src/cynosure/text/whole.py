@@ -4,6 +4,7 @@ N tokens in all, T of a row
 """
 
 from bisect import bisect_left, insort
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -173,6 +174,24 @@ def cut_prompts(texts: Tokenised, documents: Ints, row_tokens: int) -> tuple[Pie
 def first_target(texts: Tokenised, start: int, stop: int) -> int:
     """The place among the N tokens of the first that is predicted within its document."""
     return start + 1 + int(np.argmax(texts.predicted[start + 1 : stop]))
+
+
+def row_for(lengths: Ints, sizes: Sequence[int]) -> int:
+    """Of these sizes of a row the one that cuts the fewest documents, then the fullest, then the shortest.
+
+    Up to 1% that are cut, and up to 5% of padding, are no difference.
+
+    >>> row_for(np.array([100, 300, 600] * 40), [512, 1024, 2048])
+    1024
+    """
+    lengths = lengths[lengths > 0]
+
+    def cost(size: int) -> tuple[float, float, int]:
+        held = np.minimum(lengths, size)
+        _, n_rows = best_fit_decreasing(held, size)
+        return max(0.01, float(np.mean(lengths > size))), max(0.05, 1 - held.sum() / (n_rows * size)), size
+
+    return min(sizes, key=cost) if len(lengths) else sizes[0]
 
 
 def best_fit_decreasing(lengths: Ints, room: int) -> tuple[NDArray[np.int64], int]:

@@ -1,9 +1,13 @@
 """The beginning of a run: data, plan and manifest of a new one, or an old one as it was at its last checkpoint."""
 
 import platform
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
+from shutil import rmtree
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from cynosure import __version__
@@ -17,6 +21,7 @@ from cynosure.models.regimes import read_regimes
 from cynosure.patching import Patch
 from cynosure.patching.ids import check_ids, embedding_rows
 from cynosure.text import Division, Packed, TooLong, WholePacked
+from cynosure.text.whole import row_for
 from cynosure.training.data import TOKENS, Data, Reading, make_vocabulary, pack, strategy_for, trained_on, write_data
 from cynosure.training.folder import DATA, RunFolder, first_sound
 from cynosure.training.integrity import check_files, digests_of
@@ -141,16 +146,17 @@ def begin_anew(
     with folder.replacing(DATA) as place:
         tokenizer = tokenizer_of(settings, division, started, consent)
         most = started.max_positions if started else None
-        how = Reading.of(settings, settings.sizes(most)["row_tokens"])
-        data = write_data(place, division, tokenizer, how, (*texts.notes, *valid.notes))
+        row_sizes = settings.row_sizes(most, processes)
+        data, row_tokens = write_to_fit(place, division, tokenizer, settings, row_sizes, (*texts.notes, *valid.notes))
         model = started.model if started else new_model(
             settings.size, data.tokenizer(consent.trust_remote_code), 8, settings.seed
         )  # fmt: skip
         check_tokens(data, model, tokenizer)
         n_parameters = sum(p.numel() for p in model.parameters())
         kind = find_device(settings.device).type
-        packing = packed_anew(data, division, settings, how, most).packing
-        plan = make_plan(settings, n_parameters, packing.epoch_tokens, most, processes, kind)
+        packing = packed_anew(data, division, settings, row_tokens).packing
+        sized = replace(settings, row_tokens=row_tokens)
+        plan = make_plan(sized, n_parameters, packing.epoch_tokens, most, processes, kind)
         if (said := regimes_note(read_regimes(model), plan.row_tokens)) is not None:
             watcher.note(said)
     code = code_of(settings) if consent.trust_remote_code else {}
@@ -173,15 +179,32 @@ def begin_anew(
     } | ({"code": code} if code else {}))  # fmt: skip
 
 
-def packed_anew(
-    data: Data, division: Division, settings: TrainSettings, how: Reading, max_positions: int | None
-) -> Packed | WholePacked:
+def write_to_fit(
+    place: Path, division: Division, tokenizer: Any, settings: TrainSettings, row_sizes: list[int], notes: Iterable[str]
+) -> tuple[Data, int]:
+    """Write the data of a new run, and choose the tokens of a row: the first size, or what suits whole documents.
+
+    Chats that are longer than such a row are written anew without their first exchanges.
+    """
+    how = Reading.of(settings)
+    data = write_data(place, division, tokenizer, how, notes)
+    texts = data.tokenised()
+    lengths = np.diff(texts.edges)
+    row_tokens = row_for(lengths, row_sizes) if strategy_for(texts, settings) == "whole" else row_sizes[0]
+    if settings.overlong == "cut" and (lengths[texts.chats] > row_tokens).any():
+        rmtree(place)
+        data = write_data(place, division, tokenizer, how._replace(row_tokens=row_tokens), notes)
+    return data, row_tokens
+
+
+def packed_anew(data: Data, division: Division, settings: TrainSettings, row_tokens: int) -> Packed | WholePacked:
     """The rows of a new run. ValueError where there are none, or for a document that `overlong` refuses."""
-    texts, row_tokens = data.tokenised(), settings.sizes(max_positions)["row_tokens"]
+    texts = data.tokenised()
+    strategy = strategy_for(texts, settings)
     try:
-        return pack(texts, row_tokens, settings, strategy_for(texts, settings))
+        return pack(texts, row_tokens, settings, strategy)
     except TooLong as error:
-        name = trained_on(division, error.number, how).name
+        name = trained_on(division, error.number, Reading.of(settings)).name
         raise ValueError(
             f"{name}: {error}: give longer rows with `row_tokens`, or `overlong='cut'` or `overlong='drop'`"
         ) from None

@@ -152,8 +152,8 @@ class Reading(NamedTuple):
     row_tokens: int | None = None  # a chat of more is left its last exchanges; None where it keeps all
 
     @classmethod
-    def of(cls, settings: TrainSettings, row_tokens: int) -> "Reading":
-        return cls(settings.special == "parse", settings.chat, row_tokens if settings.overlong == "cut" else None)
+    def of(cls, settings: TrainSettings) -> "Reading":
+        return cls(settings.special == "parse", settings.chat)
 
     def trains(self, document: Document) -> bool:
         """Whether anything in a document is to be predicted."""

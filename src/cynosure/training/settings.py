@@ -18,6 +18,7 @@ MICRO_TOKENS = {"cpu": 4096}  # that go through the model at once
 MICRO_TOKENS_ELSEWHERE = 16384
 VALIDATIONS = 10  # of a run, by default
 FINE_TUNING = {"row_tokens": 512, "batch_tokens": 4096}
+WHOLE_ROWS = (512, 1024, 2048)  # of which fine-tuning takes what suits documents that are kept whole
 LEARNING_RATES = {"full": 2e-5, "lora": 2e-4}  # of fine-tuning
 
 
@@ -139,6 +140,15 @@ class TrainSettings:
     def of_json(cls, values: dict[str, Any]) -> "TrainSettings":
         values = {"special": "parse"} | values  # as earlier versions did
         return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
+
+    def row_sizes(self, max_positions: int | None, processes: int) -> list[int]:
+        """Tokens of a row: as asked for, or those that suit model and batch, for whole documents to choose from."""
+        sizes = self.sizes(max_positions)
+        if self.row_tokens is not None or self.init is None:
+            return [sizes["row_tokens"]]
+        batch, most = sizes["batch_tokens"], max_positions or max(WHOLE_ROWS)
+        fitting = [row for row in WHOLE_ROWS if row <= most and batch % (row * processes) == 0]
+        return fitting or [sizes["row_tokens"]]
 
     def sizes(self, max_positions: int | None) -> dict[str, Any]:
         """Tokens of a row and of a batch, and the learning rate: as asked for, or as suits the model.
