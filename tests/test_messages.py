@@ -12,6 +12,7 @@ import typer
 import cynosure
 from cynosure.cli import common
 from cynosure.cli.app import app
+from cynosure.text import as_documents
 
 SOURCES = Path(cynosure.__file__).parent
 ABOVE = ("cli", "bench")  # which are the command line
@@ -64,7 +65,7 @@ def test_every_named_argument_is_an_option() -> None:
 
 
 def test_every_option_of_reading_is_an_argument() -> None:
-    reading = inspect.signature(cynosure.text.as_documents).parameters
+    reading = inspect.signature(as_documents).parameters
     assert {"column", "errors", "split_at", "bad_rows"} <= set(reading)
 
 
