@@ -235,11 +235,14 @@ def test_loading_says_what_is_wrong(tmp_path: Path, tiny_folder: Path) -> None:
     (tmp_path / "text.txt").touch()
     (tmp_path / "gguf").mkdir()
     (tmp_path / "gguf" / "m.gguf").touch()
+    (tmp_path / "scored").mkdir()
+    (tmp_path / "scored" / "manifest.json").touch()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text(json.dumps({"model_type": "nonsense"}))
     cases = {
         str(tmp_path / "empty"): "holds no model: it has no config.json$",
         str(tmp_path / "gguf"): r"has no config.json: give the file, .*m\.gguf",
+        str(tmp_path / "scored"): "is a run of score, not a model: cynosure summary shows it",
         str(tmp_path / "text.txt"): "is not a model",
         str(tmp_path / "no.gguf"): "no such model file",
         "./nowhere": "no such model folder: './nowhere'",

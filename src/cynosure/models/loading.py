@@ -217,6 +217,11 @@ def locate(name: str) -> tuple[Path | str, str]:
                     f"{name} is a training run that is not finished: give one of its {path / 'checkpoints'}, or "
                     "finish it with `resume=True`"
                 )
+            if (path / "manifest.json").is_file():
+                raise FileNotFoundError(
+                    f"{name} is a run of score, not a model: cynosure summary shows it, and cynosure compare takes two of "
+                    "them without texts"
+                )
             inside = sorted(file.name for file in path.glob("*.gguf"))
             hint = f": give the file, {path / inside[0]}" if inside else ""
             raise FileNotFoundError(f"folder {name} holds no model: it has no config.json{hint}")
