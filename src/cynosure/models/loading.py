@@ -219,8 +219,8 @@ def locate(name: str) -> tuple[Path | str, str]:
                 )
             if (path / "manifest.json").is_file():
                 raise FileNotFoundError(
-                    f"{name} is a run of score, not a model: cynosure summary shows it, and cynosure compare takes two of "
-                    "them without texts"
+                    f"{name} is a run of score, not a model: cynosure summary shows it, and cynosure compare takes two "
+                    "of them without texts"
                 )
             inside = sorted(file.name for file in path.glob("*.gguf"))
             hint = f": give the file, {path / inside[0]}" if inside else ""
