@@ -20,7 +20,7 @@ from cynosure.loss.targets import TargetRows
 NATIVE = [
     pytest.param(name, marks=[] if available else pytest.mark.skip(reason=reason))
     for name, available, reason in backends()
-    if name != "torch"
+    if name.startswith("native-")
 ]
 each_native = pytest.mark.parametrize("name", NATIVE)
 
@@ -200,7 +200,7 @@ import torch, cynosure
 from cynosure.loss.native import library
 library.HERE = library.Path({folder!r})
 from cynosure.loss.backends.registry import backends, choose_backend
-assert [s.available for s in backends()] == [False, False, False, True]
+assert [s.name for s in backends() if s.available] == ["torch"]
 assert choose_backend(None)[0].name == "torch"
 print(cynosure.linear_cross_entropy(torch.zeros(1, 2), torch.zeros(8, 2), torch.tensor([3])))
 try:
@@ -217,7 +217,7 @@ def test_without_the_library_torch_does_the_work(tmp_path):
 
 
 def test_elsewhere_than_on_a_cpu():
-    assert [status.available for status in backends("meta")] == [False, False, False, True]
+    assert not any(status.available for status in backends("meta") if status.name.startswith("native-"))
     with pytest.raises(ValueError, match="'native' cannot run here: it works in a CPU's memory"):
         choose_backend("native", "cuda")
 
