@@ -17,12 +17,12 @@ PROVIDERS = ("torch", *RIVALS.values())
 VARIABLE = "CYNOSURE_GEMM"
 WORTH_IT = 1e9  # floating-point operations below which torch does them, whoever is faster
 
-SETTLED: dict[torch.dtype, Gemm] = {}  # in this process, whoever a trial shows to be faster
+SETTLED: dict[torch.dtype, Gemm] = {}  # for this process, whatever a trial would show
 LARGE: list[bool] = []  # not empty: inside of `as_if_large`
 
 
 def choose_gemm(flops: float, dtype: torch.dtype, device: torch.device) -> Gemm:
-    """The provider for products of so many floating-point operations. Raises ValueError for a name there is not."""
+    """The provider of a matmul of so many floating-point operations. Raises ValueError for an unknown name."""
     if dtype not in RIVALS or device.type != "cpu":
         return Gemm("torch", f"it alone has {str(dtype).removeprefix('torch.')} products on this device")
     if asked := os.environ.get(VARIABLE):
@@ -38,7 +38,7 @@ def choose_gemm(flops: float, dtype: torch.dtype, device: torch.device) -> Gemm:
 
 @contextmanager
 def as_if_large() -> Iterator[None]:
-    """Inside, products of any size are made by the provider of large ones."""
+    """Inside, matmuls of any size go to the provider of large ones."""
     LARGE.append(True)
     try:
         yield
@@ -47,13 +47,13 @@ def as_if_large() -> Iterator[None]:
 
 
 def providers() -> dict[str, str]:
-    """Who does large products on this machine's CPU, by dtype: what `settle` takes."""
+    """The provider of large matmuls on this machine's CPU, by dtype: what `settle` takes."""
     chosen = {dtype: choose_gemm(WORTH_IT, dtype, torch.device("cpu")).provider for dtype in RIVALS}
     return {str(dtype).removeprefix("torch."): provider for dtype, provider in chosen.items()}
 
 
 def settle(chosen: dict[str, str]) -> list[str]:
-    """Let these do large products from now on, so that another process's sums can be repeated; who of them is missing.
+    """Fix the providers of large matmuls, so that another process's sums can be repeated; those that are missing.
 
     >>> settle(providers())
     []

@@ -12,11 +12,11 @@ from cynosure.loss.tensors import address
 
 RIVALS = {torch.float32: "openblas", torch.bfloat16: "native"}  # of torch
 DTYPES = {rival: dtype for dtype, rival in RIVALS.items()}
-WORTH_THREADS = 1e8  # below which starting threads takes longer than our own product
+WORTH_THREADS = 1e8  # floating-point operations below which starting threads takes longer than our own matmul
 
 
 class Gemm(NamedTuple):
-    """Who does a product, and why."""
+    """The provider of a matmul, and why."""
 
     provider: str
     reason: str
@@ -53,7 +53,7 @@ def multiply(
 
 
 def unseen(a: Tensor, b: Tensor, out: Tensor, low: Tensor | None, add: bool, keep_low: bool) -> None:
-    """The product itself."""
+    """The matmul itself."""
     if a.dtype == torch.float32:
         blas = find_openblas()
         assert blas is not None

@@ -1,4 +1,4 @@
-"""Who multiplies faster, torch or its rival: tried once on a machine and remembered in the cache folder."""
+"""Which is faster, torch or its rival: tried once on a machine and remembered in the cache folder."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from cynosure.loss.matmul.weight_sum import WeightSum
 from cynosure.system.apart import apart
 from cynosure.system.files import write_whole
 
-TRIAL = (192, 640, 8192)  # rows, hidden size, vocabulary: three products of 2 GFLOP, a hundredth of a second each
+TRIAL = (192, 640, 8192)  # rows, hidden size, vocabulary: three matmuls of 2 GFLOP, a hundredth of a second each
 TRIAL_RUNS = 4
 KEPT = "gemm.json"  # in the cache folder: what the trials have shown
 MOST_KEPT_BYTES = 2**20  # of it: thousands of trials
@@ -24,7 +24,7 @@ MOST_KEPT_BYTES = 2**20  # of it: thousands of trials
 
 @cache
 def fastest(dtype: torch.dtype, n_threads: int) -> Gemm:
-    """The faster provider of a dtype's products on this machine, as remembered or tried."""
+    """The faster provider of a dtype's matmuls on this machine, as remembered or tried."""
     return apart(_fastest, dtype, n_threads)
 
 
@@ -46,7 +46,7 @@ def _fastest(dtype: torch.dtype, n_threads: int) -> Gemm:
 
 
 def agrees(provider: str, dtype: torch.dtype) -> bool:
-    """Whether its products are torch's, for every layout that is asked for."""
+    """Whether its matmuls equal torch's, in every layout that is asked for."""
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(*shape, generator=generator).to(dtype) for shape in ((33, 65), (65, 17)))
     truth = a.double() @ b.double()
@@ -59,7 +59,7 @@ def agrees(provider: str, dtype: torch.dtype) -> bool:
 
 
 def trial(provider: str, dtype: torch.dtype) -> float:
-    """GFLOP/s of a chunk's three products."""
+    """GFLOP/s of a chunk's three matmuls."""
     rows, hidden_size, vocab_size = TRIAL
     hidden, weight = torch.ones(rows, hidden_size, dtype=dtype), torch.ones(vocab_size, hidden_size, dtype=dtype)
     logits, dhidden = torch.empty(rows, vocab_size, dtype=dtype), torch.empty_like(hidden)
@@ -82,7 +82,7 @@ def multiply_by(provider: str, a: Tensor, b: Tensor, out: Tensor, add: bool = Fa
     """out = a @ b, or += with `add`, by this provider alone."""
     if provider != "torch" and multiplied(provider, a, b, out, add):
         return out
-    return torch.addmm(out, a, b, beta=int(add), out=out)
+    return torch.addmm(out, a, b, out=out) if add else torch.mm(a, b, out=out)
 
 
 def remembered() -> dict[str, dict[str, float]]:

@@ -5,14 +5,14 @@ from torch import Tensor
 
 from cynosure.loss.matmul.rivals import multiply, takes
 
-SUM_ROWS = 2048  # of a half-precision dW that torch makes at a time
+SUM_ROWS = 2048  # of a half-precision dW that torch computes at a time
 
 
 class WeightSum:
     """dW (V, D) of half-precision factors, added up chunk by chunk as float32 and then narrowed to its own dtype.
 
-    Our own products keep in `dweight` the upper half of each sum and in `low` the lower one; with torch's, or where dW
-    is wider than its factors, `wide` is a float32 matrix beside it, or it itself.
+    Our own matmuls keep the upper half of each sum in `dweight` and the lower one in `low`. With torch's, or where dW
+    is wider than its factors, `wide` is `dweight` itself or a float32 matrix beside it.
     """
 
     def __init__(self, dweight: Tensor, dtype: torch.dtype, provider: str) -> None:
