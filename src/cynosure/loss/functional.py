@@ -13,8 +13,7 @@ from cynosure.loss.backends.registry import choose_backend
 from cynosure.loss.chunked import Job
 from cynosure.loss.compiler import public
 from cynosure.loss.linear import Head, OwnHead, check_frozen, make_head
-from cynosure.loss.options import ReduceOptions, Reduction, RowOptions, accumulation_dtype
-from cynosure.loss.sizes import check_chunk_tokens
+from cynosure.loss.options import ReduceOptions, Reduction, RowOptions, accumulation_dtype, check_chunk_tokens
 from cynosure.loss.targets import Batch, TargetLike, check_target, make_batch, probability_of
 
 COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

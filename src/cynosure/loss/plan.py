@@ -8,8 +8,8 @@ import torch
 from cynosure.loss.backends.registry import choose_backend
 from cynosure.loss.matmul.choice import choose_gemm
 from cynosure.loss.matmul.rivals import Gemm
-from cynosure.loss.options import Reduction, accumulation_dtype, check_reduction
-from cynosure.loss.sizes import MIB, check_chunk_tokens
+from cynosure.loss.options import Reduction, accumulation_dtype, check_chunk_tokens, check_reduction
+from cynosure.loss.sizes import MIB
 
 
 @dataclass(frozen=True)

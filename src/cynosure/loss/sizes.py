@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from cynosure.loss.options import accumulation_dtype, as_integer
+from cynosure.loss.options import accumulation_dtype
 
 MIB = 2**20
 ALIGNED = 64  # columns of a piece are a multiple of this, which suits every matmul
@@ -53,13 +53,3 @@ OFF_CPU = Sizes(piece_bytes=256 * MIB, block_bytes=None, copied_bytes=None)  # n
 def evenly(n_tokens: int, most: int) -> int:
     """Rows of a chunk, for the fewest chunks of at most `most` rows."""
     return max(1, math.ceil(n_tokens / max(1, math.ceil(n_tokens / most))))
-
-
-def check_chunk_tokens(chunk_tokens: int | None) -> int | None:
-    """None, or an integer of at least 1."""
-    if chunk_tokens is None:
-        return None
-    chunk_tokens = as_integer("chunk_tokens", chunk_tokens)
-    if chunk_tokens < 1:
-        raise ValueError(f"chunk_tokens must be at least 1, or None to choose, got {chunk_tokens}")
-    return chunk_tokens

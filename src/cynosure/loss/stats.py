@@ -10,9 +10,15 @@ from cynosure.loss.chunked import given_rows
 from cynosure.loss.compiler import public
 from cynosure.loss.forward import compute_figures, row_figures, rows_of
 from cynosure.loss.functional import check_class_indices, check_head, check_logits, matmul_dtype
-from cynosure.loss.options import ReduceOptions, RowOptions, accumulation_dtype, as_integer, as_positive
+from cynosure.loss.options import (
+    ReduceOptions,
+    RowOptions,
+    accumulation_dtype,
+    as_integer,
+    as_positive,
+    check_chunk_tokens,
+)
 from cynosure.loss.pieces import Figures
-from cynosure.loss.sizes import check_chunk_tokens
 from cynosure.loss.targets import Batch, check_target, make_batch, rows_between, take_rows
 
 
