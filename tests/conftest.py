@@ -8,7 +8,7 @@ import torch
 from jaxtyping import install_import_hook
 
 # Below the public operations annotations are checked at run time; above, a wrong type gets an error of our own.
-BELOW = ("reference", "chunked", "rows_torch", "autograd")
+BELOW = ("reference", "chunked", "backends.torch_rows", "autograd")
 install_import_hook([f"cynosure.loss.{module}" for module in BELOW], "beartype.beartype")
 
 

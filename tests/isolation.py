@@ -87,8 +87,8 @@ def reset() -> None:
     if theirs := sys.modules.get("transformers.utils.logging"):
         theirs.warning_once.cache_clear()
         theirs.info_once.cache_clear()
-    if gemm := sys.modules.get("cynosure.loss.gemm"):
-        gemm.fastest.cache_clear()
+    if trials := sys.modules.get("cynosure.loss.matmul.trials"):
+        trials.fastest.cache_clear()
     if cpu := sys.modules.get("cynosure.models.cpu"):
         cpu.torch_is_slow.cache_clear()
     if common := sys.modules.get("cynosure.cli.common"):
@@ -184,12 +184,12 @@ def progress() -> Restore:
 
 def providers() -> Restore:
     """Who multiplies large matrices, as a run has settled it."""
-    gemm = sys.modules.get("cynosure.loss.gemm")
-    before = dict(gemm.SETTLED) if gemm else {}
+    choice = sys.modules.get("cynosure.loss.matmul.choice")
+    before = dict(choice.SETTLED) if choice else {}
 
     def restore() -> None:
-        if gemm := sys.modules.get("cynosure.loss.gemm"):
-            gemm.SETTLED.clear()
-            gemm.SETTLED.update(before)
+        if choice := sys.modules.get("cynosure.loss.matmul.choice"):
+            choice.SETTLED.clear()
+            choice.SETTLED.update(before)
 
     return restore

@@ -18,7 +18,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from cynosure.cli import common
-from cynosure.loss import gemm
+from cynosure.loss.matmul import choice, trials
+from cynosure.loss.matmul.rivals import Gemm
 from tests.isolation import isolated
 
 # What to read, and how to change it.
@@ -65,10 +66,10 @@ CHANGES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
         lambda: dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore()),
     ),
     "provider of products": (
-        lambda: dict(gemm.SETTLED), lambda: gemm.SETTLED.update({torch.float32: gemm.Gemm("torch", "left")}),
+        lambda: dict(choice.SETTLED), lambda: choice.SETTLED.update({torch.float32: Gemm("torch", "left")}),
     ),
     "remembered provider": (
-        lambda: gemm.fastest.cache_info().currsize, lambda: gemm.fastest(torch.float32, torch.get_num_threads()),
+        lambda: trials.fastest.cache_info().currsize, lambda: trials.fastest(torch.float32, torch.get_num_threads()),
     ),
     "settings of the command line": (lambda: common.settings.debug, lambda: common.set_debug(True)),
 }  # fmt: skip

@@ -22,6 +22,13 @@ MODEL_FREE = {
     )
 }
 
+# Rooms of the loss, and the modules of it that each imports beside its own.
+ROOMS = {
+    "backends": {"native", "options", "pieces", "sizes", "targets", "tensors"},
+    "matmul": {"machine", "native", "tensors"},
+    "native": set(),
+}
+
 
 def imported(tree: ast.AST, package: tuple[str, ...]) -> Iterator[tuple[int, str]]:
     """(line, dotted name) of every import in a module of `package`, also in functions and by import_module("...")."""
@@ -55,6 +62,14 @@ def complaint(wing: str, name: str) -> str | None:
     return None
 
 
+def room_complaint(room: str, name: str) -> str | None:
+    """Why a module in a room of the loss may not import `name`, or None when it may."""
+    parts = name.split(".")
+    if room not in ROOMS or parts[:2] != ["cynosure", "loss"] or {room, *ROOMS[room]} & {*parts[2:3]}:
+        return None
+    return f"imports {name}: of loss/ {room}/ imports only {', '.join(sorted(ROOMS[room])) or 'itself'}"
+
+
 def violations(package: Path) -> list[str]:
     """One line for every import in the package that points the wrong way."""
     found = []
@@ -70,6 +85,8 @@ def violations(package: Path) -> list[str]:
             why = complaint(wing, name)
             if why is None and path.as_posix() in MODEL_FREE and name.startswith("cynosure.models"):
                 why = f"imports {name}: statistics need no model"
+            if why is None and wing == "loss":
+                why = room_complaint(path.parts[1], name)
             if why:
                 found.append(f"{path}:{line}: {why}")
     return found
@@ -88,6 +105,10 @@ def test_imports_point_downwards() -> None:
         ("loss/plan.py", "from .. import measure"),
         ("loss/plan.py", "from ..measure.run import score"),
         ("loss/deep/plan.py", "from ...measure.run import score"),
+        ("loss/backends/triton_rows.py", "from cynosure.loss.plan import explain"),
+        ("loss/backends/triton_rows.py", "from cynosure.loss.matmul.choice import choose_gemm"),
+        ("loss/matmul/choice.py", "from cynosure.loss.backends.registry import Backend"),
+        ("loss/native/build.py", "from cynosure.loss import explain"),
         ("loss/plan.py", "from cynosure import linear_cross_entropy"),
         ("text/tokens.py", "from cynosure.loss import explain"),
         ("models/head.py", "def f():\n    from cynosure.measure import score"),
@@ -110,6 +131,7 @@ def test_an_upward_import_is_found(path: str, code: str, tmp_path: Path) -> None
     [
         ("loss/plan.py", "import torch\nfrom cynosure.loss.targets import check\nfrom . import targets"),
         ("loss/plan.py", "from cynosure.system.escapes import visible"),
+        ("loss/backends/triton_rows.py", "from cynosure.loss.sizes import Sizes\nfrom .registry import register"),
         ("models/head.py", "from cynosure.loss import explain\nfrom ..text import tokens"),
         ("cli/app.py", "from cynosure import __version__\nfrom cynosure.bench import harness"),
         ("__init__.py", "from cynosure.cli import app"),

@@ -9,6 +9,7 @@ from cynosure.loss import logits_token_logprobs as logits_token_logprobs
 from cynosure.loss import logits_token_stats as logits_token_stats
 from cynosure.loss import token_logprobs as token_logprobs
 from cynosure.loss import token_stats as token_stats
+from cynosure.loss.backends.registry import backends as backends
 from cynosure.measure import Comparison as Comparison
 from cynosure.measure import Meter as Meter
 from cynosure.measure import Scores as Scores

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cynosure.loss.plan import backends
+from cynosure.loss.backends.registry import backends
 
 
 def backend_params():

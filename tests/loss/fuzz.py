@@ -13,9 +13,10 @@ from unittest.mock import patch
 
 import torch
 
-from cynosure.loss import cross_entropy, gemm, linear_cross_entropy, token_stats
+from cynosure.loss import cross_entropy, linear_cross_entropy, token_stats
+from cynosure.loss.backends.registry import backends
+from cynosure.loss.matmul import rivals
 from cynosure.loss.native import library
-from cynosure.loss.plan import backends
 
 INF, NAN = float("inf"), float("nan")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -165,9 +166,9 @@ def matmul(rng, tell):
     with threads(n_threads):
         if way == "split":
             for i in range(3):
-                gemm.native_product(a, b, out, low, add=i > 0, keep_low=i < 2)
+                rivals.native_product(a, b, out, low, add=i > 0, keep_low=i < 2)
         else:
-            gemm.native_product(a, b, out, add=way == "add")
+            rivals.native_product(a, b, out, add=way == "add")
     truth = 3 * truth if way == "split" else truth + (way == "add")
     tolerance = 2**-8 if out.dtype == torch.bfloat16 else 1e-5
     torch.testing.assert_close(out.double(), truth, rtol=tolerance, atol=1e-5 * k)
@@ -177,7 +178,7 @@ def run(kernel, seed, n_cases=None, seconds=INF, tell=lambda text: None):
     """How many cases have passed, until there are enough or the time is up."""
     rng, start, n = random.Random(seed), time.monotonic(), 0
     torch.manual_seed(seed)
-    with patch.object(gemm, "WORTH_THREADS", 1e5):
+    with patch.object(rivals, "WORTH_THREADS", 1e5):
         while n != n_cases and time.monotonic() - start < seconds:
             {"rows": rows, "gemm": matmul}[kernel](rng, tell)
             n += 1

@@ -22,11 +22,11 @@ from cynosure.loss import (
     CrossEntropyLoss,
     LinearCrossEntropyLoss,
     cross_entropy,
-    gemm,
     linear_cross_entropy,
     token_logprobs,
     token_stats,
 )
+from cynosure.loss.matmul.choice import as_if_large
 from tests.loss import oracle
 from tests.loss.subclasses import Float8, Followed, LinearAlone, Lying, Named, Opened
 
@@ -312,7 +312,7 @@ def main():
     torch.use_deterministic_algorithms(True, warn_only=True)  # torch.empty holds NaN
     n = 0
     for large in (False, True):  # torch's products, then the provider's of large ones
-        with gemm.as_if_large() if large else nullcontext():
+        with as_if_large() if large else nullcontext():
             for case in chain(cases(), empty_batches(), () if large else true_sizes()):
                 n += 1
                 if found := fault(*case):

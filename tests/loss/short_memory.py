@@ -12,11 +12,11 @@ from types import SimpleNamespace
 
 import torch
 
-from cynosure.loss.gemm import native_product
+from cynosure.loss.backends.registry import choose_backend
+from cynosure.loss.matmul.rivals import native_product
 from cynosure.loss.native import library as native
 from cynosure.loss.options import RowOptions
 from cynosure.loss.pieces import Best, Piece
-from cynosure.loss.plan import choose_backend
 from cynosure.loss.targets import TargetRows
 
 N_THREADS = 3

@@ -11,8 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from cynosure.loss import LinearCrossEntropyLoss, cross_entropy, linear_cross_entropy, token_logprobs, token_stats
-from cynosure.loss import gemm as gemm_module
-from cynosure.loss.gemm import RIVALS, VARIABLE, why_missing
+from cynosure.loss.matmul import rivals
+from cynosure.loss.matmul.choice import VARIABLE
+from cynosure.loss.matmul.rivals import RIVALS, why_missing
 
 N, KEPT, D, V = 130, 100, 32, 3000
 GEMM = 2 * KEPT * D * V
@@ -109,7 +110,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
-from cynosure.loss.gemm import RIVALS, agrees, fastest
+from cynosure.loss.matmul.rivals import RIVALS
+from cynosure.loss.matmul.trials import fastest
 class Seen(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         raise AssertionError(func)
@@ -150,7 +152,7 @@ def test_without_an_onlooker_no_operation_is_called(monkeypatch):
     if why := why_missing("openblas"):
         pytest.skip(why)
     monkeypatch.setenv(VARIABLE, "openblas")
-    monkeypatch.setattr(gemm_module.torch.ops.cynosure, "gemm", None)
+    monkeypatch.setattr(rivals.torch.ops.cynosure, "gemm", None)
     hidden, weight, target, _ = batch(torch.float32)
     linear_cross_entropy(hidden, weight, target).backward()
     assert weight.grad.isfinite().all()

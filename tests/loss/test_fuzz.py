@@ -2,7 +2,7 @@
 
 import pytest
 
-from cynosure.loss.gemm import why_missing
+from cynosure.loss.matmul.rivals import why_missing
 from cynosure.loss.native.library import library
 from tests.loss import fuzz
 

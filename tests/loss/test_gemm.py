@@ -8,9 +8,13 @@ import sys
 import pytest
 import torch
 
-from cynosure.loss import explain, gemm, linear_cross_entropy, token_stats
-from cynosure.loss.gemm import VARIABLE, WeightSum, choose_gemm, native_product, product, takes, why_missing
-from cynosure.loss.openblas import find_openblas
+from cynosure.loss import explain, linear_cross_entropy, token_stats
+from cynosure.loss.linear import product
+from cynosure.loss.matmul import rivals, trials
+from cynosure.loss.matmul.choice import VARIABLE, choose_gemm
+from cynosure.loss.matmul.openblas import find_openblas
+from cynosure.loss.matmul.rivals import native_product, takes, why_missing
+from cynosure.loss.matmul.weight_sum import WeightSum
 from tests.loss import oracle
 from tests.loss.cases import assert_same, evaluate, make_case
 from tests.loss.probes import assert_three_way, rms_error
@@ -70,7 +74,7 @@ def test_our_own_products_are_summed_in_float32(m, k, n):
 @pytest.mark.parametrize(("m", "k", "n"), [(40, 70, 2000), (2000, 70, 40), (40, 2000, 70)])
 def test_more_threads_than_there_is_work_for(m, k, n, monkeypatch):
     """Each thread has memory of its own: there are no more of them than parts of the matmul."""
-    monkeypatch.setattr(gemm, "WORTH_THREADS", 0)
+    monkeypatch.setattr(rivals, "WORTH_THREADS", 0)
     a, b, outs = torch.randn(m, k).bfloat16(), torch.randn(k, n).bfloat16(), []
     for n_threads in (100, 2**31 - 1):
         monkeypatch.setattr(torch, "get_num_threads", lambda n_threads=n_threads: n_threads)
@@ -88,8 +92,7 @@ def test_a_sum_in_two_halves_is_one_of_float32(n_chunks, rows, v, d):
     torch.manual_seed(0)
     chunks = [(torch.randn(rows, v).bfloat16(), torch.randn(rows, d).bfloat16()) for _ in range(n_chunks)]
     dweight, wide = torch.full((v, d), torch.nan).bfloat16(), torch.zeros(v, d)
-    total = WeightSum(dweight, torch.bfloat16, 0.0)
-    total.native = True
+    total = WeightSum(dweight, torch.bfloat16, "native")
     for i, (dlogits, hidden) in enumerate(chunks):
         total.add(dlogits.t(), hidden, i == 0, i == n_chunks - 1)
         native_product(dlogits.t(), hidden, wide, add=True)
@@ -102,8 +105,7 @@ def test_a_sum_in_two_halves_is_one_of_float32(n_chunks, rows, v, d):
 def test_infinities_and_nan_pass_through_the_halves():
     special = torch.tensor([[torch.inf, -torch.inf, torch.nan, 1.0]]).bfloat16()
     dweight = torch.zeros(4, 1).bfloat16()
-    total = WeightSum(dweight, torch.bfloat16, 0.0)
-    total.native = True
+    total = WeightSum(dweight, torch.bfloat16, "native")
     total.add(special.t(), torch.ones(1, 1).bfloat16(), True, False)
     total.add(torch.ones(4, 1).bfloat16(), torch.ones(1, 1).bfloat16(), False, True)
     assert dweight[:2, 0].tolist() == [torch.inf, -torch.inf]
@@ -211,11 +213,11 @@ def test_an_unknown_provider(monkeypatch):
 
 def test_a_provider_that_is_not_there(monkeypatch):
     monkeypatch.setenv(VARIABLE, "openblas")
-    monkeypatch.setattr(gemm, "find_openblas", lambda: None)
+    monkeypatch.setattr(rivals, "find_openblas", lambda: None)
     with pytest.raises(ValueError, match="there is no OpenBLAS"):
         choose_gemm(1e12, torch.float32, CPU)
     monkeypatch.delenv(VARIABLE)
-    chosen = gemm.fastest.__wrapped__(torch.float32, 1)
+    chosen = trials.fastest.__wrapped__(torch.float32, 1)
     assert chosen.provider == "torch"
     assert "there is no OpenBLAS" in chosen.reason
 
@@ -228,10 +230,10 @@ class TestTheTrial:
         self.kept = tmp_path / "cache" / "gemm.json"
         self.rates = {"torch": 100.0, "openblas": 300.0}
         self.tried = []
-        monkeypatch.setattr(gemm, "trial", lambda name, dtype: self.tried.append(name) or self.rates[name])
+        monkeypatch.setattr(trials, "trial", lambda name, dtype: self.tried.append(name) or self.rates[name])
 
     def choose(self, n_threads=1):
-        return gemm.fastest.__wrapped__(torch.float32, n_threads)
+        return trials.fastest.__wrapped__(torch.float32, n_threads)
 
     def test_is_made_once_and_remembered(self):
         assert self.choose() == ("openblas", "openblas 300 GFLOP/s, torch 100 in a trial")
@@ -313,8 +315,8 @@ class TestTheTrial:
 
 @provider_params
 def test_the_trial_measures(provider, dtype):
-    assert gemm.agrees(provider, dtype)
-    assert gemm.trial(provider, dtype) > 0.1
+    assert trials.agrees(provider, dtype)
+    assert trials.trial(provider, dtype) > 0.1
 
 
 PINNED = """

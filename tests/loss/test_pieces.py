@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from cynosure.loss import explain, linear_cross_entropy, plan, token_stats
+from cynosure.loss import explain, linear_cross_entropy, token_stats
+from cynosure.loss.sizes import Sizes
 from tests.loss import oracle
 from tests.loss.cases import KINDS, make_case
 from tests.loss.probes import Allocations, Gemms
@@ -21,8 +22,8 @@ def pieces_of(monkeypatch):
     """Sets how many columns a piece of ROWS rows has."""
 
     def choose(columns, dtype=torch.float64):
-        monkeypatch.setattr(plan, "PIECE_BYTES", columns * ROWS * dtype.itemsize)
-        assert plan.choose_piece(ROWS, V, dtype, torch.device("cpu"), None) == (ROWS, min(columns, V))
+        monkeypatch.setattr(Sizes, "piece_bytes", columns * ROWS * dtype.itemsize)
+        assert Sizes().piece(ROWS, V, dtype, None) == (ROWS, min(columns, V))
 
     return choose
 
@@ -62,7 +63,7 @@ def test_figures(topk, options, columns, backend, pieces_of):
 def test_ties(topk, dtype, columns, backend, monkeypatch):
     """Argmax is the first of equals, in whichever piece, and so is the order of the top."""
     case = integer_batch(dtype)
-    monkeypatch.setattr(plan, "PIECE_BYTES", columns * len(case.hidden) * dtype.itemsize)
+    monkeypatch.setattr(Sizes, "piece_bytes", columns * len(case.hidden) * dtype.itemsize)
     ours = case.call(token_stats, topk=topk, backend=backend)
     logits = case.hidden.double() @ case.weight.double().T
     first = (logits == logits.amax(-1, keepdim=True)).int().argmax(-1)
@@ -120,7 +121,7 @@ def test_the_target_is_compared_with_what_it_is_itself(dtype, backend, monkeypat
     case = make_case(lead=(130,), d=300, v=5003, ignored=0).to(dtype)
     logits = case.hidden.double() @ case.weight.double().T
     case.target[::2] = logits.argmax(-1)[::2]
-    monkeypatch.setattr(plan, "PIECE_BYTES", 130 * dtype.itemsize * 320)
+    monkeypatch.setattr(Sizes, "piece_bytes", 130 * dtype.itemsize * 320)
     ours = case.call(token_stats, backend=backend)
     assert torch.equal(ours.rank == 1, ours.argmax == case.target) or dtype == torch.bfloat16  # where ties are many
     assert (ours.rank[ours.argmax == case.target] == 1).all()
@@ -132,7 +133,7 @@ def test_equal_embeddings_tie(backend, monkeypatch):
     """Tokens that were never trained often share one embedding: none of them is above another."""
     case = make_case(lead=(70,), d=300, v=1000, ignored=0).to(torch.float32)
     case.weight[:] = case.weight[0]
-    monkeypatch.setattr(plan, "PIECE_BYTES", 70 * 4 * 128)
+    monkeypatch.setattr(Sizes, "piece_bytes", 70 * 4 * 128)
     ours = case.call(token_stats, backend=backend)
     assert ours.nll.allclose(torch.tensor(1000.0).log(), rtol=1e-5)
     assert (ours.rank == 1).float().mean() > 0.9  # but for what a product rounds differently at its edge
@@ -140,7 +141,7 @@ def test_equal_embeddings_tie(backend, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_row_is_held_whole(dtype, backend, monkeypatch):
-    monkeypatch.setattr(plan, "PIECE_BYTES", 2**18)
+    monkeypatch.setattr(Sizes, "piece_bytes", 2**18)
     case = make_case(lead=(50,), d=3, v=20_011).to(dtype)
     with Allocations(case.hidden, case.weight, case.target) as made, torch.no_grad():
         case.call(linear_cross_entropy, backend=backend)

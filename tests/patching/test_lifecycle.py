@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.parameter import UninitializedBuffer
 
 import cynosure
-from cynosure.loss import chunked, gemm, head
+from cynosure.loss import chunked, linear
 from cynosure.patching import Patch, patch, unpatch
 from cynosure.patching.pending import PendingLogits
 from tests.loss.subclasses import Lying, Parted
@@ -151,7 +151,7 @@ def test_wrong_gradients_are_refused(
             self.dweight.zero_()
 
     monkeypatch.setattr(chunked, "product", product)
-    monkeypatch.setattr(head, "product", product)
+    monkeypatch.setattr(linear, "product", product)
     monkeypatch.setattr(chunked.WeightSum, "add", add)
     with pytest.raises(ValueError, match=f"cannot be patched: the gradient of its head's {faulty} is off by"):
         patch(llama)
@@ -164,14 +164,14 @@ def test_wrong_gradients_are_refused(
 
 
 def test_verified_by_the_products_of_large_batches(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked, choose = [], gemm.choose_gemm
+    asked, choose = [], linear.choose_gemm
 
     def choose_gemm(flops: float, *args: Any) -> Any:
         found = choose(flops, *args)
         asked.append(found.reason)
         return found
 
-    monkeypatch.setattr(gemm, "choose_gemm", choose_gemm)
+    monkeypatch.setattr(linear, "choose_gemm", choose_gemm)
     with patch(llama):
         assert any(reason != "the products are small" for reason in asked)
         asked.clear()

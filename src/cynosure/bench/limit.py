@@ -8,7 +8,7 @@ import torch
 
 from cynosure.bench.contestants import Inputs, Outputs
 from cynosure.loss import explain
-from cynosure.loss.gemm import product
+from cynosure.loss.linear import product
 from cynosure.loss.plan import Plan
 
 

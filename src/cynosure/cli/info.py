@@ -27,9 +27,10 @@ def gather() -> dict[str, Any]:
     """Everything `info` tells, as plain values."""
     import torch
 
-    from cynosure.loss.gemm import RIVALS, choose_gemm
+    from cynosure.loss.backends.registry import backends
     from cynosure.loss.machine import cache_directory, cpu_name
-    from cynosure.loss.plan import backends
+    from cynosure.loss.matmul.choice import choose_gemm
+    from cynosure.loss.matmul.rivals import RIVALS
     from cynosure.models.loading import find_device
     from cynosure.models.packaged import PACKAGED
 

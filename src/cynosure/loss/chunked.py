@@ -11,11 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cynosure.loss.gemm import WeightSum, product
-from cynosure.loss.head import Head, OwnHead
+from cynosure.loss.backends.registry import Backend
+from cynosure.loss.backends.torch_rows import target_gradient
+from cynosure.loss.linear import Head, OwnHead, product
+from cynosure.loss.matmul.choice import choose_gemm
+from cynosure.loss.matmul.weight_sum import WeightSum
 from cynosure.loss.options import RowOptions, accumulation_dtype
-from cynosure.loss.plan import Backend, block_rows, choose_chunk_tokens
-from cynosure.loss.rows_torch import target_gradient
 from cynosure.loss.targets import Batch, rows_between, take_rows
 
 
@@ -61,12 +62,10 @@ class Wanted(NamedTuple):
         return self.dhidden or self.dweight or self.dbias
 
 
-def logits_chunks(
-    hidden: Tensor, head: Head | OwnHead, rows: Tensor | None, n_rows: int, chunk_tokens: int | None
-) -> Iterator[Chunk]:
+def logits_chunks(job: Job, hidden: Tensor, head: Head | OwnHead) -> Iterator[Chunk]:
     """Logits of the n counted rows, R at a time, in one reused buffer: one GEMM in all."""
-    vocab_size = head.shape[0]
-    n_chunk = choose_chunk_tokens(n_rows, vocab_size, hidden.dtype, chunk_tokens)
+    vocab_size, rows, n_rows = head.shape[0], job.batch.inputs, job.batch.n_rows
+    n_chunk = job.backend.sizes(hidden.device).chunk_rows(n_rows, vocab_size, hidden.dtype, job.chunk_tokens)
     buffer = hidden.new_empty(n_chunk if n_rows else 0, vocab_size)
     for start in range(0, n_rows, n_chunk):
         stop = min(start + n_chunk, n_rows)
@@ -92,7 +91,8 @@ def visit(
 
 def blocks(backend: Backend, logits: Tensor, n_rows: int, copied: bool = False) -> Iterator[tuple[int, int]]:
     """Pieces of n rows of such logits (..., V) that a row kernel takes one at a time, small if copied for it."""
-    n_block = block_rows(backend, n_rows, logits.shape[-1], logits.dtype, logits.device, copied)
+    copied = copied or logits.dtype not in backend.dtypes
+    n_block = backend.sizes(logits.device).block_rows(n_rows, logits.shape[-1], logits.dtype, copied)
     for start in range(0, n_rows, n_block):
         yield start, min(start + n_block, n_rows)
 
@@ -131,7 +131,9 @@ class Gradients:
         elif self.dweight is not None:
             first, last = chunk.start == 0, chunk.stop == self.job.batch.n_rows
             if first:
-                self.sum_dweight = WeightSum(self.dweight, dlogits.dtype, 2.0 * dlogits.numel() * self.dweight.shape[1])
+                flops = 2.0 * dlogits.numel() * self.dweight.shape[1]
+                provider = choose_gemm(flops, dlogits.dtype, dlogits.device).provider
+                self.sum_dweight = WeightSum(self.dweight, dlogits.dtype, provider)
             assert self.sum_dweight is not None
             self.sum_dweight.add(dlogits.t(), chunk.hidden, first, last)
             if last:
@@ -161,7 +163,7 @@ def compute(
         loss = torch.empty(job.batch.n_rows, dtype=accumulation_dtype(job.dtype), device=hidden.device)
         unit = _unit(upstream, job.dtype)
         gradients = Gradients(hidden, head, job, wanted, unit)
-        for chunk in logits_chunks(hidden, head, job.batch.inputs, job.batch.n_rows, job.chunk_tokens):
+        for chunk in logits_chunks(job, hidden, head):
             if gradients.dtarget is not None:
                 for start, stop in blocks(job.backend, chunk.logits, len(chunk.logits), copied=True):
                     _put_dtarget(gradients.dtarget, job, chunk.start + start, chunk.logits[start:stop], upstream / unit)

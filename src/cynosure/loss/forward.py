@@ -9,13 +9,13 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from cynosure.loss.backends.registry import Backend
 from cynosure.loss.chunked import Job, visit
-from cynosure.loss.gemm import choose_gemm
-from cynosure.loss.head import Head, OwnHead
+from cynosure.loss.linear import Head, OwnHead
+from cynosure.loss.matmul.choice import choose_gemm
 from cynosure.loss.options import RowOptions, accumulation_dtype
 from cynosure.loss.pieces import Best, Figures, LossPart, Piece, StatsPart, figures, put_figures_together, put_together
-from cynosure.loss.plan import Backend, choose_chunk_tokens, choose_piece
-from cynosure.loss.targets import rows_between
+from cynosure.loss.targets import Batch, rows_between
 
 MANY = 8  # parts that are put together at once: few enough for torch to do it in one thread, beside the products'
 TARGETS = 64  # rows whose targets' logits are made at a time
@@ -55,19 +55,19 @@ class Rows(NamedTuple):
 
 
 def rows_of(
-    hidden: Tensor, head: Head | OwnHead, rows: Tensor | None, n_rows: int, chunk_tokens: int | None
+    hidden: Tensor, head: Head | OwnHead, batch: Batch, backend: Backend, chunk_tokens: int | None
 ) -> Iterator[Rows]:
     """The counted rows, R at a time, sharing one buffer."""
-    vocab_size, hidden_size = head.shape
+    (vocab_size, hidden_size), n_rows, sizes = head.shape, batch.n_rows, backend.sizes(hidden.device)
     if isinstance(head, OwnHead):
-        n_chunk, columns = choose_chunk_tokens(n_rows, vocab_size, hidden.dtype, chunk_tokens), vocab_size
+        n_chunk, columns = sizes.chunk_rows(n_rows, vocab_size, hidden.dtype, chunk_tokens), vocab_size
     else:
-        n_chunk, columns = choose_piece(n_rows, vocab_size, hidden.dtype, hidden.device, chunk_tokens)
+        n_chunk, columns = sizes.piece(n_rows, vocab_size, hidden.dtype, chunk_tokens)
     provider = choose_gemm(2.0 * n_chunk * hidden_size * vocab_size, hidden.dtype, hidden.device).provider
     buffer = hidden.new_empty(n_chunk * columns if n_rows else 0)
     for start in range(0, n_rows, n_chunk):
         stop = min(start + n_chunk, n_rows)
-        yield Rows(start, stop, hidden[rows_between(rows, start, stop)], head, buffer, columns, provider)
+        yield Rows(start, stop, hidden[rows_between(batch.inputs, start, stop)], head, buffer, columns, provider)
 
 
 def visit_piece(backend: Backend, logits: Tensor, kernel: Callable[[Tensor, int, int], Part]) -> Part:
@@ -85,7 +85,7 @@ def compute_loss(job: Job, hidden: Tensor, head: Head | OwnHead) -> Tensor:
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         hidden, head = hidden.to(job.dtype), head.to(job.dtype)
         loss = torch.empty(batch.n_rows, dtype=accumulation_dtype(job.dtype), device=hidden.device)
-        for rows in rows_of(hidden, head, batch.inputs, batch.n_rows, job.chunk_tokens):
+        for rows in rows_of(hidden, head, batch, job.backend, job.chunk_tokens):
             parts: list[LossPart] = []
             for piece, logits in rows.pieces():
                 parts.append(visit_piece(job.backend, logits, _loss_kernel(job, rows.start, piece, logits.shape[-1])))

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from cynosure.loss.autograd import FusedRows, FusedSum, LogitsRows, Shapes, apply
+from cynosure.loss.backends.registry import choose_backend
 from cynosure.loss.chunked import Job
-from cynosure.loss.head import Head, OwnHead, check_frozen, make_head
-from cynosure.loss.options import ReduceOptions, Reduction, RowOptions, accumulation_dtype
-from cynosure.loss.plan import check_chunk_tokens, choose_backend
+from cynosure.loss.compiler import public
+from cynosure.loss.linear import Head, OwnHead, check_frozen, make_head
+from cynosure.loss.options import ReduceOptions, Reduction, RowOptions, accumulation_dtype, check_chunk_tokens
 from cynosure.loss.targets import Batch, TargetLike, check_target, make_batch, probability_of
-from cynosure.loss.tensors import public
 
 COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -66,7 +66,7 @@ def linear_cross_entropy(
         normalizer: what "mean" divides by, a constant: say the number of tokens in the whole accumulated or
             distributed batch. By default the sum of token weights times class_weight[target].
         shift: k pairs hidden[..., :T-k, :] with target[..., k:], without copies; 1 is next-token prediction.
-        backend: a name of `cynosure.loss.plan.backends()`, or None to choose.
+        backend: a name of `cynosure.backends()`, or None to choose.
         chunk_tokens: rows of logits held at once, or None to choose.
 
     Returns:

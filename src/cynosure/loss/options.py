@@ -71,6 +71,16 @@ def check_reduction(reduction: str) -> None:
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
 
 
+def check_chunk_tokens(chunk_tokens: int | None) -> int | None:
+    """None, or an integer of at least 1."""
+    if chunk_tokens is None:
+        return None
+    chunk_tokens = as_integer("chunk_tokens", chunk_tokens)
+    if chunk_tokens < 1:
+        raise ValueError(f"chunk_tokens must be at least 1, or None to choose, got {chunk_tokens}")
+    return chunk_tokens
+
+
 def as_integer(name: str, value: object) -> int:
     """The integer that this is: Python's, NumPy's, or the one element of a tensor or array."""
     only = _only_element(name, value)

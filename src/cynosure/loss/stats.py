@@ -5,14 +5,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cynosure.loss.backends.registry import Backend, choose_backend
 from cynosure.loss.chunked import given_rows
+from cynosure.loss.compiler import public
 from cynosure.loss.forward import compute_figures, row_figures, rows_of
 from cynosure.loss.functional import check_class_indices, check_head, check_logits, matmul_dtype
-from cynosure.loss.options import ReduceOptions, RowOptions, accumulation_dtype, as_integer, as_positive
+from cynosure.loss.options import (
+    ReduceOptions,
+    RowOptions,
+    accumulation_dtype,
+    as_integer,
+    as_positive,
+    check_chunk_tokens,
+)
 from cynosure.loss.pieces import Figures
-from cynosure.loss.plan import Backend, check_chunk_tokens, choose_backend
 from cynosure.loss.targets import Batch, check_target, make_batch, rows_between, take_rows
-from cynosure.loss.tensors import public
 
 
 class TokenStats(NamedTuple):
@@ -71,7 +78,7 @@ def token_stats(
         return figures.stats()
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         flat, head, batch = hidden.reshape(-1, hidden.shape[-1]).to(dtype), head.to(dtype), asked.batch
-        for chunk in rows_of(flat, head, batch.inputs, batch.n_rows, chunk_tokens):
+        for chunk in rows_of(flat, head, batch, asked.backend, chunk_tokens):
             index = asked.classes(chunk.start, chunk.stop)
             found = compute_figures(chunk, index, asked.backend, asked.options, asked.topk, asked.beta)
             figures.put(chunk.start, chunk.stop, found)

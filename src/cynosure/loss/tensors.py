@@ -5,11 +5,10 @@ kernel may read it by its address. A subclass may keep its values anywhere (DTen
 plain here, and its gradient comes back as the subclass keeps it; where that is not exact, one sentence says why.
 """
 
-import inspect
 import sys
-from collections.abc import Callable, Iterator
-from functools import cache, wraps
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,29 +17,10 @@ from torch.nn import Parameter
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils._python_dispatch import _disable_current_modes, is_traceable_wrapper_subclass
 
-from cynosure.loss.compiler import uncompiled
 from cynosure.loss.transforms import NO_TRACING, NO_TRANSFORMS
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 Keys = torch._C.DispatchKey
 Modes = torch._C._TorchDispatchModeKey
-
-
-def public(function: Callable[P, R]) -> Callable[P, R]:
-    """A public operation: never traced by torch.compile, and called with plain tensors (see above)."""
-    parameters = inspect.signature(function).parameters.values()
-    names = [parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
-
-    @wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        is_simple = not torch._C._len_torch_dispatch_stack() and all(map(is_plain, (*args, *kwargs.values())))
-        if is_simple or len(args) > len(names):
-            return function(*args, **kwargs)
-        return function(**plain_arguments(dict(zip(names, args, strict=False)) | kwargs))  # type: ignore[call-arg]
-
-    return uncompiled(call)
 
 
 def is_plain(x: Any) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cynosure.loss import TokenStats, token_stats
+from cynosure.loss.linear import capped
 from cynosure.loss.tensors import place
 from cynosure.models.cpu import fast_cpu
 from cynosure.models.finite import check_finite
@@ -47,8 +48,7 @@ class Head(NamedTuple):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V), in full: for a few tokens only."""
-        z = self.scale * nn.functional.linear(hidden, self.weight, self.bias)
-        return z if self.softcap is None else self.softcap * torch.tanh(z / self.softcap)
+        return capped(nn.functional.linear(hidden, self.weight, self.bias), self.scale, self.softcap)
 
     def stats(self, hidden: Tensor, target: Tensor, **options: Any) -> TokenStats:
         """`token_stats` of these logits, none of which is kept; options as there."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cynosure.loss.head import readable
+from cynosure.loss.linear import capped, readable
 
 
 @dataclass(frozen=True)
@@ -151,10 +151,7 @@ class Recipe:
 
     def logits_of(self, z: Tensor) -> Tensor:
         """What becomes of the product (..., V) of states and head."""
-        z = z if self.scale == 1 else z * self.scale
-        if self.softcap is not None:
-            z = torch.tanh(z / self.softcap) * self.softcap
-        z = z.to(self.dtype)
+        z = capped(z, self.scale, self.softcap).to(self.dtype)
         return (z.log_softmax(-1) if self.normalized else z).movedim(-1, self.axis)
 
 

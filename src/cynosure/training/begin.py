@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from cynosure import __version__
-from cynosure.loss.gemm import providers
+from cynosure.loss.matmul.choice import providers
 from cynosure.measure import Corpus
 from cynosure.measure.manifest import difference
 from cynosure.models import LanguageModel, Regimes, check_apart, load

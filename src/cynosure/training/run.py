@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from cynosure.loss.gemm import settle
+from cynosure.loss.matmul.choice import settle
 from cynosure.measure import Corpus, Scores, open_run
 from cynosure.measure.workers import PATIENCE, Workers
 from cynosure.models import load

@@ -1,8 +1,6 @@
 """The row kernel in torch operations: any device, the one every other backend must equal.
 
-A row kernel visits a block of r rows of raw logits z, held in the accumulation dtype and its to overwrite.
-`loss_rows` takes whole rows (r, V), gives each one's loss and may leave d(logits) in z. `loss_piece` and `stats_piece`
-take a piece of each row (r, v) and give what it adds to the loss or to the figures of `token_stats`.
+`registry.Backend` says what `loss_rows`, `loss_piece` and `stats_piece` are for.
 """
 
 from typing import NamedTuple
@@ -10,8 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cynosure.loss.backends.registry import register
 from cynosure.loss.options import RowOptions
 from cynosure.loss.pieces import INF, Best, LossPart, Piece, StatsPart, base_of
+from cynosure.loss.sizes import OFF_CPU, Sizes
 from cynosure.loss.targets import TargetRows
 
 UNDERFLOW = -1e4  # exp of it is 0 in every dtype, while 0 * it is 0 and not NaN as 0 * -inf would be
@@ -168,3 +168,25 @@ def _keep_best(z: Tensor, piece: Piece, index: Tensor, best: Best) -> None:
         kept = best.with_others(top.values.double(), ids.masked_fill_(ids == index[:, None], -1))
         best.z.copy_(kept.z)
         best.ids.copy_(kept.ids)
+
+
+class TorchRows:
+    """These functions as a backend."""
+
+    name, priority, in_place = "torch", 0, False
+    about = "torch operations run on any device and in any float dtype"
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64)
+    loss_rows = staticmethod(loss_rows)
+    loss_piece = staticmethod(loss_piece)
+    stats_piece = staticmethod(stats_piece)
+
+    def unavailable(self, device: torch.device) -> str | None:
+        """It runs on every device."""
+        return None
+
+    def sizes(self, device: torch.device) -> Sizes:
+        """How many rows of logits suit it on this device."""
+        return Sizes() if device.type == "cpu" else OFF_CPU
+
+
+register(TorchRows())

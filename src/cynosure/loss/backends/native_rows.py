@@ -1,4 +1,4 @@
-"""The row kernel in C++: the same functions as `rows_torch`, for rows in a CPU's memory.
+"""The row kernel in C++, for rows in a CPU's memory: one backend for each of its instruction sets.
 
 One call takes a whole chunk, its rows shared out among as many threads as torch uses.
 """
@@ -6,20 +6,42 @@ One call takes a whole chunk, its rows shared out among as many threads as torch
 import torch
 from torch import Tensor
 
-from cynosure.loss.native.library import INSTRUCTIONS, STORED, Logits, LossRows, StatsRows, call
+from cynosure.loss.backends.registry import register
+from cynosure.loss.native.library import INSTRUCTIONS, STORED, Logits, LossRows, StatsRows, call, library
 from cynosure.loss.options import RowOptions, accumulation_dtype
 from cynosure.loss.pieces import Best, LossPart, Piece, StatsPart
+from cynosure.loss.sizes import MIB, Sizes
 from cynosure.loss.targets import TargetRows
 from cynosure.loss.tensors import address
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+SIZES = Sizes(block_bytes=64 * MIB)  # enough rows for every thread; a dense target's are converted for as many
 
 
 class NativeRows:
     """The kernel with one of the instruction sets."""
 
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64, torch.bfloat16)
+    in_place = True
+
     def __init__(self, instructions: str) -> None:
-        self.instructions = INSTRUCTIONS.index(instructions)
+        self.name, self.instructions = f"native-{instructions}", instructions
+        self.code = INSTRUCTIONS.index(instructions)
+        self.priority = 10 + self.code
+        self.about = "C++, compiled for any processor" if instructions == "portable" else "C++"
+
+    def unavailable(self, device: torch.device) -> str | None:
+        """Why it cannot run on this device; None where it can."""
+        if device.type != "cpu":
+            return f"it works in a CPU's memory, the tensors are on {device.type}"
+        if library().functions is None:
+            return library().reason
+        if self.instructions not in library().instructions:
+            return f"this processor has no {self.instructions.upper()}"
+        return None
+
+    def sizes(self, device: torch.device) -> Sizes:
+        """How many rows of logits suit it."""
+        return SIZES
 
     def loss_rows(self, z: Tensor, target: TargetRows, options: RowOptions, upstream: Tensor | None = None) -> Tensor:
         """Loss (r,) of each row; with upstream (r,), z becomes upstream * d(loss)/d(logits)."""
@@ -75,7 +97,7 @@ class NativeRows:
         assert z.stride(-1) == 1 or z.shape[-1] == 1
         return Logits(
             address(z), STORED[str(z.dtype).removeprefix("torch.")], z.shape[0], z.shape[1], z.stride(0),
-            options.scale, options.softcap or 0.0, self.instructions, torch.get_num_threads(),
+            options.scale, options.softcap or 0.0, self.code, torch.get_num_threads(),
         )  # fmt: skip
 
 
@@ -91,3 +113,6 @@ def equal_steps(beta: Tensor) -> bool:
     """Whether ascending beta are an arithmetic series, to the rounding of 1 / temperature."""
     steps = beta.diff()
     return len(beta) > 2 and bool((steps - steps[0]).abs().max() <= 1e-12 * beta[-1])
+
+
+register(*map(NativeRows, INSTRUCTIONS))

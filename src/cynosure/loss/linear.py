@@ -1,4 +1,7 @@
-"""What turns hidden states into logits: a weight in plain memory, or one that multiplies by itself."""
+"""The linear layer that turns hidden states into logits: a weight in plain memory, or one that multiplies by itself.
+
+r rows, D hidden size, V vocabulary
+"""
 
 from functools import cached_property
 from typing import NamedTuple
@@ -7,8 +10,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cynosure.loss.gemm import product
+from cynosure.loss.matmul.choice import choose_gemm
+from cynosure.loss.matmul.rivals import multiplied
 from cynosure.loss.tensors import is_plain, multiplies_itself
+
+
+def product(a: Tensor, b: Tensor, out: Tensor, add: bool = False, provider: str | None = None) -> Tensor:
+    """out (M, N) = a (M, K) @ b (K, N), or += with `add`; by the provider named, or the one to choose."""
+    provider = provider or choose_gemm(2.0 * a.shape[0] * a.shape[1] * b.shape[1], a.dtype, a.device).provider
+    if provider != "torch" and multiplied(provider, a, b, out, add):
+        return out
+    return torch.addmm(out, a, b, out=out) if add else torch.mm(a, b, out=out)  # addmm_ is not counted as FLOPs
+
+
+def capped(z: Tensor, scale: float, softcap: float | None) -> Tensor:
+    """Logits that a model makes of z = hidden @ weight.T + bias: softcap * tanh(scale * z / softcap), or scale * z."""
+    z = z if scale == 1 else z * scale
+    return z if softcap is None else torch.tanh(z / softcap) * softcap
 
 
 class Head(NamedTuple):

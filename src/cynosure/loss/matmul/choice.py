@@ -1,0 +1,68 @@
+"""Which provider does a matmul.
+
+`$CYNOSURE_GEMM` names one for every size, so that a run can be repeated bit for bit; torch has the dtypes that the one
+named has not. Without it a trial decides for large matmuls.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from cynosure.loss.matmul.rivals import RIVALS, Gemm, why_missing
+from cynosure.loss.matmul.trials import fastest
+
+PROVIDERS = ("torch", *RIVALS.values())
+VARIABLE = "CYNOSURE_GEMM"
+WORTH_IT = 1e9  # floating-point operations below which torch does them, whoever is faster
+
+SETTLED: dict[torch.dtype, Gemm] = {}  # for this process, whatever a trial would show
+LARGE: list[bool] = []  # not empty: inside of `as_if_large`
+
+
+def choose_gemm(flops: float, dtype: torch.dtype, device: torch.device) -> Gemm:
+    """The provider of a matmul of so many floating-point operations. Raises ValueError for an unknown name."""
+    if dtype not in RIVALS or device.type != "cpu":
+        return Gemm("torch", f"it alone has {str(dtype).removeprefix('torch.')} products on this device")
+    if asked := os.environ.get(VARIABLE):
+        if asked not in PROVIDERS:
+            raise ValueError(f"{VARIABLE} must be one of {', '.join(PROVIDERS)}, got {asked!r}")
+        if asked != "torch" and (missing := why_missing(asked)):
+            raise ValueError(f"{VARIABLE}={asked}, but {missing}")
+        return Gemm(asked if asked == RIVALS[dtype] else "torch", f"asked for by {VARIABLE}={asked}")
+    if flops < WORTH_IT and not (LARGE and flops > 0):
+        return Gemm("torch", "the products are small")
+    return SETTLED.get(dtype) or fastest(dtype, torch.get_num_threads())
+
+
+@contextmanager
+def as_if_large() -> Iterator[None]:
+    """Inside, matmuls of any size go to the provider of large ones."""
+    LARGE.append(True)
+    try:
+        yield
+    finally:
+        LARGE.pop()
+
+
+def providers() -> dict[str, str]:
+    """The provider of large matmuls on this machine's CPU, by dtype: what `settle` takes."""
+    chosen = {dtype: choose_gemm(WORTH_IT, dtype, torch.device("cpu")).provider for dtype in RIVALS}
+    return {str(dtype).removeprefix("torch."): provider for dtype, provider in chosen.items()}
+
+
+def settle(chosen: dict[str, str]) -> list[str]:
+    """Fix the providers of large matmuls, so that another process's sums can be repeated; those that are missing.
+
+    >>> settle(providers())
+    []
+    """
+    missing = []
+    for dtype, rival in RIVALS.items():
+        provider = chosen.get(str(dtype).removeprefix("torch."), "torch")
+        if provider != "torch" and (provider != rival or why_missing(provider)):
+            missing.append(provider)
+        else:
+            SETTLED[dtype] = Gemm(provider, "settled for this process")
+    return missing

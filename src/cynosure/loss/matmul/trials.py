@@ -1,0 +1,113 @@
+"""Which is faster, torch or its rival: tried once on a machine and remembered in the cache folder."""
+
+import json
+import math
+import os
+import time
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from cynosure.loss.machine import cache_directory, cpu_name
+from cynosure.loss.matmul.openblas import find_openblas
+from cynosure.loss.matmul.rivals import RIVALS, Gemm, multiplied, why_missing
+from cynosure.loss.matmul.weight_sum import WeightSum
+from cynosure.system.apart import apart
+from cynosure.system.files import write_whole
+
+TRIAL = (192, 640, 8192)  # rows, hidden size, vocabulary: three matmuls of 2 GFLOP, a hundredth of a second each
+TRIAL_RUNS = 4
+KEPT = "gemm.json"  # in the cache folder: what the trials have shown
+MOST_KEPT_BYTES = 2**20  # of it: thousands of trials
+
+
+@cache
+def fastest(dtype: torch.dtype, n_threads: int) -> Gemm:
+    """The faster provider of a dtype's matmuls on this machine, as remembered or tried."""
+    return apart(_fastest, dtype, n_threads)
+
+
+def _fastest(dtype: torch.dtype, n_threads: int) -> Gemm:
+    rival = RIVALS[dtype]
+    if missing := why_missing(rival):
+        return Gemm("torch", missing)
+    if not agrees(rival, dtype):
+        return Gemm("torch", f"{rival} gives other products than torch")
+    kernels = os.environ.get("OPENBLAS_CORETYPE", "its own choice of kernels")
+    about = f"{find_openblas().path}, {kernels}" if rival == "openblas" else ""  # type: ignore[union-attr]
+    key = f"{dtype}, {cpu_name()}, {n_threads} threads, torch {torch.__version__}, {rival} {about}".strip()
+    rates = remembered().get(key, {})
+    if not rates.keys() >= {"torch", rival}:
+        rates = {name: trial(name, dtype) for name in ("torch", rival)}
+        remember(key, rates)
+    told = f"{rival} {rates[rival]:.0f} GFLOP/s, torch {rates['torch']:.0f} in a trial"
+    return Gemm(max(("torch", rival), key=rates.__getitem__), told)
+
+
+def agrees(provider: str, dtype: torch.dtype) -> bool:
+    """Whether its matmuls equal torch's, in every layout that is asked for."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(*shape, generator=generator).to(dtype) for shape in ((33, 65), (65, 17)))
+    truth = a.double() @ b.double()
+    tolerance = 8 * torch.finfo(dtype).eps
+    for x, y in ((a, b), (a.t().contiguous().t(), b), (a, b.t().contiguous().t())):
+        out = multiply_by(provider, x, y, torch.empty(33, 17, dtype=dtype))
+        if not torch.allclose(out.double(), truth, rtol=tolerance, atol=8 * tolerance):
+            return False
+    return True
+
+
+def trial(provider: str, dtype: torch.dtype) -> float:
+    """GFLOP/s of a chunk's three matmuls."""
+    rows, hidden_size, vocab_size = TRIAL
+    hidden, weight = torch.ones(rows, hidden_size, dtype=dtype), torch.ones(vocab_size, hidden_size, dtype=dtype)
+    logits, dhidden = torch.empty(rows, vocab_size, dtype=dtype), torch.empty_like(hidden)
+    dweight = torch.zeros_like(weight)
+    total = WeightSum(dweight, dtype, provider)
+    seconds = []
+    for i in range(TRIAL_RUNS):
+        start = time.perf_counter()
+        multiply_by(provider, hidden, weight.t(), logits)
+        multiply_by(provider, logits, weight, dhidden)
+        if dtype == torch.float32:
+            multiply_by(provider, logits.t(), hidden, dweight, add=True)
+        else:
+            total.add(logits.t(), hidden, first=i == 0, last=False)
+        seconds.append(time.perf_counter() - start)
+    return round(6e-9 * rows * hidden_size * vocab_size / min(seconds), 1)
+
+
+def multiply_by(provider: str, a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> Tensor:
+    """out = a @ b, or += with `add`, by this provider alone."""
+    if provider != "torch" and multiplied(provider, a, b, out, add):
+        return out
+    return torch.addmm(out, a, b, out=out) if add else torch.mm(a, b, out=out)
+
+
+def remembered() -> dict[str, dict[str, float]]:
+    """The rates kept in the cache folder, by key. Anything that `remember` did not write counts as absent."""
+    try:
+        path = cache_directory() / KEPT
+        if not path.is_file():
+            return {}
+        with path.open("rb") as file:
+            kept = json.loads(file.read(MOST_KEPT_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return {key: rates for key, rates in kept.items() if are_rates(rates)} if isinstance(kept, dict) else {}
+
+
+def are_rates(x: object) -> bool:
+    """Whether these are GFLOP/s by provider."""
+    return isinstance(x, dict) and all(isinstance(rate, float) and 0 <= rate < math.inf for rate in x.values())
+
+
+def remember(key: str, rates: dict[str, float]) -> None:
+    """Written beside, then renamed; a folder that cannot be written costs the next process a trial."""
+    try:
+        path = cache_directory() / KEPT
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps({**remembered(), key: rates}, indent=1).encode())
+    except OSError:
+        return
