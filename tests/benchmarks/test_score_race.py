@@ -1,0 +1,113 @@
+"""The race in scoring, on a tiny model, a process each."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from benchmarks.commands import app
+from benchmarks.contestants import Contestant
+from benchmarks.results import Report, Row, ScoreCase
+from benchmarks.score_race import ScoreSettings, bench_score
+from benchmarks.score_table import print_scores
+from benchmarks.scorers import SCORE_CONTESTANTS, Step, Work, build_cynosure
+from cynosure.cli.app import main
+from tests.lm.conftest import byte_tokenizer, tiny_model
+
+
+def build_wrong(work: Work) -> Step:
+    """A tenth too much."""
+    right = build_cynosure(work)
+    return lambda: right() * 1.1
+
+
+WRONG = Contestant("wrong", "planted", build_wrong)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    patch = pytest.MonkeyPatch()
+    patch.setenv("OMP_NUM_THREADS", "1")
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_model().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    yield folder
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def report(folder: Path) -> Report[ScoreCase]:
+    names = ("cynosure", "transformers", "limit")
+    contestants = [*(SCORE_CONTESTANTS[name] for name in names), WRONG]
+    settings = ScoreSettings((str(folder), "no-such-model"), ("bfloat16",), 400, 32, runs=2)
+    return bench_score(settings, contestants)
+
+
+def row(report: Report[ScoreCase], name: str) -> Row:
+    found = report.cases[0].row(name)
+    assert found is not None
+    return found
+
+
+def test_whoever_is_right_gets_a_figure(report: Report[ScoreCase]) -> None:
+    for name in ("cynosure", "transformers", "limit"):
+        found = row(report, name)
+        assert (found.status, found.reason, len(found.seconds)) == ("ok", None, 2)
+        if name != "limit":
+            assert found.errors is not None
+            assert found.allowed is not None
+            assert found.errors["nats"] <= found.allowed["nats"]
+
+
+def test_whoever_is_wrong_gets_none(report: Report[ScoreCase]) -> None:
+    found = row(report, "wrong")
+    assert (found.status, found.seconds_median) == ("red", None)
+    assert "with 80 tokens nats is off by 1.0e-01, allowed" in (found.reason or "")
+
+
+def test_the_table_and_what_was_skipped(report: Report[ScoreCase]) -> None:
+    text = StringIO()
+    print_scores(report, Console(file=text, width=130))
+    assert "tiny: 400 tokens, window 32, bfloat16" in text.getvalue()
+    assert "wrong: with 80 tokens nats is off" in text.getvalue()
+    assert "no-such-model skipped: no model 'no-such-model'" in text.getvalue()
+    record = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert (record["bench"], record["settings"]["n_tokens"]) == ("score", 400)
+    ours = record["cases"][0]["rows"][0]
+    assert ours["tokens_per_second"] == pytest.approx(400 / ours["seconds_median"])
+
+
+def invoke(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr("sys.argv", ["benchmarks", *map(str, arguments)])
+    with pytest.raises(SystemExit) as done:
+        main(app, "python -m benchmarks")
+    return int(done.value.code or 0)
+
+
+def test_the_command(
+    report: Report[ScoreCase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[ScoreSettings] = []
+
+    def raced(settings: ScoreSettings, *_: object) -> Report[ScoreCase]:
+        asked.append(settings)
+        return report
+
+    monkeypatch.setattr("benchmarks.score_race.bench_score", raced)
+    path = tmp_path / "score.json"
+    command = ["score", "--models", "a, b", "--dtypes", "float32", "--tokens", 70, "--window", 32, "--runs", 1]
+    assert invoke(monkeypatch, *command, "--format", "json", "--json", path) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(path.read_text())
+    assert asked == [ScoreSettings(("a", "b"), ("float32",), 70, 32, 1)]
+    wrong = replace(report.cases[0], rows=[replace(row(report, "wrong"), contestant="cynosure-compile")])
+    report = replace(report, cases=[wrong])
+    assert invoke(monkeypatch, *command) == 1
+    assert "a check of our own nats failed" in capsys.readouterr().err
+    assert invoke(monkeypatch, "score", "--contestants", "nobody") == 2
+    assert "unknown contestant 'nobody': there is all, cynosure" in capsys.readouterr().err
+    assert invoke(monkeypatch, "score", "--window", 0) == 2
+    assert "must all be positive" in capsys.readouterr().err
