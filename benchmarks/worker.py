@@ -1,4 +1,4 @@
-"""One process, one contestant: it does what the parent asks over a pipe, and works only while it is asked.
+"""One process, one implementation: it does what the parent asks over a pipe, and works only while it is asked.
 
 parent                                  worker
 {"task": "build", "n_tokens": N}        {} or {"plan"} or {"unavailable": reason} or {"failed": reason}
@@ -14,8 +14,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
-from benchmarks.contestants import OURS, Contestant, Outputs, Step, Unavailable
-from benchmarks.prepared import Prepared
+from benchmarks.implementation import Implementation, Unavailable
 
 MISLEADING = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # where set, they force a kernel on OpenBLAS
 SETTINGS = {"JAX_PLATFORMS": "cpu", "TORCHINDUCTOR_COMPILE_THREADS": "1"}  # no pool of compilers beside the runs
@@ -24,7 +23,12 @@ T = TypeVar("T")
 
 
 class Worker(ABC):
-    """A contestant at one number of tokens; what it is given and how its work is timed are its subclass's."""
+    """An implementation in one dtype; how it gets ready and how its work is timed is the benchmark's own."""
+
+    def __init__(self, implementation: Implementation, benchmark: Any, prepared: Any, dtype: str) -> None:
+        self.implementation, self.benchmark = implementation, benchmark
+        self.prepared, self.dtype = prepared, dtype
+        self.step: Any = None
 
     @abstractmethod
     def build(self, n_tokens: int) -> dict[str, Any]:
@@ -43,7 +47,7 @@ class Worker(ABC):
             return {"unavailable": str(reason)}
         except ModuleNotFoundError as error:
             return {"unavailable": f"{error.name} is not installed"}
-        except Exception as error:  # whatever a peer raises is its reason in the table
+        except Exception as error:  # whatever another library raises is its reason in the table
             return {"failed": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"}
 
 
@@ -59,47 +63,6 @@ def measured(step: Callable[[], T], give_back: bool = True) -> tuple[T, dict[str
     return outcome, reply | {"memory_method": memory.method}
 
 
-class LossWorker(Worker):
-    """A loss on a head's hidden states."""
-
-    def __init__(self, contestant: Contestant, prepared: Prepared, dtype: str, backward: bool = True) -> None:
-        self.contestant, self.prepared, self.dtype, self.backward = contestant, prepared, dtype, backward
-        self.n_tokens = 0
-        self.step: Step | None = None
-
-    def build(self, n_tokens: int) -> dict[str, Any]:
-        from benchmarks.inputs import load_inputs
-        from benchmarks.limit import plan_of
-
-        self.step, self.n_tokens = None, n_tokens
-        inputs = load_inputs(self.prepared, self.dtype, n_tokens)._replace(backward=self.backward)
-        inputs.weight.sum()  # maps every page, so that inputs do not count as memory of the run
-        self.step = self.contestant.build(inputs)
-        if self.contestant.name != OURS:
-            return {}
-        plan = plan_of(inputs)
-        told = {"backend": plan.backend, "products": plan.gemm.provider, "reason": plan.gemm.reason}
-        sizes = ("chunk_tokens", "chunk_vocab", "accumulator_bytes")
-        return {"plan": told | {name: getattr(plan, name) for name in sizes}}
-
-    def run(self, compare: bool) -> dict[str, Any]:
-        assert self.step is not None
-        outputs, reply = measured(self.step)
-        made = sum(x.nbytes for x in (outputs.dhidden, outputs.dweight) if x is not None)
-        reply["extra_bytes"] = max(0, reply["extra_bytes"] - made)
-        return reply | (self.compare(outputs) if compare and self.contestant.checked else {})
-
-    def compare(self, outputs: Outputs) -> dict[str, Any]:
-        import torch
-
-        from benchmarks.inputs import load_truth
-        from benchmarks.reference import allowed, errors_of
-
-        truth, eager = load_truth(self.prepared, self.dtype, self.n_tokens)
-        errors, bounds = errors_of(outputs, truth), allowed(eager, getattr(torch, self.dtype))._asdict()
-        return {"errors": errors, "allowed": {name: bounds[name] for name in errors}}
-
-
 def serve(pipe: Connection, log: str, kind: Callable[..., Worker], *arguments: Any) -> None:
     """The whole life of a worker, `kind(*arguments)`."""
     settle(log)
@@ -108,15 +71,14 @@ def serve(pipe: Connection, log: str, kind: Callable[..., Worker], *arguments: A
         pipe.send(worker.answer(message))
 
 
-def prepare_inputs(pipe: Connection, log: str, name: str, dtypes: list[str], tokens: list[int]) -> None:
-    """A process that makes a head's files and describes the machine: it sends {"say": line}, and at last one reply."""
+def prepare(pipe: Connection, log: str, benchmark: Any, subject: str) -> None:
+    """A process that prepares a subject and describes the machine: it sends {"say": line}, and at last one reply."""
     settle(log)
     from benchmarks.environment import environment
-    from benchmarks.inputs import prepare
 
     try:
-        made = prepare(name, dtypes, tokens, lambda line: pipe.send({"say": line}))
-        pipe.send({"prepared": made, "environment": environment()})
+        prepared = benchmark.prepare(subject, lambda line: pipe.send({"say": line}))
+        pipe.send({"prepared": prepared, "environment": environment()})
     except ModuleNotFoundError as error:
         pipe.send({"unavailable": f"{error.name} is not installed"})
     except (FileNotFoundError, ValueError) as error:
@@ -124,7 +86,7 @@ def prepare_inputs(pipe: Connection, log: str, name: str, dtypes: list[str], tok
 
 
 def settle(log: str) -> None:
-    """What a peer prints goes to a file; settings that would mislead a library go before any is loaded."""
+    """What another library prints goes to a file; settings that would mislead a library go before any is loaded."""
     for name in MISLEADING:
         os.environ.pop(name, None)
     os.environ.update(SETTINGS)

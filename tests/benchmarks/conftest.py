@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmarks.inputs import prepare
-from benchmarks.prepared import Prepared
+from benchmarks.loss.inputs import prepare
+from benchmarks.loss.prepared import Prepared
 
 HEAD = "synthetic:900x24"
 

@@ -1,11 +1,12 @@
-"""Contestants with a fault, in a module of their own because workers import it."""
+"""Implementations with a fault, in a module of their own because workers import it."""
 
 import os
 import time
 
 import torch
 
-from benchmarks.contestants import Contestant, Inputs, Outputs, Step, Unavailable, build_eager
+from benchmarks.implementation import Implementation, Unavailable
+from benchmarks.loss.implementations import Inputs, Outputs, Step, build_eager
 
 
 def build_scaled(inputs: Inputs) -> Step:
@@ -94,6 +95,6 @@ def build_not_installed(inputs: Inputs) -> Step:
     raise AssertionError
 
 
-def planted(name: str) -> Contestant:
-    """The contestant of that name."""
-    return Contestant(name, f"planted: {name}", globals()[f"build_{name}"])
+def planted(name: str) -> Implementation:
+    """The implementation of that name."""
+    return Implementation(name, f"planted: {name}", globals()[f"build_{name}"])

@@ -8,18 +8,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.contestants import LOSS_CONTESTANTS, Contestant, Inputs, Outputs
-from benchmarks.inputs import load_inputs
-from benchmarks.prepared import Prepared
-from benchmarks.race import complaints
-from benchmarks.reference import compute_truth, errors_of, probes
-from benchmarks.worker import LossWorker
+from benchmarks.harness import complaints
+from benchmarks.implementation import Implementation
+from benchmarks.loss.benchmark import LossBenchmark, LossWorker
+from benchmarks.loss.implementations import IMPLEMENTATIONS, Inputs, Outputs
+from benchmarks.loss.inputs import load_inputs
+from benchmarks.loss.prepared import Prepared
+from benchmarks.loss.reference import compute_truth, errors_of, probes
 from tests.benchmarks.planted import planted
 
 
-def answers(contestant: Contestant, prepared: Prepared, dtype: str = "float32", n_tokens: int = 300) -> dict:
+def answers(implementation: Implementation, prepared: Prepared, dtype: str = "float32", n_tokens: int = 300) -> dict:
     """What a worker says to `build`, and if that went well to `run`."""
-    worker = LossWorker(contestant, prepared, dtype)
+    worker = LossWorker(implementation, LossBenchmark(), prepared, dtype)
     built = worker.answer({"task": "build", "n_tokens": n_tokens})
     return built if set(built) - {"plan"} else worker.answer({"task": "run", "compare": True})
 
@@ -33,7 +34,7 @@ def float64_outputs(inputs: Inputs) -> Outputs:
 
 @pytest.mark.parametrize("block_bytes", [1, 900 * 8 * 128, 2**30])
 def test_truth_is_that_of_autograd(prepared: Prepared, block_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.reference.BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr("benchmarks.loss.reference.BLOCK_BYTES", block_bytes)
     inputs = load_inputs(prepared, "float32", 300)
     errors = errors_of(float64_outputs(inputs), compute_truth(inputs))
     assert max(errors.values()) < 1e-13
@@ -54,8 +55,8 @@ def test_probes_are_the_same_at_every_call() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["cynosure", "eager", "eager-float", "torch-fused", "jax"])
-def test_a_right_contestant_is_green(prepared: Prepared, name: str, dtype: str) -> None:
-    answer = answers(LOSS_CONTESTANTS[name], prepared, dtype)
+def test_a_right_implementation_is_green(prepared: Prepared, name: str, dtype: str) -> None:
+    answer = answers(IMPLEMENTATIONS[name], prepared, dtype)
     if "unavailable" in answer:
         pytest.skip(answer["unavailable"])
     assert complaints(answer["errors"], answer["allowed"]) == ""
@@ -65,18 +66,18 @@ def test_a_right_contestant_is_green(prepared: Prepared, name: str, dtype: str) 
 @pytest.mark.parametrize(
     ("name", "what"), [("scaled", "dweight"), ("one_row", "dhidden"), ("offset", "loss"), ("nan", "loss")]
 )
-def test_a_wrong_contestant_is_red(prepared: Prepared, name: str, what: str) -> None:
+def test_a_wrong_implementation_is_red(prepared: Prepared, name: str, what: str) -> None:
     answer = answers(planted(name), prepared)
     assert complaints(answer["errors"], answer["allowed"]).startswith(f"{what} is off by ")
 
 
 def test_the_limit_is_not_checked(prepared: Prepared) -> None:
     for name in ("limit", "limit-chunked"):
-        assert "errors" not in answers(LOSS_CONTESTANTS[name], prepared)
+        assert "errors" not in answers(IMPLEMENTATIONS[name], prepared)
 
 
 def test_chunked_products_are_the_whole_ones(prepared: Prepared) -> None:
-    from benchmarks.limit import chunked_gemms, whole_gemms
+    from benchmarks.loss.limit import chunked_gemms, whole_gemms
 
     inputs = load_inputs(prepared, "float32", 600)
     whole, chunked = whole_gemms(inputs, "torch"), chunked_gemms(inputs, "torch")
@@ -99,17 +100,20 @@ def test_a_reason_is_given(prepared: Prepared, name: str, reply: dict[str, str])
 def test_an_older_torch_is_named(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(F, "linear_cross_entropy", raising=False)
     for name in ("torch-fused", "torch-chunked"):
-        assert "has no F.linear_cross_entropy" in answers(LOSS_CONTESTANTS[name], prepared)["unavailable"]
+        assert "has no F.linear_cross_entropy" in answers(IMPLEMENTATIONS[name], prepared)["unavailable"]
 
 
 def test_what_cce_lacks_is_named(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.contestants.find_spec", lambda name: None if name == "triton" else object())
-    assert answers(LOSS_CONTESTANTS["cce"], prepared)["unavailable"].startswith("cut_cross_entropy imports triton")
+    monkeypatch.setattr(
+        "benchmarks.loss.implementations.find_spec", lambda name: None if name == "triton" else object()
+    )
+    assert answers(IMPLEMENTATIONS["cce"], prepared)["unavailable"].startswith("cut_cross_entropy imports triton")
 
 
 def test_the_parent_holds_no_torch(prepared: Prepared) -> None:
     code = (
-        "import pickle, sys; import benchmarks.race, benchmarks.table, benchmarks.__main__; "
+        "import pickle, sys; import benchmarks.__main__, benchmarks.table; "
+        "import benchmarks.loss.benchmark, benchmarks.score.benchmark, benchmarks.train.benchmark; "
         "pickle.load(sys.stdin.buffer); print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(prepared), capture_output=True, check=True)
@@ -119,7 +123,7 @@ def test_the_parent_holds_no_torch(prepared: Prepared) -> None:
 def test_memory_is_what_a_step_takes_beyond_its_outputs(prepared: Prepared) -> None:
     hungry = answers(planted("hungry"), prepared)["extra_bytes"]
     assert 190 * 2**20 < hungry < 260 * 2**20
-    assert answers(LOSS_CONTESTANTS["cynosure"], prepared)["extra_bytes"] < 32 * 2**20
+    assert answers(IMPLEMENTATIONS["cynosure"], prepared)["extra_bytes"] < 32 * 2**20
 
 
 PEAKS = """

@@ -5,8 +5,8 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import growth
 from benchmarks.commands import app
+from benchmarks.loss import growth
 
 
 @pytest.fixture

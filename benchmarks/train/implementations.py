@@ -1,13 +1,14 @@
-"""Who takes part in training: each contestant is one function from a loaded model to its steps."""
+"""The implementations of training: each is one function from a loaded model to its steps."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from benchmarks.contestants import OURS, Contestant
-from benchmarks.results import LIMIT, TRANSFORMERS
+from benchmarks.implementation import LIMIT, OURS, Implementation, by_name
 
 if TYPE_CHECKING:  # the parent process looks names up here and must not pay for torch
     from cynosure.models import LanguageModel
+
+TRANSFORMERS = "transformers"
 
 
 class TrainWork(NamedTuple):
@@ -24,7 +25,7 @@ Step = Callable[[], float]  # one step of the optimizer: the loss before it
 
 
 def build_cynosure(work: TrainWork) -> Step:
-    from benchmarks.stepping import Stepper
+    from benchmarks.train.stepping import Stepper
     from cynosure.patching import patch
 
     patch(work.model.model)
@@ -32,38 +33,35 @@ def build_cynosure(work: TrainWork) -> Step:
 
 
 def build_transformers(work: TrainWork) -> Step:
-    from benchmarks.stepping import Stepper
+    from benchmarks.train.stepping import Stepper
 
     return Stepper(work)
 
 
 def build_loop(work: TrainWork) -> Step:
-    from benchmarks.loop import Loop
+    from benchmarks.train.loop import Loop
 
     return Loop(work)
 
 
 def build_limit(work: TrainWork) -> Step:
-    from benchmarks.stepping import Stepper, products_only, replace_loss
+    from benchmarks.train.stepping import Stepper, products_only, replace_loss
 
     replace_loss(work.model.model, products_only(work))
     return Stepper(work)
 
 
 def build_exact(work: TrainWork) -> Step:
-    """No contestant: whose curve the others' are held to."""
-    from benchmarks.stepping import Stepper, exact_loss, replace_loss
+    """None of the implementations: the curve that theirs are held to."""
+    from benchmarks.train.stepping import Stepper, exact_loss, replace_loss
 
     replace_loss(work.model.model, exact_loss)
     return Stepper(work)
 
 
-TRAIN_CONTESTANTS = {
-    contestant.name: contestant
-    for contestant in (
-        Contestant(OURS, "Trainer(model), after cynosure.patch(model)", build_cynosure),
-        Contestant(TRANSFORMERS, "Trainer(model), with the model's own loss", build_transformers),
-        Contestant("loop", "a short loop of one's own, F.cross_entropy of full logits", build_loop),
-        Contestant(LIMIT, "the same, head and loss being the head's three products alone", build_limit, checked=False),
-    )
-}
+IMPLEMENTATIONS = by_name(
+    Implementation(OURS, "Trainer(model), after cynosure.patch(model)", build_cynosure),
+    Implementation(TRANSFORMERS, "Trainer(model), with the model's own loss", build_transformers),
+    Implementation("loop", "a short loop of one's own, F.cross_entropy of full logits", build_loop),
+    Implementation(LIMIT, "Trainer(model), its head and loss being three matmuls alone", build_limit, checked=False),
+)

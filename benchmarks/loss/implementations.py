@@ -1,24 +1,21 @@
-"""Who takes part: each contestant is one function from inputs to a step: forward and backward, or forward alone.
+"""The implementations of the loss: each is one function from inputs to a step: forward and backward, or forward alone.
 
 h (N, D) hidden states, w (V, D) the head, t (N,) class indices; the loss is the mean in nats.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from benchmarks.implementation import LIMIT, OURS, Implementation, Unavailable, by_name
 
 if TYPE_CHECKING:  # the parent process looks names up here and must not pay for torch
     from torch import Tensor
 
 
-class Unavailable(Exception):
-    """Why a contestant cannot take part here; the table says so."""
-
-
 class Inputs(NamedTuple):
-    """What every contestant is given."""
+    """What every implementation is given."""
 
     hidden: "Tensor"  # (N, D)
     weight: "Tensor"  # (V, D), of the same dtype
@@ -35,22 +32,6 @@ class Outputs(NamedTuple):
 
 
 Step = Callable[[], Outputs]
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """`build` does what is needed once, compilation included, and gives the step that is timed.
-
-    It raises Unavailable, or ImportError, where it cannot run. A contestant that is not `checked` computes no loss; one
-    that is not `trains` has no backward.
-    """
-
-    name: str
-    title: str
-    build: Callable[[Any], Callable[[], Any]]  # from `Inputs` to a `Step`, or from `Work` to nats
-    dtypes: tuple[str, ...] = ("float32", "bfloat16")
-    checked: bool = True
-    trains: bool = True
 
 
 def torch_step(inputs: Inputs, loss_of: "Callable[[Tensor, Tensor, Tensor], Tensor]") -> Step:
@@ -175,65 +156,60 @@ def build_jax(inputs: Inputs) -> Step:
 
 
 def build_limit(inputs: Inputs) -> Step:
-    from benchmarks.limit import whole_gemms
+    from benchmarks.loss.limit import whole_gemms
 
     return lambda: whole_gemms(inputs, "torch")
 
 
 def build_limit_best(inputs: Inputs) -> Step:
-    from benchmarks.limit import best_provider, whole_gemms
+    from benchmarks.loss.limit import best_provider, whole_gemms
 
     provider = best_provider(inputs)
     return lambda: whole_gemms(inputs, provider)
 
 
 def build_limit_chunked(inputs: Inputs) -> Step:
-    from benchmarks.limit import best_provider, chunked_gemms
+    from benchmarks.loss.limit import best_provider, chunked_gemms
 
     provider = best_provider(inputs)
     return lambda: chunked_gemms(inputs, provider)
 
 
-OURS = "cynosure"
 EAGER = "eager"
-LIMITS = ("limit", "limit-best", "limit-chunked")
 
-LOSS_CONTESTANTS = {
-    contestant.name: contestant
-    for contestant in (
-        Contestant(OURS, "cynosure.linear_cross_entropy(h, W, t)", build_cynosure),
-        Contestant("stats", "cynosure.token_stats(h, W, t, topk=10)", build_stats, trains=False),
-        Contestant("stats-16", "the same, and the loss at 16 temperatures", build_stats_16, trains=False),
-        Contestant(EAGER, "F.cross_entropy(F.linear(h, W), t)", build_eager),
-        Contestant(
-            "eager-float",
-            "F.cross_entropy(F.linear(h, W).float(), t), which in float32 is the eager one",
-            build_eager_float,
-            ("bfloat16",),
-        ),
-        Contestant("compile", "torch.compile of F.cross_entropy(F.linear(h, W).float(), t)", build_compile),
-        Contestant("torch-fused", "F.linear_cross_entropy(h, W, t)", build_torch_fused),
-        Contestant(
-            "torch-chunked",
-            "F.linear_cross_entropy(h, W, t, options=LinearCrossEntropyOptions())",
-            build_torch_chunked,
-        ),
-        Contestant("cce", 'cut_cross_entropy.linear_cross_entropy(h, W, t, impl="torch_compile")', build_cce),
-        Contestant(
-            "jax", "optax.softmax_cross_entropy_with_integer_labels under jax.jit, logits in float32", build_jax
-        ),
-        Contestant("limit", "the matrix products alone by torch, all rows at once", build_limit, checked=False),
-        Contestant(
-            "limit-best",
-            "the same by the fastest library there is",
-            build_limit_best,
-            checked=False,
-        ),
-        Contestant(
-            "limit-chunked",
-            "the same in our chunks of rows",
-            build_limit_chunked,
-            checked=False,
-        ),
-    )
-}
+IMPLEMENTATIONS = by_name(
+    Implementation(OURS, "cynosure.linear_cross_entropy(h, W, t)", build_cynosure),
+    Implementation("stats", "cynosure.token_stats(h, W, t, topk=10)", build_stats, trains=False),
+    Implementation("stats-16", "the same, and the loss at 16 temperatures", build_stats_16, trains=False),
+    Implementation(EAGER, "F.cross_entropy(F.linear(h, W), t)", build_eager),
+    Implementation(
+        "eager-float",
+        "F.cross_entropy(F.linear(h, W).float(), t), which in float32 is the eager one",
+        build_eager_float,
+        ("bfloat16",),
+    ),
+    Implementation("compile", "torch.compile of F.cross_entropy(F.linear(h, W).float(), t)", build_compile),
+    Implementation("torch-fused", "F.linear_cross_entropy(h, W, t)", build_torch_fused),
+    Implementation(
+        "torch-chunked",
+        "F.linear_cross_entropy(h, W, t, options=LinearCrossEntropyOptions())",
+        build_torch_chunked,
+    ),
+    Implementation("cce", 'cut_cross_entropy.linear_cross_entropy(h, W, t, impl="torch_compile")', build_cce),
+    Implementation(
+        "jax", "optax.softmax_cross_entropy_with_integer_labels under jax.jit, logits in float32", build_jax
+    ),
+    Implementation(LIMIT, "the matmuls alone by torch, all rows at once", build_limit, checked=False),
+    Implementation(
+        "limit-best",
+        "the same by the fastest library there is",
+        build_limit_best,
+        checked=False,
+    ),
+    Implementation(
+        "limit-chunked",
+        "the same in our chunks of rows",
+        build_limit_chunked,
+        checked=False,
+    ),
+)

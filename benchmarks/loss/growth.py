@@ -11,10 +11,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.contestants import OURS
-from benchmarks.race import Say, Settings, bench_loss, find_contestants
-from benchmarks.results import Case, Report
-from benchmarks.table import MIB, NONE, machine
+from benchmarks.formats import NONE, mib
+from benchmarks.harness import Say, run
+from benchmarks.implementation import OURS
+from benchmarks.loss.benchmark import LossBenchmark, LossCase
+from benchmarks.loss.implementations import IMPLEMENTATIONS
+from benchmarks.results import Report
+from benchmarks.table import machine
 
 HIDDEN = 64
 TOKENS = (64, 256, 1024, 4096, 16384, 65536)
@@ -28,14 +31,13 @@ class Axis:
 
     axis: str
     dtype: str
-    cases: list[Case]
+    cases: list[LossCase]
 
     def sizes(self) -> list[int]:
         return [case.n_tokens if self.axis == "N" else case.vocab_size for case in self.cases]
 
     def seconds(self) -> list[float | None]:
-        rows = [case.row(OURS) for case in self.cases]
-        return [row.seconds_median if row else None for row in rows]
+        return [case.seconds_of(OURS) for case in self.cases]
 
     def exponent(self) -> float | None:
         half = min(len(self.cases) // 2, len(self.cases) - 2)  # a line has two points
@@ -54,7 +56,7 @@ def slope(sizes: list[int], seconds: list[float]) -> float:
     return float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum())
 
 
-def bench_growth(dtypes: tuple[str, ...], runs: int, say: Say) -> tuple[list[Axis], Report[Case]]:
+def measure_growth(dtypes: tuple[str, ...], runs: int, say: Say) -> tuple[list[Axis], Report[LossCase]]:
     """Both axes in each dtype, and the report that was made last."""
     axes = []
     for dtype in dtypes:
@@ -62,7 +64,9 @@ def bench_growth(dtypes: tuple[str, ...], runs: int, say: Say) -> tuple[list[Axi
             ("N", (f"synthetic:{V_FIXED}x{HIDDEN}",), TOKENS),
             ("V", tuple(f"synthetic:{v}x{HIDDEN}" for v in VOCABULARIES), (N_FIXED,)),
         ):
-            report = bench_loss(Settings(heads, (dtype,), tokens, runs), find_contestants((OURS,)), say)
+            report = run(
+                LossBenchmark(heads=heads, dtypes=(dtype,), tokens=tokens, runs=runs), [IMPLEMENTATIONS[OURS]], say
+            )
             axes.append(Axis(axis, dtype, report.cases))
     return axes, report
 
@@ -76,7 +80,7 @@ def to_json(axes: list[Axis], report: Report[Any]) -> dict[str, Any]:
     return {"environment": report.environment, "hidden_size": HIDDEN, "axes": made}
 
 
-def print_growth(axes: list[Axis], report: Report[Case], console: Console) -> None:
+def print_growth(axes: list[Axis], report: Report[LossCase], console: Console) -> None:
     """A table for each axis, the fit below it."""
     for axis in axes:
         table = Table(box=None, pad_edge=False, header_style="dim")
@@ -84,8 +88,7 @@ def print_growth(axes: list[Axis], report: Report[Case], console: Console) -> No
             table.add_column(heading, justify="right")
         for size, seconds, case in zip(axis.sizes(), axis.seconds(), axis.cases, strict=True):
             row = case.row(OURS)
-            extra = row.peak_extra_bytes if row else None
-            beyond = NONE if extra is None else f"{max(0, extra - case.accumulator_bytes) / MIB:,.0f}"
+            beyond = mib(case.beyond_accumulator(row.peak_extra_bytes if row else None))
             table.add_row(f"{size:,}", NONE if seconds is None else f"{seconds:.4f}", beyond)
         fixed = f"V = {V_FIXED:,}" if axis.axis == "N" else f"N = {N_FIXED:,}"
         b = axis.exponent()

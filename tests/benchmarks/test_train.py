@@ -1,11 +1,9 @@
-"""The race in fine-tuning: its pieces here, on a tiny model, and all of it once, a process each."""
+"""The benchmark of training: its pieces here, on a tiny model, and all of it once, a process each."""
 
 import functools
 import json
 import math
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from io import StringIO
@@ -18,14 +16,25 @@ import torch.nn.functional as F
 from rich.console import Console
 
 from benchmarks.commands import app
-from benchmarks.contestants import Contestant, Inputs
-from benchmarks.limit import whole_gemms
-from benchmarks.results import Report, Row, TrainCase, largest_difference
-from benchmarks.stepping import Recording, Stepper, arguments, exact_loss, products_only
-from benchmarks.train_race import TrainSettings, TrainWorker, bench_train, check_plain, judge, new_work, texts_of
-from benchmarks.train_table import print_training
-from benchmarks.trainers import (
-    TRAIN_CONTESTANTS,
+from benchmarks.harness import run
+from benchmarks.implementation import Implementation
+from benchmarks.loss.implementations import Inputs
+from benchmarks.loss.limit import whole_gemms
+from benchmarks.results import Report, Row
+from benchmarks.table import print_report
+from benchmarks.train.benchmark import (
+    Curves,
+    TrainBenchmark,
+    TrainCase,
+    TrainWorker,
+    check_plain,
+    judge,
+    largest_difference,
+    new_work,
+    texts_of,
+)
+from benchmarks.train.implementations import (
+    IMPLEMENTATIONS,
     Step,
     TrainWork,
     build_cynosure,
@@ -34,13 +43,14 @@ from benchmarks.trainers import (
     build_loop,
     build_transformers,
 )
+from benchmarks.train.stepping import Recording, Stepper, arguments, exact_loss, products_only
 from cynosure.cli.app import main
 from cynosure.patching import patch
 from tests.lm.conftest import byte_tokenizer, tiny, tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Trainer's own
 
-SETTINGS = TrainSettings(("tiny",), ("float32",), n_rows=2, n_tokens=32, n_steps=6)
+SETTINGS = TrainBenchmark(models=("tiny",), dtypes=("float32",), n_rows=2, n_tokens=32, n_steps=6)
 
 
 def build_off(work: TrainWork) -> Step:
@@ -78,7 +88,7 @@ def build_mute(work: TrainWork) -> Step:
     return mute
 
 
-MUTE = Contestant("mute", "planted", build_mute)
+MUTE = Implementation("mute", "planted", build_mute)
 
 
 @pytest.fixture(scope="module")
@@ -92,13 +102,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     environment.undo()
 
 
-def curve(build: Any, folder: Path, dtype: str = "float32", settings: TrainSettings = SETTINGS) -> list[float]:
+def curve(build: Any, folder: Path, dtype: str = "float32", settings: TrainBenchmark = SETTINGS) -> list[float]:
     step = build(new_work(str(folder), dtype, settings))
     return [step() for _ in range(settings.n_steps)]
 
 
 def judged(folder: Path, dtype: str, *builds: Any, n_steps: int = 6) -> list[Row]:
-    """The model's own curve and those of these contestants, after they were judged."""
+    """The model's own curve and those of these implementations, after they were judged."""
     settings = replace(SETTINGS, n_steps=n_steps)
     rows = [Row("transformers", "")] + [Row(build.__name__[6:], "") for build in builds]
     for row, build in zip(rows, (build_transformers, *builds), strict=True):
@@ -122,7 +132,8 @@ def test_a_step_that_fails_says_so(folder: Path) -> None:
         work.texts[1] = work.texts[1][:5]  # rows of unequal length, which the collator cannot stack
         return Stepper(work)
 
-    worker = TrainWorker(Contestant("x", "", build), str(folder), "float32", replace(SETTINGS, n_rows=12, n_steps=2))
+    settings, prepared = replace(SETTINGS, n_rows=12, n_steps=2), Curves(str(folder), "", {})
+    worker = TrainWorker(Implementation("x", "", build), settings, prepared, "float32")
     assert worker.answer({"task": "build", "n_tokens": 64})["failed"].startswith("ValueError: expected sequence of")
 
 
@@ -143,10 +154,12 @@ def test_a_loop_trains_as_trainer_does(folder: Path, dtype: str) -> None:
 def test_new_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Of a preset and a vocabulary that is made once; the same weights in every process."""
     monkeypatch.setenv("CYNOSURE_CACHE", str(tmp_path))
-    monkeypatch.setattr("benchmarks.fresh.addresses", lambda: iter(["the cat and the hat sat on the mat"] * 9))
-    monkeypatch.setattr("benchmarks.inputs.text_ids", lambda words: iter(range(1000)))
+    monkeypatch.setattr(
+        "benchmarks.train.fresh.every_address", lambda: iter(["the cat and the hat sat on the mat"] * 9)
+    )
+    monkeypatch.setattr("benchmarks.texts.text_ids", lambda words: iter(range(1000)))
     first = new_work("tiny:264", "autocast", SETTINGS)
-    monkeypatch.setattr("benchmarks.fresh.addresses", lambda: iter(()))
+    monkeypatch.setattr("benchmarks.train.fresh.every_address", lambda: iter(()))
     again = new_work("tiny:264", "autocast", SETTINGS)
     assert first.model.name == "tiny, new, 264 tokens of vocabulary"
     assert first.model.model.config.hidden_size == 128
@@ -224,7 +237,7 @@ def test_the_limit_trains(folder: Path, dtype: str) -> None:
 
 def test_rows_of_text(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny()
-    monkeypatch.setattr("benchmarks.inputs.text_ids", lambda words: iter(range(100, 200)))
+    monkeypatch.setattr("benchmarks.texts.text_ids", lambda words: iter(range(100, 200)))
     bos = model.tokenizer.bos_token_id
     settings = replace(SETTINGS, n_rows=1, n_tokens=51, n_steps=2)
     assert texts_of(model, settings) == [[bos, *range(100, 150)], [bos, *range(150, 200)]]
@@ -241,7 +254,7 @@ def test_a_head_that_is_more_than_a_matrix_is_refused() -> None:
 @pytest.fixture(scope="module")
 def report(folder: Path) -> Report[TrainCase]:
     settings = replace(SETTINGS, models=(str(folder),), n_steps=4)
-    return bench_train(settings, [*TRAIN_CONTESTANTS.values(), MUTE])
+    return run(settings, [*IMPLEMENTATIONS.values(), MUTE])
 
 
 def row(report: Report[TrainCase], name: str) -> Row:
@@ -253,7 +266,8 @@ def row(report: Report[TrainCase], name: str) -> Row:
 def shown(*cases: TrainCase, about: dict[str, Any] | None = None) -> str:
     text = StringIO()
     about = about or {"versions": {}, "cpu": "", "threads": 1, "blas": "", "commit": "", "class": ""}
-    print_training(Report("train", "", "", {}, about, list(cases), {}), Console(file=text, width=130))
+    report = Report("train", "", "", {}, about, list(cases), {})
+    print_report(report, SETTINGS.how, SETTINGS.ours, Console(file=text, width=130))
     return text.getvalue()
 
 
@@ -296,18 +310,18 @@ def invoke(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 def test_the_command(
     report: Report[TrainCase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked: list[TrainSettings] = []
+    asked: list[TrainBenchmark] = []
 
-    def raced(settings: TrainSettings, *_: object) -> Report[TrainCase]:
-        asked.append(settings)
+    def measured(benchmark: TrainBenchmark, *_: object) -> Report[TrainCase]:
+        asked.append(benchmark)
         return report
 
-    monkeypatch.setattr("benchmarks.train_race.bench_train", raced)
+    monkeypatch.setattr("benchmarks.harness.run", measured)
     path = tmp_path / "train.json"
     command = ["--models", "a, b", "--dtypes", "autocast", "--rows", 3, "--tokens", 70, "--steps", 9]
     assert invoke(monkeypatch, *command, "--format", "json", "--json", path) == 0
     assert json.loads(capsys.readouterr().out) == json.loads(path.read_text())
-    assert asked == [TrainSettings(("a", "b"), ("autocast",), 3, 70, 9)]
+    assert asked == [TrainBenchmark(models=("a", "b"), dtypes=("autocast",), n_rows=3, n_tokens=70, n_steps=9)]
     wrong = replace(report.cases[0], rows=[replace(row(report, "cynosure"), status="red", reason="wrong")])
     report = replace(report, cases=[wrong])
     assert invoke(monkeypatch, *command) == 1
@@ -317,7 +331,7 @@ def test_the_command(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--dtypes", "int8"), "unknown dtype 'int8': there is float32, bfloat16, autocast"),
+        (("--dtypes", "int8"), "unknown dtype 'int8': expected one of float32, bfloat16, autocast"),
         (("--models", ""), "name at least one model and one dtype"),
         (("--rows", 0), "rows and the cut-off must be positive"),
         (("--tokens", 1), "tokens and steps must be at least 2"),
@@ -333,8 +347,3 @@ def test_bad_usage_is_said_in_one_line(
     assert out == ""
     assert said in err
     assert err.count("\n") == 1
-
-
-def test_the_parent_holds_no_torch() -> None:
-    code = "import sys, benchmarks.train_race, benchmarks.train_table; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"False\n"

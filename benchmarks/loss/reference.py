@@ -1,4 +1,4 @@
-"""The truth in float64, and how far a contestant is from it.
+"""The truth in float64, and how far an implementation is from it.
 
 dhidden (N, D) and dweight (V, D) are compared through K random projections, so that the truth fits in kilobytes and is
 kept: E|r G|^2 = |G|^2 for r ~ N(0, 1), so |r (G - G64)| / |r G64| estimates the relative Frobenius error, in which
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from benchmarks.contestants import Inputs, Outputs
+from benchmarks.loss.implementations import Inputs, Outputs
 
 N_PROBES = 8
 BLOCK_BYTES = 256 * 2**20
@@ -64,7 +64,7 @@ def compute_truth(inputs: Inputs) -> Truth:
 
 
 def errors_of(outputs: Outputs, truth: Truth) -> dict[str, float]:
-    """How far a contestant's outputs are from the truth, by the names of `Errors`: the loss, and gradients if made."""
+    """How far outputs are from the truth, by the names of `Errors`: the loss, and gradients if made."""
     made = [x if isinstance(x, Tensor) else from_dlpack(x) for x in outputs if x is not None]
     errors = {"loss": relative(made[0].double(), truth.loss)}
     return errors | (gradient_errors(made[1], made[2], truth) if len(made) > 1 else {})

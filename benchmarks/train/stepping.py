@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from benchmarks.contestants import Inputs, Outputs
-from benchmarks.limit import best_provider, chunked_gemms, whole_gemms
-from benchmarks.trainers import TrainWork
+from benchmarks.loss.implementations import Inputs, Outputs
+from benchmarks.loss.limit import best_provider, chunked_gemms, whole_gemms
+from benchmarks.train.implementations import TrainWork
 from cynosure.models.head import Tracer
 from cynosure.patching.heads import Deferring
 
@@ -93,7 +93,7 @@ def arguments(work: TrainWork, folder: str) -> TrainingArguments:
 
 
 def replace_loss(model: Any, loss_of: Loss) -> None:
-    """Make the model's forward one of its body and this loss."""
+    """Make the model's forward one of its backbone and this loss."""
     weight, own = model.get_output_embeddings().weight, model.forward
 
     @functools.wraps(model.forward)
@@ -121,7 +121,7 @@ def block_nats(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
 
 
 class Products(torch.autograd.Function):
-    """Costs what the products of `make` cost, forward and backward. Its value is 0, its gradients mean nothing."""
+    """Costs what the matmuls of `make` cost, forward and backward. Its value is 0, its gradients mean nothing."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, make: Callable[[Inputs], Outputs]) -> Tensor:
@@ -137,7 +137,7 @@ class Products(torch.autograd.Function):
 
 
 def products_only(work: TrainWork) -> Loss:
-    """The head's three products by the fastest library, all rows at once or in our chunks, whichever is faster."""
+    """The head's three matmuls by the fastest library, all rows at once or in our chunks, whichever is faster."""
     weight = work.model.model.get_output_embeddings().weight.detach()
     dtype = torch.bfloat16 if work.autocast else weight.dtype
     n_tokens = work.n_rows * (len(work.texts[0]) - 1)

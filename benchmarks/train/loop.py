@@ -5,8 +5,8 @@ from contextlib import nullcontext
 import torch
 from torch.nn import functional as F
 
-from benchmarks.stepping import LEARNING_RATE
-from benchmarks.trainers import TrainWork
+from benchmarks.train.implementations import TrainWork
+from benchmarks.train.stepping import LEARNING_RATE
 
 CLIP = 1.0  # Trainer's default
 

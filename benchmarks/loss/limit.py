@@ -1,12 +1,12 @@
-"""The limit: the matrix products that any exact loss makes, and nothing around them.
+"""The limit: the matmuls that any exact loss makes, and nothing around them.
 
 logits (N, V) = h w^T, dhidden (N, D) = logits w, dweight (V, D) = logits^T h; the numbers mean nothing, the work does.
-Where the forward alone is raced, the first of them.
+Where the forward alone is measured, the first of them.
 """
 
 import torch
 
-from benchmarks.contestants import Inputs, Outputs
+from benchmarks.loss.implementations import Inputs, Outputs
 from cynosure.loss import explain
 from cynosure.loss.gemm import product
 from cynosure.loss.plan import Plan

@@ -1,4 +1,4 @@
-"""Who takes part in scoring a text: each contestant is one function from a loaded model to a step that gives nats.
+"""The implementations of scoring: each is one function from a loaded model to a step that gives nats.
 
 All score under `rolling`: every token once, windows that meet without overlap.
 """
@@ -6,7 +6,7 @@ All score under `rolling`: every token once, windows that meet without overlap.
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from benchmarks.contestants import OURS, Contestant
+from benchmarks.implementation import LIMIT, OURS, Implementation, by_name
 
 if TYPE_CHECKING:  # the parent process looks names up here and must not pay for torch
     from torch import Tensor
@@ -133,13 +133,10 @@ def windows(work: Work) -> "Iterator[tuple[Tensor, Tensor]]":
 COMPILED = "cynosure-compile"
 LM_EVAL = "lm-eval"
 
-SCORE_CONTESTANTS = {
-    contestant.name: contestant
-    for contestant in (
-        Contestant(OURS, 'cynosure.score(model, text, protocol="rolling")', build_cynosure),
-        Contestant(COMPILED, "the same with compile=True", build_compiled),
-        Contestant(LM_EVAL, "lm_eval HFLM(batch_size=1, add_bos_token=False).loglikelihood_rolling", build_lm_eval),
-        Contestant("transformers", "model(ids, labels=...).loss, window by window", build_transformers),
-        Contestant("limit", "the products of layers with their weights alone", build_limit, checked=False),
-    )
-}
+IMPLEMENTATIONS = by_name(
+    Implementation(OURS, 'cynosure.score(model, text, protocol="rolling")', build_cynosure),
+    Implementation(COMPILED, "the same with compile=True", build_compiled),
+    Implementation(LM_EVAL, "lm_eval HFLM(batch_size=1, add_bos_token=False).loglikelihood_rolling", build_lm_eval),
+    Implementation("transformers", "model(ids, labels=...).loss, window by window", build_transformers),
+    Implementation(LIMIT, "the matmuls of layers with their weights alone", build_limit, checked=False),
+)

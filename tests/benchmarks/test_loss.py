@@ -1,4 +1,4 @@
-"""The whole race on a tiny head, a process each."""
+"""The whole benchmark on a tiny head, a process each."""
 
 import json
 from collections.abc import Callable
@@ -10,9 +10,10 @@ import pytest
 from rich.console import Console
 
 from benchmarks.commands import app
-from benchmarks.contestants import LOSS_CONTESTANTS
-from benchmarks.prepared import Prepared
-from benchmarks.race import Settings, bench_loss
+from benchmarks.harness import run
+from benchmarks.loss.benchmark import LossBenchmark
+from benchmarks.loss.implementations import IMPLEMENTATIONS
+from benchmarks.loss.prepared import Prepared
 from benchmarks.results import Report, Row
 from benchmarks.table import print_report
 from cynosure.cli.app import main
@@ -26,9 +27,9 @@ FAULTS = ("wrong_when_large", "slow", "crash", "unavailable")
 def report(prepared: Prepared) -> Report:
     """Ours, the eager op, the limit and four with a fault, at 300 and 600 tokens in float32."""
     names = ("cynosure", "eager", "limit", "limit-chunked")
-    contestants = [*(LOSS_CONTESTANTS[name] for name in names), *map(planted, FAULTS)]
-    settings = Settings((HEAD,), ("float32",), (600, 300), runs=2, cutoff_seconds=10.0)
-    return bench_loss(settings, contestants)
+    implementations = [*(IMPLEMENTATIONS[name] for name in names), *map(planted, FAULTS)]
+    benchmark = LossBenchmark(heads=(HEAD,), dtypes=("float32",), tokens=(600, 300), runs=2, cutoff_seconds=10.0)
+    return run(benchmark, implementations)
 
 
 def row(report: Report, name: str, case: int = 0) -> Row:
@@ -39,12 +40,12 @@ def row(report: Report, name: str, case: int = 0) -> Row:
 
 def shown(report: Report) -> str:
     text = StringIO()
-    print_report(report, Console(file=text, width=120))
+    print_report(report, LossBenchmark().how, ("cynosure",), Console(file=text, width=120))
     return text.getvalue()
 
 
 def line(report: Report, name: str) -> str:
-    """The first line of the tables that begins with a contestant's name."""
+    """The first line of the tables that begins with an implementation's name."""
     return next(line for line in shown(report).splitlines() if line.split()[:1] == [name])
 
 
@@ -117,8 +118,8 @@ def test_the_report_says_what_its_figures_depend_on(report: Report) -> None:
 
 
 def test_a_head_that_is_not_installed_is_said(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.race.prepare_head", lambda *_: {"unavailable": "not here"})
-    skipped = bench_loss(Settings(("smollm2",)), [])
+    monkeypatch.setattr("benchmarks.harness.prepare_subject", lambda *_: {"unavailable": "not here"})
+    skipped = run(LossBenchmark(heads=("smollm2",)), [])
     assert skipped.skipped == {"smollm2": "not here"}
     assert "smollm2 skipped: not here" in shown(skipped)
 
@@ -130,21 +131,21 @@ Invoke = Callable[..., tuple[int, str, str]]
 def invoke(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Invoke:
     """Runs `python -m benchmarks loss`: exit status, stdout, stderr."""
 
-    def run(*arguments: str) -> tuple[int, str, str]:
+    def started(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["benchmarks", "loss", *arguments])
         with pytest.raises(SystemExit) as done:
             main(app, "python -m benchmarks")
         out, err = capsys.readouterr()
         return int(done.value.code or 0), out, err
 
-    return run
+    return started
 
 
 def test_the_command(prepared: Prepared, invoke: Invoke, tmp_path: Path) -> None:
     path = tmp_path / "loss.json"
     code, out, err = invoke(
-        "--heads", HEAD, "--contestants", "cynosure,eager", "--dtypes", "bfloat16", "--tokens", "300", "--runs", "1",
-        "--format", "json", "--json", str(path), "--quiet",
+        "--heads", HEAD, "--implementations", "cynosure,eager", "--dtypes", "bfloat16", "--tokens", "300",
+        "--runs", "1", "--format", "json", "--json", str(path), "--quiet",
     )  # fmt: skip
     assert (code, err) == (0, "")
     assert json.loads(out) == json.loads(path.read_text())
@@ -161,7 +162,7 @@ def test_the_command(prepared: Prepared, invoke: Invoke, tmp_path: Path) -> None
 def test_the_forward_alone(prepared: Prepared, invoke: Invoke) -> None:
     names = ["cynosure", "stats", "stats-16", "eager", "limit", "limit-best", "limit-chunked"]
     code, out, _ = invoke(
-        "--heads", HEAD, "--contestants", ",".join(names), "--dtypes", "float32", "--tokens", "300", "--runs", "1",
+        "--heads", HEAD, "--implementations", ",".join(names), "--dtypes", "float32", "--tokens", "300", "--runs", "1",
         "--forward", "--format", "json",
     )  # fmt: skip
     assert code == 0
@@ -176,7 +177,7 @@ def test_the_forward_alone(prepared: Prepared, invoke: Invoke) -> None:
 
 def test_statistics_have_no_backward(prepared: Prepared, invoke: Invoke) -> None:
     _, out, _ = invoke(
-        "--heads", HEAD, "--contestants", "stats,eager", "--dtypes", "float32", "--tokens", "300", "--runs", "1",
+        "--heads", HEAD, "--implementations", "stats,eager", "--dtypes", "float32", "--tokens", "300", "--runs", "1",
         "--format", "json",
     )  # fmt: skip
     assert [row["contestant"] for row in json.loads(out)["cases"][0]["rows"]] == ["eager"]
@@ -185,8 +186,19 @@ def test_statistics_have_no_backward(prepared: Prepared, invoke: Invoke) -> None
 def test_the_command_fails_where_ours_is_red(
     prepared: Prepared, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(LOSS_CONTESTANTS, "cynosure", replace(planted("scaled"), name="cynosure"))
-    arguments = ("--heads", HEAD, "--contestants", "cynosure", "--dtypes", "float32", "--tokens", "300", "--runs", "1")
+    monkeypatch.setitem(IMPLEMENTATIONS, "cynosure", replace(planted("scaled"), name="cynosure"))
+    arguments = (
+        "--heads",
+        HEAD,
+        "--implementations",
+        "cynosure",
+        "--dtypes",
+        "float32",
+        "--tokens",
+        "300",
+        "--runs",
+        "1",
+    )
     code, out, err = invoke(*arguments)
     assert code == 1
     assert "red" in line_of(out, "cynosure")
@@ -201,10 +213,10 @@ def line_of(text: str, name: str) -> str:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--contestants", "nobody"), "unknown contestant 'nobody'"),
-        (("--contestants", ""), "name at least one contestant"),
-        (("--heads", "synthetic:0x3"), "unknown head 'synthetic:0x3': there is gemma3-270m, smollm2"),
-        (("--dtypes", "int8"), "unknown dtype 'int8': there is float32, bfloat16"),
+        (("--implementations", "nobody"), "unknown implementation 'nobody'"),
+        (("--implementations", ""), "name at least one implementation"),
+        (("--heads", "synthetic:0x3"), "unknown head 'synthetic:0x3': expected one of gemma3-270m, smollm2"),
+        (("--dtypes", "int8"), "unknown dtype 'int8': expected one of float32, bfloat16"),
         (("--tokens", "many"), "--tokens: 'many' is not a whole number"),
         (("--tokens", "0"), "must all be positive"),
         (("--runs", "0"), "must all be positive"),

@@ -1,4 +1,4 @@
-"""The race in scoring, on a tiny model, a process each."""
+"""The benchmark of scoring, on a tiny model, a process each."""
 
 import json
 from collections.abc import Iterator
@@ -10,11 +10,12 @@ import pytest
 from rich.console import Console
 
 from benchmarks.commands import app
-from benchmarks.contestants import Contestant
-from benchmarks.results import Report, Row, ScoreCase
-from benchmarks.score_race import ScoreSettings, bench_score
-from benchmarks.score_table import print_scores
-from benchmarks.scorers import SCORE_CONTESTANTS, Step, Work, build_cynosure
+from benchmarks.harness import run
+from benchmarks.implementation import Implementation
+from benchmarks.results import Report, Row
+from benchmarks.score.benchmark import ScoreBenchmark, ScoreCase
+from benchmarks.score.implementations import IMPLEMENTATIONS, Step, Work, build_cynosure
+from benchmarks.table import print_report
 from cynosure.cli.app import main
 from tests.lm.conftest import byte_tokenizer, tiny_model
 
@@ -25,7 +26,7 @@ def build_wrong(work: Work) -> Step:
     return lambda: right() * 1.1
 
 
-WRONG = Contestant("wrong", "planted", build_wrong)
+WRONG = Implementation("wrong", "planted", build_wrong)
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +43,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def report(folder: Path) -> Report[ScoreCase]:
     names = ("cynosure", "transformers", "limit")
-    contestants = [*(SCORE_CONTESTANTS[name] for name in names), WRONG]
-    settings = ScoreSettings((str(folder), "no-such-model"), ("bfloat16",), 400, 32, runs=2)
-    return bench_score(settings, contestants)
+    implementations = [*(IMPLEMENTATIONS[name] for name in names), WRONG]
+    models = (str(folder), "no-such-model")
+    return run(ScoreBenchmark(models=models, dtypes=("bfloat16",), n_tokens=400, window=32, runs=2), implementations)
 
 
 def row(report: Report[ScoreCase], name: str) -> Row:
@@ -71,7 +72,7 @@ def test_whoever_is_wrong_gets_none(report: Report[ScoreCase]) -> None:
 
 def test_the_table_and_what_was_skipped(report: Report[ScoreCase]) -> None:
     text = StringIO()
-    print_scores(report, Console(file=text, width=130))
+    print_report(report, ScoreBenchmark().how, ScoreBenchmark.ours, Console(file=text, width=130))
     assert "tiny: 400 tokens, window 32, bfloat16" in text.getvalue()
     assert "wrong: with 80 tokens nats is off" in text.getvalue()
     assert "no-such-model skipped: no model 'no-such-model'" in text.getvalue()
@@ -91,23 +92,23 @@ def invoke(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 def test_the_command(
     report: Report[ScoreCase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked: list[ScoreSettings] = []
+    asked: list[ScoreBenchmark] = []
 
-    def raced(settings: ScoreSettings, *_: object) -> Report[ScoreCase]:
-        asked.append(settings)
+    def measured(benchmark: ScoreBenchmark, *_: object) -> Report[ScoreCase]:
+        asked.append(benchmark)
         return report
 
-    monkeypatch.setattr("benchmarks.score_race.bench_score", raced)
+    monkeypatch.setattr("benchmarks.harness.run", measured)
     path = tmp_path / "score.json"
     command = ["score", "--models", "a, b", "--dtypes", "float32", "--tokens", 70, "--window", 32, "--runs", 1]
     assert invoke(monkeypatch, *command, "--format", "json", "--json", path) == 0
     assert json.loads(capsys.readouterr().out) == json.loads(path.read_text())
-    assert asked == [ScoreSettings(("a", "b"), ("float32",), 70, 32, 1)]
+    assert asked == [ScoreBenchmark(models=("a", "b"), dtypes=("float32",), n_tokens=70, window=32, runs=1)]
     wrong = replace(report.cases[0], rows=[replace(row(report, "wrong"), contestant="cynosure-compile")])
     report = replace(report, cases=[wrong])
     assert invoke(monkeypatch, *command) == 1
     assert "a check of our own nats failed" in capsys.readouterr().err
-    assert invoke(monkeypatch, "score", "--contestants", "nobody") == 2
-    assert "unknown contestant 'nobody': there is all, cynosure" in capsys.readouterr().err
+    assert invoke(monkeypatch, "score", "--implementations", "nobody") == 2
+    assert "unknown implementation 'nobody': expected all, or some of cynosure" in capsys.readouterr().err
     assert invoke(monkeypatch, "score", "--window", 0) == 2
     assert "must all be positive" in capsys.readouterr().err

