@@ -23,7 +23,7 @@ app = typer.Typer(
 
 Dtypes = Annotated[str, typer.Option(help="float32, bfloat16.")]
 Implementations = Annotated[str, typer.Option(help="Comma-separated, such as cynosure,limit; or all.")]
-Runs = Annotated[int, typer.Option(help="Timed runs of each; in loss, one that takes over 10 s is not repeated.")]
+Runs = Annotated[int, typer.Option(help="Timed runs of each.")]
 Cutoff = Annotated[float, typer.Option(help="Seconds after which a run is ended.")]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report to this file as well.")]
 
@@ -36,7 +36,7 @@ def loss(
     tokens: Annotated[str, typer.Option(help="Numbers of tokens. [default: each head's own]", show_default=False)] = "",
     dtypes: Dtypes = "float32,bfloat16",
     implementations: Implementations = "all",
-    runs: Runs = 3,
+    runs: Annotated[int, typer.Option(help="Timed runs of each; one if the first takes over 10 s.")] = 3,
     cutoff: Cutoff = 60.0,
     forward: Annotated[bool, typer.Option("--forward", help="The forward alone, as when a text is scored.")] = False,
     json_path: Json = None,
@@ -104,10 +104,11 @@ def train(
     quiet: common.Quiet = False,
     debug: common.Debug = False,
 ) -> None:
-    """Time, peak memory and loss curve of training by Hugging Face's Trainer, patched and as it is, and by a loop.
+    """Time, peak memory and loss curve of training.
 
-    One process for each implementation, their steps interleaved. Curves are held to the same training with an exact
-    head, which is run first. Exit status 1 when ours goes farther from it than rounding would.
+    Hugging Face's Trainer, patched and as it is, and a loop of one's own: a process each, their steps interleaved.
+    Curves are held to the same training with an exact head, which is run first. Exit status 1 when ours goes farther
+    from it than rounding would.
     """
     from benchmarks.train.benchmark import TrainBenchmark
 
@@ -123,7 +124,10 @@ def growth(
     quiet: common.Quiet = False,
     debug: common.Debug = False,
 ) -> None:
-    """How time and memory of our loss grow: 64 to 65,536 tokens, 8,192 to 1,048,576 classes, and a fit of each."""
+    """How time and memory of our loss grow with its sizes.
+
+    Runs 64 to 65,536 tokens, and 8,192 to 1,048,576 classes, and fits an exponent to each.
+    """
     from benchmarks.loss.growth import measure_growth, print_growth, to_json
     from cynosure.cli import screen
 
