@@ -74,14 +74,14 @@ $(SANITIZED)/%/rows.so: .venv/native
 	CXX=$(CXX) $(BIN)/python $(NATIVE)/build.py $(@D) -O1 -g -fno-omit-frame-pointer $(SANITIZERS)
 
 bench: .venv-peers/native
-	$(PEERS)/cynosure bench loss
+	$(PEERS)/python -m benchmarks loss
 
 peers: .venv-peers/native
 	$(PEERS)/python -m pytest -q tests/peers
 
 clean:
 	rm -rf .venv .venv-peers .demo $(SANITIZED) .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find src tests -name __pycache__ -prune -exec rm -rf {} +
+	find src benchmarks tests -name __pycache__ -prune -exec rm -rf {} +
 
 .demo/$(ADDRESS).txt: .venv/installed
 	@mkdir -p .demo

@@ -74,9 +74,9 @@ def verbs(command: Any, path: str = "cynosure") -> dict[str, str]:
     return {verb: text for name in below for verb, text in verbs(below[name], f"{path} {name}").items()}
 
 
-def undocumented(command: Any, documents: str) -> list[str]:
+def undocumented(verbs: dict[str, str], documents: str) -> list[str]:
     """The commands that have no help text or that the documents do not mention."""
-    return [path for path, text in verbs(command).items() if not text.strip() or path not in documents]
+    return [path for path, text in verbs.items() if not text.strip() or path not in documents]
 
 
 def test_every_command_is_documented() -> None:
@@ -84,7 +84,15 @@ def test_every_command_is_documented() -> None:
 
     command = typer.main.get_command(app)
     assert {"cynosure predict", "cynosure score", "cynosure check", "cynosure info"} <= set(verbs(command))
-    assert undocumented(command, "".join(path.read_text() for path in DOCUMENTS)) == []
+    assert undocumented(verbs(command), "".join(path.read_text() for path in DOCUMENTS)) == []
+
+
+def test_every_benchmark_is_documented() -> None:
+    from benchmarks.commands import app
+
+    found = verbs(typer.main.get_command(app), "python -m benchmarks")
+    assert {"python -m benchmarks loss", "python -m benchmarks score", "python -m benchmarks train"} <= set(found)
+    assert undocumented(found, (ROOT / "benchmarks" / "README.md").read_text()) == []
 
 
 def test_an_undocumented_command_is_found() -> None:
@@ -92,7 +100,7 @@ def test_an_undocumented_command_is_found() -> None:
     app.command("silent")(lambda: None)
     app.command("secret", help="Told nowhere.")(lambda: None)
     app.command("told", help="Told.")(lambda: None)
-    assert undocumented(typer.main.get_command(app), "`cynosure silent`, `cynosure told`") == [
+    assert undocumented(verbs(typer.main.get_command(app)), "`cynosure silent`, `cynosure told`") == [
         "cynosure silent",
         "cynosure secret",
     ]

@@ -15,7 +15,7 @@ from cynosure.cli.app import app
 from cynosure.text import as_documents
 
 SOURCES = Path(cynosure.__file__).parent
-ABOVE = ("cli", "bench")  # which are the command line
+ABOVE = ("cli",)  # which are the command line
 OPTION = re.compile(r"(?:^|[\s(])--[a-z][a-z-]+")
 OTHERS = re.compile(r"--(no-deps|force-reinstall)\b|owner/name--")  # pip's, and of code on the hub
 

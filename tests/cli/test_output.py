@@ -162,7 +162,6 @@ def test_errors(run: Run, place: Path) -> None:
         ("train", place / "none", "--out", place / "run"),
         ("train", text, "--out", place),
         ("train", "--resume", "--out", place / "none"),
-        ("bench", "loss", "--heads", HOSTILE),
         (HOSTILE,),
     ]
     for command in commands:

@@ -10,7 +10,7 @@ import cynosure
 from tests.lm.conftest import tiny
 from tests.lm.conftest import tiny_folder as tiny_folder
 
-VERBS = ("predict", "score", "summary", "compare", "train", "check", "info", "bench")
+VERBS = ("predict", "score", "summary", "compare", "train", "check", "info")
 ONE_BY_ONE = """
 import sys
 from cynosure.cli.entry import main
@@ -40,7 +40,7 @@ def test_help_and_version() -> None:
     for verb in VERBS:
         assert f"\n  {verb} " in index
         assert f"Usage: cynosure {verb} " in shown
-    assert "..." not in index.partition("Commands:")[2].partition("bench")[0]
+    assert "..." not in index.partition("Commands:")[2]
 
 
 def test_stored_runs(tmp_path: Path) -> None:

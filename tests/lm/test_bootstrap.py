@@ -1,17 +1,15 @@
 """Intervals against closed forms, a plain loop over resamples, and texts whose true mean loss is known."""
 
-import io
 import json
 import math
 from itertools import pairwise
 
 import numpy as np
 import pytest
-from rich.console import Console
 
-from cynosure.bench import coverage
 from cynosure.measure import bootstrap
 from cynosure.measure.bootstrap import Interval, block_length, blocks, choose, effective_size, interval, paired
+from tests.lm import coverage
 
 
 def clusters(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -293,7 +291,7 @@ def test_one_block_that_costs_nearly_all_is_said_and_no_loss_is_below_zero() -> 
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
-    cases = {case.name: case for case in coverage.bench_coverage(200)}
+    cases = {case.name: case for case in coverage.simulate(200)}
     main, small = list(cases.values())[:5], list(cases.values())[5:]
     for case in main:
         assert 0.88 <= case.covered <= 0.99, case
@@ -306,19 +304,16 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     assert cases["5 documents"].said == cases["300 tokens, AR(1) 0.9"].said == 1.0
 
 
-def test_coverage_is_printed_and_told_in_json(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_coverage_is_told_in_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(coverage, "CASES", {"few": coverage.unequal_documents(5), "one": coverage.unequal_documents(1)})
-    said: list[tuple[int, int, str]] = []
-    cases = coverage.bench_coverage(60, lambda *step: said.append(step))
-    assert said == [(0, 120, "few"), (50, 120, "few"), (60, 120, "one"), (110, 120, "one")]
-    assert cases == coverage.bench_coverage(60)
-    told = json.loads(json.dumps(coverage.to_json(cases)))
+    monkeypatch.setattr("sys.argv", ["coverage", "--runs", "60"])
+    cases = coverage.simulate(60)
+    with pytest.raises(SystemExit) as done:
+        coverage.main()
+    assert done.value.code == (0 if all(case.honest for case in cases) else 1)
+    told = json.loads(capsys.readouterr().out)
     assert [(case["name"], case["runs"]) for case in told["cases"]] == [("few", 60), ("one", 60)]
     assert told["cases"][0]["covered"] == cases[0].covered
-    out = io.StringIO()
-    coverage.print_coverage(cases, Console(file=out, width=120))
-    assert f"{cases[0].covered:.1%}" in out.getvalue()
-    assert "60 texts a row" in out.getvalue()
 
 
 def test_the_simulated_texts_have_the_mean_that_is_called_true() -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from cynosure import __version__
-from cynosure.cli import bench, check, common, compare, info, predict, score, summary, train
+from cynosure.cli import check, common, compare, info, predict, score, summary, train
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -32,7 +32,6 @@ app.command()(compare.compare)
 app.command()(train.train)
 app.command()(check.check)
 app.command()(info.info)
-app.add_typer(bench.app, name="bench")
 
 
 def show_version(wanted: bool) -> None:
@@ -50,13 +49,16 @@ def cynosure(
     """The cross-entropy of language models: computed exactly, measured honestly."""
 
 
-def main() -> None:
-    """Run the command line. Exit status: 0 done, 1 a gate or check failed or training diverged, 2 anything else."""
+def main(app: typer.Typer = app, name: str = "cynosure") -> None:
+    """Run a command line, which users start as `name`.
+
+    Exit status: 0 done, 1 a gate or check failed or training diverged, 2 anything else.
+    """
     common.settings = common.Settings()
     logging.getLogger("cynosure").setLevel(logging.INFO)
     warnings.showwarning = show_warning
     try:
-        status = invoke()
+        status = invoke(app, name)
         sys.stdout.flush()  # here, where an error of it is still said in one line
     except ModuleNotFoundError:
         raise  # a missing extra: the entry says which
@@ -102,14 +104,14 @@ def tell(error: BaseException) -> None:
         common.complain(one_line(error))
 
 
-def invoke() -> int:
+def invoke(app: typer.Typer, name: str) -> int:
     """Run the command that was asked for; its exit status.
 
     Not by typer's own `main`, which reports an EOFError as an interruption and a broken pipe as status 1.
     """
     command = typer.main.get_command(app)
     try:
-        with command.make_context("cynosure", sys.argv[1:]) as context:
+        with command.make_context(name, sys.argv[1:]) as context:
             command.invoke(context)
     except typer.Exit as stop:
         return stop.exit_code

@@ -1,0 +1,1 @@
+"""cynosure beside other implementations: a process each, outcomes checked first, runs interleaved."""

@@ -1,0 +1,189 @@
+"""`python -m benchmarks`: cynosure compared with other implementations, and with the limit."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from benchmarks.progress import shown_progress
+from cynosure.cli import common
+
+if TYPE_CHECKING:
+    from benchmarks.harness import Benchmark
+
+app = typer.Typer(
+    help="Benchmark against other implementations, and against the limit.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Dtypes = Annotated[str, typer.Option(help="float32, bfloat16.")]
+Implementations = Annotated[str, typer.Option(help="Comma-separated, such as cynosure,limit; or all.")]
+Runs = Annotated[int, typer.Option(help="Timed runs of each.")]
+Cutoff = Annotated[float, typer.Option(help="Seconds after which a run is ended.")]
+Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report to this file as well.")]
+
+
+@app.command()
+def loss(
+    heads: Annotated[str, typer.Option(help="Comma-separated: gemma3-270m, smollm2, synthetic:VxD.")] = (
+        "gemma3-270m,smollm2"
+    ),
+    tokens: Annotated[str, typer.Option(help="Numbers of tokens. [default: each head's own]", show_default=False)] = "",
+    dtypes: Dtypes = "float32,bfloat16",
+    implementations: Implementations = "all",
+    runs: Annotated[int, typer.Option(help="Timed runs of each; one if the first takes over 10 s.")] = 3,
+    cutoff: Cutoff = 60.0,
+    forward: Annotated[bool, typer.Option("--forward", help="The forward alone, as when a text is scored.")] = False,
+    json_path: Json = None,
+    format: common.Format = "table",
+    quiet: common.Quiet = False,
+    debug: common.Debug = False,
+) -> None:
+    """Time, peak memory and errors of the loss, forward and backward.
+
+    One process for each implementation, their runs interleaved. Gradients are checked against float64 before anything
+    is timed: one that fails has no figure. The first time, inputs are made from the installed models, which takes
+    minutes. Exit status 1 when our own check fails.
+    """
+    from benchmarks.loss.benchmark import LossBenchmark
+
+    counts = tuple(whole_number("--tokens", name) for name in names(tokens)) or None
+    benchmark = LossBenchmark(
+        heads=names(heads), dtypes=names(dtypes), tokens=counts, runs=runs, cutoff_seconds=cutoff, backward=not forward
+    )
+    measure(benchmark, names(implementations), json_path, format, quiet)
+
+
+@app.command()
+def score(
+    models: Annotated[str, typer.Option(help="Comma-separated, of the names that score takes.")] = (
+        "smollm2,gemma3-270m"
+    ),
+    tokens: Annotated[int, typer.Option(help="Tokens of real text.")] = 20_000,
+    window: Annotated[int, typer.Option(help="Tokens the model sees at once.")] = 1024,
+    dtypes: Dtypes = "float32,bfloat16",
+    implementations: Implementations = "all",
+    runs: Runs = 3,
+    cutoff: Cutoff = 600.0,
+    json_path: Json = None,
+    format: common.Format = "table",
+    quiet: common.Quiet = False,
+    debug: common.Debug = False,
+) -> None:
+    """Tokens a second, peak memory and errors of scoring a text.
+
+    One process for each implementation, their runs interleaved. The nats of each are checked first, against float64
+    from the model's own logits: one that fails has no figure. Exit status 1 when our own check fails.
+    """
+    from benchmarks.score.benchmark import ScoreBenchmark
+
+    benchmark = ScoreBenchmark(
+        models=names(models), dtypes=names(dtypes), n_tokens=tokens, window=window, runs=runs, cutoff_seconds=cutoff
+    )
+    measure(benchmark, names(implementations), json_path, format, quiet)
+
+
+@app.command()
+def train(
+    models: Annotated[
+        str,
+        typer.Option(help="Comma-separated, of the names that score takes; or new: small, small:32768 (vocabulary)."),
+    ] = "smollm2,gemma3-270m",
+    dtypes: Annotated[str, typer.Option(help="float32, bfloat16, autocast.")] = "float32,bfloat16",
+    implementations: Implementations = "all",
+    rows: Annotated[int, typer.Option(help="Rows of real text a step.")] = 2,
+    tokens: Annotated[int, typer.Option(help="Tokens of a row.")] = 512,
+    steps: Annotated[int, typer.Option(help="Steps; all but the first are timed.")] = 50,
+    json_path: Json = None,
+    format: common.Format = "table",
+    quiet: common.Quiet = False,
+    debug: common.Debug = False,
+) -> None:
+    """Time, peak memory and loss curve of training.
+
+    Hugging Face's Trainer, patched and as it is, and a loop of one's own: a process each, their steps interleaved.
+    Curves are held to the same training with an exact head, which is run first. Exit status 1 when ours goes farther
+    from it than rounding would.
+    """
+    from benchmarks.train.benchmark import TrainBenchmark
+
+    benchmark = TrainBenchmark(models=names(models), dtypes=names(dtypes), n_rows=rows, n_tokens=tokens, n_steps=steps)
+    measure(benchmark, names(implementations), json_path, format, quiet)
+
+
+@app.command()
+def growth(
+    dtypes: Dtypes = "float32,bfloat16",
+    runs: Annotated[int, typer.Option(help="Timed runs of each size.")] = 5,
+    json_path: Json = None,
+    quiet: common.Quiet = False,
+    debug: common.Debug = False,
+) -> None:
+    """How time and memory of our loss grow with its sizes.
+
+    Runs 64 to 65,536 tokens, and 8,192 to 1,048,576 classes, and fits an exponent to each.
+    """
+    from benchmarks.loss.growth import measure_growth, print_growth, to_json
+    from cynosure.cli import screen
+
+    common.show_notes(quiet)
+    check_folder(json_path)
+    with shown_progress(quiet) as say:
+        axes, report = measure_growth(names(dtypes), runs, say)
+    write_json(json_path, to_json(axes, report))
+    print_growth(axes, report, screen.stdout())
+
+
+def measure(
+    benchmark: "Benchmark[Any]", implementations: tuple[str, ...], json_path: Path | None, format: str, quiet: bool
+) -> None:
+    """Run a benchmark, write and print its report. ValueError where nothing could be measured."""
+    from benchmarks.harness import find_implementations, run
+    from benchmarks.table import print_report
+    from cynosure.cli import screen
+
+    common.show_notes(quiet)
+    chosen = find_implementations(implementations, benchmark.implementations)
+    check_folder(json_path)
+    with shown_progress(quiet) as say:
+        report = run(benchmark, chosen, say)
+    write_json(json_path, report.to_json())
+    if format == "json":
+        common.print_json(report.to_json())
+    else:
+        print_report(report, benchmark.how, benchmark.ours, screen.stdout())
+    if not report.cases:
+        raise ValueError("nothing could be prepared: " + "; ".join(report.skipped.values()))
+    if not all(map(report.green, benchmark.ours)):
+        common.complain(benchmark.red)
+        raise typer.Exit(1)
+
+
+def check_folder(json_path: Path | None) -> None:
+    """ValueError, before the work is done, where the report could not be written."""
+    if json_path is not None and not json_path.parent.is_dir():
+        raise ValueError(f"--json: there is no folder {json_path.parent}")
+
+
+def write_json(json_path: Path | None, values: Any) -> None:
+    """Write a file of JSON, if one is wanted: beside, then renamed."""
+    if json_path is not None:
+        from cynosure.system.files import write_out
+
+        write_out(json_path, f"{json.dumps(values, indent=1, allow_nan=False)}\n".encode())
+
+
+def names(text: str) -> tuple[str, ...]:
+    """The parts of a comma-separated list, each once."""
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+def whole_number(option: str, text: str) -> int:
+    if not text.isdecimal():
+        raise ValueError(f"{option}: {text!r} is not a whole number")
+    return int(text)

@@ -1,0 +1,90 @@
+"""What a figure depends on besides the code that is timed."""
+
+import os
+import platform
+import re
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import cynosure
+from cynosure.loss.machine import cpu_name, cpu_vendor, memory_bytes
+
+PACKAGES = (
+    *("cynosure", "torch", "triton", "cut-cross-entropy", "jax", "jaxlib", "optax", "numpy", "transformers"),
+    *("accelerate", "lm_eval"),
+)
+
+
+def environment() -> dict[str, Any]:
+    """CPU, threads, BLAS, versions and commit, as the workers see them."""
+    import torch
+
+    return {
+        "cpu": cpu_name(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": memory_bytes(),
+        "blas": blas(torch.__config__.show()),
+        "class": machine_class(cpu_vendor(), torch.backends.cpu.get_cpu_capability(), torch.__config__.show()),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "versions": versions(),
+        "commit": commit(),
+    }
+
+
+def blas(configuration: str) -> str:
+    """The libraries behind torch's matrix products, out of `torch.__config__.show()`.
+
+    >>> blas("  - Intel(R) MKL-DNN v3.12.0 (Git Hash 80af)\\n  - Build settings: BLAS_INFO=mkl, USE_CUDA=0")
+    'mkl, oneDNN 3.12.0'
+    """
+    library = re.search(r"BLAS_INFO=(\w+)", configuration)
+    onednn = re.search(r"MKL-DNN v([\d.]+)", configuration)
+    return ", ".join([library[1] if library else "unknown", *([f"oneDNN {onednn[1]}"] if onednn else [])])
+
+
+def machine_class(vendor: str, capability: str, configuration: str) -> str:
+    """With which other machines' float32 figures these can be compared: it is torch's products that differ.
+
+    >>> machine_class("AuthenticAMD", "AVX512", "BLAS_INFO=mkl")
+    'Compare float32 with other AMD machines: here the MKL in torch leaves AVX-512 unused.'
+    >>> machine_class("GenuineIntel", "AVX512", "BLAS_INFO=mkl")
+    'Compare float32 with other machines where the MKL in torch runs AVX-512.'
+    """
+    if "BLAS_INFO=mkl" not in configuration:
+        return "Compare float32 with other machines where torch has this BLAS."
+    if vendor == "AuthenticAMD":
+        return "Compare float32 with other AMD machines: here the MKL in torch leaves AVX-512 unused."
+    runs = "AVX-512" if capability.startswith("AVX512") else "no AVX-512"
+    return f"Compare float32 with other machines where the MKL in torch runs {runs}."
+
+
+def versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def commit() -> str | None:
+    """The commit of this clone, `-dirty` if the code that runs differs from it; None if cynosure is not the clone's."""
+    clone = Path(__file__).parents[1]
+    if not Path(cynosure.__file__).is_relative_to(clone):
+        return None
+    try:
+        head = git(clone, "rev-parse", "HEAD")
+        return f"{head}-dirty" if git(clone, "status", "--porcelain", "--", "src", "benchmarks/*.py") else head
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip()

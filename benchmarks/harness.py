@@ -1,0 +1,285 @@
+"""The harness: everyone is checked, then runs once in turn, round after round. One process works at a time.
+
+What is measured is a `Benchmark`, of which `loss/`, `score/` and `train/` each define one.
+"""
+
+import shlex
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from typing import Any, ClassVar, Generic
+
+from benchmarks.implementation import OURS, Implementation
+from benchmarks.process import CutOff, Died, Process
+from benchmarks.results import C, Report, Row, Status
+from benchmarks.worker import Worker, prepare, serve
+
+DTYPES = ("float32", "bfloat16")
+BUILD_FACTOR = 2  # times the cut-off for getting ready, which may be compiling and running once
+PATIENCE = 5.0  # seconds for a process to end by itself
+
+Say = Callable[[int, int, str], None]  # (steps done, steps in all, what is going on)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark(ABC, Generic[C]):
+    """What is measured, and for how long; the fields are the report's settings.
+
+    Each process gets a copy. The parent holds one too and must not pay for torch: import it inside methods.
+    """
+
+    dtypes: tuple[str, ...] = DTYPES
+    cutoff_seconds: float = 600.0  # after which a run is ended
+
+    name: ClassVar[str]  # in the report
+    implementations: ClassVar[dict[str, Implementation]]
+    worker: ClassVar[type[Worker]]
+    known_dtypes: ClassVar[tuple[str, ...]] = DTYPES
+    subject: ClassVar[str] = "model"  # what `subjects` are
+    ours: ClassVar[tuple[str, ...]] = (OURS,)  # whose check must not be red
+    preparing: ClassVar[str]  # what `prepare` does, for the progress
+    checking: ClassVar[str] = ""  # likewise the check before anything is timed
+    red: ClassVar[str]  # what is said where our own check is red
+
+    def __post_init__(self) -> None:
+        for dtype in self.dtypes:
+            if dtype not in self.known_dtypes:
+                raise ValueError(f"unknown dtype {dtype!r}: expected one of {', '.join(self.known_dtypes)}")
+        if not self.subjects or not self.dtypes:
+            raise ValueError(f"nothing to run: name at least one {self.subject} and one dtype")
+
+    @property
+    @abstractmethod
+    def subjects(self) -> tuple[str, ...]:
+        """Heads or models, by name."""
+
+    @property
+    @abstractmethod
+    def runs(self) -> int:
+        """Timed runs of each implementation."""
+
+    @property
+    def slow_seconds(self) -> float:
+        """An implementation that takes longer in its first run is run once."""
+        return float("inf")
+
+    @property
+    @abstractmethod
+    def how(self) -> str:
+        """How to read the tables."""
+
+    @abstractmethod
+    def tokens_of(self, subject: str) -> list[int]:
+        """The tokens of each case."""
+
+    def check_tokens(self, subject: str) -> int:
+        """The tokens of the check before anything is timed; 0 where there is none."""
+        return 0
+
+    def takes(self, implementation: Implementation) -> bool:
+        return True
+
+    @abstractmethod
+    def prepare(self, subject: str, say: Callable[[str], None]) -> Any:
+        """What every worker is given, made in a process of its own.
+
+        Raises ModuleNotFoundError, FileNotFoundError or ValueError where the subject must be skipped.
+        """
+
+    @abstractmethod
+    def case(self, prepared: Any, dtype: str, n_tokens: int, rows: list[Row]) -> C: ...
+
+
+def find_implementations(names: tuple[str, ...], known: dict[str, Implementation]) -> list[Implementation]:
+    """The implementations of these names, or every one for `all`."""
+    if names == ("all",):
+        return list(known.values())
+    for name in names:
+        if name not in known:
+            raise ValueError(f"unknown implementation {name!r}: expected all, or some of {', '.join(known)}")
+    if not names:
+        raise ValueError("nothing to run: name at least one implementation, or all")
+    return [known[name] for name in names]
+
+
+class Out(Exception):
+    """An implementation is measured no further, with a status and a reason."""
+
+    def __init__(self, status: Status, reason: str) -> None:
+        super().__init__(reason)
+        self.status: Status = status
+        self.reason = reason
+
+
+class Participant:
+    """An implementation's process; `left` is the row with which it left the benchmark."""
+
+    def __init__(self, implementation: Implementation, benchmark: Benchmark[Any], prepared: Any, dtype: str) -> None:
+        self.implementation, self.cutoff_seconds = implementation, benchmark.cutoff_seconds
+        self.process = Process(serve, benchmark.worker, implementation, benchmark, prepared, dtype)
+        self.left: Row | None = None
+        self.plan: dict[str, Any] | None = None
+
+    def new_row(self) -> Row:
+        row = Row(self.implementation.name, self.implementation.title)
+        if self.left is not None:
+            row.status, row.reason = self.left.status, self.left.reason
+            row.errors, row.allowed = self.left.errors, self.left.allowed
+        return row
+
+    @contextmanager
+    def staying(self, row: Row) -> Iterator[None]:
+        """Who raises Out inside has left: no figure here, and no start in what follows."""
+        try:
+            yield
+        except Out as out:
+            row.status, row.reason = out.status, out.reason
+            self.left = row
+            self.process.end(PATIENCE)
+
+    def build(self, n_tokens: int) -> None:
+        seconds = BUILD_FACTOR * self.cutoff_seconds
+        asked: dict[str, Any] = {"task": "build", "n_tokens": n_tokens}
+        self.plan = self._ask(asked, seconds, f"of getting ready for {n_tokens:,} tokens").get("plan")
+
+    def check(self, n_tokens: int) -> None:
+        """Get ready for a few tokens and be checked on them."""
+        row = self.new_row()
+        with self.staying(row):
+            self.build(n_tokens)
+            self.run(row, n_tokens, compare=True)
+
+    def run(self, row: Row, n_tokens: int, compare: bool) -> None:
+        """One run, its figures put into the row."""
+        reply = self._ask({"task": "run", "compare": compare}, self.cutoff_seconds, f"with {n_tokens:,} tokens")
+        row.add(reply)
+        row.plan = self.plan
+        if wrong := complaints(row.errors or {}, row.allowed or {}):
+            raise Out("red", f"with {n_tokens:,} tokens {wrong}")
+
+    def _ask(self, message: dict[str, Any], seconds: float, doing: str) -> dict[str, Any]:
+        try:
+            reply: dict[str, Any] = self.process.ask(message, seconds)
+        except CutOff:
+            raise Out("cut off", f"cut off after {seconds:g} s {doing}") from None
+        except Died as error:
+            raise Out("failed", f"{doing}: {error}") from None
+        if "unavailable" in reply:
+            raise Out("missing", reply["unavailable"])
+        if "failed" in reply:
+            raise Out("failed", f"{doing}: {reply['failed']}")
+        return reply
+
+
+def complaints(errors: dict[str, float], allowed: dict[str, float]) -> str:
+    """What is off by more than allowed (NaN is), in words; empty if nothing is."""
+    wrong = [name for name, error in errors.items() if not error <= allowed[name]]
+    return ", ".join(f"{name} is off by {errors[name]:.1e}, allowed {allowed[name]:.1e}" for name in wrong)
+
+
+class Steps:
+    """Counts what is done, and says it."""
+
+    def __init__(self, say: Say, total: int) -> None:
+        self.say, self.total, self.done = say, total, 0
+
+    def next(self, line: str) -> None:
+        self.say(self.done, self.total, line)
+        self.done += 1
+
+
+def run(benchmark: Benchmark[C], implementations: Iterable[Implementation], say: Say = lambda *_: None) -> Report[C]:
+    """Measure the implementations on every subject, dtype and number of tokens."""
+    chosen = [implementation for implementation in implementations if benchmark.takes(implementation)]
+    steps = Steps(say, count_steps(benchmark, chosen))
+    report = new_report(benchmark, chosen)
+    for subject in benchmark.subjects:
+        steps.next(f"{subject}: {benchmark.preparing}")
+        reply = prepare_subject(benchmark, subject, steps)
+        if "unavailable" in reply:
+            report.skipped[subject] = reply["unavailable"]
+            continue
+        report.environment = reply["environment"]
+        for dtype in benchmark.dtypes:
+            entered = [implementation for implementation in chosen if dtype in implementation.dtypes]
+            report.cases += run_dtype(benchmark, subject, reply["prepared"], dtype, entered, steps)
+    return report
+
+
+def new_report(benchmark: Benchmark[C], chosen: list[Implementation]) -> Report[C]:
+    """A report in which nothing stands yet but what was asked for."""
+    return Report(
+        bench=benchmark.name,
+        command=shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        settings=asdict(benchmark) | {"contestants": [implementation.name for implementation in chosen]},
+        environment={},
+        cases=[],
+        skipped={},
+    )
+
+
+def count_steps(benchmark: Benchmark[Any], chosen: list[Implementation]) -> int:
+    n_starts = sum(len(set(benchmark.dtypes) & set(implementation.dtypes)) for implementation in chosen)
+    total = 0
+    for subject in benchmark.subjects:
+        n_checks = 1 if benchmark.check_tokens(subject) else 0
+        total += 1 + n_starts * (n_checks + len(benchmark.tokens_of(subject)) * (1 + benchmark.runs))
+    return total
+
+
+def prepare_subject(benchmark: Benchmark[Any], subject: str, steps: Steps) -> dict[str, Any]:
+    """The last answer of the process that prepares a subject; what it says meanwhile is said."""
+    process = Process(prepare, benchmark, subject)
+    try:
+        while "say" in (reply := process.answer(None)):
+            steps.say(steps.done, steps.total, reply["say"])
+    except Died as error:
+        return {"unavailable": f"its inputs could not be prepared: {error}"}
+    process.end(PATIENCE)
+    answer: dict[str, Any] = reply
+    return answer
+
+
+def run_dtype(
+    benchmark: Benchmark[C], subject: str, prepared: Any, dtype: str, entered: list[Implementation], steps: Steps
+) -> list[C]:
+    """Everyone starts and is checked; then every number of tokens, the smallest first."""
+    where, cases = f"{subject}, {dtype}", []
+    participants: list[Participant] = []
+    try:
+        for implementation in entered:
+            participants.append(Participant(implementation, benchmark, prepared, dtype))
+            if n_tokens := benchmark.check_tokens(subject):
+                steps.next(f"{where}: {implementation.name}, {benchmark.checking}")
+                participants[-1].check(n_tokens)
+        for n_tokens in benchmark.tokens_of(subject):
+            rows = take_turns(participants, n_tokens, benchmark, steps, f"{where}, {n_tokens:,} tokens")
+            cases.append(benchmark.case(prepared, dtype, n_tokens, rows))
+    finally:
+        for participant in participants:
+            participant.process.end(PATIENCE)
+    return cases
+
+
+def take_turns(
+    participants: list[Participant], n_tokens: int, benchmark: Benchmark[Any], steps: Steps, where: str
+) -> list[Row]:
+    """Each gets ready in turn, then one timed run of each, round after round; the first run's outcome is checked."""
+    rows = [participant.new_row() for participant in participants]
+    for participant, row in zip(participants, rows, strict=True):
+        steps.next(f"{where}: {row.contestant} gets ready")
+        if row.status == "ok":
+            with participant.staying(row):
+                participant.build(n_tokens)
+    for number in range(benchmark.runs):
+        for participant, row in zip(participants, rows, strict=True):
+            steps.next(f"{where}: {row.contestant}, run {number + 1}")
+            slow = number > 0 and row.seconds[:1] > [benchmark.slow_seconds]
+            if row.status == "ok" and not slow:
+                with participant.staying(row):
+                    participant.run(row, n_tokens, compare=number == 0)
+    return rows

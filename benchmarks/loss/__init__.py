@@ -1,0 +1,1 @@
+"""The loss of a head, forward and backward or forward alone."""

@@ -1,0 +1,195 @@
+"""Time, memory and errors of the loss on real heads and hidden states; gradients are checked against float64."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from benchmarks.formats import error, mib, ratio, spread
+from benchmarks.harness import Benchmark
+from benchmarks.implementation import LIMIT, OURS, Implementation
+from benchmarks.loss.implementations import EAGER, IMPLEMENTATIONS, Outputs
+from benchmarks.loss.prepared import SYNTHETIC, Prepared
+from benchmarks.results import Case, Row
+from benchmarks.worker import Worker, measured
+
+HEADS = {"gemma3-270m": (1024, 4096), "smollm2": (2048,)}  # name -> tokens
+DEFAULT_TOKENS = (1024,)
+N_CHECK = 256  # tokens of the check before anything is timed: more than one chunk of ours
+HOW = (
+    "Seconds: median (least-most) of interleaved runs, a process each. "
+    "Memory: peak beyond inputs and gradients, MiB; in half precision also beyond what ours adds dW up in (- accum). "
+    "Errors: relative to float64; gradients in the Frobenius norm, estimated by random projections. "
+    "A figure stands only where no error exceeds twice that of F.cross_entropy(F.linear(h, W), t) in the same dtype "
+    "(for the loss, plus one rounding of the dtype). An implementation that is slow in its first run is run once."
+)
+
+
+class LossWorker(Worker):
+    """A loss on a head's hidden states."""
+
+    benchmark: "LossBenchmark"
+    prepared: Prepared
+
+    def build(self, n_tokens: int) -> dict[str, Any]:
+        from benchmarks.loss.inputs import load_inputs
+        from benchmarks.loss.limit import plan_of
+
+        self.step, self.n_tokens = None, n_tokens
+        inputs = load_inputs(self.prepared, self.dtype, n_tokens)._replace(backward=self.benchmark.backward)
+        inputs.weight.sum()  # maps every page, so that inputs do not count as memory of the run
+        self.step = self.implementation.build(inputs)
+        if self.implementation.name != OURS:
+            return {}
+        plan = plan_of(inputs)
+        told = {"backend": plan.backend, "products": plan.gemm.provider, "reason": plan.gemm.reason}
+        sizes = ("chunk_tokens", "chunk_vocab", "accumulator_bytes")
+        return {"plan": told | {name: getattr(plan, name) for name in sizes}}
+
+    def run(self, compare: bool) -> dict[str, Any]:
+        outputs, reply = measured(self.step)
+        made = sum(x.nbytes for x in (outputs.dhidden, outputs.dweight) if x is not None)
+        reply["extra_bytes"] = max(0, reply["extra_bytes"] - made)
+        return reply | (self.compare(outputs) if compare and self.implementation.checked else {})
+
+    def compare(self, outputs: Outputs) -> dict[str, Any]:
+        import torch
+
+        from benchmarks.loss.inputs import load_truth
+        from benchmarks.loss.reference import allowed, errors_of
+
+        truth, eager = load_truth(self.prepared, self.dtype, self.n_tokens)
+        errors, bounds = errors_of(outputs, truth), allowed(eager, getattr(torch, self.dtype))._asdict()
+        return {"errors": errors, "allowed": {name: bounds[name] for name in errors}}
+
+
+@dataclass
+class LossCase(Case):
+    """One head, number of tokens and dtype, and everyone in it."""
+
+    head: str
+    title: str
+    vocab_size: int
+    hidden_size: int
+    n_tokens: int
+    dtype: str
+    rows: list[Row]
+
+    @property
+    def limit_seconds(self) -> float | None:
+        """The matmuls alone, the better of the ways to make them."""
+        limits = [row.seconds_median for row in self.rows if row.contestant.startswith(LIMIT)]
+        return min((seconds for seconds in limits if seconds), default=None)
+
+    @property
+    def accumulator_bytes(self) -> int:
+        """What ours adds a half-precision dW up in beside itself, so that chunks cost no precision."""
+        plans = [row.plan for row in self.rows if row.plan]
+        return int(plans[0]["accumulator_bytes"]) if plans else 0
+
+    def to_json(self) -> dict[str, Any]:
+        return super().to_json() | {"limit_seconds": self.limit_seconds, "accumulator_bytes": self.accumulator_bytes}
+
+    @property
+    def heading(self) -> str:
+        sizes = f"N = {self.n_tokens:,}, D = {self.hidden_size:,}, V = {self.vocab_size:,}"
+        return f"{self.head} ({self.title}): {sizes}, {self.dtype}"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        accumulator = ("- accum",) if self.accumulator_bytes else ()
+        return ("seconds", "", "/ ours", "/ limit", "memory", *accumulator, "loss err", "dh err", "dW err")
+
+    def cells(self, row: Row) -> list[str]:
+        seconds, memory = row.seconds_median, row.peak_extra_bytes
+        return [
+            row.status if seconds is None else f"{seconds:.3f}",
+            spread(row.seconds if seconds else []),
+            ratio(seconds, self.seconds_of(OURS)),
+            ratio(seconds, self.limit_seconds),
+            mib(memory),
+            *([mib(self.beyond_accumulator(memory))] if self.accumulator_bytes else []),
+            *(error(row.errors, name) for name in ("loss", "dhidden", "dweight")),
+        ]
+
+    def beyond_accumulator(self, n_bytes: int | None) -> int | None:
+        return None if n_bytes is None else max(0, n_bytes - self.accumulator_bytes)
+
+    def verdicts(self) -> list[str]:
+        """What ours did, and how it stands against the plain two calls."""
+        ours = self.row(OURS)
+        if ours is None:
+            return []
+        eager = [row for row in self.rows if row.contestant.startswith(EAGER)]
+        lines = [line for row in eager if (line := self.against(ours, row))]
+        if ours.plan:
+            did = (
+                "ours: rows by {backend}, products by {products} ({reason}), {chunk_tokens:,} tokens x {chunk_vocab:,} "
+                "classes at a time"
+            )
+            lines.insert(0, did.format(**ours.plan))
+        return lines
+
+    def against(self, ours: Row, row: Row) -> str | None:
+        if ours.seconds_median is None or row.seconds_median is None or not row.peak_extra_bytes:
+            return None
+        extra = self.beyond_accumulator(ours.peak_extra_bytes) or 0
+        beyond = " (ours beyond the accumulator)" if self.accumulator_bytes else ""
+        return (
+            f"ours / {row.contestant}: {ours.seconds_median / row.seconds_median:.2f} of the time, "
+            f"{extra / row.peak_extra_bytes:.1%} of the memory{beyond}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossBenchmark(Benchmark[LossCase]):
+    """Heads are the packaged models', or `synthetic:VxD`. `tokens` None means each head's own."""
+
+    name: ClassVar[str] = "loss"
+    implementations: ClassVar[dict[str, Implementation]] = IMPLEMENTATIONS
+    worker: ClassVar[type[Worker]] = LossWorker
+    subject: ClassVar[str] = "head"
+    preparing: ClassVar[str] = "preparing inputs"
+    checking: ClassVar[str] = "gradients against float64"
+    red: ClassVar[str] = "a check of our own gradients failed"
+
+    heads: tuple[str, ...] = tuple(HEADS)
+    tokens: tuple[int, ...] | None = None
+    runs: int = 3
+    slow_seconds: float = 10.0
+    cutoff_seconds: float = 60.0
+    backward: bool = True  # False: the forward alone
+
+    def __post_init__(self) -> None:
+        for head in self.heads:
+            if head not in HEADS and not SYNTHETIC.fullmatch(head):
+                raise ValueError(f"unknown head {head!r}: expected one of {', '.join(HEADS)}, or synthetic:VxD")
+        super().__post_init__()
+        if min(self.tokens or (1,)) < 1 or self.runs < 1 or not self.cutoff_seconds > 0:
+            raise ValueError("tokens, runs and the cut-off must all be positive")
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        return self.heads
+
+    @property
+    def how(self) -> str:
+        return f"{'Forward and backward.' if self.backward else 'The forward alone, as when a text is scored.'} {HOW}"
+
+    def tokens_of(self, subject: str) -> list[int]:
+        return sorted(self.tokens or HEADS.get(subject, DEFAULT_TOKENS))
+
+    def check_tokens(self, subject: str) -> int:
+        return min(N_CHECK, *self.tokens_of(subject))
+
+    def takes(self, implementation: Implementation) -> bool:
+        return implementation.trains or not self.backward
+
+    def prepare(self, subject: str, say: Callable[[str], None]) -> Prepared:
+        from benchmarks.loss.inputs import prepare
+
+        tokens = sorted({self.check_tokens(subject), *self.tokens_of(subject)})
+        return prepare(subject, list(self.dtypes), tokens, say)
+
+    def case(self, prepared: Prepared, dtype: str, n_tokens: int, rows: list[Row]) -> LossCase:
+        sizes = prepared.vocab_size, prepared.hidden_size, n_tokens
+        return LossCase(prepared.name, prepared.title, *sizes, dtype, rows)

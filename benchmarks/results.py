@@ -1,0 +1,120 @@
+"""What a benchmark measured: plain records, which become the table and the JSON."""
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass, field
+from statistics import median
+from typing import Any, Generic, Literal, TypeVar
+
+from cynosure.system.numbers import finite
+
+Status = Literal["ok", "red", "cut off", "missing", "failed"]
+
+
+@dataclass
+class Row:
+    """One implementation in one case. Only `ok` has a figure; every other status has a reason."""
+
+    contestant: str
+    title: str
+    status: Status = "ok"
+    reason: str | None = None
+    seconds: list[float] = field(default_factory=list)
+    extra_bytes: list[int] = field(default_factory=list)
+    peak_bytes: list[int] = field(default_factory=list)  # all that the process held at the peak
+    losses: list[float] | None = None  # training alone: of every step
+    errors: dict[str, float] | None = None
+    allowed: dict[str, float] | None = None
+    memory_method: str | None = None
+    plan: dict[str, Any] | None = None  # ours alone: what it did, and why
+
+    @property
+    def seconds_median(self) -> float | None:
+        return median(self.seconds) if self.status == "ok" and self.seconds else None
+
+    @property
+    def peak_extra_bytes(self) -> int | None:
+        return max(self.extra_bytes) if self.status == "ok" and self.extra_bytes else None
+
+    @property
+    def peak_process_bytes(self) -> int | None:
+        return max(self.peak_bytes) if self.status == "ok" and self.peak_bytes else None
+
+    def add(self, reply: dict[str, Any]) -> None:
+        """Put in what a worker measured in one run."""
+        self.seconds.append(reply["seconds"])
+        self.extra_bytes.append(reply["extra_bytes"])
+        self.peak_bytes.append(reply["peak_bytes"])
+        self.memory_method = reply["memory_method"]
+        for name in ("errors", "allowed", "losses"):
+            if name in reply:
+                setattr(self, name, reply[name])
+
+    def to_json(self) -> dict[str, Any]:
+        record = asdict(self)
+        if self.status != "ok":
+            # No figure on a red check, nor on half a benchmark.
+            record |= {"seconds": [], "extra_bytes": [], "peak_bytes": []}
+        for name in ("errors", "allowed"):
+            if record[name]:
+                record[name] = {what: finite(x) for what, x in record[name].items()}
+        if self.losses:
+            record["losses"] = [finite(x) for x in self.losses]
+        figures = ("seconds_median", "peak_extra_bytes", "peak_process_bytes")
+        return record | {name: getattr(self, name) for name in figures}
+
+
+class Case(ABC):
+    """Implementations side by side, a dataclass; the rest is how it prints."""
+
+    rows: list[Row]
+
+    def row(self, name: str) -> Row | None:
+        return next((row for row in self.rows if row.contestant == name), None)
+
+    def seconds_of(self, name: str) -> float | None:
+        row = self.row(name)
+        return row.seconds_median if row else None
+
+    def to_json(self) -> dict[str, Any]:
+        return vars(self) | {"rows": [row.to_json() for row in self.rows]}
+
+    @property
+    @abstractmethod
+    def heading(self) -> str:
+        """What the case is, above its table."""
+
+    @property
+    @abstractmethod
+    def columns(self) -> tuple[str, ...]:
+        """Their headings, after the implementation's name."""
+
+    @abstractmethod
+    def cells(self, row: Row) -> list[str]:
+        """The row's text in each column."""
+
+    @abstractmethod
+    def verdicts(self) -> list[str]:
+        """The comparisons that matter most, in a sentence each."""
+
+
+C = TypeVar("C", bound=Case)
+
+
+@dataclass
+class Report(Generic[C]):
+    """Everything, with what it depends on."""
+
+    bench: str
+    command: str
+    date: str
+    settings: dict[str, Any]
+    environment: dict[str, Any]
+    cases: list[C]
+    skipped: dict[str, str]  # head or model -> why
+
+    def green(self, name: str) -> bool:
+        """Whether no check of this implementation is red."""
+        return all(row.status != "red" for case in self.cases if (row := case.row(name)))
+
+    def to_json(self) -> dict[str, Any]:
+        return vars(self) | {"cases": [case.to_json() for case in self.cases]}

@@ -1,0 +1,1 @@
+"""Scoring a real text with a real model."""

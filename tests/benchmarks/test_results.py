@@ -1,0 +1,32 @@
+"""Published reports still read as those that are written now."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.harness import Benchmark
+from benchmarks.loss.benchmark import LossBenchmark
+from benchmarks.results import Row
+from benchmarks.score.benchmark import ScoreBenchmark
+from benchmarks.train.benchmark import TrainBenchmark
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+OTHERS = {"coverage.json", "growth.json"}  # reports of other kinds
+BENCHMARKS: dict[str, type[Benchmark]] = {kind.name: kind for kind in (LossBenchmark, ScoreBenchmark, TrainBenchmark)}
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_a_published_report(path: Path) -> None:
+    report = json.loads(path.read_text())
+    if path.name in OTHERS:
+        assert report.get("axes") or report.get("cases")
+        return
+    assert {"bench", "command", "date", "settings", "environment", "cases", "skipped"} == set(report) - {"note"}
+    benchmark = BENCHMARKS[report["bench"]]
+    assert set(report["settings"]) <= {*benchmark.__dataclass_fields__, "contestants"}
+    assert {"cpu", "threads", "versions", "commit"} <= set(report["environment"])
+    for case in report["cases"]:
+        for row in case["rows"]:
+            assert set(row) <= {*Row("", "").to_json(), "tokens_per_second"}
+            assert {"contestant", "status", "seconds_median", "peak_extra_bytes"} <= set(row)
