@@ -15,7 +15,7 @@ from cynosure.bench.score_race import ScoreSettings, bench_score
 from cynosure.bench.score_table import print_scores
 from cynosure.bench.scorers import SCORE_CONTESTANTS, Step, Work, build_cynosure
 from cynosure.cli.app import main
-from tests.lm.conftest import byte_tokenizer, tiny_model
+from tests.tiny import byte_tokenizer, tiny_model
 
 
 def build_wrong(work: Work) -> Step:

@@ -35,7 +35,7 @@ from cynosure.bench.trainers import (
 )
 from cynosure.cli.app import main
 from cynosure.patching import patch
-from tests.lm.conftest import byte_tokenizer, tiny, tiny_model
+from tests.tiny import byte_tokenizer, tiny, tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Trainer's own
 

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from cynosure.training import Diverged
-from tests.lm.conftest import tiny_folder as tiny_folder
-from tests.lm.test_bad_input import Run, refused
-from tests.lm.test_cli import run as run
+from tests.cli.test_bad_input import Run, refused
+from tests.cli.test_cli import run as run
 
 ENTRY = """
 import sys

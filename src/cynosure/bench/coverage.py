@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cynosure.bench.race import Say
-from cynosure.measure.bootstrap import BASE_TOKENS, ENOUGH_DOCUMENTS, Interval, Method, choose, interval
+from cynosure.measure.statistics.bootstrap import BASE_TOKENS, ENOUGH_DOCUMENTS, Interval, Method, choose, interval
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
