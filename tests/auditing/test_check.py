@@ -8,9 +8,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from cynosure.auditing import check, checks
 from cynosure.cli.app import app
 from cynosure.cli.check import FILLER, padded_batch
-from cynosure.models import LanguageModel, check, checks
+from cynosure.models import LanguageModel
 from cynosure.text.words import one_text
 from tests.models.test_head import FAMILIES
 from tests.tiny import byte_tokenizer, tiny_model

@@ -41,7 +41,7 @@ VERBS = {
     "summary": ("cynosure.measure.open_run", ("x",)),
     "compare": ("cynosure.measure.compare", ("x", "y")),
     "train": ("cynosure.training.train", (__file__, "--out", "x")),
-    "check": ("cynosure.models.check", ("x",)),
+    "check": ("cynosure.auditing.check", ("x",)),
     "info": ("cynosure.cli.info.gather", ()),
 }
 UNFORESEEN = [

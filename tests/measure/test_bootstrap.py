@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from cynosure.bench import coverage
-from cynosure.measure import bootstrap
+from cynosure.measure.statistics import bootstrap
 from cynosure.measure.statistics.bootstrap import (
     Interval,
     block_length,

@@ -14,7 +14,7 @@ from torch.nn.functional import kl_div
 
 from cynosure.cli import app, compare_report
 from cynosure.measure import compare, diverge, score
-from cynosure.measure import divergence as module
+from cynosure.measure.comparison import diverge as module
 from cynosure.measure.comparison.diverge import divergences, divergences_of_logits
 from cynosure.measure.statistics.bootstrap import choose, interval
 from cynosure.models import Head, LanguageModel, split

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cynosure.measure import sums
+from cynosure.measure.statistics import sums
 from cynosure.measure.statistics.sums import Sums
 
 QUANTUM = Fraction(1, 2**40)

@@ -7,10 +7,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from cynosure.auditing import audit, check
 from cynosure.cli.app import app
 from cynosure.measure import score
 from cynosure.measure.prediction import predict
-from cynosure.models import LanguageModel, audit, check, check_apart, read_head
+from cynosure.models import LanguageModel, check_apart, read_head
 from cynosure.patching import causal_lm_loss
 from tests.models.test_head import traced
 from tests.tiny import byte_tokenizer, tiny, tiny_model

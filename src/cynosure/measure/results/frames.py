@@ -10,6 +10,7 @@ import pyarrow as pa
 from cynosure.measure.statistics import breakdown
 from cynosure.measure.statistics.stats import Statistics
 from cynosure.measure.storage.rows import numbers, told_per_byte
+from cynosure.system.extras import missing
 from cynosure.text import token_texts
 
 
@@ -48,4 +49,4 @@ def insert(frame: Any, before: str, name: str, values: Any) -> None:
 def check_pandas() -> None:
     """ModuleNotFoundError that says how to install it."""
     if find_spec("pandas") is None:
-        raise ModuleNotFoundError("a DataFrame needs pandas: pip install 'cynosure[pandas]'", name="pandas")
+        raise ModuleNotFoundError(missing("a DataFrame", "pandas"), name="pandas")
