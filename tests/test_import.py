@@ -86,3 +86,24 @@ def test_a_command_without_its_package() -> None:
     done = without("transformers", "predict", "smollm2", "Hello")
     line = f"cynosure: this command needs the package 'transformers' {LM}"
     assert (done.returncode, done.stderr) == (2, line)
+
+
+PUBLIC = """
+from importlib import import_module
+from importlib.util import find_spec
+from pkgutil import walk_packages
+from types import ModuleType
+import cynosure
+
+for module in walk_packages(cynosure.__path__, "cynosure."):
+    source = find_spec(module.name).origin.endswith(".py")  # the C++ library is no module of Python's
+    if source and not module.name.endswith("__main__"):
+        import_module(module.name)
+assert dir(cynosure) == sorted(cynosure.__all__), dir(cynosure)
+print(*(name for name in dir(cynosure) if isinstance(getattr(cynosure, name), ModuleType)))
+"""
+
+
+def test_completion_shows_the_public_names_and_no_module_takes_the_place_of_one() -> None:
+    done = python(PUBLIC)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
