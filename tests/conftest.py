@@ -1,6 +1,7 @@
 """What every test shares."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,6 +37,17 @@ def smollm2() -> Any:
     from cynosure.models import load  # transformers takes seconds, which tests of the loss need not wait for
 
     return load("smollm2", dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model and its tokenizer as a folder on disk."""
+    from tests.tiny import byte_tokenizer, tiny_model
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    tiny_model().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,8 @@ import pytest
 # Parts of torch that cost seconds and that `import torch` leaves out.
 HEAVY_TORCH = ("torch._dynamo", "torch._inductor", "torch.onnx", "torch.utils.tensorboard")
 
+LM = "of the extra 'lm': in a clone of cynosure, pip install '.[lm]'\n"
+
 NEW_MODULES = f"""
 import sys, torch
 before = set(sys.modules)
@@ -75,12 +77,33 @@ def without(blocked: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_command_line_without_its_extra() -> None:
     done = without("typer", "--help")
-    assert done.stderr == "cynosure's command line needs the 'lm' extra: pip install 'cynosure[lm]'\n"
+    assert done.stderr == f"cynosure: this command needs the package 'typer' {LM}"
     assert done.stdout == ""
     assert done.returncode == 2
 
 
 def test_a_command_without_its_package() -> None:
     done = without("transformers", "predict", "smollm2", "Hello")
-    line = "cynosure: this command needs the package 'transformers': pip install 'cynosure[lm]'\n"
+    line = f"cynosure: this command needs the package 'transformers' {LM}"
     assert (done.returncode, done.stderr) == (2, line)
+
+
+PUBLIC = """
+from importlib import import_module
+from importlib.util import find_spec
+from pkgutil import walk_packages
+from types import ModuleType
+import cynosure
+
+for module in walk_packages(cynosure.__path__, "cynosure."):
+    source = find_spec(module.name).origin.endswith(".py")  # the C++ library is no module of Python's
+    if source and not module.name.endswith("__main__"):
+        import_module(module.name)
+assert dir(cynosure) == sorted(cynosure.__all__), dir(cynosure)
+print(*(name for name in dir(cynosure) if isinstance(getattr(cynosure, name), ModuleType)))
+"""
+
+
+def test_completion_shows_the_public_names_and_no_module_takes_the_place_of_one() -> None:
+    done = python(PUBLIC)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr

@@ -1,3 +1,6 @@
+from cynosure.auditing import Audit as Audit
+from cynosure.auditing import audit as audit
+from cynosure.auditing import check as check
 from cynosure.loss import CrossEntropyLoss as CrossEntropyLoss
 from cynosure.loss import LinearCrossEntropyLoss as LinearCrossEntropyLoss
 from cynosure.loss import Plan as Plan
@@ -12,6 +15,7 @@ from cynosure.loss import token_stats as token_stats
 from cynosure.loss.backends.registry import backends as backends
 from cynosure.measure import Comparison as Comparison
 from cynosure.measure import Meter as Meter
+from cynosure.measure import Prediction as Prediction
 from cynosure.measure import Scores as Scores
 from cynosure.measure import Statistics as Statistics
 from cynosure.measure import compare as compare
@@ -19,7 +23,6 @@ from cynosure.measure import open_run as open_run
 from cynosure.measure import predict as predict
 from cynosure.measure import score as score
 from cynosure.models import LanguageModel as LanguageModel
-from cynosure.models import audit as audit
 from cynosure.models import load as load
 from cynosure.patching import Patch as Patch
 from cynosure.patching import TrainerPatch as TrainerPatch

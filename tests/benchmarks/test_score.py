@@ -17,7 +17,7 @@ from benchmarks.score.benchmark import ScoreBenchmark, ScoreCase
 from benchmarks.score.implementations import IMPLEMENTATIONS, Step, Work, build_cynosure
 from benchmarks.table import print_report
 from cynosure.cli.app import main
-from tests.lm.conftest import byte_tokenizer, tiny_model
+from tests.tiny import byte_tokenizer, tiny_model
 
 
 def build_wrong(work: Work) -> Step:

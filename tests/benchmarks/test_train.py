@@ -46,7 +46,7 @@ from benchmarks.train.implementations import (
 from benchmarks.train.stepping import Recording, Stepper, arguments, exact_loss, products_only
 from cynosure.cli.app import main
 from cynosure.patching import patch
-from tests.lm.conftest import byte_tokenizer, tiny, tiny_model
+from tests.tiny import byte_tokenizer, tiny, tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Trainer's own
 

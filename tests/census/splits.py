@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import cynosure
-from cynosure.models import check
+from cynosure.auditing import check
 from cynosure.models.head import hidden_states, read_head
 from cynosure.text.spelling import byte_alphabet
 from tests.census.compare import text_of

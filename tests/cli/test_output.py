@@ -20,13 +20,12 @@ from rich.text import Text
 from cynosure.cli import app, common, screen
 from cynosure.cli.compare_report import plain
 from cynosure.cli.training import Lines, Picture
-from cynosure.measure.run import setting
-from cynosure.measure.scores import Setting
+from cynosure.measure.results.scores import Setting
+from cynosure.measure.scoring.score import setting
 from cynosure.system.escapes import visible
-from tests.lm.conftest import tiny_folder as tiny_folder
-from tests.lm.test_bad_input import Run, refused
-from tests.lm.test_cli import Done
-from tests.lm.test_cli import run as run
+from tests.cli.test_bad_input import Run, refused
+from tests.cli.test_cli import Done
+from tests.cli.test_cli import run as run
 
 # Clears the screen, sets the window's title, C1's own introducer, reorders and hides, forges a line; no slash, so that
 # files can have it for a name.
@@ -106,7 +105,7 @@ def test_a_run_folder_from_a_stranger(run: Run, place: Path, monkeypatch: pytest
         odd = {name: f"{name} {HOSTILE}<img src=x>" for name in ("model", "dtype", "device")}
         return setting(*arguments)._replace(**odd, notes=(f"note {HOSTILE}",))
 
-    monkeypatch.setattr("cynosure.measure.run.setting", forged)
+    monkeypatch.setattr("cynosure.measure.scoring.score.setting", forged)
     assert run("score", only(place, "model"), only(place, "text"), "--out", place / "a").status == 0
     for command in (("summary", place / "a"), ("compare", place / "a", place / "a", "--markdown", place / "out.md")):
         done = safe(run(*command))

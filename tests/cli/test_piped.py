@@ -13,11 +13,10 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from cynosure.cli import common, screen
-from tests.lm.conftest import byte_tokenizer, tiny_model
-from tests.lm.conftest import tiny_folder as tiny_folder
-from tests.lm.test_bad_input import Run
-from tests.lm.test_cli import Done
-from tests.lm.test_cli import run as run
+from tests.cli.test_bad_input import Run
+from tests.cli.test_cli import Done
+from tests.cli.test_cli import run as run
+from tests.tiny import byte_tokenizer, tiny_model
 from tests.training.test_cli import OPTIONS
 from tests.training.test_cli import texts as texts
 

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from cynosure.text.words import one_text
-from tests.lm.conftest import tiny_folder as tiny_folder
-from tests.lm.test_bad_input import Run, refused
-from tests.lm.test_cli import run as run
+from tests.cli.test_bad_input import Run, refused
+from tests.cli.test_cli import run as run
 from tests.training.test_cli import OPTIONS
 
 STORIES = "<|endoftext|>".join(f"\nOnce there was a cat {n}. It sat on the mat {n * n}.\n" for n in range(40))

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 import cynosure
-from tests.lm.conftest import tiny
-from tests.lm.conftest import tiny_folder as tiny_folder
+from tests.tiny import tiny
 
 VERBS = ("predict", "score", "summary", "compare", "train", "check", "info")
 ONE_BY_ONE = """

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from cynosure.training import Diverged
-from tests.lm.conftest import tiny_folder as tiny_folder
-from tests.lm.test_bad_input import Run, refused
-from tests.lm.test_cli import run as run
+from tests.cli.test_bad_input import Run, refused
+from tests.cli.test_cli import run as run
 
 ENTRY = """
 import sys
@@ -42,7 +41,7 @@ VERBS = {
     "summary": ("cynosure.measure.open_run", ("x",)),
     "compare": ("cynosure.measure.compare", ("x", "y")),
     "train": ("cynosure.training.train", (__file__, "--out", "x")),
-    "check": ("cynosure.models.check", ("x",)),
+    "check": ("cynosure.auditing.check", ("x",)),
     "info": ("cynosure.cli.info.gather", ()),
 }
 UNFORESEEN = [

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from cynosure.measure.calibration import TEMPERATURES
-from cynosure.measure.rows import Facts, Shard, schema
-from cynosure.measure.store import Store
+from cynosure.measure.statistics.calibration import TEMPERATURES
+from cynosure.measure.storage.rows import Facts, Shard, schema
+from cynosure.measure.storage.store import Store
 from cynosure.text.spelling import byte_alphabet
-from tests.lm.conftest import tiny_model
+from tests.tiny import tiny_model
 
 # A process's peak of resident memory. Not ru_maxrss, which begins with that of the process which started it.
 MEASURED = """

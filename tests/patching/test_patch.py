@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from cynosure.patching import Patch, causal_lm_loss, patch
 from cynosure.patching.labelled import IGNORED
 from cynosure.patching.pending import PendingLogits
-from tests.lm.conftest import tiny_model
 from tests.loss.probes import Allocations
+from tests.tiny import tiny_model
 
 V = 97
 SIZES: dict[str, Any] = {

@@ -21,9 +21,9 @@ import cynosure
 from cynosure.patching import patch
 from cynosure.patching.labelled import IGNORED
 from cynosure.patching.pending import PendingLogits
-from tests.lm.conftest import tiny_model
 from tests.patching.trainers import OPTIONS as SHARED
 from tests.patching.trainers import figures, padding_tokenizer
+from tests.tiny import tiny_model
 
 OPTIONS: dict[str, Any] = SHARED | {"max_steps": 4}
 

@@ -16,10 +16,10 @@ from trl.trainer.utils import add_fused_lm_head
 import cynosure
 from cynosure.patching import patch
 from cynosure.patching.probe import probe
-from tests.lm.conftest import tiny_model
 from tests.patching.test_patch import batch, family
 from tests.patching.trainers import OPTIONS as SHARED
 from tests.patching.trainers import figures, padding_tokenizer
+from tests.tiny import tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # TRL's own
 

@@ -18,9 +18,9 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 from trl.experimental.tpo import TPOConfig, TPOTrainer
 
 from cynosure.patching import patch
-from tests.lm.conftest import tiny_model
 from tests.patching.trainers import OPTIONS as SHARED
 from tests.patching.trainers import padding_tokenizer
+from tests.tiny import tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # TRL's own
 

@@ -1,9 +1,9 @@
-"""What the tests of Trainer and of SFTTrainer share: `tests/lm/ranks.py` runs some of it in two processes."""
+"""What the tests of Trainer and of SFTTrainer share: `tests/patching/ranks.py` runs some of it in two processes."""
 
 from typing import Any
 
 import cynosure
-from tests.lm.conftest import byte_tokenizer
+from tests.tiny import byte_tokenizer
 
 OPTIONS: dict[str, Any] = {
     "per_device_train_batch_size": 2,

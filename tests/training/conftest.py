@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lm.conftest import byte_tokenizer, tiny_model
-from tests.lm.conftest import tiny_folder as tiny_folder
+from tests.tiny import byte_tokenizer, tiny_model
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,8 @@ from cynosure.text import Division, Document, Separators, WholePacked
 from cynosure.text.given import as_documents
 from cynosure.training.begin import packed_anew, write_to_fit
 from cynosure.training.data import Reading, shortened, write_data
-from tests.lm.conftest import byte_tokenizer, tiny_model
-from tests.lm.test_chat import CHATML, say
+from tests.measure.test_chat import CHATML, say
+from tests.tiny import byte_tokenizer, tiny_model
 from tests.training.runs import SETTINGS
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Trainer's own

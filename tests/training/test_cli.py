@@ -12,9 +12,9 @@ import torch
 from cynosure.cli.training import Lines, shown_training
 from cynosure.training import Watcher
 from cynosure.training.folder import RunFolder
-from tests.lm.conftest import byte_tokenizer
-from tests.lm.test_bad_input import Run, files_of, refused
-from tests.lm.test_cli import run as run
+from tests.cli.test_bad_input import Run, files_of, refused
+from tests.cli.test_cli import run as run
+from tests.tiny import byte_tokenizer
 from tests.training.runs import N_STEPS, documents, timeless
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Trainer's own

@@ -12,15 +12,15 @@ import pytest
 import torch
 
 from cynosure.measure import Corpus
-from cynosure.measure.workers import Workers
+from cynosure.measure.scoring.workers import Workers
 from cynosure.training import folder
 from cynosure.training.begin import Consent, begin
 from cynosure.training.folder import RunFolder
 from cynosure.training.integrity import Damaged
 from cynosure.training.run import Run
-from tests.lm.test_bad_input import Run as Command
-from tests.lm.test_bad_input import refused
-from tests.lm.test_cli import run as run
+from tests.cli.test_bad_input import Run as Command
+from tests.cli.test_bad_input import refused
+from tests.cli.test_cli import run as run
 from tests.training.runs import Noting, old, stopped_at, timeless
 from tests.training.runs import run as trained
 from tests.training.test_resume import assert_same

@@ -45,7 +45,7 @@ def test_characters_stay_whole() -> None:
 @pytest.mark.parametrize("parse", [False, True])
 def test_special_tokens_in_a_text(tmp_path: Path, parse: bool) -> None:
     """As the characters they are, unless they are to be parsed; what opens and ends documents is put in either way."""
-    from tests.lm.conftest import byte_tokenizer
+    from tests.tiny import byte_tokenizer
 
     text = "once</s> upon <s>a time"
     division = Division([Document("a", text), Document("b", "the end")], 0.0, [Document("c", "to validate on")])

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 import cynosure
 from cynosure.models import check_apart
 from cynosure.text import Document
-from tests.lm.conftest import tiny_model
+from tests.tiny import tiny_model
 from tests.training.runs import documents, run, stopped_at, timeless
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Trainer's own

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cynosure.text import Packed, Separators, Tokenised, document_ids
 from cynosure.text.packing import IGNORED
-from tests.lm.conftest import byte_tokenizer
+from tests.tiny import byte_tokenizer
 
 END = 0  # opens and ends documents where they share one
 BOS, EOS = 1, 2

@@ -15,7 +15,7 @@ import cynosure
 from cynosure.measure import Corpus
 from cynosure.training import begin, loop
 from cynosure.training.folder import RunFolder
-from tests.lm.test_folder import read_only, state
+from tests.measure.test_folder import read_only, state
 from tests.training.runs import N_STEPS, SETTINGS, apart, documents, run, stopped_at, timeless
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Trainer's own

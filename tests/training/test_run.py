@@ -18,7 +18,7 @@ from torch.nn import functional as F
 import cynosure
 from cynosure import Watcher
 from cynosure.measure import Progress
-from cynosure.measure.scoring import Say
+from cynosure.measure.scoring.scorer import Say
 from cynosure.text import Packed
 from cynosure.training.data import Data, Facts
 from cynosure.training.folder import RunFolder

@@ -9,10 +9,10 @@ import pytest
 import cynosure
 from cynosure.models.remote_code import code_sha256
 from cynosure.training.folder import RunFolder
-from tests.lm.test_remote_code import CODE
-from tests.lm.test_remote_code import change as change
-from tests.lm.test_remote_code import coded as coded
-from tests.lm.test_remote_code import ran as ran
+from tests.models.test_remote_code import CODE
+from tests.models.test_remote_code import change as change
+from tests.models.test_remote_code import coded as coded
+from tests.models.test_remote_code import ran as ran
 from tests.training.runs import SETTINGS, documents
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Trainer's own

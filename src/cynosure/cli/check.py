@@ -9,8 +9,8 @@ from cynosure.cli import common
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cynosure.models.auditing import Audit
-    from cynosure.models.checks import Check
+    from cynosure.auditing import Audit
+    from cynosure.auditing.checks import Check
 
 N_TOKENS = 64  # full logits of so few are made here for once
 N_SHORT = 40  # of the second row of the audit's batch, which is padded
@@ -45,7 +45,7 @@ def check(
     padded batch of the text: vocabulary, special tokens, loss against ln V, accumulation. Exit status 1 when something
     differs or is found. `cynosure.audit` does so with your own batches and loss.
     """
-    from cynosure import models
+    from cynosure import auditing, models
     from cynosure.text import tokenize
     from cynosure.text.words import one_text
 
@@ -59,10 +59,10 @@ def check(
 
     common.note(loaded.notes, quiet)
     ids = [token for part in (words, FILLER) for token in tokenize(loaded.tokenizer, part).ids.tolist()]
-    audit = models.audit(loaded.model, [padded_batch(loaded.tokenizer, ids)], tokenizer=loaded.tokenizer)
+    audit = auditing.audit(loaded.model, [padded_batch(loaded.tokenizer, ids)], tokenizer=loaded.tokenizer)
     head = models.read_head(loaded.model)
     in_range = max(ids[:N_TOKENS]) < len(head.weight)  # of another tokenizer they may not be: the audit says so
-    checks = models.check(loaded.model, torch.tensor(ids[:N_TOKENS])) if in_range else []
+    checks = auditing.check(loaded.model, torch.tensor(ids[:N_TOKENS])) if in_range else []
     passed = all(check.passed for check in checks) and audit.passed
     common.settings.failed = not passed
     if format == "json":
@@ -99,8 +99,8 @@ def padded_batch(tokenizer: Any, ids: list[int]) -> "dict[str, Tensor]":
 
 
 def show(name: str, head: str, checks: "list[Check]") -> None:
+    from cynosure.auditing.checks import TOLERANCE
     from cynosure.cli.screen import headed_table, stdout
-    from cynosure.models.checks import TOLERANCE
 
     console = stdout()
     console.print(name, style="bold")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from cynosure.cli.screen import headed_table, plain_table, stdout
 from cynosure.cli.tables import in_context, shortened
-from cynosure.measure.wording import HEAD, NAMES, cells, changes, conclusion, described, facts, signed
+from cynosure.measure.results.wording import HEAD, NAMES, cells, changes, conclusion, described, facts, signed
 from cynosure.system.escapes import visible
 from cynosure.system.numbers import number
 

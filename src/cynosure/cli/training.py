@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.live import Live
 
-    from cynosure.measure.scoring import Say
+    from cynosure.measure.scoring.scorer import Say
     from cynosure.training.settings import Plan
 
 RATE_STEPS = 20  # over which the rate is told

@@ -1,5 +1,3 @@
-from cynosure.models.auditing import audit as audit
-from cynosure.models.checks import check as check
 from cynosure.models.head import Head as Head
 from cynosure.models.head import hidden_states as hidden_states
 from cynosure.models.head import read_head as read_head

@@ -26,7 +26,7 @@ def causal_lm_loss(
     has been before; ValueError for ids that the model has no embedding of.
 
     >>> import torch
-    >>> from tests.lm.conftest import tiny_model
+    >>> from tests.tiny import tiny_model
     >>> ids = torch.arange(12)[None]
     >>> round(causal_lm_loss(tiny_model(spread=0.0), ids).item(), 4)  # ln 300
     5.7038

@@ -28,7 +28,7 @@ def patch(target: Any, example: dict[str, Any] | None = None) -> Patch | Trainer
     cannot be shown; TypeError for what is neither.
 
     >>> import torch
-    >>> from tests.lm.conftest import tiny_model
+    >>> from tests.tiny import tiny_model
     >>> model, ids = tiny_model(), torch.arange(12)[None]
     >>> own = model(ids, labels=ids).loss
     >>> with patch(model):
@@ -45,7 +45,7 @@ def unpatch(target: Any) -> None:
 
     It ends a patch at once, inside of its `with` blocks too. Raises TypeError for what is neither.
 
-    >>> from tests.lm.conftest import tiny_model
+    >>> from tests.tiny import tiny_model
     >>> model = tiny_model()
     >>> handle = patch(model)
     >>> unpatch(model)

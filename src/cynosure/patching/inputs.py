@@ -31,7 +31,7 @@ class Encoded(BaseModelOutput):
 def probe_inputs(model: Any) -> Iterator[Inputs]:
     """Inputs with labels, two rows each, that this model may take; the likeliest first.
 
-    >>> from tests.lm.conftest import tiny_model
+    >>> from tests.tiny import tiny_model
     >>> {name: tuple(x.shape) for name, x in next(probe_inputs(tiny_model())).items()}
     {'input_ids': (2, 8), 'labels': (2, 8)}
     """

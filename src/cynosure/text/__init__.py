@@ -38,6 +38,7 @@ from cynosure.text.whole import TooLong as TooLong
 from cynosure.text.whole import WholePacked as WholePacked
 from cynosure.text.windows import PROTOCOLS as PROTOCOLS
 from cynosure.text.windows import SEPARATOR as SEPARATOR
+from cynosure.text.windows import DoesNotApply as DoesNotApply
 from cynosure.text.windows import Protocol as Protocol
 from cynosure.text.windows import Window as Window
 from cynosure.text.windows import check_protocol as check_protocol

@@ -6,6 +6,10 @@ from typing import NamedTuple
 SEPARATOR = "\n\n"  # between documents where a protocol joins them
 
 
+class DoesNotApply(ValueError):
+    """A protocol that says nothing of these texts or this model, though others may."""
+
+
 class Window(NamedTuple):
     """The model sees x[see_start:see_stop] and is scored on x[score_start:see_stop + 1], half-open."""
 

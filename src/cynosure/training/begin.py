@@ -13,7 +13,7 @@ import torch
 from cynosure import __version__
 from cynosure.loss.matmul.choice import providers
 from cynosure.measure import Corpus
-from cynosure.measure.manifest import difference
+from cynosure.measure.storage.manifest import difference
 from cynosure.models import LanguageModel, Regimes, check_apart, load
 from cynosure.models.digest import weights_digest
 from cynosure.models.loading import find_code, find_device, find_tokenizer, load_tokenizer, locate

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from cynosure.measure.manifest import checksum
+from cynosure.measure.storage.manifest import checksum
 from cynosure.text import Packing
 from cynosure.training.data import Facts
 from cynosure.training.integrity import Damaged, misfit, reason_of

@@ -12,7 +12,7 @@ import torch
 
 from cynosure.loss.matmul.choice import settle
 from cynosure.measure import Corpus, Scores, open_run
-from cynosure.measure.workers import PATIENCE, Workers
+from cynosure.measure.scoring.workers import PATIENCE, Workers
 from cynosure.models import load
 from cynosure.models.digest import weights_digest
 from cynosure.models.gguf import calm_transformers

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from cynosure.measure import Corpus, Scores, score
-from cynosure.measure.scoring import Say
-from cynosure.measure.store import remove_run
+from cynosure.measure.scoring.scorer import Say
+from cynosure.measure.storage.store import remove_run
 from cynosure.models import LanguageModel, SplitModel, split
 from cynosure.models.head import current_head
 from cynosure.patching import find_causal_lm

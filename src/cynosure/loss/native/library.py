@@ -10,7 +10,7 @@ from cynosure.loss.native.build import HERE, LIBRARY, MISSING
 
 INSTRUCTIONS = ("portable", "avx2", "avx512")  # by their index in rows.cpp
 STORED = {"float32": 0, "float64": 1, "bfloat16": 2}
-AGAIN = "install a C++ compiler (g++ or clang++), then: pip install --force-reinstall --no-deps cynosure"
+AGAIN = "install a C++ compiler (g++ or clang++), then: python -m cynosure.loss.native.build"
 
 
 class Logits(ctypes.Structure):

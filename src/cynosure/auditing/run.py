@@ -1,0 +1,115 @@
+"""`cynosure.audit`: a model, a loss and the batches it is trained on, examined for the known mistakes."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from cynosure.auditing.accumulate import check_accumulation
+from cynosure.auditing.batch import Batch, take_batches
+from cynosure.auditing.findings import Audit, Report
+from cynosure.auditing.gradients import check_gradients
+from cynosure.auditing.labels import (
+    Rows,
+    Specials,
+    check_documents,
+    check_ends,
+    check_labels,
+    check_padding,
+    check_placeholders,
+    check_prompt,
+    find_placeholders,
+    find_specials,
+    read_rows,
+)
+from cynosure.auditing.level import check_level
+from cynosure.auditing.loss import Compared, compare_loss
+from cynosure.auditing.subject import LossFunction, Subject, find_subject
+from cynosure.auditing.vocabulary import check_specials, check_vocabulary
+from cynosure.patching.labelled import IGNORED
+from cynosure.patching.probe import untouched
+
+
+def audit(
+    model: Any,
+    batches: Iterable[Any],
+    *,
+    loss_fn: LossFunction | None = None,
+    tokenizer: Any = None,
+    fresh: bool | None = None,
+) -> Audit:
+    """Examine a causal language model of transformers, the batches it is trained on, and its loss.
+
+    `batches` is any iterable of dicts, such as a DataLoader; the first four are taken, and no more. Each has
+    `input_ids` and `labels` (B, T), most an `attention_mask`; other columns go to the model if it takes them.
+    `completion_mask` and `assistant_masks` (B, T), 1 where the completion is, do not: labels are held against them.
+    `loss_fn(model, batch)` or `loss_fn(model, batch, num_items_in_batch=None)` gives the loss of a batch, a 0-d tensor;
+    without it the model's own is taken. `tokenizer` lets BOS and EOS and the vocabulary be checked too. `fresh` says
+    whether the model is untrained; by default it is taken to be while all its norms and biases are as initialised.
+
+    The truth is computed in float64 from the model's own logits, which are made in full: give small batches. Dropout is
+    off meanwhile, and the model is left as it was: modes, gradients, random generators. It may be patched, or wrapped
+    by PEFT.
+
+    Raises TypeError for what is no causal language model, no batch, or no loss; ValueError for batches without labels
+    or of the wrong shape, and where there is none.
+
+    >>> from tests.tiny import tiny_model
+    >>> ids = torch.arange(20, 52)[None]
+    >>> print(audit(tiny_model(), [{"input_ids": ids, "labels": ids}]))
+    nothing found in 13 checks
+    >>> found = audit(tiny_model(), [{"input_ids": ids, "labels": ids.roll(-1, 1)}])  # the model shifts as well
+    >>> [finding.name for finding in found.findings]
+    ['shifted-twice']
+    """
+    subject, report = find_subject(model, loss_fn), Report()
+    with untouched(model):
+        taken = take_batches(batches, subject.device)
+        specials = find_specials(tokenizer, subject.inner.config.get_text_config())
+        rows = [read_rows(batch, specials) for batch in taken]
+        check_batches(taken, rows, specials, tokenizer, report)
+        check_placeholders(taken, find_placeholders(tokenizer, subject.inner.config), report)
+        in_range = check_vocabulary(taken, subject.inner, tokenizer, report)
+        check_specials(taken, rows, subject.inner, tokenizer, report)
+        pairs = [pair for pair in zip(taken, rows, strict=True) if (pair[0].truth != IGNORED).any()]
+        if in_range and pairs:
+            check_numbers(subject, pairs, fresh, report)
+        else:
+            why = "no batch has a label" if in_range else "ids or labels are out of range"
+            report.made("loss", f"not made: {why}")
+    return report.audit()
+
+
+def check_batches(batches: list[Batch], rows: list[Rows], specials: Specials, tokenizer: Any, report: Report) -> None:
+    """What the batches alone tell."""
+    check_labels(batches, rows, report)
+    check_padding(batches, rows, report)
+    check_prompt(batches, rows, report)
+    check_documents(batches, rows, report)
+    check_ends(batches, rows, specials, tokenizer, report)
+
+
+def check_numbers(subject: Subject, pairs: list[tuple[Batch, Rows]], fresh: bool | None, report: Report) -> None:
+    """What the losses tell. One that has a wrong value is not asked for more: the rest would follow from that."""
+    compared: list[Compared] = []
+    with torch.no_grad():
+        for batch, _ in pairs:
+            compared.append(compare_loss(subject, batch, report, fused=not compared))
+            if not compared[-1].equal:
+                break
+        tell_notes(compared, report)
+        check_level(compared, [row for _, row in pairs[: len(compared)]], subject.inner, fresh, report)
+        if compared[-1].equal:
+            check_accumulation(subject, compared, report)
+    if compared[-1].equal:
+        check_gradients(subject, compared[0], report)
+    else:
+        report.made("accumulation, gradients", "not made: the loss itself is wrong")
+
+
+def tell_notes(compared: list[Compared], report: Report) -> None:
+    first = compared[0]
+    if first.auxiliary:
+        report.note(f"the loss includes an auxiliary loss of {first.auxiliary:.6f}, which is no cross-entropy")
+    if first.batch.ahead == 1 and compared[-1].equal:
+        report.note("the data set shifts the labels, and the loss does not: once, as it should be")

@@ -1,0 +1,99 @@
+"""The ids of a batch, the tokenizer and the configuration against the rows that the model has."""
+
+from typing import Any
+
+import torch
+
+from cynosure.auditing.batch import Batch
+from cynosure.auditing.findings import Report
+from cynosure.auditing.labels import Rows
+from cynosure.patching.labelled import IGNORED
+
+SPECIALS = ("pad", "bos", "eos")
+
+
+def check_vocabulary(batches: list[Batch], model: Any, tokenizer: Any, report: Report) -> bool:
+    """Every id needs a row of the embedding, every label one of the head; whether all have it."""
+    n_rows = model.get_input_embeddings().weight.shape[0]
+    head = getattr(model.get_output_embeddings(), "weight", None)
+    n_classes = n_rows if head is None else head.shape[0]
+    n_tokens = None if tokenizer is None else len(tokenizer)
+    if n_classes != n_rows and model.config.get_text_config().tie_word_embeddings:
+        report.find("embedding-and-head-differ", f"the embedding has {n_rows:,} rows, the head {n_classes:,}")
+    ids = first_outside(batches, "ids", n_rows)
+    labels = first_outside(batches, "labels", n_classes)
+    if n_tokens is not None and n_tokens > n_rows and needed(tokenizer, n_rows, ids):
+        report.find("tokenizer-too-large", f"the tokenizer has {n_tokens:,} tokens, the embedding {n_rows:,} rows"
+                    + (f"; {ids} is beyond them" if ids else ""))  # fmt: skip
+    elif ids:
+        report.find("ids-out-of-range", f"{ids} is outside of the embedding's {n_rows:,} rows")
+    elif labels:
+        report.find("labels-out-of-range", f"{labels} is outside of the head's {n_classes:,} rows")
+    if n_tokens is not None:
+        compare_sizes(tokenizer, n_tokens, n_rows, report)
+    rows = f"{n_rows:,} rows of the embedding, {n_classes:,} of the head"
+    report.made("vocabulary", rows + (f", {n_tokens:,} tokens" if n_tokens is not None else "; no tokenizer given"))
+    return not (ids or labels)
+
+
+def first_outside(batches: list[Batch], which: str, n: int) -> str | None:
+    """The first id, or label other than -100, that is not in [0, n), and its place."""
+    for batch in batches:
+        values = batch.ids if which == "ids" else batch.labels
+        outside = (values < 0) | (values >= n)
+        if which == "labels":
+            outside &= values != IGNORED
+        if outside.any():
+            what = "id" if which == "ids" else "label"
+            return f"{what} {int(values[outside][0])} ({batch.place(outside)})"
+    return None
+
+
+def needed(tokenizer: Any, n_rows: int, outside: str | None) -> bool:
+    """Whether tokens without a row are in use: in the batch, or as pad, BOS, EOS or UNK."""
+    ids = (getattr(tokenizer, f"{name}_token_id", None) for name in (*SPECIALS, "unk"))
+    return outside is not None or any(id_ is not None and id_ >= n_rows for id_ in ids)
+
+
+def compare_sizes(tokenizer: Any, n_tokens: int, n_rows: int, report: Report) -> None:
+    if n_tokens < n_rows:
+        report.note(f"{n_rows - n_tokens:,} rows of the embedding are beyond the tokenizer's {n_tokens:,} tokens, as "
+                    "where a vocabulary is padded")  # fmt: skip
+    elif n_tokens > n_rows and not any(finding.name == "tokenizer-too-large" for finding in report.findings):
+        beyond = ", ".join(tokenizer.convert_ids_to_tokens(list(range(n_rows, min(n_tokens, n_rows + 3)))))
+        report.note(f"{n_tokens - n_rows:,} tokens of the tokenizer have no row in the embedding; none is used here: "
+                    f"{beyond}")  # fmt: skip
+
+
+def check_specials(batches: list[Batch], rows: list[Rows], model: Any, tokenizer: Any, report: Report) -> None:
+    """The special tokens of the configurations against the tokenizer's: a fault where the batch has the latter's.
+
+    But for what generation pads with, which no training sees.
+    """
+    if tokenizer is None:
+        report.made("special tokens", "not made: no tokenizer given")
+        return
+    faults: list[str] = []
+    harmless: list[str] = []
+    for name in SPECIALS:
+        own = getattr(tokenizer, f"{name}_token_id", None)
+        for owner in ("config", "generation_config"):
+            theirs = getattr(getattr(model, owner, None), f"{name}_token_id", None)
+            known = theirs if isinstance(theirs, list | tuple) else [theirs]
+            if own is None or theirs is None or own in known:
+                continue
+            used = occurs(batches, rows, own, padding=name == "pad") and (name, owner) != ("pad", "generation_config")
+            (faults if used else harmless).append(f"{name} is {own} in the tokenizer and {theirs} in model.{owner}")
+    if faults:
+        report.find("special-tokens-differ", f"{'; '.join(faults)}; these batches have the tokenizer's")
+    if harmless:
+        report.note(f"{'; '.join(harmless)}; these batches do not show it")
+    n_differing = len(faults) + len(harmless)
+    report.made("special tokens", f"{n_differing} differ between tokenizer and configurations")
+
+
+def occurs(batches: list[Batch], rows: list[Rows], id_: int, padding: bool) -> bool:
+    """Whether a token stands in the text of a batch, or as its padding."""
+    return any(
+        bool(torch.any((batch.ids == id_) & (row.real ^ padding))) for batch, row in zip(batches, rows, strict=True)
+    )

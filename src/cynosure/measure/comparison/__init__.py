@@ -1,0 +1,1 @@
+"""Two runs, or two models, on the same texts."""

@@ -1,0 +1,311 @@
+"""Two runs side by side: the text cut wherever a token ends in both, and the loss of each run between the cuts."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from cynosure.measure.results.scores import Scores, Setting
+from cynosure.measure.statistics.classes import byte_class
+from cynosure.measure.storage.rows import Facts, Ints, lost_text, numbers, told_per_byte
+from cynosure.measure.storage.store import Store
+
+COLUMNS = ["document", "token_id", "token_bytes", "byte_start", "byte_end", "nll", "argmax", "excluded"]
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class StoredTables:
+    """The tables of a run on disk, read anew each time they are gone through, one in memory at a time."""
+
+    store: Store
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        return (shard.table for shard, _ in self.store.read_all(COLUMNS))
+
+
+class Side(NamedTuple):
+    """What a comparison needs of a run: its documents, and its tokens as tables in the order of the text."""
+
+    setting: Setting
+    facts: list[Facts]  # of every document, by its number
+    tables: Iterable[pa.Table]  # gone through more than once
+
+    @classmethod
+    def of_run(cls, run: Scores | str | Path) -> "Side":
+        """Of scores whose tokens were kept, or of the folder of a run. Errors as of `open_run` and `Scores.shards`."""
+        if isinstance(run, Scores):
+            if run.store is None:
+                return cls.of_tables(run.setting, run.statistics.facts, list(run.shards()))
+            store = run.store
+        else:
+            store = Store.open(Path(run))
+        try:
+            setting = Setting.of_json(store.manifest["setting"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{store.folder}: the manifest is of no run known here ({error})") from error
+        facts = {fact.document: fact for shard, _ in store.read_all([]) for fact in shard.facts}
+        return cls.of_tables(setting, facts, StoredTables(store))
+
+    @classmethod
+    def of_tables(cls, setting: Setting, facts: Mapping[int, Facts], tables: Iterable[pa.Table]) -> "Side":
+        return cls(setting, [facts[key] for key in sorted(facts)], tables)
+
+    def offsets(self) -> Ints:
+        """Where each document begins and the last one ends, in bytes of all documents one behind the other."""
+        return np.cumsum([0, *(fact.n_bytes for fact in self.facts)])
+
+    def without_bytes(self, chosen: Sequence[bool]) -> "Side":
+        """The same, some of its documents without bytes."""
+        return self._replace(
+            facts=[fact._replace(n_bytes=0) if x else fact for fact, x in zip(self.facts, chosen, strict=True)]
+        )
+
+
+class Rows(NamedTuple):
+    """Neighbouring tokens of a run, in the order of the text, (N,)."""
+
+    pieces: pa.Array  # bytes
+    document: Ints
+    byte_start: Ints
+    byte_end: Ints
+    nll: NDArray[np.floating[Any]]  # nats, NaN where it was not scored or does not carry its text
+    token_id: Ints
+    argmax: Ints
+
+    @classmethod
+    def of(cls, table: pa.Table) -> "Rows":
+        pieces = pa.concat_arrays(table["token_bytes"].chunks or [pa.array([], pa.binary())])
+        names = ("document", "byte_start", "byte_end", "nll", "token_id", "argmax")
+        rows = cls(pieces, *(numbers(table, name) for name in names))
+        return rows._replace(nll=np.where(table["excluded"].is_null().to_numpy(), rows.nll, np.nan))
+
+    def then(self, other: "Rows") -> "Rows":
+        columns: Any = (np.concatenate(pair) for pair in zip(self[1:], other[1:], strict=True))
+        return Rows(pa.concat_arrays([self.pieces, other.pieces]), *columns)
+
+    def part(self, start: int, stop: int | None = None) -> "Rows":
+        columns: Any = (column[start:stop] for column in self)
+        return Rows(*columns)
+
+    def begins(self, offsets: Ints) -> Ints:
+        """Where each token counts as beginning, ascending, in bytes of all documents that begin at `offsets`.
+
+        A token without bytes at the end of a document belongs to the last byte of it.
+        """
+        last = offsets[self.document + 1] - offsets[self.document] - 1
+        return offsets[self.document] + np.clip(self.byte_start, 0, np.maximum(last, 0))
+
+    @property
+    def scored(self) -> Bools:
+        found: Bools = ~np.isnan(self.nll)
+        return found
+
+    @property
+    def right(self) -> Bools:
+        """Whether the likeliest token was the one that came; never where it was not scored."""
+        found: Bools = self.argmax == self.token_id
+        return found
+
+
+class Choices(NamedTuple):
+    """Of two runs of the same tokens, how many of each segment's have the same likeliest one, and who was right."""
+
+    agreed: Ints
+    right_a: Ints
+    right_b: Ints
+    broken: Ints  # right in A, wrong in B
+    mended: Ints  # wrong in A, right in B
+
+
+class Segments(NamedTuple):
+    """Stretches of text between neighbouring bytes where a token ends in both runs, (S,), in the order of the text.
+
+    Each is whole tokens of both, all of them scored in both. A token without bytes belongs to the text behind it.
+    """
+
+    document: Ints
+    byte_start: Ints  # in the document
+    byte_end: Ints
+    nats_a: Floats  # infinite where a token was impossible
+    nats_b: Floats
+    tokens_a: Ints
+    tokens_b: Ints
+    kind: Ints  # byte class of the first token of A
+    choices: Choices | None  # None where the tokens differ
+
+    @property
+    def n_bytes(self) -> Ints:
+        return self.byte_end - self.byte_start
+
+
+def align(a: Side, b: Side) -> Iterator[Segments]:
+    """Pair two `comparable` runs byte by byte, so that the tokenizers may differ; with equal ones a segment is a token.
+
+    The segments come in the order of the text, as many at a time as the tables of the runs hold, which are read one by
+    one. `choices` are of the tokens at hand: the runs have the same tokens where none is None. ValueError at the end
+    where no segment was scored in both.
+    """
+    offsets, n_found = a.offsets(), 0
+    for edges, of_a, of_b in stretches(a, b, offsets):
+        found = segments(edges, of_a, of_b, offsets)
+        n_found += len(found.document)
+        yield found
+    if not n_found:
+        raise ValueError("the runs have nothing in common: no stretch of text is scored in both")
+
+
+def comparable(a: Side, b: Side) -> tuple[Side, Side]:
+    """The two runs; a document of which one loses text, and it is not known which, without bytes: it is not compared.
+
+    ValueError, in a sentence, where they cannot be compared byte by byte.
+    """
+    if a.setting.protocol != b.setting.protocol:
+        raise ValueError(
+            f"A was scored under {a.setting.protocol} and B under {b.setting.protocol}: score both under one protocol"
+        )
+    for number, (of_a, of_b) in enumerate(zip_longest(a.facts, b.facts), start=1):
+        if of_a is None or of_b is None:
+            lacking, fact = ("A", of_b) if of_a is None else ("B", of_a)
+            raise ValueError(f"{lacking} has no document {number}, {fact.name}: score the same texts in both")
+        if of_a.sha256 != of_b.sha256:
+            raise ValueError(
+                f"document {number} is not the same text in both: it is {of_a.name} in A and {of_b.name} in B"
+            )
+    for name, side in (("A", a), ("B", b)):
+        if not told_per_byte(side.facts):
+            raise ValueError(f"the bytes of {name} cannot be compared: text is lost in {lost_text(side.facts)}")
+    lost = [any(fact.loses and fact.n_lost is None for fact in pair) for pair in zip(a.facts, b.facts, strict=True)]
+    if not any(lost):
+        return a, b
+    return a.without_bytes(lost), b.without_bytes(lost)
+
+
+def stretches(a: Side, b: Side, offsets: Ints) -> Iterator[tuple[Ints, Rows, Rows]]:
+    """The tokens of both runs by stretches of text, each with the bytes where a token ends in both, first and last too.
+
+    A stretch ends where a token ends in both and all that begins before has been read.
+    """
+    readers, start = (Reader(a, offsets), Reader(b, offsets)), 0
+    while min(reader.reached for reader in readers) < np.inf:
+        min(readers, key=lambda reader: reader.reached).read()
+        reached = min(reader.reached for reader in readers)
+        end = min(reached, int(offsets[-1]))
+        edges_a, edges_b = (reader.edges(start, int(end)) for reader in readers)
+        edges = np.intersect1d(edges_a, edges_b, assume_unique=True)
+        if reached < np.inf:
+            end = int(edges[-1])
+            if end == start:
+                continue
+        of_a, of_b = (reader.take(end if reached < np.inf else np.inf) for reader in readers)
+        yield edges, of_a, of_b
+        start = int(end)
+
+
+class Reader:
+    """The tokens of a run, read table by table and taken from the front."""
+
+    def __init__(self, side: Side, offsets: Ints) -> None:
+        self.tables, self.offsets = iter(side.tables), offsets
+        self.rows: Rows | None = None
+        self.reached: float = 0  # tokens yet to be read begin there or later
+
+    def read(self) -> None:
+        """Read one more table."""
+        table = next(self.tables, None)
+        if table is None:
+            self.reached = np.inf
+        elif len(table):
+            rows = Rows.of(table)
+            self.reached = int(rows.part(len(table) - 1).begins(self.offsets)[0])
+            self.rows = rows if self.rows is None else self.rows.then(rows)
+
+    def edges(self, start: int, end: int) -> Ints:
+        """The bytes from `start`, which is one, to `end` before which a token or a document ends; ascending."""
+        inside = slice(np.searchsorted(self.offsets, start), np.searchsorted(self.offsets, end, side="right"))
+        parts = [np.array([start]), self.offsets[inside]]
+        if self.rows is not None:
+            parts.append(self.offsets[self.rows.document] + self.rows.byte_end)
+        found = np.unique(np.concatenate(parts))
+        return found[(found >= start) & (found <= end)]
+
+    def take(self, end: float) -> Rows:
+        """The tokens that begin before `end`; the others stay."""
+        if self.rows is None:
+            return Rows(pa.array([], pa.binary()), *np.zeros((6, 0), dtype=np.int64))
+        n_rows = int(np.searchsorted(self.rows.begins(self.offsets), end))
+        taken, self.rows = self.rows.part(0, n_rows), self.rows.part(n_rows)
+        return taken
+
+
+def segments(edges: Ints, a: Rows, b: Rows, offsets: Ints) -> Segments:
+    """The segments between the edges that are scored in both runs."""
+    part_a, part_b = Part.of(a, offsets, edges), Part.of(b, offsets, edges)
+    counted = part_a.whole & part_b.whole
+    start = edges[:-1][counted]
+    document = np.searchsorted(offsets, start, side="right") - 1
+    choices = Choices(*(x[counted] for x in choose(a, b, part_a))) if same_tokens(a, b) else None
+    return Segments(
+        document,
+        start - offsets[document],
+        edges[1:][counted] - offsets[document],
+        part_a.nats[counted],
+        part_b.nats[counted],
+        part_a.tokens[counted],
+        part_b.tokens[counted],
+        kinds(a, part_a)[counted],
+        choices,
+    )
+
+
+class Part(NamedTuple):
+    """A run in segments (S,) yet to be counted: nats and number of the tokens scored, and whether these are all."""
+
+    rows: Ints  # tokens that matter
+    segment: Ints  # of each of them
+    nats: Floats
+    tokens: Ints
+    whole: Bools
+
+    @classmethod
+    def of(cls, side: Rows, offsets: Ints, edges: Ints) -> "Part":
+        scored, n_segments = side.scored, len(edges) - 1
+        some = offsets[side.document + 1] > offsets[side.document]
+        rows = np.flatnonzero(some & (scored | (side.byte_end > side.byte_start)))
+        segment = np.searchsorted(edges, side.begins(offsets)[rows], side="right") - 1
+        scored = scored[rows]
+        nats = np.bincount(segment[scored], side.nll[rows][scored], n_segments).astype(np.float64, copy=False)
+        tokens = np.bincount(segment[scored], minlength=n_segments)
+        missed = np.bincount(segment[~scored], minlength=n_segments)
+        return cls(rows, segment, nats, tokens, (tokens > 0) & (missed == 0))
+
+
+def same_tokens(a: Rows, b: Rows) -> bool:
+    return np.array_equal(a.token_id, b.token_id) and np.array_equal(a.byte_end, b.byte_end)
+
+
+def choose(a: Rows, b: Rows, part: Part) -> Choices:
+    """Counts over segments of tokens scored in both; they lie where `part`, of either run, has them."""
+    rows, segment, both = part.rows, part.segment, a.scored & b.scored
+    facts = a.argmax == b.argmax, a.right, b.right, a.right & ~b.right, ~a.right & b.right
+    return Choices(*(np.bincount(segment[(fact & both)[rows]], minlength=len(part.tokens)) for fact in facts))
+
+
+def kinds(side: Rows, part: Part) -> Ints:
+    """The byte class of the first token of each segment; -1 where there is none."""
+    encoded = pc.dictionary_encode(side.pieces)
+    classes = np.array([byte_class(piece) for piece in encoded.dictionary.to_pylist()], dtype=np.int64)
+    with_bytes = side.byte_end[part.rows] > side.byte_start[part.rows]
+    rows, segment = part.rows[with_bytes], part.segment[with_bytes]
+    first = np.flatnonzero(np.append(True, segment[1:] != segment[:-1]))[: len(segment)]
+    found = np.full(len(part.tokens), -1)
+    found[segment[first]] = classes[encoded.indices.to_numpy(zero_copy_only=False)[rows[first]]]
+    return found

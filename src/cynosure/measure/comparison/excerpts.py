@@ -1,0 +1,98 @@
+"""The segments on which two runs are furthest apart, shown in the text around them."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cynosure.measure.comparison.align import Rows, Segments, Side
+from cynosure.measure.results.scores import SHOWN
+from cynosure.measure.storage.rows import Floats, Ints
+from cynosure.system.numbers import finite
+
+BEFORE_BYTES, AFTER_BYTES = 80, 30  # shown around a segment
+CHARACTER_BYTES = 4
+
+
+class Furthest:
+    """The segments on which a difference is largest, of those seen so far; of equal ones the first."""
+
+    def __init__(self) -> None:
+        self.worse = np.zeros(0)
+        self.columns = np.zeros((6, 0))  # document, byte_start, byte_end, nats_a, nats_b, B - A
+
+    def add(self, found: Segments, apart: Floats, worse: Floats) -> None:
+        least = self.worse[-1] if len(self.worse) == SHOWN else 0.0
+        at = np.flatnonzero(worse > least)
+        parts = (found.document, found.byte_start, found.byte_end, found.nats_a, found.nats_b, apart)
+        joined = np.concatenate([self.worse, worse[at]])
+        order = np.argsort(-joined, kind="stable")[:SHOWN]
+        self.worse = joined[order]
+        self.columns = np.concatenate([self.columns, np.stack([part[at] for part in parts])], axis=1)[:, order]
+
+    def excerpts(self) -> "list[Excerpt]":
+        return [Excerpt(*map(int, column[:3]), *column[3:]) for column in self.columns.T.tolist()]
+
+
+class Excerpt(NamedTuple):
+    """A segment to be shown."""
+
+    document: int
+    byte_start: int
+    byte_end: int
+    nats_a: float
+    nats_b: float
+    apart: float
+
+    def shown(self, name: str, before: int, data: bytes) -> dict[str, Any]:
+        """As plain values; of `data` the first `before` bytes lie before the segment.
+
+        Bytes that are no character of their own are shown as `\\xNN`.
+        """
+        start, end = before, before + self.byte_end - self.byte_start
+        first, last = character(data, max(0, start - BEFORE_BYTES)), character(data, min(len(data), end + AFTER_BYTES))
+        texts = (data[i:j].decode("utf-8", "backslashreplace") for i, j in ((first, start), (start, end), (end, last)))
+        return {
+            "document": name,
+            "byte_start": self.byte_start,
+            "byte_end": self.byte_end,
+            "nats_a": finite(self.nats_a),
+            "nats_b": finite(self.nats_b),
+            "difference": finite(self.apart),
+            **dict(zip(("before", "text", "after"), texts, strict=True)),
+        }
+
+
+def character(data: bytes, at: int) -> int:
+    """Where the character of a byte begins."""
+    while 0 < at < len(data) and data[at] & 0xC0 == 0x80:
+        at -= 1
+    return at
+
+
+def in_context(side: Side, excerpts: list[Excerpt]) -> list[dict[str, Any]]:
+    """Segments in the text around them, for which a run's tokens are gone through once more."""
+    offsets = side.offsets()
+    spans = np.zeros((len(excerpts), 2), dtype=np.int64)
+    for span, part in zip(spans, excerpts, strict=True):
+        first, last = offsets[part.document : part.document + 2]
+        span[0] = max(first, first + part.byte_start - BEFORE_BYTES - CHARACTER_BYTES)
+        span[1] = min(last, first + part.byte_end + AFTER_BYTES + CHARACTER_BYTES)
+    texts = [b""] * len(excerpts)
+    for table in side.tables if excerpts else ():
+        rows = Rows.of(table)
+        starts, ends = offsets[rows.document] + rows.byte_start, offsets[rows.document] + rows.byte_end
+        for number, (begin, stop) in enumerate(spans.tolist()):
+            texts[number] += between(rows, starts, ends, begin, stop)
+    return [
+        part.shown(side.facts[part.document].name, int(offsets[part.document]) + part.byte_start - begin, text)
+        for part, begin, text in zip(excerpts, spans[:, 0].tolist(), texts, strict=True)
+    ]
+
+
+def between(rows: Rows, starts: Ints, ends: Ints, begin: int, stop: int) -> bytes:
+    """The bytes that these tokens have of a stretch of text."""
+    i, j = np.searchsorted(ends, begin, side="right"), np.searchsorted(starts, stop)
+    if i >= j:
+        return b""
+    joined = b"".join(rows.pieces[int(i) : int(j)].to_pylist())
+    return joined[max(0, begin - int(starts[i])) : stop - int(starts[i])]

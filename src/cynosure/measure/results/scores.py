@@ -1,0 +1,430 @@
+"""The outcome of a run: its figures with their intervals, its statistics, and its tokens as tables."""
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from cynosure.loss import perplexity
+from cynosure.measure.results import frames
+from cynosure.measure.results.wording import aligned, html_table
+from cynosure.measure.statistics import breakdown
+from cynosure.measure.statistics.bootstrap import Interval, Method
+from cynosure.measure.statistics.calibration import N_BINS, Binning, CalibrationReport
+from cynosure.measure.statistics.intervals import Intervals, intervals
+from cynosure.measure.statistics.stats import COLUMNS, Statistics
+from cynosure.measure.storage.rows import Facts, Shard, lost_text
+from cynosure.measure.storage.store import SUMMARY, Store
+from cynosure.system.escapes import visible
+from cynosure.system.folders import READ_ONLY
+from cynosure.system.numbers import counted, finite, number
+from cynosure.text import DoesNotApply, read_as, split_hint
+
+SHOWN = 20  # costliest tokens and spans in the JSON
+MOST_DOCUMENTS = 200  # in the JSON, those with most nats
+
+log = logging.getLogger("cynosure")
+
+
+class Setting(NamedTuple):
+    """What the figures are figures of."""
+
+    model: str
+    protocol: str
+    window: int
+    stride: int
+    dtype: str
+    device: str
+    notes: tuple[str, ...]
+    bos: str | None = None  # which windows begin with it: `every`, `first`, `none`; None in runs of earlier versions
+    special: str | None = None  # how strings that are special tokens are read: `text` or `parse`; None likewise
+    chat: str | None = None  # whose turns of a chat count: the `assistant`'s or `all`; None likewise
+
+    def to_json(self) -> dict[str, Any]:
+        values = self._asdict()
+        notes = list(values.pop("notes"))  # which follow from the others
+        return values | {"notes": notes}
+
+    @classmethod
+    def of_json(cls, values: dict[str, Any]) -> "Setting":
+        return cls(**(values | {"notes": tuple(values["notes"])}))
+
+
+class Figure(NamedTuple):
+    """A figure and its 95% interval; None where it is not known."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+    def shown(self, digits: int) -> str:
+        """The interval, for reading; empty where there is none."""
+        if self.low is None or self.high is None:
+            return ""
+        return f"{number(self.low, digits)} to {number(self.high, digits)}"
+
+
+MEANINGS = {  # their names, digits and meanings
+    "nats_per_token": ("nats per token", 4, "the loss: mean surprise of a token"),
+    "token_perplexity": ("token perplexity", 2, "like guessing among that many equal choices"),
+    "word_perplexity": ("word perplexity", 2, "the same counted per word"),
+    "bits_per_byte": ("bits per byte", 4, "comparable across tokenizers; 8 is knowing nothing"),
+    "bits_per_char": ("bits per character", 4, ""),
+}
+
+
+@dataclass(repr=False)
+class Scores:
+    """The scores of some texts: figures, statistics, and where they are kept the tokens themselves.
+
+    >>> import cynosure
+    >>> scores = cynosure.score("smollm2", ["The cat sat on the mat.", "The end."])
+    >>> scores.documents, scores.tokens, scores.n_bytes
+    (2, 10, 31)
+    >>> round(scores.figures["bits_per_byte"].value, 2), scores.to_pandas()["token_bytes"][1]
+    (3.22, b' cat')
+    """
+
+    setting: Setting
+    statistics: Statistics = field(default_factory=Statistics)
+    tables: list[pa.Table] | None = None
+    store: Store | None = None
+    seconds: float = 0.0
+    tokenizer: Any = None  # of the model, where it is at hand
+    n_bins: int = N_BINS  # of calibration; set it and `binning` before calibration is asked for
+    binning: Binning = "mass"
+
+    @classmethod
+    def of_store(cls, store: Store) -> "Scores":
+        """The scores of a finished run on disk. Raises ValueError when it is unfinished or damaged."""
+        setting = Setting.of_json(store.manifest["setting"])
+        found = cls(setting._replace(notes=(*setting.notes, *store.found)), store=store)
+        try:
+            for shard, seconds in store.read_all(COLUMNS):
+                found.add(shard, seconds)
+            found.check()
+        except (LookupError, TypeError, ArithmeticError, RuntimeError) as error:
+            raise ValueError(
+                f"{store.folder} is damaged, its shards do not fit together ({error}): score again into another `out`"
+            ) from error
+        return found
+
+    def add(self, shard: Shard, seconds: float) -> None:
+        """Add a shard; to be done before any figure is asked for."""
+        self.statistics.update(shard)
+        self.seconds += seconds
+        if self.tables is not None:
+            self.tables.append(shard.table)
+
+    def check(self) -> None:
+        """ValueError when there is nothing in it, RuntimeError when the byte account does not close."""
+        self.statistics.check_account()
+        if self.statistics.sums.tokens == 0:
+            names = ", ".join(fact.name for fact in self.statistics.unscored()[:3])
+            raise DoesNotApply(f"nothing to score: no token to guess in {names or 'the texts given'}")
+
+    def keep(self) -> None:
+        """Take the tokens into memory, for when the store goes."""
+        if self.store is not None:
+            self.tables, self.store = [shard.table for shard, _ in self.store.read_all()], None
+
+    def shards(self) -> Iterator[pa.Table]:
+        """The tables of tokens, in the order of the text. Raises ValueError when they were not kept."""
+        if self.store is not None:
+            yield from (shard.table for shard, _ in self.store.read_all())
+        elif self.tables is not None:
+            yield from self.tables
+        else:
+            raise ValueError("the tokens of these scores were not kept: score with keep=True or with out")
+
+    def to_pandas(self, tokenizer: Any = None) -> Any:
+        """One row a token, as a pandas DataFrame; `document` is the place in `document_names`.
+
+        `token_bytes` are the bytes that a token covers, `token` the same as text, in which bytes that are no whole
+        character are written as `\\xNN`. `argmax_token` is the likeliest token as text: it needs the tokenizer, which
+        scores have from `score`; for those that `open_run` reads it is to be given, else the column is missing.
+        """
+        return frames.token_frame(self.shards(), tokenizer or self.tokenizer)
+
+    def by_document(self) -> Any:
+        """One row a scored document, as a pandas DataFrame: its name, tokens, bytes, nats and what follows of them.
+
+        `bytes` and `bits_per_byte` are of the tokens that carry their text, and missing where more than a tenth of
+        it is lost.
+
+        >>> import cynosure
+        >>> table = cynosure.score("smollm2", ["The cat sat on the mat.", "The end."]).by_document()
+        >>> table[["name", "tokens", "bytes"]].values.tolist()
+        [['text 0', 7, 23], ['text 1', 3, 8]]
+        """
+        return frames.document_frame(self.statistics)
+
+    def lines(self) -> Iterator[tuple[str, str, str, str]]:
+        """(name, value, interval, what it means in plain words) of every metric."""
+        for key, found in self.figures.items():
+            name, digits, meaning = MEANINGS[key]
+            yield name, number(found.value, digits), found.shown(digits), meaning
+        yield "top-1 accuracy", f"{self.top1_accuracy:.1%}", "", "how often the likeliest token was right"
+        yield "mean entropy", number(self.mean_entropy, 4), "", "nats: the loss the model itself expected"
+
+    def __str__(self) -> str:
+        rows = [line[:3] for line in self.lines()]
+        return "\n".join([visible(self.setting.model), *aligned(rows, "<><")])
+
+    def __repr__(self) -> str:
+        value = number(self.figures["nats_per_token"].value, 4)
+        return f"<Scores of {self.setting.model}: {value} nats a token over {counted(self.tokens, 'token')}>"
+
+    def _repr_html_(self) -> str:
+        """A table for a notebook."""
+        return html_table(self.setting.model, list(self.lines()))
+
+    @property
+    def document_names(self) -> list[str]:
+        facts = self.statistics.facts
+        return [facts[key].name for key in sorted(facts)]
+
+    @property
+    def documents(self) -> int:
+        """Documents of which a token is scored; a joined text counts as all that are in it."""
+        scored = self.statistics.documents.sums().keys.tolist()
+        return sum(self.statistics.facts[key].n_joined for key in scored)
+
+    @cached_property
+    def _totals(self) -> "Totals":
+        found = Totals.of(self.statistics)
+        return found.as_printed(self) if self.setting.protocol == "strided-legacy" else found
+
+    @property
+    def tokens(self) -> int:
+        return self._totals.tokens
+
+    @property
+    def nats(self) -> float:
+        return self._totals.nats
+
+    @property
+    def n_bytes(self) -> int | None:
+        return self._totals.n_bytes
+
+    @property
+    def n_chars(self) -> int | None:
+        return self._totals.n_chars
+
+    @property
+    def n_words(self) -> int | None:
+        return self._totals.n_words
+
+    @cached_property
+    def intervals(self) -> Intervals:
+        return intervals(self.statistics)
+
+    @property
+    def method(self) -> Method:
+        """How the intervals were made."""
+        return self.intervals.method
+
+    @cached_property
+    def calibration(self) -> CalibrationReport | None:
+        return self.statistics.calibration.compute(self.n_bins, self.binning)
+
+    @property
+    def figures(self) -> dict[str, Figure]:
+        """The five figures that are the loss in different units, each with its 95% interval."""
+        totals, found = self._totals, self.intervals
+        if self.setting.protocol == "strided-legacy":  # a mean of another kind than what was resampled
+            return {
+                "nats_per_token": figure(totals.nats, totals.tokens, None),
+                "token_perplexity": exponential(figure(totals.nats, totals.tokens, None)),
+                **dict.fromkeys(("word_perplexity", "bits_per_byte", "bits_per_char"), Figure(None)),
+            }
+        per_word = None
+        if totals.n_words and found.nats_per_token.low is not None:
+            per_word = scaled(found.nats_per_token, totals.tokens / totals.n_words)
+        return {
+            "nats_per_token": figure(totals.nats, totals.tokens, found.nats_per_token),
+            "token_perplexity": exponential(figure(totals.nats, totals.tokens, found.nats_per_token)),
+            "word_perplexity": exponential(figure(totals.nats, totals.n_words, per_word)),
+            "bits_per_byte": figure(totals.carried_nats / math.log(2), totals.n_bytes, found.bits_per_byte),
+            "bits_per_char": figure(totals.carried_nats / math.log(2), totals.n_chars, found.bits_per_char),
+        }
+
+    @property
+    def top1_accuracy(self) -> float:
+        """The share of tokens of which the argmax is the target."""
+        return self.statistics.sums.accuracy
+
+    @property
+    def mean_entropy(self) -> float:
+        """Nats."""
+        return self.statistics.sums.mean_entropy
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        return self.statistics.sums.tokens / self.seconds if self.seconds > 0 else None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the figures must know."""
+        having: Counter[str] = Counter()
+        for fact in filter(lambda fact: fact.n_special, self.statistics.facts.values()):
+            having[fact.special] += fact.n_special
+        read = read_as(having, self.setting.special) if self.setting.special else ()
+        chats = chat_note(self.statistics.facts.values(), self.setting.chat)
+        return (*self.setting.notes, *chats, *read, *split_hint(having), *notes(self.statistics, self.intervals))
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything by the names of the contract, and more after them; what is not finite or not known is None."""
+        statistics, totals, facts = self.statistics, self._totals, self.statistics.facts
+        values: dict[str, Any] = {
+            **{name: getattr(self.setting, name) for name in ("model", "protocol", "window", "stride", "dtype")},
+            "documents": self.documents,
+            "tokens": totals.tokens,
+            "nats": finite(totals.nats),
+            "bytes": totals.n_bytes,
+            "chars": totals.n_chars,
+            "words": totals.n_words,
+            **{name: {key: finite(x) for key, x in found._asdict().items()} for name, found in self.figures.items()},
+            "top1_accuracy": self.top1_accuracy,
+            "mean_entropy": self.mean_entropy,
+            "calibration": calibration_values(self.calibration),
+            "excluded": [part._asdict() | {"document": facts[part.document].name} for part in statistics.left_out()],
+            "seconds": self.seconds,
+            "tokens_per_second": self.tokens_per_second,
+            "interval": self.method._asdict(),
+            "effective_tokens": finite(self.intervals.effective_tokens),
+            "unscored_documents": [fact.name for fact in statistics.unscored()],
+            "bos": self.setting.bos,
+            "special": self.setting.special,
+            "chat": self.setting.chat,
+            "excluded_tokens": dict(statistics.excluded_tokens),
+            "chats": sum(fact.n_messages > 0 for fact in facts.values()),
+            "special_strings": sum(fact.n_special for fact in facts.values()),
+            "replaced": sum(fact.n_replaced for fact in facts.values()),
+            "notes": list(self.notes),
+            "by_class": breakdown.by_class(statistics),
+            "by_position": breakdown.by_position(statistics),
+            "by_frequency": breakdown.by_frequency(statistics),
+            "by_document": costliest(breakdown.by_document(statistics)),
+            "worst_tokens": breakdown.worst(statistics, statistics.worst_tokens, SHOWN),
+            "worst_spans": breakdown.worst(statistics, statistics.worst_spans, SHOWN),
+        }
+        return values
+
+    def save(self) -> None:
+        """Write `summary.json` beside the run's tokens, where the folder can be written.
+
+        Nothing is written of `strided-legacy`, which has no tokens of its own.
+        """
+        if self.store is None or self.store.manifest["setting"]["protocol"] != self.setting.protocol:
+            return
+        try:
+            self.store.put(SUMMARY, self.to_json())
+        except OSError as error:
+            if error.errno not in READ_ONLY:
+                raise
+            log.info("%s: %s; the run is finished, and stays as it is", error.filename, error.strerror)
+
+
+@dataclass(frozen=True)
+class Totals:
+    """The sums that figures are divided out of; infinite nats where a token was impossible."""
+
+    tokens: int
+    nats: float
+    carried_nats: float  # of the tokens that carry their text; so are bytes and characters
+    n_bytes: int | None
+    n_chars: int | None
+    n_words: int | None
+
+    @classmethod
+    def of(cls, statistics: Statistics) -> "Totals":
+        sums, total, known = statistics.sums, statistics.total, statistics.told_per_byte
+        n_bytes, n_chars = (int(total.counts(name)[0]) if known else None for name in ("n_bytes", "n_chars"))
+        return cls(sums.tokens, sums.nats, float(total.carried_nats[0]), n_bytes, n_chars, statistics.words())
+
+    def as_printed(self, scores: Scores) -> "Totals":
+        """The sums of Hugging Face's page as printed: each window's mean, weighed by its labels less one.
+
+        A window of n labels of which none is its first position has n terms in its mean, and only there is the weight
+        too small; the bytes and words stay those of the tokens scored.
+        """
+        sums = scores.statistics.windows.sums()
+        number, n_terms = sums.keys & 0xFFFFFFFF, sums.counts("tokens")
+        whole = (number == 0) | (scores.setting.stride >= scores.setting.window)  # its first position had a label
+        weight = np.where(whole, n_terms, n_terms - 1)
+        tokens = int(weight.sum())
+        nats = math.fsum((sums.amount("nats") * weight / n_terms).tolist()) if math.isfinite(self.nats) else math.inf
+        return Totals(tokens, nats if tokens else math.nan, math.nan, None, None, None)
+
+
+def calibration_values(report: CalibrationReport | None) -> dict[str, Any] | None:
+    """A report as plain values, those of the contract first."""
+    if report is None:
+        return None
+    first = ("ece", "brier", "best_temperature", "recoverable_nats_per_token")
+    values: dict[str, Any] = {name: getattr(report, name) for name in first} | report.to_json()
+    return values | {"bins": list(values["bins"]), "curve": [list(point) for point in values["curve"]]}
+
+
+def notes(statistics: Statistics, found: Intervals) -> Iterator[str]:
+    """What is particular to these texts."""
+    if found.method.optimistic and found.nats_per_token.low is not None:
+        yield found.method.optimistic
+    if lost := lost_text(statistics.facts.values()):
+        told = "leave out" if statistics.told_per_byte else "are withheld: text is lost in"
+        yield f"metrics per byte and character {told} {lost}"
+    empty = statistics.unscored()
+    if empty:
+        names = ", ".join(fact.name for fact in empty[:3])
+        more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
+        has, is_ = ("has", "is") if len(empty) == 1 else ("have", "are")
+        yield f"{counted(len(empty), 'document')} {has} no token to guess and {is_} left out: {names}{more}"
+    replaced: list[Facts] = [fact for fact in statistics.facts.values() if fact.n_replaced]
+    if replaced:
+        total = sum(fact.n_replaced for fact in replaced)
+        places = f"{counted(total, 'place')} of {counted(len(replaced), 'document')}"
+        yield f"U+FFFD stands for what is not UTF-8 in {places}: bytes are of that"
+
+
+def chat_note(facts: Iterable[Facts], chat: str | None) -> Iterator[str]:
+    """Which of the documents are chats, and what of them counts."""
+    chats = [fact for fact in facts if fact.n_messages]
+    if chats:
+        whose = "every turn counts" if chat == "all" else "the assistant's turns count, `chat='all'` counts every turn"
+        are = "is a chat" if len(chats) == 1 else "are chats"
+        yield f"{counted(len(chats), 'document')} {are}: {whose}; what the template adds never does"
+
+
+def costliest(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The documents in their order, of very many those with most nats."""
+    chosen = sorted(range(len(documents)), key=lambda i: -documents[i]["share_of_nats"])[:MOST_DOCUMENTS]
+    return [documents[i] for i in sorted(chosen)]
+
+
+def figure(total: float, count: int | None, found: Interval | None) -> Figure:
+    """A quotient and the interval that goes with it; without a count nothing."""
+    if not count:
+        return Figure(None)
+    return Figure(total / count, *((found.low, found.high) if found else ()))
+
+
+def scaled(found: Interval, factor: float) -> Interval:
+    return Interval(*(None if x is None else x * factor for x in found))  # type: ignore[arg-type]
+
+
+def exponential(found: Figure) -> Figure:
+    """The perplexity of a figure in nats and of its ends."""
+    return Figure(*(None if x is None else perplexity(x) for x in found))
+
+
+def open_run(folder: str | Path) -> Scores:
+    """The scores of a run on disk. Raises FileNotFoundError or ValueError when there is no whole one."""
+    return Scores.of_store(Store.open(Path(folder)))

@@ -1,0 +1,1 @@
+"""Texts through a model: windows, batches, and a row for each token."""

@@ -1,0 +1,101 @@
+"""Batches: which windows go through a model together, so that each has the numbers it has alone."""
+
+from collections.abc import Iterator
+from itertools import groupby
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cynosure.measure.scoring.units import Task
+from cynosure.models import Regimes
+
+
+class Row(NamedTuple):
+    """A task in a batch, and the row of the unit where its rows begin."""
+
+    task: Task
+    at: int
+
+    @property
+    def scored(self) -> NDArray[np.int64]:
+        """The unit's rows that the window's scored tokens fill."""
+        text, start = self.task.text, self.task.start
+        return self.at - text.lead - start + text.scored(self.task.window)
+
+
+def rows_of(tasks: list[Task]) -> list[Row]:
+    """The tasks of a unit that see anything, each with its place among the rows."""
+    starts = np.cumsum([0, *(task.stop - task.start for task in tasks)]).tolist()
+    return [Row(task, start) for task, start in zip(tasks, starts, strict=False) if task.window.n_seen]
+
+
+def batches(rows: list[Row], batch_tokens: int) -> Iterator[list[Row]]:
+    """Rows of like length, the longest first, as many together as pad to `batch_tokens` positions, at least one."""
+    rows = sorted(rows, key=lambda row: -row.task.window.n_seen)
+    while rows:
+        n_rows = max(1, batch_tokens // rows[0].task.window.n_seen)
+        yield rows[:n_rows]
+        rows = rows[n_rows:]
+
+
+APART = (
+    "rows of one regime",
+    "in this model a row depends on the length of the longest in its batch: rows of one length go together alone",
+    "in this model a row depends on the others in its batch: each goes alone",
+)
+
+
+class Batching:
+    """What is known of a model's rows: whether those that go through it together change each other.
+
+    Where rotary positions depend on the longest row, rows of one regime go together. For anything else a batch is
+    tried: its shortest row also goes alone, and one of its middle where it is much shorter than the longest; once for
+    each length of the longest, to a power of two. Where one differs, rows of one length go together, which is tried as
+    well, and in the end each alone.
+    """
+
+    def __init__(self, regimes: Regimes) -> None:
+        self.regimes, self.level = regimes, 0
+        self.tried: set[tuple[int, ...]] = set()
+
+    def parts(self, batch: list[Row]) -> list[list[Row]]:
+        """A batch, its rows sorted by length, in parts that go through the model apart."""
+        lengths = [row.task.window.n_seen for row in batch]
+        keys: list[int] = [list(map(self.regimes.of, lengths)), lengths, list(range(len(batch)))][self.level]
+        places = groupby(range(len(batch)), key=keys.__getitem__)
+        return [[batch[place] for place in part] for _, part in places]
+
+    def to_try(self, part: list[Row]) -> list[int]:
+        """The places of rows that are to go alone as well; none where one like this was tried, or has a single row."""
+        lengths = [row.task.window.n_seen for row in part]
+        most, least, last = lengths[0], lengths[-1], len(part) - 1
+        spread = (most > least) + ((most - 1).bit_length() > (least - 1).bit_length())
+        kind = spread, (most - 1).bit_length() if spread else 0, self.regimes.of(most)
+        if not last or kind in self.tried:
+            return []
+        self.tried.add(kind)
+        # The shortest may be too short to tell.
+        return sorted({last, (lengths.count(most) + last) // 2}) if spread == 2 else [last]
+
+    def tighten(self) -> None:
+        """Rows were seen to change each other: let fewer go together."""
+        self.level += 1
+        self.tried.clear()
+
+    def known(self, window: int) -> list[str]:
+        """What is to be said before anything is scored."""
+        return [note] if (note := self.regimes.note(window)) else []
+
+    @property
+    def found(self) -> list[str]:
+        """What was found while scoring."""
+        return [APART[self.level]] if self.level else []
+
+
+def agree(alone: Tensor, together: Tensor) -> bool:
+    """Whether hidden states are the same but for rounding, which is another in a batch of another shape."""
+    tolerance = torch.finfo(alone.dtype).eps ** 0.5
+    return not bool((alone - together).float().norm() > tolerance * alone.float().norm())

@@ -1,0 +1,218 @@
+"""Units of work: consecutive windows of the documents, cut the same way by every run of the same plan."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cynosure.measure.storage.rows import Facts, Ints
+from cynosure.text import (
+    PROTOCOLS,
+    SEPARATOR,
+    Document,
+    DoesNotApply,
+    Protocol,
+    Tokens,
+    Window,
+    prefix_token,
+    tokenize,
+    turns,
+)
+from cynosure.text.chat import COUNTED, OTHER_TURN, TEMPLATE
+
+NO_WINDOW = Window(0, 0, 1)
+PROMPT = 3  # what a token is of, beside those of a chat
+UNCOUNTED = {PROMPT: "prompt", OTHER_TURN: "other turn", TEMPLATE: "template"}  # why a token is not to be predicted
+
+
+class Cutting(NamedTuple):
+    """How documents become windows and windows units: what the figures and their order depend on."""
+
+    protocol: str
+    window: int
+    stride: int
+    batch_tokens: int  # positions computed at once
+    unit_tokens: int  # positions after which a unit ends
+    bos: str  # which windows begin with it: `every`, the `first` of each text, or `none`
+    special: str  # strings that are special tokens are read as `text`, or `parse`d as those
+    chat: str  # of a chat the `assistant`'s turns count, or `all`
+
+    @property
+    def rules(self) -> Protocol:
+        return PROTOCOLS[self.protocol]
+
+
+class Text(NamedTuple):
+    """A document ready to be scored. x is its tokens, after `lead` tokens (0 or 1) that stand before them."""
+
+    facts: Facts
+    tokens: Tokens
+    kinds: NDArray[np.int8]  # (N,): COUNTED, or why not
+    x: Ints
+    lead: int
+    first: int | None  # what takes the place of each window's first token, where the protocol does that
+    byte_stops: Ints | None  # (N,): where each token ends
+    windows: list[Window]
+
+    def scored(self, window: Window) -> Ints:
+        """The places in x of the tokens that a window scores."""
+        kinds = self.kinds[window.score_start - self.lead : window.see_stop + 1 - self.lead]
+        return window.score_start + np.flatnonzero(kinds == COUNTED)
+
+
+class Task(NamedTuple):
+    """A window and the rows it fills: the document's tokens from `start` to `stop`, half-open, scored or not."""
+
+    text: Text
+    window: Window
+    number: int
+    start: int
+    stop: int
+
+    @property
+    def targets(self) -> Ints:
+        """The tokens that are scored, (n,)."""
+        return self.text.x[self.text.scored(self.window)]
+
+    @property
+    def before(self) -> Ints:
+        """The places in what the window sees of the tokens before them, (n,)."""
+        return self.text.scored(self.window) - 1 - self.window.see_start
+
+
+def units(tokenizer: Any, documents: Iterable[Document], cutting: Cutting) -> Iterator[tuple[list[Task], list[Facts]]]:
+    """The tasks of each unit and the facts of the documents in it, also of those without a token; at least one unit.
+
+    A document lies in memory while its windows are handed out; the others do not.
+    """
+    tasks: list[Task] = []
+    facts: dict[int, Facts] = {}
+    positions = 0
+    for number, document in enumerate(texts(documents, cutting.rules)):
+        text = prepare(tokenizer, number, *document, cutting)
+        for task in tasks_of(text):
+            if positions >= cutting.unit_tokens:
+                yield tasks, list(facts.values())
+                tasks, facts, positions = [], {}, 0
+            tasks.append(task)
+            facts[number] = text.facts
+            positions += task.window.n_seen
+        facts[number] = text.facts
+    yield tasks, list(facts.values())
+
+
+def texts(documents: Iterable[Document], protocol: Protocol) -> Iterator[tuple[Document, int]]:
+    """Each text that a protocol sees, and how many documents are in it."""
+    if not protocol.joined:
+        yield from ((document, 1) for document in documents)
+        return
+    found = list(documents)
+    for document in found:
+        if document.n_prompt_chars or document.messages:
+            what = "a chat" if document.messages else "a prompt and its completion"
+            raise DoesNotApply(
+                f"{protocol.name} reads one running text, and {document.name} is {what}: use sliding or rolling"
+            )
+    if protocol.alone and len(found) > 1:
+        raise DoesNotApply(f"{protocol.name} scores one file at a time, and there are {len(found)} documents")
+    if found:
+        name = found[0].name if len(found) == 1 else f"{found[0].name} and {len(found) - 1} more"
+        joined = SEPARATOR.join(document.text for document in found)
+        yield Document(name, joined, n_replaced=sum(document.n_replaced for document in found)), len(found)
+
+
+def prepare(tokenizer: Any, number: int, document: Document, n_joined: int, cutting: Cutting) -> Text:
+    """Tokenize a document, account for its bytes and cut its windows."""
+    rules = cutting.rules
+    said, tokens, kinds = read(tokenizer, document, cutting)
+    prefix = prefix_token(tokenizer) if rules.led and cutting.bos != "none" else None
+    opened = document.messages is not None  # by its template, whatever the tokenizer's own call does
+    lead = 0 if prefix is None or opened else 1
+    x = np.concatenate([np.array([prefix], dtype=np.int64), tokens.ids]) if lead else tokens.ids
+    # A window that sees [p] + t[a:b] is one over p and t together whose first token, t[a - 1] or p, gives way to p.
+    first = prefix_token(tokenizer) if cutting.bos == "every" else None
+    if opened and x[:1] != [first]:
+        first = None
+    text = Text(facts_of(number, document, n_joined, said, tokens), tokens, kinds, x, lead, first, None, [])
+    return text._replace(byte_stops=byte_stops(tokens, text.facts), windows=list(windows_of(text, cutting)))
+
+
+def read(tokenizer: Any, document: Document, cutting: Cutting) -> tuple[str, Tokens, NDArray[np.int8]]:
+    """A document's text, its tokens, and what each of them is of. ValueError for a chat that cannot be read."""
+    parsed = cutting.special == "parse"
+    if document.messages is not None:
+        try:
+            found = turns(tokenizer, document.messages, document.tools, chat=cutting.chat, parse_special=parsed)
+        except ValueError as error:
+            raise ValueError(f"{document.name}: {error}") from error
+        return found.text, found.tokens, found.kinds
+    given, special = document.n_prompt_chars, not cutting.rules.led
+    tokens = tokenize(tokenizer, document.text, n_prompt_chars=given, special=special, parse_special=parsed)
+    kinds = np.zeros(len(tokens.ids), np.int8)
+    kinds[: tokens.n_prompt] = PROMPT
+    return document.text, tokens, kinds
+
+
+def facts_of(number: int, document: Document, n_joined: int, text: str, tokens: Tokens) -> Facts:
+    data = text.encode()
+    return Facts(
+        number,
+        document.name,
+        n_joined,
+        len(data),
+        len(text),
+        1 + sum(1 for _ in re.finditer(r"\s+", text)),
+        len(tokens.ids),
+        document.n_replaced,
+        hashlib.sha256(data).hexdigest(),
+        tokens.drift,
+        document.n_prompt_chars,
+        len(tokens.special),
+        tokens.special[0] if tokens.special else "",
+        len(document.messages or ()),
+        tokens.carried.n_lost if tokens.carried else None,
+    )
+
+
+def windows_of(text: Text, cutting: Cutting) -> Iterator[Window]:
+    """The windows of a text in which a token counts. Raises DoesNotApply where it is too short for the protocol."""
+    rules, n_tokens = cutting.rules, len(text.x)
+    if rules.led:
+        counted = np.flatnonzero(text.kinds == COUNTED)
+        first = max(1, text.lead + int(counted[0])) if len(counted) else n_tokens
+        found = rules.cut(n_tokens, cutting.window, cutting.stride, first)
+        yield from (window for window in found if len(text.scored(window)))
+        return
+    windows = list(rules.cut(n_tokens, cutting.window, cutting.stride))
+    if len(windows) < rules.least:
+        raise DoesNotApply(
+            f"{rules.name} needs {'a whole window' if rules.least == 1 else f'{rules.least} windows'} of "
+            f"{cutting.window} tokens, and {text.facts.name} has {n_tokens} tokens in all"
+        )
+    yield from windows
+
+
+def byte_stops(tokens: Tokens, facts: Facts) -> Ints | None:
+    """Where each token's bytes end. The account closes: RuntimeError when they do not add up to the text's."""
+    if tokens.carried is None:
+        return None
+    stops = tokens.carried.stops
+    total = int(stops[-1]) if len(stops) else 0
+    if len(stops) and total != facts.n_bytes:
+        raise RuntimeError(f"the tokens of {facts.name} cover {total} bytes, and its text has {facts.n_bytes}")
+    return stops
+
+
+def tasks_of(text: Text) -> Iterator[Task]:
+    """The windows of a text and the rows that each fills: all up to its end that no earlier one filled."""
+    n_rows, start = text.facts.n_tokens, 0
+    for number, window in enumerate(text.windows):
+        last = number == len(text.windows) - 1
+        stop = n_rows if last else window.see_stop + 1 - text.lead
+        yield Task(text, window, number, start, stop)
+        start = stop
+    if n_rows and not text.windows:
+        yield Task(text, NO_WINDOW, 0, 0, n_rows)

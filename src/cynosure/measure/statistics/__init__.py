@@ -1,0 +1,1 @@
+"""What is computed from scored tokens: sums, intervals, calibration, breakdowns."""

@@ -1,0 +1,100 @@
+"""Where the nats go: the loss by document, by position in the window, by token frequency and by byte class."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from cynosure.measure.statistics.classes import CLASSES
+from cynosure.measure.statistics.groups import Grouped
+from cynosure.measure.statistics.stats import Statistics
+from cynosure.measure.statistics.worst import Costly
+from cynosure.measure.storage.rows import Ints, told_per_byte
+from cynosure.system.numbers import finite
+
+N_DECILES = 10
+
+
+def by_class(statistics: Statistics) -> list[dict[str, Any]]:
+    """One row for each byte class there is."""
+    sums = statistics.classes.sums()
+    return rows(sums, [{"class": CLASSES[key]} for key in sums.keys.tolist()], statistics.told_per_byte)
+
+
+def by_position(statistics: Statistics) -> list[dict[str, Any]]:
+    """One row for each half octave of context: how many tokens the model saw before those it guessed."""
+    sums = statistics.positions.sums()
+    edges = [(math.ceil(2 ** (key / 2)), math.ceil(2 ** ((key + 1) / 2)) - 1) for key in sums.keys.tolist()]
+    return rows(sums, [{"context_from": low, "context_to": high} for low, high in edges], statistics.told_per_byte)
+
+
+def by_frequency(statistics: Statistics) -> list[dict[str, Any]]:
+    """Ten rows of about as many scored tokens, those most frequent in the text first."""
+    sums = statistics.tokens.sums()
+    counts = sums.counts("tokens")
+    order = np.lexsort((sums.keys, -counts))
+    reached = np.cumsum(counts[order])
+    decile = np.empty(len(counts), dtype=np.int64)
+    decile[order] = np.minimum(N_DECILES - 1, (reached - (counts[order] + 1) // 2) * N_DECILES // reached[-1])
+    grouped = Grouped.of(decile, sums.table)
+    labels = [{"decile": key + 1, **seen(counts, decile == key)} for key in grouped.keys.tolist()]
+    return rows(grouped, labels, statistics.told_per_byte)
+
+
+def seen(counts: Ints, chosen: Any) -> dict[str, int]:
+    """How many kinds of token are chosen, and how often the rarest and the most frequent of them are seen."""
+    found = counts[chosen]
+    return {"kinds": len(found), "seen_from": int(found.min()), "seen_to": int(found.max())}
+
+
+def by_document(statistics: Statistics) -> list[dict[str, Any]]:
+    """One row for each document of which a token is scored."""
+    sums = statistics.documents.sums()
+    labels = [{"document": statistics.facts[key].name} for key in sums.keys.tolist()]
+    return rows(sums, labels, [told_per_byte([statistics.facts[key]]) for key in sums.keys.tolist()])
+
+
+def metrics(sums: Grouped, told: bool | list[bool]) -> list[dict[str, Any]]:
+    """The sums of each group and what follows of them; per byte, of the tokens that carry their text, where `told`, of
+    all groups or of each.
+    """
+    each = told if isinstance(told, list) else [told] * len(sums.keys)
+    return [
+        {
+            "tokens": group.tokens,
+            "bytes": group.n_bytes if known else None,
+            "nats": group.nats,
+            "nats_per_token": group.nats_per_token,
+            "bits_per_byte": group._replace(nats=carried_nats).bits_per_byte if known else None,
+            "top1_accuracy": group.accuracy,
+        }
+        for group, carried_nats, known in zip(sums.token_sums(), sums.carried_nats.tolist(), each, strict=True)
+    ]
+
+
+def rows(sums: Grouped, labels: list[dict[str, Any]], told: bool | list[bool]) -> list[dict[str, Any]]:
+    """The metrics of each group as plain values, beside its label."""
+    nats = sums.amount("nats")
+    share = nats / nats.sum() if nats.sum() else nats
+    return [
+        label | {name: finite(x) for name, x in group.items()} | {"share_of_nats": part}
+        for label, group, part in zip(labels, metrics(sums, told), share.tolist(), strict=True)
+    ]
+
+
+def worst(statistics: Statistics, found: list[Costly], n: int) -> list[dict[str, Any]]:
+    """The costliest tokens or spans as plain values: the text around them readable, bytes that are none as `\\xNN`."""
+    total = float(statistics.total.amount("nats")[0])
+    return [
+        {
+            "document": statistics.facts[part.document].name,
+            "index": part.first,
+            "tokens": part.n_tokens,
+            "byte_start": part.byte_start if part.byte_start >= 0 else None,
+            "byte_end": part.byte_end if part.byte_end >= 0 else None,
+            "nats": finite(part.nll_nats),
+            "share_of_nats": part.nll_nats / total if math.isfinite(part.nll_nats) and total else None,
+            **{name: getattr(part, name).decode("utf-8", "backslashreplace") for name in ("before", "text", "after")},
+        }
+        for part in found[:n]
+    ]

@@ -1,0 +1,68 @@
+"""What a token is made of: letters, digits, punctuation, whitespace, CJK, or other."""
+
+import unicodedata
+from functools import lru_cache
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from cynosure.measure.storage.rows import Ints
+
+CLASSES = ("letters", "digits", "punctuation", "whitespace", "CJK", "other")
+CJK = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "BOPOMOFO", "IDEOGRAPHIC")
+
+
+@lru_cache(maxsize=1 << 18)
+def byte_class(piece: bytes) -> int:
+    """The index in `CLASSES` of a token, decided by its first character that is no space.
+
+    Whitespace is all space; other are symbols, emoji, and tokens that are only part of a character.
+
+    >>> [CLASSES[byte_class(piece)] for piece in (b" dog", b"1", b",", b"  ", "\u732b".encode(), b"\\xf0\\x9f")]
+    ['letters', 'digits', 'punctuation', 'whitespace', 'CJK', 'other']
+    """
+    try:
+        text = piece.decode()
+    except UnicodeDecodeError:
+        return CLASSES.index("other")
+    first = text.strip()[:1]
+    if not first:
+        return CLASSES.index("whitespace" if text else "other")
+    kind = unicodedata.category(first)
+    if unicodedata.name(first, "").startswith(CJK):
+        return CLASSES.index("CJK")
+    found = {"L": "letters", "M": "letters", "N": "digits", "P": "punctuation"}.get(kind[0], "other")
+    return CLASSES.index(found)
+
+
+ASCII = np.array([byte_class(bytes([byte])) for byte in range(128)])
+SPACE, OTHER = CLASSES.index("whitespace"), CLASSES.index("other")
+
+
+def describe(pieces: pa.Array) -> tuple[Ints, Ints]:
+    """The byte class of each of N tokens' bytes, and how many characters begin in it, both (N,).
+
+    >>> describe(pa.array([b" dog", b"", "\u732b".encode()]))
+    (array([0, 5, 4]), array([4, 0, 1]))
+    """
+    joined = pc.binary_join(pa.ListArray.from_arrays([0, len(pieces)], pieces), b"")[0].as_py()
+    data, ends = np.frombuffer(joined, dtype=np.uint8), np.cumsum(pc.binary_length(pieces).to_numpy())
+    chars, wide = (per_piece(mask, ends) for mask in (data & 0xC0 != 0x80, data >= 128))
+    of_byte = ASCII[data & 127]
+    solid = of_byte != SPACE
+    n_solid, size = per_piece(solid, ends), np.diff(ends, prepend=0)
+    found = np.where(size > 0, SPACE, OTHER)
+    some = n_solid > 0
+    found[some] = of_byte[np.flatnonzero(solid)[(np.cumsum(n_solid) - n_solid)[some]]]  # of its first solid byte
+    others = np.flatnonzero(wide)
+    if len(others):
+        encoded = pc.dictionary_encode(pieces.take(pa.array(others)))
+        found[others] = np.array([byte_class(piece) for piece in encoded.dictionary.to_pylist()])[encoded.indices]
+    return found, chars
+
+
+def per_piece(mask: NDArray[np.bool_], ends: Ints) -> Ints:
+    """How many bytes of each piece are set in a mask of all."""
+    return np.diff(np.append(0, np.cumsum(mask))[ends], prepend=0)

@@ -1,0 +1,85 @@
+"""A shard as a Parquet file: its rows, and in its metadata the run, the place and the documents that it is of."""
+
+import hashlib
+import json
+import math
+from typing import NamedTuple, get_type_hints
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+
+from cynosure.measure.storage.rows import Facts, Shard, numbers, schema
+
+META = b"cynosure"
+PLAIN = ("nll", "entropy", "confidence", "brier", "nll_at_temperature", "top_logprobs")  # too varied for a dictionary
+KINDS = get_type_hints(Facts)
+
+
+class Label(NamedTuple):
+    """What a shard says of itself. Shards of earlier versions name neither run nor number."""
+
+    run: str | None  # `identity` of the manifest
+    number: int | None
+    seconds: float
+
+
+def encode(shard: Shard, label: Label) -> bytes:
+    """A shard as the bytes of a file."""
+    meta = label._asdict() | {"documents": [fact._asdict() for fact in shard.facts]}
+    table = shard.table.replace_schema_metadata({META: json.dumps(meta)})
+    buffer = pa.BufferOutputStream()
+    dictionary = [name for name in table.column_names if name not in PLAIN]
+    parquet.write_table(table, buffer, compression="zstd", use_dictionary=dictionary)
+    data: bytes = buffer.getvalue().to_pybytes()
+    return data
+
+
+def decode(data: bytes, columns: list[str] | None = None) -> tuple[Shard, Label]:
+    """A shard, whole or some columns of it. ValueError where the bytes are not of one."""
+    try:
+        table = parquet.ParquetFile(pa.BufferReader(data)).read(columns=columns, use_threads=False)
+        facts, label = parse(table.schema)
+        check_columns(table, facts)
+    except (pa.ArrowException, LookupError, TypeError, OSError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+    return Shard(table, facts), label
+
+
+def decode_label(data: bytes) -> Label:
+    """What a shard says of itself, without its rows. ValueError where the bytes are not of one."""
+    try:
+        return parse(parquet.read_schema(pa.BufferReader(data)))[1]
+    except (pa.ArrowException, LookupError, TypeError, OSError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def parse(found: pa.Schema) -> tuple[tuple[Facts, ...], Label]:
+    """The documents in a shard, and its label. ValueError, LookupError or TypeError where they are not ours."""
+    meta = json.loads((found.metadata or {})[META])
+    facts = tuple(Facts(**fact) for fact in meta["documents"])
+    label = Label(meta.get("run"), meta.get("number"), meta["seconds"])
+    if not all(isinstance(getattr(fact, name), kind) for fact in facts for name, kind in KINDS.items()):
+        raise TypeError("its documents are not described as ours are")
+    if not isinstance(label.run, str | None) or not isinstance(label.number, int | None):
+        raise TypeError("it names neither its run nor its number")
+    if not isinstance(label.seconds, int | float) or not 0 <= label.seconds < math.inf:
+        raise ValueError(f"it took {label.seconds!r} seconds")
+    return facts, label
+
+
+def check_columns(table: pa.Table, facts: tuple[Facts, ...]) -> None:
+    """TypeError or ValueError for columns that are not of a shard, or rows of documents that it does not describe."""
+    lists = [field.type.list_size for field in table.schema if pa.types.is_fixed_size_list(field.type)]
+    expected = schema(lists[0] if lists else 0, lists[-1] if lists else 0)
+    for field in table.schema:
+        if field.name in expected.names and field.type != expected.field(field.name).type:
+            raise TypeError(f"its column {field.name} is of {field.type}")
+    present = set(np.unique(numbers(table, "document")).tolist()) if "document" in table.column_names else set()
+    if unknown := present - {fact.document for fact in facts}:
+        raise ValueError(f"it has rows of document {min(unknown)}, which it does not describe")
+
+
+def digest(data: bytes) -> str:
+    """The checksum in a shard's name: the beginning of its SHA-256."""
+    return hashlib.sha256(data).hexdigest()[:16]

