@@ -29,7 +29,7 @@ def values() -> list[dict[str, str | float]]:
     ]
 
 
-def panel(measure: str, title: str, shown: str) -> alt.LayerChart:
+def panel(measure: str, title: str, shown: str) -> alt.TopLevelMixin:
     """Horizontal bars of one measure with their values beside them."""
     base = alt.Chart(alt.Data(values=values())).encode(
         x=alt.X(f"{measure}:Q", title=None, axis=None),
@@ -41,7 +41,7 @@ def panel(measure: str, title: str, shown: str) -> alt.LayerChart:
     return (bars + labels).properties(width=250, height=50, title=alt.Title(title, fontSize=13, anchor="start"))
 
 
-def chart() -> alt.VConcatChart:
+def chart() -> alt.TopLevelMixin:
     rows = [
         alt.hconcat(
             panel("seconds", f"{dtype}: seconds per step", ",.1f").transform_filter(f"datum.dtype == '{dtype}'"),

@@ -1,7 +1,7 @@
-"""The reference covers the code: every command and option, every public name, and the numbers in the README's picture."""
+"""The reference covers the code: every command, option and public name; the picture has the published numbers."""
 
 import importlib
-import os
+import inspect
 import re
 import subprocess
 import sys
@@ -12,19 +12,14 @@ from pathlib import Path
 import pytest
 import typer
 
+import cynosure
 from cynosure.cli.app import app
 from scripts import chart, cli_reference
 
 ROOT = Path(__file__).parents[1]
 API = "".join(path.read_text() for path in sorted((ROOT / "docs" / "reference" / "api").glob("*.md")))
-PACKAGES = (
-    "cynosure",
-    "cynosure.loss",
-    "cynosure.measure",
-    "cynosure.models",
-    "cynosure.patching",
-    "cynosure.training",
-)
+STUBS = sorted((ROOT / "src").rglob("__init__.pyi"))
+PACKAGES = [".".join(path.parent.relative_to(ROOT / "src").parts) for path in STUBS]
 
 
 def options() -> Iterator[tuple[str, str]]:
@@ -51,14 +46,10 @@ def test_the_command_line_reference_is_what_its_script_writes() -> None:
 
 
 def undocumented(api: str) -> list[str]:
-    """The public names that no page of the API reference shows, under the name by which they are imported."""
-    shown, missing = set(re.findall(r"^::: cynosure\.([\w.]+)$", api, re.MULTILINE)), []
-    for package in PACKAGES:
-        for name in importlib.import_module(package).__all__:
-            path = f"{package}.{name}".removeprefix("cynosure.")
-            if not name.startswith("_") and not {name, path} & shown:
-                missing.append(path)
-    return missing
+    """The public names that no page of the API reference shows, under any of the names by which they are imported."""
+    shown = {path.rpartition(".")[2] for path in re.findall(r"^::: (cynosure\.[\w.]+)$", api, re.MULTILINE)}
+    public = {name for package in PACKAGES for name in importlib.import_module(package).__all__}
+    return sorted(name for name in public - shown if not name.startswith("_"))
 
 
 def test_every_public_name_is_in_the_api_reference() -> None:
@@ -84,12 +75,42 @@ def test_completion_completes_commands_and_options() -> None:
 
     def complete(words: str, at: int) -> list[str]:
         call = f"COMP_WORDS=({words}); COMP_CWORD={at}; _cynosure; printf '%s\\n' \"${{COMPREPLY[@]}}\""
-        done = subprocess.run(
-            ["bash", "-c", program + call], capture_output=True, text=True, check=True, env=os.environ
-        )
-        return done.stdout.split()
+        return subprocess.run(["bash", "-c", program + call], capture_output=True, text=True, check=True).stdout.split()
 
     commands = set(typer.main.get_command(app).commands) - {"bench"}
     assert set(complete("cynosure ''", 1)) == commands
     assert complete("cynosure sc", 1) == ["score"]
     assert complete("cynosure score --pro", 2) == ["--protocol"]
+
+
+def without_arguments(names: dict[str, object]) -> list[str]:
+    """Parameters of functions that the `Args` of their docstrings do not describe."""
+    missing = []
+    for name, function in names.items():
+        if inspect.isfunction(function):
+            section = (inspect.getdoc(function) or "").partition("\nArgs:\n")[2].partition("\n\n")[0]
+            described = set(re.findall(r"^    (\w+): ", section, re.MULTILINE))
+            missing += [
+                f"{name}: {parameter}" for parameter in inspect.signature(function).parameters.keys() - described
+            ]
+    return missing
+
+
+def test_docstrings_of_public_functions_describe_every_argument() -> None:
+    public = {name: getattr(cynosure, name) for name in cynosure.__all__}
+    assert without_arguments(public) == []
+
+
+def test_docstrings_of_public_functions_run_outside_of_the_repository() -> None:
+    assert [name for name in cynosure.__all__ if "tests." in (getattr(cynosure, name).__doc__ or "")] == []
+
+
+def test_an_argument_without_a_description_is_found() -> None:
+    def undescribed(a: int, b: int) -> None:
+        """Add.
+
+        Args:
+            a: one.
+        """
+
+    assert without_arguments({"undescribed": undescribed}) == ["undescribed: b"]
