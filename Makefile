@@ -83,14 +83,14 @@ $(SANITIZED)/%/rows.so: .venv/native
 	CXX=$(CXX) $(BIN)/python $(NATIVE)/build.py $(@D) -O1 -g -fno-omit-frame-pointer $(SANITIZERS)
 
 bench: .venv-peers/native
-	$(PEERS)/cynosure bench loss
+	$(PEERS)/python -m benchmarks loss
 
 peers: .venv-peers/native
 	$(PEERS)/python -m pytest -q tests/peers
 
 clean:
-	rm -rf .venv .venv-peers .demo site $(SANITIZED) .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find src tests scripts -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf .venv .venv-peers .demo site scripts/__pycache__ $(SANITIZED) .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find src benchmarks tests -name __pycache__ -prune -exec rm -rf {} +
 
 .demo/$(ADDRESS).txt: .venv/installed
 	@mkdir -p .demo
