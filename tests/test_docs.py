@@ -1,17 +1,20 @@
-"""What the documents show is true: their Python runs, and what they say it prints is what it prints."""
+"""What the documents show is true: their Python runs, its output is the one shown, and their commands exist."""
 
 import contextlib
 import doctest
 import io
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 
+from scripts.words import GENERATED, glossary, wrong_words
+
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(?P<language>\w*)[^\n]*\n(?P<body>.*?)^```$(?=(?P<rest>.*))", re.MULTILINE | re.DOTALL)
 OUTPUT = re.compile(r"\s*```text\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 LOOSELY = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -44,8 +47,13 @@ def test_python_blocks_run(document: Path) -> None:
     run(document.read_text(), str(document))
 
 
-def test_readme_shows_code_and_its_output() -> None:
-    assert any(output for _, _, output in examples((ROOT / "README.md").read_text()))
+def test_readme_is_short_and_shows_code_its_output_a_picture_and_one_table() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert text.count("\n") <= 120
+    assert len(text.split()) <= 900
+    assert any(output for _, _, output in examples(text))
+    assert len(re.findall(r"^\|[-|]+\|$", text, re.MULTILINE)) == 1
+    assert [(ROOT / path).is_file() for path in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)] == [True]
 
 
 @pytest.mark.parametrize(
@@ -64,6 +72,50 @@ def test_a_wrong_block_is_found(block: str, error: type[Exception]) -> None:
 
 def test_blocks_share_a_namespace_and_may_elide() -> None:
     run("```python\nx = 2\n```\n\n```sh\nrm\n```\n```python\nprint(x / 3)\n```\n\n```text\n0.66...\n```\n", "right.md")
+
+
+def commands(markdown: str) -> list[list[str]]:
+    """The arguments of each `cynosure` command in a document's blocks of shell."""
+    blocks = [match["body"] for match in FENCE.finditer(markdown) if match["language"] in ("sh", "console")]
+    calls = re.findall(r"^(?:\$ )?(?:.*\| |torchrun .* -m )?cynosure (.*)$", "".join(blocks), re.MULTILINE)
+    return [shlex.split(call, comments=True) for call in calls]
+
+
+def parse(arguments: list[str]) -> None:
+    """Let the command line read arguments, and do nothing with them."""
+    from cynosure.cli.app import app
+
+    group = typer.main.get_command(app)
+    name, command, rest = group.resolve_command(group.make_context("cynosure", arguments.copy()), arguments)
+    command.make_context(name, rest)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_shown_commands_have_these_options(document: Path) -> None:
+    for arguments in commands(document.read_text()):
+        if not any(argument.startswith("[") for argument in arguments):  # a usage line, not a command
+            parse(arguments)
+
+
+def test_a_wrong_command_is_found() -> None:
+    [right, wrong] = commands("```sh\necho a | cynosure score m -\n$ cynosure score m t --no-such-option\n```\n")
+    parse(right)
+    with pytest.raises(Exception, match="No such option"):
+        parse(wrong)
+
+
+def test_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cynosure.cli.app import app
+
+    (tmp_path / "notes").mkdir()
+    for n in range(12):
+        text = f"Note {n}: the quick brown fox jumps over the lazy dog, and then it rests for {n} hours.\n" * 3
+        (tmp_path / "notes" / f"{n}.txt").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    shown = commands((ROOT / "README.md").read_text())
+    assert [arguments[0] for arguments in shown] == ["train", "score", "score", "compare"]
+    for arguments in shown:
+        assert not typer.main.get_command(app).main([*arguments, "--quiet"], "cynosure", standalone_mode=False)
 
 
 def verbs(command: Any, path: str = "cynosure") -> dict[str, str]:
@@ -104,3 +156,16 @@ def test_an_undocumented_command_is_found() -> None:
         "cynosure silent",
         "cynosure secret",
     ]
+
+
+def test_the_documents_use_the_words_of_the_glossary() -> None:
+    words = glossary()
+    assert len(words) > 30
+    for path in set(DOCUMENTS) - GENERATED:
+        assert list(wrong_words(path.read_text(), words)) == [], path
+
+
+def test_a_word_that_is_out_is_found() -> None:
+    text = "A `body` in code.\n\n```sh\nbody\n```\n\nThe matrix\nproducts of the Body, [here](body.md).\n"
+    found = [(line, word) for line, word, _ in wrong_words(text, glossary())]
+    assert found == [(7, "matrix products"), (8, "Body")]

@@ -1,6 +1,6 @@
 """The census: every class of transformers with a loss of text, through `cynosure.patch` and scoring's split.
 
-python -m tests.census                          all of them: writes results.json and docs/models.md
+python -m tests.census                          all of them: writes results.json and docs/reference/models.md
 python -m tests.census --kinds llama t5         print what is found out about these
 python -m tests.census --out FILE               all of them, into another file alone
 """

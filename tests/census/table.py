@@ -1,4 +1,4 @@
-"""docs/models.md, made of the census's results."""
+"""docs/reference/models.md, made of the census's results."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from tests.census.peers import PEERS
 from tests.census.results import Record, counted, counted_splits
 
-PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "models.md"
 TITLES = {"causal": "Causal language models", "other": "Encoder-decoders, speech, and images with text"}
 STATUSES = ("equal", "refused", "wrong", "not built", "no loss of text")
 COLUMNS = ("plain", "train", "right padding", "left padding", "num_items_in_batch", "num_items_in_batch, a tensor",

@@ -1,6 +1,6 @@
 """A fixed part of the census: models of every sort, and every class that was once refused or wrong.
 
-`make census` does all of them; its results must be what docs/models.md says.
+`make census` does all of them; its results must be what docs/reference/models.md says.
 """
 
 from typing import Any

@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-# docs/math.md, "Where it differs from torch"
+# docs/explanation/math.md, "Where it differs from torch"
 DIFFERENCES = {"a mean over nothing is 0"}
 SOURCES = {
     "nn.functional.cross_entropy",

@@ -50,16 +50,23 @@ class LossAndGradients(NamedTuple):
 
 
 def check(model: Any, input_ids: Tensor) -> list[Check]:
-    """Compare the fused loss with the model's own on (T,) tokens, T >= 32; the model must be float32.
+    """Compare the fused loss with a model's own loss.
 
     Compared are the logits (head, bias, scale, softcap), the loss with its gradients, the same with half the labels
     ignored, and the loss divided by `num_items_in_batch` where the model takes that. Labels are shifted if the model
-    shifts them, which decoders of encoder-decoders do not.
-    Full logits are made for once, so that a few dozen tokens are best; fewer than 32 would test torch's matrix
-    products, which of a dozen rows or less may be a hundred times less exact.
+    shifts them, which decoders of encoder-decoders do not. Full logits are materialized.
 
-    Raises ValueError when the model's head cannot be read, its own loss fails, the model is not float32, a token is
-    beyond its embedding, or there are too few tokens.
+    Args:
+        model: a causal language model of transformers, in float32.
+        input_ids: (T,) tokens, at least 32; a few dozen are best. With fewer, torch's matmuls may be a hundred times
+            less exact.
+
+    Returns:
+        A result for each comparison, with `passed`.
+
+    Raises:
+        ValueError: the model's head cannot be read, its own loss fails, the model is not float32, a token is beyond its
+            embedding, or there are too few tokens.
     """
     if model.dtype != torch.float32:
         raise ValueError(f"the check is made in float32, the model is {model.dtype}")

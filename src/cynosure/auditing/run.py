@@ -38,29 +38,40 @@ def audit(
     tokenizer: Any = None,
     fresh: bool | None = None,
 ) -> Audit:
-    """Examine a causal language model of transformers, the batches it is trained on, and its loss.
+    """Examine a causal language model of transformers, its training batches, and its loss.
 
-    `batches` is any iterable of dicts, such as a DataLoader; the first four are taken, and no more. Each has
-    `input_ids` and `labels` (B, T), most an `attention_mask`; other columns go to the model if it takes them.
-    `completion_mask` and `assistant_masks` (B, T), 1 where the completion is, do not: labels are held against them.
-    `loss_fn(model, batch)` or `loss_fn(model, batch, num_items_in_batch=None)` gives the loss of a batch, a 0-d tensor;
-    without it the model's own is taken. `tokenizer` lets BOS and EOS and the vocabulary be checked too. `fresh` says
-    whether the model is untrained; by default it is taken to be while all its norms and biases are as initialised.
+    The reference is computed in float64 from the model's own logits, which are materialized: use small batches. Dropout
+    is off meanwhile, and the model is left as it was: modes, gradients, random generators. It may be patched, or
+    wrapped by PEFT.
 
-    The truth is computed in float64 from the model's own logits, which are made in full: give small batches. Dropout is
-    off meanwhile, and the model is left as it was: modes, gradients, random generators. It may be patched, or wrapped
-    by PEFT.
+    Args:
+        model: the model.
+        batches: any iterable of dicts, such as a DataLoader; only the first four are taken. Each has `input_ids` and
+            `labels` (B, T), most an `attention_mask`; other columns go to the model if it takes them.
+            `completion_mask` and `assistant_masks` (B, T), 1 where the completion is, do not: labels are compared with
+            them.
+        loss_fn: `loss_fn(model, batch)` or `loss_fn(model, batch, num_items_in_batch=None)` gives the loss of a batch,
+            a 0-d tensor. By default the model's own.
+        tokenizer: lets BOS, EOS and the vocabulary be checked too.
+        fresh: whether the model is untrained. By default it is taken to be while all its norms and biases are as
+            initialized.
 
-    Raises TypeError for what is no causal language model, no batch, or no loss; ValueError for batches without labels
-    or of the wrong shape, and where there is none.
+    Returns:
+        Findings, notes and the checks that were made.
 
-    >>> from tests.tiny import tiny_model
-    >>> ids = torch.arange(20, 52)[None]
-    >>> print(audit(tiny_model(), [{"input_ids": ids, "labels": ids}]))
-    nothing found in 13 checks
-    >>> found = audit(tiny_model(), [{"input_ids": ids, "labels": ids.roll(-1, 1)}])  # the model shifts as well
-    >>> [finding.name for finding in found.findings]
-    ['shifted-twice']
+    Raises:
+        TypeError: no causal language model, no batch, or no loss.
+        ValueError: batches without labels or of the wrong shape, or no batches.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        >>> model, ids = LlamaForCausalLM(LlamaConfig(vocab_size=300, **sizes)), torch.arange(20, 52)[None]
+        >>> print(audit(model, [{"input_ids": ids, "labels": ids}]))
+        nothing found in 13 checks
+        >>> wrong = audit(model, [{"input_ids": ids, "labels": ids.roll(-1, 1)}])  # the model shifts as well
+        >>> [finding.name for finding in wrong.findings]
+        ['shifted-twice']
     """
     subject, report = find_subject(model, loss_fn), Report()
     with untouched(model):

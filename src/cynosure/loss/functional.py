@@ -43,8 +43,8 @@ def linear_cross_entropy(
 
     Equal to `F.cross_entropy(F.linear(hidden, weight, bias), target, ...)` wherever that takes the same arguments, but
     that a batch with nothing to average gives 0.0 (with a graph) instead of NaN, and that the loss is float32 for
-    narrower inputs too. Every option combines with every other. Formulas: `docs/math.md`, and
-    `cynosure.loss.reference` as code.
+    narrower inputs too. Every option combines with every other. Formulas: `docs/explanation/math.md`,
+    and `cynosure.loss.reference` as code.
 
     Args:
         hidden: (..., D) hidden states, floating point.
@@ -130,16 +130,39 @@ def cross_entropy(
     shift: int = 0,
     backend: str | None = None,
 ) -> Tensor:
-    """Cross-entropy of logits (..., V) that are there already; classes last. Options, result and errors as above.
+    """Cross-entropy of logits that exist already; classes last.
 
     `torch.nn.functional.cross_entropy` has classes in dimension 1: pass `logits.movedim(1, -1)`. Logits of shape
     (N, C, C) do not tell the two layouts apart; where the target's shape does, the wrong one is a ValueError.
 
     Beside the logits and their gradient no memory of their size is taken: probabilities are recomputed in the backward.
 
-    >>> import torch
-    >>> cross_entropy(torch.zeros(3, 5, 100), torch.zeros(3, 5, dtype=torch.long), shift=1)  # ln 100
-    tensor(4.6052)
+    Args:
+        logits: (..., V), floating point. They are not modified.
+        target: class indices (...), probabilities (..., V), or a pair of both, as of `linear_cross_entropy`.
+        ignore_index: class indices of this value are ignored: they cost nothing and get no gradient.
+        reduction: "mean" over the normalizer, "sum", or "none" for (...) losses with 0 where ignored.
+        label_smoothing: epsilon in [0, 1]; the target becomes (1 - epsilon) y + epsilon / V.
+        z_loss: coefficient of lse^2, added to the loss of each token.
+        softcap: logits become softcap * tanh(logits / softcap), after the scale. None: no cap.
+        scale: logits are multiplied by it.
+        class_weight: (V,) weight of each class, a constant.
+        token_weight: (...) weight of each token; 0 means ignored. May require grad.
+        normalizer: what "mean" divides by, a constant. By default the sum of token weights times class_weight[target].
+        shift: k pairs position t with target t + k, without copies; 1 is next-token prediction.
+        backend: name of a backend (`cynosure info` lists them), or None to choose the best.
+
+    Returns:
+        0-d, or (...) - (..., T - shift) under shift - for "none". float32, or float64 for float64 logits.
+
+    Raises:
+        ValueError, TypeError: an argument has the wrong shape, dtype, device or value; the message names it.
+        IndexError: a class index is outside [0, V); the message has its position.
+
+    Example:
+        >>> import torch
+        >>> cross_entropy(torch.zeros(3, 5, 100), torch.zeros(3, 5, dtype=torch.long), shift=1)  # ln 100
+        tensor(4.6052)
     """
     check_logits(logits)
     _check_classes_last(logits, target)
@@ -168,13 +191,30 @@ def token_logprobs(
 ) -> Tensor:
     """Differentiable log p(target) of every token, in nats: what DPO, GRPO and distillation build on.
 
-    Arguments and errors as of `linear_cross_entropy`, class indices alone. Returns (...), or (..., T - shift); 0.0
-    where ignored. float32, or float64 for float64 inputs.
+    Args:
+        hidden: (..., D) hidden states, floating point.
+        weight: (V, D) output embedding, of hidden's dtype.
+        target: (...) class indices.
+        bias: (V,), of hidden's dtype.
+        softcap: logits become softcap * tanh(logits / softcap), after the scale. None: no cap.
+        scale: logits are multiplied by it.
+        shift: k pairs position t with target t + k, without copies; 1 is next-token prediction.
+        ignore_index: targets of this value are ignored: their result is 0.
+        backend: name of a backend (`cynosure info` lists them), or None to choose the best.
+        chunk_tokens: rows of logits held at once, or None to choose.
 
-    >>> import torch
-    >>> logprobs = token_logprobs(torch.zeros(2, 8), torch.randn(10, 8), torch.tensor([3, -100]))
-    >>> logprobs.exp()  # one in ten, and ignored
-    tensor([0.1000, 1.0000])
+    Returns:
+        (...), or (..., T - shift) under shift; 0.0 where ignored. float32, or float64 for float64 inputs.
+
+    Raises:
+        ValueError, TypeError: an argument has the wrong shape, dtype, device or value; the message names it.
+        IndexError: a class index is outside [0, V); the message has its position.
+
+    Example:
+        >>> import torch
+        >>> logprobs = token_logprobs(torch.zeros(2, 8), torch.randn(10, 8), torch.tensor([3, -100]))
+        >>> logprobs.exp()  # one in ten, and ignored
+        tensor([0.1000, 1.0000])
     """
     check_class_indices(target)
     return -linear_cross_entropy(
@@ -194,15 +234,31 @@ def logits_token_logprobs(
     ignore_index: int = -100,
     backend: str | None = None,
 ) -> Tensor:
-    """`token_logprobs` of logits (..., V) that are there already; classes last. Differentiable.
+    """`token_logprobs` of logits that exist already; classes last. Differentiable.
 
-    Options and errors as of `cross_entropy`, class indices alone. Returns (...), or (..., T - shift): log p(target) in
-    nats, 0.0 where ignored; float32, or float64 for float64 logits. The logits are not modified, and beside them and
-    their gradient no memory of their size is taken.
+    The logits are not modified. Beside them and their gradient no memory of their size is taken.
 
-    >>> import torch
-    >>> logits_token_logprobs(torch.zeros(2, 10), torch.tensor([3, -100])).exp()  # one in ten, and ignored
-    tensor([0.1000, 1.0000])
+    Args:
+        logits: (..., V), floating point.
+        target: (...) class indices.
+        softcap: logits become softcap * tanh(logits / softcap), after the scale. None: no cap.
+        scale: logits are multiplied by it.
+        shift: k pairs position t with target t + k, without copies; 1 is next-token prediction.
+        ignore_index: targets of this value are ignored: their result is 0.
+        backend: name of a backend (`cynosure info` lists them), or None to choose the best.
+
+    Returns:
+        (...), or (..., T - shift) under shift: log p(target) in nats, 0.0 where ignored. float32, or float64 for
+        float64 logits.
+
+    Raises:
+        ValueError, TypeError: an argument has the wrong shape, dtype, device or value; the message names it.
+        IndexError: a class index is outside [0, V); the message has its position.
+
+    Example:
+        >>> import torch
+        >>> logits_token_logprobs(torch.zeros(2, 10), torch.tensor([3, -100])).exp()  # one in ten, and ignored
+        tensor([0.1000, 1.0000])
     """
     check_class_indices(target)
     return -cross_entropy(

@@ -41,14 +41,23 @@ class _Loss(nn.Module):
 
 
 class LinearCrossEntropyLoss(_Loss):
-    """`linear_cross_entropy` as a module. It owns no weight: the head's is given at the call, tied or not.
+    """`linear_cross_entropy` as a module. It owns no weight: the head's weight is an argument of the call.
 
-    >>> import torch
-    >>> criterion = LinearCrossEntropyLoss(label_smoothing=0.1, shift=1)
-    >>> head = torch.nn.Linear(8, 100)
-    >>> loss = criterion(torch.randn(2, 5, 8), head.weight, torch.randint(100, (2, 5)), bias=head.bias)
-    >>> loss.shape
-    torch.Size([])
+    Args:
+        class_weight: (V,) weight of each class, a buffer of the module.
+        options: the other options of `linear_cross_entropy` that are not tensors.
+
+    Raises:
+        TypeError: an option that the loss does not have.
+        ValueError: an option with a value that it cannot have.
+
+    Example:
+        >>> import torch
+        >>> criterion = LinearCrossEntropyLoss(label_smoothing=0.1, shift=1)
+        >>> head = torch.nn.Linear(8, 100)
+        >>> loss = criterion(torch.randn(2, 5, 8), head.weight, torch.randint(100, (2, 5)), bias=head.bias)
+        >>> loss.shape
+        torch.Size([])
     """
 
     options_allowed = (*_NUMBERS, "chunk_tokens")
@@ -71,11 +80,20 @@ class LinearCrossEntropyLoss(_Loss):
 
 
 class CrossEntropyLoss(_Loss):
-    """`cross_entropy` as a module, for logits (..., V) that are there already.
+    """`cross_entropy` as a module, for logits (..., V) that exist already.
 
-    >>> import torch
-    >>> round(CrossEntropyLoss(reduction="sum")(torch.zeros(3, 2), torch.tensor([0, 1, -100])).item(), 4)  # 2 ln 2
-    1.3863
+    Args:
+        class_weight: (V,) weight of each class, a buffer of the module.
+        options: the other options of `cross_entropy` that are not tensors.
+
+    Raises:
+        TypeError: an option that the loss does not have.
+        ValueError: an option with a value that it cannot have.
+
+    Example:
+        >>> import torch
+        >>> round(CrossEntropyLoss(reduction="sum")(torch.zeros(3, 2), torch.tensor([0, 1, -100])).item(), 4)  # 2 ln 2
+        1.3863
     """
 
     def forward(

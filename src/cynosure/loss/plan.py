@@ -67,19 +67,36 @@ def explain(
 ) -> Plan:
     """How `linear_cross_entropy` would treat these shapes: backend and reason, chunk rows, GEMMs, bytes.
 
-    hidden (n_tokens, hidden_size), weight (vocab_size, hidden_size), both of `dtype`, every target counted; both
-    gradients wanted if `requires_grad`. Raises ValueError for a size, chunk, reduction or backend there cannot be.
+    Every target is taken to be counted.
 
-    >>> plan = explain(1024, 640, 262_144, dtype=torch.bfloat16)
-    >>> plan.n_gemms, plan.full_logits_bytes // plan.logits_bytes
-    (3, 4)
-    >>> print(explain(1024, 640, 262_144, dtype=torch.float16, backend="torch"))
-    backend      torch (asked for by name)
-    products     torch (it alone has float16 products on this device)
-    chunks       5 of 205 tokens, 3 matrix products each
-    logits       102.5 MiB held, instead of 512.0 MiB
-    scratch      2.0 MiB
-    accumulator  640.0 MiB
+    Args:
+        n_tokens: rows of hidden.
+        hidden_size: D, the columns of hidden and weight.
+        vocab_size: V, the rows of weight.
+        dtype: of hidden and weight.
+        device: where they are.
+        reduction: "mean", "sum" or "none".
+        requires_grad: whether the gradients of hidden and weight are wanted.
+        backend: as of `linear_cross_entropy`.
+        chunk_tokens: as of `linear_cross_entropy`.
+
+    Returns:
+        The plan, which prints as a table.
+
+    Raises:
+        ValueError: a size, chunk, reduction or backend that cannot be.
+
+    Example:
+        >>> plan = explain(1024, 640, 262_144, dtype=torch.bfloat16)
+        >>> plan.n_gemms, plan.full_logits_bytes // plan.logits_bytes
+        (3, 4)
+        >>> print(explain(1024, 640, 262_144, dtype=torch.float16, backend="torch"))
+        backend      torch (asked for by name)
+        products     torch (it alone has float16 products on this device)
+        chunks       5 of 205 tokens, 3 matrix products each
+        logits       102.5 MiB held, instead of 512.0 MiB
+        scratch      2.0 MiB
+        accumulator  640.0 MiB
     """
     chunk_tokens = check_chunk_tokens(chunk_tokens)
     check_reduction(reduction)

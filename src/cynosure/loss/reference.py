@@ -1,7 +1,7 @@
 """The mathematics of the loss: forward and hand-derived backward on full logits, in any float dtype.
 
 Every backend is held to this file in float64. Nothing here is fast or lean, and nothing in the package calls it.
-`docs/math.md` derives each line.
+`docs/explanation/math.md` derives each line.
 
     N tokens, V vocabulary entries.  logits x (N, V), target distribution y (N, V), class_weight c (V,)
     z = cap(scale * x)         cap(a) = softcap * tanh(a / softcap), or a

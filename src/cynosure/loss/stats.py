@@ -23,7 +23,7 @@ from cynosure.loss.targets import Batch, check_target, make_batch, rows_between,
 
 
 class TokenStats(NamedTuple):
-    """Figures of every token, each (...) unless said: nats, probabilities, ids. Ignored: NaN, or -1 in integers."""
+    """Statistics of every token, each (...) unless said: nats, probabilities, ids. Ignored: NaN, or -1 in integers."""
 
     nll: Tensor  # -log p(target), nats
     lse: Tensor  # log of the sum of exp(logits)
@@ -55,18 +55,36 @@ def token_stats(
     backend: str | None = None,
     chunk_tokens: int | None = None,
 ) -> TokenStats:
-    """What a model's distribution says of each target: loss, rank, entropy, confidence and more, from one GEMM.
+    """Statistics of each target under the model: loss, rank, entropy, confidence and more, from one GEMM.
 
-    Arguments and errors as of `linear_cross_entropy`, class indices alone. `topk` is the number of likeliest tokens
-    listed, at most V; `temperatures`, all positive, divide the logits after the cap. Figures are float32, or float64
-    for float64 inputs, of shape (...), or (..., T - shift).
+    Args:
+        hidden: (..., D) hidden states, floating point.
+        weight: (V, D) output embedding, of hidden's dtype.
+        target: (...) class indices.
+        bias: (V,), of hidden's dtype.
+        softcap: logits become softcap * tanh(logits / softcap), after the scale. None: no cap.
+        scale: logits are multiplied by it.
+        shift: k pairs position t with target t + k, without copies; 1 is next-token prediction.
+        ignore_index: targets of this value are ignored: NaN, or -1 in integers.
+        topk: number of likeliest tokens that are listed, at most V.
+        temperatures: positive numbers that divide the logits, after the cap. None: no losses at other temperatures.
+        backend: name of a backend (`cynosure info` lists them), or None to choose the best.
+        chunk_tokens: rows of logits held at once, or None to choose.
 
-    >>> import torch
-    >>> stats = token_stats(torch.eye(3)[:1], torch.tensor([[3.0, 0, 0], [1.0, 0, 0]]), torch.tensor([1]), topk=2)
-    >>> stats.rank, stats.top_ids
-    (tensor([2]), tensor([[0, 1]]))
-    >>> round(stats.nll.item(), 4)  # ln(1 + e^2)
-    2.1269
+    Returns:
+        Tensors of shape (...), or (..., T - shift) under shift; float32, or float64 for float64 inputs.
+
+    Raises:
+        ValueError, TypeError: an argument has the wrong shape, dtype, device or value; the message names it.
+        IndexError: a class index is outside [0, V); the message has its position.
+
+    Example:
+        >>> import torch
+        >>> stats = token_stats(torch.eye(3)[:1], torch.tensor([[3.0, 0, 0], [1.0, 0, 0]]), torch.tensor([1]), topk=2)
+        >>> stats.rank, stats.top_ids
+        (tensor([2]), tensor([[0, 1]]))
+        >>> round(stats.nll.item(), 4)  # ln(1 + e^2)
+        2.1269
     """
     head = check_head(hidden, weight, bias)
     chunk_tokens = check_chunk_tokens(chunk_tokens)
@@ -98,14 +116,33 @@ def logits_token_stats(
     temperatures: list[float] | None = None,
     backend: str | None = None,
 ) -> TokenStats:
-    """`token_stats` of logits (..., V) that are there already; classes last. They are not modified.
+    """`token_stats` of logits that exist already; classes last.
 
-    Options, result and errors as of `token_stats`. No second copy of the logits is held: they are read block by block.
+    The logits are not modified. No second copy of them is held: they are read block by block.
 
-    >>> import torch
-    >>> stats = logits_token_stats(torch.tensor([[3.0, 1.0], [2.0, 2.0]]), torch.tensor([1, 0]))
-    >>> stats.rank, stats.correct
-    (tensor([2, 1]), tensor([0., 1.]))
+    Args:
+        logits: (..., V), floating point.
+        target: (...) class indices.
+        softcap: logits become softcap * tanh(logits / softcap), after the scale. None: no cap.
+        scale: logits are multiplied by it.
+        shift: k pairs position t with target t + k, without copies; 1 is next-token prediction.
+        ignore_index: targets of this value are ignored: NaN, or -1 in integers.
+        topk: number of likeliest tokens that are listed, at most V.
+        temperatures: positive numbers that divide the logits, after the cap. None: no losses at other temperatures.
+        backend: name of a backend (`cynosure info` lists them), or None to choose the best.
+
+    Returns:
+        Tensors of shape (...), or (..., T - shift) under shift; float32, or float64 for float64 logits.
+
+    Raises:
+        ValueError, TypeError: an argument has the wrong shape, dtype, device or value; the message names it.
+        IndexError: a class index is outside [0, V); the message has its position.
+
+    Example:
+        >>> import torch
+        >>> stats = logits_token_stats(torch.tensor([[3.0, 1.0], [2.0, 2.0]]), torch.tensor([1, 0]))
+        >>> stats.rank, stats.correct
+        (tensor([2, 1]), tensor([0., 1.]))
     """
     check_logits(logits)
     rows = RowOptions(softcap=softcap, scale=scale)

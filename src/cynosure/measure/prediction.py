@@ -137,11 +137,28 @@ def percent(p: float) -> str:
 def predict(
     model: LanguageModel, text: str, *, truth: str | None = None, top: int = 10, special: str = "text"
 ) -> Prediction:
-    """The `top` likeliest next tokens after a text, and the loss of `truth`, token by token, if it is given.
+    """The likeliest next tokens after a text, and the loss of a given continuation.
 
-    Strings that are special tokens, such as `<|endoftext|>`, are read as `text`, or with `parse` as those tokens.
-    Raises ValueError when there is nothing to predict from, the text is longer than the model's positions, the truth is
-    empty, or `top` is below 1.
+    Args:
+        model: a model that `load` returned.
+        text: the text so far.
+        truth: a continuation; its loss is given token by token.
+        top: number of likeliest tokens to list.
+        special: strings that are special tokens, such as `<|endoftext|>`, are read as `text`, or with `parse` as those
+            tokens.
+
+    Returns:
+        The prediction.
+
+    Raises:
+        ValueError: there is nothing to predict from, the text is longer than the model's positions, the truth is
+            empty, or `top` is below 1.
+
+    Example:
+        >>> import cynosure
+        >>> prediction = cynosure.predict(cynosure.load("smollm2"), "The quick brown fox jumps over the", truth=" dog")
+        >>> round(prediction.nll_nats, 2)
+        3.03
     """
     if top < 1:
         raise ValueError(f"top must be at least 1, got {top}")

@@ -66,19 +66,30 @@ def load(
 ) -> LanguageModel:
     """Load a causal language model for evaluation.
 
-    `name` is a packaged model (`smollm2`, `gemma3-270m`), a folder, a `.gguf` file or a Hugging Face hub id; `revision`
-    is for hub ids. A folder may hold a model, a finished run of `train` or an adapter of PEFT, which is merged into the
-    base that its `adapter_config.json` names; `auto` is then the widest dtype that either is stored in.
+    Args:
+        name: a packaged model (`smollm2`, `gemma3-270m`), a folder, a `.gguf` file or a Hugging Face hub id. A folder
+            may hold a model, a finished run of `train` or an adapter of PEFT, which is merged into the base that its
+            `adapter_config.json` names.
+        dtype: `auto` (what the weights are stored in; of base and adapter the wider), `float32`, `bfloat16` or
+            `float16`.
+        device: `auto` (an accelerator if there is one) or torch's name of one.
+        tokenizer: another folder or hub id to take the tokenizer from.
+        revision: branch, tag or commit of a hub id.
+        trust_remote_code: run the Python code that comes with a model or tokenizer. `code` of the result then says
+            which: the commit of a hub id, or a SHA-256 of the Python files of a folder.
+        allow_unused_weights: load a model although its configuration leaves some of its weights unused. A note then
+            says which.
 
-    `dtype` is `auto` (what the weights are stored in), `float32`, `bfloat16` or `float16`; `device` is
-    `auto` (an accelerator if there is one) or torch's name of one. `tokenizer` names another folder or hub id to take
-    the tokenizer from.
+    Returns:
+        The model with its tokenizer.
 
-    Python code that comes with a model or tokenizer runs only with `trust_remote_code`; then `code` of the result says
-    which: the commit of a hub id, or a SHA-256 of a folder's Python files. A model with weights that its configuration
-    leaves unused is loaded only with `allow_unused_weights`; then a note says which.
+    Raises:
+        ValueError, FileNotFoundError: what cannot be loaded, and why.
 
-    Raises ValueError or FileNotFoundError, in one sentence, for whatever cannot be loaded.
+    Example:
+        >>> import cynosure
+        >>> cynosure.load("smollm2").max_positions
+        8192
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}: there is auto, {', '.join(DTYPES)}")

@@ -18,18 +18,34 @@ def causal_lm_loss(
     normalizer: float | Tensor | None = None,
     **model_inputs: Any,
 ) -> Tensor:
-    """The next-token loss of a transformers model, without its logits: nats, a 0-d tensor with a graph.
+    """The next-token loss of a transformers model, without its logits.
 
-    `input_ids` (B, T); `labels` (B, T) are by default these, ignored where `attention_mask` is 0; -100 is ignored. The
-    mean over the tokens that are not, or the sum divided by `normalizer`, the number of them in a whole accumulated or
-    distributed batch. `model_inputs` go to the model. Errors as of `patch`, which is in place during the call unless it
-    has been before; ValueError for ids that the model has no embedding of.
+    The model is patched during the call, unless it was before.
 
-    >>> import torch
-    >>> from tests.tiny import tiny_model
-    >>> ids = torch.arange(12)[None]
-    >>> round(causal_lm_loss(tiny_model(spread=0.0), ids).item(), 4)  # ln 300
-    5.7038
+    Args:
+        model: a causal language model of transformers.
+        input_ids: (B, T) token ids.
+        labels: (B, T); -100 is ignored. By default the ids, ignored where `attention_mask` is 0.
+        attention_mask: (B, T), 0 where there is padding.
+        normalizer: the number of tokens of a whole accumulated or distributed batch. By default the loss is the mean
+            over the tokens that are not ignored.
+        model_inputs: further arguments of the model.
+
+    Returns:
+        Nats, a 0-d tensor with a graph.
+
+    Raises:
+        ValueError: the model has no embedding of an id, or `patch` refuses the model.
+        TypeError: the model is not a language model of transformers.
+
+    Example:
+        >>> import torch
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        >>> model, ids = LlamaForCausalLM(LlamaConfig(vocab_size=300, **sizes)), torch.arange(12)[None]
+        >>> _ = model.lm_head.weight.data.zero_()
+        >>> round(causal_lm_loss(model, ids).item(), 4)  # ln 300
+        5.7038
     """
     if labels is None:
         labels = input_ids if attention_mask is None else input_ids.masked_fill(attention_mask == 0, IGNORED)

@@ -34,7 +34,7 @@ LOST = re.compile(r"\bgloo\b|NCCL|Connection (reset|closed|refused)")  # what Py
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training has made."""
+    """The result of a training."""
 
     folder: Path
     plan: Plan
@@ -62,22 +62,36 @@ def train(
     allow_unused_weights: bool = False,
     **reading: Any,
 ) -> Trained:
-    """Train a model on texts, from nothing or from a model that is there, into the folder `out`.
+    """Train a model on texts, from nothing or from an existing model, into the folder `out`.
 
-    `texts` and `valid` are as `score` takes them, and `reading` its options of how they are read; `valid` is held out
-    besides the share that the settings hold out. With `resume` the run in the folder goes on from its last checkpoint,
-    to the same weights bit for bit where the machine and the number of threads and processes are the same; texts and
-    settings that are given again must be its own. `report_to` are reporters of Trainer, such as "tensorboard".
-    `trust_remote_code` and `allow_unused_weights` are as `load` takes them; to resume they are given again.
+    Under torchrun the processes share every batch. The folder has `train.json`, the data as tokens, `metrics.jsonl`,
+    `validation.jsonl`, `samples.jsonl`, checkpoints, the scores of what is held out, `curves.svg` and `curves.png`,
+    and the best model in `model`.
 
-    Under torchrun the processes share every batch. All of it is in the folder: `train.json`, the data as tokens,
-    `metrics.jsonl`, `validation.jsonl`, `samples.jsonl`, checkpoints, the scores of what is held out, `curves.svg` and
-    `curves.png`, and the best model in `model`.
+    Args:
+        texts: as `score` takes them.
+        out: the folder of the run.
+        settings: what is trained, and how.
+        valid: texts that are held out besides the share that the settings hold out.
+        resume: continue the run in the folder from its last checkpoint, to the same weights bit for bit if the machine
+            and the number of threads and processes are the same. Texts and settings that are given again must be its
+            own.
+        watcher: is told how the training goes.
+        report_to: reporters of Trainer, such as "tensorboard".
+        trust_remote_code: as of `load`; to resume it is given again.
+        allow_unused_weights: as of `load`; to resume it is given again.
+        reading: how texts are read, as of `score`.
 
-    Raises ValueError or FileNotFoundError, before anything is written, for settings or texts that make no training,
-    and for a folder that holds anything else or that another process trains in, or a run whose files are damaged so
-    that it cannot go on; ConnectionError when another of the processes ends; Diverged when the loss leaves its
-    course; OSError when there is no room.
+    Returns:
+        The folder, the plan, and the scores of the best model on everything held out.
+
+    Raises:
+        ValueError, FileNotFoundError: before anything is written: settings or texts that make no training, a folder
+            that holds anything else or that another process trains in, or a run whose files are damaged so that it
+            cannot go on.
+        ConnectionError: another of the processes ended.
+        Diverged: the loss diverged.
+        OSError: there is no room.
     """
     folder, watcher = RunFolder(Path(out)), watcher or Watcher()
     if asked_to_shard():

@@ -35,7 +35,7 @@ class Watcher:
 
 
 class Diverged(RuntimeError):
-    """The loss left the course. The message says where, and how to go on."""
+    """The loss diverged. The message says where, and how to go on."""
 
 
 class Smoothed:

@@ -86,14 +86,14 @@ class Divergence(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """B beside A, the baseline, on the bytes that both have scored.
+    """B compared with A, the baseline, on the bytes that both have scored. Prints as a table.
 
-    >>> from tests.tiny import tiny
-    >>> from cynosure.measure import score
-    >>> a, b = (score(tiny(seed=seed), ["the cat sat on the mat. " * 20]) for seed in (0, 1))
-    >>> found = compare(a, b)
-    >>> found.n_bytes, found.resampling.kind, list(found.changes)
-    (480, 'blocks', ['bits_per_byte', 'nats_per_token', 'token_perplexity', 'top1_accuracy'])
+    Example:
+        >>> import cynosure
+        >>> scores = cynosure.score("smollm2", ["the cat sat on the mat. " * 20])
+        >>> comparison = cynosure.compare(scores, scores)
+        >>> comparison.n_bytes, comparison.resampling.kind, list(comparison.changes)
+        (480, 'blocks', ['bits_per_byte', 'nats_per_token', 'token_perplexity', 'top1_accuracy'])
     """
 
     a: Setting
@@ -142,18 +142,35 @@ class Comparison:
 
 
 def compare(a: Any, b: Any, texts: Iterable[Any] | None = None, **options: Any) -> Comparison:
-    """Compare two runs of the same texts, A the baseline: scores whose tokens were kept, or folders of runs.
+    """Compare two runs of the same texts, or two models on texts.
 
-    With `texts`, A and B are models of one tokenizer, which score them in one pass; models, texts and options are as of
-    `score`, and the comparison has their divergence too.
-
-    The tokenizers may differ: losses are compared on bytes, between those where a token ends in both. B - A and its
-    p-value come from documents resampled where there are 30 or more, else from blocks of text inside them, the same
+    The tokenizers of runs may differ: losses are compared on bytes, between those where a token ends in both. B - A and
+    its p-value come from documents resampled where there are 30 or more, else from blocks of text inside them, the same
     ones in both. Where the tokens are the same there are also nats per token, perplexity, top-1 accuracy and agreement.
+    Documents of which a tokenizer loses some text are left out.
 
-    Documents of which a tokenizer loses some text are left out. ValueError where they are too many, where the runs are
-    not of the same texts under the same protocol, and where nothing was scored in both; FileNotFoundError where there
-    is no run.
+    Args:
+        a: the baseline: scores whose tokens were kept, or the folder of a run. With `texts` a model.
+        b: what is compared with it.
+        texts: as of `score`. Both models score them in one pass; they must have one tokenizer. The comparison then has
+            their divergence too.
+        options: of `score`, with `texts` only.
+
+    Returns:
+        The comparison, which prints as a table.
+
+    Raises:
+        ValueError: too much text is lost, the runs are not of the same texts under the same protocol, or nothing was
+            scored in both.
+        FileNotFoundError: there is no run.
+        TypeError: options without texts.
+
+    Example:
+        >>> import cynosure
+        >>> texts = ["The cat sat on the mat. " * 20]
+        >>> comparison = cynosure.compare("smollm2", "smollm2", texts)
+        >>> comparison.n_bytes, comparison.divergence.mean.value
+        (480, 0.0)
     """
     if texts is not None:
         return import_module("cynosure.measure.comparison.diverge").diverge(a, b, texts, **options)  # type: ignore[no-any-return]

@@ -45,16 +45,34 @@ def diverge(
 ) -> Comparison:
     """Compare two models with one tokenizer in one pass over the texts: what `compare` says, and their divergence.
 
-    Models, texts and options as of `score`; a window left out is the smaller of the two models'. No logits are kept:
-    those of a few tokens at a time become the divergence KL(A || B) of each, over the whole vocabulary.
+    No logits are kept: those of a few tokens at a time become the divergence KL(A || B) of each, over the whole
+    vocabulary.
 
-    Raises ValueError where the vocabularies differ in size or meaning, where the tokenizers cut a text differently, and
-    for all that `score` and `compare` refuse.
+    Args:
+        model_a: the baseline, as of `score`.
+        model_b: what is compared with it.
+        texts: as of `score`.
+        protocol: as of `score`.
+        window: as of `score`. By default the smaller of the two models'.
+        stride: as of `score`.
+        bos: as of `score`.
+        special: as of `score`.
+        chat: as of `score`.
+        batch_tokens: as of `score`.
+        progress: as of `score`.
+        reading: as of `score`.
 
-    >>> from tests.tiny import tiny
-    >>> found = diverge(tiny(), tiny(), ["the cat sat on the mat. " * 20])
-    >>> found.divergence.mean, found.agreement.top1_agreement
-    (Figure(value=0.0, low=0.0, high=0.0), 1.0)
+    Returns:
+        The comparison, with `divergence`.
+
+    Raises:
+        ValueError: the vocabularies differ in size or meaning, the tokenizers cut a text differently, or `score` or
+            `compare` would refuse.
+
+    Example:
+        >>> comparison = diverge("smollm2", "smollm2", ["the cat sat on the mat. " * 20])
+        >>> comparison.divergence.mean, comparison.agreement.top1_agreement
+        (Figure(value=0.0, low=0.0, high=0.0), 1.0)
     """
     corpus = Corpus.of_texts(texts, **reading)
     a, b = (model if isinstance(model, SplitModel) else split(model) for model in (model_a, model_b))

@@ -426,5 +426,23 @@ def exponential(found: Figure) -> Figure:
 
 
 def open_run(folder: str | Path) -> Scores:
-    """The scores of a run on disk. Raises FileNotFoundError or ValueError when there is no whole one."""
+    """The scores of a run on disk.
+
+    Args:
+        folder: the folder that `score` was given as `out`.
+
+    Returns:
+        The scores. They have no tokenizer.
+
+    Raises:
+        FileNotFoundError: there is no run.
+        ValueError: the run is unfinished or damaged.
+
+    Example:
+        >>> import tempfile, cynosure
+        >>> folder = tempfile.mkdtemp()
+        >>> _ = cynosure.score("smollm2", ["The cat sat on the mat."], out=folder)
+        >>> cynosure.open_run(folder).tokens
+        7
+    """
     return Scores.of_store(Store.open(Path(folder)))

@@ -72,28 +72,45 @@ def score(
 ) -> Scores:
     """Score texts with a model under a protocol.
 
-    `model` is a name that `load` takes, a `LanguageModel`, a transformers model with its `tokenizer`, or any module
-    that turns (B, T) ids into (B, T, D) hidden states with its `tokenizer` and `head`. `texts` are strings, each a
-    document, Paths of files and folders, `Document`s and rows (dicts with `text`, `prompt` and `completion`, or
-    `messages`), or a pandas DataFrame or a dataset of such rows; they are read one at a time. `column`, `errors`,
-    `split_at` and `bad_rows` say how, as on the command line. `window` is the number of positions the model sees at
-    once, by default the protocol's own or as many as the model has; `stride`, of `sliding` and `strided`, how many
-    tokens each further window scores, by default half the window. `bos` says which windows of `sliding` begin with BOS,
-    or EOS where there is none: `every`, the `first` of each document, or `none`; `auto` is `every` where the
-    tokenizer's own call adds it, else `first`. `special` says how strings that are special tokens, such as
-    `<|endoftext|>`, are read: as the `text` they are, as `sliding` and `llama-cpp` do by default, or `parse`d as those
-    tokens, as the others do. `chat` says which turns of `messages` count: the `assistant`'s, or `all`; what the chat
-    template of the tokenizer adds never does. `batch_tokens` is how many positions go through the model at once, by
-    default what memory has room for, on a CPU at most 1024: it changes speed and memory, not the figures, for rows that
-    would change each other go apart. With `compile` the model's body runs under torch.compile.
+    With `out`, a folder, every unit of work is kept there as soon as it is done, and the same call continues an
+    interrupted one. Without it the tokens are kept in memory. Under torchrun the processes share the work; the result
+    of the first process is complete, the others get it from the same store.
 
-    With `out`, a folder, every unit of work is kept there as soon as it is done, and the same call goes on where an
-    interrupted one stopped; without it the tokens are kept in memory, or with `keep=False` the statistics alone.
-    `progress` is called after every batch, or True for a bar on stderr. Under torchrun the processes share the work;
-    the leader's result is whole, the others get it from the same store.
+    Args:
+        model: a name that `load` takes, a `LanguageModel`, a transformers model, or any module that turns (B, T) ids
+            into (B, T, D) hidden states.
+        texts: strings, each a document; Paths of files and folders; `Document`s; rows (dicts with `text`, `prompt` and
+            `completion`, or `messages`); or a pandas DataFrame or a dataset of such rows. They are read one at a time.
+        tokenizer: of a model that brings none.
+        head: of a module that returns hidden states: a linear layer or a (V, D) weight.
+        protocol: `sliding`, `rolling`, `strided`, `strided-legacy`, `llama-cpp` or `blocks`.
+        window: number of positions the model sees at once. By default the protocol's own, or all the model has.
+        stride: of `sliding` and `strided`, tokens that each further window scores. By default half the window.
+        bos: which windows of `sliding` begin with BOS, or EOS where there is none: `every`, the `first` of each
+            document, or `none`. `auto` is `every` where the tokenizer's own call adds it, else `first`.
+        special: strings that are special tokens, such as `<|endoftext|>`, are read as `text`, or `parse`d as those
+            tokens. `auto` does what the protocol does: `sliding` and `llama-cpp` read text, the others parse.
+        chat: which turns of `messages` count: the `assistant`'s, or `all`. What the chat template adds never does.
+        batch_tokens: positions that go through the model at once. By default what memory has room for, on a CPU at most
+            1024. It changes speed and memory, not the results: rows that would change each other go separately.
+        compile: run the backbone under torch.compile.
+        out: folder in which every token is kept.
+        keep: without `out`, keep the tokens in memory; False keeps the statistics alone.
+        progress: called after every batch, or True for a bar on stderr.
+        reading: `column`, `errors`, `split_at` and `bad_rows`, as on the command line.
 
-    Raises ValueError for a protocol, window, stride or BOS that makes no sense here, for a model whose head cannot be
-    read or that gives NaN, for a folder that holds another run, and when there is not one token to score.
+    Returns:
+        The scores, which print as a table.
+
+    Raises:
+        ValueError: a protocol, window, stride or BOS that makes no sense here, a model whose head cannot be read or
+            that gives NaN, a folder that holds another run, or not one token to score.
+
+    Example:
+        >>> import cynosure
+        >>> scores = cynosure.score("smollm2", ["The cat sat on the mat."])
+        >>> scores.tokens, scores.n_bytes
+        (7, 23)
     """
     corpus = Corpus.of_texts(texts, **reading)
     split_model = (

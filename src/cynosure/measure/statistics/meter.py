@@ -15,24 +15,26 @@ from cynosure.measure.statistics.groups import Accumulator, Grouped, token_rows
 class Meter:
     """The loss of many batches, exact however they are cut, ordered or spread over processes.
 
-    Sums and counts, divided once by `compute`: never a mean of means. It has the verbs of a torchmetrics metric.
+    Sums and counts, divided once by `compute`: never a mean of means. The methods are those of a torchmetrics metric.
 
-    >>> import torch
-    >>> from cynosure import Meter, token_stats
-    >>> hidden, head, target = torch.eye(4)[None], torch.eye(4) * 9, torch.tensor([[0, 1, 2, 0]])
-    >>> meter = Meter()
-    >>> for part in (slice(0, 1), slice(1, 4)):
-    ...     meter.update(token_stats(hidden[:, part], head, target[:, part], temperatures=meter.temperatures))
-    >>> {name: round(value, 4) for name, value in meter.compute().items() if name in ("token_perplexity", "tokens")}
-    {'tokens': 4, 'token_perplexity': 9.4912}
+    Example:
+        >>> import torch
+        >>> from cynosure import Meter, token_stats
+        >>> hidden, head, target = torch.eye(4)[None], torch.eye(4) * 9, torch.tensor([[0, 1, 2, 0]])
+        >>> meter = Meter()
+        >>> for part in (slice(0, 1), slice(1, 4)):
+        ...     meter.update(token_stats(hidden[:, part], head, target[:, part], temperatures=meter.temperatures))
+        >>> {name: round(value, 4) for name, value in meter.compute().items() if name in ("token_perplexity", "tokens")}
+        {'tokens': 4, 'token_perplexity': 9.4912}
 
-    Bits per byte needs the bytes of each token, which the tokenizer's vocabulary tells; ignored ones count for nothing.
+        Bits per byte needs the bytes of each token, which the tokenizer's vocabulary tells; ignored ones are not
+        counted.
 
-    >>> meter = Meter()
-    >>> n_bytes = torch.tensor([3, 1, 4, 2])  # by token id
-    >>> meter.update(token_stats(hidden, head, target), n_bytes=n_bytes[target])
-    >>> round(meter.compute()["bits_per_byte"], 4), meter.compute()["ece"]  # of 3 + 1 + 4 + 3 bytes; no temperatures
-    (1.1806, nan)
+        >>> meter = Meter()
+        >>> n_bytes = torch.tensor([3, 1, 4, 2])  # by token id
+        >>> meter.update(token_stats(hidden, head, target), n_bytes=n_bytes[target])
+        >>> round(meter.compute()["bits_per_byte"], 4), meter.compute()["ece"]  # of 11 bytes
+        (1.1806, nan)
     """
 
     def __init__(self) -> None:
@@ -45,11 +47,15 @@ class Meter:
         self.calibration: Calibration | None = Calibration()  # None after figures without temperatures
 
     def update(self, stats: TokenStats, n_bytes: Tensor | None = None) -> None:
-        """Add the figures of a batch; ignored positions count for nothing.
+        """Add the statistics of a batch; ignored positions are not counted.
 
-        `stats` are those of `token_stats`, with `temperatures=meter.temperatures` where calibration is wanted: after
-        any without, all that is of calibration is NaN. `n_bytes` (...), integers of the shape of `stats.nll`, are the
-        bytes that each token stands for. ValueError for other shapes, and where a loss is NaN; nothing is added then.
+        Args:
+            stats: of `token_stats`, with `temperatures=meter.temperatures` if calibration is wanted. After any batch
+                without, all metrics of calibration are NaN.
+            n_bytes: (...), integers of the shape of `stats.nll`: the bytes of each token.
+
+        Raises:
+            ValueError: other shapes, or a loss that is NaN; nothing is added then.
         """
         rank = stats.rank.reshape(-1)
         shape = stats.nll_at_temperature.shape
@@ -73,7 +79,11 @@ class Meter:
         self.calibration.update(confidence, correct, brier, nll, entropy, grid)
 
     def merge(self, other: "Meter") -> None:
-        """Add what another meter has seen."""
+        """Add what another meter has seen.
+
+        Args:
+            other: the other meter, which is left as it is.
+        """
         self.sums.merge(other.sums)
         if self.calibration is None or other.calibration is None:
             self.calibration = None
@@ -91,10 +101,18 @@ class Meter:
         return together
 
     def compute(self, n_bins: int = N_BINS, binning: Binning = "mass") -> dict[str, float]:
-        """The figures so far; NaN where there is nothing to tell them from.
+        """The metrics so far; NaN where there is nothing to compute them from.
 
-        `n_bins` and `binning` choose the bins of `ece`: equally many tokens in each ("mass"), or bins of equal width
-        ("width"), as torchmetrics and netcal have them. ValueError for others.
+        Args:
+            n_bins: number of bins of `ece`.
+            binning: equally many tokens in each bin ("mass"), or bins of equal width ("width"), as torchmetrics and
+                netcal have them.
+
+        Returns:
+            Metrics by name.
+
+        Raises:
+            ValueError: other bins.
         """
         (total,) = self.sums.sums().total.token_sums()
         report = None if self.calibration is None else self.calibration.compute(n_bins, binning)

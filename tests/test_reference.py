@@ -1,0 +1,116 @@
+"""The reference covers the code: every command, option and public name; the picture has the published numbers."""
+
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import typer
+
+import cynosure
+from cynosure.cli.app import app
+from scripts import chart, cli_reference
+
+ROOT = Path(__file__).parents[1]
+API = "".join(path.read_text() for path in sorted((ROOT / "docs" / "reference" / "api").glob("*.md")))
+STUBS = sorted((ROOT / "src").rglob("__init__.pyi"))
+PACKAGES = [".".join(path.parent.relative_to(ROOT / "src").parts) for path in STUBS]
+
+
+def options() -> Iterator[tuple[str, str]]:
+    """(command, option) of the command line."""
+    for name, command in typer.main.get_command(app).commands.items():
+        for parameter in getattr(command, "params", ()):
+            for option in parameter.opts:
+                if option.startswith("--"):
+                    yield name, option
+
+
+def test_every_option_is_in_the_command_line_reference() -> None:
+    page = cli_reference.PAGE.read_text()
+    sections = dict(re.findall(r"^## `cynosure (\w+)`\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL))
+    assert [(name, option) for name, option in options() if f"`{option}" not in sections[name]] == []
+
+
+@pytest.mark.skipif(
+    f"typer=={version('typer')}\n" not in (ROOT / "constraints.txt").read_text(),
+    reason="another version of typer writes the page in another form",
+)
+def test_the_command_line_reference_is_what_its_script_writes() -> None:
+    assert cli_reference.PAGE.read_text() == cli_reference.page(), "run: python scripts/cli_reference.py"
+
+
+def undocumented(api: str) -> list[str]:
+    """The public names that no page of the API reference shows, under any of the names by which they are imported."""
+    shown = {path.rpartition(".")[2] for path in re.findall(r"^::: (cynosure\.[\w.]+)$", api, re.MULTILINE)}
+    public = {name for package in PACKAGES for name in importlib.import_module(package).__all__}
+    return sorted(name for name in public - shown if not name.startswith("_"))
+
+
+def test_every_public_name_is_in_the_api_reference() -> None:
+    assert undocumented(API) == []
+
+
+def test_a_missing_name_is_found() -> None:
+    assert "score" in undocumented(API.replace("::: cynosure.score\n", ""))
+
+
+def test_the_picture_shows_the_published_numbers() -> None:
+    picture = chart.PICTURE.read_text()
+    shown = {f"{row['seconds']:,.1f}" for row in chart.values()} | {f"{row['MiB']:,.0f}" for row in chart.values()}
+    assert len(shown) == 8
+    assert shown <= set(re.findall(r">([\d,.]+)</text>", picture))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="bash")
+def test_completion_completes_commands_and_options() -> None:
+    page = (ROOT / "docs" / "how-to" / "complete-in-the-shell.md").read_text()
+    [script] = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
+    program = f'cynosure() {{ "{sys.executable}" -m cynosure "$@"; }}\n{script}\n'
+
+    def complete(words: str, at: int) -> list[str]:
+        call = f"COMP_WORDS=({words}); COMP_CWORD={at}; _cynosure; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+        return subprocess.run(["bash", "-c", program + call], capture_output=True, text=True, check=True).stdout.split()
+
+    commands = set(typer.main.get_command(app).commands) - {"bench"}
+    assert set(complete("cynosure ''", 1)) == commands
+    assert complete("cynosure sc", 1) == ["score"]
+    assert complete("cynosure score --pro", 2) == ["--protocol"]
+
+
+def without_arguments(names: dict[str, object]) -> list[str]:
+    """Parameters of functions that the `Args` of their docstrings do not describe."""
+    missing = []
+    for name, function in names.items():
+        if inspect.isfunction(function):
+            section = (inspect.getdoc(function) or "").partition("\nArgs:\n")[2].partition("\n\n")[0]
+            described = set(re.findall(r"^    (\w+): ", section, re.MULTILINE))
+            missing += [
+                f"{name}: {parameter}" for parameter in inspect.signature(function).parameters.keys() - described
+            ]
+    return missing
+
+
+def test_docstrings_of_public_functions_describe_every_argument() -> None:
+    public = {name: getattr(cynosure, name) for name in cynosure.__all__}
+    assert without_arguments(public) == []
+
+
+def test_docstrings_of_public_functions_run_outside_of_the_repository() -> None:
+    assert [name for name in cynosure.__all__ if "tests." in (getattr(cynosure, name).__doc__ or "")] == []
+
+
+def test_an_argument_without_a_description_is_found() -> None:
+    def undescribed(a: int, b: int) -> None:
+        """Add.
+
+        Args:
+            a: one.
+        """
+
+    assert without_arguments({"undescribed": undescribed}) == ["undescribed: b"]
