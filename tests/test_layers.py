@@ -14,11 +14,10 @@ PACKAGE = Path(__file__).parents[1] / "src" / "cynosure"
 ORDER = ("system", "loss", "patching", "text", "models", "auditing", "measure", "training", "cli")
 OUTSIDE = ("benchmarks", "tests")  # of the clone alone
 GROUND = {"system", "loss", "text"}  # import no other wing but system
-# Statistics need no model.
 # Statistics need no model; nor does what is stored, or made of that.
 MODEL_FREE = (
     *("measure/storage/", "measure/statistics/", "measure/results/"),
-    *(f"measure/comparison/{name}.py" for name in ("align", "tally", "excerpts", "compare", "gate")),
+    *(f"measure/comparison/{name}.py" for name in ("align", "tally", "excerpts", "compare", "comparison", "gate")),
 )
 
 # Rooms of the loss, and the modules of it that each imports beside its own.

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cynosure.measure.comparison.align import Segments, Side, align, comparable
-from cynosure.measure.comparison.compare import Comparison, compare
+from cynosure.measure.comparison.compare import compare
+from cynosure.measure.comparison.comparison import Comparison
 from cynosure.measure.results.scores import Scores, Setting
 from cynosure.measure.statistics.bootstrap import choose, interval, paired
 from cynosure.measure.storage.rows import LOST, Facts, schema

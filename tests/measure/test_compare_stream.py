@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cynosure.measure.comparison.align import Side, align
-from cynosure.measure.comparison.compare import Comparison, compare
+from cynosure.measure.comparison.compare import compare
+from cynosure.measure.comparison.comparison import Comparison
 from cynosure.measure.results.scores import SHOWN, Scores
 from cynosure.measure.statistics.bootstrap import choose, interval, paired
 from cynosure.measure.statistics.classes import CLASSES, byte_class

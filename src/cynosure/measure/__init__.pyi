@@ -1,5 +1,5 @@
-from cynosure.measure.comparison.compare import Comparison as Comparison
 from cynosure.measure.comparison.compare import compare as compare
+from cynosure.measure.comparison.comparison import Comparison as Comparison
 from cynosure.measure.comparison.diverge import diverge as diverge
 from cynosure.measure.comparison.gate import Gate as Gate
 from cynosure.measure.comparison.gate import Verdict as Verdict

@@ -1,32 +1,31 @@
-"""A model's body under torch.compile, part by part: compiled in seconds, and nothing of the model is changed."""
+"""A model's backbone under torch.compile, layer by layer: compiled in seconds, and the model itself is unchanged."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cynosure.models.splitting import SplitModel
+Backbone = Callable[[Tensor], Tensor]  # (B, T) ids to (B, T, D) hidden states
 
 
-def compiled(model: SplitModel) -> SplitModel:
-    """The same with its body compiled: its layers one by one where it has a list of them, else the whole of it.
+def compiled(backbone: Backbone, module: nn.Module) -> Backbone:
+    """The same backbone compiled: the layers of its module one by one where it has a list of them, else all at once.
 
     Layers of one kind share what is compiled, so it takes seconds. A second shape is compiled once more, and serves
     for those that follow. The compiled layers are in place while the body runs, no longer.
     """
-    layers = longest_list(model.modules[0])
+    layers = longest_list(module)
     if not layers:
-        return replace(model, body=torch.compile(model.body))
+        return torch.compile(backbone)
     calls = [torch.compile(layer._call_impl) for layer in layers]
 
-    def body(ids: Tensor) -> Tensor:
+    def run(ids: Tensor) -> Tensor:
         with in_place(layers, calls):
-            return model.body(ids)
+            return backbone(ids)
 
-    return replace(model, body=body)
+    return run
 
 
 def longest_list(module: nn.Module) -> list[nn.Module]:

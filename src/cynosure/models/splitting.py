@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -121,7 +121,7 @@ def split(
         return found
     from cynosure.models.compiled import compiled
 
-    return compiled(found)
+    return replace(found, body=compiled(found.body, found.modules[0]))
 
 
 def of_language_model(model: LanguageModel) -> SplitModel:

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -110,7 +109,9 @@ class Patch(Entered):
     def called(self, *args: Any, **kwargs: Any) -> Any:
         """What the patched model gives for a call."""
         if kwargs.pop("fused_lm_head", False):  # TRL's trainers ask for per-token figures
-            return import_module("cynosure.patching.trl").per_token_output(self, *args, **kwargs)
+            from cynosure.patching.trl import per_token_output  # what it takes of transformers, few need
+
+            return per_token_output(self, *args, **kwargs)
         signature = self.installed.__signature__
         given = signature.bind_partial(*args, **kwargs).arguments
         for name, parameter in signature.parameters.items():

@@ -1,7 +1,7 @@
 """What TRL's trainers ask of a model, `model(..., labels=..., fused_lm_head=True)`: figures of every token."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -9,8 +9,10 @@ from torch.autograd import Function
 from transformers.utils.generic import ModelOutput
 
 from cynosure.patching.labelled import Items, Labelled
-from cynosure.patching.model import Patch
 from cynosure.patching.pending import PendingLogits
+
+if TYPE_CHECKING:
+    from cynosure.patching.model import Patch
 
 
 @dataclass
@@ -30,7 +32,7 @@ class PerTokenOutput(ModelOutput):
 
 
 def per_token_output(
-    patched: Patch,
+    patched: "Patch",
     *args: Any,
     labels: Tensor | None = None,
     shift_labels: Tensor | None = None,
@@ -78,7 +80,7 @@ class Constant(Function):
         raise NotImplementedError("the entropy of a patched model has no gradient: undo the patch to train on it")
 
 
-def verify(own: Any, ours: Any, dtype: torch.dtype) -> None:
+def verify_tokens(own: Any, ours: Any, dtype: torch.dtype) -> None:
     """Compare TRL's figures of some tokens with those of the patched model; ValueError where they differ."""
     more = [name for name, value in own.items() if value is not None and getattr(ours, name, None) is None]
     if more:

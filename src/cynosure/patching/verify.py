@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib import import_module
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -43,7 +42,9 @@ def verify(patched: Any) -> None:
     if own_tokens is not None:
         patched.per_token = {field for field, value in own_tokens.items() if value is not None}
         ours = probe(model, given | {"fused_lm_head": True})
-        import_module("cynosure.patching.trl").verify(own_tokens, ours, model.dtype)
+        from cynosure.patching.trl import verify_tokens
+
+        verify_tokens(own_tokens, ours, model.dtype)
     VERIFIED[model] = head
 
 

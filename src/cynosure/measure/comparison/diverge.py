@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cynosure.measure.comparison.align import COLUMNS, Floats, Side
-from cynosure.measure.comparison.compare import Comparison, Divergence, compare_sides
+from cynosure.measure.comparison.comparison import Comparison, Divergence, compare_sides
 from cynosure.measure.comparison.tally import grouped
 from cynosure.measure.results.scores import Figure
 from cynosure.measure.scoring.batching import Row, batches, rows_of

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 from xml.etree import ElementTree
 
-from cynosure.measure.comparison.compare import METRICS, Change, Comparison
+from cynosure.measure.comparison.comparison import METRICS, Change, Comparison
 from cynosure.system.escapes import visible
 
 GATE = re.compile(r"(?P<metric>\w+) ?(?P<sign>[<>]) ?(?P<number>[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?) ?(?P<percent>%?)")

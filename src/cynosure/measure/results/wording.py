@@ -8,7 +8,7 @@ from cynosure.system.escapes import visible
 from cynosure.system.numbers import counted, number, plural
 
 if TYPE_CHECKING:
-    from cynosure.measure.comparison.compare import Change, Comparison
+    from cynosure.measure.comparison.comparison import Change, Comparison
     from cynosure.measure.results.scores import Figure
 
 Rows = Sequence[Sequence[str]]
