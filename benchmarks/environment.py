@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import cynosure
-from cynosure.loss.machine import cpu_name, cpu_vendor, memory_bytes
+from cynosure.system.machine import cpu_name, cpu_vendor, memory_bytes
 
 PACKAGES = (
     *("cynosure", "torch", "triton", "cut-cross-entropy", "jax", "jaxlib", "optax", "numpy", "transformers"),

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cynosure.loss.machine import cache_directory
+from cynosure.system.machine import cache_directory
 
 LAYOUT = 1  # of the files; raise it when what is written changes
 FIRST = "1941-Roosevelt-1"

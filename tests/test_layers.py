@@ -23,7 +23,7 @@ MODEL_FREE = (
 # Rooms of the loss, and the modules of it that each imports beside its own.
 ROOMS = {
     "backends": {"native", "options", "pieces", "sizes", "targets", "tensors"},
-    "matmul": {"machine", "native", "tensors"},
+    "matmul": {"native", "tensors"},
     "native": set(),
 }
 

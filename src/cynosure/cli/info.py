@@ -28,11 +28,11 @@ def gather() -> dict[str, Any]:
     import torch
 
     from cynosure.loss.backends.registry import backends
-    from cynosure.loss.machine import cache_directory, cpu_name
     from cynosure.loss.matmul.choice import choose_gemm
     from cynosure.loss.matmul.rivals import RIVALS
     from cynosure.models.loading import find_device
     from cynosure.models.packaged import PACKAGED
+    from cynosure.system.machine import cache_directory, cpu_name
 
     accelerator = find_device("auto")
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

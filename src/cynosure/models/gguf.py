@@ -14,12 +14,12 @@ from typing import Any
 
 from filelock import FileLock
 
-from cynosure.loss.machine import cache_directory
 from cynosure.models.cache import discard, is_whole, seal, usable
 from cynosure.models.pretrained import reason_of
 from cynosure.models.soundness import Checkpoint
 from cynosure.models.weights import LAYER, check_found
 from cynosure.system.files import flush, sha256
+from cynosure.system.machine import cache_directory
 from cynosure.system.panics import is_failure, quiet_panic
 
 log = logging.getLogger(__name__)

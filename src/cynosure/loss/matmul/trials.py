@@ -9,12 +9,12 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from cynosure.loss.machine import cache_directory, cpu_name
 from cynosure.loss.matmul.openblas import find_openblas
 from cynosure.loss.matmul.rivals import RIVALS, Gemm, multiplied, why_missing
 from cynosure.loss.matmul.weight_sum import WeightSum
 from cynosure.system.apart import apart
 from cynosure.system.files import write_whole
+from cynosure.system.machine import cache_directory, cpu_name
 
 TRIAL = (192, 640, 8192)  # rows, hidden size, vocabulary: three matmuls of 2 GFLOP, a hundredth of a second each
 TRIAL_RUNS = 4

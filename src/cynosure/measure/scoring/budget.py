@@ -2,8 +2,8 @@
 
 import torch
 
-from cynosure.loss.machine import memory_bytes
 from cynosure.models import SplitModel
+from cynosure.system.machine import memory_bytes
 
 MOST = {"cpu": 1024}  # more are no faster there
 MOST_ELSEWHERE = 65536
