@@ -12,7 +12,7 @@ from cynosure.cli.compare_report import markdown
 from cynosure.measure.comparison.compare import compare
 from cynosure.measure.comparison.comparison import UNKNOWN, Change, Comparison
 from cynosure.measure.comparison.gate import Gate, Verdict, junit
-from cynosure.measure.results.scores import Figure
+from cynosure.measure.results.figures import Figure
 from tests.measure.test_compare import made, random_runs, tokens_of
 
 

@@ -11,7 +11,8 @@ from cynosure.measure.comparison.align import Floats, Side, align, comparable
 from cynosure.measure.comparison.excerpts import in_context
 from cynosure.measure.comparison.tally import CELL_BYTES, Tally, difference, grouped
 from cynosure.measure.results import wording
-from cynosure.measure.results.scores import MOST_DOCUMENTS, Figure, Setting, exponential
+from cynosure.measure.results.figures import Figure, exponential
+from cynosure.measure.results.scores import MOST_DOCUMENTS, Setting
 from cynosure.measure.statistics.bootstrap import BASE_TOKENS, Method, choose, interval, paired
 from cynosure.measure.statistics.classes import CLASSES
 from cynosure.measure.storage.rows import Facts, Ints, lost_text

@@ -13,7 +13,7 @@ from torch import Tensor
 from cynosure.measure.comparison.align import COLUMNS, Floats, Side
 from cynosure.measure.comparison.comparison import Comparison, Divergence, compare_sides
 from cynosure.measure.comparison.tally import grouped
-from cynosure.measure.results.scores import Figure
+from cynosure.measure.results.figures import Figure
 from cynosure.measure.scoring.batching import Row, batches, rows_of
 from cynosure.measure.scoring.corpus import Corpus
 from cynosure.measure.scoring.score import make_cutting, setting

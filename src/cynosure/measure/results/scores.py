@@ -3,24 +3,24 @@
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 
-from cynosure.loss import perplexity
 from cynosure.measure.results import frames
+from cynosure.measure.results.figures import MEANINGS, Figure, Totals, exponential, figure, scaled
+from cynosure.measure.results.notes import chat_note, notes
 from cynosure.measure.results.wording import aligned, html_table
 from cynosure.measure.statistics import breakdown
-from cynosure.measure.statistics.bootstrap import Interval, Method
+from cynosure.measure.statistics.bootstrap import Method
 from cynosure.measure.statistics.calibration import N_BINS, Binning, CalibrationReport
 from cynosure.measure.statistics.intervals import Intervals, intervals
 from cynosure.measure.statistics.stats import COLUMNS, Statistics
-from cynosure.measure.storage.rows import Facts, Shard, lost_text
+from cynosure.measure.storage.rows import Shard
 from cynosure.measure.storage.store import SUMMARY, Store
 from cynosure.system.escapes import visible
 from cynosure.system.folders import READ_ONLY
@@ -55,29 +55,6 @@ class Setting(NamedTuple):
     @classmethod
     def of_json(cls, values: dict[str, Any]) -> "Setting":
         return cls(**(values | {"notes": tuple(values["notes"])}))
-
-
-class Figure(NamedTuple):
-    """A figure and its 95% interval; None where it is not known."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-
-    def shown(self, digits: int) -> str:
-        """The interval, for reading; empty where there is none."""
-        if self.low is None or self.high is None:
-            return ""
-        return f"{number(self.low, digits)} to {number(self.high, digits)}"
-
-
-MEANINGS = {  # their names, digits and meanings
-    "nats_per_token": ("nats per token", 4, "the loss: mean surprise of a token"),
-    "token_perplexity": ("token perplexity", 2, "like guessing among that many equal choices"),
-    "word_perplexity": ("word perplexity", 2, "the same counted per word"),
-    "bits_per_byte": ("bits per byte", 4, "comparable across tokenizers; 8 is knowing nothing"),
-    "bits_per_char": ("bits per character", 4, ""),
-}
 
 
 @dataclass(repr=False)
@@ -333,38 +310,6 @@ class Scores:
             log.info("%s: %s; the run is finished, and stays as it is", error.filename, error.strerror)
 
 
-@dataclass(frozen=True)
-class Totals:
-    """The sums that figures are divided out of; infinite nats where a token was impossible."""
-
-    tokens: int
-    nats: float
-    carried_nats: float  # of the tokens that carry their text; so are bytes and characters
-    n_bytes: int | None
-    n_chars: int | None
-    n_words: int | None
-
-    @classmethod
-    def of(cls, statistics: Statistics) -> "Totals":
-        sums, total, known = statistics.sums, statistics.total, statistics.told_per_byte
-        n_bytes, n_chars = (int(total.counts(name)[0]) if known else None for name in ("n_bytes", "n_chars"))
-        return cls(sums.tokens, sums.nats, float(total.carried_nats[0]), n_bytes, n_chars, statistics.words())
-
-    def as_printed(self, scores: Scores) -> "Totals":
-        """The sums of Hugging Face's page as printed: each window's mean, weighed by its labels less one.
-
-        A window of n labels of which none is its first position has n terms in its mean, and only there is the weight
-        too small; the bytes and words stay those of the tokens scored.
-        """
-        sums = scores.statistics.windows.sums()
-        number, n_terms = sums.keys & 0xFFFFFFFF, sums.counts("tokens")
-        whole = (number == 0) | (scores.setting.stride >= scores.setting.window)  # its first position had a label
-        weight = np.where(whole, n_terms, n_terms - 1)
-        tokens = int(weight.sum())
-        nats = math.fsum((sums.amount("nats") * weight / n_terms).tolist()) if math.isfinite(self.nats) else math.inf
-        return Totals(tokens, nats if tokens else math.nan, math.nan, None, None, None)
-
-
 def calibration_values(report: CalibrationReport | None) -> dict[str, Any] | None:
     """A report as plain values, those of the contract first."""
     if report is None:
@@ -374,55 +319,10 @@ def calibration_values(report: CalibrationReport | None) -> dict[str, Any] | Non
     return values | {"bins": list(values["bins"]), "curve": [list(point) for point in values["curve"]]}
 
 
-def notes(statistics: Statistics, found: Intervals) -> Iterator[str]:
-    """What is particular to these texts."""
-    if found.method.optimistic and found.nats_per_token.low is not None:
-        yield found.method.optimistic
-    if lost := lost_text(statistics.facts.values()):
-        told = "leave out" if statistics.told_per_byte else "are withheld: text is lost in"
-        yield f"metrics per byte and character {told} {lost}"
-    empty = statistics.unscored()
-    if empty:
-        names = ", ".join(fact.name for fact in empty[:3])
-        more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
-        has, is_ = ("has", "is") if len(empty) == 1 else ("have", "are")
-        yield f"{counted(len(empty), 'document')} {has} no token to guess and {is_} left out: {names}{more}"
-    replaced: list[Facts] = [fact for fact in statistics.facts.values() if fact.n_replaced]
-    if replaced:
-        total = sum(fact.n_replaced for fact in replaced)
-        places = f"{counted(total, 'place')} of {counted(len(replaced), 'document')}"
-        yield f"U+FFFD stands for what is not UTF-8 in {places}: bytes are of that"
-
-
-def chat_note(facts: Iterable[Facts], chat: str | None) -> Iterator[str]:
-    """Which of the documents are chats, and what of them counts."""
-    chats = [fact for fact in facts if fact.n_messages]
-    if chats:
-        whose = "every turn counts" if chat == "all" else "the assistant's turns count, `chat='all'` counts every turn"
-        are = "is a chat" if len(chats) == 1 else "are chats"
-        yield f"{counted(len(chats), 'document')} {are}: {whose}; what the template adds never does"
-
-
 def costliest(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The documents in their order, of very many those with most nats."""
     chosen = sorted(range(len(documents)), key=lambda i: -documents[i]["share_of_nats"])[:MOST_DOCUMENTS]
     return [documents[i] for i in sorted(chosen)]
-
-
-def figure(total: float, count: int | None, found: Interval | None) -> Figure:
-    """A quotient and the interval that goes with it; without a count nothing."""
-    if not count:
-        return Figure(None)
-    return Figure(total / count, *((found.low, found.high) if found else ()))
-
-
-def scaled(found: Interval, factor: float) -> Interval:
-    return Interval(*(None if x is None else x * factor for x in found))  # type: ignore[arg-type]
-
-
-def exponential(found: Figure) -> Figure:
-    """The perplexity of a figure in nats and of its ends."""
-    return Figure(*(None if x is None else perplexity(x) for x in found))
 
 
 def open_run(folder: str | Path) -> Scores:

@@ -9,7 +9,7 @@ from cynosure.system.numbers import counted, number, plural
 
 if TYPE_CHECKING:
     from cynosure.measure.comparison.comparison import Change, Comparison
-    from cynosure.measure.results.scores import Figure
+    from cynosure.measure.results.figures import Figure
 
 Rows = Sequence[Sequence[str]]
 
