@@ -344,5 +344,5 @@ def test_bad_input_gets_one_sentence(change: dict[str, Any], error: type[Excepti
 
 
 def test_every_fault_is_documented() -> None:
-    page = (ROOT / "docs" / "checking.md").read_text()
+    page = (ROOT / "docs" / "reference" / "findings.md").read_text()
     assert [name for name in FAULTS if f"`{name}`" not in page] == []

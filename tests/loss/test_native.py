@@ -166,7 +166,7 @@ def test_without_a_compiler_the_reason_is_kept(tmp_path, monkeypatch):
     found = load(tmp_path)
     assert found.functions is None
     assert reason in found.reason
-    assert "pip install" in found.reason
+    assert "python -m cynosure.loss.native.build" in found.reason
 
 
 @pytest.mark.parametrize(
