@@ -10,11 +10,20 @@ from benchmarks.loss.prepared import Prepared
 HEAD = "synthetic:900x24"
 
 
-@pytest.fixture(scope="package")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prepared]:
-    """Files of 256, 300 and 600 tokens, in a cache directory that workers find too."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv("OMP_NUM_THREADS", "1")  # a tiny head gains nothing from more
-    patch.setenv("CYNOSURE_CACHE", str(tmp_path_factory.mktemp("cache")))
-    yield prepare(HEAD, ["float32", "bfloat16"], [256, 300, 600], lambda line: None)
-    patch.undo()
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Prepared]:
+    """A cache directory, and files of 256, 300 and 600 tokens in it."""
+    cache = str(tmp_path_factory.mktemp("cache"))
+    with pytest.MonkeyPatch.context() as patch:  # for the time that it takes: other tests have the cache of the session
+        patch.setenv("CYNOSURE_CACHE", cache)
+        return cache, prepare(HEAD, ["float32", "bfloat16"], [256, 300, 600], lambda line: None)
+
+
+@pytest.fixture(scope="module")
+def prepared(made: tuple[str, Prepared]) -> Iterator[Prepared]:
+    """These files, in the cache directory that workers find too."""
+    cache, files = made
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")  # a tiny head gains nothing from more
+        patch.setenv("CYNOSURE_CACHE", cache)
+        yield files
