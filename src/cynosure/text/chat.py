@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from cynosure.text.calling import call
 from cynosure.text.carried import Carried
+from cynosure.text.documents import Document
 from cynosure.text.messages import Message, counts
 from cynosure.text.special import special_strings, strings_of
 from cynosure.text.template import Span, Written, written
@@ -72,6 +73,14 @@ def turns(
     counted = [span for span in whole.said if counts(messages[span.message], chat)]
     counting = {span.message for span in counted}
     return laid_out(whole, runs, counted, [span for span in whole.ends if span.message in counting], strings)
+
+
+def turns_of(tokenizer: Any, document: Document, chat: str, *, parse_special: bool = False) -> Turns:
+    """The same of a document that is a chat, which errors name."""
+    try:
+        return turns(tokenizer, document.messages or [], document.tools, chat=chat, parse_special=parse_special)
+    except ValueError as error:
+        raise ValueError(f"{document.name}: {error}") from error
 
 
 def laid_out(

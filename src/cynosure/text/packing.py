@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cynosure.text.chat import COUNTED, turns
+from cynosure.text.chat import COUNTED, turns_of
 from cynosure.text.documents import Document
 from cynosure.text.opening import prefix_token
 from cynosure.text.tokens import Ints, text_ids, tokenize
@@ -81,11 +81,7 @@ def chat_ids(
 
     `chat` as of `turns`. Raises ValueError as that does, naming the document.
     """
-    assert document.messages is not None
-    try:
-        found = turns(tokenizer, document.messages, document.tools, chat=chat, parse_special=parse_special)
-    except ValueError as error:
-        raise ValueError(f"{document.name}: {error}") from error
+    found = turns_of(tokenizer, document, chat, parse_special=parse_special)
     predicted = (found.kinds == COUNTED) | found.ends
     predicted[:1] = False
     return found.tokens.ids, predicted

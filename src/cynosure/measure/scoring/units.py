@@ -19,9 +19,8 @@ from cynosure.text import (
     Window,
     prefix_token,
     tokenize,
-    turns,
 )
-from cynosure.text.chat import COUNTED, OTHER_TURN, TEMPLATE
+from cynosure.text.chat import COUNTED, OTHER_TURN, TEMPLATE, turns_of
 
 NO_WINDOW = Window(0, 0, 1)
 PROMPT = 3  # what a token is of, beside those of a chat
@@ -144,10 +143,7 @@ def read(tokenizer: Any, document: Document, cutting: Cutting) -> tuple[str, Tok
     """A document's text, its tokens, and what each of them is of. ValueError for a chat that cannot be read."""
     parsed = cutting.special == "parse"
     if document.messages is not None:
-        try:
-            found = turns(tokenizer, document.messages, document.tools, chat=cutting.chat, parse_special=parsed)
-        except ValueError as error:
-            raise ValueError(f"{document.name}: {error}") from error
+        found = turns_of(tokenizer, document, cutting.chat, parse_special=parsed)
         return found.text, found.tokens, found.kinds
     given, special = document.n_prompt_chars, not cutting.rules.led
     tokens = tokenize(tokenizer, document.text, n_prompt_chars=given, special=special, parse_special=parsed)
