@@ -41,6 +41,9 @@ def batches(rows: list[Row], batch_tokens: int) -> Iterator[list[Row]]:
         rows = rows[n_rows:]
 
 
+# So many tokens at the start of a row tell whether others change it: what does so looks at their number or length.
+ENOUGH = 32
+
 APART = (
     "rows of one regime",
     "in this model a row depends on the length of the longest in its batch: rows of one length go together alone",
@@ -52,7 +55,7 @@ class Batching:
     """What is known of a model's rows: whether those that go through it together change each other.
 
     Where rotary positions depend on the longest row, rows of one regime go together. For anything else a batch is
-    tried: its shortest row also goes alone, and one of its middle where it is much shorter than the longest; once for
+    tried: the start of its shortest row also goes alone, and of one of its middle where it is much shorter than the longest; once for
     each length of the longest, to a power of two. Where one differs, rows of one length go together, which is tried as
     well, and in the end each alone.
     """

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cynosure.loss import TokenStats
-from cynosure.measure.scoring.batching import Batching, Row, agree, batches, rows_of
+from cynosure.measure.scoring.batching import ENOUGH, Batching, Row, agree, batches, rows_of
 from cynosure.measure.scoring.units import UNCOUNTED, Cutting, Task
 from cynosure.measure.statistics.calibration import TEMPERATURES
 from cynosure.measure.storage.rows import LOST, Facts, Shard, schema
@@ -97,22 +97,26 @@ class Scorer:
 
         Where a model lets rows that go through it together change each other, they go apart.
         """
-        states = self.forward(part)
-        tried = self.batching.to_try(part)
-        if all(agree(self.forward([part[place]])[0], states[place]) for place in tried):
-            yield from states
+        tasks = [row.task for row in part]
+        ids = self.ids(tasks)
+        self.model.check_ids(ids, torch.from_numpy(np.concatenate([task.targets for task in tasks])))
+        ids = ids.to(self.model.device)
+        hidden = self.model.body(ids)
+        if all(self.is_alone(ids[i, : tasks[i].window.n_seen], hidden[i]) for i in self.batching.to_try(part)):
+            yield from (h[torch.from_numpy(task.before).to(h.device)] for h, task in zip(hidden, tasks, strict=True))
             return
         self.batching.tighten()
         for smaller in self.batching.parts(part):
             yield from self.independent(smaller)
 
-    def forward(self, batch: list[Row]) -> list[Tensor]:
-        """The hidden states (n, D) before the scored tokens of each row, all of which go through the model at once."""
-        tasks = [row.task for row in batch]
-        ids = self.ids(tasks)
-        self.model.check_ids(ids, torch.from_numpy(np.concatenate([task.targets for task in tasks])))
-        hidden = self.model.body(ids.to(self.model.device))
-        return [h[torch.from_numpy(task.before).to(h.device)] for h, task in zip(hidden, tasks, strict=True)]
+    def is_alone(self, ids: Tensor, together: Tensor) -> bool:
+        """Whether a row (T,) has the hidden states in a batch, (at least T, D), that it has alone.
+
+        Its first tokens are tried first, which tells nearly always; where they differ, the row may do so by its own
+        length, and is tried whole.
+        """
+        starts = (ids[:ENOUGH], ids)
+        return any(agree(self.model.body(start[None])[0], together[: len(start)]) for start in starts)
 
     def ids(self, tasks: list[Task]) -> Tensor:
         """(n, T): what the model sees of each task's window, filled on the right."""
