@@ -1,6 +1,7 @@
 """A GGUF becomes a folder once, whole or not at all, whoever asks at the same time."""
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -124,7 +125,6 @@ def test_parts_are_joined(file: Path, tmp_path: Path) -> None:
 
 def test_an_interrupted_conversion_leaves_nothing(file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(_: GgufFile, __: str, folder: Path) -> None:
-        folder.mkdir()
         (folder / "model.safetensors").write_text("half")
         raise KeyboardInterrupt
 
@@ -136,8 +136,23 @@ def test_an_interrupted_conversion_leaves_nothing(file: Path, cache: Path, monke
     killed = cache / "gguf" / f"{GgufFile('x', (file,)).sha256()}.partial"  # what a killed process leaves
     killed.mkdir()
     (killed / "config.json").write_text("{")
+    os.utime(killed, (0, 0))
     assert (dequantised(GgufFile(file.name, (file,))) / "config.json").is_file()
     assert not killed.exists()
+
+
+def test_a_conversion_that_lost_its_weights_is_not_kept(
+    file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def robbed(*arguments: Any) -> None:
+        convert(*arguments)
+        (arguments[-1] / "model.safetensors").unlink()
+
+    convert = converter.convert
+    monkeypatch.setattr(converter, "convert", robbed)
+    with pytest.raises(OSError, match=r"model\*\.safetensors was removed while the folder was written; try again"):
+        dequantised(GgufFile(file.name, (file,)))
+    assert [path.suffix for path in (cache / "gguf").iterdir()] == [".lock"]
 
 
 CONVERT = """

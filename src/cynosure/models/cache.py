@@ -13,8 +13,14 @@ SEAL = "cynosure.sha256.json"  # in a folder: the digest of every other file
 CHECKED_HOURS = 24  # after that the digests are computed again, though no file seems to have changed
 
 
-def seal(folder: Path) -> None:
-    """Write the digests of a folder's files beside them, and all of it to disk."""
+def seal(folder: Path, expected: tuple[str, ...] = ()) -> None:
+    """Write the digests of a folder's files beside them, and all of it to disk.
+
+    Raises OSError where no file matches one of the patterns `expected`: something removed it meanwhile.
+    """
+    for pattern in expected:
+        if not any(folder.glob(pattern)):
+            raise OSError(f"{folder / pattern} was removed while the folder was written; try again")
     digests = {path.name: sha256(path) for path in files_of(folder)}
     (folder / SEAL).write_text(json.dumps(digests, indent=1), encoding="utf-8")
     for path in (*files_of(folder), folder / SEAL, folder):

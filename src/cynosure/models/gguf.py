@@ -11,6 +11,7 @@ from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from filelock import FileLock
 
@@ -25,6 +26,7 @@ from cynosure.system.panics import is_failure, quiet_panic
 log = logging.getLogger(__name__)
 
 LAYOUT = 2  # of a cached conversion; raise it when what is written changes
+STALE_HOURS = 24  # after which an unfinished conversion is that of a process which was killed
 NOTES = "cynosure.json"  # what a conversion remembers of its source
 # Vocabularies whose digits are split one by one before the byte-level merges; transformers leaves that out.
 DIGIT_SPLITTING = frozenset({"smollm", "starcoder", "refact", "command-r"})
@@ -76,16 +78,24 @@ def dequantised(file: GgufFile) -> Path:
                 if folder.exists():
                     log.info("the cached conversion of %s is damaged: %s. It is made again", file.name, folder)
                     discard(folder)
-                partial = home / f"{key}.partial"
-                shutil.rmtree(partial, ignore_errors=True)  # what an interrupted conversion left
-                try:
-                    convert(file, key, partial)
-                    seal(partial)
-                    partial.rename(folder)
-                    flush(home)
-                finally:
-                    shutil.rmtree(partial, ignore_errors=True)
+                converted(file, key, folder)
     return folder
+
+
+def converted(file: GgufFile, key: str, folder: Path) -> None:
+    """Convert the file beside `folder`, in a place of this process's own, and put it there once it is whole."""
+    for left in folder.parent.glob(f"{key}*.partial"):
+        if time.time() - left.stat().st_mtime > STALE_HOURS * 3600:
+            shutil.rmtree(left, ignore_errors=True)
+    partial = folder.with_name(f"{key}.{uuid4().hex[:8]}.partial")
+    partial.mkdir()
+    try:
+        convert(file, key, partial)
+        seal(partial, expected=("config.json", "model*.safetensors", NOTES))
+        partial.rename(folder)
+        flush(folder.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def read_notes(folder: Path) -> Notes | None:
@@ -115,7 +125,6 @@ def convert(file: GgufFile, key: str, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, __version__
 
     start = time.monotonic()
-    folder.mkdir()
     whole = joined(file, folder)
     source: Any = {"pretrained_model_name_or_path": folder, "gguf_file": whole.name}
     options: Any = {

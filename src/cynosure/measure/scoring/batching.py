@@ -54,10 +54,10 @@ APART = (
 class Batching:
     """What is known of a model's rows: whether those that go through it together change each other.
 
-    Where rotary positions depend on the longest row, rows of one regime go together. For anything else a batch is
-    tried: the start of its shortest row also goes alone, and of one of its middle where it is much shorter than the longest; once for
-    each length of the longest, to a power of two. Where one differs, rows of one length go together, which is tried as
-    well, and in the end each alone.
+    Where rotary positions depend on the longest row, rows of one regime go together. Any other model is tried: once for
+    each length of the longest row, to a power of two, the start of the batch's shortest row also goes alone, and of one
+    in its middle where the shortest is much shorter than the longest. Where one differs, rows of one length go
+    together, which is tried as well, and in the end each goes alone.
     """
 
     def __init__(self, regimes: Regimes) -> None:
