@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -67,20 +68,21 @@ def test_the_picture_shows_the_published_numbers() -> None:
     assert shown <= set(re.findall(r">([\d,.]+)</text>", picture))
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="bash")
-def test_completion_completes_commands_and_options() -> None:
-    page = (ROOT / "docs" / "how-to" / "complete-in-the-shell.md").read_text()
-    [script] = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
-    program = f'cynosure() {{ "{sys.executable}" -m cynosure "$@"; }}\n{script}\n'
-
-    def complete(words: str, at: int) -> list[str]:
-        call = f"COMP_WORDS=({words}); COMP_CWORD={at}; _cynosure; printf '%s\\n' \"${{COMPREPLY[@]}}\""
-        return subprocess.run(["bash", "-c", program + call], capture_output=True, text=True, check=True).stdout.split()
-
-    commands = set(typer.main.get_command(app).commands) - {"bench"}
-    assert set(complete("cynosure ''", 1)) == commands
-    assert complete("cynosure sc", 1) == ["score"]
-    assert complete("cynosure score --pro", 2) == ["--protocol"]
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("cynosure sc", ["score"]),
+        ("cynosure score --pro", ["--protocol"]),
+        ("cynosure train --learn", []),
+        ("cynosure train --schedule ", ["cosine", "wsd"]),
+    ],
+)
+def test_the_shell_completes_commands_options_and_values(words: str, completed: list[str]) -> None:
+    asked = {"_CYNOSURE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    command = [sys.executable, "-m", "cynosure"]
+    answer = subprocess.run(command, env=os.environ | asked, capture_output=True, text=True, check=True)
+    assert answer.stdout.split() == completed
+    assert answer.stderr == ""
 
 
 def without_arguments(names: dict[str, object]) -> list[str]:

@@ -88,9 +88,9 @@ def test_input_that_makes_no_training(run: Run, texts: Path, tmp_path: Path) -> 
         "supports a vocabulary of", "not 5,000: give --vocab", "or more text",
     )  # fmt: skip
     refused(run("train", tmp_path / "none.txt", "--out", out), "no such text")
-    refused(run("train", texts), "--out names the folder")
+    refused(run("train", texts), "Missing option '--out'")
     refused(run("train", "--out", out), "no text to train on")
-    refused(run("train", texts, "--out", out, "--tokens", "many"), "no number of tokens")
+    refused(run("train", texts, "--out", out, "--tokens", "many"), "not a number of tokens")
     refused(run("train", texts, "--out", out, "--preset", "huge"), "there is tiny, small, base")
     refused(run("train", texts, "--out", out, "--init", "no/such", "--quiet"), "no/such")
     refused(run("train", texts, "--valid", texts, "--out", out, *OPTIONS), "every document given stands in --valid")

@@ -20,7 +20,6 @@ app = typer.Typer(
     name="cynosure",
     help="The cross-entropy of language models: computed exactly, measured honestly.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -110,6 +109,8 @@ def invoke(app: typer.Typer, name: str) -> int:
     Not by typer's own `main`, which reports an EOFError as an interruption and a broken pipe as status 1.
     """
     command = typer.main.get_command(app)
+    if f"_{name.upper()}_COMPLETE" in os.environ:  # a shell asks what may follow
+        command.main(prog_name=name)
     try:
         with command.make_context(name, sys.argv[1:]) as context:
             command.invoke(context)

@@ -21,7 +21,7 @@ COLUMNS = 80  # of what is no terminal
 # Options as the library's messages name them, after its own arguments: `bad_rows`, `bad_rows='skip'`.
 NAMED = (
     "allow_unused_weights", "bad_rows", "batch_tokens", "bos", "chat", "column", "device", "errors", "init",
-    "keep_documents_whole", "learning_rate", "out", "overlong", "resume", "revision", "row_tokens", "special",
+    "keep_documents_whole", "learning_rate", "lora", "out", "overlong", "resume", "revision", "row_tokens", "special",
     "split_at", "tokenizer", "trust_remote_code", "valid", "vocab_size",
 )  # fmt: skip
 SHORT = {"learning_rate": "lr", "vocab_size": "vocab"}

@@ -1,44 +1,5 @@
 """Text: read from files, turned into tokens and the bytes they cover, cut into windows."""
 
-from cynosure.text.chat import turns as turns
-from cynosure.text.division import Division as Division
-from cynosure.text.documents import TRAINED as TRAINED
-from cynosure.text.documents import Document as Document
-from cynosure.text.documents import read_documents as read_documents
-from cynosure.text.given import as_documents as as_documents
-from cynosure.text.opening import BOS as BOS
-from cynosure.text.opening import adds_bos as adds_bos
-from cynosure.text.opening import check_bos as check_bos
-from cynosure.text.opening import prefix_token as prefix_token
-from cynosure.text.opening import settle_bos as settle_bos
-from cynosure.text.packing import Packed as Packed
-from cynosure.text.packing import Packing as Packing
-from cynosure.text.packing import Row as Row
-from cynosure.text.packing import Separators as Separators
-from cynosure.text.packing import Tokenised as Tokenised
-from cynosure.text.packing import chat_ids as chat_ids
-from cynosure.text.packing import document_ids as document_ids
-from cynosure.text.sources import find_sources as find_sources
-from cynosure.text.sources import source_digest as source_digest
-from cynosure.text.special import SPECIAL as SPECIAL
-from cynosure.text.special import check_special as check_special
-from cynosure.text.special import read_as as read_as
-from cynosure.text.special import special_strings as special_strings
-from cynosure.text.special import split_hint as split_hint
-from cynosure.text.spelling import spell as spell
-from cynosure.text.spelling import token_texts as token_texts
-from cynosure.text.template import CHAT as CHAT
-from cynosure.text.template import check_chat as check_chat
-from cynosure.text.tokens import Tokens as Tokens
-from cynosure.text.tokens import text_ids as text_ids
-from cynosure.text.tokens import tokenize as tokenize
-from cynosure.text.vocabulary import train_tokenizer as train_tokenizer
-from cynosure.text.whole import OVERLONG as OVERLONG
-from cynosure.text.whole import TooLong as TooLong
-from cynosure.text.whole import WholePacked as WholePacked
-from cynosure.text.windows import PROTOCOLS as PROTOCOLS
-from cynosure.text.windows import SEPARATOR as SEPARATOR
-from cynosure.text.windows import DoesNotApply as DoesNotApply
-from cynosure.text.windows import Protocol as Protocol
-from cynosure.text.windows import Window as Window
-from cynosure.text.windows import check_protocol as check_protocol
+from cynosure.system.lazy import attach
+
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from cynosure.text.calling import added_tokens
+from cynosure.text.choices import SPECIAL
 
-SPECIAL = ("text", "parse")
 OFTEN = 2  # times, from which on a string may be what stands between documents
 
 

@@ -8,10 +8,10 @@ from functools import partial
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+from cynosure.text.choices import CHAT
 from cynosure.text.messages import Message, texts_of, with_texts
 from cynosure.text.special import strings_of
 
-CHAT = ("assistant", "all")
 # To templates that write the date, so that figures do not depend on the day: Llama's own where it knows none.
 TODAY = date(2024, 7, 26)
 FORMATS = {form: TODAY.strftime(form) for form in ("%Y-%m-%d", "%d %B %Y", "%B %d, %Y", "%d %b %Y")}

@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 from cynosure.text.packing import IGNORED, Packing, Row, Tokenised
 from cynosure.text.tokens import Ints
 
-OVERLONG = ("cut", "drop", "error")
-
 
 class TooLong(ValueError):
     """A document is longer than a row; `number` counts from 0."""

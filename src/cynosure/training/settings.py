@@ -2,7 +2,7 @@
 
 import math
 import os
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from cynosure.training.presets import Preset, find_preset
 
 SCHEDULES = ("cosine", "wsd")
 DTYPES = ("auto", "float32", "bfloat16")
+TOKENS = "tokens"  # the unit of settings that people write as 500k or 20M
 EPOCHS = 4  # from scratch, at most by default: further ones teach little (Muennighoff et al. 2023)
 TOKENS_A_PARAMETER = 20  # from scratch, by default (Hoffmann et al. 2022)
 MICRO_TOKENS = {"cpu": 4096}  # that go through the model at once
@@ -22,41 +23,82 @@ WHOLE_ROWS = (512, 1024, 2048)  # of which fine-tuning takes what suits document
 LEARNING_RATES = {"full": 2e-5, "lora": 2e-4}  # of fine-tuning
 
 
+class Option(NamedTuple):
+    """What a setting means. The command line makes its options from these."""
+
+    help: str
+    shown: str | None = None  # the default in words, where None or the text decides it
+    choices: tuple[str, ...] = ()
+    unit: str = ""
+    metavar: str = ""
+
+
+def option(default: Any, help: str, **more: Any) -> Any:
+    """A field of `TrainSettings`, with its `Option`."""
+    return field(default=default, metadata={"option": Option(help, **more)})
+
+
 @dataclass(frozen=True)
 class TrainSettings:
-    """What is trained, and how. None stands for what suits the preset, the model or the text.
+    """What is trained, and how. None means the default of the preset, the model or the text.
 
-    Raises ValueError, naming the option, for what makes no sense.
+    `cynosure train --help` explains every setting. Raises ValueError, naming the setting, for what makes no sense.
     """
 
-    preset: str | None = None  # a model of this size from nothing; "small" where `init` is None too
-    init: str | None = None  # or the model that `load` finds under this name
-    lora: int | None = None  # rank of updates that alone are trained
-    tokenizer: str | None = None  # from scratch: whose tokens; None makes a vocabulary of the text
-    vocab_size: int | None = None  # of that
-    special: str = "text"  # strings that are special tokens are read as text, or as those tokens: "parse"
-    chat: str = "assistant"  # of chats the assistant's turns are predicted, or all
-    hold_out: float = 0.1  # share of the documents
-    tokens: int | None = None  # trained on in all
-    batch_tokens: int | None = None  # of a step, over all processes
-    row_tokens: int | None = None
-    micro_rows: int | None = None  # rows that go through the model at once
-    learning_rate: float | None = None
-    schedule: str = "cosine"
-    warmup: float = 0.05  # share of the steps
-    weight_decay: float = 0.1  # of matrices alone
-    clip: float = 1.0  # of the gradient's norm
-    z_loss: float = 0.0
-    label_smoothing: float = 0.0
-    validate_every: int | None = None  # tokens; each time a checkpoint is kept as well
-    validate_tokens: int = 32768  # about; all that is held out is scored at the end
-    keep_documents_whole: bool = False  # as prompts with their completions always are
-    overlong: str = "cut"  # documents longer than a row, where documents are kept whole: one of OVERLONG
-    spike: float = 3.0  # nats above the smoothed loss at which training stops
-    dtype: str = "auto"  # of products; weights are float32
-    device: str = "auto"
-    fsdp: bool = False  # every weight is shared out among the processes
-    seed: int = 0
+    preset: str | None = option(
+        None, "Size of a new model: tiny (1M parameters), small (10M) or base (124M).", shown="small, without `init`"
+    )
+    init: str | None = option(None, "Start from this model instead of a new one.", metavar="MODEL")
+    lora: int | None = option(None, "Train only LoRA updates of this rank; needs `init`.", metavar="RANK")
+    tokenizer: str | None = option(None, "Tokenizer of a new model: a folder or hub id.", shown="made from the texts")
+    vocab_size: int | None = option(None, "Vocabulary size of a tokenizer made from the texts.", shown="the preset's")
+    special: str = option("text", "Read special tokens in the texts as plain text, or parse them.", choices=SPECIAL)
+    chat: str = option("assistant", "Chat turns to train on: the assistant's, or all.", choices=CHAT)
+    hold_out: float = option(0.1, "Fraction of the documents to hold out.", shown="0.1; 0 with `valid`")
+    tokens: int | None = option(
+        None, "Total training tokens.", unit=TOKENS,
+        shown="20 per parameter, at most 4 epochs; 1 epoch with `init`",
+    )  # fmt: skip
+    batch_tokens: int | None = option(
+        None, "Tokens per step, over all processes.", unit=TOKENS, shown="the preset's; 4096 with `init`"
+    )
+    row_tokens: int | None = option(
+        None, "Tokens per row, the context length.", unit=TOKENS,
+        shown="the preset's; 512 with `init`, up to 2048 with prompts",
+    )  # fmt: skip
+    micro_rows: int | None = option(None, "Rows per forward pass of a process.", shown="what fits in memory")
+    learning_rate: float | None = option(
+        None, "Peak learning rate.", shown="the preset's; 2e-5 with `init`, 2e-4 with `lora`"
+    )
+    schedule: str = option(
+        "cosine", "Learning rate schedule: cosine decay to zero, or warmup-stable-decay.", choices=SCHEDULES
+    )
+    warmup: float = option(0.05, "Fraction of the steps to warm up.")
+    weight_decay: float = option(0.1, "Weight decay of matrices; vectors have none.")
+    clip: float = option(1.0, "Maximum gradient norm.")
+    z_loss: float = option(0.0, "Coefficient of the squared log-sum-exp in the objective.")
+    label_smoothing: float = option(0.0, "Label smoothing in the objective, 0 to 1.")
+    validate_every: int | None = option(
+        None, "Training tokens between validations, each with a checkpoint.", unit=TOKENS, shown="a tenth of the total"
+    )
+    validate_tokens: int = option(
+        32768, "Approximate held-out tokens per validation; the final one uses all.", unit=TOKENS
+    )
+    keep_documents_whole: bool = option(
+        False, "Pad rows instead of cutting documents that fit. Always on for documents with prompts."
+    )
+    overlong: str = option(
+        "cut", "What to do with a whole document longer than a row: cut its prompt's start, drop it, or stop.",
+        choices=OVERLONG,
+    )  # fmt: skip
+    spike: float = option(3.0, "Stop when the loss exceeds its smoothed value by this many nats.")
+    dtype: str = option(
+        "auto", "Dtype of matmuls; weights stay float32. auto is bfloat16 where the hardware is fast at it.",
+        choices=DTYPES,
+    )  # fmt: skip
+    device: str = option("auto", "cpu, cuda, mps, ...; auto is an accelerator if there is one.")
+    fsdp: bool = option(False, "Shard the model over the processes of torchrun (FSDP).")
+    seed: int = option(0, "Random seed of the initial weights and the order of the texts.")
 
     def __new__(cls, *args: Any, **options: Any) -> "TrainSettings":
         """Keep which fields were given, for a default that was asked for is not one that was left open."""
@@ -98,12 +140,9 @@ class TrainSettings:
                 f"Trainer takes the first accelerator that it sees: instead of `device={self.device!r}` set "
                 f"CUDA_VISIBLE_DEVICES, and torchrun trains on several"
             )
-        known_values = {
-            "schedule": SCHEDULES, "dtype": DTYPES, "overlong": OVERLONG, "special": SPECIAL, "chat": CHAT,
-        }  # fmt: skip
-        for name, known in known_values.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}: there is {', '.join(known)}")
+        for name, choices in ((each.name, each.metadata["option"].choices) for each in fields(self)):
+            if choices and getattr(self, name) not in choices:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}: expected one of {', '.join(choices)}")
         self._check_numbers()
 
     def _check_numbers(self) -> None:

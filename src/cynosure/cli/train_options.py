@@ -1,0 +1,64 @@
+"""The options of `cynosure train` that are settings of a training, made from the settings themselves."""
+
+import re
+from collections.abc import Callable
+from dataclasses import Field, fields
+from inspect import Parameter, signature
+from typing import Annotated, Any, Literal, cast, get_type_hints
+
+import typer
+
+from cynosure.cli.common import SHORT, as_options
+from cynosure.training.settings import TOKENS, Option, TrainSettings
+
+COUNT = re.compile(r"(\d+(?:\.\d+)?)([kKmMbBgG]?)")
+FACTORS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
+
+
+def count(text: str) -> int:
+    """A number of tokens, as people write it.
+
+    >>> count("20M"), count("1.5k"), count("4096")
+    (20000000, 1500, 4096)
+    """
+    match = COUNT.fullmatch(text.replace(",", "").replace("_", ""))
+    if not match:
+        raise typer.BadParameter(f"{text!r} is not a number of tokens: give one such as 4096, 500k, 20M or 1.5B")
+    return round(float(match[1]) * FACTORS[match[2].lower()])
+
+
+def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, where options of all fields of `TrainSettings` take the place of its `**settings`.
+
+    An option that was not given is None: a default that was asked for differs from one left open.
+    """
+    types = get_type_hints(TrainSettings)
+    options = [parameter(field, types[field.name]) for field in fields(TrainSettings)]
+    own = [each for each in signature(command).parameters.values() if each.kind is not Parameter.VAR_KEYWORD]
+    place = 1 + max(i for i, each in enumerate(own) if each.name in ("texts", "out", "valid"))
+    parameters = [*own[:place], *options, *own[place:]]
+    cast("Any", command).__signature__ = signature(command).replace(parameters=parameters)
+    return command
+
+
+def parameter(field: "Field[Any]", kind: Any) -> Parameter:
+    """The option of one setting, as typer reads it."""
+    setting: Option = field.metadata["option"]
+    flag = "--" + SHORT.get(field.name, field.name).replace("_", "-")
+    more: dict[str, Any] = {"help": as_options(setting.help + default(field)), "show_default": False}
+    if setting.metavar:
+        more["metavar"] = setting.metavar
+    if setting.unit == TOKENS:
+        more |= {"parser": count, "metavar": TOKENS.upper()}
+    if setting.choices:
+        kind = Literal.__getitem__(setting.choices)
+    annotation = Annotated[kind | None, typer.Option(flag, **more)]
+    return Parameter(field.name, Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def default(field: "Field[Any]") -> str:
+    """The default of a setting as its help shows it; nothing where the option's absence says it all."""
+    value = field.metadata["option"].shown or field.default
+    if value is None or value is False:
+        return ""
+    return f" [default: {value:g}]" if isinstance(value, float) else f" [default: {value}]"
