@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 from cynosure.cli import common
-from cynosure.cli.braille import curve
+from cynosure.cli.curve import curve
 from cynosure.cli.progress import LINE_SECONDS, shown_progress
 from cynosure.system.escapes import visible
 from cynosure.system.numbers import counted
