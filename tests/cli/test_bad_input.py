@@ -81,7 +81,7 @@ def test_models_that_are_not_causal(run: Run, tmp_path: Path, text: Path) -> Non
     cases = [
         (transformers.BertModel(bert), "lacks 6 of its tensors, such as cls.predictions.bias"),
         (transformers.BertForMaskedLM(bert), "is not causal: its hidden states depend on the tokens that follow"),
-        (transformers.T5ForConditionalGeneration(t5), "is of the type t5, no causal model such as llama or gpt2"),
+        (transformers.T5ForConditionalGeneration(t5), "is a t5 model, not a causal one such as llama or gpt2"),
         (tiny_model().model, "lacks 1 of its tensors, such as lm_head.weight"),  # else a random one would be taken
     ]
     for number, (model, message) in enumerate(cases):

@@ -175,7 +175,10 @@ def test_errors_are_one_line_and_status_2(run, tiny_folder: Path, text: Path, tm
         (["score", tiny_folder, text, "--window", 65], "window 65 is more than the 64 positions of tiny-llama"),
         (["score", tiny_folder, text, "--window", 0], "window must be at least 1"),
         (["score", tiny_folder, text, "--window", 8, "--stride", 9], "stride must be from 1 to the window, 8"),
-        (["score", tiny_folder, text, "--protocol", "hf"], "unknown protocol 'hf': there is sliding, rolling, strided"),
+        (
+            ["score", tiny_folder, text, "--protocol", "hf"],
+            "unknown protocol 'hf': expected one of sliding, rolling, strided",
+        ),
         (["score", tiny_folder, text, "--dtype", "int8"], "unknown dtype 'int8'"),
         (["score", tiny_folder, text, "--limit", 0], "limit must be at least 1"),
         (["score", tiny_folder, text, "--errors", "ignore"], "'ignore' is not one of 'strict', 'replace'"),

@@ -89,7 +89,7 @@ def test_stories_are_split_and_the_hint_says_how(run: Run, tiny_folder: Path, tm
 def test_rows_left_out_are_told(run: Run, tiny_folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text('{"text": "the cat sat"}\n{"text": null}\n{"text": "the mat"}\n')
-    refused(run("score", tiny_folder, file), "a.jsonl:2 has no text in its column 'text' but null", "--bad-rows skip")
+    refused(run("score", tiny_folder, file), "a.jsonl:2: column 'text' is null, expected a string", "--bad-rows skip")
     done = run("score", tiny_folder, file, "--bad-rows", "skip", "--format", "json")
     assert "note: 1 row is left out" in done.err
     assert any("1 row is left out" in note for note in json.loads(done.out)["notes"])
@@ -118,6 +118,6 @@ def test_train_splits_and_leaves_rows_out(run: Run, tmp_path: Path) -> None:
     assert any("1 row is left out" in note for note in manifest["facts"]["notes"])
     assert (manifest["corpus"]["split_at"], manifest["corpus"]["bad_rows"]) == ("<|endoftext|>", "skip")
     again = run("train", stories, rows, "--out", out, "--resume", "--bad-rows", "skip", "--quiet")
-    refused(again, "was begun on other texts: its corpus.split_at is <|endoftext|>, and now it is nothing")
+    refused(again, "was started on other texts: its corpus.split_at is <|endoftext|>, and now it is nothing")
     valid = run("train", stories, "--valid", stories, "--out", tmp_path / "other", *OPTIONS)
-    refused(valid, "every document given stands in --valid")
+    refused(valid, "every document is in --valid")

@@ -56,12 +56,12 @@ def test_texts_of_every_kind(tmp_path: Path) -> None:
         (
             [{"body": "a"}],
             ValueError,
-            r"texts\[0\] has no text in a column 'text': it has body; `column` names",
+            r"texts\[0\]: no column 'text', only body; name another",
         ),
         (
             [{"text": None}],
             ValueError,
-            r"texts\[0\] has no text in its column 'text' but null; `bad_rows='skip'`",
+            r"texts\[0\]: column 'text' is null, expected a string; `bad_rows='skip'`",
         ),
         ([Path("squad")], FileNotFoundError, "no such text: there is no file or folder 'squad'"),
         ([Path("/dev/null")], ValueError, "/dev/null is a device, not a text: give a file, a folder or a pipe$"),
@@ -106,7 +106,7 @@ def test_options_of_reading(tmp_path: Path) -> None:
     assert len(left_out) == 3
     scores = score(tiny(), [*rows, stories], window=32, column="body", split_at="|", bad_rows="skip")
     assert scores.documents == 4
-    assert any(note.startswith("2 rows are left out: texts[1] has no text") for note in scores.notes)
+    assert any(note.startswith("2 rows are left out: texts[1]: ") for note in scores.notes)
     assert cynosure.compare(tiny(), tiny(), rows, window=32, column="body", bad_rows="skip").documents == 2
     with pytest.raises(ValueError, match="bad_rows must be 'stop' or 'skip', got 'drop'"):
         score(tiny(), rows, bad_rows="drop")

@@ -174,7 +174,7 @@ def test_what_makes_no_sense_is_refused(model: LanguageModel) -> None:
         ({"window": 65}, "window 65 is more than the 64 positions of tiny"),
         ({"window": 0}, "window must be at least 1 for sliding, got 0"),
         ({"window": 8, "stride": 9}, "stride must be from 1 to the window, 8, got 9"),
-        ({"protocol": "strided?"}, "unknown protocol 'strided.': there is sliding, rolling"),
+        ({"protocol": "strided?"}, "unknown protocol 'strided.': expected one of sliding, rolling"),
         ({"batch_tokens": 0}, "batch_tokens must be at least 1, got 0"),
     ]
     for options, message in cases:

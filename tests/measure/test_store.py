@@ -121,7 +121,7 @@ def test_a_run_goes_on_with_the_threads_that_it_was_begun_with(
         assert (used, torch.get_num_threads()) == ({1}, 2)
     finally:
         torch.set_num_threads(was)
-    assert f"{tmp_path} was begun with 1 CPU thread(s): going on with as many, not with 2" in caplog.messages
+    assert f"{tmp_path} was started with 1 CPU thread(s): going on with as many, not with 2" in caplog.messages
 
 
 def test_a_damaged_shard_is_noticed_and_scored_again(model: LanguageModel, whole: Scores, tmp_path: Path) -> None:

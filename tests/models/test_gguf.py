@@ -196,7 +196,9 @@ def test_a_file_that_lacks_a_tensor_is_refused(tmp_path: Path, file: Path, cache
     lacking = tmp_path / "lacking.gguf"
     lacking.write_bytes(data.replace(name, b"blk.0.attn_w.weight"))
     assert lacking.read_bytes() != data
-    with pytest.raises(ValueError, match=r"lacking\.gguf is no whole .*: it lacks 1 of its tensors, such as model\.l"):
+    with pytest.raises(
+        ValueError, match=r"lacking\.gguf is not a complete .*: it lacks 1 of its tensors, such as model\.l"
+    ):
         load(str(lacking))
     assert not list((cache / "gguf").glob("*-v2"))
 
@@ -271,9 +273,9 @@ def test_loading_says_what_is_wrong(tmp_path: Path, tiny_folder: Path) -> None:
             load(name)
     folder = str(tiny_folder)
     for options, message in (
-        ({"dtype": "float8"}, "unknown dtype 'float8': there is auto, float32, bfloat16, float16"),
+        ({"dtype": "float8"}, "unknown dtype 'float8': expected one of auto, float32, bfloat16, float16"),
         ({"device": "nonsense"}, "unknown device 'nonsense'"),
-        ({"device": "meta"}, "device 'meta' is not here: there is cpu"),
+        ({"device": "meta"}, "device 'meta' is not available here: expected one of cpu"),
         ({"revision": "main"}, "revision 'main' is for models of the hub"),
         ({"tokenizer": "no-such-tokenizer"}, "no tokenizer 'no-such-tokenizer'"),
     ):

@@ -80,9 +80,9 @@ def test_faults_in_json_are_named_by_line(tmp_path: Path) -> None:
         '[\n{"text": "a"},\n{"text": "b': r"line 3 is not JSON: Unterminated string at column 10",
         '[\n{"text": "a"},\n]': r"line 3 is not JSON: Expecting value at column 1",
         '["a"]\n["b"]\n': r"line 2 goes on after its array: give one array, or one row a line",
-        '[{"text": "a"},\n{"text": null}]': r"line 2: .*a\.json:1 has no text in its column 'text' but null",
+        '[{"text": "a"},\n{"text": null}]': r"line 2: .*a\.json:1: column 'text' is null, expected a string",
         '{"text": "a"}\n{"text": oops}\n': r"line 2 is not JSON: Expecting value at column 10",
-        '{\n"text": 5}': r"a\.json:1 has no text in its column 'text' but float",
+        '{\n"text": 5}': r"a\.json:1: column 'text' is a float, expected a string",
         "[" * 100_000: r"line 1 is JSON nested too deeply",
     }
     for text, wrong in cases.items():
@@ -132,12 +132,12 @@ def test_csv_keeps_the_limit_of_others_and_names_bare_carriage_returns(tmp_path:
 def test_bad_rows_stop_or_are_left_out(tmp_path: Path) -> None:
     lines = tmp_path / "a.jsonl"
     lines.write_text(BAD)
-    with pytest.raises(ValueError, match=r"a\.jsonl:2 has no text in its column 'text' but null"):
+    with pytest.raises(ValueError, match=r"a\.jsonl:2: column 'text' is null, expected a string"):
         read(lines)
     left_out: list[str] = []
     assert texts(lines, bad_rows="skip", skip=left_out.append) == ["one", "two"]
     assert [fault.removeprefix(str(lines))[:8] for fault in left_out] == [
-        ":2 has n", " line 3 ", ":4 has n", ":5 has n", " line 7 ",
+        ":2: colu", " line 3 ", ":4: no c", ":5: no c", " line 7 ",
     ]  # fmt: skip
     table = tmp_path / "a.csv"
     table.write_text("id,text\n1,a\n2,b,c\n3\n4,d\n")
@@ -155,7 +155,7 @@ def test_a_table_of_bad_rows_alone_stops(tmp_path: Path) -> None:
     """Else a column that is named wrongly would leave everything out."""
     file = tmp_path / "a.jsonl"
     file.write_text('{"body": "a"}\n{"body": "b"}\n')
-    with pytest.raises(ValueError, match=r"no row of .*a\.jsonl is a document: .*a\.jsonl:1 has no text in a column"):
+    with pytest.raises(ValueError, match=r"no row of .*a\.jsonl is a document: .*a\.jsonl:1: no column"):
         read(file, bad_rows="skip")
 
 
@@ -169,7 +169,7 @@ def test_rows_left_out_are_in_notes_json_and_manifest(tmp_path: Path) -> None:
         scores = score(tiny(), corpus, out=tmp_path / "run")
         (note,) = [note for note in scores.to_json()["notes"] if "left out" in note]
         assert note.startswith(
-            f"5 rows are left out: {file}:2 has no text in its column 'text' but null; {file} line 3"
+            f"5 rows are left out: {file}:2: column 'text' is null, expected a string; {file} line 3"
         )
         assert note in json.loads((tmp_path / "run" / "manifest.json").read_text())["found"]
     assert note in score(tiny(), corpus).notes

@@ -132,7 +132,7 @@ def test_json_that_is_no_table_of_texts_is_left_out_of_a_folder(tmp_path: Path, 
 
 def test_a_json_file_that_is_no_table_stops_where_it_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"a": 1}')
-    with pytest.raises(ValueError, match=r"config\.json:1 has no text in a column 'text': it has a"):
+    with pytest.raises(ValueError, match=r"config\.json:1: no column 'text', only a"):
         list(read_documents(find_sources([str(tmp_path / "config.json")])))
 
 

@@ -119,7 +119,12 @@ def test_strides(protocol: str, window: int, stride: int | None, expected: int) 
 @pytest.mark.parametrize(
     ("protocol", "window", "stride", "message"),
     [
-        ("rolled", 8, None, "unknown protocol 'rolled': there is sliding, rolling, strided, strided-legacy, llama-cpp"),
+        (
+            "rolled",
+            8,
+            None,
+            "unknown protocol 'rolled': expected one of sliding, rolling, strided, strided-legacy, llama-cpp",
+        ),
         ("sliding", 0, None, "window must be at least 1 for sliding, got 0"),
         ("blocks", 1, None, "window must be at least 2 for blocks, got 1"),
         ("llama-cpp", 2, None, "window must be at least 3 for llama-cpp, got 2"),

@@ -70,7 +70,7 @@ def test_resume_needs_no_texts_and_no_options(run: Run, texts: Path, tmp_path: P
     done = run("train", "--out", out, "--resume")
     assert done.status == 0, done.err
     assert timeless(out) == before
-    refused(run("train", texts, "--out", out, "--resume", "--lr", "1"), "begun with learning_rate 0.003, not 1.0")
+    refused(run("train", texts, "--out", out, "--resume", "--lr", "1"), "started with learning_rate 0.003, not 1.0")
 
 
 def test_input_that_makes_no_training(run: Run, texts: Path, tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_input_that_makes_no_training(run: Run, texts: Path, tmp_path: Path) -> 
     blank.write_text("")
     options = ["--preset", "tiny", "--vocab", "258", "--quiet"]
     refused(run("train", empty, "--out", out, *OPTIONS), "no files in")
-    refused(run("train", blank, "--out", out, *OPTIONS), "every document given is empty")
+    refused(run("train", blank, "--out", out, *OPTIONS), "every document is empty")
     refused(run("train", short, "--out", out, *options, "--hold-out", "0"), "less than one row of 256", "--row-tokens")
     refused(
         run("train", short, "--out", out, "--preset", "tiny", "--vocab", "5000", "--quiet"),
@@ -91,7 +91,7 @@ def test_input_that_makes_no_training(run: Run, texts: Path, tmp_path: Path) -> 
     refused(run("train", texts), "Missing option '--out'")
     refused(run("train", "--out", out), "no text to train on")
     refused(run("train", texts, "--out", out, "--tokens", "many"), "not a number of tokens")
-    refused(run("train", texts, "--out", out, "--preset", "huge"), "there is tiny, small, base")
+    refused(run("train", texts, "--out", out, "--preset", "huge"), "expected one of tiny, small, base")
     refused(run("train", texts, "--out", out, "--init", "no/such", "--quiet"), "no/such")
     refused(run("train", texts, "--valid", texts, "--out", out, *OPTIONS), "every document given stands in --valid")
     refused(run("train", texts, "--out", out, *OPTIONS, "--report-to", "nobody"), "nobody is not supported")
@@ -161,7 +161,7 @@ def test_a_full_disk(run: Run, texts: Path, tmp_path: Path) -> None:
     assert len(timeless(out)) == N_STEPS
 
 
-def test_a_loss_that_leaves_its_course(run: Run, texts: Path, tmp_path: Path) -> None:
+def test_a_loss_that_diverges(run: Run, texts: Path, tmp_path: Path) -> None:
     """Exit status 1, one line, the batch, and the last good checkpoint."""
     out = tmp_path / "run"
     done = run(
@@ -169,7 +169,7 @@ def test_a_loss_that_leaves_its_course(run: Run, texts: Path, tmp_path: Path) ->
     )
     assert (done.status, done.out) == (1, "")
     (line,) = done.err.splitlines()
-    assert "left its course at step" in line
+    assert "diverged at step" in line
     assert "nats above its smoothed" in line
     assert "go on with --init" in line
     assert "and a lower --lr" in line

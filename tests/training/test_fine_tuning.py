@@ -50,7 +50,7 @@ def test_a_run_goes_on_with_the_model_it_began_with(tiny_folder: Path, tmp_path:
     weights = load_file(init / "model.safetensors")
     weights["lm_head.weight"][0, 0] += 1
     save_file(weights, init / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match=r"has other weights than when .*run was begun with it: put those"):
+    with pytest.raises(ValueError, match=r"has other weights than when .*run was started with it: put those"):
         run(tmp_path / "run", resume=True, **options)
 
 

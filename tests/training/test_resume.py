@@ -92,7 +92,7 @@ def test_a_finished_run_stays_as_it_is(whole: Path) -> None:
 
 
 def test_another_text_or_setting_is_not_its_own(whole: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="begun with seed 0, not 1: leave it out"):
+    with pytest.raises(ValueError, match="started with seed 0, not 1: leave it out"):
         cynosure.train([], whole, cynosure.TrainSettings(seed=1), resume=True)
     with pytest.raises(ValueError, match="holds another run: `resume=True`"):
         cynosure.train(documents(), whole, cynosure.TrainSettings(**SETTINGS))
@@ -135,7 +135,7 @@ def test_a_finished_run_that_cannot_be_written_is_shown(whole: Path) -> None:
     before = state(whole)
     with read_only(whole):
         again = cynosure.train([], whole, resume=True)
-        with pytest.raises(ValueError, match="begun with seed 0, not 1: leave it out"):
+        with pytest.raises(ValueError, match="started with seed 0, not 1: leave it out"):
             cynosure.train([], whole, cynosure.TrainSettings(seed=1), resume=True)
     assert state(whole) == before
     for name in ("folder", "plan", "parameters", "best_step", "unigram_bits_per_byte"):
@@ -167,9 +167,9 @@ def test_what_is_put_among_a_runs_scores_is_not_removed(whole: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("option", "says"),
     [
-        ({"hold_out": 0.1}, "begun with hold_out 0.2, not 0.1"),  # the default, and not the run's
-        ({"device": "auto"}, "begun with device cpu, not auto"),
-        ({"learning_rate": 3e-4}, "begun with learning_rate 0.002, not 0.0003"),
+        ({"hold_out": 0.1}, "started with hold_out 0.2, not 0.1"),  # the default, and not the run's
+        ({"device": "auto"}, "started with device cpu, not auto"),
+        ({"learning_rate": 3e-4}, "started with learning_rate 0.002, not 0.0003"),
     ],
 )
 def test_defaults_that_are_given_count(tmp_path: Path, option: dict[str, Any], says: str) -> None:
@@ -189,7 +189,7 @@ def test_what_was_left_open_may_be_given_as_it_was_settled(tmp_path: Path) -> No
     rate = folder.manifest["plan"]["learning_rate"]
     for value, fits in ((rate, True), (rate * 2, False)):
         given = cynosure.TrainSettings(learning_rate=value)
-        with nullcontext() if fits else pytest.raises(ValueError, match=f"begun with learning_rate {rate}, not"):
+        with nullcontext() if fits else pytest.raises(ValueError, match=f"started with learning_rate {rate}, not"):
             begin.check_same(folder, folder.manifest, Corpus([], {}), Corpus([], {}), given)
 
 

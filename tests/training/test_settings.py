@@ -45,7 +45,7 @@ def test_defaults() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"preset": "huge"}, "there is tiny, small, base"),
+        ({"preset": "huge"}, "expected one of tiny, small, base"),
         ({"preset": "tiny", "init": "x"}, "not both"),
         ({"lora": 4}, "name one with `init`"),
         ({"init": "x", "vocab_size": 300}, "its own tokenizer"),

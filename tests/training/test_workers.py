@@ -17,7 +17,7 @@ from tests.training.test_resume import assert_same
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Trainer's own
 ROOT = Path(__file__).parents[2]
-NOTE = "the processes are {}, and were {} when the run was begun: it goes on to rounding, not bit for bit"
+NOTE = "the processes are {}, and were {} when the run was started: it goes on to rounding, not bit for bit"
 
 
 def two_processes(folder: Path, phase: str) -> subprocess.CompletedProcess[str]:
@@ -59,7 +59,7 @@ def test_the_others_say_why_they_end() -> None:
     with pytest.raises(RuntimeError, match="shapes"), among_the_living():
         raise RuntimeError("shapes do not match")
     with pytest.raises(Diverged), among_the_living():
-        raise Diverged("training left its course")
+        raise Diverged("training diverged")
 
 
 def test_other_processes_go_on_to_rounding_which_is_said(runs: Path, tmp_path: Path) -> None:

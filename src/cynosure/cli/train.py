@@ -59,7 +59,7 @@ def train(
     Documents are packed into rows, each apart, and a prompt stays with its completion; a tenth is held out and scored
     as training goes on. The run's folder holds the best model, its checkpoints, figures, samples and curves; after a
     stop, --resume goes on bit for bit. torchrun -m cynosure train shares every batch among processes. Exit status 1
-    when the loss leaves its course.
+    when the loss diverges.
     """
     if not texts and not resume:
         raise ValueError("no text to train on: name files, folders, globs, - or a dataset")

@@ -92,7 +92,7 @@ def load(
         8192
     """
     if dtype != "auto" and dtype not in DTYPES:
-        raise ValueError(f"unknown dtype {dtype!r}: there is auto, {', '.join(DTYPES)}")
+        raise ValueError(f"unknown dtype {dtype!r}: expected one of auto, {', '.join(DTYPES)}")
     folder, shown = locate(name)
     if isinstance(folder, Path) and revision is not None:
         raise ValueError(f"revision {revision!r} is for models of the hub, and {name!r} is not one")
@@ -136,7 +136,7 @@ def load_model(
     config = from_pretrained(AutoConfig, source, revision, "model", trust_remote_code=trust_remote_code)
     own = trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     if not own and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ValueError(f"{name} is of the type {config.model_type}, no causal model such as llama or gpt2")
+        raise ValueError(f"{name} is a {config.model_type} model, not a causal one such as llama or gpt2")
     keep_to_own(config, trust_remote_code)
     if not own:
         check_size(config, checkpoint, source)
@@ -204,7 +204,8 @@ def find_device(device: str) -> "torch.device":
     except RuntimeError as error:
         raise ValueError(f"unknown device {device!r}: give auto, cpu, cuda, cuda:1, mps...") from error
     if place.type != "cpu" and (accelerator is None or place.type != accelerator.type):
-        raise ValueError(f"device {device!r} is not here: there is cpu{f', {accelerator.type}' if accelerator else ''}")
+        here = f"cpu, {accelerator.type}" if accelerator else "cpu"
+        raise ValueError(f"device {device!r} is not available here: expected one of {here}")
     return place
 
 

@@ -40,7 +40,8 @@ def check_found(
     missing = sorted(found["missing_keys"])
     if missing:
         raise ValueError(
-            f"{name} is no whole causal language model: it lacks {len(missing)} of its tensors, such as {missing[0]}"
+            f"{name} is not a complete causal language model: it lacks {len(missing)} of its tensors, such as "
+            f"{missing[0]}"
         )
     unused = [key for key in sorted(found["unexpected_keys"]) if not is_empty(key, checkpoint)]
     excused = {key: part for key in unused if (part := part_left_out(key, model.config))}

@@ -187,10 +187,10 @@ def row_document(name: str, row: Any, rules: Rules, columns: Sequence[str] | Non
     if (messages := chat_in(name, values, rules)) is not None:
         return chat(name, messages, values.get(TOOLS), rules)
     if rules.column in values:
-        found = "null" if values[rules.column] is None else type(values[rules.column]).__name__
-        raise ValueError(f"{name} has no text in its column {rules.column!r} but {found}")
-    has = ", ".join(columns or row) if isinstance(row, dict) else type(row).__name__
-    raise ValueError(f"{name} has no text in a column {rules.column!r}: it has {has}; `column` names another")
+        kind = "null" if values[rules.column] is None else f"a {type(values[rules.column]).__name__}"
+        raise ValueError(f"{name}: column {rules.column!r} is {kind}, expected a string")
+    has = ", ".join(columns or row) if isinstance(row, dict) else f"a {type(row).__name__}"
+    raise ValueError(f"{name}: no column {rules.column!r}, only {has}; name another with `column`")
 
 
 def chat_in(name: str, values: dict[str, Any], rules: Rules) -> list[Message] | None:

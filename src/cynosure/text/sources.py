@@ -120,7 +120,7 @@ def expand(name: str | Path, column: str | None, datasets: bool, left_out: dict[
         return [Source("dataset", name, None)]
     shown = name if len(name) <= SHOWN else f"{name[:SHOWN]}..."
     hint = hint_for_words(name)
-    raise FileNotFoundError(f"no such text: {shown!r} is no file, folder, glob, '-' or dataset name{hint}")
+    raise FileNotFoundError(f"no such text: {shown!r} is not a file, folder, glob, '-' or dataset name{hint}")
 
 
 def path_kind(path: Path) -> str | None:

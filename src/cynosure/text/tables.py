@@ -164,7 +164,7 @@ def read_dataset(name: str, splits: Sequence[str]) -> Iterator[Row]:
         found: Any = datasets.load_dataset(path, config, split=split, streaming=True)
     except (OSError, ValueError) as error:  # datasets' own errors are among these
         reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"no file, folder or glob {name!r} here, and no dataset to be had: {reason}") from error
+        raise ValueError(f"no file, folder or glob {name!r} here, and no such dataset: {reason}") from error
     if split is None:
         split = next((part for part in splits if part in found), next(iter(found)))
         found = found[split]

@@ -88,7 +88,9 @@ def tokenize(
         n_prompt += len(before)
     pieces = [b""] * len(before) + own.pieces + [b""] * len(after)
     if own.drift is None and b"".join(pieces) != text.encode():
-        raise RuntimeError(f"the tokens of {text[:40]!r}... do not cover its bytes: a fault of cynosure's own")
+        raise RuntimeError(
+            f"the tokens of {text[:40]!r}... do not cover its bytes: this is a bug in cynosure: please report it"
+        )
     ids, carried = own.ids, own.account
     if before or after:
         ids = np.concatenate([np.array(before, np.int64), ids, np.array(after, np.int64)])

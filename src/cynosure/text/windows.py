@@ -176,7 +176,7 @@ PROTOCOLS = {
 def check_protocol(protocol: str, window: int, stride: int | None) -> int:
     """The stride of a protocol for windows of `window` positions; ValueError for what makes no sense."""
     if protocol not in PROTOCOLS:
-        raise ValueError(f"unknown protocol {protocol!r}: there is {', '.join(PROTOCOLS)}")
+        raise ValueError(f"unknown protocol {protocol!r}: expected one of {', '.join(PROTOCOLS)}")
     least = 1 if PROTOCOLS[protocol].led else 2
     if protocol == "llama-cpp":
         least = 3  # of two positions the second half holds no scored one

@@ -43,7 +43,7 @@ def load_init(settings: TrainSettings, consent: Consent) -> LanguageModel:
     assert settings.init is not None
     if Path(settings.init).is_absolute() and not Path(settings.init).exists():
         raise FileNotFoundError(
-            f"the model to begin with is not at {settings.init}: put it back there, or leave a link to it there"
+            f"the starting model is no longer at {settings.init}: put it back, or leave a link to it there"
         )
     return load(settings.init, dtype="float32", device="cpu", **consent._asdict())
 
@@ -60,7 +60,7 @@ def begin(
         go_back(folder, manifest, watcher)
         if manifest["plan"]["processes"] != processes:
             watcher.note(
-                f"the processes are {processes}, and were {manifest['plan']['processes']} when the run was begun: it "
+                f"the processes are {processes}, and were {manifest['plan']['processes']} when the run was started: it "
                 "goes on to rounding, not bit for bit, and dropout draws other random numbers"
             )
     else:
@@ -100,22 +100,24 @@ def check_same(
         if own is None:  # left open, and settled by the plan
             own = manifest["plan"].get(name)
         if given != own:
-            raise ValueError(f"{folder.path} was begun with {name} {own}, not {given}: leave it out, it goes on so")
+            raise ValueError(
+                f"{folder.path} was started with {name} {own}, not {given}: leave it out to go on with that"
+            )
     for name, corpus in (("corpus", texts), ("valid", valid)):
         if corpus.origin.get("texts") and (what := difference({name: manifest[name]}, {name: corpus.origin})):
-            raise ValueError(f"{folder.path} was begun on other texts: {what}; leave them out, it has its own")
+            raise ValueError(f"{folder.path} was started on other texts: {what}; leave them out, it has its own")
 
 
 def check_code(folder: RunFolder, manifest: Figures, consent: Consent) -> None:
-    """ValueError where a run was begun with trusted code, and that is not trusted again or not the same."""
+    """ValueError where a run was started with trusted code, and that is not trusted again or not the same."""
     kept, settings = manifest.get("code"), TrainSettings.of_json(manifest["settings"])
     if kept and not consent.trust_remote_code:
         raise ValueError(
-            f"{folder.path} was begun with Python code of its model's own: give `trust_remote_code=True` again"
+            f"{folder.path} was started with Python code of its model's own: give `trust_remote_code=True` again"
         )
     if consent.trust_remote_code and (what := difference({"code": kept or {}}, {"code": code_of(settings)})):
         raise ValueError(
-            f"{folder.path} was begun with other code: {what}; restore the model's code, or begin another run"
+            f"{folder.path} was started with other code: {what}; restore the model's code, or start another run"
         )
 
 
@@ -134,9 +136,9 @@ def begin_anew(
     held_out = list(valid.documents)
     division = Division(documents, settings.hold_out, held_out)
     if not any(document.text for document in division.documents):
-        raise ValueError("there is no text to train on: every document given is empty")
+        raise ValueError("no text to train on: every document is empty")
     if not any(document.text for document in division.train()):
-        raise ValueError("there is no text to train on: every document given stands in `valid` as well")
+        raise ValueError("no text to train on: every document is in `valid` as well")
     started = load_init(settings, consent) if settings.init else None
     if started is not None:
         for note in started.notes:

@@ -302,7 +302,7 @@ def make_vocabulary(division: Division, preset: Preset, vocab_size: int | None) 
     ValueError where a size was asked for that the text does not support; the preset's own is cut down to what it does.
     """
     wanted = vocab_size or preset.vocab_size
-    log.info("making a vocabulary of %s tokens of the text", f"{wanted:,}")
+    log.info("training a tokenizer of %s tokens on the text", f"{wanted:,}")
     tokenizer = train_tokenizer(map(plain, division.train()), wanted)
     if len(tokenizer) < wanted:
         found = f"the text to train on supports a vocabulary of {len(tokenizer):,} tokens"

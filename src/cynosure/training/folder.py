@@ -72,7 +72,7 @@ class RunFolder:
         if not self.exists:
             if (self / CHECKPOINTS).exists():
                 raise FileNotFoundError(f"{self / MANIFEST} is missing; {WAY_OUT}")
-            raise FileNotFoundError(f"{self.path} holds no training run to go on with: leave `resume` out to begin one")
+            raise FileNotFoundError(f"{self.path} holds no training run to resume: leave `resume` out to start one")
         return read_manifest(self / MANIFEST)
 
     def check_free(self) -> None:

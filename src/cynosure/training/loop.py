@@ -120,7 +120,7 @@ class Training(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """After every step: its line of metrics, to the run's folder, to whoever watches, and to Trainer's reporters.
 
-        Raises Diverged where the loss left its course; nothing has been saved since then.
+        Raises Diverged where the loss diverges; nothing has been saved since then.
         """
         if "learning_rate" not in logs:
             return  # Trainer's summary of the end
@@ -187,9 +187,7 @@ class Training(Trainer):
         if last:
             again = str(self.settings.init if self.settings.lora else last)
             way_on = f"the last good checkpoint is {last}: go on with `init={again!r}` and a lower `learning_rate`"
-        raise Diverged(
-            f"training left its course at step {step:,}: {why}; the batch is in {self.folder / name}; {way_on}"
-        )
+        raise Diverged(f"training diverged at step {step:,}: {why}; the batch is in {self.folder / name}; {way_on}")
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Our validation in the place of Trainer's evaluation."""

@@ -27,7 +27,7 @@ PRESETS = {
 def find_preset(name: str) -> Preset:
     """The preset of that name; ValueError for another."""
     if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}: there is {', '.join(PRESETS)}")
+        raise ValueError(f"unknown preset {name!r}: expected one of {', '.join(PRESETS)}")
     return PRESETS[name]
 
 

@@ -197,7 +197,7 @@ class Run:
         return shared_anew(kept, self.settings, self.workers.count, self.device.type)
 
     def repeatable(self) -> None:
-        """Let products and threads be those that the run was begun with; a note where they cannot."""
+        """Let products and threads be those that the run was started with; a note where they cannot."""
         missing = settle(self.manifest["products"]) if self.device.type == "cpu" else []
         begun = self.manifest["environment"]
         now: dict[str, Any] = environment()
@@ -220,8 +220,8 @@ class Run:
         known = self.manifest.get("init_sha256")
         if known is not None and weights_digest(model) != known:
             raise ValueError(
-                f"{settings.init} has other weights than when {self.folder.path} was begun with it: put those back, or "
-                "train again with another `out`"
+                f"{settings.init} has other weights than when {self.folder.path} was started with it: put those back, "
+                "or train again with another `out`"
             )
         if settings.lora is None:
             return model
@@ -312,7 +312,7 @@ class Run:
                 str(folder / MODEL), dtype="float32", device=self.settings.device, trust_remote_code=trust
             )  # fmt: skip
             model = replace(model, name=folder.path.resolve().name)
-            self.watcher.note(f"scoring all that is held out, {counted(len(documents), 'document')}")
+            self.watcher.note(f"scoring all held-out texts, {counted(len(documents), 'document')}")
             with self.watcher.scoring(sum(len(document.text.encode()) for document in documents)) as progress:
                 scores = score_into(
                     model, documents, folder / SCORES, self.plan.row_tokens, self.workers.leads, progress,

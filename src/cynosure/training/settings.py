@@ -126,13 +126,13 @@ class TrainSettings:
         if self.preset is not None:
             find_preset(self.preset)
             if self.init is not None:
-                raise ValueError("give a preset or a model to begin with, not both")
+                raise ValueError("give `preset` or `init`, not both")
         if self.init is None and self.lora is not None:
-            raise ValueError("lora updates a model that is there: name one with `init`")
+            raise ValueError("lora updates an existing model: name one with `init`")
         if self.fsdp and self.lora is not None:
-            raise ValueError("fsdp shares out what is trained, of which lora leaves little: give one of the two")
+            raise ValueError("fsdp shards what is trained, and lora trains little: give one of the two")
         if self.init is not None and (self.tokenizer is not None or self.vocab_size is not None):
-            raise ValueError("a model to begin with brings its own tokenizer: leave `tokenizer` and `vocab_size` out")
+            raise ValueError("the model of `init` has its own tokenizer: leave `tokenizer` and `vocab_size` out")
         if self.tokenizer is not None and self.vocab_size is not None:
             raise ValueError("a vocabulary is made of the text or taken from `tokenizer`, not both")
         if self.device.partition(":")[2] not in ("", "0"):
@@ -246,7 +246,7 @@ def make_plan(
     if batch % row:
         near = sorted({max(row, batch // row * row), (batch // row + 1) * row})
         raise ValueError(
-            f"a batch of {batch:,} tokens is no whole number of rows of {row:,}: "
+            f"a batch of {batch:,} tokens is not a multiple of the {row:,} tokens of a row: "
             f"give {' or '.join(f'`batch_tokens={size}`' for size in near)}"
         )
     rows = batch // row

@@ -301,12 +301,12 @@ class StoredRun(NamedTuple):
 
 @contextmanager
 def as_begun(store: Store, device: torch.device) -> Iterator[None]:
-    """Score with as many threads as the run was begun with: on a CPU the last bits of a loss depend on it."""
+    """Score with as many threads as the run was started with: on a CPU the last bits of a loss depend on it."""
     begun, now = store.environment.get("threads"), torch.get_num_threads()
     if device.type != "cpu" or type(begun) is not int or begun < 1 or begun == now:
         yield
         return
-    log.info("%s was begun with %d CPU thread(s): going on with as many, not with %d", store.folder, begun, now)
+    log.info("%s was started with %d CPU thread(s): going on with as many, not with %d", store.folder, begun, now)
     torch.set_num_threads(begun)
     try:
         yield

@@ -70,7 +70,7 @@ class Store:
 
     @property
     def environment(self) -> dict[str, Any]:
-        """Where the run was begun; empty where the manifest does not tell."""
+        """Where the run was started; empty where the manifest does not tell."""
         found = self.manifest.get("environment")
         return found if isinstance(found, dict) else {}
 
