@@ -93,7 +93,7 @@ def test_input_that_makes_no_training(run: Run, texts: Path, tmp_path: Path) -> 
     refused(run("train", texts, "--out", out, "--tokens", "many"), "not a number of tokens")
     refused(run("train", texts, "--out", out, "--preset", "huge"), "expected one of tiny, small, base")
     refused(run("train", texts, "--out", out, "--init", "no/such", "--quiet"), "no/such")
-    refused(run("train", texts, "--valid", texts, "--out", out, *OPTIONS), "every document given stands in --valid")
+    refused(run("train", texts, "--valid", texts, "--out", out, *OPTIONS), "every document is in --valid")
     refused(run("train", texts, "--out", out, *OPTIONS, "--report-to", "nobody"), "nobody is not supported")
     refused(run("train", texts, "--out", out, *OPTIONS, "--device", "cuda:1"), "CUDA_VISIBLE_DEVICES")
     assert not out.exists()
