@@ -8,7 +8,7 @@ from torch.autograd import Function
 
 from cynosure.loss.chunked import (
     Gradients,
-    Job,
+    LossJob,
     Wanted,
     compute,
     compute_dlogits,
@@ -74,7 +74,7 @@ class FusedSum(_FirstOrder):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor | None, bias: Tensor | None, probability: Tensor | None,
-        row_weight: Tensor, job: Job,
+        row_weight: Tensor, job: LossJob,
     ) -> Tensor:  # fmt: skip
         ctx.job, ctx.wanted, head = job, Wanted(*ctx.needs_input_grad[:4]), job.head(weight, bias)
         if any(ctx.wanted):
@@ -102,7 +102,7 @@ class FusedRows(_FirstOrder):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor | None, bias: Tensor | None, probability: Tensor | None, job: Job
+        ctx: Any, hidden: Tensor, weight: Tensor | None, bias: Tensor | None, probability: Tensor | None, job: LossJob
     ) -> Tensor:
         ctx.job = job
         _save(ctx, hidden, weight, bias, probability)
@@ -121,7 +121,7 @@ class LogitsRows(_FirstOrder):
     """loss_i of every counted row of logits that are there already; the backward visits them again."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, probability: Tensor | None, job: Job) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, probability: Tensor | None, job: LossJob) -> Tensor:
         ctx.job = job
         ctx.save_for_backward(logits, probability if ctx.needs_input_grad[1] else None)
         return compute_logits(job, logits)

@@ -13,17 +13,17 @@ from torch import Tensor
 
 from cynosure.loss.backends.registry import Backend
 from cynosure.loss.backends.torch_rows import target_gradient
-from cynosure.loss.linear import Head, OwnHead, product
+from cynosure.loss.linear import HeadWeights, OwnHead, product
 from cynosure.loss.matmul.choice import choose_gemm
 from cynosure.loss.matmul.weight_sum import WeightSum
 from cynosure.loss.options import RowOptions, accumulation_dtype
-from cynosure.loss.targets import Batch, rows_between, take_rows
+from cynosure.loss.targets import CountedBatch, rows_between, take_rows
 
 
-class Job(NamedTuple):
+class LossJob(NamedTuple):
     """Everything constant about one call."""
 
-    batch: Batch
+    batch: CountedBatch
     options: RowOptions
     backend: Backend
     dtype: torch.dtype  # that the matrix products run in: autocast's, else the inputs'
@@ -31,12 +31,12 @@ class Job(NamedTuple):
     chunk_tokens: int | None
     own_weight: Tensor | None = None  # of a head that multiplies by itself: a constant, which autograd never sees
 
-    def head(self, weight: Tensor | None, bias: Tensor | None) -> Head | OwnHead:
+    def head(self, weight: Tensor | None, bias: Tensor | None) -> HeadWeights | OwnHead:
         """The head of this weight, or of the job's own."""
         if self.own_weight is not None:
             return OwnHead(self.own_weight, bias)
         assert weight is not None
-        return Head(weight, bias)
+        return HeadWeights(weight, bias)
 
 
 class Chunk(NamedTuple):
@@ -62,7 +62,7 @@ class Wanted(NamedTuple):
         return self.dhidden or self.dweight or self.dbias
 
 
-def logits_chunks(job: Job, hidden: Tensor, head: Head | OwnHead) -> Iterator[Chunk]:
+def logits_chunks(job: LossJob, hidden: Tensor, head: HeadWeights | OwnHead) -> Iterator[Chunk]:
     """Logits of the n counted rows, R at a time, in one reused buffer: one GEMM in all."""
     vocab_size, rows, n_rows = head.shape[0], job.batch.inputs, job.batch.n_rows
     n_chunk = job.backend.sizes(hidden.device).chunk_rows(n_rows, vocab_size, hidden.dtype, job.chunk_tokens)
@@ -104,7 +104,7 @@ class Gradients:
     one visit less. A single chunk needs no accumulator at all.
     """
 
-    def __init__(self, hidden: Tensor, head: Head | OwnHead, job: Job, wanted: Wanted, unit: float) -> None:
+    def __init__(self, hidden: Tensor, head: HeadWeights | OwnHead, job: LossJob, wanted: Wanted, unit: float) -> None:
         self.unit, self.job = unit, job
         dtype = accumulation_dtype(job.dtype)
         new = torch.zeros_like if job.batch.inputs is not None else torch.empty_like
@@ -117,7 +117,7 @@ class Gradients:
         self.dbias = torch.zeros(head.shape[0], dtype=dtype, device=hidden.device) if wanted.dbias else None
         self.dtarget = new_dtarget(job.batch) if wanted.dtarget else None
 
-    def add(self, chunk: Chunk, head: Head | OwnHead) -> None:
+    def add(self, chunk: Chunk, head: HeadWeights | OwnHead) -> None:
         """Two GEMMs: what the chunk, now holding d(logits), adds to each gradient."""
         dlogits, rows = chunk.logits, self.job.batch.inputs
         if self.dhidden is not None:
@@ -155,7 +155,7 @@ class Gradients:
 
 
 def compute(
-    job: Job, hidden: Tensor, head: Head | OwnHead, upstream: Tensor, wanted: Wanted
+    job: LossJob, hidden: Tensor, head: HeadWeights | OwnHead, upstream: Tensor, wanted: Wanted
 ) -> tuple[Tensor, Gradients]:
     """Loss (n,) of every counted row and the gradients of sum(upstream * loss): three GEMMs."""
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
@@ -173,7 +173,7 @@ def compute(
     return loss, gradients
 
 
-def new_dtarget(batch: Batch) -> Tensor:
+def new_dtarget(batch: CountedBatch) -> Tensor:
     """Where the gradient of the target's probabilities goes: zeros where rows are left out."""
     probability = batch.target.probability
     assert probability is not None
@@ -181,7 +181,7 @@ def new_dtarget(batch: Batch) -> Tensor:
     return new(probability, memory_format=torch.contiguous_format)
 
 
-def _put_dtarget(dtarget: Tensor, job: Job, start: int, logits: Tensor, upstream: Tensor) -> None:
+def _put_dtarget(dtarget: Tensor, job: LossJob, start: int, logits: Tensor, upstream: Tensor) -> None:
     """The rows of dtarget that go with these logits (r, V), of the counted rows from `start` on."""
     batch, stop = job.batch, start + len(logits)
     at = rows_between(batch.targets, start, stop)
@@ -190,7 +190,7 @@ def _put_dtarget(dtarget: Tensor, job: Job, start: int, logits: Tensor, upstream
     dtarget.view(-1, dtarget.shape[-1])[at] = part.to(dtarget.dtype)
 
 
-def _row_kernel(job: Job, offset: int, loss: Tensor, upstream: Tensor | None) -> Callable[[Tensor, int, int], None]:
+def _row_kernel(job: LossJob, offset: int, loss: Tensor, upstream: Tensor | None) -> Callable[[Tensor, int, int], None]:
     batch = job.batch
 
     def kernel(z: Tensor, start: int, stop: int) -> None:
@@ -213,7 +213,7 @@ def _unit(upstream: Tensor, dtype: torch.dtype) -> float:
     return 2.0 ** math.floor(math.log2(largest)) if 0 < largest < math.inf else 1.0
 
 
-def compute_logits(job: Job, logits: Tensor) -> Tensor:
+def compute_logits(job: LossJob, logits: Tensor) -> Tensor:
     """Loss (n,) of every counted row of logits (..., V) that are there already."""
     loss = torch.empty(job.batch.n_rows, dtype=accumulation_dtype(logits.dtype), device=logits.device)
     with torch.no_grad():
@@ -221,7 +221,7 @@ def compute_logits(job: Job, logits: Tensor) -> Tensor:
     return loss
 
 
-def compute_dlogits(job: Job, logits: Tensor, upstream: Tensor) -> Tensor:
+def compute_dlogits(job: LossJob, logits: Tensor, upstream: Tensor) -> Tensor:
     """d(logits) (..., V) of sum(upstream * loss), recomputed from the logits."""
     with torch.no_grad():
         new = torch.zeros if job.batch.inputs is not None else torch.empty
@@ -230,7 +230,7 @@ def compute_dlogits(job: Job, logits: Tensor, upstream: Tensor) -> Tensor:
     return dlogits
 
 
-def compute_dtarget(job: Job, logits: Tensor, upstream: Tensor) -> Tensor:
+def compute_dtarget(job: LossJob, logits: Tensor, upstream: Tensor) -> Tensor:
     """d(probabilities), in the target's shape, of sum(upstream * loss), from logits (..., V)."""
     with torch.no_grad():
         dtarget = new_dtarget(job.batch)
@@ -240,7 +240,7 @@ def compute_dtarget(job: Job, logits: Tensor, upstream: Tensor) -> Tensor:
     return dtarget
 
 
-def _visit_given(job: Job, logits: Tensor, loss: Tensor, upstream: Tensor | None, dlogits: Tensor | None) -> None:
+def _visit_given(job: LossJob, logits: Tensor, loss: Tensor, upstream: Tensor | None, dlogits: Tensor | None) -> None:
     """The kernel works where d(logits) go, or where the logits lie if it leaves them; else on copies."""
     rows, kernel = job.batch.inputs, _row_kernel(job, 0, loss, upstream)
     for start, stop, z, direct in given_rows(job.backend, logits, rows, job.batch.n_rows):

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from cynosure.loss.autograd import FusedRows, FusedSum, LogitsRows, Shapes, apply
 from cynosure.loss.backends.registry import choose_backend
-from cynosure.loss.chunked import Job
+from cynosure.loss.chunked import LossJob
 from cynosure.loss.compiler import public
-from cynosure.loss.linear import Head, OwnHead, check_frozen, make_head
+from cynosure.loss.linear import HeadWeights, OwnHead, check_frozen, make_head
 from cynosure.loss.options import ReduceOptions, Reduction, RowOptions, accumulation_dtype, check_chunk_tokens
-from cynosure.loss.targets import Batch, TargetLike, check_target, make_batch, probability_of
+from cynosure.loss.targets import CountedBatch, TargetLike, check_target, make_batch, probability_of
 
 COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -280,7 +280,7 @@ def check_class_indices(target: Tensor) -> None:
         raise TypeError(f"target must be class indices, got {kind(target)}")
 
 
-def check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Head | OwnHead:
+def check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> HeadWeights | OwnHead:
     """hidden (..., D), weight (V, D) and bias (V,) of one dtype on one device, or a clear error."""
     for name, x in (("hidden", hidden), ("weight", weight), ("bias", bias)):
         if x is None and name == "bias":
@@ -327,7 +327,7 @@ def autocasts(hidden: Tensor) -> bool:
 def _make_job(
     rows: Tensor, vocab_size: int, target: TargetLike, options: RowOptions, reduce: ReduceOptions, backend: str | None,
     dtype: torch.dtype,
-) -> Job:  # fmt: skip
+) -> LossJob:  # fmt: skip
     lead, weight = rows.shape[:-1], options.class_weight
     if weight is not None:
         if weight.shape != (vocab_size,):
@@ -337,10 +337,10 @@ def _make_job(
         options = replace(options, class_weight=weight.to(accumulation_dtype(dtype)))
     checked = check_target(target, lead, vocab_size, rows.device, reduce.ignore_index)
     batch = make_batch(checked, lead, options, reduce, dtype)
-    return Job(batch, options, choose_backend(backend, rows.device)[0], dtype, dtype, None)
+    return LossJob(batch, options, choose_backend(backend, rows.device)[0], dtype, dtype, None)
 
 
-def _shapes(job: Job, reduction: Reduction, *given: Tensor | None) -> Tensor:
+def _shapes(job: LossJob, reduction: Reduction, *given: Tensor | None) -> Tensor:
     """The result of tensors without values: its shape and dtype alone."""
     shape = job.batch.shape if reduction == "none" else torch.Size()
     return apply(Shapes, shape, accumulation_dtype(job.dtype), *given)
@@ -361,7 +361,7 @@ def kind(x: object) -> str:
     return f"a tensor of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
 
 
-def _spread(losses: Tensor, batch: Batch) -> Tensor:
+def _spread(losses: Tensor, batch: CountedBatch) -> Tensor:
     """Losses (n,) of the counted rows times their weights, in the result's shape, 0 elsewhere."""
     losses = losses * batch.weight
     if batch.outputs is not None:

@@ -29,7 +29,7 @@ def capped(z: Tensor, scale: float, softcap: float | None) -> Tensor:
     return z if softcap is None else torch.tanh(z / softcap) * softcap
 
 
-class Head(NamedTuple):
+class HeadWeights(NamedTuple):
     """A weight in plain memory."""
 
     weight: Tensor  # (V, D)
@@ -40,13 +40,13 @@ class Head(NamedTuple):
         """(V, D)."""
         return self.weight.shape
 
-    def to(self, dtype: torch.dtype) -> "Head":
+    def to(self, dtype: torch.dtype) -> "HeadWeights":
         """Both in this dtype."""
-        return Head(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
+        return HeadWeights(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
 
-    def classes(self, at: "slice | Tensor") -> "Head":
+    def classes(self, at: "slice | Tensor") -> "HeadWeights":
         """Of these classes alone."""
-        return Head(self.weight[at], None if self.bias is None else self.bias[at])
+        return HeadWeights(self.weight[at], None if self.bias is None else self.bias[at])
 
     def linear(self, hidden: Tensor, out: Tensor, provider: str | None = None) -> Tensor:
         """out (r, V) = hidden (r, D) @ weight.T + bias."""
@@ -152,6 +152,6 @@ def check_frozen(weight: Tensor) -> None:
         )
 
 
-def make_head(weight: Tensor, bias: Tensor | None) -> Head | OwnHead:
+def make_head(weight: Tensor, bias: Tensor | None) -> HeadWeights | OwnHead:
     """The head of a weight that came through the door."""
-    return OwnHead(weight, bias) if multiplies_itself(weight) else Head(weight, bias)
+    return OwnHead(weight, bias) if multiplies_itself(weight) else HeadWeights(weight, bias)

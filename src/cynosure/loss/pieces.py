@@ -99,7 +99,7 @@ def put_together(parts: list[LossPart]) -> LossPart:
     return LossPart(largest, scaled(exp, shift).sum(0), (dot + mass * shift).sum(0), mass.sum(0))
 
 
-def put_figures_together(parts: list[StatsPart], beta: Tensor) -> StatsPart:
+def put_stats_together(parts: list[StatsPart], beta: Tensor) -> StatsPart:
     """One part of several, in the order of their classes."""
     if len(parts) == 1:
         return parts[0]
@@ -120,8 +120,8 @@ def put_figures_together(parts: list[StatsPart], beta: Tensor) -> StatsPart:
     )
 
 
-class Figures(NamedTuple):
-    """Figures of r rows; fields as in `TokenStats`."""
+class RowStats(NamedTuple):
+    """Statistics of r rows; fields as in `TokenStats`."""
 
     nll: Tensor
     lse: Tensor
@@ -137,7 +137,7 @@ class Figures(NamedTuple):
     correct: Tensor
 
 
-def figures(others: StatsPart, target: Tensor, best: Best, beta: Tensor) -> Figures:
+def row_stats(others: StatsPart, target: Tensor, best: Best, beta: Tensor) -> RowStats:
     """Every figure of r rows with targets (r,), from what all the other classes add up to.
 
     1 - p is the others' share, never a difference: it keeps its digits when the model is sure.
@@ -156,7 +156,7 @@ def figures(others: StatsPart, target: Tensor, best: Best, beta: Tensor) -> Figu
     tempered = scaled(others.tempered, beta[:, None] * shift) + (beta[:, None] * gap).exp()
     best = best.with_others(z[:, None], target[:, None])
     nll = torch.where(gap == 0, exp.log1p(), log_s - gap)
-    return Figures(
+    return RowStats(
         nll=nll,
         lse=top + log_s,
         entropy=log_s - surprise / s,

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from cynosure.loss.compiler import uncompiled
 from cynosure.patching.lent import lent
 from cynosure.patching.pending import Owner, PendingLogits
-from cynosure.patching.products import Product, product_of
+from cynosure.patching.products import HeadMatmul, matmul_of
 from cynosure.patching.quantized import rounding, rounding_weight
 from cynosure.patching.recipe import Recipe, product_dtype
 
@@ -49,19 +49,19 @@ class Deferring(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        product = product_of(func, args, kwargs or {})
+        product = matmul_of(func, args, kwargs or {})
         if product is None or product.weight.shape[0] not in self.classes or not self.defers(product):
             return func(*args, **(kwargs or {}))
         return self.logits(product)
 
     @uncompiled
-    def logits(self, product: Product) -> Tensor:
+    def logits(self, product: HeadMatmul) -> Tensor:
         """What stands for the logits of such a product."""
         hidden, weight, bias = product
         self.owner.deferred += 1
         return PendingLogits.of(Recipe(hidden, weight, bias, 1.0, None, product_dtype(hidden)), self.owner)
 
-    def defers(self, product: Product) -> bool:
+    def defers(self, product: HeadMatmul) -> bool:
         """Whether this product can be put off; one of another grad mode is inside of an autograd function."""
         hidden, weight, _ = product
         if isinstance(hidden, PendingLogits) or isinstance(weight, PendingLogits):

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from cynosure.loss.matmul.openblas import find_openblas
-from cynosure.loss.native.library import Product, call, library
+from cynosure.loss.native.library import MatmulArguments, call, library
 from cynosure.loss.tensors import address
 
 RIVALS = {torch.float32: "openblas", torch.bfloat16: "native"}  # of torch
@@ -81,7 +81,7 @@ def native_product(
     flops = 2.0 * a.shape[0] * a.shape[1] * b.shape[1]
     n_threads = torch.get_num_threads() if flops >= WORTH_THREADS else 1
     wide, narrow = (address(out), None) if out.dtype == torch.float32 else (None, address(out))
-    arguments = Product(
+    arguments = MatmulArguments(
         address(a), *a.stride(), address(b), *b.stride(), a.shape[0], b.shape[1], a.shape[1], wide, narrow,
         None if low is None else address(low), out.stride(0), add, keep_low and low is not None, n_threads,
     )  # fmt: skip
