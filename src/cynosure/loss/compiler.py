@@ -3,13 +3,13 @@
 import inspect
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import torch
-from torch._compile import _disable_dynamo
 
 from cynosure.loss.tensors import is_plain, plain_arguments
 from cynosure.loss.transforms import COMPILED, refuse_script, refuse_transforms
+from cynosure.system.upstream import is_profiling, n_dispatch_modes, without_compiler
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -22,7 +22,7 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        is_simple = not torch._C._len_torch_dispatch_stack() and all(map(is_plain, (*args, *kwargs.values())))
+        is_simple = not n_dispatch_modes() and all(map(is_plain, (*args, *kwargs.values())))
         if is_simple or len(args) > len(names):
             return function(*args, **kwargs)
         return function(**plain_arguments(dict(zip(names, args, strict=False)) | kwargs))  # type: ignore[call-arg]
@@ -31,12 +31,8 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
-    """The function: never traced by torch.compile, refused under transforms, and by its name in a profile.
-
-    `torch.compiler.disable` does the same but loads the compiler at once, a second that most users never need.
-    """
-    disabled: Any = _disable_dynamo(function)
-    disabled._torchdynamo_disable, disabled._torchdynamo_disable_msg = True, COMPILED  # what full graphs are told
+    """The function, never traced by torch.compile, refused under transforms, and shown by its name in a profile."""
+    disabled = without_compiler(function, COMPILED)
     name = function.__name__
 
     @wraps(function)
@@ -45,7 +41,7 @@ def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
             found: R = disabled(*args, **kwargs)
             return found
         refuse_transforms(name, (*args, *kwargs.values()))
-        if torch._C._autograd._profiler_enabled():
+        if is_profiling():
             with torch.autograd.profiler.record_function(f"cynosure::{name}"):
                 return function(*args, **kwargs)
         return function(*args, **kwargs)

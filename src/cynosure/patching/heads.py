@@ -6,10 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
-from torch.distributed.fsdp._runtime_utils import _reshard, _unshard
 from torch.distributed.tensor import DTensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from cynosure.loss.compiler import uncompiled
 from cynosure.patching.lent import lent
@@ -17,6 +15,13 @@ from cynosure.patching.pending import Owner, PendingLogits
 from cynosure.patching.products import HeadMatmul, matmul_of
 from cynosure.patching.quantized import rounding, rounding_weight
 from cynosure.patching.recipe import Recipe, product_dtype
+from cynosure.system.upstream import (
+    gather_flat,
+    has_backward_hook,
+    is_traceable_wrapper_subclass,
+    own_weight,
+    release_flat,
+)
 
 
 class Deferring(TorchFunctionMode):
@@ -99,7 +104,7 @@ def rows(layer: nn.Module) -> int:
     By its weight where that is a plain matrix: PEFT's copies of tied heads have out_features and in_features swapped.
     """
     n = getattr(layer, "out_features", None) or getattr(layer, "num_embeddings", None) or 0
-    weight = layer._parameters.get("weight")  # not one that is computed, which may change its layer's state
+    weight = own_weight(layer)
     if n and isinstance(weight, Tensor) and weight.ndim == 2 and weight.is_floating_point():
         n = weight.shape[0]
     return int(n)
@@ -113,10 +118,9 @@ def head_layers(model: Any) -> list[nn.Module]:
 
 def hooked(layers: list[nn.Module], classes: set[int]) -> str | None:
     """The hook that is to have the gradient of a head's logits; None for none."""
-    everywhere = torch.nn.modules.module._global_backward_hooks or torch.nn.modules.module._global_backward_pre_hooks
     for layer in layers:
         gives_logits = layer is layers[0] or rows(layer) in classes
-        if gives_logits and (everywhere or layer._backward_hooks or layer._backward_pre_hooks):
+        if gives_logits and has_backward_hook(layer):
             return "its head has a backward hook, which needs the gradient of full logits: remove the hook"
     return None
 
@@ -126,8 +130,8 @@ def gather_head(model: Any) -> None:
     for module in head_layers(model):  # until its backward
         if isinstance(module, FSDPModule):
             module.unshard()
-        elif isinstance(module, FullyShardedDataParallel) and module._handle is not None:
-            _unshard(module, module._handle, module._unshard_stream, module._pre_unshard_stream)
+        elif isinstance(module, FullyShardedDataParallel):
+            gather_flat(module)
 
 
 def release(model: Any) -> None:
@@ -136,9 +140,7 @@ def release(model: Any) -> None:
         if isinstance(module, FSDPModule):
             module.reshard()  # the root keeps what it has gathered
         elif isinstance(module, FullyShardedDataParallel):
-            handle = module._handle
-            if handle is not None and handle.uses_sharded_strategy:
-                _reshard(module, handle, True)
+            release_flat(module)
 
 
 def is_fsdp(module: nn.Module) -> bool:

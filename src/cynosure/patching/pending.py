@@ -15,6 +15,7 @@ from cynosure.patching.losses import LOSSES, Asked
 from cynosure.patching.noted import noted, signature
 from cynosure.patching.recipe import Recipe
 from cynosure.patching.watched import SAID, Step, grad, last_step, step_of, watched
+from cynosure.system.upstream import make_wrapper_subclass, without_torch_function
 
 
 class Owner(Protocol):
@@ -53,7 +54,7 @@ class PendingLogits(Tensor):
 
         `step` is that operation; None where there were other stand-ins among its operands.
         """
-        found: PendingLogits = Tensor._make_wrapper_subclass(
+        found: PendingLogits = make_wrapper_subclass(
             PendingLogits, recipe.shape, dtype=recipe.dtype, device=recipe.hidden.device
         )
         found.recipe, found.made, found.owner = recipe, None, owner
@@ -94,10 +95,10 @@ class PendingLogits(Tensor):
         if name == "__get__":  # of a property
             name = getattr(getattr(func, "__self__", None), "__name__", name)
         if func in ASKING or func in PROPERTIES:
-            with torch._C.DisableTorchFunctionSubclass():
+            with without_torch_function():
                 return func(*args, **kwargs)
         if func is torch.autograd.grad:
-            with torch._C.DisableTorchFunctionSubclass():
+            with without_torch_function():
                 return grad(*args, **kwargs)
         first = next((x for x in (*args[:2], *kwargs.values()) if isinstance(x, PendingLogits)), None)
         if name in ("retain_grad", "register_hook") and not of_wrapper(args[-1]):

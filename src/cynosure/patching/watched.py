@@ -14,6 +14,7 @@ from cynosure.loss.compiler import uncompiled
 from cynosure.patching.labelled import NAMES, PLAIN, Objective
 from cynosure.patching.losses import Asked
 from cynosure.patching.recipe import Recipe
+from cynosure.system.upstream import backward_hooks
 
 SAID = (
     "the gradient of the logits of a patched model is waited for: its backward materializes the full logits, as the "
@@ -115,7 +116,7 @@ class Watched(Function):
 
 def is_watched(node: Any) -> bool:
     made = None if node is None else node.made
-    return made is not None and bool(made.retains_grad or made._backward_hooks)
+    return made is not None and bool(made.retains_grad or backward_hooks(made))
 
 
 def gradients(chain: list[Link], wanted: set[int], upstream: Tensor) -> dict[int, Tensor]:
@@ -144,7 +145,7 @@ def gradients(chain: list[Link], wanted: set[int], upstream: Tensor) -> dict[int
 
 def watch(logits: Tensor, made: Any) -> None:
     """Have the gradient of these logits treated as that of those that are watched."""
-    for hook in (made._backward_hooks or {}).values():
+    for hook in backward_hooks(made).values():
         logits.register_hook(hook)  # type: ignore[no-untyped-call]
     if made.retains_grad:
 

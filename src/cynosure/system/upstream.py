@@ -1,7 +1,7 @@
 """Private parts of torch, transformers, accelerate and peft: the one place to look after an upgrade.
 
-Tried with torch 2.13.0, transformers 5.23.0, accelerate 1.15.0 and peft 0.21.2. What can be wrapped is wrapped below; each
-wrapper says why there is no public way. The following parts are used where they are listed:
+Tried with torch 2.13.0, transformers 5.23.0, accelerate 1.15.0 and peft 0.21.2. Functions are wrapped or named
+below. These parts cannot be wrapped usefully, and are used where it says:
 
 Overridden methods of transformers' Trainer, which has no public hooks for its checkpoints (training/loop.py):
 `_save_checkpoint`, `_get_output_dir`, `_load_from_checkpoint`, `_save_optimizer_and_scheduler`,
@@ -17,8 +17,9 @@ Attributes by which other libraries wrap a model or layer, read with a default w
 `_hf_hook` (patching/inputs.py) and `_old_forward` (patching/quantized.py), TRL's `_metrics` (patching/trainer.py),
 PEFT's `_mixed_batch_forward` and `_apply_road` (patching/adapters.py).
 
-Parts of a torch module that are replaced: `_call_impl` and `_compiled_call_impl` (models/compiled.py), which calls
-compiled layers without a compiled attribute that would be saved with the model.
+Attributes of a torch module that are replaced for a while: `_call_impl` and `_compiled_call_impl` (models/compiled.py).
+`nn.Module.compile` sets the same attribute, but cannot be undone. A stand-in for logits answers `Tensor._base` itself
+(patching/pending.py).
 
 Names in a pickle that a checkpoint may hold (training/sharding.py): `_StorageInfo`, `_MEM_FORMAT_ENCODING`,
 `_get_layout` and `pathlib._local`.
@@ -38,13 +39,13 @@ from torch.utils._pytree import tree_map_only
 
 __all__ = ["is_traceable_wrapper_subclass", "tree_map_only"]
 
-# What is called for every tensor of every call goes by torch's own functions, without a wrapper's time.
+# Called for every tensor of every call: other names for torch's own functions, since a wrapper would take time.
 Keys = torch._C.DispatchKey
-dispatch_keys_of = torch._C._dispatch_keys  # a subclass or transform shows in these alone
-has_storage = torch._C._has_storage  # data_ptr() of a tensor without storage raises
+dispatch_keys_of = torch._C._dispatch_keys  # they tell a plain tensor from a subclass or a transformed one
+has_storage = torch._C._has_storage
 n_dispatch_modes = torch._C._len_torch_dispatch_stack
 is_profiling = torch._C._autograd._profiler_enabled
-is_jit_tracing = torch._C._is_tracing  # torch.jit.is_tracing() costs a warning under torch.compile
+is_jit_tracing = torch._C._is_tracing
 current_transform = torch._C._functorch.peek_interpreter_stack
 without_modes = _disable_current_modes
 without_torch_function = torch._C.DisableTorchFunctionSubclass  # within our own __torch_function__
@@ -87,11 +88,12 @@ def is_forward_mode() -> bool:
 
 def storage_id(x: Tensor) -> int:
     """What tensors that share memory have in common, also where its address is 0."""
-    return x.untyped_storage()._cdata
+    number: int = x.untyped_storage()._cdata
+    return number
 
 
 def is_zero_tensor(x: Tensor) -> bool:
-    """Whether a tensor has no memory because autograd knows that it is all zeros."""
+    """Whether a tensor is one of autograd's zero tensors, which have no memory."""
     return x._is_zerotensor()
 
 
@@ -148,6 +150,6 @@ def has_fast_bfloat16() -> bool:
 
 
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`F.linear` by oneDNN; F.linear takes MKL for float32."""
+    """`F.linear` by oneDNN, where `F.linear` itself takes MKL: see models/cpu.py."""
     result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return result
