@@ -1,4 +1,4 @@
-"""A public operation as torch's machinery meets it: one graph break to the compiler, one name to the profiler."""
+"""How torch treats a public operation: one graph break for the compiler, one name in the profiler."""
 
 import inspect
 from collections.abc import Callable
@@ -16,7 +16,7 @@ R = TypeVar("R")
 
 
 def public(function: Callable[P, R]) -> Callable[P, R]:
-    """A public operation: never traced by torch.compile, and called with plain tensors, as `tensors.py` makes them."""
+    """A public operation: never traced by torch.compile, and called with the plain tensors of `tensors.py`."""
     parameters = inspect.signature(function).parameters.values()
     names = [parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
 

@@ -1,4 +1,4 @@
-"""Sums over pieces of the vocabulary, put together: what a row's loss or figures need of each piece, and no more.
+"""Partial sums over pieces of the vocabulary, and how they merge into a row's loss or statistics.
 
 r rows, P pieces. All sums are float64, and relative to their piece's `base`: its largest logit, or 0 where that is
 minus infinity.
@@ -35,7 +35,7 @@ class LossPart(NamedTuple):
 
 
 class StatsPart(NamedTuple):
-    """What one piece adds to the figures of r rows, from all its logits but the target's."""
+    """What one piece adds to the statistics of r rows, from all its logits except the target's."""
 
     target_z: Tensor  # (r,) the target's z, which every piece knows
     top: Tensor  # (r,) largest z; NaN if any is
@@ -138,9 +138,9 @@ class RowStats(NamedTuple):
 
 
 def row_stats(others: StatsPart, target: Tensor, best: Best, beta: Tensor) -> RowStats:
-    """Every figure of r rows with targets (r,), from what all the other classes add up to.
+    """All statistics of r rows with targets (r,), from the merged sums of all other classes.
 
-    1 - p is the others' share, never a difference: it keeps its digits when the model is sure.
+    1 - p is computed as the share of the other classes, not as a difference, so that it stays exact if p is near 1.
     """
     z = others.target_z
     top = torch.maximum(others.top, z)

@@ -159,7 +159,7 @@ def logits_token_stats(
 
 
 class _Asked(NamedTuple):
-    """What is to be known of which rows, checked."""
+    """The checked arguments: which statistics, of which rows."""
 
     batch: CountedBatch
     options: RowOptions
@@ -194,7 +194,7 @@ class _Asked(NamedTuple):
 
 
 class _FilledStats:
-    """The figures of all tokens, filled block by block."""
+    """The statistics of all tokens, filled block by block."""
 
     def __init__(self, asked: _Asked, like: Tensor) -> None:
         self.batch, self.places = asked.batch, asked.order.argsort()
@@ -207,7 +207,7 @@ class _FilledStats:
             self.parts.append(like.new_full(shape, -1, dtype=torch.int64) if is_id else like.new_full(shape, torch.nan))
 
     def put(self, start: int, stop: int, figures: RowStats) -> None:
-        """The figures of counted rows start to stop, their temperatures ascending in 1 / T."""
+        """Store the statistics of counted rows start to stop, their temperatures ascending in 1 / T."""
         at = rows_between(self.batch.outputs, start, stop)
         figures = figures._replace(nll_at_temperature=figures.nll_at_temperature[:, self.places])
         for whole, part in zip(self.parts, figures, strict=True):

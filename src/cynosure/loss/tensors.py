@@ -1,4 +1,4 @@
-"""The door of the public operations: beyond it every tensor is plain, except a head's weight that multiplies by itself.
+"""Convert the arguments of public operations to plain tensors, except a head's weight with its own matmul.
 
 A plain tensor is a `torch.Tensor` or `Parameter` and no subclass, strided, with memory of its own on its device: a
 kernel may read it by its address. A subclass may keep its values anywhere (DTensor, quantized weights). It is made

@@ -1,4 +1,4 @@
-"""What torch can do to a function but not to the operations here: each refused in one sentence, never silently wrong.
+"""Refuse the function transforms of torch that our operations do not support, each with a clear error.
 
 Their kernels read memory, and torch records nothing of it. A graph traced through them would hold one call's numbers as
 constants.

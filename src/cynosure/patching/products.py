@@ -1,4 +1,4 @@
-"""A head's product, however a model writes it: `F.linear`, `@`, `addmm`, `einsum`."""
+"""Recognize a head's matmul in any of its forms: `F.linear`, `@`, `addmm`, `einsum`."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ class HeadMatmul(NamedTuple):
 
 
 def matmul_of(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> HeadMatmul | None:
-    """The product that a call makes of states and one matrix; None for any other call.
+    """The matmul of states and one matrix that a call computes; None for any other call.
 
     >>> h, w = torch.ones(1, 2, 3), torch.ones(5, 3)
     >>> matmul_of(torch.einsum, ("btd,vd->btv", h, w), {}).weight.shape
@@ -28,7 +28,7 @@ def matmul_of(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
     read = READERS.get(func)
     try:
         found = None if read is None else read(*args, **kwargs)
-    except TypeError:  # other arguments than those: `out`, or none that the function takes
+    except TypeError:  # unusual arguments, such as `out`, or invalid ones
         return None
     if found is None or not all(isinstance(x, Tensor) for x in found[:2]):
         return None
