@@ -208,7 +208,7 @@ def test_logits_of_weights_that_are_no_more(llama: Any) -> None:
         output = llama(**batch())
         output.loss.backward()
         optimizer.step()
-        with pytest.raises(RuntimeError, match="look at them before the optimizer's step"):
+        with pytest.raises(RuntimeError, match="read the logits before the optimizer's step"):
             output.logits.argmax(-1)
 
 
