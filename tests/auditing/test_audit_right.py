@@ -16,7 +16,7 @@ from cynosure import audit, patch
 from cynosure.auditing import Audit
 from cynosure.auditing.batch import N_BATCHES
 from cynosure.auditing.loss import rounding_of
-from cynosure.auditing.truth import Own, nll_of
+from cynosure.auditing.truth import OwnLogits, nll_of
 from cynosure.models import LanguageModel
 from cynosure.patching.labelled import IGNORED
 from tests.auditing.audits import (
@@ -254,7 +254,7 @@ def test_rounding_stays_within_its_bound(n_classes: int, dtype: torch.dtype) -> 
         logits = F.linear(hidden * scale, weight)[None]
         exact = F.cross_entropy(F.linear((hidden * scale).double(), weight.double()), target[0])
         theirs = F.cross_entropy(logits[0].float(), target[0])
-        nll = nll_of(Own(logits, None, None, None), target)
+        nll = nll_of(OwnLogits(logits, None, None, None), target)
         slack = nll.slack / nll.n + rounding_of(theirs)
         assert max(abs(theirs - nll.mean), abs(exact - nll.mean)) <= slack
         if n_classes < 1e6:  # nor is it boundless

@@ -44,7 +44,7 @@ REFUSED = {
     (
         "dia",
         "other",
-    ): "DiaForConditionalGeneration cannot be patched: no product of hidden states and one weight in its "
+    ): "DiaForConditionalGeneration cannot be patched: no matmul of hidden states and one weight in its "
     "forward gives 331 classes",
 }
 SAMPLE = [

@@ -14,7 +14,7 @@ from cynosure.loss.backends.registry import backends, choose_backend
 from cynosure.loss.native import build
 from cynosure.loss.native.library import INSTRUCTIONS, library, load
 from cynosure.loss.options import RowOptions
-from cynosure.loss.pieces import Best, Piece, figures
+from cynosure.loss.pieces import Best, Piece, row_stats
 from cynosure.loss.targets import TargetRows
 
 NATIVE = [
@@ -43,7 +43,7 @@ def stats_rows(name, z, target, **options):
     logit = z.gather(-1, target[:, None])[:, 0]
     piece = Piece(0, z.shape[-1])
     part = choose_backend(name)[0].stats_piece(z, piece, target, logit, RowOptions(**options), best, beta)
-    return figures(part, target, best, beta)
+    return row_stats(part, target, best, beta)
 
 
 def real(z):

@@ -52,8 +52,8 @@ def test_loss_and_gradients_are_one_processes(found: Any, name: str, wrapping: s
 
 def test_heads_that_transformers_makes_tensor_parallel_are_refused(found: Any) -> None:
     assert found["tensor-parallel"] == (
-        "LlamaForCausalLM cannot be patched: its head is tensor-parallel, its weight a DTensor of placements "
-        "(Shard(dim=0),): leave the head out of that"
+        "LlamaForCausalLM cannot be patched: its head is tensor-parallel (a DTensor with placements "
+        "(Shard(dim=0),)): leave the head out of the parallel plan"
     )
 
 

@@ -160,7 +160,7 @@ def test_a_head_that_makes_logits_in_an_unknown_way_is_refused() -> None:
     model = family("Llama")
     model.lm_head = OfParameter(lambda h, w: (h[..., None, :] * w).sum(-1))
     assert refusal(model) == (
-        "LlamaForCausalLM cannot be patched: no product of hidden states and one weight in its forward gives 97 classes"
+        "LlamaForCausalLM cannot be patched: no matmul of hidden states and one weight in its forward gives 97 classes"
     )
 
 
@@ -317,7 +317,7 @@ class NoBackward(Parted):
 @pytest.mark.parametrize(
     ("kind", "trained", "why"),
     [
-        (NoBackward.of, False, "its head's weight is a NoBackward, whose product has no gradient"),
+        (NoBackward.of, False, "its head's weight is a NoBackward, whose matmul has no gradient"),
         (Parted.of, True, "weight is a Parted that requires grad, and only its class knows that gradient: freeze it"),
     ],
 )

@@ -210,7 +210,7 @@ REFUSED: dict[str, tuple[Loss, str]] = {
     "look and loss": (lambda m, z, y: flat(m, z, y) + 0 * z.view(-1, V).amax(), "amax needs full logits"),
     "views changed in place": (
         written_over,
-        "mul_+ changes logits .*, of which there are views",
+        "mul_+ changes deferred logits in place, but views",
     ),
 }
 

@@ -30,8 +30,8 @@ def test_tensor_parallel_heads_are_refused(mesh: Any, gathered: bool) -> None:
     style = ColwiseParallel(output_layouts=Replicate()) if gathered else ColwiseParallel()
     parallelize_module(model, mesh, {"lm_head": style})
     assert refusal(model) == (
-        "LlamaForCausalLM cannot be patched: its head is tensor-parallel, its weight a DTensor of placements "
-        "(Shard(dim=0),): leave the head out of that"
+        "LlamaForCausalLM cannot be patched: its head is tensor-parallel (a DTensor with placements "
+        "(Shard(dim=0),)): leave the head out of the parallel plan"
     )
 
 
@@ -77,6 +77,6 @@ def test_weights_that_deepspeed_shards_are_refused(is_gone: bool) -> None:
     if is_gone:  # as outside of its forward
         model.lm_head.weight.data = torch.empty(0)
     assert refusal(model) == (
-        "LlamaForCausalLM cannot be patched: its head is sharded by DeepSpeed ZeRO-3, which lets its weight go after "
+        "LlamaForCausalLM cannot be patched: its head is sharded by DeepSpeed ZeRO-3, which frees the weight after "
         "its own forward: use ZeRO-2 or FSDP"
     )

@@ -161,7 +161,7 @@ def test_trainers_that_minimise_something_else(tmp_path: Path) -> None:
 
 def test_trainers_that_cannot_be_patched(tmp_path: Path) -> None:
     cases: list[tuple[dict[str, Any], dict[str, Any], str]] = [
-        ({}, {"compute_loss_func": lambda *_, **__: None}, "its compute_loss_func makes"),
+        ({}, {"compute_loss_func": lambda *_, **__: None}, "its compute_loss_func computes"),
         ({}, {"model": None, "model_init": lambda: tiny_model()}, "patch the model inside of model_init"),
     ]
     for options, given, reason in cases:

@@ -173,7 +173,7 @@ LOOKING: dict[str, tuple[Callable[[Any], Any], str]] = {
     ),
     "bilinear": (
         put(lambda _: Squared(D, D, V)),
-        f"no product of hidden states and one weight in its forward gives {V} classes",
+        f"no matmul of hidden states and one weight in its forward gives {V} classes",
     ),
 }
 

@@ -16,7 +16,7 @@ COMPLETION = ("completion_mask", "assistant_masks")  # TRL's names for where the
 
 
 @dataclass(frozen=True)
-class Batch:
+class AuditBatch:
     """A batch; all tensors are (B, T).
 
     Label t is the token at t + `ahead`: 0 in most data sets, which leave the shift to the model, 1 in others, and -1 in
@@ -70,7 +70,7 @@ def pulled(values: Tensor, shift: int, beyond: int) -> Tensor:
     return torch.cat([values[:, shift:], torch.full_like(values[:, :shift], beyond)], 1)
 
 
-def take_batches(batches: Iterable[Any], device: torch.device) -> list[Batch]:
+def take_batches(batches: Iterable[Any], device: torch.device) -> list[AuditBatch]:
     """The first of them, at most N_BATCHES. Raises ValueError or TypeError for what is no batch with labels."""
     if isinstance(batches, Mapping):
         raise TypeError("batches is one batch, not an iterable of them: audit(model, [batch])")
@@ -81,7 +81,7 @@ def take_batches(batches: Iterable[Any], device: torch.device) -> list[Batch]:
     return [replace(batch, ahead=ahead) for batch in found]
 
 
-def read_batch(index: int, given: Any, device: torch.device) -> Batch:
+def read_batch(index: int, given: Any, device: torch.device) -> AuditBatch:
     name = f"batch {index}"
     if not isinstance(given, Mapping):
         raise TypeError(f"{name} is a {type(given).__name__}, not a dict of tensors: give the model's inputs by name")
@@ -102,7 +102,7 @@ def read_batch(index: int, given: Any, device: torch.device) -> Batch:
         attention = None
     masks = [same_shape(name, column, moved[column], ids) != 0 for column in COMPLETION if column in moved]
     completion = torch.stack(masks).all(0) if masks else None
-    return Batch(index, moved, ids, labels, None if attention is None else attention != 0, completion)
+    return AuditBatch(index, moved, ids, labels, None if attention is None else attention != 0, completion)
 
 
 def same_shape(name: str, column: str, value: Any, ids: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ def described(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def labels_ahead(batches: list[Batch]) -> int:
+def labels_ahead(batches: list[AuditBatch]) -> int:
     """1 where most labels name the token after theirs, -1 where the one before, else 0; padding does not count.
 
     Most, not all: where one text ends and the next begins, or padding, the label may be EOS.

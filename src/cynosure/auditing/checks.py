@@ -13,7 +13,7 @@ from cynosure.models.head import Head, Tracer, forward, hidden_states, read_head
 from cynosure.patching.heads import Deferring
 from cynosure.patching.ids import check_ids, embedding_rows
 from cynosure.patching.labelled import IGNORED
-from cynosure.patching.products import Product
+from cynosure.patching.products import HeadMatmul
 
 TOLERANCE = 1e-5
 
@@ -110,14 +110,14 @@ def find_shift(own: LossAndGradients, exact: Head, labels: Tensor, hidden: Tenso
     return min((1, 0), key=lambda shift: abs(float(own.loss - plain_loss(exact, labels, hidden, shift).loss)))
 
 
-class Cut(Deferring):
+class DetachedHead(Deferring):
     """Inside of it the head's products are made of hidden states that are cut off from what they were made of."""
 
     def __init__(self, model: Any) -> None:
         super().__init__(model, Tracer())
         self.products: list[tuple[Tensor, Tensor]] = []  # the hidden states and the weight of each
 
-    def logits(self, product: Product) -> Tensor:
+    def logits(self, product: HeadMatmul) -> Tensor:
         self.products.append((product.hidden.detach().requires_grad_(), product.weight))
         return F.linear(*self.products[-1], product.bias)
 
@@ -127,7 +127,7 @@ def own_loss(model: Any, head: Head, ids: Tensor, labels: Tensor, **options: int
     name = type(model).__name__
     try:
         with torch.enable_grad():
-            cut = Cut(model)
+            cut = DetachedHead(model)
             with cut:
                 loss = forward(model, ids, labels=labels, **options).loss
     except Exception as error:

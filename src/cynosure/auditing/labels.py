@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cynosure.auditing.batch import Batch, pulled
+from cynosure.auditing.batch import AuditBatch, pulled
 from cynosure.auditing.findings import Report
 from cynosure.patching.labelled import IGNORED
 from cynosure.text import adds_bos
@@ -31,7 +31,7 @@ def find_specials(tokenizer: Any, config: Any) -> Specials:
     return Specials(pad, bos, tuple(eos) if isinstance(eos, list | tuple) else () if eos is None else (eos,))
 
 
-class Rows(NamedTuple):
+class TextRows(NamedTuple):
     """What of a batch is text, and what looks like padding without being masked; all (B, T) bool."""
 
     real: Tensor
@@ -39,7 +39,7 @@ class Rows(NamedTuple):
     trailing: Tensor  # and at their end
 
 
-def read_rows(batch: Batch, specials: Specials) -> Rows:
+def read_rows(batch: AuditBatch, specials: Specials) -> TextRows:
     """Tell text from padding: by the mask, and in rows without a 0 in it by runs of the pad token at either end.
 
     Where pad is EOS or BOS as well, one of a run at the end of a text may be its EOS, one before it its BOS.
@@ -48,7 +48,7 @@ def read_rows(batch: Batch, specials: Specials) -> Rows:
     unmasked = ~masked.any(1, keepdim=True)
     if specials.pad is None:
         nothing = torch.zeros_like(masked)
-        return Rows(~masked, nothing, nothing)
+        return TextRows(~masked, nothing, nothing)
     is_pad = (batch.ids == specials.pad) & unmasked
     leading, trailing = run_at_start(is_pad), run_at_start(is_pad.flip(1)).flip(1)
     if specials.pad in (*specials.eos, specials.bos):
@@ -56,7 +56,7 @@ def read_rows(batch: Batch, specials: Specials) -> Rows:
         ends = batch.ids[:, -1:] == specials.pad  # in the longest row too, which has no padding: texts end with EOS
         if bool((ends | ~unmasked).all()):
             trailing = trailing & before(trailing)
-    return Rows(~(masked | leading | trailing), leading, trailing)
+    return TextRows(~(masked | leading | trailing), leading, trailing)
 
 
 def run_at_start(where: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ def before(where: Tensor) -> Tensor:
     return pulled(where, -1, False)
 
 
-def check_padding(batches: list[Batch], rows: list[Rows], report: Report) -> None:
+def check_padding(batches: list[AuditBatch], rows: list[TextRows], report: Report) -> None:
     """Padding must be ignored by the labels, and by attention where it stands before the text."""
     labelled, attended, harmless, n_padding = [], [], 0, 0
     for batch, row in zip(batches, rows, strict=True):
@@ -100,7 +100,7 @@ def check_padding(batches: list[Batch], rows: list[Rows], report: Report) -> Non
     report.made("padding", f"{n_padding:,} padded positions" if n_padding else "none in these batches")
 
 
-def check_prompt(batches: list[Batch], rows: list[Rows], report: Report) -> None:
+def check_prompt(batches: list[AuditBatch], rows: list[TextRows], report: Report) -> None:
     """Labels must be inside of the completion, where one is marked, and there must be some."""
     given = [(batch, row) for batch, row in zip(batches, rows, strict=True) if batch.completion is not None]
     if not given:
@@ -126,7 +126,7 @@ def check_prompt(batches: list[Batch], rows: list[Rows], report: Report) -> None
     report.made("prompt", f"{n_labelled} of the completion's {n_inside} tokens are labelled")
 
 
-def check_labels(batches: list[Batch], rows: list[Rows], report: Report) -> None:
+def check_labels(batches: list[AuditBatch], rows: list[TextRows], report: Report) -> None:
     """Every batch needs a label, rows without any are told, and labels should name tokens of the text."""
     n_targets, without, odd = 0, [], []
     for batch, row in zip(batches, rows, strict=True):
@@ -148,7 +148,7 @@ def check_labels(batches: list[Batch], rows: list[Rows], report: Report) -> None
     report.made("labels", f"{n_targets:,} tokens to predict in {len(batches)} batches")
 
 
-def check_documents(batches: list[Batch], rows: list[Rows], report: Report) -> None:
+def check_documents(batches: list[AuditBatch], rows: list[TextRows], report: Report) -> None:
     """The first token of a document that follows another in its row must not be asked for."""
     n_inside, crossing = 0, []
     for batch, row in zip(batches, rows, strict=True):
@@ -167,7 +167,7 @@ def check_documents(batches: list[Batch], rows: list[Rows], report: Report) -> N
     )
 
 
-def check_placeholders(batches: list[Batch], placeholders: dict[str, int], report: Report) -> None:
+def check_placeholders(batches: list[AuditBatch], placeholders: dict[str, int], report: Report) -> None:
     """Placeholders of images, videos and sounds must be ignored by the labels; by name their ids."""
     labelled, n_placed = [], 0
     for batch in batches:
@@ -191,7 +191,9 @@ def find_placeholders(tokenizer: Any, config: Any) -> dict[str, int]:
     return {name: value for name, value in values.items() if isinstance(value, int)}
 
 
-def check_ends(batches: list[Batch], rows: list[Rows], specials: Specials, tokenizer: Any, report: Report) -> None:
+def check_ends(
+    batches: list[AuditBatch], rows: list[TextRows], specials: Specials, tokenizer: Any, report: Report
+) -> None:
     """BOS once and where the tokenizer puts it; EOS learned where texts have it."""
     n_starts, n_bos, n_eos, n_learned = 0, 0, 0, 0
     twice, unlabelled = [], []
@@ -220,13 +222,13 @@ def check_ends(batches: list[Batch], rows: list[Rows], specials: Specials, token
     report.made("BOS, EOS", f"{n_bos} BOS and {n_starts} beginnings; {n_learned} of {n_eos} EOS are labelled")
 
 
-def text_starts(batch: Batch, real: Tensor) -> Tensor:
+def text_starts(batch: AuditBatch, real: Tensor) -> Tensor:
     """Where texts begin, (B, T): the first token of a row that is no padding, and where positions begin anew."""
     starts = real & (real.long().cumsum(1) == 1)
     return starts | (real & document_starts(batch))
 
 
-def document_starts(batch: Batch) -> Tensor:
+def document_starts(batch: AuditBatch) -> Tensor:
     """Where documents begin inside of packed rows, (B, T): by positions, numbers of documents or cumulative lengths.
 
     Some collators number the documents of a row in its attention mask.
@@ -244,7 +246,7 @@ def document_starts(batch: Batch) -> Tensor:
     return starts
 
 
-def missing_bos(batches: list[Batch], rows: list[Rows], specials: Specials, report: Report) -> None:
+def missing_bos(batches: list[AuditBatch], rows: list[TextRows], specials: Specials, report: Report) -> None:
     """A finding where rows are whole texts, as their unequal lengths show; else they may be parts of longer ones."""
     lengths = {int(n) for row in rows for n in row.real.sum(1)}
     what = f"the tokenizer begins texts with BOS ({specials.bos}), and none of these rows has it"

@@ -6,16 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cynosure.auditing.batch import Batch, pulled
+from cynosure.auditing.batch import AuditBatch, pulled
 from cynosure.auditing.findings import Report
-from cynosure.auditing.labels import Rows
+from cynosure.auditing.labels import TextRows
 from cynosure.auditing.loss import Compared
 
 MARGIN = 1.0  # nats: e times as many equal choices
 STD = 0.02  # of weights as transformers initialises them
 
 
-def check_level(compared: list[Compared], rows: list[Rows], model: Any, fresh: bool | None, report: Report) -> None:
+def check_level(compared: list[Compared], rows: list[TextRows], model: Any, fresh: bool | None, report: Report) -> None:
     """The mean loss of the text against ln V: near it in a fresh model, not above it in any other.
 
     Allowed are a nat and three standard errors; in a fresh model also what its initialisation costs.
@@ -39,12 +39,12 @@ def check_level(compared: list[Compared], rows: list[Rows], model: Any, fresh: b
         report.find("above-ln-v", f"{figures}: {mean - knows_nothing:+.4f}, allowed are {allowed:.2f}")
 
 
-def asked(one: Compared, row: Rows) -> Tensor:
+def asked(one: Compared, row: TextRows) -> Tensor:
     """The targets that are text, whatever the labels say of padding; (B, T) bool."""
     return one.right.counted & text_targets(one.batch, row)
 
 
-def text_targets(batch: Batch, row: Rows) -> Tensor:
+def text_targets(batch: AuditBatch, row: TextRows) -> Tensor:
     return row.real if batch.ahead == 1 else pulled(row.real, 1, False)
 
 

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cynosure.auditing.batch import Batch, pulled
+from cynosure.auditing.batch import AuditBatch, pulled
 from cynosure.auditing.findings import Report
 from cynosure.auditing.subject import Subject
-from cynosure.auditing.truth import Nll, Own, nll_of, own_logits, reduced, split_of
+from cynosure.auditing.truth import Nll, OwnLogits, nll_of, own_logits, reduced, split_of
 from cynosure.loss import linear_cross_entropy
 from cynosure.models.finite import why_not_finite
 from cynosure.patching.labelled import IGNORED
@@ -30,13 +30,13 @@ class Reason(NamedTuple):
 class Compared(NamedTuple):
     """A batch whose loss has been compared with the truth; `auxiliary` is what the loss adds to it, 0 if nothing."""
 
-    batch: Batch
+    batch: AuditBatch
     right: Nll
     auxiliary: float
     equal: bool
 
 
-def compare_loss(subject: Subject, batch: Batch, report: Report, *, fused: bool) -> Compared:
+def compare_loss(subject: Subject, batch: AuditBatch, report: Report, *, fused: bool) -> Compared:
     """The loss of a batch, and the fused one, against the mean cross-entropy of the model's own logits in float64."""
     loss = subject.loss(batch.with_labels(batch.labels))
     own = own_logits(subject, batch)
@@ -75,7 +75,9 @@ def rounding_of(loss: Tensor) -> float:
     return eps * (4 if eps < 1e-6 else 1) * max(1.0, abs(float(loss)))
 
 
-def explain(subject: Subject, batch: Batch, own: Own, right: Nll, loss: Tensor) -> tuple[tuple[str, ...], str]:
+def explain(
+    subject: Subject, batch: AuditBatch, own: OwnLogits, right: Nll, loss: Tensor
+) -> tuple[tuple[str, ...], str]:
     """The names of what is wrong and the evidence: of the losses that give this value, the nearest."""
     found, last_digit = float(loss), rounding_of(loss)
     if not math.isfinite(found):
@@ -109,7 +111,7 @@ def times(factor: int, name: str) -> str:
     return f"{factor} times" if name == "loss-multiplied" else f"1/{factor} of"
 
 
-def reasons(subject: Subject, batch: Batch, own: Own, right: Nll) -> Iterator[Reason]:
+def reasons(subject: Subject, batch: AuditBatch, own: OwnLogits, right: Nll) -> Iterator[Reason]:
     """Losses with one mistake each, on the model's own logits."""
     yield from wrong_shifts(batch, own)
     yield from wrong_heads(subject, batch, own)
@@ -123,7 +125,7 @@ def mean_reason(names: tuple[str, ...], what: str, nll: Nll) -> Iterator[Reason]
         yield Reason(names, what, nll.mean, nll.slack / nll.n)
 
 
-def wrong_shifts(batch: Batch, own: Own) -> Iterator[Reason]:
+def wrong_shifts(batch: AuditBatch, own: OwnLogits) -> Iterator[Reason]:
     """No shift or two in all, at each end of a row as one may write it."""
     labels, ahead = batch.labels, batch.ahead
     never, what = batch.targets(-ahead), "of the tokens just read they give"
@@ -141,7 +143,7 @@ def wrong_shifts(batch: Batch, own: Own) -> Iterator[Reason]:
         yield from mean_reason(("shifted-twice",), what, nll_of(own, target))
 
 
-def wrong_heads(subject: Subject, batch: Batch, own: Own) -> Iterator[Reason]:
+def wrong_heads(subject: Subject, batch: AuditBatch, own: OwnLogits) -> Iterator[Reason]:
     found = split_of(subject, batch, own)
     if found is None:
         return
@@ -154,7 +156,7 @@ def wrong_heads(subject: Subject, batch: Batch, own: Own) -> Iterator[Reason]:
                                nll_of(own, batch.truth, logits))  # fmt: skip
 
 
-def wrong_targets(batch: Batch, own: Own) -> Iterator[Reason]:
+def wrong_targets(batch: AuditBatch, own: OwnLogits) -> Iterator[Reason]:
     """The ids themselves, whatever the labels say."""
     everything = pulled(batch.ids, 1, IGNORED)
     what = "of every token, labelled or not, they give"
@@ -164,7 +166,7 @@ def wrong_targets(batch: Batch, own: Own) -> Iterator[Reason]:
         yield from mean_reason(("labels-unused",), what.replace("every token", "all but padding"), nll_of(own, target))
 
 
-def wrong_means(batch: Batch, right: Nll) -> Iterator[Reason]:
+def wrong_means(batch: AuditBatch, right: Nll) -> Iterator[Reason]:
     n_rows, n_columns = right.nats.shape
     for name, n, counted in divisors(batch, n_rows, n_columns):
         if n:
@@ -178,7 +180,7 @@ def wrong_means(batch: Batch, right: Nll) -> Iterator[Reason]:
     yield Reason(("not-divided",), f"their sum over {right.n} labels is", right.total, right.slack)
 
 
-def divisors(batch: Batch, n_rows: int, n_columns: int) -> Iterator[tuple[str, int, str]]:
+def divisors(batch: AuditBatch, n_rows: int, n_columns: int) -> Iterator[tuple[str, int, str]]:
     """Numbers that a sum of losses is divided by mistakenly: the fault's name, the number, and what it counts.
 
     Where no label is ignored several are the same number. The first of them is then the likeliest.
@@ -193,14 +195,14 @@ def divisors(batch: Batch, n_rows: int, n_columns: int) -> Iterator[tuple[str, i
         yield "ignored-counted", n, f"all {n} positions"
 
 
-def without_inputs(subject: Subject, batch: Batch) -> Iterator[Reason]:
+def without_inputs(subject: Subject, batch: AuditBatch) -> Iterator[Reason]:
     given = [name for name in ("attention_mask", "position_ids") if name in subject.inputs(batch.given)]
     for dropped in (*({name} for name in given), *([set(given)] if len(given) > 1 else [])):
         what = f"without {' and '.join(sorted(dropped))} they give"
         yield from mean_reason(("input-dropped",), what, nll_of(own_logits(subject, batch, dropped), batch.truth))
 
 
-def compare_fused(subject: Subject, batch: Batch, own: Own, right: Nll, report: Report) -> None:
+def compare_fused(subject: Subject, batch: AuditBatch, own: OwnLogits, right: Nll, report: Report) -> None:
     """The loss that `patch` would put in place, on this batch."""
     layer = subject.inner.get_output_embeddings()
     if layer is not None and any(parameter.is_meta for parameter in layer.parameters()):

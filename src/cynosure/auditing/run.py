@@ -6,12 +6,12 @@ from typing import Any
 import torch
 
 from cynosure.auditing.accumulate import check_accumulation
-from cynosure.auditing.batch import Batch, take_batches
+from cynosure.auditing.batch import AuditBatch, take_batches
 from cynosure.auditing.findings import Audit, Report
 from cynosure.auditing.gradients import check_gradients
 from cynosure.auditing.labels import (
-    Rows,
     Specials,
+    TextRows,
     check_documents,
     check_ends,
     check_labels,
@@ -91,7 +91,9 @@ def audit(
     return report.audit()
 
 
-def check_batches(batches: list[Batch], rows: list[Rows], specials: Specials, tokenizer: Any, report: Report) -> None:
+def check_batches(
+    batches: list[AuditBatch], rows: list[TextRows], specials: Specials, tokenizer: Any, report: Report
+) -> None:
     """What the batches alone tell."""
     check_labels(batches, rows, report)
     check_padding(batches, rows, report)
@@ -100,7 +102,9 @@ def check_batches(batches: list[Batch], rows: list[Rows], specials: Specials, to
     check_ends(batches, rows, specials, tokenizer, report)
 
 
-def check_numbers(subject: Subject, pairs: list[tuple[Batch, Rows]], fresh: bool | None, report: Report) -> None:
+def check_numbers(
+    subject: Subject, pairs: list[tuple[AuditBatch, TextRows]], fresh: bool | None, report: Report
+) -> None:
     """What the losses tell. One that has a wrong value is not asked for more: the rest would follow from that."""
     compared: list[Compared] = []
     with torch.no_grad():

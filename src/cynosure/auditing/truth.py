@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cynosure.auditing.batch import Batch
+from cynosure.auditing.batch import AuditBatch
 from cynosure.auditing.subject import Subject
 from cynosure.models.head import Head, agree, follow
 from cynosure.patching.labelled import IGNORED
@@ -15,7 +15,7 @@ from cynosure.patching.labelled import IGNORED
 CHUNK = 1 << 22  # logits in float64 at a time
 
 
-class Own(NamedTuple):
+class OwnLogits(NamedTuple):
     """The model's own logits (B, T, V), and what they were made of, where its head is a layer of known kind."""
 
     logits: Tensor
@@ -24,7 +24,7 @@ class Own(NamedTuple):
     auxiliary: Tensor | None  # what the model adds to its loss: a router's, weighted
 
 
-def own_logits(subject: Subject, batch: Batch, without: Set[str] = frozenset()) -> Own:
+def own_logits(subject: Subject, batch: AuditBatch, without: Set[str] = frozenset()) -> OwnLogits:
     """Run the model without labels, under the autocast that the loss has run it under."""
     seen: list[tuple[Tensor, Tensor]] = []
 
@@ -45,7 +45,7 @@ def own_logits(subject: Subject, batch: Batch, without: Set[str] = frozenset()) 
         shapes = f"logits of shape {tuple(logits.shape)} for ids of {tuple(batch.ids.shape)}"
         raise ValueError(f"the model gives {shapes}: audit it without tokens of its own, such as prompt tuning adds")
     hidden, raw = seen[-1] if seen else (None, None)
-    return Own(logits, hidden, raw, auxiliary_loss(subject.inner, output))
+    return OwnLogits(logits, hidden, raw, auxiliary_loss(subject.inner, output))
 
 
 def auxiliary_loss(model: Any, output: Any) -> Tensor | None:
@@ -98,7 +98,7 @@ class Nll(NamedTuple):
         return eps * (16 * float(size.sum()) + self.n * math.sqrt(self.n_classes))
 
 
-def nll_of(own: Own, target: Tensor, logits: Tensor | None = None) -> Nll:
+def nll_of(own: OwnLogits, target: Tensor, logits: Tensor | None = None) -> Nll:
     """-log p(target) under the model's logits, or others in their place; target (B, T), -100 where there is none."""
     logits = own.logits if logits is None else logits
     counted = target != IGNORED
@@ -120,7 +120,7 @@ def chunks(where: Tensor, n_classes: int) -> Iterator[tuple[Tensor, Tensor]]:
         yield part[:, 0], part[:, 1]
 
 
-def coarsest(own: Own) -> torch.dtype:
+def coarsest(own: OwnLogits) -> torch.dtype:
     tensors = [x for x in (own.logits, own.hidden, own.raw) if x is not None]
     return max((x.dtype for x in tensors), key=lambda dtype: torch.finfo(dtype).eps)
 
@@ -135,7 +135,7 @@ def d_logits(logits: Tensor, target: Tensor) -> Tensor:
     return found
 
 
-def split_of(subject: Subject, batch: Batch, own: Own) -> tuple[Tensor, Head] | None:
+def split_of(subject: Subject, batch: AuditBatch, own: OwnLogits) -> tuple[Tensor, Head] | None:
     """The hidden states and the head that logits are made of, verified on these; None where they are not known."""
     try:
         with subject.precision():

@@ -4,15 +4,15 @@ from typing import Any
 
 import torch
 
-from cynosure.auditing.batch import Batch
+from cynosure.auditing.batch import AuditBatch
 from cynosure.auditing.findings import Report
-from cynosure.auditing.labels import Rows
+from cynosure.auditing.labels import TextRows
 from cynosure.patching.labelled import IGNORED
 
 SPECIALS = ("pad", "bos", "eos")
 
 
-def check_vocabulary(batches: list[Batch], model: Any, tokenizer: Any, report: Report) -> bool:
+def check_vocabulary(batches: list[AuditBatch], model: Any, tokenizer: Any, report: Report) -> bool:
     """Every id needs a row of the embedding, every label one of the head; whether all have it."""
     n_rows = model.get_input_embeddings().weight.shape[0]
     head = getattr(model.get_output_embeddings(), "weight", None)
@@ -36,7 +36,7 @@ def check_vocabulary(batches: list[Batch], model: Any, tokenizer: Any, report: R
     return not (ids or labels)
 
 
-def first_outside(batches: list[Batch], which: str, n: int) -> str | None:
+def first_outside(batches: list[AuditBatch], which: str, n: int) -> str | None:
     """The first id, or label other than -100, that is not in [0, n), and its place."""
     for batch in batches:
         values = batch.ids if which == "ids" else batch.labels
@@ -65,7 +65,7 @@ def compare_sizes(tokenizer: Any, n_tokens: int, n_rows: int, report: Report) ->
                     f"{beyond}")  # fmt: skip
 
 
-def check_specials(batches: list[Batch], rows: list[Rows], model: Any, tokenizer: Any, report: Report) -> None:
+def check_specials(batches: list[AuditBatch], rows: list[TextRows], model: Any, tokenizer: Any, report: Report) -> None:
     """The special tokens of the configurations against the tokenizer's: a fault where the batch has the latter's.
 
     But for what generation pads with, which no training sees.
@@ -92,7 +92,7 @@ def check_specials(batches: list[Batch], rows: list[Rows], model: Any, tokenizer
     report.made("special tokens", f"{n_differing} differ between tokenizer and configurations")
 
 
-def occurs(batches: list[Batch], rows: list[Rows], id_: int, padding: bool) -> bool:
+def occurs(batches: list[AuditBatch], rows: list[TextRows], id_: int, padding: bool) -> bool:
     """Whether a token stands in the text of a batch, or as its padding."""
     return any(
         bool(torch.any((batch.ids == id_) & (row.real ^ padding))) for batch, row in zip(batches, rows, strict=True)

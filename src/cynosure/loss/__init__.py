@@ -1,4 +1,4 @@
-"""The loss, its gradients and per-token figures, without the N x V logits. Read `reference.py` first."""
+"""The loss, its gradients and per-token statistics, without the N x V logits. Read `reference.py` first."""
 
 from cynosure.system.lazy import attach
 

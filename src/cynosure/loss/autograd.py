@@ -1,4 +1,4 @@
-"""The driver as autograd functions: gradients exact for any upstream and any number of backwards."""
+"""The driver as autograd functions: exact gradients for any upstream gradient and any number of backwards."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch.autograd import Function
 
 from cynosure.loss.chunked import (
     Gradients,
-    Job,
+    LossJob,
     Wanted,
     compute,
     compute_dlogits,
@@ -30,7 +30,7 @@ NO_FORWARD = (
 
 
 class _FirstOrder(Function):
-    """A function with reverse mode alone, which says so when asked for more."""
+    """A function that supports only reverse mode, and refuses forward mode with a clear error."""
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
@@ -38,8 +38,11 @@ class _FirstOrder(Function):
 
 
 class _RefuseSecond(Function):
-    """The identity on a first derivative. It also hangs on what that was made from, so that its own derivative, which
-    is an error, is met on every path and never silently left out."""
+    """The identity on a first derivative, whose own derivative raises an error.
+
+    It also takes the tensors that the derivative was computed from, so that autograd reaches the error on every path
+    to them and never silently skips a second derivative.
+    """
 
     @staticmethod
     def forward(ctx: Any, gradient: Tensor, *made_from: Tensor | None) -> Tensor:
@@ -51,14 +54,14 @@ class _RefuseSecond(Function):
 
 
 def _received(upstream: Tensor) -> Tensor:
-    """An upstream gradient made plain; a batch of them is refused."""
+    """Convert an upstream gradient to a plain tensor; refuse a batch of them."""
     refuse_batched(upstream)
     received: Tensor = plain("the upstream gradient", upstream)
     return received
 
 
 def _first_order(gradients: list[Tensor | None], ctx: Any, upstream: Tensor) -> list[Tensor | None]:
-    """The gradients, which under create_graph=True lead to an error where a second derivative would begin."""
+    """The gradients; under create_graph=True, differentiating them again raises an error."""
     if not torch.is_grad_enabled():
         return gradients
     made_from = (*ctx.saved_tensors, upstream)
@@ -66,15 +69,15 @@ def _first_order(gradients: list[Tensor | None], ctx: Any, upstream: Tensor) -> 
 
 
 class FusedSum(_FirstOrder):
-    """sum_i weight_i * loss_i, its gradients made in the forward: three GEMMs.
+    """sum_i weight_i * loss_i, its gradients computed in the forward: three GEMMs.
 
-    The first backward scales and hands over what the forward made; a further one computes it again.
+    The first backward scales and returns the gradients from the forward; later ones recompute them.
     """
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor | None, bias: Tensor | None, probability: Tensor | None,
-        row_weight: Tensor, job: Job,
+        row_weight: Tensor, job: LossJob,
     ) -> Tensor:  # fmt: skip
         ctx.job, ctx.wanted, head = job, Wanted(*ctx.needs_input_grad[:4]), job.head(weight, bias)
         if any(ctx.wanted):
@@ -98,11 +101,11 @@ class FusedSum(_FirstOrder):
 
 
 class FusedRows(_FirstOrder):
-    """loss_i of every counted row; the backward makes the logits again, for any upstream: four GEMMs in all."""
+    """loss_i of every counted row; the backward recomputes the logits, for any upstream: four GEMMs in all."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor | None, bias: Tensor | None, probability: Tensor | None, job: Job
+        ctx: Any, hidden: Tensor, weight: Tensor | None, bias: Tensor | None, probability: Tensor | None, job: LossJob
     ) -> Tensor:
         ctx.job = job
         _save(ctx, hidden, weight, bias, probability)
@@ -118,10 +121,10 @@ class FusedRows(_FirstOrder):
 
 
 class LogitsRows(_FirstOrder):
-    """loss_i of every counted row of logits that are there already; the backward visits them again."""
+    """loss_i of every counted row of given logits; the backward passes over them again."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, probability: Tensor | None, job: Job) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, probability: Tensor | None, job: LossJob) -> Tensor:
         ctx.job = job
         ctx.save_for_backward(logits, probability if ctx.needs_input_grad[1] else None)
         return compute_logits(job, logits)
@@ -136,7 +139,7 @@ class LogitsRows(_FirstOrder):
 
 
 class Shapes(_FirstOrder):
-    """A result of a shape, without values, from tensors without values; so are their gradients."""
+    """A result without values (meta or fake) from inputs without values; so are the gradients."""
 
     @staticmethod
     def forward(ctx: Any, shape: torch.Size, dtype: torch.dtype, *given: Tensor | None) -> Tensor:
@@ -152,14 +155,16 @@ class Shapes(_FirstOrder):
 def _save(
     ctx: Any, hidden: Tensor, weight: Tensor | None, bias: Tensor | None, probability: Tensor | None, *others: Tensor
 ) -> None:
-    """Keep what the backward of the fused functions reads. The job has the probabilities; where they require grad they
-    are kept here too, for the second derivative that is refused."""
+    """Save what the backward of the fused functions reads.
+
+    The job holds the probabilities. If they require grad they are saved too, so that a second derivative is refused.
+    """
     ctx.dtypes = [None if x is None else x.dtype for x in (hidden, weight, bias, probability)]
     ctx.save_for_backward(hidden, weight, bias, probability if ctx.needs_input_grad[3] else None, *others)
 
 
 def apply(function: type[Function], *args: Any) -> Tensor:
-    """Apply one of these functions; without grad mode its inputs ask for no gradient, so none is made ahead."""
+    """Apply one of these functions; outside grad mode its inputs are detached, so no gradient is computed early."""
     if not torch.is_grad_enabled():
         args = tuple(x.detach() if isinstance(x, Tensor) else x for x in args)
     result: Tensor = function.apply(*args)  # type: ignore[no-untyped-call]

@@ -13,30 +13,30 @@ from torch import Tensor
 
 from cynosure.loss.backends.registry import Backend
 from cynosure.loss.backends.torch_rows import target_gradient
-from cynosure.loss.linear import Head, OwnHead, product
+from cynosure.loss.linear import HeadWeights, OwnHead, product
 from cynosure.loss.matmul.choice import choose_gemm
 from cynosure.loss.matmul.weight_sum import WeightSum
 from cynosure.loss.options import RowOptions, accumulation_dtype
-from cynosure.loss.targets import Batch, rows_between, take_rows
+from cynosure.loss.targets import CountedBatch, rows_between, take_rows
 
 
-class Job(NamedTuple):
+class LossJob(NamedTuple):
     """Everything constant about one call."""
 
-    batch: Batch
+    batch: CountedBatch
     options: RowOptions
     backend: Backend
-    dtype: torch.dtype  # that the matrix products run in: autocast's, else the inputs'
+    dtype: torch.dtype  # of the matmuls: autocast's, else the inputs'
     dweight_dtype: torch.dtype  # the weight's own
     chunk_tokens: int | None
-    own_weight: Tensor | None = None  # of a head that multiplies by itself: a constant, which autograd never sees
+    own_weight: Tensor | None = None  # of a head that multiplies by itself: a constant, hidden from autograd
 
-    def head(self, weight: Tensor | None, bias: Tensor | None) -> Head | OwnHead:
-        """The head of this weight, or of the job's own."""
+    def head(self, weight: Tensor | None, bias: Tensor | None) -> HeadWeights | OwnHead:
+        """The head with this weight, or with the job's own."""
         if self.own_weight is not None:
             return OwnHead(self.own_weight, bias)
         assert weight is not None
-        return Head(weight, bias)
+        return HeadWeights(weight, bias)
 
 
 class Chunk(NamedTuple):
@@ -62,7 +62,7 @@ class Wanted(NamedTuple):
         return self.dhidden or self.dweight or self.dbias
 
 
-def logits_chunks(job: Job, hidden: Tensor, head: Head | OwnHead) -> Iterator[Chunk]:
+def logits_chunks(job: LossJob, hidden: Tensor, head: HeadWeights | OwnHead) -> Iterator[Chunk]:
     """Logits of the n counted rows, R at a time, in one reused buffer: one GEMM in all."""
     vocab_size, rows, n_rows = head.shape[0], job.batch.inputs, job.batch.n_rows
     n_chunk = job.backend.sizes(hidden.device).chunk_rows(n_rows, vocab_size, hidden.dtype, job.chunk_tokens)
@@ -76,9 +76,9 @@ def logits_chunks(job: Job, hidden: Tensor, head: Head | OwnHead) -> Iterator[Ch
 def visit(
     backend: Backend, logits: Tensor, kernel: Callable[[Tensor, int, int], None], write_back: bool = False
 ) -> None:
-    """Hand the kernel (z, start, stop), block after block of logits (r, V), which are its to overwrite.
+    """Call the kernel with (z, start, stop) for each block of logits (r, V), which it may overwrite.
 
-    A dtype that the backend does not read passes through a scratch block in the accumulation dtype.
+    If the backend does not read the dtype, each block is copied to a scratch block in the accumulation dtype.
     """
     direct = logits.dtype in backend.dtypes
     for start, stop in blocks(backend, logits, len(logits)):
@@ -90,7 +90,7 @@ def visit(
 
 
 def blocks(backend: Backend, logits: Tensor, n_rows: int, copied: bool = False) -> Iterator[tuple[int, int]]:
-    """Pieces of n rows of such logits (..., V) that a row kernel takes one at a time, small if copied for it."""
+    """(start, stop) of the blocks that a row kernel takes one at a time; smaller if they are copied for it."""
     copied = copied or logits.dtype not in backend.dtypes
     n_block = backend.sizes(logits.device).block_rows(n_rows, logits.shape[-1], logits.dtype, copied)
     for start in range(0, n_rows, n_block):
@@ -98,13 +98,13 @@ def blocks(backend: Backend, logits: Tensor, n_rows: int, copied: bool = False) 
 
 
 class Gradients:
-    """dhidden (N, D), dweight (V, D), dbias (V,) and dtarget, added up chunk by chunk, `1 / unit` of their size.
+    """dhidden (N, D), dweight (V, D), dbias (V,) and dtarget, summed chunk by chunk and scaled by `1 / unit`.
 
-    dW of half-precision inputs is added up in float32 and narrowed to the weight's dtype as the last chunk is added:
-    one visit less. A single chunk needs no accumulator at all.
+    dW of half-precision inputs is summed in float32. Adding the last chunk also narrows it to the weight's dtype, which
+    saves a pass over dW. A single chunk needs no accumulator.
     """
 
-    def __init__(self, hidden: Tensor, head: Head | OwnHead, job: Job, wanted: Wanted, unit: float) -> None:
+    def __init__(self, hidden: Tensor, head: HeadWeights | OwnHead, job: LossJob, wanted: Wanted, unit: float) -> None:
         self.unit, self.job = unit, job
         dtype = accumulation_dtype(job.dtype)
         new = torch.zeros_like if job.batch.inputs is not None else torch.empty_like
@@ -117,8 +117,8 @@ class Gradients:
         self.dbias = torch.zeros(head.shape[0], dtype=dtype, device=hidden.device) if wanted.dbias else None
         self.dtarget = new_dtarget(job.batch) if wanted.dtarget else None
 
-    def add(self, chunk: Chunk, head: Head | OwnHead) -> None:
-        """Two GEMMs: what the chunk, now holding d(logits), adds to each gradient."""
+    def add(self, chunk: Chunk, head: HeadWeights | OwnHead) -> None:
+        """Add the chunk's part to each gradient, by two GEMMs; the chunk now holds d(logits)."""
         dlogits, rows = chunk.logits, self.job.batch.inputs
         if self.dhidden is not None:
             at = rows_between(rows, chunk.start, chunk.stop)
@@ -143,9 +143,10 @@ class Gradients:
                 self.dbias += dlogits[start:stop].sum(0, dtype=self.dbias.dtype)
 
     def take(self, upstream: Tensor | None, dtypes: list[torch.dtype | None]) -> list[Tensor | None]:
-        """The gradients times unit and upstream (a 0-d tensor), in these dtypes. They are handed over: call once."""
+        """The gradients times unit and upstream (a 0-d tensor), in these dtypes. Call once: they are not kept."""
         factor: float | Tensor = self.unit
-        if upstream is not None:  # read on a CPU, where 1 saves a visit of dW; elsewhere that would wait for the device
+        if upstream is not None:
+            # On a CPU the value is read, since 1 saves a pass over dW. On other devices reading would synchronize.
             factor = factor * (upstream.item() if upstream.device.type == "cpu" else upstream)
         parts = (self.dhidden, self.dweight, self.dbias, self.dtarget)
         self.dhidden = self.dweight = self.dbias = self.dtarget = None
@@ -155,7 +156,7 @@ class Gradients:
 
 
 def compute(
-    job: Job, hidden: Tensor, head: Head | OwnHead, upstream: Tensor, wanted: Wanted
+    job: LossJob, hidden: Tensor, head: HeadWeights | OwnHead, upstream: Tensor, wanted: Wanted
 ) -> tuple[Tensor, Gradients]:
     """Loss (n,) of every counted row and the gradients of sum(upstream * loss): three GEMMs."""
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
@@ -173,15 +174,15 @@ def compute(
     return loss, gradients
 
 
-def new_dtarget(batch: Batch) -> Tensor:
-    """Where the gradient of the target's probabilities goes: zeros where rows are left out."""
+def new_dtarget(batch: CountedBatch) -> Tensor:
+    """An empty gradient of the target's probabilities; zeros if some rows are ignored."""
     probability = batch.target.probability
     assert probability is not None
     new = torch.empty_like if batch.targets is None else torch.zeros_like
     return new(probability, memory_format=torch.contiguous_format)
 
 
-def _put_dtarget(dtarget: Tensor, job: Job, start: int, logits: Tensor, upstream: Tensor) -> None:
+def _put_dtarget(dtarget: Tensor, job: LossJob, start: int, logits: Tensor, upstream: Tensor) -> None:
     """The rows of dtarget that go with these logits (r, V), of the counted rows from `start` on."""
     batch, stop = job.batch, start + len(logits)
     at = rows_between(batch.targets, start, stop)
@@ -190,7 +191,7 @@ def _put_dtarget(dtarget: Tensor, job: Job, start: int, logits: Tensor, upstream
     dtarget.view(-1, dtarget.shape[-1])[at] = part.to(dtarget.dtype)
 
 
-def _row_kernel(job: Job, offset: int, loss: Tensor, upstream: Tensor | None) -> Callable[[Tensor, int, int], None]:
+def _row_kernel(job: LossJob, offset: int, loss: Tensor, upstream: Tensor | None) -> Callable[[Tensor, int, int], None]:
     batch = job.batch
 
     def kernel(z: Tensor, start: int, stop: int) -> None:
@@ -203,9 +204,9 @@ def _row_kernel(job: Job, offset: int, loss: Tensor, upstream: Tensor | None) ->
 
 
 def _unit(upstream: Tensor, dtype: torch.dtype) -> float:
-    """A power of two near the largest upstream: d(logits) in float16 are held relative to it.
+    """A power of two near the largest upstream gradient: float16 d(logits) are stored relative to it.
 
-    A mean over 100,000 tokens scales them by 1e-5, which float16 would round to nothing before any loss scaling helps.
+    A mean over 100,000 tokens scales them by 1e-5, which float16 would round to 0 before any loss scaling helps.
     """
     if dtype != torch.float16 or upstream.numel() == 0:
         return 1.0
@@ -213,15 +214,15 @@ def _unit(upstream: Tensor, dtype: torch.dtype) -> float:
     return 2.0 ** math.floor(math.log2(largest)) if 0 < largest < math.inf else 1.0
 
 
-def compute_logits(job: Job, logits: Tensor) -> Tensor:
-    """Loss (n,) of every counted row of logits (..., V) that are there already."""
+def compute_logits(job: LossJob, logits: Tensor) -> Tensor:
+    """Loss (n,) of every counted row of given logits (..., V)."""
     loss = torch.empty(job.batch.n_rows, dtype=accumulation_dtype(logits.dtype), device=logits.device)
     with torch.no_grad():
         _visit_given(job, logits, loss, None, None)
     return loss
 
 
-def compute_dlogits(job: Job, logits: Tensor, upstream: Tensor) -> Tensor:
+def compute_dlogits(job: LossJob, logits: Tensor, upstream: Tensor) -> Tensor:
     """d(logits) (..., V) of sum(upstream * loss), recomputed from the logits."""
     with torch.no_grad():
         new = torch.zeros if job.batch.inputs is not None else torch.empty
@@ -230,7 +231,7 @@ def compute_dlogits(job: Job, logits: Tensor, upstream: Tensor) -> Tensor:
     return dlogits
 
 
-def compute_dtarget(job: Job, logits: Tensor, upstream: Tensor) -> Tensor:
+def compute_dtarget(job: LossJob, logits: Tensor, upstream: Tensor) -> Tensor:
     """d(probabilities), in the target's shape, of sum(upstream * loss), from logits (..., V)."""
     with torch.no_grad():
         dtarget = new_dtarget(job.batch)
@@ -240,8 +241,10 @@ def compute_dtarget(job: Job, logits: Tensor, upstream: Tensor) -> Tensor:
     return dtarget
 
 
-def _visit_given(job: Job, logits: Tensor, loss: Tensor, upstream: Tensor | None, dlogits: Tensor | None) -> None:
-    """The kernel works where d(logits) go, or where the logits lie if it leaves them; else on copies."""
+def _visit_given(job: LossJob, logits: Tensor, loss: Tensor, upstream: Tensor | None, dlogits: Tensor | None) -> None:
+    """Run the row kernel on given logits: in the memory of dlogits, on the logits themselves if it leaves them
+    unchanged, else on copies.
+    """
     rows, kernel = job.batch.inputs, _row_kernel(job, 0, loss, upstream)
     for start, stop, z, direct in given_rows(job.backend, logits, rows, job.batch.n_rows):
         at = rows_between(rows, start, stop)
@@ -256,9 +259,10 @@ def _visit_given(job: Job, logits: Tensor, loss: Tensor, upstream: Tensor | None
 def given_rows(
     backend: Backend, logits: Tensor, rows: Tensor | None, n_rows: int
 ) -> Iterator[tuple[int, int, Tensor, bool]]:
-    """Counted rows start to stop of logits (..., V) that must stay as they are, block after block.
+    """Counted rows start to stop of logits (..., V) that must not change, block by block.
 
-    The block is a view if the last is True, for a kernel that leaves it alone; else a copy in the accumulation dtype.
+    The last value is True if the block is a view, for a kernel that does not change it. Otherwise it is a copy in the
+    accumulation dtype.
     """
     direct = backend.in_place and rows is None and logits.dtype in backend.dtypes and logits.stride(-1) == 1
     for start, stop in blocks(backend, logits, n_rows, copied=not direct):

@@ -1,6 +1,6 @@
-"""The driver where no gradient is wanted: logits by pieces of the vocabulary, visited while they are in the cache.
+"""The driver without gradients: logits in pieces of the vocabulary, processed while they are in the cache.
 
-One GEMM, and no row of logits is ever held whole. n tokens counted, R rows and C columns of logits at a time.
+One GEMM, and no whole row of logits is ever in memory. n tokens counted, R rows and C columns of logits at a time.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,32 +10,32 @@ import torch
 from torch import Tensor
 
 from cynosure.loss.backends.registry import Backend
-from cynosure.loss.chunked import Job, visit
-from cynosure.loss.linear import Head, OwnHead
+from cynosure.loss.chunked import LossJob, visit
+from cynosure.loss.linear import HeadWeights, OwnHead
 from cynosure.loss.matmul.choice import choose_gemm
 from cynosure.loss.options import RowOptions, accumulation_dtype
-from cynosure.loss.pieces import Best, Figures, LossPart, Piece, StatsPart, figures, put_figures_together, put_together
-from cynosure.loss.targets import Batch, rows_between
+from cynosure.loss.pieces import Best, LossPart, Piece, RowStats, StatsPart, put_stats_together, put_together, row_stats
+from cynosure.loss.targets import CountedBatch, rows_between
 
-MANY = 8  # parts that are put together at once: few enough for torch to do it in one thread, beside the products'
-TARGETS = 64  # rows whose targets' logits are made at a time
+MANY = 8  # parts merged at a time: few enough for torch to use one thread, beside the matmuls' own
+TARGETS = 64  # rows whose target logits are computed at a time
 
 Part = TypeVar("Part", LossPart, StatsPart)
 
 
-class Rows(NamedTuple):
-    """Counted rows start to stop, and all they need for their logits."""
+class RowChunk(NamedTuple):
+    """Counted rows start to stop, and what their logits are computed from."""
 
     start: int
     stop: int
     hidden: Tensor  # (r, D)
-    head: Head | OwnHead
+    head: HeadWeights | OwnHead
     buffer: Tensor
     columns: int
     provider: str
 
     def pieces(self) -> Iterator[tuple[Piece, Tensor]]:
-        """Each piece of the vocabulary with its logits (r, C), good until the next is asked for."""
+        """Each piece of the vocabulary with its logits (r, C), valid until the next piece."""
         n_rows, vocab_size = len(self.hidden), self.head.shape[0]
         for first in range(0, vocab_size, self.columns):
             head = (
@@ -45,18 +45,20 @@ class Rows(NamedTuple):
             yield Piece(first, vocab_size), head.linear(self.hidden, out, self.provider)
 
     def target_logits(self, index: Tensor) -> Tensor:
-        """Logits (r,) of these classes, by the same products as all the others: equal logits stay equal."""
-        assert isinstance(self.head, Head)  # the other's pieces are whole
-        head, products = self.head.classes(index), []
-        for start in range(0, len(index), TARGETS):  # with no other operation between: two pools of threads would meet
+        """Logits (r,) of these classes, by the same matmuls as all others, so that equal logits stay equal."""
+        assert isinstance(self.head, HeadWeights)  # an OwnHead has one piece, the whole vocabulary
+        head, parts = self.head.classes(index), []
+        for start in range(
+            0, len(index), TARGETS
+        ):  # no other operation between matmuls: two thread pools would compete
             hidden, targets = self.hidden[start : start + TARGETS], head.classes(slice(start, start + TARGETS))
-            products.append(targets.linear(hidden, hidden.new_empty(len(hidden), len(hidden)), self.provider))
-        return torch.cat([x.diagonal() for x in products])
+            parts.append(targets.linear(hidden, hidden.new_empty(len(hidden), len(hidden)), self.provider))
+        return torch.cat([x.diagonal() for x in parts])
 
 
 def rows_of(
-    hidden: Tensor, head: Head | OwnHead, batch: Batch, backend: Backend, chunk_tokens: int | None
-) -> Iterator[Rows]:
+    hidden: Tensor, head: HeadWeights | OwnHead, batch: CountedBatch, backend: Backend, chunk_tokens: int | None
+) -> Iterator[RowChunk]:
     """The counted rows, R at a time, sharing one buffer."""
     (vocab_size, hidden_size), n_rows, sizes = head.shape, batch.n_rows, backend.sizes(hidden.device)
     if isinstance(head, OwnHead):
@@ -67,11 +69,11 @@ def rows_of(
     buffer = hidden.new_empty(n_chunk * columns if n_rows else 0)
     for start in range(0, n_rows, n_chunk):
         stop = min(start + n_chunk, n_rows)
-        yield Rows(start, stop, hidden[rows_between(batch.inputs, start, stop)], head, buffer, columns, provider)
+        yield RowChunk(start, stop, hidden[rows_between(batch.inputs, start, stop)], head, buffer, columns, provider)
 
 
 def visit_piece(backend: Backend, logits: Tensor, kernel: Callable[[Tensor, int, int], Part]) -> Part:
-    """What the kernel makes of (z, start, stop), block after block of these rows (r, C)."""
+    """Run the kernel on each block (z, start, stop) of these rows (r, C), and join the results."""
     parts: list[Part] = []
     visit(backend, logits, lambda z, start, stop: parts.append(kernel(z, start, stop)))
     if len(parts) == 1:
@@ -79,7 +81,7 @@ def visit_piece(backend: Backend, logits: Tensor, kernel: Callable[[Tensor, int,
     return type(parts[0])(*(torch.cat(field, -1) for field in zip(*parts, strict=True)))
 
 
-def compute_loss(job: Job, hidden: Tensor, head: Head | OwnHead) -> Tensor:
+def compute_loss(job: LossJob, hidden: Tensor, head: HeadWeights | OwnHead) -> Tensor:
     """Loss (n,) of every counted row: one GEMM."""
     batch = job.batch
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
@@ -95,7 +97,7 @@ def compute_loss(job: Job, hidden: Tensor, head: Head | OwnHead) -> Tensor:
     return loss
 
 
-def _loss_kernel(job: Job, offset: int, piece: Piece, n_columns: int) -> Callable[[Tensor, int, int], LossPart]:
+def _loss_kernel(job: LossJob, offset: int, piece: Piece, n_columns: int) -> Callable[[Tensor, int, int], LossPart]:
     batch, columns = job.batch, slice(piece.first, piece.first + n_columns)
 
     def kernel(z: Tensor, start: int, stop: int) -> LossPart:
@@ -106,17 +108,17 @@ def _loss_kernel(job: Job, offset: int, piece: Piece, n_columns: int) -> Callabl
     return kernel
 
 
-def row_figures(z: Tensor, index: Tensor, backend: Backend, options: RowOptions, topk: int, beta: Tensor) -> Figures:
-    """Every figure of r rows of logits (r, V), which are the kernel's, for their targets (r,); beta as below."""
+def logits_stats(z: Tensor, index: Tensor, backend: Backend, options: RowOptions, topk: int, beta: Tensor) -> RowStats:
+    """All statistics of r rows of logits (r, V) for their targets (r,); overwrites z; beta as below."""
     best, piece = Best.none(len(z), topk, z.device), Piece(0, z.shape[-1])
     target = z.gather(-1, index[:, None])[:, 0]
-    return figures(backend.stats_piece(z, piece, index, target, options, best, beta), index, best, beta)
+    return row_stats(backend.stats_piece(z, piece, index, target, options, best, beta), index, best, beta)
 
 
-def compute_figures(
-    rows: Rows, index: Tensor, backend: Backend, options: RowOptions, topk: int, beta: Tensor
-) -> Figures:
-    """Every figure of these rows for their targets (r,) at ascending inverse temperatures beta (B,)."""
+def compute_stats(
+    rows: RowChunk, index: Tensor, backend: Backend, options: RowOptions, topk: int, beta: Tensor
+) -> RowStats:
+    """All statistics of these rows for their targets (r,) at ascending inverse temperatures beta (B,)."""
     best = Best.none(len(index), topk, index.device)
     parts: list[StatsPart] = []
     target: Tensor | None = None
@@ -132,5 +134,5 @@ def compute_figures(
             )
 
         parts.append(visit_piece(backend, logits, kernel))
-        parts = [put_figures_together(parts, beta)] if len(parts) == MANY else parts
-    return figures(put_figures_together(parts, beta), index, best, beta)
+        parts = [put_stats_together(parts, beta)] if len(parts) == MANY else parts
+    return row_stats(put_stats_together(parts, beta), index, best, beta)

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from cynosure.loss.autograd import FusedRows, FusedSum, LogitsRows, Shapes, apply
 from cynosure.loss.backends.registry import choose_backend
-from cynosure.loss.chunked import Job
+from cynosure.loss.chunked import LossJob
 from cynosure.loss.compiler import public
-from cynosure.loss.linear import Head, OwnHead, check_frozen, make_head
+from cynosure.loss.linear import HeadWeights, OwnHead, check_frozen, make_head
 from cynosure.loss.options import ReduceOptions, Reduction, RowOptions, accumulation_dtype, check_chunk_tokens
-from cynosure.loss.targets import Batch, TargetLike, check_target, make_batch, probability_of
+from cynosure.loss.targets import CountedBatch, TargetLike, check_target, make_batch, probability_of
 
 COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -41,9 +41,9 @@ def linear_cross_entropy(
 ) -> Tensor:
     """Cross-entropy of `hidden @ weight.T + bias` without ever holding those N x V logits.
 
-    Equal to `F.cross_entropy(F.linear(hidden, weight, bias), target, ...)` wherever that takes the same arguments, but
-    that a batch with nothing to average gives 0.0 (with a graph) instead of NaN, and that the loss is float32 for
-    narrower inputs too. Every option combines with every other. Formulas: `docs/explanation/math.md`,
+    Equal to `F.cross_entropy(F.linear(hidden, weight, bias), target, ...)` for arguments that both take, with two
+    exceptions: a batch with nothing to average gives 0.0 (with a graph) instead of NaN, and the loss is float32 for
+    narrower inputs too. All options can be combined. Formulas: `docs/explanation/math.md`,
     and `cynosure.loss.reference` as code.
 
     Args:
@@ -51,8 +51,8 @@ def linear_cross_entropy(
         weight: (V, D) output embedding, hidden's dtype (autocast casts both as it does for `F.linear`). A frozen
             subclass with an `F.linear` of its own, such as a quantized weight, is multiplied by that.
         target: class indices (...) of any integer dtype; or probabilities (..., V); or a pair of class indices (..., K)
-            and their probabilities (..., K), every other class having none. Probabilities are finite and not negative
-            (checked on a CPU) but need not add up to 1, and may require grad.
+            and their probabilities (..., K), every other class having 0. Probabilities must be finite and not
+            negative (checked on a CPU). They need not add up to 1, and may require grad.
         bias: (V,), hidden's dtype.
         ignore_index: class indices of this value are ignored: they cost nothing and get no gradient. With
             probabilities a value of 0 or more is an error, as in torch.
@@ -63,7 +63,7 @@ def linear_cross_entropy(
         scale: logits are multiplied by it.
         class_weight: (V,) weight of each class, a constant.
         token_weight: (...) weight of each token, aligned with the target; 0 means ignored. May require grad.
-        normalizer: what "mean" divides by, a constant: say the number of tokens in the whole accumulated or
+        normalizer: what "mean" divides by, a constant, such as the number of tokens in the whole accumulated or
             distributed batch. By default the sum of token weights times class_weight[target].
         shift: k pairs hidden[..., :T-k, :] with target[..., k:], without copies; 1 is next-token prediction.
         backend: a name of `cynosure.backends()`, or None to choose.
@@ -81,8 +81,8 @@ def linear_cross_entropy(
 
     Every option that is a number may be Python's, NumPy's, or a tensor or array with one element.
 
-    Gradients reach hidden, weight, bias, token_weight and a target's probabilities, where they require them, in three
-    matrix products (four for "none"); second derivatives, forward mode and `torch.func` raise NotImplementedError.
+    hidden, weight, bias, token_weight and a target's probabilities get gradients if they require them, in three
+    matmuls (four for "none"); second derivatives, forward mode and `torch.func` raise NotImplementedError.
     Under `torch.compile` the call is a graph break.
 
     >>> import torch
@@ -275,12 +275,12 @@ def check_logits(logits: Tensor) -> None:
 
 
 def check_class_indices(target: Tensor) -> None:
-    """A target that is no distribution, or a clear error."""
+    """Check that a target is class indices."""
     if not isinstance(target, Tensor) or target.is_floating_point():
-        raise TypeError(f"target must be class indices, got {kind(target)}")
+        raise TypeError(f"target must be class indices (an integer tensor), got {kind(target)}")
 
 
-def check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Head | OwnHead:
+def check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> HeadWeights | OwnHead:
     """hidden (..., D), weight (V, D) and bias (V,) of one dtype on one device, or a clear error."""
     for name, x in (("hidden", hidden), ("weight", weight), ("bias", bias)):
         if x is None and name == "bias":
@@ -307,7 +307,9 @@ def check_floating(name: str, x: object) -> Tensor:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise TypeError(f"{name} must be a floating-point tensor, got {kind(x)}")
     if x.dtype not in COMPUTED:
-        raise TypeError(f"{name} is {x.dtype}, which torch stores but does not compute in: cast it, say to bfloat16")
+        raise TypeError(
+            f"{name} is {x.dtype}, which torch stores but does not compute in: cast it, for example to bfloat16"
+        )
     return x
 
 
@@ -327,7 +329,7 @@ def autocasts(hidden: Tensor) -> bool:
 def _make_job(
     rows: Tensor, vocab_size: int, target: TargetLike, options: RowOptions, reduce: ReduceOptions, backend: str | None,
     dtype: torch.dtype,
-) -> Job:  # fmt: skip
+) -> LossJob:  # fmt: skip
     lead, weight = rows.shape[:-1], options.class_weight
     if weight is not None:
         if weight.shape != (vocab_size,):
@@ -337,10 +339,10 @@ def _make_job(
         options = replace(options, class_weight=weight.to(accumulation_dtype(dtype)))
     checked = check_target(target, lead, vocab_size, rows.device, reduce.ignore_index)
     batch = make_batch(checked, lead, options, reduce, dtype)
-    return Job(batch, options, choose_backend(backend, rows.device)[0], dtype, dtype, None)
+    return LossJob(batch, options, choose_backend(backend, rows.device)[0], dtype, dtype, None)
 
 
-def _shapes(job: Job, reduction: Reduction, *given: Tensor | None) -> Tensor:
+def _shapes(job: LossJob, reduction: Reduction, *given: Tensor | None) -> Tensor:
     """The result of tensors without values: its shape and dtype alone."""
     shape = job.batch.shape if reduction == "none" else torch.Size()
     return apply(Shapes, shape, accumulation_dtype(job.dtype), *given)
@@ -357,11 +359,11 @@ def _check_classes_last(logits: Tensor, target: TargetLike) -> None:
 
 
 def kind(x: object) -> str:
-    """What an argument is, for a message about what it should have been."""
+    """Describe an argument in an error message."""
     return f"a tensor of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
 
 
-def _spread(losses: Tensor, batch: Batch) -> Tensor:
+def _spread(losses: Tensor, batch: CountedBatch) -> Tensor:
     """Losses (n,) of the counted rows times their weights, in the result's shape, 0 elsewhere."""
     losses = losses * batch.weight
     if batch.outputs is not None:

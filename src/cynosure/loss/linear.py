@@ -1,4 +1,4 @@
-"""The linear layer that turns hidden states into logits: a weight in plain memory, or one that multiplies by itself.
+"""The linear layer that turns hidden states into logits: a plain weight, or one with its own matmul.
 
 r rows, D hidden size, V vocabulary
 """
@@ -16,7 +16,7 @@ from cynosure.loss.tensors import is_plain, multiplies_itself
 
 
 def product(a: Tensor, b: Tensor, out: Tensor, add: bool = False, provider: str | None = None) -> Tensor:
-    """out (M, N) = a (M, K) @ b (K, N), or += with `add`; by the provider named, or the one to choose."""
+    """out (M, N) = a (M, K) @ b (K, N), or += with `add`; by the named provider, or the chosen one."""
     provider = provider or choose_gemm(2.0 * a.shape[0] * a.shape[1] * b.shape[1], a.dtype, a.device).provider
     if provider != "torch" and multiplied(provider, a, b, out, add):
         return out
@@ -29,8 +29,8 @@ def capped(z: Tensor, scale: float, softcap: float | None) -> Tensor:
     return z if softcap is None else torch.tanh(z / softcap) * softcap
 
 
-class Head(NamedTuple):
-    """A weight in plain memory."""
+class HeadWeights(NamedTuple):
+    """The weight and bias of a head, as plain tensors."""
 
     weight: Tensor  # (V, D)
     bias: Tensor | None  # (V,)
@@ -40,13 +40,13 @@ class Head(NamedTuple):
         """(V, D)."""
         return self.weight.shape
 
-    def to(self, dtype: torch.dtype) -> "Head":
+    def to(self, dtype: torch.dtype) -> "HeadWeights":
         """Both in this dtype."""
-        return Head(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
+        return HeadWeights(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
 
-    def classes(self, at: "slice | Tensor") -> "Head":
+    def classes(self, at: "slice | Tensor") -> "HeadWeights":
         """Of these classes alone."""
-        return Head(self.weight[at], None if self.bias is None else self.bias[at])
+        return HeadWeights(self.weight[at], None if self.bias is None else self.bias[at])
 
     def linear(self, hidden: Tensor, out: Tensor, provider: str | None = None) -> Tensor:
         """out (r, V) = hidden (r, D) @ weight.T + bias."""
@@ -60,9 +60,9 @@ class Head(NamedTuple):
 
 
 class OwnHead:
-    """A weight that multiplies by itself, such as a quantized one: a constant, of which all classes are taken at once.
+    """A weight with its own matmul, such as a quantized one: a constant, whose classes are never split.
 
-    Its own `F.linear` gives the logits, as in the model. The gradient is that of multiplying by its values: an own
+    The logits come from its own `F.linear`, as in the model. The gradient is that of a matmul with its values, since an
     `F.linear` that rounds its input has no derivative.
     """
 
@@ -91,10 +91,10 @@ class OwnHead:
         try:
             with torch.enable_grad():
                 leaf = hidden.detach().requires_grad_()
-                (found,) = torch.autograd.grad(F.linear(leaf, self.cast), leaf, dlogits)
+                (dhidden,) = torch.autograd.grad(F.linear(leaf, self.cast), leaf, dlogits)
         except Exception as error:
             raise self.unusable("F.linear's gradient") from error
-        return out.copy_(self.checked(found, "F.linear's gradient", out.shape))
+        return out.copy_(self.checked(dhidden, "F.linear's gradient", out.shape))
 
     @cached_property
     def cast(self) -> Tensor:
@@ -103,7 +103,7 @@ class OwnHead:
 
     @cached_property
     def values(self) -> Tensor | None:
-        """What the weight stands for (V, D), where its class says how to make that plain."""
+        """The values (V, D) that the weight stands for, or None if its class cannot dequantize it."""
         if type(self.weight).dequantize is Tensor.dequantize:
             return None
         try:
@@ -113,16 +113,16 @@ class OwnHead:
         return values.to(self.dtype) if is_plain(values) and values.shape == self.shape else None
 
     def checked(self, x: Tensor, what: str, shape: torch.Size) -> Tensor:
-        """A result that the weight's class gave, if it is one to go on with."""
+        """The result of the weight's class, if it is plain and of the right shape."""
         if not is_plain(x) or x.shape != shape:
             raise self.unusable(what)
         return x
 
     def unusable(self, what: str) -> NotImplementedError:
-        """The error where the weight's class gives no `what`."""
+        """The error if the weight's class cannot compute `what`."""
         return NotImplementedError(
             f"weight is a {type(self.weight).__name__}, whose {what} gives no plain tensor here: pass its values as a "
-            "plain weight (weight.dequantize(), where it has that)"
+            "plain weight (weight.dequantize(), if it has that method)"
         )
 
 
@@ -144,7 +144,7 @@ def readable(weight: Tensor) -> Tensor:
 
 
 def check_frozen(weight: Tensor) -> None:
-    """Refuse to leave out the gradient of a weight that multiplies by itself."""
+    """Refuse a trained weight with its own matmul: we cannot compute its gradient."""
     if torch.is_grad_enabled() and weight.requires_grad:
         raise NotImplementedError(
             f"weight is a {type(weight).__name__} that requires grad, and only its class knows that gradient: freeze "
@@ -152,6 +152,6 @@ def check_frozen(weight: Tensor) -> None:
         )
 
 
-def make_head(weight: Tensor, bias: Tensor | None) -> Head | OwnHead:
-    """The head of a weight that came through the door."""
-    return OwnHead(weight, bias) if multiplies_itself(weight) else Head(weight, bias)
+def make_head(weight: Tensor, bias: Tensor | None) -> HeadWeights | OwnHead:
+    """The head of a checked weight."""
+    return OwnHead(weight, bias) if multiplies_itself(weight) else HeadWeights(weight, bias)

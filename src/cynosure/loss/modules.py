@@ -25,8 +25,8 @@ class _Loss(nn.Module):
         unknown = sorted(set(options) - set(self.options_allowed))
         if unknown:
             allowed = ", ".join((*self.options_allowed, "class_weight"))
-            raise TypeError(f"{type(self).__name__} has no option {unknown[0]!r}: there are {allowed}")
-        for record in (RowOptions, ReduceOptions):  # raises now what the first call would
+            raise TypeError(f"{type(self).__name__} has no option {unknown[0]!r}: expected one of {allowed}")
+        for record in (RowOptions, ReduceOptions):  # raise now, not at the first call
             record(**{field.name: options[field.name] for field in fields(record) if field.name in options})
         check_chunk_tokens(options.get("chunk_tokens"))
         choose_backend(options.get("backend"))

@@ -38,7 +38,7 @@ class RowOptions:
 
 @dataclass(frozen=True)
 class ReduceOptions:
-    """Which rows count, how much, and how they are put together."""
+    """Which rows count, with what weight, and how they are reduced."""
 
     ignore_index: int = -100
     reduction: Reduction = "mean"
@@ -54,19 +54,19 @@ class ReduceOptions:
             raise ValueError(f"shift must not be negative, got {self.shift}")
         if self.normalizer is not None:
             if self.reduction != "mean":
-                raise ValueError(f"normalizer is read by reduction='mean' alone, got reduction={self.reduction!r}")
+                raise ValueError(f"normalizer needs reduction='mean', got reduction={self.reduction!r}: leave one out")
             constant = self.normalizer.detach() if isinstance(self.normalizer, Tensor) else self.normalizer
             if not is_abstract(constant):
                 _set(self, "normalizer", as_number("normalizer", constant, "finite and not negative", low=0.0))
 
 
 def _set(record: object, name: str, value: object) -> None:
-    """Set a field of a frozen record while it is being made."""
+    """Set a field of a frozen record in its __post_init__."""
     object.__setattr__(record, name, value)
 
 
 def check_reduction(reduction: str) -> None:
-    """Refuse anything but the three there are."""
+    """Raise ValueError for an unknown reduction."""
     if reduction not in get_args(Reduction):
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
 
@@ -90,7 +90,7 @@ def as_integer(name: str, value: object) -> int:
 
 
 def as_number(name: str, value: object, wanted: str, low: float = -math.inf, high: float = math.inf) -> float:
-    """The number that this is, of whichever type; `wanted` says in words what it must be."""
+    """The value as a float, from any type of number; `wanted` describes the valid range in errors."""
     only = _only_element(name, value)
     if not isinstance(only, (Real, Decimal)) or isinstance(only, bool):
         raise TypeError(f"{name} must be a number {wanted}, got {value!r}")

@@ -1,4 +1,4 @@
-"""Sums over pieces of the vocabulary, put together: what a row's loss or figures need of each piece, and no more.
+"""Partial sums over pieces of the vocabulary, and how they merge into a row's loss or statistics.
 
 r rows, P pieces. All sums are float64, and relative to their piece's `base`: its largest logit, or 0 where that is
 minus infinity.
@@ -35,7 +35,7 @@ class LossPart(NamedTuple):
 
 
 class StatsPart(NamedTuple):
-    """What one piece adds to the figures of r rows, from all its logits but the target's."""
+    """What one piece adds to the statistics of r rows, from all its logits except the target's."""
 
     target_z: Tensor  # (r,) the target's z, which every piece knows
     top: Tensor  # (r,) largest z; NaN if any is
@@ -99,7 +99,7 @@ def put_together(parts: list[LossPart]) -> LossPart:
     return LossPart(largest, scaled(exp, shift).sum(0), (dot + mass * shift).sum(0), mass.sum(0))
 
 
-def put_figures_together(parts: list[StatsPart], beta: Tensor) -> StatsPart:
+def put_stats_together(parts: list[StatsPart], beta: Tensor) -> StatsPart:
     """One part of several, in the order of their classes."""
     if len(parts) == 1:
         return parts[0]
@@ -120,8 +120,8 @@ def put_figures_together(parts: list[StatsPart], beta: Tensor) -> StatsPart:
     )
 
 
-class Figures(NamedTuple):
-    """Figures of r rows; fields as in `TokenStats`."""
+class RowStats(NamedTuple):
+    """Statistics of r rows; fields as in `TokenStats`."""
 
     nll: Tensor
     lse: Tensor
@@ -137,10 +137,10 @@ class Figures(NamedTuple):
     correct: Tensor
 
 
-def figures(others: StatsPart, target: Tensor, best: Best, beta: Tensor) -> Figures:
-    """Every figure of r rows with targets (r,), from what all the other classes add up to.
+def row_stats(others: StatsPart, target: Tensor, best: Best, beta: Tensor) -> RowStats:
+    """All statistics of r rows with targets (r,), from the merged sums of all other classes.
 
-    1 - p is the others' share, never a difference: it keeps its digits when the model is sure.
+    1 - p is computed as the share of the other classes, not as a difference, so that it stays exact if p is near 1.
     """
     z = others.target_z
     top = torch.maximum(others.top, z)
@@ -156,7 +156,7 @@ def figures(others: StatsPart, target: Tensor, best: Best, beta: Tensor) -> Figu
     tempered = scaled(others.tempered, beta[:, None] * shift) + (beta[:, None] * gap).exp()
     best = best.with_others(z[:, None], target[:, None])
     nll = torch.where(gap == 0, exp.log1p(), log_s - gap)
-    return Figures(
+    return RowStats(
         nll=nll,
         lse=top + log_s,
         entropy=log_s - surprise / s,

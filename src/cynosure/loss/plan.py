@@ -1,4 +1,4 @@
-"""How a loss will be computed, and why: backend, chunk rows, matrix products, bytes."""
+"""How a loss will be computed, and why: backend, chunk rows, matmuls, bytes."""
 
 import math
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ from cynosure.loss.sizes import MIB
 class Plan:
     """What one call costs. Bytes are beyond the inputs and the gradients themselves.
 
-    `chunk_vocab` classes of the vocabulary are taken at a time: all, unless no gradient is wanted.
-    `accumulator_bytes` is what half-precision dW is added up in beside itself: a float32 copy of it, or with our own
-    products the lower halves of float32 numbers.
+    `chunk_vocab` classes of the vocabulary are processed at a time: all, unless no gradient is wanted.
+    `accumulator_bytes` is extra memory to sum a half-precision dW: a float32 copy, or with our own matmuls the lower
+    halves of float32 numbers.
     """
 
     backend: str

@@ -8,7 +8,7 @@ from torch import Tensor
 from cynosure.loss.backends.registry import Backend, choose_backend
 from cynosure.loss.chunked import given_rows
 from cynosure.loss.compiler import public
-from cynosure.loss.forward import compute_figures, row_figures, rows_of
+from cynosure.loss.forward import compute_stats, logits_stats, rows_of
 from cynosure.loss.functional import check_class_indices, check_head, check_logits, matmul_dtype
 from cynosure.loss.options import (
     ReduceOptions,
@@ -18,8 +18,8 @@ from cynosure.loss.options import (
     as_positive,
     check_chunk_tokens,
 )
-from cynosure.loss.pieces import Figures
-from cynosure.loss.targets import Batch, check_target, make_batch, rows_between, take_rows
+from cynosure.loss.pieces import RowStats
+from cynosure.loss.targets import CountedBatch, check_target, make_batch, rows_between, take_rows
 
 
 class TokenStats(NamedTuple):
@@ -91,14 +91,14 @@ def token_stats(
     rows, dtype = RowOptions(softcap=softcap, scale=scale), matmul_dtype(hidden)
     which = ReduceOptions(ignore_index=ignore_index, reduction="none", shift=shift)
     asked = _Asked.of(hidden, target, weight.shape[0], rows, which, topk, temperatures, backend, dtype)
-    figures = _Figures(asked, hidden.new_empty(0, dtype=accumulation_dtype(dtype)))
+    figures = _FilledStats(asked, hidden.new_empty(0, dtype=accumulation_dtype(dtype)))
     if asked.batch.target.is_abstract:
         return figures.stats()
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         flat, head, batch = hidden.reshape(-1, hidden.shape[-1]).to(dtype), head.to(dtype), asked.batch
         for chunk in rows_of(flat, head, batch, asked.backend, chunk_tokens):
             index = asked.classes(chunk.start, chunk.stop)
-            found = compute_figures(chunk, index, asked.backend, asked.options, asked.topk, asked.beta)
+            found = compute_stats(chunk, index, asked.backend, asked.options, asked.topk, asked.beta)
             figures.put(chunk.start, chunk.stop, found)
     return figures.stats()
 
@@ -148,20 +148,20 @@ def logits_token_stats(
     rows = RowOptions(softcap=softcap, scale=scale)
     which = ReduceOptions(ignore_index=ignore_index, reduction="none", shift=shift)
     asked = _Asked.of(logits, target, logits.shape[-1], rows, which, topk, temperatures, backend, logits.dtype)
-    figures = _Figures(asked, logits.new_empty(0, dtype=accumulation_dtype(logits.dtype)))
+    figures = _FilledStats(asked, logits.new_empty(0, dtype=accumulation_dtype(logits.dtype)))
     if asked.batch.target.is_abstract:
         return figures.stats()
     with torch.no_grad():
         for start, stop, z, _ in given_rows(asked.backend, logits, asked.batch.inputs, asked.batch.n_rows):
             index = asked.classes(start, stop)
-            figures.put(start, stop, row_figures(z, index, asked.backend, asked.options, asked.topk, asked.beta))
+            figures.put(start, stop, logits_stats(z, index, asked.backend, asked.options, asked.topk, asked.beta))
     return figures.stats()
 
 
 class _Asked(NamedTuple):
-    """What is to be known of which rows, checked."""
+    """The checked arguments: which statistics, of which rows."""
 
-    batch: Batch
+    batch: CountedBatch
     options: RowOptions
     backend: Backend
     topk: int
@@ -193,8 +193,8 @@ class _Asked(NamedTuple):
         return take_rows(classes, at)[:, 0]
 
 
-class _Figures:
-    """The figures of all tokens, filled block by block."""
+class _FilledStats:
+    """The statistics of all tokens, filled block by block."""
 
     def __init__(self, asked: _Asked, like: Tensor) -> None:
         self.batch, self.places = asked.batch, asked.order.argsort()
@@ -206,8 +206,8 @@ class _Figures:
             shape = (self.batch.shape.numel(), *widths.get(name, ()))
             self.parts.append(like.new_full(shape, -1, dtype=torch.int64) if is_id else like.new_full(shape, torch.nan))
 
-    def put(self, start: int, stop: int, figures: Figures) -> None:
-        """The figures of counted rows start to stop, their temperatures ascending in 1 / T."""
+    def put(self, start: int, stop: int, figures: RowStats) -> None:
+        """Store the statistics of counted rows start to stop, their temperatures ascending in 1 / T."""
         at = rows_between(self.batch.outputs, start, stop)
         figures = figures._replace(nll_at_temperature=figures.nll_at_temperature[:, self.places])
         for whole, part in zip(self.parts, figures, strict=True):

@@ -62,7 +62,7 @@ class Target:
         return TargetRows(classes, take_rows(probability, at).to(k.dtype), k)
 
 
-class Batch(NamedTuple):
+class CountedBatch(NamedTuple):
     """The n rows that count: where they stand, and what the reduction does with them."""
 
     target: Target
@@ -143,16 +143,18 @@ def _check_no_ignore_index(ignore_index: int) -> None:
         )
 
 
-def make_batch(target: Target, lead: torch.Size, row: RowOptions, options: ReduceOptions, dtype: torch.dtype) -> Batch:
+def make_batch(
+    target: Target, lead: torch.Size, row: RowOptions, options: ReduceOptions, dtype: torch.dtype
+) -> CountedBatch:
     """Pair inputs with targets, leave out the ignored ones, weigh the rest. `lead` is hidden's or logits' (...)."""
     shift, device = options.shift, target.device
     _check_shift(shift, lead)
     _check_token_weight(options.token_weight, lead, device)
     shape = torch.Size((*lead[:-1], lead[-1] - shift)) if shift else lead
     if target.is_abstract:
-        return Batch(target, shape.numel(), None, None, None, shape, torch.empty(0), torch.empty(0))
+        return CountedBatch(target, shape.numel(), None, None, None, shape, torch.empty(0), torch.empty(0))
     outputs = _counted(target, options, shape, device)
-    batch = Batch(target, shape.numel(), None, None, None, shape, torch.empty(0), torch.empty(0))
+    batch = CountedBatch(target, shape.numel(), None, None, None, shape, torch.empty(0), torch.empty(0))
     if outputs is not None or shift:
         batch = _paired(batch, torch.arange(shape.numel(), device=device) if outputs is None else outputs, shift)
     _check_probabilities(batch)
@@ -174,7 +176,7 @@ def _shifted(x: Tensor, shift: int) -> Tensor:
     return x[..., shift:] if shift else x
 
 
-def _paired(batch: Batch, outputs: Tensor, shift: int) -> Batch:
+def _paired(batch: CountedBatch, outputs: Tensor, shift: int) -> CountedBatch:
     """hidden[..., t, :] goes with target[..., t + shift]: rows of T - shift pairs inside rows of T tokens."""
     if shift == 0:
         return batch._replace(n_rows=len(outputs), inputs=outputs, targets=outputs, outputs=outputs)
@@ -182,7 +184,9 @@ def _paired(batch: Batch, outputs: Tensor, shift: int) -> Batch:
     return batch._replace(n_rows=len(outputs), inputs=inputs, targets=inputs + shift, outputs=outputs)
 
 
-def _weighed(batch: Batch, class_weight: Tensor | None, options: ReduceOptions, dtype: torch.dtype) -> Batch:
+def _weighed(
+    batch: CountedBatch, class_weight: Tensor | None, options: ReduceOptions, dtype: torch.dtype
+) -> CountedBatch:
     classes, device = batch.target.classes, batch.target.device
     at = rows_between(batch.targets, 0, batch.n_rows)
     k = torch.ones(batch.n_rows, dtype=dtype, device=device)
@@ -257,7 +261,7 @@ def _check_range(name: str, x: Tensor, counted: Tensor, vocab_size: int, otherwi
     return index
 
 
-def _check_probabilities(batch: Batch) -> None:
+def _check_probabilities(batch: CountedBatch) -> None:
     """Refuse negative, infinite or NaN probabilities in rows that count: one pass, and on a CPU alone, since elsewhere
     it would wait for the device."""
     probability = batch.target.probability

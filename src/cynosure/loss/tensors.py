@@ -1,4 +1,4 @@
-"""The door of the public operations: beyond it every tensor is plain, except a head's weight that multiplies by itself.
+"""Convert the arguments of public operations to plain tensors, except a head's weight with its own matmul.
 
 A plain tensor is a `torch.Tensor` or `Parameter` and no subclass, strided, with memory of its own on its device: a
 kernel may read it by its address. A subclass may keep its values anywhere (DTensor, quantized weights). It is made
@@ -12,15 +12,25 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._C import _functorch as functorch
 from torch.nn import Parameter
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
-from torch.utils._python_dispatch import _disable_current_modes, is_traceable_wrapper_subclass
 
 from cynosure.loss.transforms import NO_TRACING, NO_TRANSFORMS
-
-Keys = torch._C.DispatchKey
-Modes = torch._C._TorchDispatchModeKey
+from cynosure.system.upstream import (
+    COLLECTIVES,
+    FAKE_TENSORS,
+    Keys,
+    coo_parts,
+    dispatch_keys_of,
+    has_storage,
+    is_faking,
+    is_functionalizing,
+    is_traceable_wrapper_subclass,
+    is_under_transform,
+    is_zero_tensor,
+    storage_id,
+    without_modes,
+)
 
 
 def is_plain(x: Any) -> bool:
@@ -38,7 +48,7 @@ def is_plain(x: Any) -> bool:
 
 def dispatch_keys(x: Tensor) -> int:
     """What torch's dispatcher goes by: a bit for every way in which a tensor is more than memory."""
-    keys: int = torch._C._dispatch_keys(x).raw_repr()
+    keys: int = dispatch_keys_of(x).raw_repr()
     return keys
 
 
@@ -54,7 +64,7 @@ def plain_keys(device: str) -> PlainKeys:
     """Those on a device; on meta, no tensor is plain."""
     if device == "meta":
         return PlainKeys(0, 0)
-    with _disable_current_modes():
+    with without_modes():
         with torch.inference_mode(False):
             usual = torch.empty(0, device=device)
         with torch.inference_mode():
@@ -83,7 +93,7 @@ def place(x: Tensor) -> tuple[object, ...]:
     """
     if parts := parts_of(x):
         return tuple(map(place, parts.values()))
-    return (x.untyped_storage()._cdata, x.storage_offset()) if torch._C._has_storage(x) else (id(x),)
+    return (storage_id(x), x.storage_offset()) if has_storage(x) else (id(x),)
 
 
 def parts_of(x: Tensor) -> dict[str, Tensor]:
@@ -92,7 +102,7 @@ def parts_of(x: Tensor) -> dict[str, Tensor]:
         parts = {name: getattr(x, name) for name in x.__tensor_flatten__()[0]}
         return {name: part for name, part in parts.items() if isinstance(part, Tensor)}  # DTensor's mesh is none
     if x.layout is torch.sparse_coo:
-        return {"indices": x._indices(), "values": x._values()}
+        return coo_parts(x)
     return {name: getattr(x, name)() for name in PARTS_OF_LAYOUT.get(x.layout, ())}
 
 
@@ -110,7 +120,7 @@ def is_abstract(x: object) -> bool:
 
 
 def is_fake(x: object) -> bool:
-    return is_a("torch._subclasses.fake_tensor", "FakeTensor", x)
+    return is_a(FAKE_TENSORS, "FakeTensor", x)
 
 
 def is_distributed(x: object) -> bool:
@@ -127,7 +137,7 @@ def multiplies_itself(x: object) -> bool:
     """Whether x is a subclass that says itself what torch's operations do with it, such as a quantized weight."""
     if not isinstance(x, Tensor) or is_abstract(x) or x.is_nested or hasattr(type(x), "full_tensor"):
         return False
-    return torch._C._dispatch_keys(x).has(Keys.Python)
+    return dispatch_keys_of(x).has(Keys.Python)
 
 
 def plain_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -145,9 +155,9 @@ def tensors_of(arguments: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
 
 def check_modes(arguments: dict[str, Any]) -> None:
     """Refuse modes that record torch's operations, which do not see a kernel, and fake tensors beside real ones."""
-    if torch._C._get_dispatch_mode(Modes.FUNCTIONAL) is not None:
+    if is_functionalizing():
         raise NotImplementedError(NO_TRACING)
-    fake = torch._C._get_dispatch_mode(Modes.FAKE) is not None
+    fake = is_faking()
     tensors = list(tensors_of(arguments))
     if fake or any(is_fake(x) for _, x in tensors):
         for name, x in tensors:
@@ -177,7 +187,7 @@ def plain(name: str, x: Any) -> Any:
         return x
     if isinstance(x, (tuple, list)):
         return tuple(map(plain, (f"{name} indices", f"{name} probabilities", *[name] * len(x)), x))
-    if functorch.is_functorch_wrapped_tensor(x) or functorch.is_legacy_batchedtensor(x):
+    if is_under_transform(x):
         raise NotImplementedError(NO_TRANSFORMS)
     if hasattr(type(x), "full_tensor"):
         return plain(name, gathered(name, x))
@@ -186,7 +196,7 @@ def plain(name: str, x: Any) -> Any:
         return plain(name, x.as_subclass(Tensor))  # a subclass that adds methods, not another way to keep values
     x = x.resolve_neg() if x.is_neg() else x.clone()
     if not is_plain(x):
-        raise TypeError(f"{name} must be a plain tensor, got one with {torch._C._dispatch_keys(x)}")
+        raise TypeError(f"{name} must be a plain tensor, got one with {dispatch_keys_of(x)}")
     return x
 
 
@@ -198,7 +208,7 @@ def gathered(name: str, x: Any) -> Tensor:
         raise NotImplementedError(
             f"{name} is a {type(x).__name__} whose full_tensor() fails: pass a plain tensor of its values"
         ) from error
-    return full.clone() if is_a("torch.distributed._functional_collectives", "AsyncCollectiveTensor", full) else full
+    return full.clone() if is_a(COLLECTIVES, "AsyncCollectiveTensor", full) else full
 
 
 def check_readable(name: str, x: Tensor) -> None:
@@ -213,9 +223,9 @@ def check_readable(name: str, x: Tensor) -> None:
         raise TypeError(f"{name} is quantized, {x.dtype}: pass {name}.dequantize()")
     if x.layout is not torch.strided:
         raise TypeError(f"{name} has the layout {x.layout}: pass {name}.to_dense()")
-    if torch._C._dispatch_keys(x).has(Keys.Python):
+    if dispatch_keys_of(x).has(Keys.Python):
         raise TypeError(f"{name} is a {kind}, which keeps its values in a way of its own: pass a plain tensor of them")
-    if not torch._C._has_storage(x) or (x.numel() and not x._is_zerotensor() and not x.data_ptr()):
+    if not has_storage(x) or (x.numel() and not is_zero_tensor(x) and not x.data_ptr()):
         raise ValueError(
             f"{name} has no memory: its storage was freed, as FSDP does with a sharded parameter. Gather it first, say "
             "with FSDP.summon_full_params"

@@ -1,4 +1,4 @@
-"""What torch can do to a function but not to the operations here: each refused in one sentence, never silently wrong.
+"""Refuse the function transforms of torch that our operations do not support, each with a clear error.
 
 Their kernels read memory, and torch records nothing of it. A graph traced through them would hold one call's numbers as
 constants.
@@ -8,9 +8,10 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
-import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+from cynosure.system.upstream import current_transform, dispatch_keys_of, is_forward_mode, is_jit_tracing
 
 FULL = "torch.nn.functional.cross_entropy on full logits"
 REVERSE = f"use torch.autograd.grad or backward, or {FULL}"
@@ -45,15 +46,15 @@ NO_TRACING = (
 
 def refuse_transforms(name: str, tensors: Iterable[Any]) -> None:
     """NotImplementedError where the operation of this name is called under a transform or while a graph is captured."""
-    if interpreter := torch._C._functorch.peek_interpreter_stack():
+    if interpreter := current_transform():
         called, why = FUNC[interpreter.key().name]
         raise NotImplementedError(f"{called} cannot transform {name}: {why}")
-    if torch._C._is_tracing():
+    if is_jit_tracing():
         raise NotImplementedError(f"torch.jit.trace cannot record {name}: {CAPTURE}")
     proxies = sys.modules.get("torch.fx.experimental.proxy_tensor")
     if proxies is not None and proxies.get_proxy_mode() is not None:
         raise NotImplementedError(f"torch.export, make_fx and torch.func.linearize cannot trace {name}: {CAPTURE}")
-    if forward_ad._current_level >= 0 and any(map(is_dual, tensors)):
+    if is_forward_mode() and any(map(is_dual, tensors)):
         raise NotImplementedError(f"forward mode cannot go through {name}: {FUNC['Jvp'][1]}")
 
 
@@ -64,7 +65,7 @@ def is_dual(x: Any) -> bool:
 
 def refuse_batched(upstream: Tensor) -> None:
     """NotImplementedError in a backward that is run for several upstream gradients at once."""
-    if "Batched" in str(torch._C._dispatch_keys(upstream)):
+    if "Batched" in str(dispatch_keys_of(upstream)):
         raise NotImplementedError(BATCHED)
 
 

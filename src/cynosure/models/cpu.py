@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from cynosure.loss.tensors import is_plain
 from cynosure.system.machine import cpu_vendor
+from cynosure.system.upstream import onednn_linear
 
 BLOCK = 128  # queries at a time: their scores against the keys stay in a core's cache
 
@@ -50,8 +51,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     fits = input.dtype == weight.dtype == torch.float32 and input.device.type == "cpu"
     if torch.compiler.is_compiling() or not fits or not is_plain((input, weight)):
         return F.linear(input, weight, bias)
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
-    return found
+    return onednn_linear(input, weight, bias)
 
 
 def attention(

@@ -1,4 +1,4 @@
-"""A transformers model or a Trainer on the fused loss: it needs torch and transformers alone."""
+"""Put a transformers model or a Trainer on the fused loss. Needs only torch and transformers."""
 
 from cynosure.system.lazy import attach
 

@@ -1,4 +1,4 @@
-"""PEFT's layers whose own forward makes an update of the logits, (N, V), in another way than by a product in sight."""
+"""PEFT layers whose own forward updates the logits, (N, V), without a matmul that we can intercept."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Offsets = list[int | None] | None  # how many tokens of each row are from aLoRA's invocation on; None is for none
+Offsets = list[int | None] | None  # per row: number of tokens from aLoRA's invocation on; None means none
 
 
 def replaced(layer: Any) -> Iterator[tuple[dict[str, Any], str, Any]]:
-    """What such a layer has in the place of its own methods: (attributes, name, function)."""
+    """What replaces a method of such a layer: (attributes, name, function)."""
     kind = tuner(layer)
     if kind in FORWARDS and type(getattr(layer, "base_layer", None)) is nn.Linear:
         yield vars(layer), "forward", partial(unless_switched_off, layer, layer.forward, FORWARDS[kind])
@@ -25,7 +25,7 @@ def replaced(layer: Any) -> Iterator[tuple[dict[str, Any], str, Any]]:
 
 
 def tuner(layer: nn.Module) -> str | None:
-    """The name of the PEFT method that a layer is of."""
+    """The PEFT method that a layer belongs to."""
     package, _, kind = type(layer).__module__.partition(".tuners.")
     return kind.partition(".")[0] if package == "peft" else None
 
@@ -33,14 +33,14 @@ def tuner(layer: nn.Module) -> str | None:
 def unless_switched_off(
     layer: Any, own: Callable[..., Tensor], function: Callable[[Any, Tensor], Tensor], x: Tensor, **options: Any
 ) -> Tensor:
-    """What `function` makes of states, or the layer's own forward where its adapters are off or merged."""
+    """Call `function` on the states, or the layer's own forward if its adapters are off or merged."""
     if layer.disable_adapters or layer.merged or options:
         return own(x, **options)
     return function(layer, x).to(x.dtype)
 
 
 def c3a(layer: Any, x: Tensor) -> Tensor:
-    """A block-circular convolution of the states: a product with a block-circulant matrix."""
+    """A block-circular convolution of the states, as a matmul with a block-circulant matrix."""
     circulant = import_module("peft.tuners.c3a.utils").get_circulant_fast
     result: Tensor = layer.base_layer(x)
     states = x.float()
@@ -51,7 +51,7 @@ def c3a(layer: Any, x: Tensor) -> Tensor:
 
 
 def gralora(layer: Any, x: Tensor) -> Tensor:
-    """Low-rank updates of every block of states for every block of classes: one with a block-diagonal matrix."""
+    """Low-rank updates of every block of states for every block of classes, as one with a block-diagonal matrix."""
     result: Tensor = layer.base_layer(x)
     for name in active(layer, layer.gralora_A):
         a, b, k = layer.gralora_A[name], layer.gralora_B[name], layer.gralora_k[name]
@@ -68,7 +68,7 @@ def gralora(layer: Any, x: Tensor) -> Tensor:
 
 
 def road(layer: Any, x: Tensor) -> Tensor:
-    """Pairs of logits turned and scaled: the weight's rows and the bias are."""
+    """Rotate and scale pairs of logits by doing so to the weight's rows and the bias."""
     apply_road = import_module("peft.tuners.road.layer")._apply_road
     weight, bias = layer.base_layer.weight.t(), layer.base_layer.bias
     for name in active(layer, layer.road_theta):
@@ -79,7 +79,7 @@ def road(layer: Any, x: Tensor) -> Tensor:
 
 
 def adamss(layer: Any, x: Tensor) -> Tensor:
-    """Low-rank updates of clusters of classes, each class in one: one of all classes."""
+    """Low-rank updates of clusters of classes, as one update of all classes; each class is in one cluster."""
     x = x.to(layer.dtype)
     result: Tensor = layer.base_layer(x)
     states = x if layer.get_base_layer().bias is None else F.pad(x, (0, 1), value=1.0)
@@ -108,7 +108,7 @@ def mixed(
     alora_offsets: Offsets = None,
     **more: Any,
 ) -> Tensor:
-    """LoRA where each row has an adapter of its own, or none, `__base__`."""
+    """LoRA where each row names its own adapter, or `__base__` for none."""
     names = [name for name in dict.fromkeys(adapter_names) if name in layer.lora_A]
     if any(layer.lora_variant.get(name) not in (None, Activated) for name in names):
         return own(x, *args, adapter_names=adapter_names, alora_offsets=alora_offsets, **more)
@@ -122,7 +122,7 @@ def mixed(
 
 
 class Activated:
-    """aLoRA, whose update is that of the tokens from its invocation on alone."""
+    """aLoRA: only tokens from its invocation on are updated."""
 
     @staticmethod
     def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, alora_offsets: Offsets = None) -> Tensor:
@@ -130,17 +130,17 @@ class Activated:
 
 
 def activated(x: Tensor, alora_offsets: Offsets) -> Tensor:
-    """(B, T): the last tokens of each row of states, as many as it is told."""
+    """(B, T) bool: the last tokens of each row, as many as its offset says."""
     n_last = torch.tensor([n or 0 for n in alora_offsets or [0] * len(x)], device=x.device)
     return torch.arange(x.shape[-2], device=x.device) >= x.shape[-2] - n_last[:, None]
 
 
 def of_rows(layer: Any, name: str, x: Tensor, result: Tensor, chosen: Tensor) -> Tensor:
-    """Logits with the LoRA update of the rows that are chosen, by their first dimensions; the others' is zero."""
+    """Logits plus the LoRA update of the chosen rows; `chosen` masks the first dimensions, other rows get zero."""
     a, b = layer.lora_A[name], layer.lora_B[name]
     low = a(layer.lora_dropout[name](x[chosen].to(a.weight.dtype)))
     weight = b.weight
-    if b.bias is not None:  # of these rows alone
+    if b.bias is not None:  # for the chosen rows only
         low, weight = F.pad(low, (0, 1), value=1.0), torch.cat([weight, b.bias[:, None]], 1)
     low = low.new_zeros(*x.shape[:-1], low.shape[-1]).index_put((chosen,), low)
     update: Tensor = F.linear(low, weight) * layer.scaling[name]

@@ -1,4 +1,4 @@
-"""The next-token loss of a transformers model that is not patched."""
+"""The next-token loss of a transformers model, without patching it by hand."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def causal_lm_loss(
 ) -> Tensor:
     """The next-token loss of a transformers model, without its logits.
 
-    The model is patched during the call, unless it was before.
+    An unpatched model is patched for the duration of the call.
 
     Args:
         model: a causal language model of transformers.
@@ -55,5 +55,5 @@ def causal_lm_loss(
     inner = find_causal_lm(model)
     check_ids(input_ids, embedding_rows(inner), f"the embedding of {type(inner).__name__}")
     with Patch.on(model):
-        found: Tensor = model(**given).loss
-    return found
+        loss: Tensor = model(**given).loss
+    return loss

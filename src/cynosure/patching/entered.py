@@ -1,4 +1,4 @@
-"""What is asked for several times, and undone when each of them is left."""
+"""A patch that can be entered several times, and is undone when the last entry is left."""
 
 from abc import ABC, abstractmethod
 from typing import TypeVar
@@ -7,16 +7,16 @@ Self = TypeVar("Self", bound="Entered")
 
 
 class Entered(ABC):
-    """A patch that counts how often it has been asked for, and not left."""
+    """Counts how often a patch has been entered and not yet left."""
 
     entries = 0
 
     @abstractmethod
     def undo(self) -> None:
-        """Leave everything as it was, whoever else has asked for the patch; once is enough."""
+        """Restore everything at once, however often the patch was entered. Further calls do nothing."""
 
     def leave(self) -> None:
-        """Undo it, unless it has been asked for more often than left."""
+        """Undo the patch if this was its last entry."""
         self.entries -= 1
         if self.entries <= 0:
             self.undo()

@@ -1,4 +1,4 @@
-"""`patch` and `unpatch`: the front door."""
+"""The public functions `patch` and `unpatch`."""
 
 from typing import Any
 
@@ -13,27 +13,28 @@ def patch(target: Any, example: dict[str, Any] | None = None) -> Patch | Trainer
     A model, with or without an encoder, images or sound: until `undo()` or the end of a `with` block,
     `model(..., labels=...)` works as before. Its own loss function runs with all of its options: the same loss, the
     same gradients, auxiliary losses kept, but the logits are not materialized. The output has a stand-in for them; they
-    are materialized when something looks at them. Without labels nothing changes. The model may be wrapped by PEFT,
-    low-rank updates of its head included. Under torch.compile it works, with graph breaks around the head.
+    are materialized when something reads them. Without labels nothing changes. The model may be wrapped by PEFT,
+    including low-rank updates of its head. Under torch.compile it works, with graph breaks around the head.
 
-    A Trainer of transformers or SFTTrainer of TRL: its model, and evaluation by tokens, as `TrainerPatch` says.
+    For a Trainer of transformers or SFTTrainer of TRL, its model is patched, and evaluation averages over tokens; see
+    `TrainerPatch`.
 
-    Patching again gives the same handle; the end of an inner `with` block leaves the model patched. A patched model can
-    be copied, pickled and sent to other processes, and is patched there. Where cynosure is not installed a pickle of it
-    cannot be read: `unpatch` it before, or save its weights alone.
+    Patching again returns the same handle; the end of an inner `with` block leaves the model patched. A patched model
+    can be copied, pickled and sent to other processes, and stays patched there. A pickle of it cannot be read where
+    cynosure is not installed: `unpatch` the model first, or save only its weights.
 
     What the model does to its logits (scale, softcap, bias, padded vocabulary, another shape, fewer rows) is followed
-    until they reach `F.cross_entropy`. The loss and its gradients must be shown to be equal on a few tokens.
+    until they reach `F.cross_entropy`. `patch` verifies on a few tokens that the loss and its gradients are equal.
 
     Args:
         target: a model of transformers, or a Trainer.
-        example: a batch with labels, for a model whose inputs cannot be guessed.
+        example: a batch with labels. Only needed for a model whose inputs cannot be guessed.
 
     Returns:
         The handle, which is also a context manager.
 
     Raises:
-        ValueError: the loss cannot be shown to be equal; the message has the reason.
+        ValueError: the verification fails; the message has the reason.
         TypeError: the target is neither a model nor a Trainer.
 
     Example:
@@ -52,9 +53,9 @@ def patch(target: Any, example: dict[str, Any] | None = None) -> Patch | Trainer
 
 
 def unpatch(target: Any) -> None:
-    """Restore a model, or a Trainer and its model, as before `patch`; nothing happens if it is not patched.
+    """Undo `patch` on a model, or on a Trainer and its model; do nothing if it is not patched.
 
-    This ends a patch at once, also inside its `with` blocks.
+    The patch ends at once, even inside its `with` blocks.
 
     Args:
         target: what `patch` takes.
@@ -72,15 +73,15 @@ def unpatch(target: Any) -> None:
         False
     """
     if hasattr(target, "evaluation_loop"):
-        found = vars(target).get("_cynosure_patch")
-        if found is not None:
-            found.undo()
+        applied = vars(target).get("_cynosure_patch")
+        if applied is not None:
+            applied.undo()
         target = target.model
     try:
         model = find_causal_lm(target)
     except TypeError:
         kind = type(target).__name__
         raise TypeError(f"unpatch needs a causal language model of transformers or a Trainer, got {kind}") from None
-    found = vars(model).get("_cynosure_patch")
-    if found is not None:
-        found.undo()
+    applied = vars(model).get("_cynosure_patch")
+    if applied is not None:
+        applied.undo()

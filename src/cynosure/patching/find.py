@@ -1,4 +1,4 @@
-"""The transformers model inside of what wraps it."""
+"""Unwrap a transformers model."""
 
 from typing import Any
 
@@ -6,7 +6,10 @@ from torch import nn
 
 
 def find_causal_lm(model: Any) -> Any:
-    """The transformers model inside of what wraps it: PEFT, DistributedDataParallel, FSDP1, torch.compile."""
+    """The transformers model inside PEFT, DistributedDataParallel, FSDP1 or torch.compile.
+
+    Raises TypeError if there is no such model.
+    """
     while True:
         if isinstance(getattr(model, "_fsdp_wrapped_module", None), nn.Module):
             model = model._fsdp_wrapped_module
@@ -21,5 +24,7 @@ def find_causal_lm(model: Any) -> Any:
         else:
             break
     if not hasattr(model, "get_output_embeddings"):
-        raise TypeError(f"patch needs a model of transformers that gives logits of text, got {type(model).__name__}")
+        raise TypeError(
+            f"patch needs a transformers model with output embeddings (a language model), got {type(model).__name__}"
+        )
     return model

@@ -1,4 +1,4 @@
-"""The forward of a patched model, which stands in the place of its own."""
+"""The forward that replaces a patched model's own."""
 
 import inspect
 from collections.abc import Callable
@@ -6,14 +6,14 @@ from functools import cached_property
 from typing import Any
 from uuid import uuid4
 
-MARK = "cynosure_number"  # of a function that leads to a patch's forward: `functools.wraps` hands it on
+MARK = "cynosure_number"  # marks a patch's forward and its wrappers: `functools.wraps` copies it
 
 
 class Forward:
-    """What a patched model has as its `forward`: a bound method to all that look at it, but one that can be pickled.
+    """The `forward` of a patched model. It looks like a bound method, but can be pickled.
 
-    It finds the patch by the model that it is called on, so that a deep copy or a pickle of a patched model is one in
-    itself. Where that patch is undone or has been put in place anew since, it is the model's own.
+    It finds the patch through the model that it is called on, so that a deep copy or a pickle of a patched model is
+    patched too. If that patch has been undone or applied again since, it calls the model's own forward.
     """
 
     __name__ = "forward"
@@ -65,7 +65,7 @@ def leads_to(function: Any, installed: Forward) -> bool:
 
 
 def takes_fused_head(function: Any) -> bool:
-    """Whether a model's forward is one that a trainer of TRL has given it, which takes `fused_lm_head`."""
+    """Whether a TRL trainer has replaced a model's forward by one that takes `fused_lm_head`."""
     while function is not None:
         code = getattr(function, "__code__", None)
         if code is not None and "fused_lm_head" in code.co_varnames:

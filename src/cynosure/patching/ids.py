@@ -1,4 +1,4 @@
-"""Token ids that a model has no embedding of, named."""
+"""Check that a model has an embedding for every token id."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def embedding_rows(model: Any) -> int | None:
-    """How many ids a transformers model has an embedding of; None where it does not say."""
+    """How many ids a transformers model has an embedding for; None if it does not say."""
     try:
         weight = getattr(model.get_input_embeddings(), "weight", None)
     except (AttributeError, NotImplementedError):
@@ -15,7 +15,7 @@ def embedding_rows(model: Any) -> int | None:
 
 
 def check_ids(ids: Tensor, n_rows: int | None, name: str, tokenizer: Any = None) -> None:
-    """ValueError for the first id that is none of n_rows; None is for what cannot be known.
+    """Raise ValueError for the first id outside [0, n_rows). n_rows of None skips the check.
 
     >>> import torch
     >>> check_ids(torch.tensor([[5, 600]]), 600, "tiny")

@@ -1,7 +1,7 @@
-"""A few inputs that a model's own forward takes: what a patch is verified on.
+"""Small inputs that a model's own forward takes: a patch is verified on them.
 
-Head and loss alone are looked at, so that an encoder's output may be made up where there is one. What else a model
-cannot do without is read from its forward's signature and its configuration.
+Only the head and the loss are examined, so an encoder's output may be random. Other required inputs are derived from
+the forward's signature and the model's configuration.
 """
 
 import inspect
@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from cynosure.patching.labelled import IGNORED
 
-N_TOKENS = 8  # a row, besides those of an image
+N_TOKENS = 8  # per row, not counting those of an image
 Inputs = dict[str, Any]
 # The model's own default first. Some forwards fail with a cache, others, as xLSTM in half precision, without.
 CACHE_OPTIONS: tuple[Inputs, ...] = ({}, {"use_cache": False})
@@ -23,13 +23,13 @@ CACHE_OPTIONS: tuple[Inputs, ...] = ({}, {"use_cache": False})
 
 @dataclass
 class Encoded(BaseModelOutput):
-    """An encoder's output, without the mask that those of speech models have beside it."""
+    """An encoder's output. The outputs of speech encoders have a mask too, which may be None."""
 
     attention_mask: Tensor | None = None
 
 
 def probe_inputs(model: Any) -> Iterator[Inputs]:
-    """Inputs with labels, two rows each, that this model may take; the likeliest first.
+    """Inputs with labels, two rows each, that this model may accept; the likeliest first.
 
     >>> from tests.tiny import tiny_model
     >>> {name: tuple(x.shape) for name, x in next(probe_inputs(tiny_model())).items()}
@@ -38,7 +38,7 @@ def probe_inputs(model: Any) -> Iterator[Inputs]:
     parameters = inspect.signature(model.forward).parameters
     names = set(parameters)
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        names.add(model.main_input_name)  # which a forward around the model's own may hand on
+        names.add(model.main_input_name)  # a wrapper's forward may pass it on
     device, dtype = input_device(model), model.dtype
 
     def placed(x: Any) -> Any:
@@ -51,7 +51,7 @@ def probe_inputs(model: Any) -> Iterator[Inputs]:
 
 
 def input_device(model: Any) -> torch.device:
-    """Where a model takes its inputs: where its embedding runs, if Accelerate has offloaded that."""
+    """The device of a model's inputs. If Accelerate has offloaded the embedding, that is where the embedding runs."""
     try:
         embedding = model.get_input_embeddings()
     except (AttributeError, NotImplementedError):  # a few encoder-decoders name none
@@ -69,13 +69,13 @@ def input_device(model: Any) -> torch.device:
 
 
 def tokens(model: Any, n: int = N_TOKENS, rows: int = 2) -> Tensor:
-    """Token ids (rows, n), beginning with 0, one after the other."""
+    """Token ids (rows, n), counting up from 0."""
     vocab_size: int = model.config.get_text_config().vocab_size
     return torch.arange(rows * n).view(rows, n) % vocab_size
 
 
 def labelled(ids: Tensor, **others: Any) -> Inputs:
-    """Token ids with themselves as labels, the first of a row ignored, and what goes with them."""
+    """Token ids as inputs and labels, the first quarter of each row ignored, plus other inputs."""
     labels = ids.clone()
     labels[:, : ids.shape[1] // 4] = IGNORED
     return {"input_ids": ids, "labels": labels, **others}
@@ -86,7 +86,7 @@ def text(model: Any) -> Iterator[Inputs]:
 
 
 def encoded(model: Any) -> Iterator[Inputs]:
-    """The output of an encoder, of each size that it may have, and labels for the decoder."""
+    """An encoder's output, in each size that it may have, and labels for the decoder."""
     given = labelled(tokens(model))
     ids, labels = given["input_ids"], given["labels"]
     for size in encoder_sizes(model):
@@ -96,7 +96,7 @@ def encoded(model: Any) -> Iterator[Inputs]:
 
 
 def encoder_sizes(model: Any) -> list[int]:
-    """The hidden sizes that its configuration speaks of, that of the encoder first if it has one."""
+    """The hidden sizes in its configuration, the encoder's first if it has one."""
     config = model.config
     parts = [getattr(config, name, None) for name in ("encoder", "encoder_config", "vision_config", "audio_config")]
     parts += [config.get_text_config(encoder=True), config, config.get_text_config(decoder=True)]
@@ -110,7 +110,7 @@ def noise(*shape: int) -> Tensor:
 
 
 def image(model: Any, *lead: int) -> Tensor:
-    """Random pixels (*lead, channels, height, width) of the size that its vision tower wants."""
+    """Random pixels (*lead, channels, height, width) of the size that its vision tower expects."""
     config = getattr(model.config, "vision_config", model.config)
     size = getattr(config, "image_size", 224)
     height, width = (size, size) if isinstance(size, int) else tuple(size)
@@ -125,7 +125,7 @@ def seen(model: Any) -> Iterator[Inputs]:
 
 
 def queried(model: Any) -> Iterator[Inputs]:
-    """BLIP-2 and its kin: an image or a film of one picture, placeholders for it in the text, an instruction."""
+    """BLIP-2 and similar models: an image or a one-frame video, its placeholders in the text, and an instruction."""
     n = getattr(model.config, "num_query_tokens", None)
     if n is None:
         return
@@ -142,7 +142,7 @@ def queried(model: Any) -> Iterator[Inputs]:
 
 
 def placed_image(model: Any) -> Iterator[Inputs]:
-    """Kosmos-2: an image, and where in the text it stands."""
+    """Kosmos-2: an image and its position in the text."""
     n = model.config.latent_query_num
     ids = tokens(model, n + N_TOKENS)
     mask = torch.zeros_like(ids)
@@ -157,7 +157,7 @@ def attended_image(model: Any) -> Iterator[Inputs]:
 
 
 def heard(model: Any) -> Iterator[Inputs]:
-    """Text and a stretch of sound for each token."""
+    """Text, and eight audio frames per token."""
     parts = (model.config, *(getattr(model.config, name, None) for name in ("audio_config", "encoder_config")))
     mels = next((n for part in parts if (n := getattr(part, "num_mel_bins", None)) is not None), 80)
     yield labelled(tokens(model), input_features=noise(2, mels, 8 * N_TOKENS))
@@ -176,7 +176,7 @@ def protein(model: Any) -> Iterator[Inputs]:
 
 
 def codebooks(model: Any) -> Iterator[Inputs]:
-    """Sounds of several streams of tokens: MusicGen's rows, Kyutai's last dimension, Dia's decoder."""
+    """Audio as several token streams: MusicGen's rows, Kyutai's last dimension, Dia's decoder."""
     n = getattr(model.config, "num_codebooks", None)
     if n is not None:
         ids = tokens(model, rows=2 * n)

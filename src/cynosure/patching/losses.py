@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import _reduction
 from torch.nn import functional as F
 
 from cynosure.patching.labelled import IGNORED, Labelled
 from cynosure.patching.recipe import Recipe
+from cynosure.system.upstream import legacy_reduction
 
 NONE_IGNORED = -(2**31)  # no class index
 
@@ -34,7 +34,7 @@ def cross_entropy(
 ) -> Asked | None:
     """`F.cross_entropy`, classes in the second dimension, or in the only one; None for what it is to refuse itself."""
     if size_average is not None or reduce is not None:
-        reduction = _reduction.legacy_get_string(size_average, reduce)
+        reduction = legacy_reduction(size_average, reduce)
     if recipe.axis != (1 if recipe.rows else 0) or not isinstance(target, Tensor):
         return None
     if target.shape == recipe.shape and target.is_floating_point():

@@ -1,4 +1,4 @@
-"""A transformers model on the fused loss: its own forward and its own loss, with the logits left out between them."""
+"""Run a transformers model's own forward and its own loss without materializing the logits between them."""
 
 import warnings
 from collections.abc import Callable
@@ -21,35 +21,35 @@ from cynosure.patching.verify import verify
 
 
 class Patch(Entered):
-    """A patched model; `undo` takes it back, as does leaving it as a context manager.
+    """The handle of a patched model. `undo`, or the end of its `with` block, restores the model.
 
-    There is one for a model: patching that again gives the same, which is in place until each of them is left. It goes
-    along where the model is copied, pickled or sent to another process.
+    Each model has one handle: patching again returns it, and the patch stays until every entry has been left. The
+    handle goes with the model when that is copied, pickled or sent to another process.
     """
 
     def __init__(self, model: Any, example: Inputs | None = None) -> None:
         self.model, self.example = find_causal_lm(model), example
-        self.probed = self.model  # what is called to verify it
-        self.observer: Callable[[TokenStats], None] | None = None  # is told every token's figures in evaluation
+        self.probed = self.model  # what verification calls
+        self.observer: Callable[[TokenStats], None] | None = None  # gets every token's statistics in evaluation
         self.objective = PLAIN  # of training
         self.plain: Tensor | None = None  # the cross-entropy alone of the last sum in training, without a graph
-        self.made_by: list[str] = []  # what has asked for full logits, in the last forward with labels
-        self.obstacle: str | None = None  # what its head has against being put off
-        self.seen: list[Asked] | None = None  # what losses were made of, while they are verified
-        self.per_token: set[str] = set()  # fields of every token that a trainer of TRL has the model give
-        self.deferred = 0  # products of the head put off in it
-        self.fused = 0  # losses made without logits
+        self.made_by: list[str] = []  # what needed full logits in the last forward with labels
+        self.obstacle: str | None = None  # why its head cannot be deferred
+        self.seen: list[Asked] | None = None  # the losses asked for, during verification
+        self.per_token: set[str] = set()  # per-token fields that a TRL trainer asks for
+        self.deferred = 0  # matmuls of the head deferred in the last forward
+        self.fused = 0  # losses computed without logits
         self.warned = False
-        self.paused = False  # the model is as it was meanwhile
-        self.without_labels = False  # its logits are put off too
+        self.paused = False  # the model's own forward runs meanwhile
+        self.without_labels = False  # defer its logits without labels too
 
     @classmethod
     def on(cls, model: Any, example: Inputs | None = None) -> "Patch":
-        """The patch of a model, put in place and verified where it is not; entered once more. Errors as of `apply`."""
+        """Enter the patch of a model; apply and verify it if needed. Raises as `apply` does."""
         inner = find_causal_lm(model)
         found: Patch = vars(inner).get("_cynosure_patch") or cls(model, example)
         found.example = found.example if example is None else example
-        # FSDP may gather weights around the model, and nowhere else; PEFT takes some of an example for its layers.
+        # FSDP may gather weights only around the model; PEFT reads some inputs of an example for its layers.
         takes_part = found.example is not None and hasattr(model, "get_base_model")
         found.probed = model if takes_part or is_fsdp(model) else inner
         entries = found.entries
@@ -63,22 +63,22 @@ class Patch(Entered):
 
     @property
     def in_place(self) -> bool:
-        """Whether the model is patched by this, and no one has put another forward there since."""
+        """Whether this patch is applied, and nothing has replaced its forward since."""
         own = vars(self.model)
         return own.get("_cynosure_patch") is self and leads_to(own.get("forward"), self.installed)
 
     def apply(self) -> "Patch":
-        """Put it in place and verify it, once for a model and its head.
+        """Apply the patch and verify it, once per model and head.
 
-        Raises ValueError, the model being as before, where it cannot be proved equal.
+        Raises ValueError if verification fails, and leaves the model as it was.
         """
         model = self.model
         if is_patched(model):
-            raise ValueError(f"this {type(model).__name__} is patched already: undo that first")
+            raise ValueError(f"this {type(model).__name__} is already patched: undo that patch first")
         if self.probed is model and is_in_fsdp1(model):
             raise ValueError(
-                f"{type(model).__name__} cannot be patched: FullyShardedDataParallel gathers its weights around it, "
-                "not inside of it: patch what that has given, or the model before it is wrapped"
+                f"{type(model).__name__} cannot be patched: FullyShardedDataParallel gathers its weights only in "
+                "the wrapper's forward: patch the wrapper, or patch the model before you wrap it"
             )
         self.own_forward = model.forward
         self.covered = vars(model).get("forward")  # of the model itself, not of its class
@@ -92,7 +92,7 @@ class Patch(Entered):
         return self
 
     def undo(self) -> None:
-        """Leave the model as it was, whoever else has asked for the patch; once is enough."""
+        """Restore the model at once, however often it was patched. Further calls do nothing."""
         model, self.entries = self.model, 0
         if vars(model).get("_cynosure_patch") is not self:
             return
@@ -107,9 +107,9 @@ class Patch(Entered):
         return vars(self) | {"observer": None, "plain": None}
 
     def called(self, *args: Any, **kwargs: Any) -> Any:
-        """What the patched model gives for a call."""
-        if kwargs.pop("fused_lm_head", False):  # TRL's trainers ask for per-token figures
-            from cynosure.patching.trl import per_token_output  # what it takes of transformers, few need
+        """The output of the patched model."""
+        if kwargs.pop("fused_lm_head", False):  # TRL's trainers ask for per-token statistics
+            from cynosure.patching.trl import per_token_output  # it imports parts of transformers that few need
 
             return per_token_output(self, *args, **kwargs)
         signature = self.installed.__signature__
@@ -122,10 +122,10 @@ class Patch(Entered):
         return self.forward(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's own forward, its logits left out."""
+        """Run the model's own forward with deferred logits."""
         self.made_by.clear()
         self.plain, self.deferred, fused = None, 0, self.fused
-        # Made anew each time: PEFT and FSDP replace layers or their weights after patching.
+        # A new one each time: PEFT and FSDP replace layers or their weights after patching.
         with Deferring(self.model, self):
             output = self.own_forward(*args, **kwargs)
         if self.made_by or (self.fused == fused and has_loss(output)):
@@ -133,17 +133,17 @@ class Patch(Entered):
         return output
 
     def tell(self, why: str) -> None:
-        """What has asked for full logits."""
+        """Record what needed full logits."""
         self.made_by.append(why)
 
     @uncompiled
     def loss(self, asked: Asked) -> Tensor:
-        """A loss of the model's logits, without them."""
+        """Compute a loss of the model's logits without materializing them."""
         self.ready()
         if self.seen is not None:
             self.seen.append(asked)
         labelled, reduction = asked.labelled, asked.reduction
-        casts = torch.is_autocast_enabled(labelled.target.device.type)  # autocast has this loss in float32
+        casts = torch.is_autocast_enabled(labelled.target.device.type)  # autocast computes this loss in float32
         dtype = torch.promote_types(labelled.recipe.dtype, torch.float32) if casts else labelled.recipe.dtype
         if self.observer is not None and not torch.is_grad_enabled() and labelled.is_plain:
             stats = labelled.stats()
@@ -156,12 +156,12 @@ class Patch(Entered):
         return labelled.hooked(made).to(dtype)
 
     def ready(self) -> None:
-        """Before a loss: count it, and see that the head's weight is there."""
+        """Prepare for a loss: count it, and gather the head's weight."""
         self.fused += 1
         gather_head(self.model)
 
     def why_not(self) -> str:
-        """Why the last forward gave no loss without logits."""
+        """Why the last forward needed full logits."""
         if self.obstacle is not None:
             return self.obstacle
         if self.made_by:
@@ -172,17 +172,17 @@ class Patch(Entered):
                 f"its head is a layer of peft.tuners.{method}, and in it or after it {self.made_by[0]} needs full "
                 "logits: leave the head out of the adapter's target_modules"
             )
-        return "its loss is no cross-entropy of its logits"
+        return "its loss is not a cross-entropy of its logits"
 
     def warn(self) -> None:
-        """Say, once, that a loss is made of full logits."""
+        """Warn once that the loss materializes full logits."""
         if not self.warned:
             warnings.warn(f"{type(self.model).__name__} is patched, but {self.why_not()}", stacklevel=4)
         self.warned = True
 
 
 def has_loss(output: Any) -> bool:
-    """Whether a model gave a loss; a tuple is not known to have one."""
+    """Whether a model's output has a loss; for a tuple that is unknown."""
     return getattr(output, "loss", None) is not None
 
 

@@ -1,4 +1,4 @@
-"""Logits that are not made yet: a stand-in that notes what is done to it until it reaches the loss."""
+"""Deferred logits: a stand-in that records the operations applied to it until it reaches the loss."""
 
 import warnings
 import weakref
@@ -15,45 +15,46 @@ from cynosure.patching.losses import LOSSES, Asked
 from cynosure.patching.noted import noted, signature
 from cynosure.patching.recipe import Recipe
 from cynosure.patching.watched import SAID, Step, grad, last_step, step_of, watched
+from cynosure.system.upstream import make_wrapper_subclass, without_torch_function
 
 
 class Owner(Protocol):
-    """Who puts logits off."""
+    """What defers the logits: the patch of a model."""
 
-    deferred: int  # how many products it has put off
-    obstacle: str | None  # what the head has against that
-    objective: Objective  # what is minimised beside a loss
+    deferred: int  # number of matmuls deferred
+    obstacle: str | None  # why the head cannot be deferred
+    objective: Objective  # what is minimised in addition to the loss
 
     def tell(self, why: str) -> None:
-        """What has asked for full logits."""
+        """Record what needed full logits."""
 
     def loss(self, asked: Asked) -> Tensor:
-        """A loss of logits that are not made."""
+        """Compute a loss of deferred logits."""
 
 
 class PendingLogits(Tensor):
-    """The stand-in. Whatever is asked of it beyond its shape and what a recipe can hold, makes the logits first.
+    """The stand-in. Operations that a recipe cannot record materialize the logits first.
 
-    `made` are these, once something has asked for them: its owner is told.
+    `made` holds the materialized logits, if any. The owner is told what materialized them.
     """
 
     recipe: Recipe
     made: Tensor | None
     owner: Owner
-    with_graph: bool  # what led to them was done in grad mode
-    base: "PendingLogits | None"  # what it has been derived from, by the operation `step`
+    with_graph: bool  # they were computed in grad mode
+    base: "PendingLogits | None"  # the stand-in from which `step` derived this one
     step: Step | None
-    views: list["weakref.ref[PendingLogits]"]  # all that share memory with it, itself among them
+    views: list["weakref.ref[PendingLogits]"]  # all stand-ins that share its memory, itself included
 
     @staticmethod
     def of(
         recipe: Recipe, owner: Owner, base: "PendingLogits | None" = None, step: Step | None = None
     ) -> "PendingLogits":
-        """Stand for the logits of a recipe, derived from `base`, if there is one, by an operation.
+        """A stand-in for the logits of a recipe, which the operation `step` derived from `base`.
 
-        `step` is that operation; None where there were other stand-ins among its operands.
+        `step` is None if other stand-ins were among its operands.
         """
-        found: PendingLogits = Tensor._make_wrapper_subclass(
+        found: PendingLogits = make_wrapper_subclass(
             PendingLogits, recipe.shape, dtype=recipe.dtype, device=recipe.hidden.device
         )
         found.recipe, found.made, found.owner = recipe, None, owner
@@ -63,17 +64,17 @@ class PendingLogits(Tensor):
         return found
 
     def logits(self, why: str) -> Tensor:
-        """The logits in full, made once, with a graph if they were to have one, whoever looks at them.
+        """Materialize the logits, once, with a graph if the model ran in grad mode.
 
-        RuntimeError where the weights have changed since: they would be those of no model.
+        Raises RuntimeError if the weights have changed since the forward: no model ever had these logits.
         """
         if self.made is None:
             if self.recipe.stale:
                 raise RuntimeError(
-                    "the logits of a patched model are made when they are looked at, and its weights have changed "
-                    "since then: look at them before the optimizer's step"
+                    "the weights of a patched model have changed since its forward, so its logits can no longer "
+                    "be materialized: read the logits before the optimizer's step"
                 )
-            if why not in ("T", "t"):  # of low-rank weights or the identity, as PEFT has it: a weight, not logits
+            if why not in ("T", "t"):  # PEFT multiplies low-rank weights by the identity: a weight, not logits
                 self.owner.tell(why)
             with torch.inference_mode(False), torch.set_grad_enabled(self.with_graph):
                 self.made = self.recipe.logits()
@@ -82,7 +83,7 @@ class PendingLogits(Tensor):
         return self.made
 
     def full_tensor(self) -> Tensor:
-        """The same, where the fused loss is given a stand-in: by the name that DTensor has for it."""
+        """Materialize the logits when a fused loss is given a stand-in; the name is DTensor's."""
         return self.logits("a loss of logits")
 
     @classmethod
@@ -94,10 +95,10 @@ class PendingLogits(Tensor):
         if name == "__get__":  # of a property
             name = getattr(getattr(func, "__self__", None), "__name__", name)
         if func in ASKING or func in PROPERTIES:
-            with torch._C.DisableTorchFunctionSubclass():
+            with without_torch_function():
                 return func(*args, **kwargs)
         if func is torch.autograd.grad:
-            with torch._C.DisableTorchFunctionSubclass():
+            with without_torch_function():
                 return grad(*args, **kwargs)
         first = next((x for x in (*args[:2], *kwargs.values()) if isinstance(x, PendingLogits)), None)
         if name in ("retain_grad", "register_hook") and not of_wrapper(args[-1]):
@@ -121,13 +122,11 @@ class PendingLogits(Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        raise RuntimeError(
-            f"{func} was given logits that are not made yet: this is a bug in cynosure, please report it"
-        )
+        raise RuntimeError(f"{func} was given deferred logits: this is a bug in cynosure, please report it")
 
 
 def of_wrapper(hook: Any) -> bool:
-    """Whether a hook is of what wraps the model: FSDP gathers weights by it, DeepSpeed begins its backward."""
+    """Whether a hook belongs to a wrapper: FSDP gathers weights in it, DeepSpeed starts its backward."""
     # FSDP1's is a partial.
     module: str = getattr(getattr(hook, "func", hook), "__module__", "")
     return module.startswith(("torch.distributed.fsdp", "deepspeed."))
@@ -136,7 +135,7 @@ def of_wrapper(hook: Any) -> bool:
 def followed(
     func: Callable[..., Any], name: str, first: PendingLogits, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """The outcome of an operation on logits that are not made; None for one that needs them."""
+    """The result of an operation on deferred logits; None if it needs full logits."""
     changes = in_place(name)
     if changes:
         alone(first, name)
@@ -177,7 +176,7 @@ def followed(
 
 
 def bound(function: Callable[..., Any], recipe: Recipe, rest: list[Any], kwargs: dict[str, Any]) -> Asked | None:
-    """What a loss asks for; None for arguments that are not its own."""
+    """The loss that a call asks for; None if the arguments do not fit the function."""
     try:
         given = signature(function).bind(recipe, *rest, **kwargs)
     except TypeError:
@@ -187,7 +186,7 @@ def bound(function: Callable[..., Any], recipe: Recipe, rest: list[Any], kwargs:
 
 
 def as_recipe(value: Any) -> Any:
-    """The recipe of another operand that is not made either; None for one that is."""
+    """The recipe of a deferred operand; None if it has been materialized. Other operands are returned as they are."""
     if not isinstance(value, PendingLogits):
         return value
     return value.recipe if value.made is None else None
@@ -199,15 +198,13 @@ def in_place(name: str) -> bool:
 
 
 def alone(logits: PendingLogits, name: str) -> None:
-    """RuntimeError where others share its memory: they would not see what an operation in place does to it."""
+    """Raise RuntimeError if views exist: they would not see an in-place change."""
     if sum(ref() is not None for ref in logits.views) > 1:
-        raise RuntimeError(
-            f"{name} changes logits that are not made yet, of which there are views: change a clone of them instead"
-        )
+        raise RuntimeError(f"{name} changes deferred logits in place, but views of them exist: change a clone instead")
 
 
 def made(value: Any, why: str) -> Any:
-    """The same with every stand-in in it made."""
+    """The value with every stand-in materialized."""
     if isinstance(value, PendingLogits):
         return value.logits(why)
     if isinstance(value, list | tuple) and not isinstance(value, torch.Size):

@@ -6,12 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
-from torch.utils._pytree import tree_map_only
 
 from cynosure.loss.tensors import is_plain, parts_of
 from cynosure.patching.heads import head_layers, is_fsdp, release
 from cynosure.patching.inputs import CACHE_OPTIONS, Inputs, input_device, probe_inputs
+from cynosure.system.upstream import parametrized_values, tree_map_only
 
 MOST_KEPT = 2**20  # elements of a buffer that is put back: statistics are small, quantized weights may lie in buffers
 
@@ -85,13 +84,13 @@ def untouched(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def uncached() -> Iterator[None]:
     """What `parametrize.cached` keeps is of the model's own forward: weights of a probe have no gradient."""
-    kept = dict(parametrize._cache)
-    parametrize._cache.clear()
+    kept = dict(parametrized_values())
+    parametrized_values().clear()
     try:
         yield
     finally:
-        parametrize._cache.clear()
-        parametrize._cache.update(kept)
+        parametrized_values().clear()
+        parametrized_values().update(kept)
 
 
 def plain_parts(*tensors: Tensor) -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-"""A head's product, however a model writes it: `F.linear`, `@`, `addmm`, `einsum`."""
+"""Recognize a head's matmul in any of its forms: `F.linear`, `@`, `addmm`, `einsum`."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 MATMULS = (torch.matmul, torch.mm, Tensor.matmul, Tensor.__matmul__, Tensor.mm)
 
 
-class Product(NamedTuple):
+class HeadMatmul(NamedTuple):
     """hidden (..., D) @ weight (V, D)^T + bias (V,)."""
 
     hidden: Tensor
@@ -18,17 +18,17 @@ class Product(NamedTuple):
     bias: Tensor | None = None
 
 
-def product_of(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Product | None:
-    """The product that a call makes of states and one matrix; None for any other call.
+def matmul_of(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> HeadMatmul | None:
+    """The matmul of states and one matrix that a call computes; None for any other call.
 
     >>> h, w = torch.ones(1, 2, 3), torch.ones(5, 3)
-    >>> product_of(torch.einsum, ("btd,vd->btv", h, w), {}).weight.shape
+    >>> matmul_of(torch.einsum, ("btd,vd->btv", h, w), {}).weight.shape
     torch.Size([5, 3])
     """
     read = READERS.get(func)
     try:
         found = None if read is None else read(*args, **kwargs)
-    except TypeError:  # other arguments than those: `out`, or none that the function takes
+    except TypeError:  # unusual arguments, such as `out`, or invalid ones
         return None
     if found is None or not all(isinstance(x, Tensor) for x in found[:2]):
         return None
@@ -37,22 +37,22 @@ def product_of(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
     return found if fits and (bias is None or bias.shape == weight.shape[:1]) else None
 
 
-def of_linear(input: Any, weight: Any, bias: Any = None) -> Product:
-    return Product(input, weight, bias)
+def of_linear(input: Any, weight: Any, bias: Any = None) -> HeadMatmul:
+    return HeadMatmul(input, weight, bias)
 
 
-def of_matmul(input: Any, other: Any) -> Product | None:
+def of_matmul(input: Any, other: Any) -> HeadMatmul | None:
     if not isinstance(input, Tensor) or not isinstance(other, Tensor) or not 2 <= other.ndim <= input.ndim:
         return None
     one_matrix = other.shape[:-2].numel() == 1
-    return Product(input, other.reshape(other.shape[-2:]).t()) if one_matrix else None
+    return HeadMatmul(input, other.reshape(other.shape[-2:]).t()) if one_matrix else None
 
 
-def of_addmm(input: Any, mat1: Any, mat2: Any) -> Product:
-    return Product(mat1, mat2.t(), input)
+def of_addmm(input: Any, mat1: Any, mat2: Any) -> HeadMatmul:
+    return HeadMatmul(mat1, mat2.t(), input)
 
 
-def of_einsum(equation: Any, *operands: Any) -> Product | None:
+def of_einsum(equation: Any, *operands: Any) -> HeadMatmul | None:
     """`btd,vd->btv`, in any letters and in either order."""
     operands = tuple(operands[0]) if len(operands) == 1 and isinstance(operands[0], list | tuple) else operands
     if not isinstance(equation, str) or len(operands) != 2 or "->" not in equation:
@@ -63,13 +63,13 @@ def of_einsum(equation: Any, *operands: Any) -> Product | None:
     for (states, hidden), (matrix, weight) in (pairs, pairs[::-1]):
         if output[:-1] == states[:-1] and states[-1] not in output:
             if matrix == output[-1] + states[-1]:
-                return Product(hidden, weight)
+                return HeadMatmul(hidden, weight)
             if matrix == states[-1] + output[-1]:
-                return Product(hidden, weight.t())
+                return HeadMatmul(hidden, weight.t())
     return None
 
 
-READERS: dict[Callable[..., Any], Callable[..., Product | None]] = {
+READERS: dict[Callable[..., Any], Callable[..., HeadMatmul | None]] = {
     F.linear: of_linear,
     torch.inner: of_linear,
     torch.addmm: of_addmm,

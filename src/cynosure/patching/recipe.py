@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cynosure.loss.linear import capped, readable
+from cynosure.system.upstream import times_changed
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ class Recipe:
 
 def versions(*tensors: Tensor | None) -> tuple[int, ...]:
     """How often each of them has been changed in place."""
-    return tuple(0 if x is None or x.is_inference() else x._version for x in tensors)
+    return tuple(0 if x is None or x.is_inference() else times_changed(x) for x in tensors)
 
 
 def product_dtype(hidden: Tensor) -> torch.dtype:

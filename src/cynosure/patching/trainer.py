@@ -1,4 +1,4 @@
-"""A Trainer on the fused loss: its model patched, and its evaluation counted by tokens."""
+"""Put a Trainer on the fused loss: patch its model, and average its evaluation over tokens."""
 
 from typing import Any
 
@@ -11,18 +11,18 @@ from cynosure.patching.model import Patch
 from cynosure.patching.smoothing import Smoother
 
 REPLACED = ("evaluation_loop", "prediction_step", "compute_loss", "label_smoother")
-ALONE = "patch its model alone, as patch(trainer.model), which helps where its compute_loss gives that labels"
-LOSSES_OF = ("transformers.trainer", "trl.trainer.sft_trainer")  # whose compute_loss is the cross-entropy
-THEIRS = {"entropy": "entropy", "mean_token_accuracy": "accuracy"}  # TRL's names of figures
+ALONE = "patch only its model, patch(trainer.model); that helps if its compute_loss passes labels to the model"
+LOSSES_OF = ("transformers.trainer", "trl.trainer.sft_trainer")  # their compute_loss is the cross-entropy
+THEIRS = {"entropy": "entropy", "mean_token_accuracy": "accuracy"}  # TRL's name of a metric: ours
 
 
 class TrainerPatch(Entered):
-    """A patched Trainer; `undo` takes it and its model back, as does leaving it as a context manager.
+    """The handle of a patched Trainer. `undo`, or the end of its `with` block, restores the Trainer and its model.
 
-    Evaluation divides the nats of all tokens by their number, once, where Trainer averages over batches, so that
-    `eval_loss` depends neither on the batch size nor on how texts of unequal length fall together. Beside it stand
-    `eval_perplexity`, `eval_accuracy` (argmax equals target), `eval_entropy` (nats a token) and `eval_tokens`. Under
-    `label_smoothing_factor`, `eval_loss` is smoothed as Trainer's own is, and the others are not.
+    Evaluation divides the nats of all tokens by their number, once; Trainer averages over batches. So `eval_loss` does
+    not depend on the batch size or on how texts of unequal length are batched. Evaluation also reports
+    `eval_perplexity`, `eval_accuracy` (argmax equals target), `eval_entropy` (nats per token) and `eval_tokens`. Under
+    `label_smoothing_factor`, `eval_loss` is smoothed as Trainer's own is; the other metrics are not.
     """
 
     def __init__(self, trainer: Any, example: Inputs | None = None) -> None:
@@ -39,7 +39,7 @@ class TrainerPatch(Entered):
 
     @classmethod
     def on(cls, trainer: Any, example: Inputs | None = None) -> "TrainerPatch":
-        """The patch of a trainer, put in place where there is none; entered once more. Errors as of `Patch.on`."""
+        """Enter the patch of a trainer; apply it if needed. Raises as `Patch.on` does."""
         found: TrainerPatch | None = vars(trainer).get("_cynosure_patch")
         if found is None:
             found = cls(trainer, example)
@@ -51,7 +51,7 @@ class TrainerPatch(Entered):
         return found
 
     def undo(self) -> None:
-        """Leave trainer and model as they were, whoever else has asked for the patch; once is enough.
+        """Restore trainer and model at once, however often they were patched. Further calls do nothing.
 
         A model that was patched before the trainer stays patched.
         """
@@ -64,7 +64,7 @@ class TrainerPatch(Entered):
         vars(self.trainer).update(self.own)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """Trainer's own, its loss replaced by that of all tokens, and the other figures added."""
+        """Run Trainer's own loop, then replace its loss by the mean over tokens and add the other metrics."""
         self.sums = torch.zeros_like(self.sums)
         self.model_patch.observer = self.batches.append
         try:
@@ -72,14 +72,14 @@ class TrainerPatch(Entered):
         finally:
             self.model_patch.observer = None
         found = figures(TokenSums.of(self.sums[:4]), float(self.sums[4]))
-        # TRL would put means over batches in the place of two of them.
+        # TRL would replace two of them by means over batches.
         theirs = getattr(self.trainer, "_metrics", {}).get("eval", {})
         theirs.update({name: [found[own]] for name, own in THEIRS.items() if name in theirs and found})
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
         return output
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        """Trainer's own under label smoothing: it keeps the labels from the model, whose logits are put off still."""
+        """Trainer's own, under label smoothing: the model gets no labels, but its logits are still deferred."""
         self.model_patch.without_labels = True
         try:
             return self.own_loss(*args, **kwargs)
@@ -87,7 +87,7 @@ class TrainerPatch(Entered):
             self.model_patch.without_labels = False
 
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
-        """Trainer's own, and the sums of each of its texts, gathered without those that only fill the last batch."""
+        """Trainer's own; also gather the sums of each text, without texts that only pad the last batch."""
         self.batches.clear()
         minimised = [] if self.smoother is None else self.smoother.sums
         minimised.clear()
@@ -105,7 +105,7 @@ class TrainerPatch(Entered):
 
 
 def figures(sums: TokenSums, minimised: float) -> dict[str, float]:
-    """What `eval_` figures tell of these sums, and of that of the loss that is minimised; none without tokens."""
+    """The `eval_` metrics from these sums and the sum of the minimised loss; empty without tokens."""
     if not sums.tokens:
         return {}
     return {
@@ -118,23 +118,25 @@ def figures(sums: TokenSums, minimised: float) -> dict[str, float]:
 
 
 def check_trainer(trainer: Any) -> None:
-    """ValueError for a trainer whose loss is made of full logits, or whose model is made when it starts."""
+    """Raise ValueError for a trainer whose loss needs full logits, or whose model is created when it starts."""
     if trainer.model_init is not None:
-        raise ValueError("this trainer makes its model when it starts: patch the model inside of model_init instead")
+        raise ValueError("this trainer creates its model when it starts: patch the model inside model_init instead")
     if trainer.compute_loss_func:
-        raise ValueError("this trainer cannot be patched: its compute_loss_func makes a loss of full logits")
+        raise ValueError(
+            "this trainer cannot be patched: its compute_loss_func computes a loss from full logits: train without it"
+        )
     minimised = getattr(trainer.args, "loss_type", None) or "nll"
     if minimised != "nll":
         name = minimised if isinstance(minimised, str) else ", ".join(minimised)
-        raise ValueError(f"this trainer cannot be patched: it minimises {name}, no cross-entropy: {ALONE}")
+        raise ValueError(f"this trainer cannot be patched: it minimises {name}, not the cross-entropy: {ALONE}")
     made_by = getattr(trainer.compute_loss, "__func__", None)
     if getattr(made_by, "__module__", "") not in LOSSES_OF:
         raise ValueError(
-            "this trainer cannot be patched: its compute_loss is its own, and eval_loss would be another figure: "
+            "this trainer cannot be patched: it has its own compute_loss, so eval_loss would be another metric: "
             + ALONE
         )
     if trainer.args.n_gpu > 1:
         raise ValueError(
-            "this trainer cannot be patched: in one process it shares a batch among several GPUs by DataParallel; "
+            "this trainer cannot be patched: in one process it splits a batch over several GPUs by DataParallel: "
             "start it with torchrun"
         )

@@ -1,4 +1,4 @@
-"""What TRL's trainers ask of a model, `model(..., labels=..., fused_lm_head=True)`: figures of every token."""
+"""Per-token statistics for TRL's trainers, which call `model(..., labels=..., fused_lm_head=True)`."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class PerTokenOutput(ModelOutput):
     """The fields of TRL's FusedCausalLMOutput, each (B, T - 1), or (B, T) for `shift_labels`; 0 where ignored.
 
-    Gradients reach log_probs and loss alone: the backward of entropy raises.
+    Only log_probs and loss have gradients: the backward of entropy raises.
     """
 
     loss: Tensor | None = None  # 0-d
@@ -27,7 +27,7 @@ class PerTokenOutput(ModelOutput):
     entropy: Tensor | None = None
     is_top1: Tensor | None = None
     label_mask: Tensor | None = None
-    mean_logits: Tensor | None = None  # over the classes; where the trainer's own head gives them
+    mean_logits: Tensor | None = None  # over the classes; only if the trainer's own head returns them
     aux_loss: Tensor | None = None  # 0-d, of a mixture of experts
 
 
@@ -39,9 +39,9 @@ def per_token_output(
     num_items_in_batch: Items = None,
     **kwargs: Any,
 ) -> PerTokenOutput:
-    """Run a patched model and make these figures of its hidden states: one product, three more in the backward.
+    """Run a patched model and compute the statistics from its hidden states: one matmul, three more in the backward.
 
-    The mean of the logits is a product more: log sum exp less the loss of a uniform distribution.
+    The mean of the logits takes one more matmul: it is log sum exp minus the loss of a uniform distribution.
     """
     output = patched.forward(*args, **{**kwargs, "use_cache": False, "return_dict": True})
     if not isinstance(output.logits, PendingLogits) or output.logits.made is not None:
@@ -66,7 +66,7 @@ def per_token_output(
 
 
 class Constant(Function):
-    """Figures made without gradients, for which asking one is an error instead of silently nothing."""
+    """Statistics without a gradient: asking for one raises an error instead of giving zero."""
 
     @staticmethod
     def forward(ctx: Any, figures: Tensor, log_probs: Tensor) -> Tensor:
@@ -75,16 +75,16 @@ class Constant(Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> Any:
-        if upstream[0] is None:  # DistributedDataParallel visits all outputs
+        if upstream[0] is None:  # DistributedDataParallel traverses all outputs
             return None, None
         raise NotImplementedError("the entropy of a patched model has no gradient: undo the patch to train on it")
 
 
 def verify_tokens(own: Any, ours: Any, dtype: torch.dtype) -> None:
-    """Compare TRL's figures of some tokens with those of the patched model; ValueError where they differ."""
+    """Compare TRL's statistics of some tokens with the patched model's; raise ValueError if they differ."""
     more = [name for name, value in own.items() if value is not None and getattr(ours, name, None) is None]
     if more:
-        raise ValueError(f"this trainer cannot be patched: it needs {', '.join(more)} of every token")
+        raise ValueError(f"this trainer cannot be patched: it needs {', '.join(more)} for every token")
     eps = torch.finfo(dtype).eps  # of the weights: log_probs are float32 whatever they are made of
     a, b = own.log_probs.float(), ours.log_probs.float()
     tolerance = (64 if eps < 1e-4 else 4) * eps * b.abs().clamp(min=1)

@@ -1,4 +1,4 @@
-"""Whether a patched model is equal to itself: its loss, and the gradients that go into its backbone and its head."""
+"""Verify that patching leaves a model's loss unchanged, and the gradients of its hidden states and head."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,11 +19,11 @@ from cynosure.patching.losses import Asked
 from cynosure.patching.probe import own_probe, probe
 from cynosure.patching.recipe import Recipe, product_dtype
 
-VERIFIED: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # models, and what their heads were
+VERIFIED: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # verified models, and their heads at that time
 
 
 def verify(patched: Any) -> None:
-    """Compare a patched model with itself as it was, once for a model and its head; ValueError where they differ."""
+    """Compare a patched model with its own forward, once per model and head; raise ValueError if they differ."""
     model, name = patched.model, type(patched.model).__name__
     per_token, head = takes_fused_head(patched.own_forward), head_of(model)
     if VERIFIED.get(model) == head and not per_token:
@@ -49,14 +49,14 @@ def verify(patched: Any) -> None:
 
 
 def head_of(model: Any) -> Any:
-    """What another verification would depend on: the layers of the head, and which of their weights are trained."""
+    """The facts that a verification holds for: the layers of the head, and which of their weights are trained."""
     layers = head_layers(model)
     return layers, [parameter.requires_grad for layer in layers for parameter in layer.parameters()]
 
 
 @contextmanager
 def attribute(patched: Any, name: str, value: Any) -> Iterator[None]:
-    """It has this value inside, and its own afterwards."""
+    """Set an attribute for the duration of the block."""
     before = getattr(patched, name)
     setattr(patched, name, value)
     try:
@@ -66,7 +66,7 @@ def attribute(patched: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def difference(patched: Any, given: Inputs, own: Tensor) -> str | None:
-    """What differs between the model as it was, with this loss, and as it is now; None for nothing."""
+    """How the patched model differs from its own forward, which gave this loss; None if it does not."""
     seen: list[Asked] = []
     with attribute(patched, "warned", True), attribute(patched, "seen", seen):
         try:
@@ -80,32 +80,32 @@ def difference(patched: Any, given: Inputs, own: Tensor) -> str | None:
     dtypes = {patched.model.dtype, *(product_dtype(asked.labelled.recipe.hidden) for asked in seen)}
     tolerance = 16 * max(torch.finfo(dtype).eps for dtype in dtypes)
     if not abs(float(ours) - float(own)) <= tolerance * max(1.0, abs(float(own))):
-        return f"its own loss is {float(own):.6f}, and without its logits {float(ours):.6f}"
+        return f"its own loss is {float(own):.6f}, but the loss without logits is {float(ours):.6f}"
     if any(map(is_fsdp, patched.model.modules())):
-        return None  # FSDP would take a backward of the head alone for one of the model
+        return None  # FSDP would mistake a backward of the head alone for one of the model
     try:
         return next(filter(None, (gradient_difference(asked.labelled) for asked in seen)), None)
-    except NotImplementedError as error:  # a weight whose gradient is known to its class alone
+    except NotImplementedError as error:  # only the weight's class knows its gradient
         return str(error)
 
 
 def gradient_difference(found: Labelled) -> str | None:
-    """How the gradients of the fused loss differ from those of full logits, by the products that a large batch takes.
+    """How the gradients of the fused loss differ from those of full logits, by the matmuls that a large batch uses.
 
-    The model is cut where its head begins: states and weights are taken as they are. The gradient of the weight, which
-    is large, is compared by its product with a random vector.
+    The model is cut in front of its head: hidden states and weights become leaves. The gradient of the weight is large,
+    so only its product with a random vector is compared.
     """
     with torch.inference_mode(False), torch.enable_grad():
         found = found._replace(recipe=cut(found.recipe))
         recipe = found.recipe
         asked = {name: x for name in NAMES if (x := getattr(recipe, name)) is not None and x.requires_grad}
         if not F.linear(recipe.hidden, recipe.weight).requires_grad:
-            return f"its head's weight is a {type(recipe.weight).__name__}, whose product has no gradient"
+            return f"its head's weight is a {type(recipe.weight).__name__}, whose matmul has no gradient"
         direction = torch.randn(recipe.hidden.shape[-1], generator=torch.Generator().manual_seed(0)).to(recipe.hidden)
         try:
             own = own_gradients(found, direction)
         except (RuntimeError, NotImplementedError):
-            return None  # a head without a backward: there is nothing to be equal to
+            return None  # a head without a backward: nothing to compare with
         half = max(found.target.numel() // 2, 1)  # so that there is a first chunk and a last one
         with as_if_large():
             made = torch.autograd.grad(found.loss("sum", chunk_tokens=half), list(asked.values()))
@@ -119,12 +119,12 @@ def gradient_difference(found: Labelled) -> str | None:
         truth = getattr(own, name).double()
         error, norm = float((gradient.double() - truth).norm()), float(truth.norm())
         if not error <= tolerance * norm + slack:
-            return f"the gradient of its head's {name} is off by {error:.2g}, its norm being {norm:.2g}"
+            return f"the gradient of its head's {name} is off by {error:.2g}; its norm is {norm:.2g}"
     return None
 
 
 class OwnGradients(NamedTuple):
-    """Of the summed loss of full logits, by autograd; and the largest of these."""
+    """Gradients of the summed loss of full logits, by autograd; `largest` is the largest logit."""
 
     hidden: Tensor
     weight: Tensor  # (V,): times a direction (D,)
@@ -133,7 +133,7 @@ class OwnGradients(NamedTuple):
 
 
 def own_gradients(found: Labelled, direction: Tensor) -> OwnGradients:
-    """Errors are those of a head that has no backward."""
+    """Run autograd through full logits. Raises what a head without a backward raises."""
     recipe = found.recipe
     z = F.linear(recipe.hidden, recipe.weight, recipe.bias)
     leaf = z.detach().requires_grad_()
@@ -146,7 +146,7 @@ def own_gradients(found: Labelled, direction: Tensor) -> OwnGradients:
 
 
 def cut(recipe: Recipe) -> Recipe:
-    """The same of leaves: hidden states that want a gradient, weight and bias that want one where they are trained."""
+    """The recipe with leaves as operands: hidden requires grad, and so do weight and bias if they are trained."""
     changed: dict[str, Any] = {}
     for name in NAMES:
         x = getattr(recipe, name)

@@ -1,4 +1,4 @@
-"""The gradient of logits that a fused loss leaves out, where it is waited for: `retain_grad`, `register_hook`."""
+"""The gradient of logits that a fused loss skips, for callers that ask: `retain_grad`, `register_hook`."""
 
 import weakref
 from collections.abc import Callable, Iterator
@@ -14,15 +14,16 @@ from cynosure.loss.compiler import uncompiled
 from cynosure.patching.labelled import NAMES, PLAIN, Objective
 from cynosure.patching.losses import Asked
 from cynosure.patching.recipe import Recipe
+from cynosure.system.upstream import backward_hooks
 
 SAID = (
-    "the gradient of the logits of a patched model is waited for: its backward materializes the full logits, as the "
-    "model does that is not patched"
+    "the gradient of a patched model's logits was asked for (retain_grad, register_hook): its backward materializes "
+    "the full logits, as an unpatched model does"
 )
 
 
 class Step(NamedTuple):
-    """An operation on logits: a function, and its arguments, of which that in place `at` is the logits."""
+    """An operation on logits: a function and its arguments; the logits are argument number `at`."""
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
@@ -34,19 +35,19 @@ class Step(NamedTuple):
 
     @property
     def learned(self) -> Iterator[Tensor]:
-        """Operands that have gradients of their own."""
+        """Other operands that require grad."""
         operands = (*self.args, *self.kwargs.values())
         return (x for x in operands if isinstance(x, Tensor) and x.requires_grad)
 
 
 def step_of(function: Callable[..., Any], logits: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:
-    """An operation on stand-ins `logits`, which it does not hold."""
+    """An operation on the stand-in `logits`; the result holds no reference to it."""
     at = next(i for i, x in enumerate(args) if x is logits)
     return Step(function, (*args[:at], None, *args[at + 1 :]), at, kwargs)
 
 
 def last_step(asked: Asked, step: Step, objective: Objective) -> Step:
-    """The loss of full logits that was asked for by a step, with what is minimised beside it."""
+    """The requested loss as an operation on full logits, with the z-loss and smoothing of `objective`."""
     if objective == PLAIN:
         return step
     labelled, reduction = asked.labelled, cast(Any, asked.reduction)
@@ -63,7 +64,7 @@ def last_step(asked: Asked, step: Step, objective: Objective) -> Step:
 
 
 class Link(NamedTuple):
-    """A stand-in that led to a loss, while it lives; `step` is what was done to it."""
+    """A stand-in on the way to a loss, by weak reference; `step` is the operation applied to it."""
 
     node: "weakref.ref[Any]"
     state: tuple[Any, ...]
@@ -72,7 +73,7 @@ class Link(NamedTuple):
 
 @uncompiled
 def watched(loss: Tensor, logits: Any, last: Step) -> Tensor:
-    """This loss of stand-ins `logits`, by the operation `last`; its gradient goes through those that are watched."""
+    """Attach the stand-ins to a loss that `last` made of `logits`; its gradient passes through watched ones."""
     if not loss.requires_grad:
         return loss
     chain: list[Link] = []
@@ -87,12 +88,12 @@ def watched(loss: Tensor, logits: Any, last: Step) -> Tensor:
 
 
 def state_of(recipe: Recipe) -> tuple[Any, ...]:
-    """What an operation in place would change."""
+    """The parts of a recipe that an in-place operation would change."""
     return (*map(id, recipe.operands), recipe.scale, recipe.softcap)
 
 
 class Watched(Function):
-    """The identity. Where logits are watched, its backward goes through them and not through the fused loss."""
+    """The identity. If logits are watched, its backward goes through them instead of through the fused loss."""
 
     @staticmethod
     def forward(ctx: Any, loss: Tensor, chain: list[Link], *parts: Tensor) -> Tensor:
@@ -107,7 +108,9 @@ class Watched(Function):
         if first is None:
             return (upstream[0], None, *[None] * len(ctx.ids))
         if torch.is_grad_enabled():
-            raise RuntimeError("the gradient of a patched model's logits has no graph: leave out create_graph")
+            raise RuntimeError(
+                "the gradient of a patched model's logits has no second derivative: leave out create_graph=True"
+            )
         with torch.autocast(*ctx.autocast):
             found = gradients(chain[: first + 1], set(ctx.ids), upstream[0])
         return (None, None, *(found.get(key) for key in ctx.ids))
@@ -115,7 +118,7 @@ class Watched(Function):
 
 def is_watched(node: Any) -> bool:
     made = None if node is None else node.made
-    return made is not None and bool(made.retains_grad or made._backward_hooks)
+    return made is not None and bool(made.retains_grad or backward_hooks(made))
 
 
 def gradients(chain: list[Link], wanted: set[int], upstream: Tensor) -> dict[int, Tensor]:
@@ -132,7 +135,9 @@ def gradients(chain: list[Link], wanted: set[int], upstream: Tensor) -> dict[int
         for link in reversed(chain):
             node = link.node()
             if node is not None and state_of(node.recipe) != link.state:
-                raise RuntimeError("logits of a patched model were changed in place after their loss: clone them")
+                raise RuntimeError(
+                    "logits of a patched model were changed in place after their loss: change a clone instead"
+                )
             if is_watched(node):
                 watch(z, node.made)
             z = link.step(z)
@@ -143,8 +148,8 @@ def gradients(chain: list[Link], wanted: set[int], upstream: Tensor) -> dict[int
 
 
 def watch(logits: Tensor, made: Any) -> None:
-    """Have the gradient of these logits treated as that of those that are watched."""
-    for hook in (made._backward_hooks or {}).values():
+    """Treat the gradient of these logits as the watched stand-in asks: run its hooks, keep its grad."""
+    for hook in backward_hooks(made).values():
         logits.register_hook(hook)  # type: ignore[no-untyped-call]
     if made.retains_grad:
 
@@ -155,7 +160,7 @@ def watch(logits: Tensor, made: Any) -> None:
 
 
 def grad(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-    """`torch.autograd.grad` where some inputs are stand-ins: their gradient is what comes to them on the way."""
+    """`torch.autograd.grad` if some inputs are stand-ins: hooks on their logits collect the gradient."""
     inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     came: dict[int, Tensor] = {}
     handles, asked = [], []

@@ -1,1 +1,1 @@
-"""What everybody needs, from the standard library alone."""
+"""Shared helpers that need only the standard library; `upstream.py` also needs torch."""

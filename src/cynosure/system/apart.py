@@ -1,4 +1,4 @@
-"""Work that nothing of the caller's may see or change."""
+"""Run a function isolated from the caller's torch state."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,10 +9,10 @@ R = TypeVar("R")
 
 
 def apart(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """What a function gives in a thread of its own.
+    """Run a function in a new thread and return its result.
 
-    torch keeps modes, transforms, tracing, autocast, default device and profiler per thread: counters of the caller
-    do not count what is done here, and what it has switched on does not reach it.
+    torch keeps modes, transforms, tracing, autocast, default device and profiler per thread. So the caller's counters
+    do not see this work, and the caller's settings do not change it.
 
     >>> apart(divmod, 7, 2)
     (3, 1)

@@ -1,11 +1,11 @@
-"""Text from outside, made safe to show: what a terminal, a log or a reader could take for something else."""
+"""Escape untrusted text before it is shown in a terminal or a log."""
 
 
 def visible(text: str) -> str:
-    """The text with every character that does not print written as an escape, line ends included.
+    """Replace every unprintable character by an escape, line ends included.
 
-    These are control characters (of which terminals make commands), the marks that reorder or hide text, spaces other
-    than the plain one, and bytes of a file name that are not UTF-8. What is left is one line.
+    Unprintable are control characters, which terminals obey as commands; marks that reorder or hide text; spaces other
+    than the plain one; and bytes of a file name that are not UTF-8. The result is one line.
 
     >>> print(visible("\\x1b[2Jcat\\r\\n"), visible("\\u202eexe.txt"), visible("naïve 猫"))
     \\x1b[2Jcat\\r\\n \\u202eexe.txt naïve 猫
@@ -16,7 +16,7 @@ def visible(text: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """The same in quotes.
+    """`visible` text in quotes.
 
     >>> print(quoted(" dog"), quoted("\\n"))
     " dog" "\\n"

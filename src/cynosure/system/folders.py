@@ -1,4 +1,4 @@
-"""Folders that users name: whose they are, and which process has them."""
+"""Check that an output folder is ours, and lock it for one process."""
 
 import errno
 import logging
@@ -11,18 +11,18 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # Windows, where nothing keeps a second process out
+except ImportError:  # Windows: a second process is not kept out
     fcntl = None  # type: ignore[assignment]
 
 from cynosure.system.files import NO_FOLLOW
 
 LOCK = ".cynosure.lock"
-# What systems and users put into any folder. It makes no folder anyone's; we never read, change or remove it.
+# Files that systems and users put into any folder. We ignore them: we never read, change or remove one.
 SYSTEM_FILES = re.compile(r"\.DS_Store|\.gitignore|\.gitkeep|\.nfs[0-9a-f]+|lost\+found|\.lock")
 NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}
 READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 NOT_A_FILE = {errno.ELOOP, errno.EMLINK, errno.EISDIR, errno.ENXIO}  # what opening a link, folder or socket raises
-TRIES = 100  # to lock a file that other processes remove again and again
+TRIES = 100  # to take the lock while other processes keep removing its file
 
 log = logging.getLogger("cynosure")
 
@@ -34,7 +34,7 @@ def first_foreign(folder: Path, is_ours: Callable[[str], bool]) -> str | None:
 
 
 def check_is_folder(path: Path) -> None:
-    """ValueError where the path of a folder leads to something else; nothing where there is nothing yet."""
+    """Raise ValueError if the path exists and is not a folder."""
     if not path.is_dir() and (path.exists() or path.is_symlink()):
         what = "a file" if path.exists() else "a link that leads nowhere"
         raise ValueError(f"{path} is {what}: give a folder as `out`")
@@ -42,16 +42,16 @@ def check_is_folder(path: Path) -> None:
 
 @contextmanager
 def locked(folder: Path, doing: str, check: Callable[[], None]) -> Iterator[bool]:
-    """Keep a folder for this process alone, making it if need be; the system releases it when the process dies.
+    """Lock a folder for this process, creating it if needed; the system releases the lock when the process dies.
 
-    `check` raises ValueError where the folder is not ours. It runs before anything is created, and again under the
-    lock. The lock is a file of its own name, which is never truncated, and which its holder removes at the end. A
-    process that has locked a file that was removed meanwhile tries again, so that no two hold the folder.
+    `check` raises ValueError if the folder is not ours. It runs before anything is created, and again under the lock.
+    The lock is a file that is never truncated; its holder removes it at the end. A process may lock a file that has
+    been removed meanwhile. It then tries again, so that two processes never hold the same folder.
 
-    Yields whether the folder can be written; one that cannot is not locked. A folder that was made here and is empty
-    in the end is removed.
+    Yields whether the folder is writable; a read-only folder is not locked. A folder that was created here and is still
+    empty at the end is removed.
 
-    Raises ValueError where another process has the folder, or where the lock's name is taken by something else.
+    Raises ValueError if another process holds the folder, or if the lock's name is taken by something else.
     """
     check()
     existed = folder.exists()
@@ -73,13 +73,13 @@ def locked(folder: Path, doing: str, check: Callable[[], None]) -> Iterator[bool
 
 
 def take_lock(folder: Path, doing: str) -> int | None:
-    """An open file that holds the lock of a folder; None where the folder cannot be written."""
+    """An open file that holds the lock of a folder; None if the folder is read-only."""
     busy = ValueError(f"another process is {doing} {folder}: wait for it, or give another `out`")
     for _ in range(TRIES):
         folder.mkdir(parents=True, exist_ok=True)
         try:
             handle = open_lock(folder / LOCK)
-        except FileNotFoundError:  # another process has removed the folder that it made
+        except FileNotFoundError:  # another process has just removed the folder
             continue
         if handle is None:
             return None
@@ -98,7 +98,7 @@ def take_lock(folder: Path, doing: str) -> int | None:
 
 
 def open_lock(path: Path) -> int | None:
-    """Open the file of a lock, made if need be; None where its folder cannot be written."""
+    """Open the lock file, creating it if needed; None if its folder is read-only."""
     try:
         handle = os.open(path, os.O_CREAT | os.O_RDWR | NO_FOLLOW, 0o666)
     except OSError as error:
@@ -108,20 +108,20 @@ def open_lock(path: Path) -> int | None:
             return None
         if error.errno not in READ_ONLY:
             raise
-        handle = os.open(path, os.O_RDONLY | NO_FOLLOW)  # another user's, in a folder that both may write
-    found = os.fstat(handle)
-    if not stat.S_ISREG(found.st_mode) or found.st_size:
+        handle = os.open(path, os.O_RDONLY | NO_FOLLOW)  # another user's lock, in a shared folder
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode) or status.st_size:
         os.close(handle)
         raise no_lock(path)
     return handle
 
 
 def no_lock(path: Path) -> ValueError:
-    return ValueError(f"{path} is not a lock of cynosure: move it away, or give another `out`")
+    return ValueError(f"{path} is not a lock file of cynosure: move it away, or give another `out`")
 
 
 def flock(handle: int, folder: Path) -> None:
-    """Lock an open file. BlockingIOError where another process has; a note where the file system has no locks."""
+    """Lock an open file; warn if the file system has no locks. Raises BlockingIOError if another process holds it."""
     if fcntl is None:
         return
     try:

@@ -1,4 +1,4 @@
-"""Public names of a package that are imported on first use (PEP 562), so that nobody waits for what is not used."""
+"""Import the public names of a package on first use (PEP 562), so that importing the package is fast."""
 
 import ast
 import sys
@@ -34,7 +34,7 @@ def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], 
             if (told := missing(f"{package}.{name}", error.name)) is None:
                 raise
             raise ModuleNotFoundError(told, name=error.name) from error
-        setattr(sys.modules[package], name, value)  # from now on without coming here
+        setattr(sys.modules[package], name, value)  # later uses skip this function
         return value
 
     def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""The machine underneath: its processor, and where results about it are kept."""
+"""Facts about this machine, and the folder that caches measurements of it."""
 
 import os
 import platform
@@ -20,7 +20,7 @@ def cache_directory() -> Path:
 
 
 def cpu_name() -> str:
-    """The processor as the system names it; the family too, as a virtual machine's name says little."""
+    """The processor's name as the system reports it, with family and model: a virtual machine's name says little."""
     about = cpu_about()
     if "model name" not in about:
         return platform.processor() or platform.machine()
@@ -28,7 +28,7 @@ def cpu_name() -> str:
 
 
 def memory_bytes() -> int | None:
-    """Of the machine; None where it does not tell."""
+    """Bytes of memory of this machine; None if the system does not report them."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -36,12 +36,12 @@ def memory_bytes() -> int | None:
 
 
 def cpu_vendor() -> str:
-    """Its maker as the processor itself says it, `GenuineIntel`; empty where the system does not tell."""
+    """The processor's vendor, such as `GenuineIntel`; empty if the system does not report it."""
     return cpu_about().get("vendor_id", "")
 
 
 def cpu_about() -> dict[str, str]:
-    """What Linux tells of the first processor; elsewhere nothing."""
+    """Fields of the first processor in /proc/cpuinfo; empty on systems other than Linux."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -1,8 +1,8 @@
-"""Numbers as JSON has them, and in words."""
+"""Format numbers for JSON and for messages."""
 
 import math
 
-VAST = 1e9  # from where on numbers are written as powers of ten
+VAST = 1e9  # numbers from here on are written as powers of ten
 
 
 def finite(x: float | None) -> float | None:
@@ -15,7 +15,7 @@ def finite(x: float | None) -> float | None:
 
 
 def counted(number: int, noun: str) -> str:
-    """A number of things.
+    """A number and its noun.
 
     >>> counted(1, "document"), counted(2000, "document")
     ('1 document', '2,000 documents')
@@ -24,7 +24,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def plural(number: int, noun: str) -> str:
-    """A noun as it stands behind a number.
+    """A noun in the singular or plural, as the number demands.
 
     >>> plural(1, "byte"), plural(0, "byte")
     ('byte', 'bytes')
@@ -33,7 +33,7 @@ def plural(number: int, noun: str) -> str:
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """A number for reading, with so many digits after the point; a vast one as a power of ten.
+    """A number with this many digits after the point; a vast one as a power of ten.
 
     >>> number(1234.5), number(None), number(257_914_625_571_280.12)
     ('1,234.50', 'unknown', '2.579e+14')

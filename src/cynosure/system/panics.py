@@ -1,4 +1,4 @@
-"""Panics of libraries written in Rust: told by their exception, without what Rust prints by itself."""
+"""Catch panics of Rust libraries, and hide what Rust itself prints to standard error."""
 
 import os
 import tempfile
@@ -22,9 +22,9 @@ def is_failure(error: BaseException) -> bool:
 
 @cache
 def written() -> int:
-    """Where file descriptor 2 leads meanwhile: one file for a process, as making one takes longer than a short call."""
+    """A temporary file that replaces file descriptor 2; one per process, since creating one is slow."""
     handle, path = tempfile.mkstemp()
-    with suppress(OSError):  # of Windows, where it goes with the process
+    with suppress(OSError):  # Windows removes it when the process ends
         os.unlink(path)
     return handle
 
@@ -33,7 +33,7 @@ def written() -> int:
 def quiet_panic() -> Iterator[None]:
     """Drop what Rust writes to file descriptor 2 when it panics; anything else written there appears afterwards.
 
-    Of several threads the first one only, for the descriptor is the process's.
+    Only one thread at a time diverts the descriptor, which belongs to the whole process; others run undiverted.
     """
     if not ONE_AT_A_TIME.acquire(blocking=False):
         yield

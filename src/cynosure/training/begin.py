@@ -20,6 +20,7 @@ from cynosure.models.loading import find_code, find_device, find_tokenizer, load
 from cynosure.models.regimes import read_regimes
 from cynosure.patching import Patch
 from cynosure.patching.ids import check_ids, embedding_rows
+from cynosure.system.upstream import has_fast_bfloat16
 from cynosure.text import Division, Packed, TooLong, WholePacked
 from cynosure.text.whole import row_for
 from cynosure.training.data import TOKENS, Data, Reading, make_vocabulary, pack, strategy_for, trained_on, write_data
@@ -230,7 +231,7 @@ def chosen_dtype(settings: TrainSettings) -> str:
     kind, fast = find_device(settings.device).type, False
     if kind == "cpu":
         has = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-        fast = has and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+        fast = has and has_fast_bfloat16()
     elif kind == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     return "bfloat16" if fast else "float32"

@@ -1,6 +1,6 @@
 """The row kernel in C++, for rows in a CPU's memory: one backend for each of its instruction sets.
 
-One call takes a whole chunk, its rows shared out among as many threads as torch uses.
+One call takes a whole chunk, its rows split over as many threads as torch uses.
 """
 
 import torch
@@ -77,7 +77,7 @@ class NativeRows:
         self, z: Tensor, piece: Piece, index: Tensor, target_logit: Tensor, options: RowOptions, best: Best,
         beta: Tensor,
     ) -> StatsPart:  # fmt: skip
-        """What a piece of r rows adds to their figures, `best` brought up to date."""
+        """What a piece of r rows adds to their statistics; updates `best`."""
         sums, (above, argmax) = (
             torch.empty(6 + len(beta), len(z), dtype=torch.float64, device=z.device),
             torch.empty(2, len(z), dtype=torch.int64, device=z.device),

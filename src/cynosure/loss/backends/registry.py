@@ -23,7 +23,7 @@ class Backend(Protocol):
 
     name: str  # "family" or "family-variant": asking for the family gives the best of its variants
     priority: int  # of the backends that can run, the one with the highest is chosen
-    about: str  # why one would choose it, for `explain`
+    about: str  # the reason to choose it, for `explain`
     dtypes: tuple[torch.dtype, ...]
     in_place: bool  # whether it reads z without changing it, unless it is to leave the gradient there
 
@@ -43,7 +43,7 @@ class Backend(Protocol):
         self, z: Tensor, piece: Piece, index: Tensor, target_logit: Tensor, options: RowOptions, best: Best,
         beta: Tensor,
     ) -> StatsPart:  # fmt: skip
-        """What a piece (r, v) adds to the statistics of `token_stats`, with `best` brought up to date.
+        """What a piece (r, v) adds to the statistics of `token_stats`; updates `best`.
 
         index (r,) are the target classes, target_logit (r,) their raw logits; beta (B,) ascending inverse temperatures.
         """

@@ -134,7 +134,7 @@ def loss_piece(z: Tensor, piece: Piece, target: TargetRows, options: RowOptions)
 def stats_piece(
     z: Tensor, piece: Piece, index: Tensor, target_logit: Tensor, options: RowOptions, best: Best, beta: Tensor
 ) -> StatsPart:
-    """What a piece of r rows adds to their figures, `best` brought up to date; index and target_logit are (r,)."""
+    """What a piece of r rows adds to their statistics; updates `best`; index and target_logit are (r,)."""
     cap_(z, options)
     target_z = target_logit.clone()
     cap_(target_z, options)

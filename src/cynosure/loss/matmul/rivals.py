@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from cynosure.loss.matmul.openblas import find_openblas
-from cynosure.loss.native.library import Product, call, library
+from cynosure.loss.native.library import MatmulArguments, call, library
 from cynosure.loss.tensors import address
+from cynosure.system.upstream import is_profiling, n_dispatch_modes
 
 RIVALS = {torch.float32: "openblas", torch.bfloat16: "native"}  # of torch
 DTYPES = {rival: dtype for dtype, rival in RIVALS.items()}
@@ -48,7 +49,7 @@ def multiply(
     Dispatch modes, such as `FlopCounterMode`, and the profiler see operations of torch alone: while one is active this
     is one, `cynosure::gemm`, whose floating-point operations are registered. Else that would be overhead.
     """
-    watched = torch._C._len_torch_dispatch_stack() > 0 or torch._C._autograd._profiler_enabled()
+    watched = n_dispatch_modes() > 0 or is_profiling()
     (torch.ops.cynosure.gemm if watched else unseen)(a, b, out, low, add, keep_low)
 
 
@@ -81,7 +82,7 @@ def native_product(
     flops = 2.0 * a.shape[0] * a.shape[1] * b.shape[1]
     n_threads = torch.get_num_threads() if flops >= WORTH_THREADS else 1
     wide, narrow = (address(out), None) if out.dtype == torch.float32 else (None, address(out))
-    arguments = Product(
+    arguments = MatmulArguments(
         address(a), *a.stride(), address(b), *b.stride(), a.shape[0], b.shape[1], a.shape[1], wide, narrow,
         None if low is None else address(low), out.stride(0), add, keep_low and low is not None, n_threads,
     )  # fmt: skip

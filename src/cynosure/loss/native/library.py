@@ -44,7 +44,7 @@ class StatsRows(ctypes.Structure):
     ]  # fmt: skip
 
 
-class Product(ctypes.Structure):
+class MatmulArguments(ctypes.Structure):
     """`Product` of gemm.h."""
 
     _fields_ = [
@@ -55,7 +55,7 @@ class Product(ctypes.Structure):
 
 
 VERSION = 1  # of rows.h
-LAYOUT = VERSION << 48 | ctypes.sizeof(LossRows) << 32 | ctypes.sizeof(StatsRows) << 16 | ctypes.sizeof(Product)
+LAYOUT = VERSION << 48 | ctypes.sizeof(LossRows) << 32 | ctypes.sizeof(StatsRows) << 16 | ctypes.sizeof(MatmulArguments)
 
 
 class Library(NamedTuple):
