@@ -11,7 +11,7 @@ Status = Literal["ok", "red", "cut off", "missing", "failed"]
 
 
 @dataclass
-class Row:
+class Result:
     """One implementation in one case. Only `ok` has a figure; every other status has a reason."""
 
     contestant: str
@@ -66,9 +66,9 @@ class Row:
 class Case(ABC):
     """Implementations side by side, a dataclass; the rest is how it prints."""
 
-    rows: list[Row]
+    rows: list[Result]
 
-    def row(self, name: str) -> Row | None:
+    def row(self, name: str) -> Result | None:
         return next((row for row in self.rows if row.contestant == name), None)
 
     def seconds_of(self, name: str) -> float | None:
@@ -89,7 +89,7 @@ class Case(ABC):
         """Their headings, after the implementation's name."""
 
     @abstractmethod
-    def cells(self, row: Row) -> list[str]:
+    def cells(self, row: Result) -> list[str]:
         """The row's text in each column."""
 
     @abstractmethod
@@ -101,7 +101,7 @@ C = TypeVar("C", bound=Case)
 
 
 @dataclass
-class Report(Generic[C]):
+class BenchmarkReport(Generic[C]):
     """Everything, with what it depends on."""
 
     bench: str

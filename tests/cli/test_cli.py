@@ -182,7 +182,7 @@ def test_errors_are_one_line_and_status_2(run, tiny_folder: Path, text: Path, tm
         (["score", tiny_folder], "Missing argument"),
         (["score", tiny_folder, text, "--wat"], "No such option: --wat"),
         (["scor", tiny_folder, text], "No such command 'scor'"),
-        (["predict", tiny_folder, "a", "--truth", ""], "the truth '' holds no token"),
+        (["predict", tiny_folder, "a", "--truth", ""], "the truth '' has no tokens"),
     ]
     for arguments, message in cases:
         done = run(*arguments)

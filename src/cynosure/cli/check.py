@@ -43,7 +43,7 @@ def check(
     quiet: common.Quiet = False,
     debug: common.Debug = False,
 ) -> None:
-    """Compare the fused loss with the model's own loss, and audit the model.
+    """Check the fused loss against a model's own, and audit the model.
 
     Compares with model(..., labels=...) in float32: logits, loss, gradients, ignored labels, and division by
     num_items_in_batch. Then audits model and tokenizer on a padded batch of the text: vocabulary, special tokens, loss

@@ -40,7 +40,7 @@ def predict(
     quiet: common.Quiet = False,
     debug: common.Debug = False,
 ) -> None:
-    """Show next-token probabilities, and the loss of a given continuation.
+    """Show next-token probabilities and the loss of a continuation.
 
     Lists the most likely tokens after TEXT. With --truth, shows the probability, rank and loss of each of its tokens.
     """

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from cynosure.measure.statistics.intervals import Intervals
 from cynosure.measure.statistics.stats import Statistics
-from cynosure.measure.storage.rows import Facts, lost_text
+from cynosure.measure.storage.rows import DocumentFacts, lost_text
 from cynosure.system.numbers import counted
 
 
@@ -21,14 +21,14 @@ def notes(statistics: Statistics, found: Intervals) -> Iterator[str]:
         more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
         has, is_ = ("has", "is") if len(empty) == 1 else ("have", "are")
         yield f"{counted(len(empty), 'document')} {has} no token to guess and {is_} left out: {names}{more}"
-    replaced: list[Facts] = [fact for fact in statistics.facts.values() if fact.n_replaced]
+    replaced: list[DocumentFacts] = [fact for fact in statistics.facts.values() if fact.n_replaced]
     if replaced:
         total = sum(fact.n_replaced for fact in replaced)
         places = f"{counted(total, 'place')} of {counted(len(replaced), 'document')}"
         yield f"U+FFFD stands for what is not UTF-8 in {places}: bytes are of that"
 
 
-def chat_note(facts: Iterable[Facts], chat: str | None) -> Iterator[str]:
+def chat_note(facts: Iterable[DocumentFacts], chat: str | None) -> Iterator[str]:
     """Which of the documents are chats, and what of them counts."""
     chats = [fact for fact in facts if fact.n_messages]
     if chats:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from cynosure.measure.comparison.comparison import Change, Comparison
     from cynosure.measure.results.figures import Figure
 
-Rows = Sequence[Sequence[str]]
+TableRows = Sequence[Sequence[str]]
 
 HEAD = ("", "A", "B", "B - A", "95% interval", "of A", "95% interval", "p")
 NAMES = {
@@ -22,7 +22,7 @@ NAMES = {
 }
 
 
-def aligned(rows: Rows, sides: str) -> list[str]:
+def aligned(rows: TableRows, sides: str) -> list[str]:
     """A table as lines, each column to the side that its character of `sides` says.
 
     >>> aligned([("", "A"), ("loss", "3.21"), ("rank", "7")], "<>")
@@ -35,7 +35,7 @@ def aligned(rows: Rows, sides: str) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
-def html_table(caption: str, rows: Rows) -> str:
+def html_table(caption: str, rows: TableRows) -> str:
     """A table for a notebook; whatever its texts hold is no markup."""
     cells = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows)
     body = "".join(f"<tr>{row}</tr>" for row in cells)

@@ -13,7 +13,7 @@ LISTED = 10  # rows in a note
 
 
 @dataclass(frozen=True)
-class Reading:
+class RereadDocuments:
     """Documents that are read anew each time they are gone through."""
 
     sources: tuple[Source, ...]
@@ -51,7 +51,7 @@ class Corpus(NamedTuple):
         changed = {"split_at": (split_at, None), "bad_rows": (bad_rows, "stop")}  # which earlier versions did not have
         origin |= {name: value for name, (value, default) in changed.items() if value != default}
         left_out: list[str] = []
-        reading = Reading(tuple(sources), column, errors, limit, splits, split_at, bad_rows, left_out)
+        reading = RereadDocuments(tuple(sources), column, errors, limit, splits, split_at, bad_rows, left_out)
         return cls(reading, origin, left_out)
 
     @classmethod

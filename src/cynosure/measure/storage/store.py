@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from pyarrow import parquet
 
 from cynosure.measure.storage.manifest import MANIFEST, difference, identity, read_manifest, sealed
-from cynosure.measure.storage.rows import Facts, Shard
+from cynosure.measure.storage.rows import DocumentFacts, Shard
 from cynosure.measure.storage.shards import Label, decode, decode_label, digest, encode, parse
 from cynosure.system.files import write_whole
 from cynosure.system.folders import LOCK, SYSTEM_FILES, check_is_folder, first_foreign
@@ -181,7 +181,7 @@ class Store:
         self.check_label(number, file, label)
         return shard, float(label.seconds)
 
-    def facts(self, number: int) -> tuple[Facts, ...]:
+    def facts(self, number: int) -> tuple[DocumentFacts, ...]:
         """The documents in a shard, from its last bytes alone: nothing is checked against the checksum."""
         return parse(parquet.read_schema(self.files[number][0].path))[0]
 
