@@ -1,4 +1,4 @@
-"""What a benchmark measured: plain records, which become the table and the JSON."""
+"""The results of a benchmark: plain records, from which the table and the JSON are made."""
 
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
@@ -12,7 +12,7 @@ Status = Literal["ok", "red", "cut off", "missing", "failed"]
 
 @dataclass
 class Result:
-    """One implementation in one case. Only `ok` has a figure; every other status has a reason."""
+    """One implementation in one case. Only status `ok` has measurements; every other status has a reason."""
 
     contestant: str
     title: str
@@ -52,7 +52,7 @@ class Result:
     def to_json(self) -> dict[str, Any]:
         record = asdict(self)
         if self.status != "ok":
-            # No figure on a red check, nor on half a benchmark.
+            # A failed check or an incomplete benchmark gets no measurements.
             record |= {"seconds": [], "extra_bytes": [], "peak_bytes": []}
         for name in ("errors", "allowed"):
             if record[name]:
@@ -64,7 +64,7 @@ class Result:
 
 
 class Case(ABC):
-    """Implementations side by side, a dataclass; the rest is how it prints."""
+    """A comparison of implementations, a dataclass; the methods say how it prints."""
 
     rows: list[Result]
 

@@ -312,7 +312,7 @@ def test_two_models_are_compared_in_one_pass(run: Any, runs: Path, tiny_folder: 
 def test_compare_errors_are_one_line_and_status_2(run: Any, runs: Path, tiny_folder: Path) -> None:
     a, b = runs / "a", runs / "b"
     cases: list[tuple[list[object], str]] = [
-        ([a, runs / "nowhere"], "nowhere is no run: it has no manifest.json"),
+        ([a, runs / "nowhere"], "nowhere has no manifest.json"),
         ([a, runs / "other"], "document 1 is not the same text in both"),
         ([a, b, "--fail-if", "bits > 1"], "'bits > 1' is no gate: a gate is METRIC > NUMBER"),
         ([a, b, "--junit", "x.xml"], "--junit has no gates to write: add --fail-if"),

@@ -67,7 +67,7 @@ def counts(scores: "Scores", values: dict[str, Any]) -> Iterator[tuple[str, str,
         yield (
             "calibration error",
             f"{calibration['ece']:.1%}",
-            f"mean gap between confidence and accuracy ({calibration['n_bins']} bins of equal {calibration['binning']}); "
+            f"gap between confidence and accuracy ({calibration['n_bins']} bins of equal {calibration['binning']}); "
             f"{calibration['ece_debiased']:.1%} without the bias of few tokens",
         )
         yield "Brier score", number(calibration["brier"], 4), "0 is perfect, 2 is certain and always wrong"

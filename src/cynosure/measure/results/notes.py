@@ -1,4 +1,4 @@
-"""What a reader of scores must know of their texts."""
+"""Notes on the texts that were scored."""
 
 from collections.abc import Iterable, Iterator
 
@@ -9,7 +9,7 @@ from cynosure.system.numbers import counted
 
 
 def notes(statistics: Statistics, found: Intervals) -> Iterator[str]:
-    """What is particular to these texts."""
+    """Notes on these texts: optimistic intervals, lost text, empty documents, invalid UTF-8."""
     if found.method.optimistic and found.nats_per_token.low is not None:
         yield found.method.optimistic
     if lost := lost_text(statistics.facts.values()):
@@ -25,11 +25,11 @@ def notes(statistics: Statistics, found: Intervals) -> Iterator[str]:
     if replaced:
         total = sum(fact.n_replaced for fact in replaced)
         places = f"{counted(total, 'place')} of {counted(len(replaced), 'document')}"
-        yield f"U+FFFD stands for what is not UTF-8 in {places}: bytes are of that"
+        yield f"U+FFFD replaces invalid UTF-8 in {places}: bytes are counted with U+FFFD in the text"
 
 
 def chat_note(facts: Iterable[DocumentFacts], chat: str | None) -> Iterator[str]:
-    """Which of the documents are chats, and what of them counts."""
+    """How many documents are chats, and which of their turns are scored."""
     chats = [fact for fact in facts if fact.n_messages]
     if chats:
         whose = "every turn counts" if chat == "all" else "the assistant's turns count, `chat='all'` counts every turn"

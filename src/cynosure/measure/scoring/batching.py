@@ -1,4 +1,4 @@
-"""Batches: which windows go through a model together, so that each has the numbers it has alone."""
+"""Batches: which windows may go through a model together without changing each other's results."""
 
 from collections.abc import Iterator
 from itertools import groupby
@@ -84,17 +84,17 @@ class Batching:
         return sorted({last, (lengths.count(most) + last) // 2}) if spread == 2 else [last]
 
     def tighten(self) -> None:
-        """Rows were seen to change each other: let fewer go together."""
+        """Let fewer rows go together, because rows were seen to change each other."""
         self.level += 1
         self.tried.clear()
 
     def known(self, window: int) -> list[str]:
-        """What is to be said before anything is scored."""
+        """Notes known before scoring."""
         return [note] if (note := self.regimes.note(window)) else []
 
     @property
     def found(self) -> list[str]:
-        """What was found while scoring."""
+        """Notes made while scoring."""
         return [APART[self.level]] if self.level else []
 
 

@@ -28,7 +28,7 @@ UNCOUNTED = {PROMPT: "prompt", OTHER_TURN: "other turn", TEMPLATE: "template"}  
 
 
 class Cutting(NamedTuple):
-    """How documents become windows and windows units: what the figures and their order depend on."""
+    """How documents are cut into windows, and windows grouped into units. Metrics and their order depend on it."""
 
     protocol: str
     window: int

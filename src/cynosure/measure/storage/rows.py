@@ -1,4 +1,4 @@
-"""One row a token: the table that scoring makes, the store keeps, and every statistic is made of."""
+"""The table with one row per token: scoring builds it, the store keeps it, all statistics are computed from it."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ Ints = NDArray[np.int64]
 
 
 def schema(n_temperatures: int, topk: int) -> pa.Schema:
-    """The columns. Figures are null where a token was not scored, byte spans where the tokenizer changes the text."""
+    """The columns. Statistics are null for tokens not scored, byte spans where the tokenizer changes the text."""
     fields = [
         ("document", pa.int32()),
         ("index", pa.int32()),  # of the token in its document
@@ -38,7 +38,7 @@ def schema(n_temperatures: int, topk: int) -> pa.Schema:
 
 
 class DocumentFacts(NamedTuple):
-    """What is known of a document beside its tokens. `n_bytes` are those of its text in UTF-8."""
+    """Counts and names of a document, without its tokens. `n_bytes` counts its text in UTF-8."""
 
     document: int
     name: str
