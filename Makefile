@@ -52,7 +52,7 @@ check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/codespell README.md CONTRIBUTING.md SECURITY.md docs --skip '*.svg'
+	$(BIN)/codespell README.md CONTRIBUTING.md SECURITY.md docs benchmarks/README.md examples/README.md --skip '*.svg'
 	$(BIN)/python scripts/words.py
 
 # The site, in site/. Any warning is an error: a link that leads nowhere, a public name that is not found.

@@ -21,34 +21,40 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Dtypes = Annotated[str, typer.Option(help="float32, bfloat16.")]
-Implementations = Annotated[str, typer.Option(help="Comma-separated, such as cynosure,limit; or all.")]
-Runs = Annotated[int, typer.Option(help="Timed runs of each.")]
-Cutoff = Annotated[float, typer.Option(help="Seconds after which a run is ended.")]
-Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report to this file as well.")]
+Dtypes = Annotated[str, typer.Option(help="Comma-separated dtypes: float32, bfloat16.")]
+Implementations = Annotated[
+    str, typer.Option(help="Comma-separated implementations, e.g. cynosure,limit; or all of them.")
+]
+Runs = Annotated[int, typer.Option(help="Timed runs of each implementation.")]
+Cutoff = Annotated[float, typer.Option(help="Time limit of a run, in seconds.")]
+Json = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="File for the report as JSON. [default: none]")
+]
 
 
 @app.command()
 def loss(
-    heads: Annotated[str, typer.Option(help="Comma-separated: gemma3-270m, smollm2, synthetic:VxD.")] = (
+    heads: Annotated[str, typer.Option(help="Comma-separated heads: gemma3-270m, smollm2, synthetic:VxD.")] = (
         "gemma3-270m,smollm2"
     ),
-    tokens: Annotated[str, typer.Option(help="Numbers of tokens. [default: each head's own]", show_default=False)] = "",
+    tokens: Annotated[
+        str, typer.Option(help="Comma-separated numbers of tokens. [default: the head's]", show_default=False)
+    ] = "",
     dtypes: Dtypes = "float32,bfloat16",
     implementations: Implementations = "all",
-    runs: Annotated[int, typer.Option(help="Timed runs of each; one if the first takes over 10 s.")] = 3,
+    runs: Annotated[int, typer.Option(help="Timed runs of each implementation; 1 if the first takes over 10 s.")] = 3,
     cutoff: Cutoff = 60.0,
-    forward: Annotated[bool, typer.Option("--forward", help="The forward alone, as when a text is scored.")] = False,
+    forward: Annotated[bool, typer.Option("--forward", help="Measure the forward pass only, as in scoring.")] = False,
     json_path: Json = None,
     format: common.Format = "table",
     quiet: common.Quiet = False,
     debug: common.Debug = False,
 ) -> None:
-    """Time, peak memory and errors of the loss, forward and backward.
+    """Measure time, peak memory and errors of the loss, forward and backward.
 
-    One process for each implementation, their runs interleaved. Gradients are checked against float64 before anything
-    is timed: one that fails has no figure. The first time, inputs are made from the installed models, which takes
-    minutes. Exit status 1 when our own check fails.
+    Each implementation has its own process; their runs are interleaved. Gradients are checked against float64 first:
+    an implementation that fails is not timed. The first call prepares inputs from the installed models, which takes
+    minutes. Exit status 1 if cynosure fails its check.
     """
     from benchmarks.loss.benchmark import LossBenchmark
 
@@ -61,11 +67,11 @@ def loss(
 
 @app.command()
 def score(
-    models: Annotated[str, typer.Option(help="Comma-separated, of the names that score takes.")] = (
+    models: Annotated[str, typer.Option(help="Comma-separated model names, as for cynosure score.")] = (
         "smollm2,gemma3-270m"
     ),
-    tokens: Annotated[int, typer.Option(help="Tokens of real text.")] = 20_000,
-    window: Annotated[int, typer.Option(help="Tokens the model sees at once.")] = 1024,
+    tokens: Annotated[int, typer.Option(help="Number of tokens of real text.")] = 20_000,
+    window: Annotated[int, typer.Option(help="Window length in tokens.")] = 1024,
     dtypes: Dtypes = "float32,bfloat16",
     implementations: Implementations = "all",
     runs: Runs = 3,
@@ -75,10 +81,10 @@ def score(
     quiet: common.Quiet = False,
     debug: common.Debug = False,
 ) -> None:
-    """Tokens a second, peak memory and errors of scoring a text.
+    """Measure tokens per second, peak memory and errors of scoring a text.
 
-    One process for each implementation, their runs interleaved. The nats of each are checked first, against float64
-    from the model's own logits: one that fails has no figure. Exit status 1 when our own check fails.
+    Each implementation has its own process; their runs are interleaved. Its nats are checked first against float64
+    from the model's own logits: an implementation that fails is not timed. Exit status 1 if cynosure fails its check.
     """
     from benchmarks.score.benchmark import ScoreBenchmark
 
@@ -92,23 +98,27 @@ def score(
 def train(
     models: Annotated[
         str,
-        typer.Option(help="Comma-separated, of the names that score takes; or new: small, small:32768 (vocabulary)."),
+        typer.Option(
+            help="Comma-separated model names, as for cynosure score; or new: small, small:32768 (vocabulary)."
+        ),
     ] = "smollm2,gemma3-270m",
-    dtypes: Annotated[str, typer.Option(help="float32, bfloat16, autocast.")] = "float32,bfloat16",
+    dtypes: Annotated[
+        str, typer.Option(help="Comma-separated dtypes: float32, bfloat16, autocast.")
+    ] = "float32,bfloat16",
     implementations: Implementations = "all",
-    rows: Annotated[int, typer.Option(help="Rows of real text a step.")] = 2,
-    tokens: Annotated[int, typer.Option(help="Tokens of a row.")] = 512,
-    steps: Annotated[int, typer.Option(help="Steps; all but the first are timed.")] = 50,
+    rows: Annotated[int, typer.Option(help="Rows of real text per step.")] = 2,
+    tokens: Annotated[int, typer.Option(help="Tokens per row.")] = 512,
+    steps: Annotated[int, typer.Option(help="Training steps; all but the first are timed.")] = 50,
     json_path: Json = None,
     format: common.Format = "table",
     quiet: common.Quiet = False,
     debug: common.Debug = False,
 ) -> None:
-    """Time, peak memory and loss curve of training.
+    """Measure time, peak memory and loss curve of training.
 
-    Hugging Face's Trainer, patched and as it is, and a loop of one's own: a process each, their steps interleaved.
-    Curves are held to the same training with an exact head, which is run first. Exit status 1 when ours goes farther
-    from it than rounding would.
+    Compares Hugging Face's Trainer, patched and unpatched, and a plain loop. Each has its own process; their steps are
+    interleaved. Loss curves are compared with the same training with an exact head, which runs first. Exit status 1 if
+    our curve differs from it by more than rounding.
     """
     from benchmarks.train.benchmark import TrainBenchmark
 
@@ -124,9 +134,9 @@ def growth(
     quiet: common.Quiet = False,
     debug: common.Debug = False,
 ) -> None:
-    """How time and memory of our loss grow with its sizes.
+    """Measure how time and memory of our loss grow with its sizes.
 
-    Runs 64 to 65,536 tokens, and 8,192 to 1,048,576 classes, and fits an exponent to each.
+    Runs 64 to 65,536 tokens and 8,192 to 1,048,576 classes, and fits an exponent to each.
     """
     from benchmarks.loss.growth import measure_growth, print_growth, to_json
     from cynosure.cli import screen
@@ -165,9 +175,9 @@ def measure(
 
 
 def check_folder(json_path: Path | None) -> None:
-    """ValueError, before the work is done, where the report could not be written."""
+    """Raise ValueError for a report that could not be written, before any work is done."""
     if json_path is not None and not json_path.parent.is_dir():
-        raise ValueError(f"--json: there is no folder {json_path.parent}")
+        raise ValueError(f"--json: no such folder: {json_path.parent}. Make it first")
 
 
 def write_json(json_path: Path | None, values: Any) -> None:

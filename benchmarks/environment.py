@@ -1,4 +1,4 @@
-"""What a figure depends on besides the code that is timed."""
+"""The environment that measurements depend on, besides the code that is timed."""
 
 import os
 import platform
@@ -37,7 +37,7 @@ def environment() -> dict[str, Any]:
 
 
 def blas(configuration: str) -> str:
-    """The libraries behind torch's matrix products, out of `torch.__config__.show()`.
+    """The libraries behind torch's matmuls, from `torch.__config__.show()`.
 
     >>> blas("  - Intel(R) MKL-DNN v3.12.0 (Git Hash 80af)\\n  - Build settings: BLAS_INFO=mkl, USE_CUDA=0")
     'mkl, oneDNN 3.12.0'

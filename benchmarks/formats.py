@@ -1,4 +1,4 @@
-"""How figures print."""
+"""The formats of measurements in tables."""
 
 MIB = 2**20
 NONE = "–"  # noqa: RUF001

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Generic
 
 from benchmarks.implementation import OURS, Implementation
 from benchmarks.process import CutOff, Died, Process
-from benchmarks.results import C, Report, Row, Status
+from benchmarks.results import BenchmarkReport, C, Result, Status
 from benchmarks.worker import Worker, prepare, serve
 
 DTYPES = ("float32", "bfloat16")
@@ -90,7 +90,7 @@ class Benchmark(ABC, Generic[C]):
         """
 
     @abstractmethod
-    def case(self, prepared: Any, dtype: str, n_tokens: int, rows: list[Row]) -> C: ...
+    def case(self, prepared: Any, dtype: str, n_tokens: int, rows: list[Result]) -> C: ...
 
 
 def find_implementations(names: tuple[str, ...], known: dict[str, Implementation]) -> list[Implementation]:
@@ -120,18 +120,18 @@ class Participant:
     def __init__(self, implementation: Implementation, benchmark: Benchmark[Any], prepared: Any, dtype: str) -> None:
         self.implementation, self.cutoff_seconds = implementation, benchmark.cutoff_seconds
         self.process = Process(serve, benchmark.worker, implementation, benchmark, prepared, dtype)
-        self.left: Row | None = None
+        self.left: Result | None = None
         self.plan: dict[str, Any] | None = None
 
-    def new_row(self) -> Row:
-        row = Row(self.implementation.name, self.implementation.title)
+    def new_row(self) -> Result:
+        row = Result(self.implementation.name, self.implementation.title)
         if self.left is not None:
             row.status, row.reason = self.left.status, self.left.reason
             row.errors, row.allowed = self.left.errors, self.left.allowed
         return row
 
     @contextmanager
-    def staying(self, row: Row) -> Iterator[None]:
+    def staying(self, row: Result) -> Iterator[None]:
         """Who raises Out inside has left: no figure here, and no start in what follows."""
         try:
             yield
@@ -152,7 +152,7 @@ class Participant:
             self.build(n_tokens)
             self.run(row, n_tokens, compare=True)
 
-    def run(self, row: Row, n_tokens: int, compare: bool) -> None:
+    def run(self, row: Result, n_tokens: int, compare: bool) -> None:
         """One run, its figures put into the row."""
         reply = self._ask({"task": "run", "compare": compare}, self.cutoff_seconds, f"with {n_tokens:,} tokens")
         row.add(reply)
@@ -191,7 +191,9 @@ class Steps:
         self.done += 1
 
 
-def run(benchmark: Benchmark[C], implementations: Iterable[Implementation], say: Say = lambda *_: None) -> Report[C]:
+def run(
+    benchmark: Benchmark[C], implementations: Iterable[Implementation], say: Say = lambda *_: None
+) -> BenchmarkReport[C]:
     """Measure the implementations on every subject, dtype and number of tokens."""
     chosen = [implementation for implementation in implementations if benchmark.takes(implementation)]
     steps = Steps(say, count_steps(benchmark, chosen))
@@ -209,9 +211,9 @@ def run(benchmark: Benchmark[C], implementations: Iterable[Implementation], say:
     return report
 
 
-def new_report(benchmark: Benchmark[C], chosen: list[Implementation]) -> Report[C]:
+def new_report(benchmark: Benchmark[C], chosen: list[Implementation]) -> BenchmarkReport[C]:
     """A report in which nothing stands yet but what was asked for."""
-    return Report(
+    return BenchmarkReport(
         bench=benchmark.name,
         command=shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -267,7 +269,7 @@ def run_dtype(
 
 def take_turns(
     participants: list[Participant], n_tokens: int, benchmark: Benchmark[Any], steps: Steps, where: str
-) -> list[Row]:
+) -> list[Result]:
     """Each gets ready in turn, then one timed run of each, round after round; the first run's outcome is checked."""
     rows = [participant.new_row() for participant in participants]
     for participant, row in zip(participants, rows, strict=True):

@@ -1,4 +1,4 @@
-"""What a benchmark measured: plain records, which become the table and the JSON."""
+"""The results of a benchmark: plain records, from which the table and the JSON are made."""
 
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
@@ -11,8 +11,8 @@ Status = Literal["ok", "red", "cut off", "missing", "failed"]
 
 
 @dataclass
-class Row:
-    """One implementation in one case. Only `ok` has a figure; every other status has a reason."""
+class Result:
+    """One implementation in one case. Only status `ok` has measurements; every other status has a reason."""
 
     contestant: str
     title: str
@@ -52,7 +52,7 @@ class Row:
     def to_json(self) -> dict[str, Any]:
         record = asdict(self)
         if self.status != "ok":
-            # No figure on a red check, nor on half a benchmark.
+            # A failed check or an incomplete benchmark gets no measurements.
             record |= {"seconds": [], "extra_bytes": [], "peak_bytes": []}
         for name in ("errors", "allowed"):
             if record[name]:
@@ -64,11 +64,11 @@ class Row:
 
 
 class Case(ABC):
-    """Implementations side by side, a dataclass; the rest is how it prints."""
+    """A comparison of implementations, a dataclass; the methods say how it prints."""
 
-    rows: list[Row]
+    rows: list[Result]
 
-    def row(self, name: str) -> Row | None:
+    def row(self, name: str) -> Result | None:
         return next((row for row in self.rows if row.contestant == name), None)
 
     def seconds_of(self, name: str) -> float | None:
@@ -89,7 +89,7 @@ class Case(ABC):
         """Their headings, after the implementation's name."""
 
     @abstractmethod
-    def cells(self, row: Row) -> list[str]:
+    def cells(self, row: Result) -> list[str]:
         """The row's text in each column."""
 
     @abstractmethod
@@ -101,7 +101,7 @@ C = TypeVar("C", bound=Case)
 
 
 @dataclass
-class Report(Generic[C]):
+class BenchmarkReport(Generic[C]):
     """Everything, with what it depends on."""
 
     bench: str

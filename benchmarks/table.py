@@ -6,10 +6,10 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.results import Case, Report
+from benchmarks.results import BenchmarkReport, Case
 
 
-def print_report(report: Report[Any], how: str, ours: tuple[str, ...], console: Console) -> None:
+def print_report(report: BenchmarkReport[Any], how: str, ours: tuple[str, ...], console: Console) -> None:
     """Every case as a table, what was skipped and why, what the implementations are, and how to read it."""
     for case in report.cases:
         console.print(case_table(case, ours), "", sep="\n")
@@ -22,7 +22,7 @@ def print_report(report: Report[Any], how: str, ours: tuple[str, ...], console: 
         console.print(Text(f"\n{how}\n\n{machine(report)}", style="dim"))
 
 
-def machine(report: Report[Any]) -> str:
+def machine(report: BenchmarkReport[Any]) -> str:
     about = report.environment
     named = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version)
     hardware = f"{about['cpu']}, {about['threads']} threads, BLAS {about['blas']}"

@@ -2,7 +2,7 @@
 
 parent                                  worker
 {"task": "build", "n_tokens": N}        {} or {"plan"} or {"unavailable": reason} or {"failed": reason}
-{"task": "run", "compare": bool}        what `Row.add` takes, or the same
+{"task": "run", "compare": bool}        what `Result.add` takes, or the same
 None                                    ends
 """
 
@@ -52,7 +52,7 @@ class Worker(ABC):
 
 
 def measured(step: Callable[[], T], give_back: bool = True) -> tuple[T, dict[str, Any]]:
-    """What a step gives, and its time and memory as they go into a `Row`; `give_back` as in `PeakMemory`."""
+    """What a step gives, and its time and memory as they go into a `Result`; `give_back` as in `PeakMemory`."""
     from benchmarks.memory import PeakMemory
 
     with PeakMemory(give_back) as memory:

@@ -1,5 +1,6 @@
 """Write docs/reference/cli.md from the command line itself. `make docs` runs this; a test compares the two."""
 
+import re
 from pathlib import Path
 
 import typer
@@ -9,13 +10,19 @@ from cynosure.cli.app import app
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "cli.md"
 TITLE = "Command line"
+EXAMPLES = re.compile(r"\x08\nExamples:\n((?:  .*\n)+)")
 
 
 def page() -> str:
     """The commands, arguments and options, as Markdown."""
     command = typer.main.get_command(app)
     text = get_docs_for_click(obj=command, ctx=typer.Context(command), name="cynosure", title=TITLE)
-    return text.rstrip() + "\n"
+    return EXAMPLES.sub(shown, text).rstrip() + "\n"
+
+
+def shown(examples: re.Match[str]) -> str:
+    """The examples at the end of a help text as a block of a console."""
+    return "**Examples**:\n\n```console\n" + examples[1].replace("  ", "$ ", 1).replace("\n  ", "\n$ ") + "```\n"
 
 
 if __name__ == "__main__":

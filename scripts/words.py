@@ -1,4 +1,4 @@
-"""Look for words of the glossary's left column (CONTRIBUTING.md, "Words") in the README and in docs/.
+"""Look for words of the glossary's left column (CONTRIBUTING.md, "Words") in docs/ and in the READMEs.
 
 Code, links and pages that are generated from code are left out.
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 GENERATED = {ROOT / "docs" / "reference" / name for name in ("cli.md", "models.md")}
+READMES = [ROOT / folder / "README.md" for folder in ("", "benchmarks", "examples")]
 CODE = re.compile(r"^```.*?^```|`[^`]*`|\]\([^)]*\)", re.MULTILINE | re.DOTALL)
 
 
@@ -32,7 +33,7 @@ def wrong_words(text: str, words: dict[str, str]) -> Iterator[tuple[int, str, st
 def main() -> int:
     """Print each place; 1 if there is one."""
     words, places = glossary(), 0
-    for path in sorted({ROOT / "README.md", *(ROOT / "docs").rglob("*.md")} - GENERATED):
+    for path in sorted({*READMES, *(ROOT / "docs").rglob("*.md")} - GENERATED):
         for line, word, better in wrong_words(path.read_text(encoding="utf-8"), words):
             print(f"{path.relative_to(ROOT)}:{line}: {word!r}: write {better}")
             places += 1

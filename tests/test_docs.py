@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import typer
 
-from scripts.words import GENERATED, glossary, wrong_words
+from scripts.words import GENERATED, READMES, glossary, wrong_words
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -97,6 +97,18 @@ def test_shown_commands_have_these_options(document: Path) -> None:
             parse(arguments)
 
 
+def test_every_command_ends_with_examples_of_it() -> None:
+    from cynosure.cli.app import app
+
+    for name, command in typer.main.get_command(app).commands.items():
+        lines = command.epilog.partition("Examples:\n")[2].splitlines()
+        shown = commands("```sh\n" + "\n".join(line.strip() for line in lines) + "\n```\n")
+        assert 1 <= len(shown) <= 3, name
+        assert {arguments[0] for arguments in shown} == {name}
+        for arguments in shown:
+            parse(arguments)
+
+
 def test_a_wrong_command_is_found() -> None:
     [right, wrong] = commands("```sh\necho a | cynosure score m -\n$ cynosure score m t --no-such-option\n```\n")
     parse(right)
@@ -161,7 +173,7 @@ def test_an_undocumented_command_is_found() -> None:
 def test_the_documents_use_the_words_of_the_glossary() -> None:
     words = glossary()
     assert len(words) > 30
-    for path in set(DOCUMENTS) - GENERATED:
+    for path in {*DOCUMENTS, *READMES} - GENERATED:
         assert list(wrong_words(path.read_text(), words)) == [], path
 
 

@@ -9,7 +9,7 @@ from benchmarks.harness import Benchmark
 from benchmarks.implementation import LIMIT, OURS, Implementation
 from benchmarks.loss.implementations import EAGER, IMPLEMENTATIONS, Outputs
 from benchmarks.loss.prepared import SYNTHETIC, Prepared
-from benchmarks.results import Case, Row
+from benchmarks.results import Case, Result
 from benchmarks.worker import Worker, measured
 
 HEADS = {"gemma3-270m": (1024, 4096), "smollm2": (2048,)}  # name -> tokens
@@ -72,7 +72,7 @@ class LossCase(Case):
     hidden_size: int
     n_tokens: int
     dtype: str
-    rows: list[Row]
+    rows: list[Result]
 
     @property
     def limit_seconds(self) -> float | None:
@@ -99,7 +99,7 @@ class LossCase(Case):
         accumulator = ("- accum",) if self.accumulator_bytes else ()
         return ("seconds", "", "/ ours", "/ limit", "memory", *accumulator, "loss err", "dh err", "dW err")
 
-    def cells(self, row: Row) -> list[str]:
+    def cells(self, row: Result) -> list[str]:
         seconds, memory = row.seconds_median, row.peak_extra_bytes
         return [
             row.status if seconds is None else f"{seconds:.3f}",
@@ -129,7 +129,7 @@ class LossCase(Case):
             lines.insert(0, did.format(**ours.plan))
         return lines
 
-    def against(self, ours: Row, row: Row) -> str | None:
+    def against(self, ours: Result, row: Result) -> str | None:
         if ours.seconds_median is None or row.seconds_median is None or not row.peak_extra_bytes:
             return None
         extra = self.beyond_accumulator(ours.peak_extra_bytes) or 0
@@ -190,6 +190,6 @@ class LossBenchmark(Benchmark[LossCase]):
         tokens = sorted({self.check_tokens(subject), *self.tokens_of(subject)})
         return prepare(subject, list(self.dtypes), tokens, say)
 
-    def case(self, prepared: Prepared, dtype: str, n_tokens: int, rows: list[Row]) -> LossCase:
+    def case(self, prepared: Prepared, dtype: str, n_tokens: int, rows: list[Result]) -> LossCase:
         sizes = prepared.vocab_size, prepared.hidden_size, n_tokens
         return LossCase(prepared.name, prepared.title, *sizes, dtype, rows)

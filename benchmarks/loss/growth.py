@@ -16,7 +16,7 @@ from benchmarks.harness import Say, run
 from benchmarks.implementation import OURS
 from benchmarks.loss.benchmark import LossBenchmark, LossCase
 from benchmarks.loss.implementations import IMPLEMENTATIONS
-from benchmarks.results import Report
+from benchmarks.results import BenchmarkReport
 from benchmarks.table import machine
 
 HIDDEN = 64
@@ -56,7 +56,7 @@ def slope(sizes: list[int], seconds: list[float]) -> float:
     return float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum())
 
 
-def measure_growth(dtypes: tuple[str, ...], runs: int, say: Say) -> tuple[list[Axis], Report[LossCase]]:
+def measure_growth(dtypes: tuple[str, ...], runs: int, say: Say) -> tuple[list[Axis], BenchmarkReport[LossCase]]:
     """Both axes in each dtype, and the report that was made last."""
     axes = []
     for dtype in dtypes:
@@ -71,7 +71,7 @@ def measure_growth(dtypes: tuple[str, ...], runs: int, say: Say) -> tuple[list[A
     return axes, report
 
 
-def to_json(axes: list[Axis], report: Report[Any]) -> dict[str, Any]:
+def to_json(axes: list[Axis], report: BenchmarkReport[Any]) -> dict[str, Any]:
     """What was measured, each axis with its exponent."""
     made = [
         {"axis": a.axis, "dtype": a.dtype, "exponent": a.exponent(), "cases": [case.to_json() for case in a.cases]}
@@ -80,7 +80,7 @@ def to_json(axes: list[Axis], report: Report[Any]) -> dict[str, Any]:
     return {"environment": report.environment, "hidden_size": HIDDEN, "axes": made}
 
 
-def print_growth(axes: list[Axis], report: Report[LossCase], console: Console) -> None:
+def print_growth(axes: list[Axis], report: BenchmarkReport[LossCase], console: Console) -> None:
     """A table for each axis, the fit below it."""
     for axis in axes:
         table = Table(box=None, pad_edge=False, header_style="dim")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.loss.implementations import Inputs, build_eager
 from benchmarks.loss.prepared import SYNTHETIC, Prepared
-from benchmarks.loss.reference import Errors, Truth, compute_truth, errors_of
+from benchmarks.loss.reference import Errors, LossTruth, compute_truth, errors_of
 from benchmarks.texts import cache_folder, text_ids
 
 WINDOW = 1024
@@ -27,10 +27,10 @@ def load_inputs(prepared: Prepared, dtype: str, n_tokens: int) -> Inputs:
     return Inputs(rows["hidden"][:n_tokens].to(weight.dtype, copy=True), weight, rows["target"][:n_tokens].clone())
 
 
-def load_truth(prepared: Prepared, dtype: str, n_tokens: int) -> tuple[Truth, Errors]:
+def load_truth(prepared: Prepared, dtype: str, n_tokens: int) -> tuple[LossTruth, Errors]:
     """The float64 truth about the first n rows, and the errors of the eager op."""
     kept = torch.load(prepared.truth_file(dtype, n_tokens))
-    return Truth(**kept["truth"]), Errors(**kept["eager"])
+    return LossTruth(**kept["truth"]), Errors(**kept["eager"])
 
 
 def prepare(name: str, dtypes: list[str], tokens: list[int], say: Say) -> Prepared:

@@ -26,7 +26,7 @@ class Errors(NamedTuple):
     dweight: float
 
 
-class Truth(NamedTuple):
+class LossTruth(NamedTuple):
     """The loss, and the projections of both gradients, in float64."""
 
     loss: Tensor  # 0-d
@@ -43,7 +43,7 @@ def probes(hidden_size: int, vocab_size: int) -> tuple[Tensor, Tensor]:
     )
 
 
-def compute_truth(inputs: Inputs) -> Truth:
+def compute_truth(inputs: Inputs) -> LossTruth:
     """d(logits) = (p - onehot) / N, a block of rows at a time, times the probes: no gradient is made in full."""
     (n_tokens, hidden_size), vocab_size = inputs.hidden.shape, len(inputs.weight)
     by_hidden, by_vocab = probes(hidden_size, vocab_size)
@@ -60,17 +60,17 @@ def compute_truth(inputs: Inputs) -> Truth:
         projected = dlogits @ seen_by
         dhidden.append(projected[:, :N_PROBES])
         dweight += projected[:, N_PROBES:].t() @ h
-    return Truth(torch.cat(nll).mean(), torch.cat(dhidden), dweight)
+    return LossTruth(torch.cat(nll).mean(), torch.cat(dhidden), dweight)
 
 
-def errors_of(outputs: Outputs, truth: Truth) -> dict[str, float]:
+def errors_of(outputs: Outputs, truth: LossTruth) -> dict[str, float]:
     """How far outputs are from the truth, by the names of `Errors`: the loss, and gradients if made."""
     made = [x if isinstance(x, Tensor) else from_dlpack(x) for x in outputs if x is not None]
     errors = {"loss": relative(made[0].double(), truth.loss)}
     return errors | (gradient_errors(made[1], made[2], truth) if len(made) > 1 else {})
 
 
-def gradient_errors(dhidden: Tensor, dweight: Tensor, truth: Truth) -> dict[str, float]:
+def gradient_errors(dhidden: Tensor, dweight: Tensor, truth: LossTruth) -> dict[str, float]:
     by_hidden, by_vocab = probes(dhidden.shape[1], len(dweight))
     projected = torch.zeros_like(truth.dweight)
     n_block = max(1, BLOCK_BYTES // (8 * dweight.shape[1]))

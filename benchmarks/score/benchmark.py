@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 from benchmarks.formats import error, mib, ratio, spread
 from benchmarks.harness import Benchmark
 from benchmarks.implementation import LIMIT, OURS, Implementation
-from benchmarks.results import Case, Row
+from benchmarks.results import Case, Result
 from benchmarks.score.implementations import COMPILED, IMPLEMENTATIONS, LM_EVAL, Work, build_transformers, windows
 from benchmarks.worker import Worker, measured
 
@@ -21,7 +21,7 @@ HOW = (
 )
 
 
-class Truth(NamedTuple):
+class ScoreTruth(NamedTuple):
     """The nats of the check in float64, and the relative error that is allowed."""
 
     nats: float
@@ -33,7 +33,7 @@ class Truths(NamedTuple):
 
     name: str
     title: str
-    truths: dict[str, Truth]
+    truths: dict[str, ScoreTruth]
 
 
 class ScoreWorker(Worker):
@@ -100,7 +100,7 @@ class ScoreCase(Case):
     dtype: str
     n_tokens: int
     window: int
-    rows: list[Row]
+    rows: list[Result]
 
     def to_json(self) -> dict[str, Any]:
         rates = {row.contestant: self.n_tokens / row.seconds_median for row in self.rows if row.seconds_median}
@@ -115,7 +115,7 @@ class ScoreCase(Case):
     def columns(self) -> tuple[str, ...]:
         return ("tokens/s", "", f"/ {LM_EVAL}", "/ limit", "memory", "error")
 
-    def cells(self, row: Row) -> list[str]:
+    def cells(self, row: Result) -> list[str]:
         seconds = row.seconds_median
         return [
             row.status if seconds is None else f"{self.n_tokens / seconds:,.0f}",
@@ -188,8 +188,8 @@ class ScoreBenchmark(Benchmark[ScoreCase]):
             if dtype != "float32":
                 half = work._replace(model=load(subject, dtype=dtype, device="cpu"))
                 allowed = HALF_ALLOWED + 2 * abs(build_transformers(half)() / nats - 1)
-            truths[dtype] = Truth(nats, allowed)
+            truths[dtype] = ScoreTruth(nats, allowed)
         return Truths(subject, model.name, truths)
 
-    def case(self, prepared: Truths, dtype: str, n_tokens: int, rows: list[Row]) -> ScoreCase:
+    def case(self, prepared: Truths, dtype: str, n_tokens: int, rows: list[Result]) -> ScoreCase:
         return ScoreCase(prepared.name, prepared.title, dtype, n_tokens, self.window, rows)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from benchmarks.formats import NONE, error, mib, ratio, spread
 from benchmarks.harness import DTYPES, Benchmark, complaints
 from benchmarks.implementation import LIMIT, OURS, Implementation
-from benchmarks.results import Case, Row
+from benchmarks.results import Case, Result
 from benchmarks.train.implementations import IMPLEMENTATIONS, TRANSFORMERS, TrainWork, build_exact
 from benchmarks.worker import Worker, measured
 from cynosure.system.numbers import finite
@@ -111,7 +111,7 @@ class TrainCase(Case):
     n_tokens: int  # of a row
     n_steps: int
     exact_losses: list[float]  # of the same training with the head and its loss in a wider dtype
-    rows: list[Row]
+    rows: list[Result]
 
     @property
     def largest_difference_nats(self) -> float | None:
@@ -132,7 +132,7 @@ class TrainCase(Case):
     def columns(self) -> tuple[str, ...]:
         return ("seconds", "", "/ ours", "/ limit", "memory", "process", "first loss", "last", "error")
 
-    def cells(self, row: Row) -> list[str]:
+    def cells(self, row: Result) -> list[str]:
         seconds, losses = row.seconds_median, row.losses or []
         return [
             row.status if seconds is None else f"{seconds:.3f}",
@@ -167,7 +167,7 @@ def largest_difference(curve: list[float], other: list[float]) -> float:
     return max(differences, key=lambda x: float("inf") if math.isnan(x) else x)
 
 
-def judge(rows: list[Row], exact: list[float]) -> None:
+def judge(rows: list[Result], exact: list[float]) -> None:
     """How far each curve goes from the exact one, and red for one that goes too far.
 
     Where the model's own loss has no curve there is nothing to judge by, and errors are all that is said.
@@ -237,7 +237,7 @@ class TrainBenchmark(Benchmark[TrainCase]):
                 curves[dtype].append(step())
         return Curves(subject, title, curves)
 
-    def case(self, prepared: Curves, dtype: str, n_tokens: int, rows: list[Row]) -> TrainCase:
+    def case(self, prepared: Curves, dtype: str, n_tokens: int, rows: list[Result]) -> TrainCase:
         exact, sizes = prepared.curves[dtype], (self.n_rows, self.n_tokens, self.n_steps)
         judge(rows, exact)
         return TrainCase(prepared.name, prepared.title, dtype, *sizes, exact, rows)

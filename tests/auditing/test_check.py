@@ -101,7 +101,7 @@ def test_the_command_is_quiet_where_nothing_is_found(tiny_folder: Path, tmp_path
     text.write_text("Some text of a file. " * 400)
     done = run(tiny_folder, text)
     assert done.exit_code == 0
-    assert "Audit: nothing found in 13 checks" in done.stdout
+    assert "Audit: no problems in 13 checks" in done.stdout
     assert "Note: bos is 0 in the tokenizer and 1 in model.config" in done.stdout
     assert (
         run(tiny_folder, tmp_path / "text.txt", "--format", "json").stdout

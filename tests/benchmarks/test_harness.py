@@ -5,7 +5,7 @@ import pytest
 from benchmarks.harness import Benchmark, Participant, Steps, count_steps, take_turns
 from benchmarks.implementation import Implementation
 from benchmarks.loss.benchmark import LossBenchmark
-from benchmarks.results import Row
+from benchmarks.results import Result
 from benchmarks.score.benchmark import ScoreBenchmark
 from benchmarks.train.benchmark import TrainBenchmark
 
@@ -24,7 +24,7 @@ class Fake(Participant):
     def build(self, n_tokens: int) -> None:
         self.log.append(f"{self.implementation.name} ready for {n_tokens}")
 
-    def run(self, row: Row, n_tokens: int, compare: bool) -> None:
+    def run(self, row: Result, n_tokens: int, compare: bool) -> None:
         self.log.append(f"{self.implementation.name}{' checked' if compare else ''}")
         row.seconds.append(self.seconds)
 

@@ -14,7 +14,7 @@ from benchmarks.harness import run
 from benchmarks.loss.benchmark import LossBenchmark
 from benchmarks.loss.implementations import IMPLEMENTATIONS
 from benchmarks.loss.prepared import Prepared
-from benchmarks.results import Report, Row
+from benchmarks.results import BenchmarkReport, Result
 from benchmarks.table import print_report
 from cynosure.cli.app import main
 from tests.benchmarks.conftest import HEAD
@@ -24,7 +24,7 @@ FAULTS = ("wrong_when_large", "slow", "crash", "unavailable")
 
 
 @pytest.fixture(scope="module")
-def report(prepared: Prepared) -> Report:
+def report(prepared: Prepared) -> BenchmarkReport:
     """Ours, the eager op, the limit and four with a fault, at 300 and 600 tokens in float32."""
     names = ("cynosure", "eager", "limit", "limit-chunked")
     implementations = [*(IMPLEMENTATIONS[name] for name in names), *map(planted, FAULTS)]
@@ -32,24 +32,24 @@ def report(prepared: Prepared) -> Report:
     return run(benchmark, implementations)
 
 
-def row(report: Report, name: str, case: int = 0) -> Row:
+def row(report: BenchmarkReport, name: str, case: int = 0) -> Result:
     found = report.cases[case].row(name)
     assert found is not None
     return found
 
 
-def shown(report: Report) -> str:
+def shown(report: BenchmarkReport) -> str:
     text = StringIO()
     print_report(report, LossBenchmark().how, ("cynosure",), Console(file=text, width=120))
     return text.getvalue()
 
 
-def line(report: Report, name: str) -> str:
+def line(report: BenchmarkReport, name: str) -> str:
     """The first line of the tables that begins with an implementation's name."""
     return next(line for line in shown(report).splitlines() if line.split()[:1] == [name])
 
 
-def test_cases_go_from_few_tokens_to_many(report: Report) -> None:
+def test_cases_go_from_few_tokens_to_many(report: BenchmarkReport) -> None:
     assert [(case.head, case.dtype, case.n_tokens) for case in report.cases] == [
         (HEAD, "float32", 300),
         (HEAD, "float32", 600),
@@ -58,7 +58,7 @@ def test_cases_go_from_few_tokens_to_many(report: Report) -> None:
 
 @pytest.mark.parametrize("case", [0, 1])
 @pytest.mark.parametrize("name", ["cynosure", "eager", "limit", "limit-chunked"])
-def test_whoever_is_right_gets_a_figure(report: Report, name: str, case: int) -> None:
+def test_whoever_is_right_gets_a_figure(report: BenchmarkReport, name: str, case: int) -> None:
     found = row(report, name, case)
     assert (found.status, found.reason, len(found.seconds)) == ("ok", None, 2)
     assert min(found.seconds) <= (found.seconds_median or 0) <= max(found.seconds)
@@ -73,7 +73,7 @@ def test_whoever_is_right_gets_a_figure(report: Report, name: str, case: int) ->
         ("unavailable", "missing", "needs a GPU"),
     ],
 )
-def test_whoever_is_not_gets_a_reason(report: Report, name: str, status: str, reason: str) -> None:
+def test_whoever_is_not_gets_a_reason(report: BenchmarkReport, name: str, status: str, reason: str) -> None:
     for case in (0, 1):  # who left does not come back
         found = row(report, name, case)
         assert found.status == status
@@ -84,7 +84,7 @@ def test_whoever_is_not_gets_a_reason(report: Report, name: str, status: str, re
     assert reason in shown(report)
 
 
-def test_the_table_sets_ours_against_the_others(report: Report) -> None:
+def test_the_table_sets_ours_against_the_others(report: BenchmarkReport) -> None:
     case = report.cases[0]
     ours, eager = row(report, "cynosure").seconds_median, row(report, "eager").seconds_median
     assert ours
@@ -97,11 +97,11 @@ def test_the_table_sets_ours_against_the_others(report: Report) -> None:
 
 
 def test_json_holds_no_nan() -> None:
-    red = Row("x", "x", "red", "wrong", errors={"loss": float("nan"), "dweight": 0.5})
+    red = Result("x", "x", "red", "wrong", errors={"loss": float("nan"), "dweight": 0.5})
     assert red.to_json()["errors"] == {"loss": None, "dweight": 0.5}
 
 
-def test_the_report_says_what_its_figures_depend_on(report: Report) -> None:
+def test_the_report_says_what_its_figures_depend_on(report: BenchmarkReport) -> None:
     record = json.loads(json.dumps(report.to_json()))
     assert {"bench", "command", "date", "settings", "environment", "cases", "skipped"} == set(record)
     about = record["environment"]
@@ -117,7 +117,7 @@ def test_the_report_says_what_its_figures_depend_on(report: Report) -> None:
     assert ours["memory_method"]
 
 
-def test_a_head_that_is_not_installed_is_said(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_head_that_is_not_installed_is_said(report: BenchmarkReport, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.harness.prepare_subject", lambda *_: {"unavailable": "not here"})
     skipped = run(LossBenchmark(heads=("smollm2",)), [])
     assert skipped.skipped == {"smollm2": "not here"}
@@ -221,7 +221,7 @@ def line_of(text: str, name: str) -> str:
         (("--tokens", "0"), "must all be positive"),
         (("--runs", "0"), "must all be positive"),
         (("--cutoff", "0"), "must all be positive"),
-        (("--json", "nowhere/loss.json"), "--json: there is no folder nowhere"),
+        (("--json", "nowhere/loss.json"), "--json: no such folder: nowhere"),
     ],
 )
 def test_bad_usage_is_said_in_one_line(invoke: Invoke, arguments: tuple[str, ...], said: str) -> None:

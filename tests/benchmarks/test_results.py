@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.harness import Benchmark
 from benchmarks.loss.benchmark import LossBenchmark
-from benchmarks.results import Row
+from benchmarks.results import Result
 from benchmarks.score.benchmark import ScoreBenchmark
 from benchmarks.train.benchmark import TrainBenchmark
 
@@ -28,5 +28,5 @@ def test_a_published_report(path: Path) -> None:
     assert {"cpu", "threads", "versions", "commit"} <= set(report["environment"])
     for case in report["cases"]:
         for row in case["rows"]:
-            assert set(row) <= {*Row("", "").to_json(), "tokens_per_second"}
+            assert set(row) <= {*Result("", "").to_json(), "tokens_per_second"}
             assert {"contestant", "status", "seconds_median", "peak_extra_bytes"} <= set(row)

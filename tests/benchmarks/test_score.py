@@ -12,7 +12,7 @@ from rich.console import Console
 from benchmarks.commands import app
 from benchmarks.harness import run
 from benchmarks.implementation import Implementation
-from benchmarks.results import Report, Row
+from benchmarks.results import BenchmarkReport, Result
 from benchmarks.score.benchmark import ScoreBenchmark, ScoreCase
 from benchmarks.score.implementations import IMPLEMENTATIONS, Step, Work, build_cynosure
 from benchmarks.table import print_report
@@ -41,20 +41,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def report(folder: Path) -> Report[ScoreCase]:
+def report(folder: Path) -> BenchmarkReport[ScoreCase]:
     names = ("cynosure", "transformers", "limit")
     implementations = [*(IMPLEMENTATIONS[name] for name in names), WRONG]
     models = (str(folder), "no-such-model")
     return run(ScoreBenchmark(models=models, dtypes=("bfloat16",), n_tokens=400, window=32, runs=2), implementations)
 
 
-def row(report: Report[ScoreCase], name: str) -> Row:
+def row(report: BenchmarkReport[ScoreCase], name: str) -> Result:
     found = report.cases[0].row(name)
     assert found is not None
     return found
 
 
-def test_whoever_is_right_gets_a_figure(report: Report[ScoreCase]) -> None:
+def test_whoever_is_right_gets_a_figure(report: BenchmarkReport[ScoreCase]) -> None:
     for name in ("cynosure", "transformers", "limit"):
         found = row(report, name)
         assert (found.status, found.reason, len(found.seconds)) == ("ok", None, 2)
@@ -64,13 +64,13 @@ def test_whoever_is_right_gets_a_figure(report: Report[ScoreCase]) -> None:
             assert found.errors["nats"] <= found.allowed["nats"]
 
 
-def test_whoever_is_wrong_gets_none(report: Report[ScoreCase]) -> None:
+def test_whoever_is_wrong_gets_none(report: BenchmarkReport[ScoreCase]) -> None:
     found = row(report, "wrong")
     assert (found.status, found.seconds_median) == ("red", None)
     assert "with 80 tokens nats is off by 1.0e-01, allowed" in (found.reason or "")
 
 
-def test_the_table_and_what_was_skipped(report: Report[ScoreCase]) -> None:
+def test_the_table_and_what_was_skipped(report: BenchmarkReport[ScoreCase]) -> None:
     text = StringIO()
     print_report(report, ScoreBenchmark().how, ScoreBenchmark.ours, Console(file=text, width=130))
     assert "tiny: 400 tokens, window 32, bfloat16" in text.getvalue()
@@ -90,11 +90,14 @@ def invoke(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 
 
 def test_the_command(
-    report: Report[ScoreCase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    report: BenchmarkReport[ScoreCase],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     asked: list[ScoreBenchmark] = []
 
-    def measured(benchmark: ScoreBenchmark, *_: object) -> Report[ScoreCase]:
+    def measured(benchmark: ScoreBenchmark, *_: object) -> BenchmarkReport[ScoreCase]:
         asked.append(benchmark)
         return report
 

@@ -20,7 +20,7 @@ from benchmarks.harness import run
 from benchmarks.implementation import Implementation
 from benchmarks.loss.implementations import Inputs
 from benchmarks.loss.limit import whole_gemms
-from benchmarks.results import Report, Row
+from benchmarks.results import BenchmarkReport, Result
 from benchmarks.table import print_report
 from benchmarks.train.benchmark import (
     Curves,
@@ -107,10 +107,10 @@ def curve(build: Any, folder: Path, dtype: str = "float32", settings: TrainBench
     return [step() for _ in range(settings.n_steps)]
 
 
-def judged(folder: Path, dtype: str, *builds: Any, n_steps: int = 6) -> list[Row]:
+def judged(folder: Path, dtype: str, *builds: Any, n_steps: int = 6) -> list[Result]:
     """The model's own curve and those of these implementations, after they were judged."""
     settings = replace(SETTINGS, n_steps=n_steps)
-    rows = [Row("transformers", "")] + [Row(build.__name__[6:], "") for build in builds]
+    rows = [Result("transformers", "")] + [Result(build.__name__[6:], "") for build in builds]
     for row, build in zip(rows, (build_transformers, *builds), strict=True):
         row.losses = curve(build, folder, dtype, settings)
     judge(rows, curve(build_exact, folder, dtype, settings))
@@ -180,7 +180,7 @@ def test_one_percent_is_red_in_bfloat16(folder: Path) -> None:
 
 
 def test_nan_is_red() -> None:
-    rows = [Row("transformers", "", losses=[3.0, 2.0]), Row("cynosure", "", losses=[3.0, math.nan])]
+    rows = [Result("transformers", "", losses=[3.0, 2.0]), Result("cynosure", "", losses=[3.0, math.nan])]
     judge(rows, [3.0, 2.0])
     assert [row.status for row in rows] == ["ok", "red"]
     record = json.loads(json.dumps(rows[1].to_json(), allow_nan=False))
@@ -189,7 +189,10 @@ def test_nan_is_red() -> None:
 
 
 def test_without_the_models_own_curve_nothing_is_judged() -> None:
-    rows = [Row("transformers", "", "failed", "out of memory", losses=[3.0]), Row("cynosure", "", losses=[3.0, 2.5])]
+    rows = [
+        Result("transformers", "", "failed", "out of memory", losses=[3.0]),
+        Result("cynosure", "", losses=[3.0, 2.5]),
+    ]
     judge(rows, [3.0, 2.0])
     assert (rows[1].status, rows[1].errors, rows[1].allowed) == ("ok", {"loss": 0.5}, None)
     case = TrainCase("m", "m", "float32", 2, 8, 2, [3.0, 2.0], rows)
@@ -252,12 +255,12 @@ def test_a_head_that_is_more_than_a_matrix_is_refused() -> None:
 
 
 @pytest.fixture(scope="module")
-def report(folder: Path) -> Report[TrainCase]:
+def report(folder: Path) -> BenchmarkReport[TrainCase]:
     settings = replace(SETTINGS, models=(str(folder),), n_steps=4)
     return run(settings, [*IMPLEMENTATIONS.values(), MUTE])
 
 
-def row(report: Report[TrainCase], name: str) -> Row:
+def row(report: BenchmarkReport[TrainCase], name: str) -> Result:
     found = report.cases[0].row(name)
     assert found is not None
     return found
@@ -266,12 +269,12 @@ def row(report: Report[TrainCase], name: str) -> Row:
 def shown(*cases: TrainCase, about: dict[str, Any] | None = None) -> str:
     text = StringIO()
     about = about or {"versions": {}, "cpu": "", "threads": 1, "blas": "", "commit": "", "class": ""}
-    report = Report("train", "", "", {}, about, list(cases), {})
+    report = BenchmarkReport("train", "", "", {}, about, list(cases), {})
     print_report(report, SETTINGS.how, SETTINGS.ours, Console(file=text, width=130))
     return text.getvalue()
 
 
-def test_whoever_is_right_gets_a_figure(report: Report[TrainCase]) -> None:
+def test_whoever_is_right_gets_a_figure(report: BenchmarkReport[TrainCase]) -> None:
     for name in ("cynosure", "transformers", "loop", "limit"):
         found = row(report, name)
         assert (found.status, found.reason, len(found.seconds)) == ("ok", None, 3)
@@ -280,12 +283,12 @@ def test_whoever_is_right_gets_a_figure(report: Report[TrainCase]) -> None:
     assert 0 < (report.cases[0].largest_difference_nats or 0) < 1e-5
 
 
-def test_whoever_is_not_gets_a_reason(report: Report[TrainCase]) -> None:
+def test_whoever_is_not_gets_a_reason(report: BenchmarkReport[TrainCase]) -> None:
     mute = row(report, "mute")
     assert (mute.status, mute.reason, mute.seconds_median) == ("failed", "with 64 tokens: ended by SIGABRT", None)
 
 
-def test_the_table_and_the_record(report: Report[TrainCase]) -> None:
+def test_the_table_and_the_record(report: BenchmarkReport[TrainCase]) -> None:
     text = shown(*report.cases, about=report.environment)
     assert "tiny: 4 steps of 2 x 32 tokens, float32" in text
     assert "mute: with 64 tokens: ended by SIGABRT" in text
@@ -308,11 +311,14 @@ def invoke(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 
 
 def test_the_command(
-    report: Report[TrainCase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    report: BenchmarkReport[TrainCase],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     asked: list[TrainBenchmark] = []
 
-    def measured(benchmark: TrainBenchmark, *_: object) -> Report[TrainCase]:
+    def measured(benchmark: TrainBenchmark, *_: object) -> BenchmarkReport[TrainCase]:
         asked.append(benchmark)
         return report
 
@@ -336,7 +342,7 @@ def test_the_command(
         (("--rows", 0), "rows and the cut-off must be positive"),
         (("--tokens", 1), "tokens and steps must be at least 2"),
         (("--steps", 1), "tokens and steps must be at least 2"),
-        (("--json", "nowhere/train.json"), "--json: there is no folder nowhere"),
+        (("--json", "nowhere/train.json"), "--json: no such folder: nowhere"),
     ],
 )
 def test_bad_usage_is_said_in_one_line(

@@ -53,7 +53,7 @@ def test_texts(run: Run, tiny_folder: Path, tmp_path: Path) -> None:
 
 def test_standard_input_of_several_processes(run: Run, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    refused(run("score", tiny_folder, "-"), "standard input or a pipe cannot be read by several processes")
+    refused(run("score", tiny_folder, "-"), "several processes cannot read standard input or a pipe")
 
 
 def test_a_short_document_is_counted_and_listed(run: Run, tmp_path: Path, text: Path) -> None:
@@ -171,7 +171,7 @@ def test_a_full_disk(run: Run, tiny_folder: Path, tmp_path: Path, text: Path) ->
     for most, written in ((100, set()), (4000, {"manifest.json"})):
         with files_of(most):
             done = run("score", tiny_folder, text, "--out", tmp_path / "run")
-        refused(done, "file too large; make room, and give the same command again")
+        refused(done, "file too large; free some space and run the same command again")
         assert {path.name for path in (tmp_path / "run").iterdir()} == written
     assert run("score", tiny_folder, text, "--out", tmp_path / "run").status == 0
 
@@ -180,12 +180,12 @@ def test_a_full_standard_output(tiny_folder: Path, text: Path) -> None:
     command = [sys.executable, "-m", "cynosure", "score", str(tiny_folder), str(text), "--quiet"]
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    message = "cynosure: standard output: no space left on device; make room, and give the same command again\n"
+    message = "cynosure: standard output: no space left on device; free some space and run the same command again\n"
     assert (done.returncode, done.stderr) == (2, message)
 
 
 def test_a_full_disk_is_said_the_same_for_every_kind() -> None:
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         assert app.one_line(OSError(number, os.strerror(number), "x")).endswith(
-            "; make room, and give the same command again"
+            "; free some space and run the same command again"
         )

@@ -185,7 +185,7 @@ def test_errors_are_one_line_and_status_2(run, tiny_folder: Path, text: Path, tm
         (["score", tiny_folder], "Missing argument"),
         (["score", tiny_folder, text, "--wat"], "No such option: --wat"),
         (["scor", tiny_folder, text], "No such command 'scor'"),
-        (["predict", tiny_folder, "a", "--truth", ""], "the truth '' holds no token"),
+        (["predict", tiny_folder, "a", "--truth", ""], "the truth '' has no tokens"),
     ]
     for arguments, message in cases:
         done = run(*arguments)
@@ -204,7 +204,7 @@ def test_an_interrupted_run_says_where_it_goes_on(
 
     monkeypatch.setattr("cynosure.measure.score", interrupted)
     done = run("score", tiny_folder, text, "--out", tmp_path / "run")
-    assert done == (130, "", "cynosure: interrupted before anything was finished: nothing is kept\n")
+    assert done == (130, "", "cynosure: interrupted before anything was saved\n")
 
     def later(*_: object, **__: object) -> None:
         (tmp_path / "run" / "tokens-000000-0123456789abcdef.parquet").touch()
@@ -212,7 +212,7 @@ def test_an_interrupted_run_says_where_it_goes_on(
 
     monkeypatch.setattr("cynosure.measure.score", later)
     done = run("score", tiny_folder, text, "--out", tmp_path / "run")
-    assert done == (130, "", f"cynosure: interrupted; the same command goes on from what is in {tmp_path / 'run'}\n")
+    assert done == (130, "", f"cynosure: interrupted; the same command resumes from {tmp_path / 'run'}\n")
     monkeypatch.setattr("cynosure.measure.score", interrupted)
     assert run("score", tiny_folder, text) == (130, "", "cynosure: interrupted\n")
 

@@ -45,15 +45,15 @@ VERBS = {
     "info": ("cynosure.cli.info.gather", ()),
 }
 UNFORESEEN = [
-    (Panic("index out of bounds"), "Panic: index out of bounds (--debug shows where)"),
-    (RuntimeError("a\nb\x1b[2J"), r"RuntimeError: a b\x1b[2J (--debug shows where)"),
-    (RecursionError("too deep"), "RecursionError: too deep (--debug shows where)"),
-    (MemoryError(), "not enough memory: an allocation failed; close other programs, or give less at once"),
+    (Panic("index out of bounds"), "Panic: index out of bounds (--debug shows the traceback)"),
+    (RuntimeError("a\nb\x1b[2J"), r"RuntimeError: a b\x1b[2J (--debug shows the traceback)"),
+    (RecursionError("too deep"), "RecursionError: too deep (--debug shows the traceback)"),
+    (MemoryError(), "not enough memory: an allocation failed. Close other programs, or give less at once"),
     (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), "not enough memory: DefaultCPUAllocator"),
     (SystemExit(1), "a library ended the process: 1"),
     (SystemExit("usage: other"), "a library ended the process: usage: other"),
     (OSError("odd"), "odd"),
-    (EOFError(), "EOFError:  (--debug shows where)"),
+    (EOFError(), "EOFError:  (--debug shows the traceback)"),
 ]
 
 

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from cynosure.measure.statistics.calibration import TEMPERATURES
-from cynosure.measure.storage.rows import Facts, Shard, schema
+from cynosure.measure.storage.rows import DocumentFacts, Shard, schema
 from cynosure.measure.storage.store import Store
 from cynosure.text.spelling import byte_alphabet
 from tests.tiny import tiny_model
@@ -70,7 +70,7 @@ def made_run(folder: Path, text: bytes, seed: int, rows: int = 65536) -> int:
     setting |= {name: cutting[name] for name in ("protocol", "window", "stride")}
     folder.mkdir()
     store = Store.begin(folder, {"model": model, "cutting": cutting, "setting": setting, "corpus": {}})
-    facts = Facts(0, "text", 1, len(text), len(text), 1, len(stops), 0, "", None)
+    facts = DocumentFacts(0, "text", 1, len(text), len(text), 1, len(stops), 0, "", None)
     for number, first in enumerate(range(0, len(stops), rows)):
         store.write(number, Shard(made_table(rng, kind, text, stops, slice(first, first + rows)), (facts,)), 1.0)
     store.finish(number + 1)

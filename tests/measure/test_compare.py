@@ -19,7 +19,7 @@ from cynosure.measure.comparison.compare import compare
 from cynosure.measure.comparison.comparison import Comparison
 from cynosure.measure.results.scores import Scores, Setting
 from cynosure.measure.statistics.bootstrap import choose, interval, paired
-from cynosure.measure.storage.rows import LOST, Facts, schema
+from cynosure.measure.storage.rows import LOST, DocumentFacts, schema
 
 LN2 = math.log(2)
 
@@ -41,7 +41,7 @@ def made(*documents: Sequence[Tok], names: Sequence[str] = (), drift: str | None
     for number, tokens in enumerate(documents):
         data = b"".join(token.piece for token in tokens)
         name = names[number] if names else f"d{number}"
-        found.statistics.facts[number] = Facts(
+        found.statistics.facts[number] = DocumentFacts(
             number, name, 1, len(data), 0, 0, len(tokens), 0, sha256(data).hexdigest(), drift,
             n_lost=sum(len(token.piece) for token in tokens if token.lost) if any(t.lost for t in tokens) else None,
         )  # fmt: skip

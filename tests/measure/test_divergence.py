@@ -312,13 +312,13 @@ def test_two_models_are_compared_in_one_pass(run: Any, runs: Path, tiny_folder: 
 def test_compare_errors_are_one_line_and_status_2(run: Any, runs: Path, tiny_folder: Path) -> None:
     a, b = runs / "a", runs / "b"
     cases: list[tuple[list[object], str]] = [
-        ([a, runs / "nowhere"], "nowhere is no run: it has no manifest.json"),
+        ([a, runs / "nowhere"], "nowhere has no manifest.json"),
         ([a, runs / "other"], "document 1 is not the same text in both"),
         ([a, b, "--fail-if", "bits > 1"], "'bits > 1' is no gate: a gate is METRIC > NUMBER"),
-        ([a, b, "--junit", "x.xml"], "--junit writes gates, and there is none: give --fail-if"),
-        ([a, b, "--markdown", runs / "nowhere" / "x.md"], "--markdown: there is no folder"),
-        ([a, b, "--window", 8], "--window is for models and their texts: without TEXT, A and B are runs"),
-        ([a, b, "--batch-tokens", 8], "--batch-tokens is for models and their texts"),
+        ([a, b, "--junit", "x.xml"], "--junit has no gates to write: add --fail-if"),
+        ([a, b, "--markdown", runs / "nowhere" / "x.md"], "--markdown: no such folder"),
+        ([a, b, "--window", 8], "--window needs TEXT: without it, A and B are runs"),
+        ([a, b, "--batch-tokens", 8], "--batch-tokens needs TEXT"),
         ([a], "Missing argument 'B'"),
         ([tiny_folder, tiny_folder, "no-such.txt"], "no such text: 'no-such.txt'"),
         ([tiny_folder, tiny_folder, runs / "text.txt", "--window", 65], "window 65 is more than the 64 positions"),

@@ -67,7 +67,7 @@ def test_an_empty_text_is_predicted_from_the_prefix() -> None:
 
 
 def test_what_makes_no_sense_is_refused() -> None:
-    with pytest.raises(ValueError, match="the truth '' holds no token"):
+    with pytest.raises(ValueError, match="the truth '' has no tokens"):
         predict(tiny(), "a", truth="")
     with pytest.raises(ValueError, match="top must be at least 1, got 0"):
         predict(tiny(), "a", top=0)

@@ -14,7 +14,7 @@ from cynosure.measure.statistics.breakdown import by_class, by_document, by_freq
 from cynosure.measure.statistics.calibration import TEMPERATURES
 from cynosure.measure.statistics.classes import CLASSES, byte_class, describe
 from cynosure.measure.statistics.groups import Accumulator, Grouped
-from cynosure.measure.storage.rows import Facts, Shard, schema
+from cynosure.measure.storage.rows import DocumentFacts, Shard, schema
 
 SETTING = Setting("m", "sliding", 8, 4, "float32", "cpu", ())
 WORDS = [b" the", b"cat", b",", b" 7", "猫".encode(), b"\n", b"\xf0\x9f"]
@@ -48,7 +48,7 @@ def shard(nll: list[float | None], document: int = 0, drift: str | None = None, 
     types = schema(len(TEMPERATURES), 0)
     table = pa.table([pa.array(values[name], types.field(name).type) for name in types.names], schema=types)
     n_bytes = int(stops[-1])
-    return Shard(table, (Facts(document, f"d{document}", 1, n_bytes, n_bytes, n, n, 0, "0" * 64, drift),))
+    return Shard(table, (DocumentFacts(document, f"d{document}", 1, n_bytes, n_bytes, n, n, 0, "0" * 64, drift),))
 
 
 def statistics(*shards: Shard) -> Statistics:

@@ -89,7 +89,7 @@ def test_input_that_makes_no_training(run: Run, texts: Path, tmp_path: Path) -> 
     )  # fmt: skip
     refused(run("train", tmp_path / "none.txt", "--out", out), "no such text")
     refused(run("train", texts), "Missing option '--out'")
-    refused(run("train", "--out", out), "no text to train on")
+    refused(run("train", "--out", out), "no texts to train on")
     refused(run("train", texts, "--out", out, "--tokens", "many"), "not a number of tokens")
     refused(run("train", texts, "--out", out, "--preset", "huge"), "expected one of tiny, small, base")
     refused(run("train", texts, "--out", out, "--init", "no/such", "--quiet"), "no/such")
@@ -149,11 +149,13 @@ def test_a_full_disk(run: Run, texts: Path, tmp_path: Path) -> None:
     """Before the first step nothing is left; in the middle of a checkpoint, all that was whole is, and it goes on."""
     out = tmp_path / "run"
     with files_of(2000):
-        refused(run("train", texts, "--out", out, *OPTIONS, "--quiet"), "file too large; make room")
+        refused(run("train", texts, "--out", out, *OPTIONS, "--quiet"), "too large; free some space")
     assert not out.exists()
     with files_of(3_000_000):  # room for a model, not for the optimiser
         refused(
-            run("train", texts, "--out", out, *OPTIONS, "--quiet"), "file too large; make room", "same command again"
+            run("train", texts, "--out", out, *OPTIONS, "--quiet"),
+            "file too large; free some space",
+            "same command again",
         )
     assert not RunFolder(out).checkpoints
     assert not (out / ".partial").exists()

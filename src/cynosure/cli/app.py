@@ -1,4 +1,4 @@
-"""The command line as a whole: its verbs, and what becomes of an error."""
+"""The command line: its commands, and how errors are reported."""
 
 import errno
 import logging
@@ -24,13 +24,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(predict.predict)
-app.command()(score.score)
-app.command()(summary.summary)
-app.command()(compare.compare)
-app.command()(train.train)
-app.command()(check.check)
-app.command()(info.info)
+for module in (predict, score, summary, compare, train, check, info):
+    command = getattr(module, module.__name__.rpartition(".")[2])
+    app.command(epilog=common.shown_examples(module.EXAMPLES))(command)
 
 
 def show_version(wanted: bool) -> None:
@@ -42,74 +38,74 @@ def show_version(wanted: bool) -> None:
 @app.callback()
 def cynosure(
     version: Annotated[
-        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and stop.")
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """The cross-entropy of language models: computed exactly, measured honestly."""
 
 
 def main(app: typer.Typer = app, name: str = "cynosure") -> None:
-    """Run a command line, which users start as `name`.
+    """Run the command line `app`, which users start as `name`.
 
-    Exit status: 0 done, 1 a gate or check failed or training diverged, 2 anything else.
+    Exit status: 0 for success, 1 if a gate or check failed or training diverged, 2 for any other error.
     """
     common.settings = common.Settings()
     logging.getLogger("cynosure").setLevel(logging.INFO)
     warnings.showwarning = show_warning
     try:
         status = invoke(app, name)
-        sys.stdout.flush()  # here, where an error of it is still said in one line
+        sys.stdout.flush()  # here, where an error can still be reported in one line
     except ModuleNotFoundError:
-        raise  # a missing extra: the entry says which
+        raise  # a missing extra: the entry point says which
     except SystemExit as stop:
         drop_output()
-        if stop.code == 1 or isinstance(stop.code, str):  # by a library: 1 is kept for what has failed a check
+        if stop.code == 1 or isinstance(stop.code, str):  # raised by a library; we keep 1 for failed checks
             common.complain(f"a library ended the process: {stop.code}")
             sys.exit(2)
         raise
-    except BrokenPipeError:  # the reader has seen enough: that is no failure, but a failed gate stays one
+    except BrokenPipeError:  # the reader closed the pipe: no failure of ours, but a failed gate stays one
         drop_output()
         sys.exit(1 if common.settings.failed else 0)
     except KeyboardInterrupt:
         if common.leads():
             common.complain(interrupted())
         sys.exit(130)
-    except BaseException as error:  # compiled libraries raise what is no Exception
+    except BaseException as error:  # compiled libraries raise classes that do not derive from Exception
         drop_output()
-        with suppress(OSError):  # where nobody listens
+        with suppress(OSError):  # stderr may be closed
             tell(error)
         sys.exit(2)
     sys.exit(status)
 
 
 def interrupted() -> str:
-    """What is said where a command was interrupted: whether it can go on."""
+    """The message of an interrupted command: whether it can be resumed."""
     kept = common.settings.kept_in
     if kept is None:
         return "interrupted"
     if not any(kept.glob(common.settings.kept_files)):
-        return "interrupted before anything was finished: nothing is kept"
-    return f"interrupted; the same command{common.settings.way_on} goes on from what is in {kept}"
+        return "interrupted before anything was saved"
+    return f"interrupted; the same command{common.settings.way_on} resumes from {kept}"
 
 
 def tell(error: BaseException) -> None:
-    """Say what went wrong on stderr, and where in the program if that was asked for."""
+    """Report an error on stderr, with its traceback under --debug."""
     if common.settings.debug:
         for line in traceback.format_exc().splitlines():
             common.say_in_one_line(line)
-    if type(error).__name__ == "NoArgsIsHelpError":  # nothing was asked for: the help itself
+    if type(error).__name__ == "NoArgsIsHelpError":  # no arguments were given: the error is the help text
         print(error, file=sys.stderr, flush=True)
     else:
         common.complain(one_line(error))
 
 
 def invoke(app: typer.Typer, name: str) -> int:
-    """Run the command that was asked for; its exit status.
+    """Run the command on `sys.argv` and return its exit status.
 
-    Not by typer's own `main`, which reports an EOFError as an interruption and a broken pipe as status 1.
+    We do not use typer's own `main`: it reports an EOFError as an interruption and a broken pipe as status 1.
     """
     command = typer.main.get_command(app)
-    if f"_{name.upper()}_COMPLETE" in os.environ:  # a shell asks what may follow
+    if f"_{name.upper()}_COMPLETE" in os.environ:  # shell completion
         command.main(prog_name=name)
     try:
         with command.make_context(name, sys.argv[1:]) as context:
@@ -120,29 +116,29 @@ def invoke(app: typer.Typer, name: str) -> int:
 
 
 def show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    """A warning of any library as a line."""
+    """Show a warning of any library as one line."""
     common.say(f"cynosure: {category.__name__}: {message}")
 
 
 def drop_output() -> None:
-    """Forget what was not printed yet, for the interpreter would try again at its end."""
-    with suppress(OSError):  # where it is no file
+    """Discard buffered output: the interpreter would try to write it again at exit."""
+    with suppress(OSError):  # stdout may not be a file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def one_line(error: BaseException) -> str:
-    """What went wrong and where, in one line; errors that are nobody's input carry their type."""
-    if hasattr(error, "format_message"):  # of the command line's own parser
+    """What is wrong and where, in one line. Errors that no input explains show their type."""
+    if hasattr(error, "format_message"):  # raised by the command-line parser
         context = getattr(error, "ctx", None)
         return f"{error.format_message()} (see {context.command_path if context else 'cynosure'} --help)"
     message = " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror and (error.filename or error.errno in FULL):
-        way_out = "; make room, and give the same command again" if error.errno in FULL else ""
+        way_out = "; free some space and run the same command again" if error.errno in FULL else ""
         return f"{error.filename or 'standard output'}: {error.strerror.lower()}{way_out}"
     if isinstance(error, UnicodeEncodeError):
-        return f"the output cannot be written in {error.encoding}, {error.reason}: set PYTHONIOENCODING=utf-8"
+        return f"cannot encode the output as {error.encoding} ({error.reason}): set PYTHONIOENCODING=utf-8"
     if isinstance(error, ValueError | OSError):
         return message
-    if isinstance(error, MemoryError) or "can't allocate memory" in message:  # torch's, a RuntimeError
-        return f"not enough memory: {message or 'an allocation failed'}; close other programs, or give less at once"
-    return f"{type(error).__name__}: {message} (--debug shows where)"
+    if isinstance(error, MemoryError) or "can't allocate memory" in message:  # torch raises a RuntimeError
+        return f"not enough memory: {message or 'an allocation failed'}. Close other programs, or give less at once"
+    return f"{type(error).__name__}: {message} (--debug shows the traceback)"

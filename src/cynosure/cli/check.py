@@ -1,4 +1,4 @@
-"""`cynosure check`: the fused loss against a model's own, and an audit of the model on a padded batch."""
+"""`cynosure check`: compare the fused loss with a model's own loss, and audit the model on a padded batch."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from cynosure.auditing import Audit
     from cynosure.auditing.checks import Check
 
-N_TOKENS = 64  # full logits of so few are made here for once
-N_SHORT = 40  # of the second row of the audit's batch, which is padded
-# Whatever TEXT lacks of 64 tokens.
+EXAMPLES = ("cynosure check smollm2", 'cynosure check smollm2 "Some text of your own"')
+N_TOKENS = 64  # few, because the check materializes full logits
+N_SHORT = 40  # tokens in the second row of the audit's batch; the rest is padding
+# Fills up a TEXT of fewer than 64 tokens.
 FILLER = (
     "The loss of a language model is its surprise at the text it reads. Each word costs as much as the model "
     "thought it unlikely: a sure and right guess costs almost nothing, a sure and wrong one a great deal. "
@@ -27,7 +28,11 @@ def check(
     model: common.Model,
     text: Annotated[
         str | None,
-        typer.Argument(metavar="[TEXT]", help="Words, a file or - (stdin); its first 64 tokens are taken."),
+        typer.Argument(
+            metavar="[TEXT]",
+            help="Text to check on: the words, a file, or - (stdin); its first 64 tokens are used. "
+            "[default: a built-in text]",
+        ),
     ] = None,
     device: common.Device = "auto",
     tokenizer: common.Tokenizer = None,
@@ -38,12 +43,12 @@ def check(
     quiet: common.Quiet = False,
     debug: common.Debug = False,
 ) -> None:
-    """Prove our loss equal to the model's own, and audit the model.
+    """Check the fused loss against a model's own, and audit the model.
 
-    The fused loss, which makes no full logits, is compared with model(..., labels=...) in float32: the logits, the
-    loss, its gradients, ignored labels, and division by num_items_in_batch. Then model and tokenizer are audited on a
-    padded batch of the text: vocabulary, special tokens, loss against ln V, accumulation. Exit status 1 when something
-    differs or is found. `cynosure.audit` does so with your own batches and loss.
+    Compares with model(..., labels=...) in float32: logits, loss, gradients, ignored labels, and division by
+    num_items_in_batch. Then audits model and tokenizer on a padded batch of the text: vocabulary, special tokens, loss
+    against ln V, and gradient accumulation. Exit status 1 if a loss differs or the audit reports a problem.
+    `cynosure.audit` runs the audit on your own batches and loss.
     """
     from cynosure import auditing, models
     from cynosure.text import tokenize
@@ -61,7 +66,7 @@ def check(
     ids = [token for part in (words, FILLER) for token in tokenize(loaded.tokenizer, part).ids.tolist()]
     audit = auditing.audit(loaded.model, [padded_batch(loaded.tokenizer, ids)], tokenizer=loaded.tokenizer)
     head = models.read_head(loaded.model)
-    in_range = max(ids[:N_TOKENS]) < len(head.weight)  # of another tokenizer they may not be: the audit says so
+    in_range = max(ids[:N_TOKENS]) < len(head.weight)  # else the tokenizer is another model's: the audit reports that
     checks = auditing.check(loaded.model, torch.tensor(ids[:N_TOKENS])) if in_range else []
     passed = all(check.passed for check in checks) and audit.passed
     common.settings.failed = not passed
@@ -81,7 +86,7 @@ def check(
 
 
 def padded_batch(tokenizer: Any, ids: list[int]) -> "dict[str, Tensor]":
-    """Two rows as a data collator makes them: the beginning of a text, and less of it, padded."""
+    """Two rows as a data collator builds them: the beginning of a text, and a shorter beginning with padding."""
     import torch
 
     from cynosure.text import adds_bos, prefix_token
@@ -107,9 +112,9 @@ def show(name: str, head: str, checks: "list[Check]") -> None:
     console.print(head)
     console.print()
     if not checks:
-        console.print("The losses are not compared: the model has no rows for the ids of this tokenizer.")
+        console.print("The losses are not compared: some ids of this tokenizer are outside the model's vocabulary.")
         return
-    table = headed_table("in float32", "ours", "the\nmodel's", "apart", "ours to\nexact", "its to\nexact", "<")
+    table = headed_table("in float32", "ours", "the\nmodel's", "apart", "error\nof ours", "error of\nmodel's", "<")
     for check in checks:
         values = f"{check.ours:.6g}", f"{check.theirs:.6g}"
         errors = (f"{x:.1e}" for x in (check.difference, check.ours_from_exact, check.theirs_from_exact))
@@ -117,13 +122,13 @@ def show(name: str, head: str, checks: "list[Check]") -> None:
         table.add_row(check.name, *values, *errors, verdict, style=None if check.passed else "bold red")
     console.print(table)
     console.print()
-    console.print("Differences are relative; of tensors, of their norms. Exact is float64 from full logits.")
+    console.print("Differences are relative, for tensors in the norm. Errors are against float64 with full logits.")
     failed = sum(not check.passed for check in checks)
     if failed:
         console.print(f"FAILED: {failed} of {len(checks)} differ by more than {TOLERANCE:g}.", style="bold red")
         return
-    equal = f"the fused loss and its gradients equal the model's own to a relative {TOLERANCE:g}"
-    nearer = "" if all(check.equal for check in checks) else "; where float32 leaves more, they are nearer to exact"
+    equal = f"the fused loss and its gradients equal the model's own within a relative {TOLERANCE:g}"
+    nearer = "" if all(check.equal for check in checks) else "; where they differ by more, ours are nearer to exact"
     console.print(f"Passed: {equal}{nearer}.", style="bold")
 
 
@@ -132,14 +137,15 @@ def show_audit(audit: "Audit") -> None:
 
     from cynosure.cli.screen import stdout
     from cynosure.system.escapes import visible
+    from cynosure.system.numbers import counted
 
     console = stdout()
     where = f"{len(audit.checks)} checks of the model on a padded batch of the text"
     if audit.passed:
-        console.print(f"Audit: nothing found in {where}.", style="bold")
+        console.print(f"Audit: no problems in {where}.", style="bold")
     else:
         console.print()
-        console.print(f"Audit: {len(audit.findings)} found in {where}.", style="bold red")
+        console.print(f"Audit: {counted(len(audit.findings), 'problem')} in {where}.", style="bold red")
     for finding in audit.findings:
         console.print()
         console.print(f"{finding.name}: {finding.what}.", style="bold")

@@ -1,4 +1,4 @@
-"""What the verbs share: their options, where output goes, and how numbers are written."""
+"""What the commands share: options, examples, notes and JSON output."""
 
 import json
 import logging
@@ -7,7 +7,7 @@ import re
 import shlex
 import sys
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,8 @@ import typer
 
 from cynosure.system.escapes import visible
 
-COLUMNS = 80  # of what is no terminal
-# Options as the library's messages name them, after its own arguments: `bad_rows`, `bad_rows='skip'`.
+COLUMNS = 80  # of output that is not a terminal
+# Arguments as the library's messages name them: `bad_rows`, `bad_rows='skip'`. `as_options` makes options of them.
 NAMED = (
     "allow_unused_weights", "bad_rows", "batch_tokens", "bos", "chat", "column", "device", "errors", "init",
     "keep_documents_whole", "learning_rate", "lora", "out", "overlong", "resume", "revision", "row_tokens", "special",
@@ -31,13 +31,13 @@ NOT_ASCII = re.compile(r"[^\n -~]")  # nor a line end
 
 @dataclass
 class Settings:
-    """Set by options of any verb, read where an error ends."""
+    """State that commands set and the error handler reads."""
 
     debug: bool = False
-    failed: bool = False  # a check or a gate, whether or not somebody reads to the end what is printed of it
-    kept_in: Path | None = None  # where the work of an interrupted command goes on
-    kept_files: str = ""  # the pattern of files there that hold some of it
-    way_on: str = ""  # what is added to the command to do so
+    failed: bool = False  # a check or gate has failed; the exit status says so even if the output pipe breaks
+    kept_in: Path | None = None  # directory from which an interrupted command can resume
+    kept_files: str = ""  # glob pattern of the files there that hold finished work
+    way_on: str = ""  # what to add to the command to resume
 
 
 settings = Settings()
@@ -47,41 +47,44 @@ def set_debug(debug: bool) -> None:
     settings.debug = settings.debug or debug
 
 
-MODEL_HELP = "A hub id, a folder, a .gguf file, or the installed smollm2 or gemma3-270m."
+MODEL_HELP = "Model: hub id, directory, .gguf file, or a packaged model (smollm2, gemma3-270m)."
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)]
-Format = Annotated[Literal["table", "json"], typer.Option("--format", help="What goes to stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no notes, errors only.")]
+Format = Annotated[Literal["table", "json"], typer.Option("--format", help="Output format on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Hide progress and notes; show errors only.")]
 Debug = Annotated[bool, typer.Option("--debug", callback=set_debug, help="Show the traceback of an error.")]
-Dtype = Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16 or float16.")]
-Device = Annotated[str, typer.Option(help="auto (an accelerator if there is one), cpu, cuda, mps...")]
-Tokenizer = Annotated[str | None, typer.Option(help="Take the tokenizer from this folder or hub id.")]
+Dtype = Annotated[
+    str, typer.Option(help="Dtype of the weights: float32, bfloat16, float16, or auto (as the model is stored).")
+]
+Device = Annotated[str, typer.Option(help="Device: cpu, cuda, mps, ..., or auto (an accelerator if there is one).")]
+Tokenizer = Annotated[
+    str | None,
+    typer.Option(help="Tokenizer: directory or hub id. [default: the model's]", show_default=False),
+]
 Column = Annotated[
     str | None,
-    typer.Option(help="The column of tables and datasets with the text. [default: text]", show_default=False),
+    typer.Option(help="Column with the text, in tables and datasets. [default: text]", show_default=False),
 ]
 Special = Annotated[
     Literal["text", "parse"],
-    typer.Option(help="Read strings that are special tokens, such as <|endoftext|>, as text or as those tokens."),
+    typer.Option(help="Read special tokens in the text, e.g. <|endoftext|>, as plain text, or parse them."),
 ]
 SpecialOfProtocol = Annotated[
     Literal["auto", "text", "parse"],
     typer.Option(
-        help="Read strings that are special tokens as text, or as those tokens. [default: as the protocol does]",
+        help="Read special tokens in the texts as plain text, or parse them. [default: as the protocol does]",
         show_default=False,
     ),
 ]
 Chat = Annotated[
     Literal["assistant", "all"],
-    typer.Option(
-        help="Whose turns of messages count: the assistant's, or all. What the chat template adds never does."
-    ),
+    typer.Option(help="Chat turns to score: the assistant's, or all. Tokens the chat template adds are never scored."),
 ]
 Bos = Annotated[
     Literal["auto", "every", "first", "none"],
     typer.Option(
-        help="Which windows of sliding begin with BOS: every, the first of each document, or none. "
-        "[default: every where the tokenizer adds it, else first]",
+        help="Windows of protocol sliding that begin with BOS: every, the first of each document, or none. "
+        "[default: every if the tokenizer adds BOS, else first]",
         show_default=False,
     ),
 ]
@@ -89,44 +92,57 @@ SplitAt = Annotated[
     str | None,
     typer.Option(
         metavar="STRING",
-        help="Split text files into documents at this string, such as <|endoftext|>; it belongs to none.",
+        help="Split text files into documents at this string, e.g. <|endoftext|>, and drop it. [default: no split]",
         show_default=False,
     ),
 ]
 BadRows = Annotated[
     Literal["stop", "skip"],
-    typer.Option(help="What is done about rows of tables without a text, or malformed; those skipped are listed."),
+    typer.Option(help="What to do with malformed table rows or rows without text: stop, or skip and list them."),
 ]
-Limit = Annotated[int | None, typer.Option(help="Read the first documents only, this many.")]
-Errors = Annotated[Literal["strict", "replace"], typer.Option(help="What is done about text that is not UTF-8.")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the hub.")]
+Limit = Annotated[
+    int | None, typer.Option(help="Maximum number of documents to read. [default: all]", show_default=False)
+]
+Errors = Annotated[
+    Literal["strict", "replace"],
+    typer.Option(help="What to do with text that is not UTF-8: stop (strict), or replace the invalid bytes."),
+]
+Revision = Annotated[
+    str | None,
+    typer.Option(help="Branch, tag or commit of a hub model. [default: the main branch]", show_default=False),
+]
 
 TrustRemoteCode = Annotated[
     bool,
     typer.Option(
-        "--trust-remote-code", help="Run the Python code that comes with the model or tokenizer. Read it first."
+        "--trust-remote-code", help="Run Python code that comes with the model or tokenizer. Read that code first."
     ),
 ]
 AllowUnusedWeights = Annotated[
     bool,
-    typer.Option("--allow-unused-weights", help="Load a model though its config.json leaves some weights unused."),
+    typer.Option("--allow-unused-weights", help="Load a model even if its config.json leaves some weights unused."),
 ]
 
 
+def shown_examples(commands: Sequence[str]) -> str:
+    """Example commands as the end of a help text; \\b keeps their line breaks."""
+    return "\n  ".join(["\b\nExamples:", *commands])
+
+
 def leads() -> bool:
-    """Whether this process is the one that speaks, of those that torchrun may have started."""
+    """Whether this process is the one that prints, of those that torchrun may have started."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def as_options(message: str) -> str:
-    """A message of the library, in which arguments are named as on the command line.
+    """A message of the library, with its arguments named as options of the command line.
 
     >>> print(as_options("a: not UTF-8; `errors='replace'` reads it, `resume=True` goes on, or give another `out`"))
     a: not UTF-8; --errors replace reads it, --resume goes on, or give another --out
     """
 
-    def option(found: re.Match[str]) -> str:
-        name, value = found[1], (found[2] or "").strip("'\"")
+    def option(match: re.Match[str]) -> str:
+        name, value = match[1], (match[2] or "").strip("'\"")
         flag = f"--{SHORT.get(name, name).replace('_', '-')}"
         return flag if value in ("", "True") else f"{flag} {shlex.quote(value)}"
 
@@ -134,18 +150,18 @@ def as_options(message: str) -> str:
 
 
 def width(file: TextIO) -> int:
-    """The columns of a file: COLUMNS, else the terminal's, else 80."""
+    """The columns of a file: $COLUMNS if set, else the terminal's, else 80."""
     asked = os.environ.get("COLUMNS", "")
     if asked.isdigit() and int(asked):
         return int(asked)
     try:
         return os.get_terminal_size(file.fileno()).columns or COLUMNS
-    except (OSError, ValueError):  # it is no terminal, or no file of the system's
+    except (OSError, ValueError):  # not a terminal, or without a file descriptor
         return COLUMNS
 
 
 def wrapped(text: str, width: int, indent: str = "") -> str:
-    """The text, made visible, as lines broken between words; a longer word is kept whole."""
+    """The text as lines broken between words, with control characters escaped; a longer word stays whole."""
     return "\n".join(
         textwrap.wrap(visible(text), width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
     )
@@ -157,37 +173,37 @@ def as_note(text: str) -> str:
 
 
 def say(text: str) -> None:
-    """What a reader is told on stderr."""
+    """Print a text on stderr, wrapped."""
     print(as_note(text), file=sys.stderr, flush=True)
 
 
 def say_in_one_line(text: str) -> None:
-    """A line on stderr, however long, as tools that read it expect of errors."""
+    """Print one line on stderr, however long: tools that parse errors expect that."""
     print(visible(as_options(text)), file=sys.stderr, flush=True)
 
 
 def complain(message: str) -> None:
-    """Say what went wrong, where anybody still listens: what cannot be said must not change the exit status."""
+    """Report an error on stderr. A closed stderr must not change the exit status."""
     who = "cynosure" if leads() else f"cynosure (process {os.environ['RANK']})"
     with suppress(OSError):
         say_in_one_line(f"{who}: {message}")
 
 
 def note(notes: Iterable[str], quiet: bool) -> None:
-    """What a reader of the results must know, each once."""
+    """Print notes on the results, each once."""
     for text in () if quiet else dict.fromkeys(notes):
         say(f"cynosure: note: {text}")
 
 
 class Line(logging.Formatter):
-    """A note of the library's as it is shown."""
+    """Formats log messages of the library as notes."""
 
     def format(self, record: logging.LogRecord) -> str:
         return as_note(f"cynosure: {record.getMessage()}")
 
 
 class Once(logging.Filter):
-    """Passes over a line that has been said already: a corpus may be read several times."""
+    """Drops a message that has been logged already: a corpus may be read several times."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -200,7 +216,7 @@ class Once(logging.Filter):
 
 
 def show_notes(quiet: bool) -> None:
-    """Let the library's notes, such as a conversion that takes a while, through to stderr."""
+    """Show log messages of the library on stderr, e.g. that a conversion takes a while."""
     logger = logging.getLogger("cynosure")
     logger.handlers.clear()
     logger.addHandler(logging.NullHandler() if quiet or not leads() else logging.StreamHandler(sys.stderr))
@@ -211,13 +227,13 @@ def show_notes(quiet: bool) -> None:
 
 
 def print_json(value: Any) -> None:
-    """The value on stdout, with JSON's own escapes for every character that does not print."""
+    """Print a value as JSON on stdout, with characters that do not print escaped."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    print(NOT_ASCII.sub(lambda found: found[0] if found[0].isprintable() else json_escape(found[0]), text))
+    print(NOT_ASCII.sub(lambda match: match[0] if match[0].isprintable() else json_escape(match[0]), text))
 
 
 def json_escape(character: str) -> str:
-    r"""A character as JSON may write it in ASCII.
+    r"""A character as an ASCII escape of JSON.
 
     >>> print(json_escape("\x7f"), json_escape("\u202e"))
     \u007f \u202e

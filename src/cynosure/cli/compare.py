@@ -1,7 +1,7 @@
 """`cynosure compare`: two runs, or two models, on the same texts."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,11 @@ from cynosure.cli.progress import shown_progress
 if TYPE_CHECKING:
     from cynosure.measure import Comparison
 
+EXAMPLES = (
+    "cynosure compare run-a run-b",
+    'cynosure compare run-a run-b --fail-if "bits_per_byte > +0.5%" --junit gates.xml',
+    "cynosure compare model-a model-b notes.txt",
+)
 OF_MODELS = (
     "protocol", "window", "stride", "bos", "special", "chat", "dtype", "device", "batch_tokens", "limit", "column",
     "errors", "split_at", "bad_rows", "trust_remote_code", "allow_unused_weights",
@@ -20,13 +25,22 @@ OF_MODELS = (
 def compare(
     context: typer.Context,
     a: Annotated[
-        str, typer.Argument(metavar="A", help="The baseline: a run, or with TEXT a model.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="A",
+            help="Baseline: a directory written by score --out, or a model if TEXT is given.",
+            show_default=False,
+        ),
     ],
-    b: Annotated[str, typer.Argument(metavar="B", help="What is held against it.", show_default=False)],
+    b: Annotated[
+        str, typer.Argument(metavar="B", help="Run or model to compare with the baseline.", show_default=False)
+    ],
     texts: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[TEXT]...", help="Score these with two models of one tokenizer, in one pass.", show_default=False
+            metavar="[TEXT]...",
+            help="Texts to score with models A and B, which must share a tokenizer; as for score.",
+            show_default=False,
         ),
     ] = None,
     fail_if: Annotated[
@@ -34,36 +48,58 @@ def compare(
         typer.Option(
             "--fail-if",
             metavar="GATE",
-            help='Exit 1 if the whole interval of B - A is beyond, as "bits_per_byte > +0.5%".',
+            help='Exit with status 1 if the whole interval of B - A satisfies this condition, e.g. "bits_per_byte > '
+            '+0.5%". Repeatable. [default: none]',
             show_default=False,
         ),
     ] = None,
     markdown: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a summary for a comment.", show_default=False)
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="File for a Markdown report, e.g. for a pull request. [default: none]",
+            show_default=False,
+        ),
     ] = None,
     junit: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the gates as JUnit XML.", show_default=False)
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="File for the gates as JUnit XML; needs --fail-if. [default: none]",
+            show_default=False,
+        ),
     ] = None,
-    protocol: Annotated[str, typer.Option(help="With TEXT, as of score; and so all below.")] = "sliding",
-    window: Annotated[int | None, typer.Option(help="Positions seen at once.", show_default=False)] = None,
+    protocol: Annotated[
+        str, typer.Option(help="Scoring protocol, as for score. This option and those below need TEXT.")
+    ] = "sliding",
+    window: Annotated[
+        int | None,
+        typer.Option(
+            help="Window length in tokens. [default: the protocol's, at most the positions of the models]",
+            show_default=False,
+        ),
+    ] = None,
     stride: Annotated[
-        int | None, typer.Option(help="Tokens scored by each further window.", show_default=False)
+        int | None,
+        typer.Option(help="Tokens scored per window after the first. [default: half the window]", show_default=False),
     ] = None,
     bos: common.Bos = "auto",
     special: common.SpecialOfProtocol = "auto",
     chat: common.Chat = "assistant",
     dtype: common.Dtype = "auto",
     device: common.Device = "auto",
-    batch_tokens: Annotated[int | None, typer.Option(help="Positions computed at once.", show_default=False)] = None,
-    limit: Annotated[
-        int | None, typer.Option(help="Score the first documents only, this many.", show_default=False)
+    batch_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens per forward pass. [default: what fits in memory, at most 1024 on a CPU]",
+            show_default=False,
+        ),
     ] = None,
+    limit: common.Limit = None,
     column: common.Column = None,
     split_at: common.SplitAt = None,
     bad_rows: common.BadRows = "stop",
-    errors: Annotated[
-        Literal["strict", "replace"], typer.Option(help="What is done about text that is not UTF-8.")
-    ] = "strict",
+    errors: common.Errors = "strict",
     trust_remote_code: common.TrustRemoteCode = False,
     allow_unused_weights: common.AllowUnusedWeights = False,
     format: common.Format = "table",
@@ -72,9 +108,9 @@ def compare(
 ) -> None:
     """Compare two runs of the same texts, or two models.
 
-    A and B are folders that score --out made; their tokenizers may differ. Prints how much better B is than A on the
-    same bytes, with a 95% interval and a p-value, and where. With TEXT, A and B are models with one tokenizer, and
-    there is their KL divergence too. Exit status 1 when a gate fails.
+    Shows how much better B is than A on the same bytes, with a 95% interval and a p-value, and where they differ most.
+    A and B are directories written by score --out; their tokenizers may differ. With TEXT, A and B are models with the
+    same tokenizer, scored in one pass, and their KL divergence is shown too. Exit status 1 if a gate fails.
     """
     from cynosure import measure
     from cynosure.cli import compare_report
@@ -104,25 +140,25 @@ def compare(
 
 
 def check_files(markdown: Path | None, junit: Path | None, n_gates: int) -> None:
-    """ValueError for what cannot be written, before the work is done."""
+    """Raise ValueError for files that could not be written, before any work is done."""
     for option, path in (("--markdown", markdown), ("--junit", junit)):
         if path is not None and not path.parent.is_dir():
-            raise ValueError(f"{option}: there is no folder {path.parent}")
+            raise ValueError(f"{option}: no such folder: {path.parent}. Make it first")
     if junit is not None and not n_gates:
-        raise ValueError("--junit writes gates, and there is none: give --fail-if as well")
+        raise ValueError("--junit has no gates to write: add --fail-if")
 
 
 def check_left_out(context: typer.Context) -> None:
-    """ValueError for an option of models where runs are compared."""
+    """Raise ValueError for an option that needs TEXT if there is none."""
     for name in OF_MODELS:
         source = context.get_parameter_source(name)
         if source is not None and source.name != "DEFAULT":
             option = f"--{name.replace('_', '-')}"
-            raise ValueError(f"{option} is for models and their texts: without TEXT, A and B are runs, scored already")
+            raise ValueError(f"{option} needs TEXT: without it, A and B are runs that have been scored already")
 
 
 def of_models(names: tuple[str, str], texts: list[str], given: dict[str, Any], quiet: bool) -> "Comparison":
-    """Two models on the same texts."""
+    """Score the texts with two models and compare them."""
     from cynosure import measure, models
     from cynosure.text import find_sources
     from cynosure.text.documents import check_split_at

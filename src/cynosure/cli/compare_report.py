@@ -1,4 +1,4 @@
-"""A comparison as tables on a terminal, and as Markdown for a comment: the verdict first, then where it comes from."""
+"""A comparison as tables on a terminal, and as Markdown: the verdict first, then where it comes from."""
 
 import re
 from collections.abc import Sequence
@@ -17,30 +17,30 @@ if TYPE_CHECKING:
 SHOWN = 5  # documents and segments
 
 
-def show(found: "Comparison", verdicts: "Sequence[Verdict]") -> None:
-    """All of it, on stdout."""
+def show(comparison: "Comparison", verdicts: "Sequence[Verdict]") -> None:
+    """Print the comparison and the verdicts of the gates."""
     console = stdout()
-    console.print(f"A  {found.a.model}", style="bold")
-    console.print(f"B  {found.b.model}", style="bold")
-    console.print(described(found))
+    console.print(f"A  {comparison.a.model}", style="bold")
+    console.print(f"B  {comparison.b.model}", style="bold")
+    console.print(described(comparison))
     console.print()
-    console.print(conclusion(found), style="bold")
+    console.print(conclusion(comparison), style="bold")
     console.print()
-    head, *rows = changes(found)
+    head, *rows = changes(comparison)
     table = headed_table(*head)
     for row in rows:
         table.add_row(*row)
     console.print(table)
     console.print()
     table = plain_table("", ">bold", "dim")
-    for line in facts(found):
+    for line in facts(comparison):
         table.add_row(*line)
     console.print(table)
-    show_parts(console, "class", "bytes of A's tokens", found.by_class)
-    if len(found.by_document) > 1:
-        apart = sorted(found.by_document, key=lambda part: -abs(part["nats"] or 0))[:SHOWN]
+    show_parts(console, "class", "bytes of A's tokens", comparison.by_class)
+    if len(comparison.by_document) > 1:
+        apart = sorted(comparison.by_document, key=lambda part: -abs(part["nats"] or 0))[:SHOWN]
         show_parts(console, "document", "documents furthest apart", apart)
-    for title, segments in (("worst for B", found.losses), ("best for B", found.gains)):
+    for title, segments in (("worst for B", comparison.losses), ("best for B", comparison.gains)):
         show_segments(console, title, segments[:SHOWN])
     for verdict in verdicts:
         style = "bold red" if verdict.failed else None
@@ -50,7 +50,7 @@ def show(found: "Comparison", verdicts: "Sequence[Verdict]") -> None:
 
 
 def show_parts(console: "Console", key: str, title: str, parts: list[dict[str, Any]]) -> None:
-    """Bits per byte of both by part of the text."""
+    """Print the bits per byte of A and B for parts of the text."""
     table = headed_table(title, "bytes", "A", "B", "B - A", "nats")
     for part in parts:
         values = (number(part[name], 4) for name in ("bits_per_byte_a", "bits_per_byte_b"))
@@ -61,7 +61,7 @@ def show_parts(console: "Console", key: str, title: str, parts: list[dict[str, A
 
 
 def show_segments(console: "Console", title: str, segments: list[dict[str, Any]]) -> None:
-    """Where the runs are furthest apart, in the text around."""
+    """Print the segments where A and B differ most, in the surrounding text."""
     table = headed_table(">nats of A", "of B", f"<{title}", "<in its text")
     for part in segments:
         nats = (number(part[name]) for name in ("nats_a", "nats_b"))
@@ -71,24 +71,24 @@ def show_segments(console: "Console", title: str, segments: list[dict[str, Any]]
         console.print(table)
 
 
-def markdown(found: "Comparison", verdicts: "Sequence[Verdict]") -> str:
-    """The verdict, the figures, the gates and the notes, as GitHub reads them."""
+def markdown(comparison: "Comparison", verdicts: "Sequence[Verdict]") -> str:
+    """The verdict, metrics, gates and notes as GitHub Markdown."""
     failed = sum(verdict.failed for verdict in verdicts)
     verdict = f" {failed} of {len(verdicts)} gates failed." if failed else ""
     lines = [
-        f"**{conclusion(found)}{verdict}**",
+        f"**{conclusion(comparison)}{verdict}**",
         "",
-        f"A: {code(found.a.model)}, B: {code(found.b.model)}. {plain(described(found))}.",
+        f"A: {code(comparison.a.model)}, B: {code(comparison.b.model)}. {plain(described(comparison))}.",
         "",
-        *grid(HEAD, [(NAMES[name], *cells(change)) for name, change in found.changes.items()]),
+        *grid(HEAD, [(NAMES[name], *cells(change)) for name, change in comparison.changes.items()]),
         "",
-        *(f"- {name}: {value} {meaning}" for name, value, meaning in facts(found)),
+        *(f"- {name}: {value} {meaning}" for name, value, meaning in facts(comparison)),
     ]
     if verdicts:
         rows = [(code(verdict.gate.text), verdict.status, plain(verdict.message)) for verdict in verdicts]
         lines += ["", *grid(("gate", "verdict", "why"), rows)]
-    if found.notes:
-        lines += ["", *(f"- {plain(note)}" for note in found.notes)]
+    if comparison.notes:
+        lines += ["", *(f"- {plain(note)}" for note in comparison.notes)]
     return "\n".join(lines) + "\n"
 
 
@@ -105,7 +105,7 @@ def code(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Text that Markdown leaves as it is, whatever it holds: no link, no image, no HTML.
+    """The text with everything escaped that Markdown would render: links, images, HTML.
 
     >>> print(plain("<img src=x> *a* [b](c)"))
     \\<img src=x\\> \\*a\\* \\[b\\](c)

@@ -1,4 +1,4 @@
-"""Where the `cynosure` script starts: it runs the command line, or says in one line which extra is missing."""
+"""Entry point of the `cynosure` script: runs the command line, or says in one line which extra is missing."""
 
 import io
 import os
@@ -11,9 +11,9 @@ from cynosure.system.extras import missing
 
 
 class ForTexts(io.TextIOBase):
-    """Standard input for the text that is named `-` alone, which reads `buffer`; to any other reader it is empty.
+    """Standard input that only the text named `-` can read, through `buffer`; other readers find it empty.
 
-    Libraries ask questions on standard input, and a text must never answer them.
+    Some libraries ask questions on standard input, and a piped text must never answer them.
     """
 
     def __init__(self, buffer: io.BufferedReader) -> None:
@@ -27,25 +27,25 @@ class ForTexts(io.TextIOBase):
 
 
 def keep_stdin_for_texts() -> None:
-    """Put `ForTexts` in the place of standard input, and nothing in that of its file descriptor."""
+    """Replace `sys.stdin` by `ForTexts`, and its file descriptor by an empty file."""
     try:
         texts, nothing = os.dup(0), os.open(os.devnull, os.O_RDONLY)
     except OSError:
-        return  # there is none
+        return  # standard input is closed
     os.dup2(nothing, 0)
     os.close(nothing)
     sys.stdin = ForTexts(os.fdopen(texts, "rb"))
 
 
 def main() -> None:
-    """Run the command line. Exit status 2 when a package is missing or broken, whatever it raises."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is temporary or half-written is removed
+    """Run the command line. Exit status 2 when a package is missing or broken."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # run the clean-up of temporary and partial files
     keep_stdin_for_texts()
     try:
         from cynosure.cli.app import main as run
 
         run()
-    except KeyboardInterrupt:  # before the command line could take care of it
+    except KeyboardInterrupt:  # while the command line was still being imported
         with suppress(OSError):
             print("cynosure: interrupted", file=sys.stderr, flush=True)
         sys.exit(130)

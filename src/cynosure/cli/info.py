@@ -1,4 +1,4 @@
-"""`cynosure info`: versions, devices, backends, and why each is or is not there."""
+"""`cynosure info`: versions, devices and backends, with the reason where one is not available."""
 
 import os
 import platform
@@ -7,14 +7,15 @@ from typing import Any
 
 from cynosure.cli import common
 
-LARGE = 1e12  # floating-point operations of a product for which the provider matters
+EXAMPLES = ("cynosure info", "cynosure info --format json")
+LARGE = 1e12  # floating-point operations of a matmul large enough for its provider to matter
 PACKAGES = ("cynosure", "torch", "transformers", "tokenizers", "safetensors", "gguf", "datasets", "accelerate", "numpy")
 
 
 def info(format: common.Format = "table", quiet: common.Quiet = False, debug: common.Debug = False) -> None:
-    """What is here, and why or why not.
+    """Show versions, devices and available backends.
 
-    Versions, processors, backends, packaged models and the cache.
+    Also shows packaged models and the cache directory. Gives the reason for everything that is not available.
     """
     facts = gather()
     if format == "json":
@@ -24,7 +25,7 @@ def info(format: common.Format = "table", quiet: common.Quiet = False, debug: co
 
 
 def gather() -> dict[str, Any]:
-    """Everything `info` tells, as plain values."""
+    """Everything `info` shows, as plain values."""
     import torch
 
     from cynosure.loss.backends.registry import backends
@@ -67,7 +68,7 @@ def installed(package: str) -> str | None:
 
 
 def packaged_status(name: str) -> str:
-    """Where a packaged model's file lies, or how to install it."""
+    """The path of a packaged model, or how to install it."""
     from cynosure.models.packaged import packaged_parts
 
     try:
@@ -89,8 +90,8 @@ def show(facts: dict[str, Any]) -> None:
     table.add_column()
     cpu, cache = facts["cpu"], facts["cache"]
     table.add_row("python", f"{facts['python']} on {facts['system']}")
-    for name, found in facts["packages"].items():
-        table.add_row(name, found or "not installed")
+    for name, installed_version in facts["packages"].items():
+        table.add_row(name, installed_version or "not installed")
     table.add_row("cpu", f"{cpu['name']}, {cpu['cores']} cores, {cpu['threads']} threads, {cpu['capability']}")
     table.add_row("accelerators", ", ".join(facts["accelerators"]) or "none that torch can use")
     table.add_row("device auto", facts["device"])
@@ -98,7 +99,7 @@ def show(facts: dict[str, Any]) -> None:
         state = "available" if backend["available"] else "not available"
         table.add_row(f"backend {backend['name']}", f"{state}: {backend['reason']}")
     for dtype, gemm in facts["products"].items():
-        table.add_row(f"products in {dtype}", f"{gemm['provider']}: {gemm['reason']}")
+        table.add_row(f"matmuls in {dtype}", f"{gemm['provider']}: {gemm['reason']}")
     for name, state in facts["models"].items():
         table.add_row(f"model {name}", state)
     table.add_row("cache", f"{cache['folder']}, {cache['bytes'] / 1e6:,.0f} MB")

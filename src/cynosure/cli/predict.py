@@ -1,4 +1,4 @@
-"""`cynosure predict`: what a model expects next, and how surprised it is by what comes."""
+"""`cynosure predict`: next-token probabilities, and the loss of a given continuation."""
 
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated
@@ -11,18 +11,24 @@ if TYPE_CHECKING:
     from cynosure.cli.screen import Table
     from cynosure.measure import Prediction
 
-BAR = 24
+BAR = 24  # columns
+EXAMPLES = (
+    'cynosure predict smollm2 "The capital of France is"',
+    'cynosure predict smollm2 "The capital of France is" --truth " Paris" --top 5',
+)
 
 
 def predict(
     model: common.Model,
     text: Annotated[
-        str, typer.Argument(metavar="TEXT", help="The text so far: words, a file, or - (stdin).", show_default=False)
+        str,
+        typer.Argument(metavar="TEXT", help="Text to continue: the words, a file, or - (stdin).", show_default=False),
     ],
     truth: Annotated[
-        str | None, typer.Option(help="What comes next, to be given its loss; mind a leading space.")
+        str | None,
+        typer.Option(help="Continuation to score; it usually begins with a space. [default: none]", show_default=False),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="How many of the likeliest tokens to list.")] = 10,
+    top: Annotated[int, typer.Option(min=1, help="Number of most likely tokens to list.")] = 10,
     special: common.Special = "text",
     dtype: common.Dtype = "auto",
     device: common.Device = "auto",
@@ -34,9 +40,9 @@ def predict(
     quiet: common.Quiet = False,
     debug: common.Debug = False,
 ) -> None:
-    """What comes next, and what the truth costs.
+    """Show next-token probabilities and the loss of a continuation.
 
-    Prints the likeliest tokens after a text, and the loss of what really follows.
+    Lists the most likely tokens after TEXT. With --truth, shows the probability, rank and loss of each of its tokens.
     """
     from cynosure import measure, models
     from cynosure.text import read_as, special_strings
@@ -80,7 +86,7 @@ def show(prediction: "Prediction") -> None:
 
 
 def top_table(prediction: "Prediction") -> "Table":
-    """The likeliest tokens, their probabilities, and bars that share one scale."""
+    """The most likely tokens, with their probabilities as numbers and as bars on one scale."""
     from rich.bar import Bar
 
     from cynosure.cli.screen import headed_table
@@ -96,7 +102,7 @@ def top_table(prediction: "Prediction") -> "Table":
 
 
 def truth_table(prediction: "Prediction") -> "Table":
-    """The tokens of the truth one by one, and their sum when there are several."""
+    """Each token of the truth, and their total when there are several."""
     from cynosure.cli.screen import headed_table
     from cynosure.measure.prediction import percent
     from cynosure.system.escapes import quoted

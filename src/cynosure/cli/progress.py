@@ -1,4 +1,4 @@
-"""The progress of scoring: a bar on a terminal, a plain line now and then elsewhere, nothing when quiet."""
+"""The progress of scoring: a bar on a terminal, else a plain line every few seconds; nothing when quiet."""
 
 import sys
 import time
@@ -16,7 +16,10 @@ LINE_SECONDS = 10  # between lines of progress where there is no terminal
 
 @contextmanager
 def shown_progress(total: int | None, quiet: bool) -> Iterator["Callable[[Progress], None] | None"]:
-    """What to call after every batch; `total` are the bytes to come. Of several processes only the first shows any."""
+    """Yield the function to call after every batch, or None to show nothing.
+
+    `total` is the number of bytes to score. Of several processes only the first shows progress.
+    """
     if quiet or not common.leads():
         yield None
     elif sys.stderr.isatty():
@@ -26,8 +29,8 @@ def shown_progress(total: int | None, quiet: bool) -> Iterator["Callable[[Progre
         yield lines(total)
 
 
-class Meter:
-    """Sums of progress, and how they read."""
+class ScoringTotals:
+    """Running totals of a scoring, and their wording."""
 
     def __init__(self, total: int | None) -> None:
         self.total, self.start = total, time.monotonic()
@@ -53,13 +56,13 @@ class Meter:
 
 @contextmanager
 def bar(total: int | None) -> Iterator["Callable[[Progress], None]"]:
-    """Share of the bytes done, rate, time left, and the running loss; gone when finished."""
+    """Show the share of bytes done, tokens per second, ETA and running loss; the bar disappears at the end."""
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Display
 
     from cynosure.cli.screen import stderr
 
-    meter = Meter(total)
+    totals = ScoringTotals(total)
     columns = (
         TextColumn("scoring"),
         BarColumn(bar_width=None),
@@ -72,26 +75,26 @@ def bar(total: int | None) -> Iterator["Callable[[Progress], None]"]:
         task = display.add_task("", total=total, rate="", loss="")
 
         def advance(step: "Progress") -> None:
-            meter.add(step)
-            completed = meter.n_bytes if total is None else min(meter.n_bytes, total)
-            display.update(task, completed=completed, rate=meter.rate, loss=meter.loss)
+            totals.add(step)
+            completed = totals.n_bytes if total is None else min(totals.n_bytes, total)
+            display.update(task, completed=completed, rate=totals.rate, loss=totals.loss)
 
         yield advance
 
 
 def lines(total: int | None) -> "Callable[[Progress], None]":
-    """One line every few seconds."""
-    meter = Meter(total)
-    last = meter.start
+    """Print one line every few seconds."""
+    totals = ScoringTotals(total)
+    last = totals.start
 
     def advance(step: "Progress") -> None:
         nonlocal last
-        meter.add(step)
+        totals.add(step)
         now = time.monotonic()
         if now - last < LINE_SECONDS:
             return
-        last, done = now, meter.done
-        left = f"{done:.0%}, {(now - meter.start) * (1 - done) / done:,.0f} s left, " if done else ""
-        common.say(f"scored {meter.tokens:,} tokens: {left}{meter.rate}, {meter.loss}")
+        last, done = now, totals.done
+        eta = f"{done:.0%}, ETA {(now - totals.start) * (1 - done) / done:,.0f} s, " if done else ""
+        common.say(f"scored {totals.tokens:,} tokens: {eta}{totals.rate}, {totals.loss}")
 
     return advance

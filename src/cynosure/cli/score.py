@@ -9,6 +9,12 @@ import typer
 from cynosure.cli import common
 from cynosure.cli.progress import shown_progress
 
+EXAMPLES = (
+    "cynosure score smollm2 notes.txt",
+    "cynosure score smollm2 notes/ --out run",
+    "torchrun --nproc-per-node 2 -m cynosure score smollm2 notes/ --out run",
+)
+
 
 def score(
     model: common.Model,
@@ -16,21 +22,26 @@ def score(
         list[str],
         typer.Argument(
             metavar="TEXT...",
-            help="Files, folders, globs, - (stdin), JSON, CSV or Parquet tables with a text column, dataset names.",
+            help="Texts: files, directories, globs, - (stdin), JSON, CSV or Parquet tables, or dataset names.",
         ),
     ],
     protocol: Annotated[
-        str, typer.Option(help="sliding, rolling, strided, strided-legacy, llama-cpp, blocks; all: side by side.")
+        str,
+        typer.Option(
+            help="Scoring protocol: sliding, rolling, strided, strided-legacy, llama-cpp, blocks; or all, to compare "
+            "them."
+        ),
     ] = "sliding",
     window: Annotated[
         int | None,
         typer.Option(
-            help="Positions seen at once. [default: the protocol's, or all the model has]", show_default=False
+            help="Window length in tokens. [default: the protocol's, at most the positions of the model]",
+            show_default=False,
         ),
     ] = None,
     stride: Annotated[
         int | None,
-        typer.Option(help="Tokens scored by each further window. [default: half the window]", show_default=False),
+        typer.Option(help="Tokens scored per window after the first. [default: half the window]", show_default=False),
     ] = None,
     bos: common.Bos = "auto",
     special: common.SpecialOfProtocol = "auto",
@@ -40,24 +51,27 @@ def score(
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="RUN", help="Keep every token in this folder, and go on there after a stop.", show_default=False
+            metavar="RUN",
+            help="Directory for the loss of every token; an interrupted run resumes there. [default: not stored]",
+            show_default=False,
         ),
     ] = None,
     batch_tokens: Annotated[
         int | None,
         typer.Option(
-            help="Positions computed at once: speed and memory only. [default: by memory; on a CPU at most 1024]",
+            help="Tokens per forward pass; affects speed and memory only. "
+            "[default: what fits in memory, at most 1024 on a CPU]",
             show_default=False,
         ),
     ] = None,
     limit: common.Limit = None,
-    bins: Annotated[int, typer.Option(min=1, help="Number of bins of the calibration error.")] = 15,
+    bins: Annotated[int, typer.Option(min=1, help="Number of bins for the calibration error.")] = 15,
     binning: Annotated[
         Literal["mass", "width"],
-        typer.Option(help="Bins with equally many tokens (mass), or of equal width as in torchmetrics and netcal."),
+        typer.Option(help="Calibration bins: of equal token count (mass), or of equal width (as torchmetrics does)."),
     ] = "mass",
     compile: Annotated[
-        bool, typer.Option("--compile", help="Run the model under torch.compile: slow to start, then faster.")
+        bool, typer.Option("--compile", help="Compile the model with torch.compile: slower to start, then faster.")
     ] = False,
     column: common.Column = None,
     split_at: common.SplitAt = None,
@@ -73,30 +87,30 @@ def score(
 ) -> None:
     """Score texts with a model.
 
-    Prints the loss per token, perplexity per token and per word, bits per byte and per character with their 95%
-    intervals, calibration, and where the nats go. torchrun -m cynosure score shares the work among processes.
+    Shows the loss per token, perplexity per token and per word, and bits per byte and per character, each with its 95%
+    interval. Also shows calibration and which parts of the texts cost most. torchrun shares the work among processes.
     """
     from cynosure.text import PROTOCOLS, check_bos, check_protocol, find_sources
     from cynosure.text.documents import check_split_at
     from cynosure.text.sources import ONCE, total_bytes
 
     common.show_notes(quiet)
-    if protocol != "all":  # before the seconds it takes to load a model
+    if protocol != "all":  # checked early: loading a model takes seconds
         default = PROTOCOLS[protocol].window if protocol in PROTOCOLS else 0
-        # Without --window the model's positions may be fewer, which are known when it is loaded.
+        # Without --window the stride is capped here: the model may have fewer positions, which loading will tell.
         check_protocol(protocol, window or default, stride if window or not stride else min(stride, default))
         check_bos(protocol, bos)
     sources = find_sources(texts, column=column)
     check_split_at(sources, split_at)
     if any(source.kind in ONCE for source in sources) and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise ValueError("standard input or a pipe cannot be read by several processes: give a file")
+        raise ValueError("several processes cannot read standard input or a pipe: give a file")
     from cynosure import measure, models
     from cynosure.cli import tables
 
     reading: dict[str, Any] = {"column": column, "errors": errors, "split_at": split_at, "bad_rows": bad_rows}
     corpus = measure.Corpus.of_sources(sources, limit=limit, **reading)
     if protocol == "all" and any(source.kind in ONCE for source in sources):
-        corpus = corpus._replace(documents=list(corpus.documents))  # they cannot be read again
+        corpus = corpus._replace(documents=list(corpus.documents))  # read once, scored by every protocol
     common.settings.kept_in, common.settings.kept_files = out, "**/tokens-*.parquet"
     if out is not None:
         (measure.check_all_own if protocol == "all" else measure.check_own)(out)
@@ -111,8 +125,8 @@ def score(
     options |= {"bos": bos, "special": special, "chat": chat}
     if protocol == "all":
         with shown_progress(None if total is None else total * (len(PROTOCOLS) - 1), quiet) as progress:
-            found = measure.score_all(split, corpus, keep=False, progress=progress, **options)
-        every = [scores for scores in found.values() if not isinstance(scores, str)]
+            by_protocol = measure.score_all(split, corpus, keep=False, progress=progress, **options)
+        every = [scores for scores in by_protocol.values() if not isinstance(scores, str)]
     else:
         with shown_progress(total, quiet) as progress:
             every = [measure.score(split, corpus, protocol=protocol, keep=False, progress=progress, **options)]
@@ -125,7 +139,7 @@ def score(
         values = [scores.to_json() for scores in every]
         common.print_json(values if protocol == "all" else values[0])
     elif protocol == "all":
-        tables.show_protocols(found)
+        tables.show_protocols(by_protocol)
     else:
         tables.show(every[0])
     common.note((note for scores in every for note in scores.notes), quiet)

@@ -1,7 +1,7 @@
-"""Tables and lines on stdout and stderr: every string that is printed goes through `visible`, whatever it holds.
+"""Tables and lines on stdout and stderr. Every printed string goes through `visible`, which escapes control characters.
 
-Texts, file names, run folders and models come from outside. An escape sequence in one of them would be a command to the
-terminal, and a line end could forge a line of ours.
+Texts, file names, run folders and models come from outside: an escape sequence in them would command the terminal, and
+a line end could forge a line of our output.
 """
 
 import re
@@ -18,14 +18,14 @@ from rich.segment import Segment
 from cynosure.cli import common
 from cynosure.system.escapes import visible
 
-LEAST_FOLDED = 8  # characters of a column whose words may be broken, however narrow the screen
+LEAST_FOLDED = 8  # minimum width of a column whose words may be broken
 BLANKS = re.compile(r" +$", re.MULTILINE)
 
 
 class Console(rich.console.Console):
-    """Rich's, of plain strings: no markup, no emoji, no highlighting; a string is one line, and wraps at words.
+    """A console of Rich for plain strings: no markup, emoji or highlighting. A string is one line, wrapped at words.
 
-    To a file or a pipe no line ends in blanks.
+    Lines written to a file or pipe have no trailing blanks.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -46,17 +46,17 @@ class Console(rich.console.Console):
             self.file.write(BLANKS.sub("", capture.get()))
 
     def on_broken_pipe(self) -> None:
-        """Raise the BrokenPipeError that is being handled, of which Rich would make an exit with status 1."""
+        """Raise the BrokenPipeError that is being handled; Rich would exit with status 1."""
         raise
 
     def render(self, *arguments: Any, **options: Any) -> Iterable[Segment]:
-        """The segments that Rich makes of anything; its own control codes are segments of another kind."""
+        """The segments of Rich, with their texts escaped; Rich's own control codes stay."""
         for segment in super().render(*arguments, **options):
             yield segment if segment.control else Segment(as_lines(segment.text), segment.style)
 
 
 class Table(rich.table.Table):
-    """Rich's, borderless; a string in a cell is one line. Columns to the right are never wrapped or cut."""
+    """A borderless table of Rich. A string in a cell is one line; right-aligned columns are never wrapped or cut."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(box=None, pad_edge=False, header_style="dim", **options)
@@ -69,7 +69,7 @@ class Table(rich.table.Table):
 
 
 def least_width(shown: Any) -> int:
-    """Room for all of a table that would be cut; 0 of anything else."""
+    """The width below which a table would be cut; 0 for anything else."""
     if isinstance(shown, rich.console.Group):
         return max(map(least_width, shown.renderables), default=0)
     if not isinstance(shown, rich.table.Table):
@@ -86,22 +86,22 @@ def least_width(shown: Any) -> int:
 
 
 def as_lines(text: str) -> str:
-    """Visible, except for line ends, which Rich puts there itself."""
+    """The text with control characters escaped, except for line ends, which Rich inserts itself."""
     return "\n".join(map(visible, text.split("\n")))
 
 
 def stdout() -> Console:
-    """Where tables go."""
+    """The console for tables."""
     return Console(width=common.width(sys.stdout))
 
 
 def stderr() -> Console:
-    """Where progress goes."""
+    """The console for progress."""
     return Console(stderr=True)
 
 
 def plain_table(*styles: str) -> Table:
-    """Columns in these styles, those that begin with > to the right; the last one alone is wrapped."""
+    """A table without a header, one column per style; > in front aligns right. Only the last column is wrapped."""
     table = Table(show_header=False)
     for style in styles:
         table.add_column(justify="right" if style.startswith(">") else "left", style=style.lstrip(">"))
@@ -111,7 +111,7 @@ def plain_table(*styles: str) -> Table:
 
 
 def headed_table(*names: str) -> Table:
-    """The first column to the left, the others to the right; a name that begins with < to the left, with > right."""
+    """A table with these column names. The first is left-aligned, others right; < or > before a name overrides that."""
     table = Table()
     for i, name in enumerate(names):
         left = name.startswith("<") or (i == 0 and not name.startswith(">"))

@@ -1,4 +1,4 @@
-"""`cynosure summary`: the figures of a run again, from its stored tokens."""
+"""`cynosure summary`: the metrics of a run, from its stored tokens."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,16 +7,18 @@ import typer
 
 from cynosure.cli import common
 
+EXAMPLES = ("cynosure summary run", "cynosure summary run --format json")
+
 
 def summary(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder that score --out made.", show_default=False)],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory written by score --out.", show_default=False)],
     format: common.Format = "table",
     quiet: common.Quiet = False,
     debug: common.Debug = False,
 ) -> None:
-    """Show a run's figures again, from its tokens.
+    """Show the metrics of a scored run again.
 
-    Everything is made anew from what score --out has stored, without the model.
+    Computes all metrics from the per-token losses that score --out stored. The model is not needed.
     """
     from cynosure.cli import tables
     from cynosure.measure import open_run

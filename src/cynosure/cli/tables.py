@@ -1,4 +1,4 @@
-"""The scores of a run as tables: the loss first, then the same in other units, then where it comes from."""
+"""The scores of a run as tables: the loss, the same in other units, then where the loss comes from."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ BEGINNINGS = {"every": ", BOS in every window", "first": ", BOS in the first", "
 
 
 def show(scores: "Scores") -> None:
-    """One run."""
+    """Print the metrics of one run."""
     values, setting = scores.to_json(), scores.setting
     console = stdout()
     console.print(setting.model, style="bold")
@@ -45,7 +45,7 @@ def show(scores: "Scores") -> None:
 
 
 def counts(scores: "Scores", values: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """(name, value, more about it) for what was counted, how sure the figures are, and calibration."""
+    """(name, value, explanation) of the counts, the effective sample size and calibration."""
     covering = [counted(values[f"{what}s"], what) for what in ("byte", "word") if values[f"{what}s"] is not None]
     yield "tokens scored", f"{values['tokens']:,}", ", ".join([*covering, f"{number(values['nats'], 1)} nats"])
     reasons: dict[str, int] = {}
@@ -67,21 +67,21 @@ def counts(scores: "Scores", values: dict[str, Any]) -> Iterator[tuple[str, str,
         yield (
             "calibration error",
             f"{calibration['ece']:.1%}",
-            f"how far confidence is from accuracy ({calibration['n_bins']} bins of equal {calibration['binning']}); "
+            f"gap between confidence and accuracy ({calibration['n_bins']} bins of equal {calibration['binning']}); "
             f"{calibration['ece_debiased']:.1%} without the bias of few tokens",
         )
-        yield "Brier score", number(calibration["brier"], 4), "0 is perfect, 2 sure and always wrong"
+        yield "Brier score", number(calibration["brier"], 4), "0 is perfect, 2 is certain and always wrong"
         yield (
             "best temperature",
             number(calibration["best_temperature"]),
-            f"would recover {number(calibration['recoverable_nats_per_token'], 4)} nats a token"
-            + (", and is the end of what was tried" if calibration["at_edge"] else ""),
+            f"would save {number(calibration['recoverable_nats_per_token'], 4)} nats a token"
+            + ("; it is at the edge of the range searched" if calibration["at_edge"] else ""),
         )
     yield "time", f"{scores.seconds:,.1f}", f"seconds: {number(scores.tokens_per_second, 0)} tokens a second"
 
 
 def show_shares(console: "Console", values: dict[str, Any]) -> None:
-    """Where the nats go: by byte class, by how frequent a token is, and by context."""
+    """Print where the nats go: by byte class, token frequency and context length."""
     table = headed_table("where the nats go", "tokens", "nats a token", "top-1", "share of nats")
     for row in values["by_class"]:
         table.add_row(row["class"], *shares(row))
@@ -109,7 +109,7 @@ def shares(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def show_costliest(console: "Console", values: dict[str, Any]) -> None:
-    """The costliest tokens in their context, and the costliest span."""
+    """Print the costliest tokens in their context, and the costliest span."""
     table = headed_table(">nats", "<costliest tokens", "<in their context")
     for part in values["worst_tokens"][:COSTLIEST]:
         table.add_row(number(part["nats"], 1), shortened(part["text"]), in_context(part))
@@ -128,7 +128,7 @@ def shortened(text: str) -> str:
 
 
 def in_context(part: dict[str, Any]) -> "Text":
-    """A costly part marked in the text around it, by brackets too: colours are lost in a file."""
+    """A costly part, highlighted in the surrounding text; brackets mark it where colours are lost."""
     from rich.text import Text
 
     text = Text(f"...{visible(part['before'])[-BEFORE:]}[")
@@ -137,18 +137,18 @@ def in_context(part: dict[str, Any]) -> "Text":
     return text
 
 
-def show_protocols(found: "dict[str, Scores | str]") -> None:
-    """Every protocol side by side, and a sentence on each."""
+def show_protocols(by_protocol: "dict[str, Scores | str]") -> None:
+    """Print a comparison of all protocols, and a sentence on each; a str is the reason why one does not apply."""
     from cynosure.text import PROTOCOLS
 
     console = stdout()
-    some = next(scores for scores in found.values() if not isinstance(scores, str))
+    some = next(scores for scores in by_protocol.values() if not isinstance(scores, str))
     console.print(some.setting.model, style="bold")
     console.print(f"{some.setting.dtype} on {some.setting.device}; {counted(some.documents, 'document')}")
     console.print()
     losses = headed_table("protocol", "tokens", "bytes", "nats/token", "perplexity", "bits/byte")
     windows = headed_table("protocol", "window", "stride", "context", "mean context")
-    for name, scores in found.items():
+    for name, scores in by_protocol.items():
         if isinstance(scores, str):
             losses.add_row(name)
             continue
@@ -168,7 +168,7 @@ def show_protocols(found: "dict[str, Scores | str]") -> None:
     console.print(windows)
     console.print()
     table = plain_table("bold", "")
-    for name, scores in found.items():
+    for name, scores in by_protocol.items():
         rules = PROTOCOLS[name]
         why = f"does not apply here: {scores}" if isinstance(scores, str) else f"{rules.differs} ({rules.peer})"
         table.add_row(name, why)

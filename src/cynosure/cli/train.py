@@ -1,4 +1,4 @@
-"""`cynosure train`: from texts to a model."""
+"""`cynosure train`: train a model on texts."""
 
 import warnings
 from pathlib import Path
@@ -14,13 +14,20 @@ if TYPE_CHECKING:
     from cynosure.training import Trained
 
 
+EXAMPLES = (
+    "cynosure train notes/ --out run --preset tiny",
+    "cynosure train notes/ --out run --init smollm2 --tokens 1M",
+    "cynosure train --out run --resume",
+)
+
+
 @with_settings
 def train(
     texts: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="TEXT...",
-            help="As for score: files, folders, globs, - (stdin), tables with a text column, datasets (their train).",
+            help="Texts to train on: files, directories, globs, - (stdin), tables, or dataset names (train split).",
             show_default=False,
         ),
     ] = None,
@@ -33,14 +40,19 @@ def train(
         ),
     ],
     valid: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="Texts to validate on; may be given several times.")
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT", help="Texts to validate on; repeatable. [default: held-out documents of the training texts]"
+        ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in RUN; texts and options may be left out.")
+        bool, typer.Option("--resume", help="Resume the run in --out; texts and other options may be left out.")
     ] = False,
     report_to: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Reporters of Trainer: tensorboard, wandb, trackio. [default: none]"),
+        typer.Option(
+            metavar="NAME", help="Experiment tracker: tensorboard, wandb or trackio; repeatable. [default: none]"
+        ),
     ] = None,
     trust_remote_code: common.TrustRemoteCode = False,
     allow_unused_weights: common.AllowUnusedWeights = False,
@@ -54,15 +66,15 @@ def train(
     debug: common.Debug = False,
     **settings: Any,
 ) -> None:
-    """Train a model on texts: a new one, or one that is there.
+    """Train a new model on texts, or fine-tune an existing one.
 
-    Documents are packed into rows, each apart, and a prompt stays with its completion; a tenth is held out and scored
-    as training goes on. The run's folder holds the best model, its checkpoints, figures, samples and curves; after a
-    stop, --resume goes on bit for bit. torchrun -m cynosure train shares every batch among processes. Exit status 1
-    when the loss diverges.
+    Documents are packed into rows and do not attend to each other; a prompt stays with its completion. A tenth of the
+    documents is held out for validation. The directory --out gets the best model, checkpoints, metrics, samples and
+    curves. --resume continues an interrupted run bit for bit. torchrun shares every batch among processes. Exit status
+    1 if training diverges.
     """
     if not texts and not resume:
-        raise ValueError("no text to train on: name files, folders, globs, - or a dataset")
+        raise ValueError("no texts to train on: give files, folders, globs, - (stdin) or a dataset, or --resume")
     common.show_notes(quiet)
     from cynosure.text import TRAINED, find_sources
     from cynosure.text.documents import check_split_at
@@ -83,7 +95,7 @@ def train(
     from cynosure.training import train as run
     from cynosure.training.folder import MANIFEST
 
-    # Theirs of each other, which no user of ours can heed.
+    # These libraries warn about each other's future versions; our users can do nothing about it.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|accelerate)\b")
     common.settings.kept_in, common.settings.kept_files = out, MANIFEST
     common.settings.way_on = " --resume"
@@ -100,7 +112,7 @@ def train(
 
 
 def show(trained: "Trained", format: str) -> None:
-    """What came of it: figures of the best model on all that was held out, and where it is."""
+    """Print the metrics of the best model on all held-out texts, and the paths of its files."""
     from cynosure.cli import tables
     from cynosure.cli.screen import stdout
 
@@ -117,6 +129,6 @@ def show(trained: "Trained", format: str) -> None:
         tables.show(scores)
     if trained.unigram_bits_per_byte is not None:
         stdout().print(f"byte-unigram model of the same text: {trained.unigram_bits_per_byte:.4f} bits per byte")
-    step = "" if trained.best_step is None else f", of step {trained.best_step:,}, the best on what was held out"
+    step = "" if trained.best_step is None else f" (step {trained.best_step:,}, the best on the held-out texts)"
     stdout().print(f"model: {trained.model_folder}{step}")
     stdout().print(f"curves: {trained.folder / 'curves.svg'}")

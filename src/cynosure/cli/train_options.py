@@ -1,4 +1,4 @@
-"""The options of `cynosure train` that are settings of a training, made from the settings themselves."""
+"""The options of `cynosure train` that set fields of `TrainSettings`, generated from these fields."""
 
 import re
 from collections.abc import Callable
@@ -16,21 +16,21 @@ FACTORS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
 
 
 def count(text: str) -> int:
-    """A number of tokens, as people write it.
+    """Parse a number of tokens with an optional suffix k, M, B or G.
 
     >>> count("20M"), count("1.5k"), count("4096")
     (20000000, 1500, 4096)
     """
     match = COUNT.fullmatch(text.replace(",", "").replace("_", ""))
     if not match:
-        raise typer.BadParameter(f"{text!r} is not a number of tokens: give one such as 4096, 500k, 20M or 1.5B")
+        raise typer.BadParameter(f"{text!r} is not a number of tokens: expected e.g. 4096, 500k, 20M or 1.5B")
     return round(float(match[1]) * FACTORS[match[2].lower()])
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """The command, where options of all fields of `TrainSettings` take the place of its `**settings`.
+    """Replace the `**settings` of a command by one option for each field of `TrainSettings`.
 
-    An option that was not given is None: a default that was asked for differs from one left open.
+    An option that was not given is None, because an explicit default differs from one left open.
     """
     types = get_type_hints(TrainSettings)
     options = [parameter(field, types[field.name]) for field in fields(TrainSettings)]
@@ -57,7 +57,7 @@ def parameter(field: "Field[Any]", kind: Any) -> Parameter:
 
 
 def default(field: "Field[Any]") -> str:
-    """The default of a setting as its help shows it; nothing where the option's absence says it all."""
+    """The default of a setting as the help text shows it; empty for None and for flags."""
     value = field.metadata["option"].shown or field.default
     if value is None or value is False:
         return ""

@@ -1,4 +1,4 @@
-"""Measuring: a model's loss on texts, token by token, and the figures made of it."""
+"""Measuring: a model's loss on texts, token by token, and the metrics computed from it."""
 
 from cynosure.system.lazy import attach
 

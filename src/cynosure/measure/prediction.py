@@ -1,4 +1,4 @@
-"""What a model expects next, and how surprised it is by what comes."""
+"""Next-token probabilities, and the loss of a given continuation."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -27,7 +27,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Surprise:
-    """A token that came, with what came before it known: its probability and rank, and its loss."""
+    """A token of the truth, given the tokens before it: its probability, rank and loss."""
 
     id: int
     token: str
@@ -72,7 +72,7 @@ class Prediction:
 
     @property
     def probability(self) -> float:
-        """Of the whole truth."""
+        """The probability of the whole truth."""
         return math.exp(-self.nll_nats)
 
     @property
@@ -205,7 +205,7 @@ def split_tokens(
     same = together[: len(own)] == own
     after = together[len(own) :] if same else read(truth)
     if not after:
-        raise ValueError(f"the truth {truth!r} holds no token")
+        raise ValueError(f"the truth {truth!r} has no tokens: give a longer continuation")
     return before, after
 
 

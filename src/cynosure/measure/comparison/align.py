@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cynosure.measure.results.scores import Scores, Setting
 from cynosure.measure.statistics.classes import byte_class
-from cynosure.measure.storage.rows import Facts, Ints, lost_text, numbers, told_per_byte
+from cynosure.measure.storage.rows import DocumentFacts, Ints, lost_text, numbers, told_per_byte
 from cynosure.measure.storage.store import Store
 
 COLUMNS = ["document", "token_id", "token_bytes", "byte_start", "byte_end", "nll", "argmax", "excluded"]
@@ -36,7 +36,7 @@ class Side(NamedTuple):
     """What a comparison needs of a run: its documents, and its tokens as tables in the order of the text."""
 
     setting: Setting
-    facts: list[Facts]  # of every document, by its number
+    facts: list[DocumentFacts]  # of every document, by its number
     tables: Iterable[pa.Table]  # gone through more than once
 
     @classmethod
@@ -56,7 +56,7 @@ class Side(NamedTuple):
         return cls.of_tables(setting, facts, StoredTables(store))
 
     @classmethod
-    def of_tables(cls, setting: Setting, facts: Mapping[int, Facts], tables: Iterable[pa.Table]) -> "Side":
+    def of_tables(cls, setting: Setting, facts: Mapping[int, DocumentFacts], tables: Iterable[pa.Table]) -> "Side":
         return cls(setting, [facts[key] for key in sorted(facts)], tables)
 
     def offsets(self) -> Ints:
@@ -70,7 +70,7 @@ class Side(NamedTuple):
         )
 
 
-class Rows(NamedTuple):
+class TokenRows(NamedTuple):
     """Neighbouring tokens of a run, in the order of the text, (N,)."""
 
     pieces: pa.Array  # bytes
@@ -82,19 +82,19 @@ class Rows(NamedTuple):
     argmax: Ints
 
     @classmethod
-    def of(cls, table: pa.Table) -> "Rows":
+    def of(cls, table: pa.Table) -> "TokenRows":
         pieces = pa.concat_arrays(table["token_bytes"].chunks or [pa.array([], pa.binary())])
         names = ("document", "byte_start", "byte_end", "nll", "token_id", "argmax")
         rows = cls(pieces, *(numbers(table, name) for name in names))
         return rows._replace(nll=np.where(table["excluded"].is_null().to_numpy(), rows.nll, np.nan))
 
-    def then(self, other: "Rows") -> "Rows":
+    def then(self, other: "TokenRows") -> "TokenRows":
         columns: Any = (np.concatenate(pair) for pair in zip(self[1:], other[1:], strict=True))
-        return Rows(pa.concat_arrays([self.pieces, other.pieces]), *columns)
+        return TokenRows(pa.concat_arrays([self.pieces, other.pieces]), *columns)
 
-    def part(self, start: int, stop: int | None = None) -> "Rows":
+    def part(self, start: int, stop: int | None = None) -> "TokenRows":
         columns: Any = (column[start:stop] for column in self)
-        return Rows(*columns)
+        return TokenRows(*columns)
 
     def begins(self, offsets: Ints) -> Ints:
         """Where each token counts as beginning, ascending, in bytes of all documents that begin at `offsets`.
@@ -189,7 +189,7 @@ def comparable(a: Side, b: Side) -> tuple[Side, Side]:
     return a.without_bytes(lost), b.without_bytes(lost)
 
 
-def stretches(a: Side, b: Side, offsets: Ints) -> Iterator[tuple[Ints, Rows, Rows]]:
+def stretches(a: Side, b: Side, offsets: Ints) -> Iterator[tuple[Ints, TokenRows, TokenRows]]:
     """The tokens of both runs by stretches of text, each with the bytes where a token ends in both, first and last too.
 
     A stretch ends where a token ends in both and all that begins before has been read.
@@ -215,7 +215,7 @@ class Reader:
 
     def __init__(self, side: Side, offsets: Ints) -> None:
         self.tables, self.offsets = iter(side.tables), offsets
-        self.rows: Rows | None = None
+        self.rows: TokenRows | None = None
         self.reached: float = 0  # tokens yet to be read begin there or later
 
     def read(self) -> None:
@@ -224,7 +224,7 @@ class Reader:
         if table is None:
             self.reached = np.inf
         elif len(table):
-            rows = Rows.of(table)
+            rows = TokenRows.of(table)
             self.reached = int(rows.part(len(table) - 1).begins(self.offsets)[0])
             self.rows = rows if self.rows is None else self.rows.then(rows)
 
@@ -237,18 +237,18 @@ class Reader:
         found = np.unique(np.concatenate(parts))
         return found[(found >= start) & (found <= end)]
 
-    def take(self, end: float) -> Rows:
+    def take(self, end: float) -> TokenRows:
         """The tokens that begin before `end`; the others stay."""
         if self.rows is None:
-            return Rows(pa.array([], pa.binary()), *np.zeros((6, 0), dtype=np.int64))
+            return TokenRows(pa.array([], pa.binary()), *np.zeros((6, 0), dtype=np.int64))
         n_rows = int(np.searchsorted(self.rows.begins(self.offsets), end))
         taken, self.rows = self.rows.part(0, n_rows), self.rows.part(n_rows)
         return taken
 
 
-def segments(edges: Ints, a: Rows, b: Rows, offsets: Ints) -> Segments:
+def segments(edges: Ints, a: TokenRows, b: TokenRows, offsets: Ints) -> Segments:
     """The segments between the edges that are scored in both runs."""
-    part_a, part_b = Part.of(a, offsets, edges), Part.of(b, offsets, edges)
+    part_a, part_b = UncountedSegments.of(a, offsets, edges), UncountedSegments.of(b, offsets, edges)
     counted = part_a.whole & part_b.whole
     start = edges[:-1][counted]
     document = np.searchsorted(offsets, start, side="right") - 1
@@ -266,7 +266,7 @@ def segments(edges: Ints, a: Rows, b: Rows, offsets: Ints) -> Segments:
     )
 
 
-class Part(NamedTuple):
+class UncountedSegments(NamedTuple):
     """A run in segments (S,) yet to be counted: nats and number of the tokens scored, and whether these are all."""
 
     rows: Ints  # tokens that matter
@@ -276,7 +276,7 @@ class Part(NamedTuple):
     whole: Bools
 
     @classmethod
-    def of(cls, side: Rows, offsets: Ints, edges: Ints) -> "Part":
+    def of(cls, side: TokenRows, offsets: Ints, edges: Ints) -> "UncountedSegments":
         scored, n_segments = side.scored, len(edges) - 1
         some = offsets[side.document + 1] > offsets[side.document]
         rows = np.flatnonzero(some & (scored | (side.byte_end > side.byte_start)))
@@ -288,18 +288,18 @@ class Part(NamedTuple):
         return cls(rows, segment, nats, tokens, (tokens > 0) & (missed == 0))
 
 
-def same_tokens(a: Rows, b: Rows) -> bool:
+def same_tokens(a: TokenRows, b: TokenRows) -> bool:
     return np.array_equal(a.token_id, b.token_id) and np.array_equal(a.byte_end, b.byte_end)
 
 
-def choose(a: Rows, b: Rows, part: Part) -> Choices:
+def choose(a: TokenRows, b: TokenRows, part: UncountedSegments) -> Choices:
     """Counts over segments of tokens scored in both; they lie where `part`, of either run, has them."""
     rows, segment, both = part.rows, part.segment, a.scored & b.scored
     facts = a.argmax == b.argmax, a.right, b.right, a.right & ~b.right, ~a.right & b.right
     return Choices(*(np.bincount(segment[(fact & both)[rows]], minlength=len(part.tokens)) for fact in facts))
 
 
-def kinds(side: Rows, part: Part) -> Ints:
+def kinds(side: TokenRows, part: UncountedSegments) -> Ints:
     """The byte class of the first token of each segment; -1 where there is none."""
     encoded = pc.dictionary_encode(side.pieces)
     classes = np.array([byte_class(piece) for piece in encoded.dictionary.to_pylist()], dtype=np.int64)

@@ -15,7 +15,7 @@ from cynosure.measure.results.figures import Figure, exponential
 from cynosure.measure.results.scores import MOST_DOCUMENTS, Setting
 from cynosure.measure.statistics.bootstrap import BASE_TOKENS, Method, choose, interval, paired
 from cynosure.measure.statistics.classes import CLASSES
-from cynosure.measure.storage.rows import Facts, Ints, lost_text
+from cynosure.measure.storage.rows import DocumentFacts, Ints, lost_text
 from cynosure.system.numbers import finite
 
 METRICS = ("bits_per_byte", "nats_per_token", "token_perplexity", "top1_accuracy")
@@ -251,7 +251,7 @@ def row(n_bytes: float, nats_a: float, nats_b: float) -> dict[str, Any]:
     }
 
 
-def by_document(facts: list[Facts], n_bytes: Floats, nats_a: Floats, nats_b: Floats) -> list[dict[str, Any]]:
+def by_document(facts: list[DocumentFacts], n_bytes: Floats, nats_a: Floats, nats_b: Floats) -> list[dict[str, Any]]:
     """One row a document, in their order; of very many those where the runs are furthest apart."""
     order = np.argsort(-np.abs(difference(nats_a, nats_b)), kind="stable")[:MOST_DOCUMENTS]
     values = np.stack([n_bytes, nats_a, nats_b], axis=1).tolist()

@@ -14,13 +14,13 @@ from cynosure.measure.comparison.align import COLUMNS, Floats, Side
 from cynosure.measure.comparison.comparison import Comparison, Divergence, compare_sides
 from cynosure.measure.comparison.tally import grouped
 from cynosure.measure.results.figures import Figure
-from cynosure.measure.scoring.batching import Row, batches, rows_of
+from cynosure.measure.scoring.batching import BatchRow, batches, rows_of
 from cynosure.measure.scoring.corpus import Corpus
 from cynosure.measure.scoring.score import make_cutting, setting
-from cynosure.measure.scoring.scorer import Figures, Say, Scorer, reporting
+from cynosure.measure.scoring.scorer import Say, Scorer, UnitColumns, reporting
 from cynosure.measure.scoring.units import Cutting, Task, units
 from cynosure.measure.statistics.bootstrap import BASE_TOKENS, choose, interval
-from cynosure.measure.storage.rows import Facts, Ints, numbers
+from cynosure.measure.storage.rows import DocumentFacts, Ints, numbers
 from cynosure.models import Head, SplitModel, split
 
 LOGITS = 2**24  # of each model at a time: 64 MB in float32
@@ -133,7 +133,7 @@ class Scored(NamedTuple):
 
     a: pa.Table
     b: pa.Table
-    facts: list[Facts]
+    facts: list[DocumentFacts]
     key: Ints  # of each token scored: its document << 32, and its place there
     kl_nats: Floats
 
@@ -145,9 +145,9 @@ class Pair(NamedTuple):
     b: Scorer
     say: Say
 
-    def score(self, tasks: list[Task], facts: list[Facts]) -> Scored:
+    def score(self, tasks: list[Task], facts: list[DocumentFacts]) -> Scored:
         """A unit through both models, batch by batch."""
-        figures = [Figures.of(tasks, scorer.topk) for scorer in (self.a, self.b)]
+        figures = [UnitColumns.of(tasks, scorer.topk) for scorer in (self.a, self.b)]
         kl_nats = np.zeros(len(figures[0].scored))
         for batch in batches(rows_of(tasks), self.a.cutting.batch_tokens):
             at = np.concatenate([row.scored for row in batch])
@@ -157,7 +157,7 @@ class Pair(NamedTuple):
         key, scored = (document << 32) + place, figures[0].scored
         return Scored(a.select(COLUMNS), b.select(COLUMNS), facts, key[scored], kl_nats[scored])
 
-    def score_batch(self, batch: list[Row], figures: Sequence[Figures]) -> Floats:
+    def score_batch(self, batch: list[BatchRow], figures: Sequence[UnitColumns]) -> Floats:
         """Put the figures of a batch into their rows; its divergences come back."""
         (hidden_a, target), (hidden_b, _) = self.a.states(batch), self.b.states(batch)
         self.say(self.a.put(batch, hidden_a, target, figures[0]))

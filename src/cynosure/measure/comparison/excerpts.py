@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cynosure.measure.comparison.align import Rows, Segments, Side
+from cynosure.measure.comparison.align import Segments, Side, TokenRows
 from cynosure.measure.results.scores import SHOWN
 from cynosure.measure.storage.rows import Floats, Ints
 from cynosure.system.numbers import finite
@@ -79,7 +79,7 @@ def in_context(side: Side, excerpts: list[Excerpt]) -> list[dict[str, Any]]:
         span[1] = min(last, first + part.byte_end + AFTER_BYTES + CHARACTER_BYTES)
     texts = [b""] * len(excerpts)
     for table in side.tables if excerpts else ():
-        rows = Rows.of(table)
+        rows = TokenRows.of(table)
         starts, ends = offsets[rows.document] + rows.byte_start, offsets[rows.document] + rows.byte_end
         for number, (begin, stop) in enumerate(spans.tolist()):
             texts[number] += between(rows, starts, ends, begin, stop)
@@ -89,7 +89,7 @@ def in_context(side: Side, excerpts: list[Excerpt]) -> list[dict[str, Any]]:
     ]
 
 
-def between(rows: Rows, starts: Ints, ends: Ints, begin: int, stop: int) -> bytes:
+def between(rows: TokenRows, starts: Ints, ends: Ints, begin: int, stop: int) -> bytes:
     """The bytes that these tokens have of a stretch of text."""
     i, j = np.searchsorted(ends, begin, side="right"), np.searchsorted(starts, stop)
     if i >= j:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Figure(NamedTuple):
-    """A figure and its 95% interval; None where it is not known."""
+    """A metric's value and its 95% interval; None if unknown."""
 
     value: float | None
     low: float | None = None
@@ -33,7 +33,7 @@ MEANINGS = {  # their names, digits and meanings
     "nats_per_token": ("nats per token", 4, "the loss: mean surprise of a token"),
     "token_perplexity": ("token perplexity", 2, "like guessing among that many equal choices"),
     "word_perplexity": ("word perplexity", 2, "the same counted per word"),
-    "bits_per_byte": ("bits per byte", 4, "comparable across tokenizers; 8 is knowing nothing"),
+    "bits_per_byte": ("bits per byte", 4, "comparable across tokenizers; 8 is a uniform guess"),
     "bits_per_char": ("bits per character", 4, ""),
 }
 

@@ -1,15 +1,15 @@
-"""What a reader of scores must know of their texts."""
+"""Notes on the texts that were scored."""
 
 from collections.abc import Iterable, Iterator
 
 from cynosure.measure.statistics.intervals import Intervals
 from cynosure.measure.statistics.stats import Statistics
-from cynosure.measure.storage.rows import Facts, lost_text
+from cynosure.measure.storage.rows import DocumentFacts, lost_text
 from cynosure.system.numbers import counted
 
 
 def notes(statistics: Statistics, found: Intervals) -> Iterator[str]:
-    """What is particular to these texts."""
+    """Notes on these texts: optimistic intervals, lost text, empty documents, invalid UTF-8."""
     if found.method.optimistic and found.nats_per_token.low is not None:
         yield found.method.optimistic
     if lost := lost_text(statistics.facts.values()):
@@ -21,15 +21,15 @@ def notes(statistics: Statistics, found: Intervals) -> Iterator[str]:
         more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
         has, is_ = ("has", "is") if len(empty) == 1 else ("have", "are")
         yield f"{counted(len(empty), 'document')} {has} no token to guess and {is_} left out: {names}{more}"
-    replaced: list[Facts] = [fact for fact in statistics.facts.values() if fact.n_replaced]
+    replaced: list[DocumentFacts] = [fact for fact in statistics.facts.values() if fact.n_replaced]
     if replaced:
         total = sum(fact.n_replaced for fact in replaced)
         places = f"{counted(total, 'place')} of {counted(len(replaced), 'document')}"
-        yield f"U+FFFD stands for what is not UTF-8 in {places}: bytes are of that"
+        yield f"U+FFFD replaces invalid UTF-8 in {places}: bytes are counted with U+FFFD in the text"
 
 
-def chat_note(facts: Iterable[Facts], chat: str | None) -> Iterator[str]:
-    """Which of the documents are chats, and what of them counts."""
+def chat_note(facts: Iterable[DocumentFacts], chat: str | None) -> Iterator[str]:
+    """How many documents are chats, and which of their turns are scored."""
     chats = [fact for fact in facts if fact.n_messages]
     if chats:
         whose = "every turn counts" if chat == "all" else "the assistant's turns count, `chat='all'` counts every turn"

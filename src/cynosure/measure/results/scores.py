@@ -1,4 +1,4 @@
-"""The outcome of a run: its figures with their intervals, its statistics, and its tokens as tables."""
+"""The scores of a run: metrics with their intervals, statistics, and per-token tables."""
 
 import logging
 import math
@@ -34,7 +34,7 @@ log = logging.getLogger("cynosure")
 
 
 class Setting(NamedTuple):
-    """What the figures are figures of."""
+    """The model, protocol and options that produced the scores."""
 
     model: str
     protocol: str
@@ -59,7 +59,7 @@ class Setting(NamedTuple):
 
 @dataclass(repr=False)
 class Scores:
-    """The scores of some texts: figures, statistics, and where they are kept the tokens themselves.
+    """The scores of some texts: metrics, statistics, and the per-token tables if they were kept.
 
     >>> import cynosure
     >>> scores = cynosure.score("smollm2", ["The cat sat on the mat.", "The end."])
@@ -122,7 +122,7 @@ class Scores:
             raise ValueError("the tokens of these scores were not kept: score with keep=True or with out")
 
     def to_pandas(self, tokenizer: Any = None) -> Any:
-        """One row a token, as a pandas DataFrame; `document` is the place in `document_names`.
+        """One row per token, as a pandas DataFrame; `document` is the place in `document_names`.
 
         `token_bytes` are the bytes that a token covers, `token` the same as text, in which bytes that are no whole
         character are written as `\\xNN`. `argmax_token` is the likeliest token as text: it needs the tokenizer, which
@@ -131,7 +131,7 @@ class Scores:
         return frames.token_frame(self.shards(), tokenizer or self.tokenizer)
 
     def by_document(self) -> Any:
-        """One row a scored document, as a pandas DataFrame: its name, tokens, bytes, nats and what follows of them.
+        """One row per scored document, as a pandas DataFrame: its name, tokens, bytes, nats and what follows of them.
 
         `bytes` and `bits_per_byte` are of the tokens that carry their text, and missing where more than a tenth of
         it is lost.
@@ -148,8 +148,8 @@ class Scores:
         for key, found in self.figures.items():
             name, digits, meaning = MEANINGS[key]
             yield name, number(found.value, digits), found.shown(digits), meaning
-        yield "top-1 accuracy", f"{self.top1_accuracy:.1%}", "", "how often the likeliest token was right"
-        yield "mean entropy", number(self.mean_entropy, 4), "", "nats: the loss the model itself expected"
+        yield "top-1 accuracy", f"{self.top1_accuracy:.1%}", "", "how often the most likely token was right"
+        yield "mean entropy", number(self.mean_entropy, 4), "", "nats: the loss that the model expected"
 
     def __str__(self) -> str:
         rows = [line[:3] for line in self.lines()]
@@ -214,7 +214,7 @@ class Scores:
 
     @property
     def figures(self) -> dict[str, Figure]:
-        """The five figures that are the loss in different units, each with its 95% interval."""
+        """The loss in five different units, each with its 95% interval."""
         totals, found = self._totals, self.intervals
         if self.setting.protocol == "strided-legacy":  # a mean of another kind than what was resampled
             return {
@@ -235,12 +235,12 @@ class Scores:
 
     @property
     def top1_accuracy(self) -> float:
-        """The share of tokens of which the argmax is the target."""
+        """The share of tokens whose target is the argmax."""
         return self.statistics.sums.accuracy
 
     @property
     def mean_entropy(self) -> float:
-        """Nats."""
+        """The mean entropy of the predicted distributions, in nats."""
         return self.statistics.sums.mean_entropy
 
     @property
@@ -249,7 +249,7 @@ class Scores:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader of the figures must know."""
+        """Notes that a reader of the metrics should know."""
         having: Counter[str] = Counter()
         for fact in filter(lambda fact: fact.n_special, self.statistics.facts.values()):
             having[fact.special] += fact.n_special

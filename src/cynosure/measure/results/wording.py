@@ -1,4 +1,4 @@
-"""How scores and comparisons read: their sentences, their numbers, and tables as plain text and HTML."""
+"""The wording of scores and comparisons: sentences, numbers, and tables as plain text and HTML."""
 
 from collections.abc import Iterator, Sequence
 from html import escape
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from cynosure.measure.comparison.comparison import Change, Comparison
     from cynosure.measure.results.figures import Figure
 
-Rows = Sequence[Sequence[str]]
+TableRows = Sequence[Sequence[str]]
 
 HEAD = ("", "A", "B", "B - A", "95% interval", "of A", "95% interval", "p")
 NAMES = {
@@ -22,7 +22,7 @@ NAMES = {
 }
 
 
-def aligned(rows: Rows, sides: str) -> list[str]:
+def aligned(rows: TableRows, sides: str) -> list[str]:
     """A table as lines, each column to the side that its character of `sides` says.
 
     >>> aligned([("", "A"), ("loss", "3.21"), ("rank", "7")], "<>")
@@ -35,8 +35,8 @@ def aligned(rows: Rows, sides: str) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
-def html_table(caption: str, rows: Rows) -> str:
-    """A table for a notebook; whatever its texts hold is no markup."""
+def html_table(caption: str, rows: TableRows) -> str:
+    """A table for a notebook, with its texts escaped."""
     cells = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows)
     body = "".join(f"<tr>{row}</tr>" for row in cells)
     return f"<table><caption>{escape(caption)}</caption><tbody>{body}</tbody></table>"
@@ -66,13 +66,13 @@ def comparison_text(found: "Comparison") -> str:
 
 
 def comparison_html(found: "Comparison") -> str:
-    """The same for a notebook."""
+    """A comparison as tables for a notebook."""
     caption = f"A: {found.a.model}, B: {found.b.model}. {conclusion(found)}"
     return html_table(caption, changes(found)) + html_table(described(found), list(facts(found)))
 
 
 def described(found: "Comparison") -> str:
-    """What was compared on what."""
+    """The protocol, dtypes and texts of a comparison, in one line."""
     a, b = found.a, found.b
     same = [getattr(a, name) == getattr(b, name) for name in ("window", "stride")]
     windows = f"windows of {a.window:,} tokens, stride {a.stride:,}" if all(same) else "windows"
@@ -98,7 +98,7 @@ def conclusion(found: "Comparison") -> str:
 
 
 def cells(change: "Change") -> tuple[str, ...]:
-    """The figures of a metric under their heads."""
+    """The values of a metric, in the order of `HEAD`."""
     absolute, relative = change.difference, change.relative
     return (
         number(change.a, 4),
@@ -124,7 +124,7 @@ def between(found: "Figure", *, share: bool = False) -> str:
 
 
 def facts(found: "Comparison") -> Iterator[tuple[str, str, str]]:
-    """(name, value, what it means) of everything that is one number."""
+    """(name, value, explanation) of every result that is a single number."""
     agreement, divergence, wins = found.agreement, found.divergence, found.wins
     if divergence is not None:
         interval = between(divergence.mean) and f" ({between(divergence.mean)})"

@@ -1,4 +1,4 @@
-"""One text under every protocol: why the same model gets another number from each tool."""
+"""Score the same texts under every protocol, to show why tools report different numbers for one model."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,11 +26,11 @@ def score_all(
     say: Callable[[str], None] | None = None,
     **options: Any,
 ) -> dict[str, Scores | str]:
-    """The scores under each protocol by its name, or in a sentence why it does not apply to these texts.
+    """Map each protocol's name to its scores, or to a sentence on why it does not apply to these texts.
 
-    The documents must be such as can be gone through again. `window`, `stride` and `bos` as of `score`, for the
-    protocols that have them; with `out` each protocol has a folder of its own in it. ValueError when none applies, and
-    for whatever `score` raises it for besides.
+    The documents must be iterable several times. `window`, `stride` and `bos` are those of `score`, for the protocols
+    that have them. With `out`, each protocol gets its own folder inside it. Raises ValueError if no protocol applies,
+    and where `score` does.
     """
     if out is not None and Workers().leads:
         check_all_own(Path(out))
@@ -57,7 +57,7 @@ def score_all(
 
 
 def with_costs(found: dict[str, Scores | str]) -> None:
-    """Add to the notes on BOS that is left out what it cost here."""
+    """Add to the notes on missing BOS tokens what they cost on these texts."""
     full = found["sliding"]
     if isinstance(full, str) or full.setting.bos != "every":
         return
@@ -80,6 +80,6 @@ def check_all_own(folder: Path) -> None:
 
 
 def as_printed(strided: Scores) -> Scores:
-    """The scores of `strided` summed up as Hugging Face's page prints it."""
+    """The scores of `strided`, averaged as Hugging Face's page does."""
     notes = tuple(note.replace("strided leaves", "strided-legacy leaves") for note in strided.setting.notes)
     return replace(strided, setting=strided.setting._replace(protocol="strided-legacy", notes=notes))

@@ -1,4 +1,4 @@
-"""Batches: which windows go through a model together, so that each has the numbers it has alone."""
+"""Batches: which windows may go through a model together without changing each other's results."""
 
 from collections.abc import Iterator
 from itertools import groupby
@@ -13,7 +13,7 @@ from cynosure.measure.scoring.units import Task
 from cynosure.models import Regimes
 
 
-class Row(NamedTuple):
+class BatchRow(NamedTuple):
     """A task in a batch, and the row of the unit where its rows begin."""
 
     task: Task
@@ -26,13 +26,13 @@ class Row(NamedTuple):
         return self.at - text.lead - start + text.scored(self.task.window)
 
 
-def rows_of(tasks: list[Task]) -> list[Row]:
+def rows_of(tasks: list[Task]) -> list[BatchRow]:
     """The tasks of a unit that see anything, each with its place among the rows."""
     starts = np.cumsum([0, *(task.stop - task.start for task in tasks)]).tolist()
-    return [Row(task, start) for task, start in zip(tasks, starts, strict=False) if task.window.n_seen]
+    return [BatchRow(task, start) for task, start in zip(tasks, starts, strict=False) if task.window.n_seen]
 
 
-def batches(rows: list[Row], batch_tokens: int) -> Iterator[list[Row]]:
+def batches(rows: list[BatchRow], batch_tokens: int) -> Iterator[list[BatchRow]]:
     """Rows of like length, the longest first, as many together as pad to `batch_tokens` positions, at least one."""
     rows = sorted(rows, key=lambda row: -row.task.window.n_seen)
     while rows:
@@ -64,14 +64,14 @@ class Batching:
         self.regimes, self.level = regimes, 0
         self.tried: set[tuple[int, ...]] = set()
 
-    def parts(self, batch: list[Row]) -> list[list[Row]]:
+    def parts(self, batch: list[BatchRow]) -> list[list[BatchRow]]:
         """A batch, its rows sorted by length, in parts that go through the model apart."""
         lengths = [row.task.window.n_seen for row in batch]
         keys: list[int] = [list(map(self.regimes.of, lengths)), lengths, list(range(len(batch)))][self.level]
         places = groupby(range(len(batch)), key=keys.__getitem__)
         return [[batch[place] for place in part] for _, part in places]
 
-    def to_try(self, part: list[Row]) -> list[int]:
+    def to_try(self, part: list[BatchRow]) -> list[int]:
         """The places of rows that are to go alone as well; none where one like this was tried, or has a single row."""
         lengths = [row.task.window.n_seen for row in part]
         most, least, last = lengths[0], lengths[-1], len(part) - 1
@@ -84,17 +84,17 @@ class Batching:
         return sorted({last, (lengths.count(most) + last) // 2}) if spread == 2 else [last]
 
     def tighten(self) -> None:
-        """Rows were seen to change each other: let fewer go together."""
+        """Let fewer rows go together, because rows were seen to change each other."""
         self.level += 1
         self.tried.clear()
 
     def known(self, window: int) -> list[str]:
-        """What is to be said before anything is scored."""
+        """Notes known before scoring."""
         return [note] if (note := self.regimes.note(window)) else []
 
     @property
     def found(self) -> list[str]:
-        """What was found while scoring."""
+        """Notes made while scoring."""
         return [APART[self.level]] if self.level else []
 
 

@@ -1,4 +1,4 @@
-"""How many positions go through a model at once where nobody says: as many as memory has room for, and help."""
+"""The default batch size: as many positions as fit in memory and still speed up the model."""
 
 import torch
 

@@ -13,8 +13,8 @@ LISTED = 10  # rows in a note
 
 
 @dataclass(frozen=True)
-class Reading:
-    """Documents that are read anew each time they are gone through."""
+class RereadDocuments:
+    """Documents that are read from their sources at every iteration."""
 
     sources: tuple[Source, ...]
     column: str | None
@@ -34,7 +34,7 @@ class Reading:
 
 
 class Corpus(NamedTuple):
-    """Documents, and where they come from as a manifest tells it."""
+    """Documents, and their origin as the manifest records it."""
 
     documents: Iterable[Document]
     origin: dict[str, Any]
@@ -45,18 +45,18 @@ class Corpus(NamedTuple):
         cls, sources: Sequence[Source], *, column: str | None = None, errors: str = "strict", limit: int | None = None,
         splits: tuple[str, ...] = MEASURED, split_at: str | None = None, bad_rows: str = "stop",
     ) -> "Corpus":  # fmt: skip
-        """The documents of files and such, read when they are needed; options as of `read_documents`."""
+        """The documents of sources, read lazily; options as of `read_documents`."""
         texts = [{"name": source.name, "sha256": source_digest(source)} for source in sources]
         origin = {"texts": texts, "column": column, "errors": errors, "limit": limit}
         changed = {"split_at": (split_at, None), "bad_rows": (bad_rows, "stop")}  # which earlier versions did not have
         origin |= {name: value for name, (value, default) in changed.items() if value != default}
         left_out: list[str] = []
-        reading = Reading(tuple(sources), column, errors, limit, splits, split_at, bad_rows, left_out)
+        reading = RereadDocuments(tuple(sources), column, errors, limit, splits, split_at, bad_rows, left_out)
         return cls(reading, origin, left_out)
 
     @classmethod
     def of_texts(cls, texts: "Corpus | Iterable[Any]", **reading: Any) -> "Corpus":
-        """Texts as a Python program holds them; options as of `as_documents`."""
+        """Texts given as Python objects; options as of `as_documents`."""
         if isinstance(texts, Corpus):
             return texts
         left_out: list[str] = []
@@ -64,7 +64,7 @@ class Corpus(NamedTuple):
 
     @property
     def notes(self) -> list[str]:
-        """What a user must know of them once they have been read."""
+        """Notes on the documents, complete once they have been read."""
         if not self.left_out:
             return []
         number, listed = len(self.left_out), "; ".join(self.left_out[:LISTED])

@@ -22,7 +22,7 @@ from cynosure.measure.scoring.units import Cutting, units
 from cynosure.measure.scoring.workers import Workers
 from cynosure.measure.statistics.calibration import TEMPERATURES
 from cynosure.measure.storage.manifest import MANIFEST, difference
-from cynosure.measure.storage.rows import Facts
+from cynosure.measure.storage.rows import DocumentFacts
 from cynosure.measure.storage.store import Store, check_own, other_run
 from cynosure.models import SplitModel, split
 from cynosure.system.folders import locked
@@ -168,7 +168,7 @@ def make_cutting(
 
 
 def setting(scorer: Scorer) -> Setting:
-    """What a run's figures are figures of, and what there is to say of that before anything is scored."""
+    """The setting of a run, with the notes that are known before scoring."""
     model, cutting = scorer.model, scorer.cutting
     notes = list(model.notes)
     if cutting.bos in LEFT_OUT and adds_bos(model.tokenizer):
@@ -193,7 +193,7 @@ def score_in_memory(scorer: Scorer, corpus: Corpus, say: Say, keep: bool) -> Sco
 
 
 def as_planned(folder: Path, cut: Callable[[int | None], Cutting], batch_tokens: int | None) -> Cutting:
-    """How texts are cut: of the run that is in a folder already, its budgets of batches and units are taken."""
+    """How texts are cut. If the folder already holds a run, its batch and unit sizes are reused."""
     try:
         kept = Store.open(folder).manifest["cutting"]
         batch, unit = int(kept["batch_tokens"]), int(kept["unit_tokens"])
@@ -256,7 +256,7 @@ class StoredRun(NamedTuple):
         """Score this process's share of the units; how many there are in all."""
         scorer, number, known = self.scorer, -1, store.manifest.get("units")
         if done and self.workers.leads:
-            log.info("going on in %s: %d shards are there already", store.folder, len(done))
+            log.info("resuming in %s: %d shards are already there", store.folder, len(done))
         work = units(scorer.model.tokenizer, self.corpus.documents, scorer.cutting)
         for number, (tasks, facts) in enumerate(work):
             if known is not None and number >= known:
@@ -314,7 +314,7 @@ def as_begun(store: Store, device: torch.device) -> Iterator[None]:
         torch.set_num_threads(now)
 
 
-def check_same(store: Store, number: int, facts: list[Facts]) -> None:
+def check_same(store: Store, number: int, facts: list[DocumentFacts]) -> None:
     """ValueError when the documents of a unit are not those that its shard was made of."""
     for old, new in zip_longest(store.facts(number), facts):
         if old != new:

@@ -1,4 +1,4 @@
-"""The scoring core: units of windows through the model's body, the fused statistics of each token, rows of figures."""
+"""The scoring core: runs units of windows through the backbone and collects the fused statistics of each token."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cynosure.loss import TokenStats
-from cynosure.measure.scoring.batching import ENOUGH, Batching, Row, agree, batches, rows_of
+from cynosure.measure.scoring.batching import ENOUGH, Batching, BatchRow, agree, batches, rows_of
 from cynosure.measure.scoring.units import UNCOUNTED, Cutting, Task
 from cynosure.measure.statistics.calibration import TEMPERATURES
-from cynosure.measure.storage.rows import LOST, Facts, Shard, schema
+from cynosure.measure.storage.rows import LOST, DocumentFacts, Shard, schema
 from cynosure.models import SplitModel
 from cynosure.text.chat import COUNTED
 
@@ -65,7 +65,7 @@ def reporting(progress: Say | bool | None) -> Iterator[Say]:
 
 @dataclass
 class Scorer:
-    """A model, how its texts are cut, and how many likeliest tokens are kept beside each figure."""
+    """Scores units with a model; `topk` is the number of most likely tokens to keep per position."""
 
     model: SplitModel
     cutting: Cutting
@@ -74,25 +74,25 @@ class Scorer:
     def __post_init__(self) -> None:
         self.batching = Batching(self.model.regimes)
 
-    def score(self, tasks: list[Task], facts: list[Facts], say: Say) -> Shard:
+    def score(self, tasks: list[Task], facts: list[DocumentFacts], say: Say) -> Shard:
         """Score the windows of a unit; its rows in the order of the text."""
-        figures = Figures.of(tasks, self.topk)
+        figures = UnitColumns.of(tasks, self.topk)
         for batch in batches(rows_of(tasks), self.cutting.batch_tokens):
             say(self.put(batch, *self.states(batch), figures))
         return self.shard(tasks, facts, figures)
 
-    def shard(self, tasks: list[Task], facts: list[Facts], figures: "Figures") -> Shard:
+    def shard(self, tasks: list[Task], facts: list[DocumentFacts], figures: "UnitColumns") -> Shard:
         """The rows of a unit whose figures are complete."""
         return Shard(pa.Table.from_arrays(columns(tasks, figures, self.cutting), schema=figures.schema), tuple(facts))
 
     @torch.inference_mode()
-    def states(self, batch: list[Row]) -> tuple[Tensor, Tensor]:
+    def states(self, batch: list[BatchRow]) -> tuple[Tensor, Tensor]:
         """The hidden states (n, D) before the scored tokens of a batch, and those tokens (n,)."""
         target = torch.from_numpy(np.concatenate([row.task.targets for row in batch]))
         hidden = [states for part in self.batching.parts(batch) for states in self.independent(part)]
         return torch.cat(hidden), target.to(self.model.device)
 
-    def independent(self, part: list[Row]) -> Iterator[Tensor]:
+    def independent(self, part: list[BatchRow]) -> Iterator[Tensor]:
         """The hidden states (n, D) before the scored tokens of each row, which are those of the row alone.
 
         Where a model lets rows that go through it together change each other, they go apart.
@@ -126,8 +126,8 @@ class Scorer:
         return ids
 
     @torch.inference_mode()
-    def put(self, batch: list[Row], hidden: Tensor, target: Tensor, figures: "Figures") -> Progress:
-        """Put the figures of a batch's tokens into their rows."""
+    def put(self, batch: list[BatchRow], hidden: Tensor, target: Tensor, figures: "UnitColumns") -> Progress:
+        """Write the statistics of a batch's tokens into their rows."""
         stats = self.model.head.stats(hidden, target, topk=self.topk, temperatures=list(TEMPERATURES))
         nll = figures.put(np.concatenate([row.scored for row in batch]), stats)
         self.check(nll, batch)
@@ -141,15 +141,15 @@ class Scorer:
         x = text.x[window.see_start : window.see_stop]
         return x if text.first is None else np.concatenate([[text.first], x[1:]])
 
-    def check(self, nll: NDArray[Any], batch: list[Row]) -> None:
+    def check(self, nll: NDArray[Any], batch: list[BatchRow]) -> None:
         if np.isnan(nll).any():
             tasks = [row.task for row in batch]
             reason = self.model.why_not_finite(self.ids(tasks).to(self.model.device))
             raise ValueError(f"{reason} (NaN from {tasks[0].text.facts.name} on)")
 
 
-class Figures:
-    """The figures of a unit's rows, filled batch by batch: NaN, or -1 in integers, until then."""
+class UnitColumns:
+    """The statistics of a unit's rows as columns, filled batch by batch; until then NaN, or -1 in integers."""
 
     def __init__(self, n_rows: int, topk: int) -> None:
         self.schema = schema(len(TEMPERATURES), topk)
@@ -165,7 +165,7 @@ class Figures:
             self.parts[name] = np.full(shape, np.nan if np.issubdtype(dtype, np.floating) else -1, dtype)
 
     @classmethod
-    def of(cls, tasks: list[Task], topk: int) -> "Figures":
+    def of(cls, tasks: list[Task], topk: int) -> "UnitColumns":
         """For the rows of a unit."""
         return cls(sum(task.stop - task.start for task in tasks), topk)
 
@@ -186,7 +186,7 @@ class Figures:
         return pa.FixedSizeListArray.from_arrays(values, kind.list_size)
 
 
-def columns(tasks: list[Task], figures: Figures, cutting: Cutting) -> list[pa.Array]:
+def columns(tasks: list[Task], figures: UnitColumns, cutting: Cutting) -> list[pa.Array]:
     """The columns of a unit's table."""
     spans = [(task.text, slice(task.start, task.stop), task) for task in tasks]
     plain: dict[str, list[Any]] = {

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cynosure.measure.storage.rows import Facts, Ints
+from cynosure.measure.storage.rows import DocumentFacts, Ints
 from cynosure.text import (
     PROTOCOLS,
     SEPARATOR,
@@ -28,7 +28,7 @@ UNCOUNTED = {PROMPT: "prompt", OTHER_TURN: "other turn", TEMPLATE: "template"}  
 
 
 class Cutting(NamedTuple):
-    """How documents become windows and windows units: what the figures and their order depend on."""
+    """How documents are cut into windows, and windows grouped into units. Metrics and their order depend on it."""
 
     protocol: str
     window: int
@@ -47,7 +47,7 @@ class Cutting(NamedTuple):
 class Text(NamedTuple):
     """A document ready to be scored. x is its tokens, after `lead` tokens (0 or 1) that stand before them."""
 
-    facts: Facts
+    facts: DocumentFacts
     tokens: Tokens
     kinds: NDArray[np.int8]  # (N,): COUNTED, or why not
     x: Ints
@@ -82,13 +82,15 @@ class Task(NamedTuple):
         return self.text.scored(self.window) - 1 - self.window.see_start
 
 
-def units(tokenizer: Any, documents: Iterable[Document], cutting: Cutting) -> Iterator[tuple[list[Task], list[Facts]]]:
+def units(
+    tokenizer: Any, documents: Iterable[Document], cutting: Cutting
+) -> Iterator[tuple[list[Task], list[DocumentFacts]]]:
     """The tasks of each unit and the facts of the documents in it, also of those without a token; at least one unit.
 
     A document lies in memory while its windows are handed out; the others do not.
     """
     tasks: list[Task] = []
-    facts: dict[int, Facts] = {}
+    facts: dict[int, DocumentFacts] = {}
     positions = 0
     for number, document in enumerate(texts(documents, cutting.rules)):
         text = prepare(tokenizer, number, *document, cutting)
@@ -152,9 +154,9 @@ def read(tokenizer: Any, document: Document, cutting: Cutting) -> tuple[str, Tok
     return document.text, tokens, kinds
 
 
-def facts_of(number: int, document: Document, n_joined: int, text: str, tokens: Tokens) -> Facts:
+def facts_of(number: int, document: Document, n_joined: int, text: str, tokens: Tokens) -> DocumentFacts:
     data = text.encode()
-    return Facts(
+    return DocumentFacts(
         number,
         document.name,
         n_joined,
@@ -191,7 +193,7 @@ def windows_of(text: Text, cutting: Cutting) -> Iterator[Window]:
     yield from windows
 
 
-def byte_stops(tokens: Tokens, facts: Facts) -> Ints | None:
+def byte_stops(tokens: Tokens, facts: DocumentFacts) -> Ints | None:
     """Where each token's bytes end. The account closes: RuntimeError when they do not add up to the text's."""
     if tokens.carried is None:
         return None

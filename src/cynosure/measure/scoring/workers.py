@@ -67,4 +67,4 @@ def together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise ConnectionError("another process of this run has ended: what it said tells why") from error
+        raise ConnectionError("another process of this run has ended: see its error message") from error

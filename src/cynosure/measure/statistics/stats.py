@@ -14,7 +14,7 @@ from cynosure.measure.statistics.classes import describe
 from cynosure.measure.statistics.groups import Accumulator, Grouped, token_rows
 from cynosure.measure.statistics.sums import Sums
 from cynosure.measure.statistics.worst import Costly, costly_spans, costly_tokens, keep
-from cynosure.measure.storage.rows import Facts, Ints, Shard, numbers, told_per_byte
+from cynosure.measure.storage.rows import DocumentFacts, Ints, Shard, numbers, told_per_byte
 
 # What statistics are made of; the likeliest tokens beside them are for looking at.
 COLUMNS = [
@@ -61,7 +61,7 @@ class Statistics:
     """
 
     def __init__(self) -> None:
-        self.facts: dict[int, Facts] = {}
+        self.facts: dict[int, DocumentFacts] = {}
         self.documents, self.positions, self.tokens, self.classes = (Accumulator() for _ in range(4))
         self.windows = Accumulator()  # by document and window
         self.blocks: Accumulator | None = Accumulator()  # by document and 16 tokens, while there are few documents
@@ -164,7 +164,7 @@ class Statistics:
             total += fact.n_words
         return total
 
-    def unscored(self) -> list[Facts]:
+    def unscored(self) -> list[DocumentFacts]:
         """The documents of which no token is scored."""
         scored = set(self.documents.sums().keys.tolist())
         return [self.facts[key] for key in sorted(self.facts) if key not in scored]

@@ -1,1 +1,1 @@
-"""Runs on disk: the table with a row a token, its shards, and the manifest."""
+"""Runs on disk: the table with one row per token, its shards, and the manifest."""

@@ -23,7 +23,7 @@ LATER = ("bos", "special", "chat")  # texts in the setting, which runs of earlie
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of a run. FileNotFoundError where there is none, ValueError where it is damaged or another's."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path.parent} is no run: it has no {path.name}; scoring with `out` makes one")
+        raise FileNotFoundError(f"not a run: {path.parent} has no {path.name}. Score with `out` to make one")
     try:
         manifest = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:

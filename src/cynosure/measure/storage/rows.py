@@ -1,4 +1,4 @@
-"""One row a token: the table that scoring makes, the store keeps, and every statistic is made of."""
+"""The table with one row per token: scoring builds it, the store keeps it, all statistics are computed from it."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ Ints = NDArray[np.int64]
 
 
 def schema(n_temperatures: int, topk: int) -> pa.Schema:
-    """The columns. Figures are null where a token was not scored, byte spans where the tokenizer changes the text."""
+    """The columns. Statistics are null for tokens not scored, byte spans where the tokenizer changes the text."""
     fields = [
         ("document", pa.int32()),
         ("index", pa.int32()),  # of the token in its document
@@ -37,8 +37,8 @@ def schema(n_temperatures: int, topk: int) -> pa.Schema:
     return pa.schema(fields)
 
 
-class Facts(NamedTuple):
-    """What is known of a document beside its tokens. `n_bytes` are those of its text in UTF-8."""
+class DocumentFacts(NamedTuple):
+    """Counts and names of a document, without its tokens. `n_bytes` counts its text in UTF-8."""
 
     document: int
     name: str
@@ -73,13 +73,13 @@ LOST = "text lost"  # why a token has no part in what is per byte, though it is 
 MOST_LOST = 0.1  # of the bytes: where more of them are lost, nothing is told per byte
 
 
-def told_per_byte(facts: Iterable[Facts]) -> bool:
+def told_per_byte(facts: Iterable[DocumentFacts]) -> bool:
     """Whether what is per byte can be told: of the tokens that carry their text, which are enough."""
     sizes = [(fact.n_bytes, fact.lost_bytes) for fact in facts]
     return sum(lost for _, lost in sizes) <= MOST_LOST * sum(size for size, _ in sizes)
 
 
-def lost_text(facts: Iterable[Facts]) -> str | None:
+def lost_text(facts: Iterable[DocumentFacts]) -> str | None:
     """How much text of how many documents is lost, in which, and why in the first; None where none is."""
     lossy = [fact for fact in facts if fact.loses]
     if not lossy:
@@ -92,7 +92,7 @@ class Shard(NamedTuple):
     """Rows of consecutive windows, and the facts of their documents and of those without a token between them."""
 
     table: pa.Table
-    facts: tuple[Facts, ...]
+    facts: tuple[DocumentFacts, ...]
 
 
 def numbers(table: pa.Table, name: str) -> NDArray[Any]:

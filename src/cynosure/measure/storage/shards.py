@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from cynosure.measure.storage.rows import Facts, Shard, numbers, schema
+from cynosure.measure.storage.rows import DocumentFacts, Shard, numbers, schema
 
 META = b"cynosure"
 PLAIN = ("nll", "entropy", "confidence", "brier", "nll_at_temperature", "top_logprobs")  # too varied for a dictionary
-KINDS = get_type_hints(Facts)
+KINDS = get_type_hints(DocumentFacts)
 
 
 class Label(NamedTuple):
@@ -54,10 +54,10 @@ def decode_label(data: bytes) -> Label:
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
-def parse(found: pa.Schema) -> tuple[tuple[Facts, ...], Label]:
+def parse(found: pa.Schema) -> tuple[tuple[DocumentFacts, ...], Label]:
     """The documents in a shard, and its label. ValueError, LookupError or TypeError where they are not ours."""
     meta = json.loads((found.metadata or {})[META])
-    facts = tuple(Facts(**fact) for fact in meta["documents"])
+    facts = tuple(DocumentFacts(**fact) for fact in meta["documents"])
     label = Label(meta.get("run"), meta.get("number"), meta["seconds"])
     if not all(isinstance(getattr(fact, name), kind) for fact in facts for name, kind in KINDS.items()):
         raise TypeError("its documents are not described as ours are")
@@ -68,7 +68,7 @@ def parse(found: pa.Schema) -> tuple[tuple[Facts, ...], Label]:
     return facts, label
 
 
-def check_columns(table: pa.Table, facts: tuple[Facts, ...]) -> None:
+def check_columns(table: pa.Table, facts: tuple[DocumentFacts, ...]) -> None:
     """TypeError or ValueError for columns that are not of a shard, or rows of documents that it does not describe."""
     lists = [field.type.list_size for field in table.schema if pa.types.is_fixed_size_list(field.type)]
     expected = schema(lists[0] if lists else 0, lists[-1] if lists else 0)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from pyarrow import parquet
 
 from cynosure.measure.storage.manifest import MANIFEST, difference, identity, read_manifest, sealed
-from cynosure.measure.storage.rows import Facts, Shard
+from cynosure.measure.storage.rows import DocumentFacts, Shard
 from cynosure.measure.storage.shards import Label, decode, decode_label, digest, encode, parse
 from cynosure.system.files import write_whole
 from cynosure.system.folders import LOCK, SYSTEM_FILES, check_is_folder, first_foreign
@@ -26,7 +26,7 @@ log = logging.getLogger("cynosure")
 
 
 class ShardFile(NamedTuple):
-    """A file that is named as a shard."""
+    """A file with the name of a shard."""
 
     path: Path
     digest: str  # in its name
@@ -36,7 +36,7 @@ class Store:
     """The folder of a run. Reading checks each shard against its checksum; a damaged one counts as absent.
 
     A finished run's manifest lists the checksums of its shards and has a checksum itself; each shard names its run and
-    its number. So no figure is made of a file that was changed, renamed, or taken from another run.
+    its number. So no metric is computed from a file that was changed, renamed, or taken from another run.
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
@@ -70,9 +70,9 @@ class Store:
 
     @property
     def environment(self) -> dict[str, Any]:
-        """Where the run was started; empty where the manifest does not tell."""
-        found = self.manifest.get("environment")
-        return found if isinstance(found, dict) else {}
+        """The environment in which the run was started; empty if the manifest does not tell."""
+        environment = self.manifest.get("environment")
+        return environment if isinstance(environment, dict) else {}
 
     @cached_property
     def identity(self) -> str:
@@ -181,7 +181,7 @@ class Store:
         self.check_label(number, file, label)
         return shard, float(label.seconds)
 
-    def facts(self, number: int) -> tuple[Facts, ...]:
+    def facts(self, number: int) -> tuple[DocumentFacts, ...]:
         """The documents in a shard, from its last bytes alone: nothing is checked against the checksum."""
         return parse(parquet.read_schema(self.files[number][0].path))[0]
 
