@@ -9,8 +9,7 @@ from cynosure.cli import common
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cynosure.auditing import Audit
-    from cynosure.auditing.checks import Check
+    from cynosure.auditing import Audit, Check
 
 N_TOKENS = 64  # full logits of so few are made here for once
 N_SHORT = 40  # of the second row of the audit's batch, which is padded
@@ -46,8 +45,7 @@ def check(
     differs or is found. `cynosure.audit` does so with your own batches and loss.
     """
     from cynosure import auditing, models
-    from cynosure.text import tokenize
-    from cynosure.text.words import one_text
+    from cynosure.text import one_text, tokenize
 
     common.show_notes(quiet)
     words = "" if text is None else one_text(text)[: 100 * N_TOKENS]
@@ -99,7 +97,7 @@ def padded_batch(tokenizer: Any, ids: list[int]) -> "dict[str, Tensor]":
 
 
 def show(name: str, head: str, checks: "list[Check]") -> None:
-    from cynosure.auditing.checks import TOLERANCE
+    from cynosure.auditing import TOLERANCE
     from cynosure.cli.screen import headed_table, stdout
 
     console = stdout()

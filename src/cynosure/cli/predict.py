@@ -39,8 +39,7 @@ def predict(
     Prints the likeliest tokens after a text, and the loss of what really follows.
     """
     from cynosure import measure, models
-    from cynosure.text import read_as, special_strings
-    from cynosure.text.words import one_text
+    from cynosure.text import one_text, read_as, special_strings
 
     common.show_notes(quiet)
     text = one_text(text)
@@ -84,7 +83,7 @@ def top_table(prediction: "Prediction") -> "Table":
     from rich.bar import Bar
 
     from cynosure.cli.screen import headed_table
-    from cynosure.measure.prediction import percent
+    from cynosure.measure import percent
     from cynosure.system.escapes import quoted
 
     table = headed_table(">rank", "<token", "probability", "<")
@@ -98,7 +97,7 @@ def top_table(prediction: "Prediction") -> "Table":
 def truth_table(prediction: "Prediction") -> "Table":
     """The tokens of the truth one by one, and their sum when there are several."""
     from cynosure.cli.screen import headed_table
-    from cynosure.measure.prediction import percent
+    from cynosure.measure import percent
     from cynosure.system.escapes import quoted
 
     table = headed_table("truth", "probability", "rank", "loss in nats", "in bits")

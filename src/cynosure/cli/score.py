@@ -76,9 +76,7 @@ def score(
     Prints the loss per token, perplexity per token and per word, bits per byte and per character with their 95%
     intervals, calibration, and where the nats go. torchrun -m cynosure score shares the work among processes.
     """
-    from cynosure.text import PROTOCOLS, check_bos, check_protocol, find_sources
-    from cynosure.text.documents import check_split_at
-    from cynosure.text.sources import ONCE, total_bytes
+    from cynosure.text import ONCE, PROTOCOLS, check_bos, check_protocol, check_split_at, find_sources, total_bytes
 
     common.show_notes(quiet)
     if protocol != "all":  # before the seconds it takes to load a model

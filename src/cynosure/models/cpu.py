@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from cynosure.loss.tensors import is_plain
+from cynosure.loss import is_plain
 from cynosure.system.machine import cpu_vendor
 
 BLOCK = 128  # queries at a time: their scores against the keys stay in a core's cache

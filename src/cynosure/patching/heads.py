@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from cynosure.loss.compiler import uncompiled
+from cynosure.loss import uncompiled
 from cynosure.patching.lent import lent
 from cynosure.patching.pending import Owner, PendingLogits
 from cynosure.patching.products import Product, product_of

@@ -1,1 +1,1 @@
-"""What everybody needs, from the standard library alone."""
+"""What everybody needs. It imports nothing else of cynosure."""
