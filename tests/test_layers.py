@@ -20,6 +20,9 @@ MODEL_FREE = (
     *(f"measure/comparison/{name}.py" for name in ("align", "tally", "excerpts", "compare", "comparison", "gate")),
 )
 
+# Imports of what another wing does not offer: `system` has no `__init__.pyi`, everybody imports its modules.
+MOST_INNER = 15
+
 # Rooms of the loss, and the modules of it that each imports beside its own.
 ROOMS = {
     "backends": {"native", "options", "pieces", "sizes", "targets", "tensors"},
@@ -92,8 +95,56 @@ def violations(package: Path) -> list[str]:
     return found
 
 
+def is_inner(package: Path, wing: str, name: str) -> bool:
+    """Whether `name` is a module inside another wing, or is imported from one."""
+    parts = name.split(".")
+    if parts[0] != "cynosure" or len(parts) < 3 or parts[1] in (wing, "system"):
+        return False
+    module = package.joinpath(*parts[1:3])
+    return len(parts) > 3 or module.is_dir() or module.with_suffix(".py").is_file()
+
+
+def inner_imports(package: Path) -> list[str]:
+    """One line for every import statement that reaches past what another wing offers in its `__init__.pyi`."""
+    found = {}
+    for file in sorted(package.rglob("*.py")):
+        path = file.relative_to(package)
+        wing = path.parts[0]
+        if len(path.parts) == 1:
+            continue
+        for line, name in imported(ast.parse(file.read_text()), ("cynosure", *path.parts[:-1])):
+            if is_inner(package, wing, name):
+                found[path, line] = f"{path}:{line}: imports {name}"
+    return list(found.values())
+
+
 def test_imports_point_downwards() -> None:
     assert violations(PACKAGE) == []
+
+
+def test_few_imports_reach_inside_another_wing() -> None:
+    found = inner_imports(PACKAGE)
+    assert len(found) <= MOST_INNER, "import these from the wing, whose __init__.pyi lists them:\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("code", "inner"),
+    [
+        ("from cynosure.loss.linear import capped, product", 1),
+        ("def f():\n    from cynosure.loss import linear", 1),
+        ("from ..loss.linear import capped", 1),
+        ("import_module('cynosure.loss.linear')", 1),
+        ("import cynosure.loss.linear\nimport cynosure.text.chat", 2),
+        ("from cynosure.loss import capped\nfrom cynosure import loss", 0),
+        ("from cynosure.system.escapes import visible\nfrom cynosure.models.head import Head", 0),
+    ],
+)
+def test_an_import_inside_another_wing_is_counted(code: str, inner: int, tmp_path: Path) -> None:
+    for name in ("loss/linear.py", "models/splitting.py", "text/chat.py"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    (tmp_path / "models/splitting.py").write_text(code)
+    assert len(inner_imports(tmp_path)) == inner
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import pytest
 import transformers
 
 from cynosure.cli import app
-from cynosure.models.gguf import quiet_transformers
+from cynosure.system.quiet import quiet_transformers
 from tests.cli.test_cli import Done
 from tests.cli.test_cli import run as run
 from tests.tiny import byte_tokenizer, tiny_model

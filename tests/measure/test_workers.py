@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from cynosure.measure import Corpus, score
-from cynosure.measure.scoring.workers import together
 from cynosure.models import load
 from cynosure.models.loading import find_device
+from cynosure.system.workers import together
 from cynosure.text import find_sources
 from tests.measure.test_store import OPTIONS, TEXTS, TIMES, figures
 
@@ -47,7 +47,7 @@ def end():
 
 atexit.register(end)
 import torch
-from cynosure.measure.scoring.workers import Workers
+from cynosure.system.workers import Workers
 workers = Workers()
 held = torch.distributed.group.WORLD  # as DDP and FSDP2 hold it
 assert workers.told("a" if workers.leads else "b") == "a"

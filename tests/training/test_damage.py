@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cynosure.measure import Corpus
-from cynosure.measure.scoring.workers import Workers
+from cynosure.system.workers import Workers
 from cynosure.training import folder
 from cynosure.training.begin import Consent, begin
 from cynosure.training.folder import RunFolder

@@ -1,6 +1,9 @@
+from cynosure.auditing.checks import TOLERANCE as TOLERANCE
 from cynosure.auditing.checks import Check as Check
 from cynosure.auditing.checks import check as check
 from cynosure.auditing.findings import Audit as Audit
 from cynosure.auditing.findings import Finding as Finding
 from cynosure.auditing.findings import Made as Made
+from cynosure.auditing.level import MARGIN as MARGIN
+from cynosure.auditing.level import initial_cost as initial_cost
 from cynosure.auditing.run import audit as audit

@@ -10,7 +10,7 @@ from cynosure.auditing.findings import Report
 from cynosure.auditing.loss import Compared, rounding_of, times, whole_factor
 from cynosure.auditing.subject import Subject
 from cynosure.auditing.truth import Nll
-from cynosure.patching.labelled import IGNORED
+from cynosure.patching import IGNORED
 
 
 def check_accumulation(subject: Subject, compared: list[Compared], report: Report) -> None:

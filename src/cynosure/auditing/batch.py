@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cynosure.patching.labelled import IGNORED
+from cynosure.patching import IGNORED
 
 N_BATCHES = 4  # of a data loader, which may have no end
 COMPLETION = ("completion_mask", "assistant_masks")  # TRL's names for where the completion is

@@ -7,13 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cynosure.loss import linear_cross_entropy
-from cynosure.loss.tensors import place
-from cynosure.models.head import Head, Tracer, forward, hidden_states, read_head
-from cynosure.patching.heads import Deferring
-from cynosure.patching.ids import check_ids, embedding_rows
-from cynosure.patching.labelled import IGNORED
-from cynosure.patching.products import HeadMatmul
+from cynosure.loss import linear_cross_entropy, place
+from cynosure.models import Head, Tracer, forward, hidden_states, read_head
+from cynosure.patching import IGNORED, Deferring, HeadMatmul, check_ids, embedding_rows
 
 TOLERANCE = 1e-5
 

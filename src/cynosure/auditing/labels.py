@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cynosure.auditing.batch import AuditBatch, pulled
 from cynosure.auditing.findings import Report
-from cynosure.patching.labelled import IGNORED
+from cynosure.patching import IGNORED
 from cynosure.text import adds_bos
 
 PLACEHOLDER = re.compile(r"(image|video|audio|speech|vision)(_pad|_patch|_soft)?_token_(id|index)")

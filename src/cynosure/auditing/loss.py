@@ -12,8 +12,8 @@ from cynosure.auditing.findings import Report
 from cynosure.auditing.subject import Subject
 from cynosure.auditing.truth import Nll, OwnLogits, nll_of, own_logits, reduced, split_of
 from cynosure.loss import linear_cross_entropy
-from cynosure.models.finite import why_not_finite
-from cynosure.patching.labelled import IGNORED
+from cynosure.models import why_not_finite
+from cynosure.patching import IGNORED
 
 FACTORS = 64  # whole factors that are recognised, such as numbers of accumulated steps
 

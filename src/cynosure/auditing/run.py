@@ -26,8 +26,7 @@ from cynosure.auditing.level import check_level
 from cynosure.auditing.loss import Compared, compare_loss
 from cynosure.auditing.subject import LossFunction, Subject, find_subject
 from cynosure.auditing.vocabulary import check_specials, check_vocabulary
-from cynosure.patching.labelled import IGNORED
-from cynosure.patching.probe import untouched
+from cynosure.patching import IGNORED, untouched
 
 
 def audit(

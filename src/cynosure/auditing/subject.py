@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cynosure.auditing.batch import COMPLETION
-from cynosure.patching import find_causal_lm
-from cynosure.patching.inputs import input_device
+from cynosure.patching import find_causal_lm, input_device
 
 LossFunction = Callable[..., Tensor]
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from cynosure.auditing.batch import AuditBatch
 from cynosure.auditing.subject import Subject
-from cynosure.models.head import Head, agree, follow
-from cynosure.patching.labelled import IGNORED
+from cynosure.models import Head, agree, follow
+from cynosure.patching import IGNORED
 
 CHUNK = 1 << 22  # logits in float64 at a time
 

@@ -7,7 +7,7 @@ import torch
 from cynosure.auditing.batch import AuditBatch
 from cynosure.auditing.findings import Report
 from cynosure.auditing.labels import TextRows
-from cynosure.patching.labelled import IGNORED
+from cynosure.patching import IGNORED
 
 SPECIALS = ("pad", "bos", "eos")
 

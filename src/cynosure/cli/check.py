@@ -9,8 +9,7 @@ from cynosure.cli import common
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cynosure.auditing import Audit
-    from cynosure.auditing.checks import Check
+    from cynosure.auditing import Audit, Check
 
 EXAMPLES = ("cynosure check smollm2", 'cynosure check smollm2 "Some text of your own"')
 N_TOKENS = 64  # few, because the check materializes full logits
@@ -51,8 +50,7 @@ def check(
     `cynosure.audit` runs the audit on your own batches and loss.
     """
     from cynosure import auditing, models
-    from cynosure.text import tokenize
-    from cynosure.text.words import one_text
+    from cynosure.text import one_text, tokenize
 
     common.show_notes(quiet)
     words = "" if text is None else one_text(text)[: 100 * N_TOKENS]
@@ -104,7 +102,7 @@ def padded_batch(tokenizer: Any, ids: list[int]) -> "dict[str, Tensor]":
 
 
 def show(name: str, head: str, checks: "list[Check]") -> None:
-    from cynosure.auditing.checks import TOLERANCE
+    from cynosure.auditing import TOLERANCE
     from cynosure.cli.screen import headed_table, stdout
 
     console = stdout()

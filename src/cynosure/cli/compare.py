@@ -160,9 +160,7 @@ def check_left_out(context: typer.Context) -> None:
 def of_models(names: tuple[str, str], texts: list[str], given: dict[str, Any], quiet: bool) -> "Comparison":
     """Score the texts with two models and compare them."""
     from cynosure import measure, models
-    from cynosure.text import find_sources
-    from cynosure.text.documents import check_split_at
-    from cynosure.text.sources import total_bytes
+    from cynosure.text import check_split_at, find_sources, total_bytes
 
     reading = {name: given.pop(name) for name in ("column", "errors", "limit", "split_at", "bad_rows")}
     sources = find_sources(texts, column=reading["column"])

@@ -28,11 +28,10 @@ def gather() -> dict[str, Any]:
     """Everything `info` shows, as plain values."""
     import torch
 
+    from cynosure.loss import choose_gemm
     from cynosure.loss.backends.registry import backends
-    from cynosure.loss.matmul.choice import choose_gemm
     from cynosure.loss.matmul.rivals import RIVALS
-    from cynosure.models.loading import find_device
-    from cynosure.models.packaged import PACKAGED
+    from cynosure.models import PACKAGED, find_device
     from cynosure.system.machine import cache_directory, cpu_name
 
     accelerator = find_device("auto")
@@ -69,7 +68,7 @@ def installed(package: str) -> str | None:
 
 def packaged_status(name: str) -> str:
     """The path of a packaged model, or how to install it."""
-    from cynosure.models.packaged import packaged_parts
+    from cynosure.models import packaged_parts
 
     try:
         parts = packaged_parts(name)

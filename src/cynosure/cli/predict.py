@@ -45,8 +45,7 @@ def predict(
     Lists the most likely tokens after TEXT. With --truth, shows the probability, rank and loss of each of its tokens.
     """
     from cynosure import measure, models
-    from cynosure.text import read_as, special_strings
-    from cynosure.text.words import one_text
+    from cynosure.text import one_text, read_as, special_strings
 
     common.show_notes(quiet)
     text = one_text(text)
@@ -90,7 +89,7 @@ def top_table(prediction: "Prediction") -> "Table":
     from rich.bar import Bar
 
     from cynosure.cli.screen import headed_table
-    from cynosure.measure.prediction import percent
+    from cynosure.measure import percent
     from cynosure.system.escapes import quoted
 
     table = headed_table(">rank", "<token", "probability", "<")
@@ -104,7 +103,7 @@ def top_table(prediction: "Prediction") -> "Table":
 def truth_table(prediction: "Prediction") -> "Table":
     """Each token of the truth, and their total when there are several."""
     from cynosure.cli.screen import headed_table
-    from cynosure.measure.prediction import percent
+    from cynosure.measure import percent
     from cynosure.system.escapes import quoted
 
     table = headed_table("truth", "probability", "rank", "loss in nats", "in bits")

@@ -90,9 +90,7 @@ def score(
     Shows the loss per token, perplexity per token and per word, and bits per byte and per character, each with its 95%
     interval. Also shows calibration and which parts of the texts cost most. torchrun shares the work among processes.
     """
-    from cynosure.text import PROTOCOLS, check_bos, check_protocol, find_sources
-    from cynosure.text.documents import check_split_at
-    from cynosure.text.sources import ONCE, total_bytes
+    from cynosure.text import ONCE, PROTOCOLS, check_bos, check_protocol, check_split_at, find_sources, total_bytes
 
     common.show_notes(quiet)
     if protocol != "all":  # checked early: loading a model takes seconds

@@ -8,7 +8,7 @@ import typer
 
 from cynosure.cli import common
 from cynosure.cli.train_options import with_settings
-from cynosure.training.settings import TrainSettings
+from cynosure.training import TrainSettings
 
 if TYPE_CHECKING:
     from cynosure.training import Trained
@@ -76,8 +76,7 @@ def train(
     if not texts and not resume:
         raise ValueError("no texts to train on: give files, folders, globs, - (stdin) or a dataset, or --resume")
     common.show_notes(quiet)
-    from cynosure.text import TRAINED, find_sources
-    from cynosure.text.documents import check_split_at
+    from cynosure.text import TRAINED, check_split_at, find_sources
 
     sources, held_out = find_sources(texts or [], column=column), find_sources(valid or [], column=column)
     check_split_at((*sources, *held_out), split_at)
@@ -91,9 +90,8 @@ def train(
     corpus = Corpus.of_sources(sources, limit=limit, splits=TRAINED, **reading)
     apart = Corpus.of_sources(held_out, **reading)
     from cynosure.cli.training import shown_training
-    from cynosure.training import Diverged
+    from cynosure.training import MANIFEST, Diverged
     from cynosure.training import train as run
-    from cynosure.training.folder import MANIFEST
 
     # These libraries warn about each other's future versions; our users can do nothing about it.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|accelerate)\b")

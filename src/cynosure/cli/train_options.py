@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, cast, get_type_hints
 import typer
 
 from cynosure.cli.common import SHORT, as_options
-from cynosure.training.settings import TOKENS, Option, TrainSettings
+from cynosure.training import TOKENS, Option, TrainSettings
 
 COUNT = re.compile(r"(\d+(?:\.\d+)?)([kKmMbBgG]?)")
 FACTORS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}

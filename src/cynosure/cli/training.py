@@ -13,14 +13,14 @@ from cynosure.cli.curve import curve
 from cynosure.cli.progress import LINE_SECONDS, shown_progress
 from cynosure.system.escapes import visible
 from cynosure.system.numbers import counted
-from cynosure.training.watch import Figures, Watcher
+from cynosure.training import Figures, Watcher
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.live import Live
 
-    from cynosure.measure.scoring.scorer import Say
-    from cynosure.training.settings import Plan
+    from cynosure.measure import Say
+    from cynosure.training import Plan
 
 RATE_STEPS = 20  # over which the rate is told
 CURVE_ROWS, CURVE_COLUMNS = 12, 78  # at most

@@ -1,7 +1,14 @@
+from cynosure.loss.compiler import uncompiled as uncompiled
 from cynosure.loss.functional import cross_entropy as cross_entropy
 from cynosure.loss.functional import linear_cross_entropy as linear_cross_entropy
 from cynosure.loss.functional import logits_token_logprobs as logits_token_logprobs
 from cynosure.loss.functional import token_logprobs as token_logprobs
+from cynosure.loss.linear import capped as capped
+from cynosure.loss.linear import readable as readable
+from cynosure.loss.matmul.choice import as_if_large as as_if_large
+from cynosure.loss.matmul.choice import choose_gemm as choose_gemm
+from cynosure.loss.matmul.choice import providers as providers
+from cynosure.loss.matmul.choice import settle as settle
 from cynosure.loss.modules import CrossEntropyLoss as CrossEntropyLoss
 from cynosure.loss.modules import LinearCrossEntropyLoss as LinearCrossEntropyLoss
 from cynosure.loss.plan import Plan as Plan
@@ -9,5 +16,10 @@ from cynosure.loss.plan import explain as explain
 from cynosure.loss.stats import TokenStats as TokenStats
 from cynosure.loss.stats import logits_token_stats as logits_token_stats
 from cynosure.loss.stats import token_stats as token_stats
+from cynosure.loss.tensors import is_plain as is_plain
+from cynosure.loss.tensors import multiplies_itself as multiplies_itself
+from cynosure.loss.tensors import parts_of as parts_of
+from cynosure.loss.tensors import place as place
 from cynosure.loss.totals import TokenSums as TokenSums
 from cynosure.loss.totals import perplexity as perplexity
+from cynosure.loss.transforms import refuse_batched as refuse_batched

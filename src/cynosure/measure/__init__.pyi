@@ -5,6 +5,7 @@ from cynosure.measure.comparison.gate import Gate as Gate
 from cynosure.measure.comparison.gate import Verdict as Verdict
 from cynosure.measure.comparison.gate import junit as junit
 from cynosure.measure.prediction import Prediction as Prediction
+from cynosure.measure.prediction import percent as percent
 from cynosure.measure.prediction import predict as predict
 from cynosure.measure.results.scores import Scores as Scores
 from cynosure.measure.results.scores import open_run as open_run
@@ -13,6 +14,8 @@ from cynosure.measure.scoring.all_protocols import score_all as score_all
 from cynosure.measure.scoring.corpus import Corpus as Corpus
 from cynosure.measure.scoring.score import score as score
 from cynosure.measure.scoring.scorer import Progress as Progress
+from cynosure.measure.scoring.scorer import Say as Say
 from cynosure.measure.statistics.meter import Meter as Meter
 from cynosure.measure.statistics.stats import Statistics as Statistics
 from cynosure.measure.storage.store import check_own as check_own
+from cynosure.measure.storage.store import remove_run as remove_run

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from cynosure.loss.tensors import is_plain
+from cynosure.loss import is_plain
 from cynosure.system.machine import cpu_vendor
 from cynosure.system.upstream import onednn_linear
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cynosure.loss.tensors import parts_of
+from cynosure.loss import parts_of
 
 
 def add_tensors(digest: Any, tensors: Mapping[str, Tensor], mark: str = "") -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cynosure.loss.tensors import multiplies_itself
+from cynosure.loss import multiplies_itself
 
 
 def check_finite(module: nn.Module, name: str, values: Tensor, run: Callable[[], Any]) -> None:

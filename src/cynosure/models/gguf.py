@@ -1,13 +1,10 @@
 """GGUF files: dequantised once, by transformers, and kept as safetensors in the user's cache directory."""
 
-import io
 import json
 import logging
 import re
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from cynosure.models.weights import LAYER, check_found
 from cynosure.system.files import flush, sha256
 from cynosure.system.machine import cache_directory
 from cynosure.system.panics import is_failure, quiet_panic
+from cynosure.system.quiet import quiet_transformers
 
 log = logging.getLogger(__name__)
 
@@ -232,27 +230,3 @@ def split_digits(tokenizer: Any, metadata: dict[str, Any]) -> None:
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
         )
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Without what transformers logs, and its progress bars; one bar ignores the setting, so stderr is kept from it."""
-    with calm_transformers(logging.CRITICAL), redirect_stderr(io.StringIO()):
-        yield
-
-
-@contextmanager
-def calm_transformers(verbosity: int = logging.ERROR) -> Iterator[None]:
-    """Without transformers' warnings and such of its progress bars as heed a setting."""
-    from transformers.utils import logging as module
-
-    theirs: Any = module
-    level, bars = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
-    theirs.set_verbosity(verbosity)
-    theirs.disable_progress_bar()
-    try:
-        yield
-    finally:
-        theirs.set_verbosity(level)
-        if bars:
-            theirs.enable_progress_bar()

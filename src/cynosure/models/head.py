@@ -11,18 +11,19 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from cynosure.loss import TokenStats, token_stats
-from cynosure.loss.linear import capped
-from cynosure.loss.tensors import place
+from cynosure.loss import TokenStats, capped, place, token_stats
 from cynosure.models.cpu import fast_cpu
 from cynosure.models.finite import check_finite
-from cynosure.patching.heads import Deferring
-from cynosure.patching.ids import embedding_rows
-from cynosure.patching.inputs import CACHE_OPTIONS, input_device
-from cynosure.patching.labelled import PLAIN
-from cynosure.patching.losses import Asked
-from cynosure.patching.pending import PendingLogits
-from cynosure.patching.recipe import Recipe
+from cynosure.patching import (
+    CACHE_OPTIONS,
+    PLAIN,
+    Asked,
+    Deferring,
+    PendingLogits,
+    Recipe,
+    embedding_rows,
+    input_device,
+)
 
 CACHING: WeakSet[Any] = WeakSet()  # models that fail without a cache, as xLSTM in half precision
 N_PROBED = 32  # tokens, the last half of which is changed and cut to see whether the first half depends on it

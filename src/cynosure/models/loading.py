@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cynosure.models.gguf import GgufFile, dequantised, quiet_transformers, read_notes
+from cynosure.models.gguf import GgufFile, dequantised, read_notes
 from cynosure.models.packaged import PACKAGED, packaged_parts
 from cynosure.models.pretrained import from_pretrained, told
 from cynosure.models.remote_code import (
@@ -19,6 +19,7 @@ from cynosure.models.remote_code import (
 )
 from cynosure.models.soundness import check_size, check_values, find_checkpoint
 from cynosure.models.weights import check_found
+from cynosure.system.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     import torch

@@ -6,8 +6,7 @@ import torch
 
 from cynosure.models.finite import check_finite
 from cynosure.models.head import trace
-from cynosure.patching.inputs import input_device
-from cynosure.patching.probe import untouched
+from cynosure.patching import input_device, untouched
 
 N_APART = 6  # tokens of each of the two documents of the check
 TOLERANCE = 1e-3  # of the largest hidden state: products of other shapes round differently

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cynosure.loss.tensors import place
+from cynosure.loss import place
 from cynosure.models.digest import add_tensors
 from cynosure.models.finite import check_finite, why_not_finite
 from cynosure.models.head import Head, check_causal, hidden_states, read_head
 from cynosure.models.loading import LanguageModel, load
 from cynosure.models.regimes import Forgetting, Regimes, read_regimes
-from cynosure.patching.ids import check_ids, embedding_rows
+from cynosure.patching import check_ids, embedding_rows
 
 OF_ORIGIN = ("_name_or_path", "transformers_version", "architectures", "dtype", "use_cache")  # no logit hangs on it
 

@@ -103,7 +103,7 @@ def ignorable(model: Any, checkpoint: Checkpoint) -> list[str]:
 
 def tied_note(model: Any, name: str) -> tuple[str, ...]:
     """A note where the configuration ties the head to the embeddings, and the head on disk is another."""
-    from cynosure.loss.tensors import place
+    from cynosure.loss import place
 
     config = model.config.get_text_config()
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()

@@ -9,7 +9,7 @@ from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from torch.overrides import TorchFunctionMode
 
-from cynosure.loss.compiler import uncompiled
+from cynosure.loss import uncompiled
 from cynosure.patching.lent import lent
 from cynosure.patching.pending import Owner, PendingLogits
 from cynosure.patching.products import HeadMatmul, matmul_of

@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from cynosure.loss import TokenStats, linear_cross_entropy, token_stats
-from cynosure.loss.transforms import refuse_batched
+from cynosure.loss import TokenStats, linear_cross_entropy, refuse_batched, token_stats
 from cynosure.patching.recipe import Recipe, product_dtype
 
 IGNORED = -100

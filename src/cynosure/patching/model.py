@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cynosure.loss import TokenStats
-from cynosure.loss.compiler import uncompiled
+from cynosure.loss import TokenStats, uncompiled
 from cynosure.patching.adapters import tuner
 from cynosure.patching.entered import Entered
 from cynosure.patching.find import find_causal_lm

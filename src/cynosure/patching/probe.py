@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cynosure.loss.tensors import is_plain, parts_of
+from cynosure.loss import is_plain, parts_of
 from cynosure.patching.heads import head_layers, is_fsdp, release
 from cynosure.patching.inputs import CACHE_OPTIONS, Inputs, input_device, probe_inputs
 from cynosure.system.upstream import parametrized_values, tree_map_only

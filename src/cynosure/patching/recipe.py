@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cynosure.loss.linear import capped, readable
+from cynosure.loss import capped, readable
 from cynosure.system.upstream import times_changed
 
 

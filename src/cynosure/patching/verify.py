@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cynosure.loss.matmul.choice import as_if_large
+from cynosure.loss import as_if_large
 from cynosure.patching.forward import takes_fused_head
 from cynosure.patching.heads import head_layers, is_fsdp, partitioned
 from cynosure.patching.inputs import Inputs

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from cynosure.loss import cross_entropy
-from cynosure.loss.compiler import uncompiled
+from cynosure.loss import cross_entropy, uncompiled
 from cynosure.patching.labelled import NAMES, PLAIN, Objective
 from cynosure.patching.losses import Asked
 from cynosure.patching.recipe import Recipe

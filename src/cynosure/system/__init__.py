@@ -1,1 +1,1 @@
-"""Shared helpers that need only the standard library; `upstream.py` also needs torch."""
+"""Helpers that every room uses. It imports no other room of cynosure."""

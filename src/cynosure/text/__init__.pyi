@@ -3,8 +3,10 @@ from cynosure.text.choices import CHAT as CHAT
 from cynosure.text.choices import OVERLONG as OVERLONG
 from cynosure.text.choices import SPECIAL as SPECIAL
 from cynosure.text.division import Division as Division
+from cynosure.text.documents import MEASURED as MEASURED
 from cynosure.text.documents import TRAINED as TRAINED
 from cynosure.text.documents import Document as Document
+from cynosure.text.documents import check_split_at as check_split_at
 from cynosure.text.documents import read_documents as read_documents
 from cynosure.text.given import as_documents as as_documents
 from cynosure.text.opening import BOS as BOS
@@ -19,8 +21,11 @@ from cynosure.text.packing import Separators as Separators
 from cynosure.text.packing import Tokenised as Tokenised
 from cynosure.text.packing import chat_ids as chat_ids
 from cynosure.text.packing import document_ids as document_ids
+from cynosure.text.sources import ONCE as ONCE
+from cynosure.text.sources import Source as Source
 from cynosure.text.sources import find_sources as find_sources
 from cynosure.text.sources import source_digest as source_digest
+from cynosure.text.sources import total_bytes as total_bytes
 from cynosure.text.special import check_special as check_special
 from cynosure.text.special import read_as as read_as
 from cynosure.text.special import special_strings as special_strings
@@ -34,9 +39,11 @@ from cynosure.text.tokens import tokenize as tokenize
 from cynosure.text.vocabulary import train_tokenizer as train_tokenizer
 from cynosure.text.whole import TooLong as TooLong
 from cynosure.text.whole import WholePacked as WholePacked
+from cynosure.text.whole import row_for as row_for
 from cynosure.text.windows import PROTOCOLS as PROTOCOLS
 from cynosure.text.windows import SEPARATOR as SEPARATOR
 from cynosure.text.windows import DoesNotApply as DoesNotApply
 from cynosure.text.windows import Protocol as Protocol
 from cynosure.text.windows import Window as Window
 from cynosure.text.windows import check_protocol as check_protocol
+from cynosure.text.words import one_text as one_text

@@ -11,18 +11,25 @@ import numpy as np
 import torch
 
 from cynosure import __version__
-from cynosure.loss.matmul.choice import providers
+from cynosure.loss import providers
 from cynosure.measure import Corpus
 from cynosure.measure.storage.manifest import difference
-from cynosure.models import LanguageModel, Regimes, check_apart, load
-from cynosure.models.digest import weights_digest
-from cynosure.models.loading import find_code, find_device, find_tokenizer, load_tokenizer, locate
-from cynosure.models.regimes import read_regimes
-from cynosure.patching import Patch
-from cynosure.patching.ids import check_ids, embedding_rows
+from cynosure.models import (
+    LanguageModel,
+    Regimes,
+    check_apart,
+    find_code,
+    find_device,
+    find_tokenizer,
+    load,
+    load_tokenizer,
+    locate,
+    read_regimes,
+    weights_digest,
+)
+from cynosure.patching import Patch, check_ids, embedding_rows
 from cynosure.system.upstream import has_fast_bfloat16
-from cynosure.text import Division, Packed, TooLong, WholePacked
-from cynosure.text.whole import row_for
+from cynosure.text import Division, Packed, TooLong, WholePacked, row_for
 from cynosure.training.data import TOKENS, Data, Reading, make_vocabulary, pack, strategy_for, trained_on, write_data
 from cynosure.training.folder import DATA, RunFolder, first_sound
 from cynosure.training.integrity import check_files, digests_of

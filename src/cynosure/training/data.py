@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, NamedTuple, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 
-from cynosure.models.loading import load_tokenizer
+from cynosure.models import load_tokenizer
 from cynosure.system.numbers import counted
 from cynosure.text import (
     Division,

@@ -15,9 +15,9 @@ from transformers import PrinterCallback, Trainer, TrainerState, TrainingArgumen
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
 from cynosure.loss import TokenSums, perplexity
-from cynosure.models.gguf import quiet_transformers
 from cynosure.patching import Objective, Patch
 from cynosure.system.numbers import finite
+from cynosure.system.quiet import quiet_transformers
 from cynosure.text import Packed, WholePacked
 from cynosure.training.folder import METRICS, PARTIAL, RunFolder, whole_or_nothing
 from cynosure.training.integrity import reading, way_out_of

@@ -36,7 +36,7 @@ def keep_model(folder: RunFolder, checkpoint: Path, settings: TrainSettings, con
         return
     from peft import PeftModel
 
-    from cynosure.models.gguf import quiet_transformers
+    from cynosure.system.quiet import quiet_transformers
 
     started = load_init(settings, consent)
     merged = PeftModel.from_pretrained(started.model, folder / ADAPTER, trust_remote_code=False).merge_and_unload()

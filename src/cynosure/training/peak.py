@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
+from cynosure.loss import choose_gemm
 from cynosure.loss.linear import product
-from cynosure.loss.matmul.choice import choose_gemm
 
 SIZES, RUNS = {"cpu": 1536}, 5  # of square matrices: large enough to keep all of it busy
 SIZE_ELSEWHERE = 8192

@@ -10,14 +10,12 @@ from typing import Any, TypeAlias
 
 import torch
 
-from cynosure.loss.matmul.choice import settle
+from cynosure.loss import settle
 from cynosure.measure import Corpus, Scores, open_run
-from cynosure.measure.scoring.workers import PATIENCE, Workers
-from cynosure.models import load
-from cynosure.models.digest import weights_digest
-from cynosure.models.gguf import calm_transformers
-from cynosure.models.loading import find_device
+from cynosure.models import find_device, load, weights_digest
 from cynosure.system.numbers import counted
+from cynosure.system.quiet import calm_transformers
+from cynosure.system.workers import PATIENCE, Workers
 from cynosure.text import Document
 from cynosure.training.begin import Consent, begin, check_same, check_tokens, environment, load_init
 from cynosure.training.curves import draw_curves

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cynosure.models.packaged import PACKAGED
+from cynosure.models import PACKAGED
 from cynosure.text import CHAT, OVERLONG, SPECIAL
 from cynosure.training.presets import Preset, find_preset
 

@@ -8,11 +8,8 @@ from typing import Any
 
 import torch
 
-from cynosure.measure import Corpus, Scores, score
-from cynosure.measure.scoring.scorer import Say
-from cynosure.measure.storage.store import remove_run
-from cynosure.models import LanguageModel, SplitModel, split
-from cynosure.models.head import current_head
+from cynosure.measure import Corpus, Say, Scores, remove_run, score
+from cynosure.models import LanguageModel, SplitModel, current_head, split
 from cynosure.patching import find_causal_lm
 from cynosure.system.numbers import finite
 from cynosure.text import Document, prefix_token, text_ids

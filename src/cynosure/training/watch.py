@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from cynosure.auditing.level import MARGIN, initial_cost
-from cynosure.measure.scoring.scorer import Say
+from cynosure.auditing import MARGIN, initial_cost
+from cynosure.measure import Say
 from cynosure.training.settings import Plan
 
 SMOOTHING = 0.95  # of what was before, a step

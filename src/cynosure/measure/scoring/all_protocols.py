@@ -8,10 +8,10 @@ from typing import Any
 from cynosure.measure.results.scores import Scores
 from cynosure.measure.scoring.corpus import Corpus
 from cynosure.measure.scoring.score import EXPECTED, score
-from cynosure.measure.scoring.workers import Workers
 from cynosure.measure.storage.store import check_own
 from cynosure.models import SplitModel
 from cynosure.system.folders import check_is_folder, first_foreign
+from cynosure.system.workers import Workers
 from cynosure.text import PROTOCOLS, DoesNotApply
 
 

@@ -5,9 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from cynosure.system.numbers import counted
-from cynosure.text import Document, as_documents, read_documents, source_digest
-from cynosure.text.documents import MEASURED
-from cynosure.text.sources import Source
+from cynosure.text import MEASURED, Document, Source, as_documents, read_documents, source_digest
 
 LISTED = 10  # rows in a note
 

@@ -19,13 +19,13 @@ from cynosure.measure.scoring.budget import default_batch_tokens, default_unit_t
 from cynosure.measure.scoring.corpus import Corpus
 from cynosure.measure.scoring.scorer import Say, Scorer, reporting
 from cynosure.measure.scoring.units import Cutting, units
-from cynosure.measure.scoring.workers import Workers
 from cynosure.measure.statistics.calibration import TEMPERATURES
 from cynosure.measure.storage.manifest import MANIFEST, difference
 from cynosure.measure.storage.rows import DocumentFacts
 from cynosure.measure.storage.store import Store, check_own, other_run
 from cynosure.models import SplitModel, split
 from cynosure.system.folders import locked
+from cynosure.system.workers import Workers
 from cynosure.text import (
     PROTOCOLS,
     DoesNotApply,
