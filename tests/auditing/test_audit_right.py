@@ -54,6 +54,7 @@ def silent(found: Audit) -> bool:
     return not found.findings
 
 
+@pytest.mark.exhaustive
 def test_a_real_model_on_padded_text(smollm2: LanguageModel) -> None:
     """Padding is EOS here, of which these texts have none."""
     tokenizer = smollm2.tokenizer

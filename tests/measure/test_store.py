@@ -322,6 +322,7 @@ assert until_dead(start()) == 0
 """
 
 
+@pytest.mark.exhaustive
 def test_a_run_killed_again_and_again_is_as_one_that_was_not(tiny_folder: Path, tmp_path: Path) -> None:
     text, folder = tmp_path / "text.txt", tmp_path / "run"
     text.write_text("".join(f"the cat number {i} sat on the mat. naïve café 猫\n" for i in range(400)))

@@ -224,6 +224,7 @@ def test_only_the_first_process_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
         assert type(watcher) is Watcher
 
 
+@pytest.mark.exhaustive
 def test_two_processes_follow_ones_curve(run: Run, texts: Path, tmp_path: Path) -> None:
     """Over gloo; rows of unequal numbers of tokens to predict in each."""
     import os
