@@ -76,6 +76,14 @@ def test_as_text_and_as_tokens(name: str) -> None:
     check()
 
 
+def test_of_several_in_one_place_the_longest_is_read() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens([AddedToken("<s>>", special=True)])
+    assert special_strings(tokenizer, "a<s>>b<s>") == ["<s>>", "<s>"]
+    parsed = tokenize(tokenizer, "a<s>>b<s>", parse_special=True)
+    assert tokenizer.convert_ids_to_tokens(parsed.ids.tolist()) == ["a", "<s>>", "b", "<s>"]
+
+
 @pytest.mark.parametrize("kind", [kinds.WordLevel, kinds.WordPiece])
 def test_words_that_no_other_tokens_spell_are_unknown(kind: Any) -> None:
     tokenizer = words(kind)
