@@ -61,8 +61,8 @@ MODELS = [
     Fault("any-size", "models/soundness.py", "n_elements > 2 * checkpoint.n_elements + SPARE",
           "n_elements > 2**60 * checkpoint.n_elements + SPARE", "a configuration larger than its weights is built",
           "models/test_soundness.py"),
-    Fault("ruled-out-classes", "models/finite.py", "(values == torch.inf).any()", "values.isinf().any()",
-          "a model that rules out classes is refused", "models/test_head.py models/test_weights.py"),
+    Fault("infinite-states", "models/finite.py", "values.isnan().any() or (values == torch.inf).any()",
+          "values.isnan().any()", "infinite hidden states are not told", "models/test_soundness.py models"),
 ]  # fmt: skip
 
 AUDITING = [
