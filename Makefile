@@ -1,5 +1,5 @@
-# The developer's whole vocabulary: demo, test, test-random, test-large, census, check, docs, sanitize, bench, peers,
-# clean. Each sets up what it needs, once.
+# The developer's whole vocabulary: demo, test, test-all, test-random, test-large, faults, census, check, docs, sanitize,
+# bench, peers, clean. Each sets up what it needs, once.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -16,7 +16,7 @@ CONSTRAINTS ?= -c constraints.txt
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := test
-.PHONY: demo test test-random test-large census check docs sanitize bench peers clean
+.PHONY: demo test test-all test-random test-large faults census check docs sanitize bench peers clean
 
 demo: .venv/native .demo/$(ADDRESS).txt .demo/addresses
 	$(BIN)/cynosure predict smollm2 "The quick brown fox jumps over the" --truth " dog"
@@ -28,9 +28,14 @@ demo: .venv/native .demo/$(ADDRESS).txt .demo/addresses
 
 # A process a core, each with one thread: threads of several processes would wait for each other. Files in their order:
 # by their number of tests the few long ones of the examples would come last, for one process alone.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+
+# Of tests with many parameters as many cases as hold every pair of them, and no test that takes very long.
 test: .venv/native
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 8 --dist loadfile \
-		--no-loadscope-reorder
+	$(PYTEST) -m "not exhaustive"
+
+test-all: .venv/native
+	$(PYTEST)
 
 # Tests in another order each time, which must not matter. pytest prints the seed; SEED=n repeats a run.
 WORKERS ?= 2
@@ -43,6 +48,10 @@ test-random: .venv/native
 # Sizes that take gigabytes and minutes: a tokenizer and a document of 100 MB, runs of ten million tokens.
 test-large: .venv/native
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s tests/large
+
+# Plants each fault of tests/faults/ in a copy of the repository, and says which test of `make test` sees it.
+faults: .venv/native
+	$(BIN)/python -m tests.faults
 
 # Every class of transformers with a loss of text: makes docs/reference/models.md, in about five minutes of one core.
 census: .venv/native

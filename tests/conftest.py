@@ -8,9 +8,17 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
+from tests.covering import mark_the_rest
+
 # Below the public operations annotations are checked at run time; above, a wrong type gets an error of our own.
 BELOW = ("reference", "chunked", "backends.torch_rows", "autograd")
 install_import_hook([f"cynosure.loss.{module}" for module in BELOW], "beartype.beartype")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest looks at marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`make test` runs a covering of the cases of each test, `make test-all` all of them."""
+    mark_the_rest(items)
 
 
 @pytest.fixture(autouse=True)

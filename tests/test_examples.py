@@ -33,6 +33,7 @@ def test_every_example_says_how_to_start_it() -> None:
     assert set(re.findall(r"\[`(\w+\.py)`\]", table)) == {example.name for example in examples}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("example", "words"), commands(), ids=lambda x: x[0] if isinstance(x, list) else x.stem)
 def test_the_loss_falls_and_no_logits_are_made(example: Path, words: list[str], tmp_path: Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TMPDIR": str(tmp_path)}

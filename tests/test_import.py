@@ -56,13 +56,13 @@ def test_import_brings_torch_and_nothing_else(statement: str) -> None:
     assert brings(statement) == set()
 
 
-@pytest.mark.parametrize("name", ["rich", "typer", "transformers", "datasets", "torch._dynamo"])
-def test_a_heavy_import_is_found(name: str, tmp_path: Path) -> None:
+def test_heavy_imports_are_found(tmp_path: Path) -> None:
+    names = ("rich", "typer", "transformers", "datasets", "torch._dynamo")
     package = tmp_path / "pretender"
     package.mkdir()
-    (package / "__init__.py").write_text(f"def __getattr__(attribute):\n    import {name}\n    return 1\n")
-    assert name not in brings("import pretender", tmp_path)
-    assert name in brings("import pretender; pretender.loss", tmp_path)
+    (package / "__init__.py").write_text(f"def __getattr__(attribute):\n    import {', '.join(names)}\n    return 1\n")
+    assert not brings("import pretender", tmp_path).intersection(names)
+    assert brings("import pretender; pretender.loss", tmp_path).issuperset(names)
 
 
 def test_import_alone_leaves_torch_out() -> None:

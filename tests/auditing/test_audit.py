@@ -271,6 +271,7 @@ def test_a_wrong_fused_loss_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert names(audit(family("Llama"), [rows(20, 13)])) == ["fused-loss"]
 
 
+@pytest.mark.exhaustive
 def test_a_real_model_with_another_tokenizers_ids(smollm2: LanguageModel) -> None:
     ids = torch.randint(0, 49_152, (1, 30), generator=torch.Generator().manual_seed(0))
     assert names(audit(smollm2.model, [{"input_ids": ids, "labels": ids}])) == ["above-ln-v"]

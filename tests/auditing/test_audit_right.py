@@ -14,7 +14,7 @@ from transformers import DataCollatorForLanguageModeling
 
 from cynosure import audit, patch
 from cynosure.auditing import Audit
-from cynosure.auditing.batch import N_BATCHES
+from cynosure.auditing.batch import N_BATCHES, take_batches
 from cynosure.auditing.loss import rounding_of
 from cynosure.auditing.truth import OwnLogits, nll_of
 from cynosure.models import LanguageModel
@@ -54,6 +54,7 @@ def silent(found: Audit) -> bool:
     return not found.findings
 
 
+@pytest.mark.exhaustive
 def test_a_real_model_on_padded_text(smollm2: LanguageModel) -> None:
     """Padding is EOS here, of which these texts have none."""
     tokenizer = smollm2.tokenizer
@@ -384,6 +385,16 @@ def test_an_endless_loader_is_not_exhausted() -> None:
 
     assert silent(audit(family("Llama"), endless()))
     assert len(taken) == N_BATCHES
+
+
+@pytest.mark.parametrize("ahead", [1, -1])
+def test_labels_that_name_other_tokens_are_not_taken_for_shifted_ones(ahead: int) -> None:
+    """Though one of them names the token after it, or before."""
+    ids = torch.arange(3, 23)[None]
+    labels = ids + 20
+    labels[0, 5] = ids[0, 5 + ahead]
+    (batch,) = take_batches([{"input_ids": ids, "labels": labels}], torch.device("cpu"))
+    assert batch.ahead == 0
 
 
 def test_a_loss_function_may_change_its_batch() -> None:

@@ -17,6 +17,7 @@ def small(monkeypatch):
     monkeypatch.setattr(growth, "V_FIXED", 64)
 
 
+@pytest.mark.exhaustive
 def test_growth(small, tmp_path):
     path = tmp_path / "growth.json"
     done = CliRunner().invoke(app, ["growth", "--dtypes", "float32", "--runs", "2", "--json", str(path)])

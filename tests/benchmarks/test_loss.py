@@ -22,6 +22,8 @@ from tests.benchmarks.planted import planted
 
 FAULTS = ("wrong_when_large", "slow", "crash", "unavailable")
 
+pytestmark = pytest.mark.exhaustive
+
 
 @pytest.fixture(scope="module")
 def report(prepared: Prepared) -> BenchmarkReport:

@@ -27,6 +27,7 @@ def build_wrong(work: Work) -> Step:
 
 
 WRONG = Implementation("wrong", "planted", build_wrong)
+pytestmark = pytest.mark.exhaustive
 
 
 @pytest.fixture(scope="module")

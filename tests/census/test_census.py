@@ -61,6 +61,7 @@ def examined(kind: str, table: str, **how: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("kind", "table"), SAMPLE)
+@pytest.mark.exhaustive
 def test_patched_model_is_equal_or_refused_with_its_reason(kind: str, table: str) -> None:
     found = examined(kind, table, names=CALLS)
     reason = REFUSED.get((kind, table))

@@ -250,3 +250,20 @@ def test_a_stride_beyond_the_models_positions_names_them(run, tiny_folder: Path,
     assert (done.status, done.out) == (2, "")
     assert "stride must be from 1 to the window, 64, got 2000" in done.err
     assert "stride must be from 1" in run("score", tiny_folder, text, "--stride", "0").err
+
+
+def test_a_gate_that_fails_is_status_1(run, tiny_folder, tmp_path) -> None:
+    (tmp_path / "text").write_text("the cat sat on the mat. " * 40)
+    assert run("score", tiny_folder, tmp_path / "text", "--out", tmp_path / "run", "--window", 16).status == 0
+    gates = {"bits_per_byte > -1": 1, "bits_per_byte > 1": 0}
+    for gate, status in gates.items():
+        assert run("compare", tmp_path / "run", tmp_path / "run", "--fail-if", gate).status == status
+
+
+def test_predict_reads_special_tokens_as_it_is_told(run, tiny_folder) -> None:
+    options = ("--format", "json", "--quiet")
+    found = [
+        json.loads(run("predict", tiny_folder, "the<s>cat", "--special", special, *options).out)["entropy_nats"]
+        for special in ("text", "parse", "text")
+    ]
+    assert found[0] == found[2] != found[1]

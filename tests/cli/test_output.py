@@ -212,6 +212,7 @@ def test_the_display_of_a_training(capsys: pytest.CaptureFixture[str]) -> None:
     assert_safe(printed)
 
 
+@pytest.mark.exhaustive
 def test_training_on_hostile_names(place: Path) -> None:
     choices = {"preset": "tiny", "vocab": 300, "row-tokens": 16, "batch-tokens": 64, "tokens": 256, "dtype": "float32"}
     options = [part for name, value in choices.items() for part in (f"--{name}", str(value))]

@@ -110,6 +110,7 @@ PRINTS = {
 
 @pytest.mark.parametrize("failed", [False, True])
 @pytest.mark.parametrize("prints", PRINTS)
+@pytest.mark.each_value
 def test_a_reader_who_has_seen_enough_is_no_failure(prints: str, failed: bool) -> None:
     """As after `2>&1 | head -1`, whichever call meets the broken pipe."""
     code = (

@@ -9,6 +9,7 @@ import pytest
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
+@pytest.mark.exhaustive
 def test_ten_thousand_calls_leave_nothing_behind():
     command = [sys.executable, "-m", "tests.loss.many_calls"]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from cynosure.loss import cross_entropy, explain, linear_cross_entropy, token_logprobs, token_stats
+from cynosure.loss.sizes import Sizes
 from tests.loss.cases import KINDS, REDUCTIONS, make_case, upstream_like
 from tests.loss.probes import Allocations, Gemms
 
@@ -135,3 +136,10 @@ def test_what_is_held_is_flat_in_n(n):
     assert plan.chunk_tokens * plan.n_chunks >= n
     assert plan.logits_bytes <= explain(10**6, 640, 262_144).logits_bytes
     assert plan.logits_bytes < 0.5 * plan.full_logits_bytes or n < 1024
+
+
+@pytest.mark.parametrize("v", [1000, 32_000, 262_144, 2**20, 2**28])
+def test_a_vocabulary_of_any_size_stays_within_the_limit(v):
+    """A chunk has fewer rows where they are long, and one at least."""
+    plan = explain(100_000, 64, v)
+    assert plan.logits_bytes <= max(Sizes().max_bytes, 4 * v)

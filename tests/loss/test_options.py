@@ -132,5 +132,6 @@ def anything(draw):
     max_examples=250, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(drawn=anything(), seed=st.integers(0, 2**16))
+@pytest.mark.exhaustive
 def test_any_combination_of_options(drawn, seed, backend):
     check(*build(drawn, seed), backend)

@@ -23,5 +23,6 @@ def test_every_argument_in_every_layout() -> None:
 
 
 @pytest.mark.parametrize("placement", ["replicated", "sharded"])
+@pytest.mark.exhaustive
 def test_two_processes(placement: str) -> None:
     assert run("two_processes", placement) == ["0 same", "1 same"]

@@ -6,6 +6,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 # docs/explanation/math.md, "Where it differs from torch"
 DIFFERENCES = {"a mean over nothing is 0"}
 SOURCES = {
@@ -18,6 +20,7 @@ SOURCES = {
 }
 
 
+@pytest.mark.exhaustive
 def test_every_sample_is_equal_or_a_documented_difference():
     command = [sys.executable, "-m", "tests.loss.torch_samples"]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)

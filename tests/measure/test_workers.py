@@ -86,6 +86,7 @@ def test_two_processes_are_one(tiny_folder: Path, texts: Path, alone: dict[str, 
     assert printed(torchrun(["-m", "cynosure"], tiny_folder, texts)) == alone
 
 
+@pytest.mark.exhaustive
 def test_two_processes_finish_what_one_began(
     tiny_folder: Path, texts: Path, alone: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -98,6 +99,7 @@ def test_two_processes_finish_what_one_began(
 
 
 @pytest.mark.parametrize("fault", ["1 dies", "0 raises"])
+@pytest.mark.exhaustive
 def test_a_dead_worker_ends_the_run_and_any_number_of_processes_go_on(
     tiny_folder: Path, texts: Path, alone: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:

@@ -16,6 +16,7 @@ from tests.patching.test_trl import sft_trainer_of
 from tests.patching.trainers import trained_and_evaluated
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.exhaustive
 
 
 @pytest.fixture(scope="module")

@@ -44,6 +44,7 @@ def exact_step(model: Any, labels: Tensor, num_items_in_batch: int, **given: Any
     return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
+@pytest.mark.exhaustive
 def test_loss_and_gradients_are_as_near_to_float64_as_the_models_own(loaded: LanguageModel) -> None:
     model, given = loaded.model, inputs(loaded) | {"num_items_in_batch": 70}
     own = step(model, **given)

@@ -184,6 +184,7 @@ def test_trainers_that_cannot_be_patched(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.each_value
 def test_label_smoothing_is_trainers_own(tmp_path: Path, options: dict[str, Any], bf16: bool) -> None:
     def run(patched: bool) -> tuple[list[float], Any, dict[str, float]]:
         chosen = OPTIONS | options | {"label_smoothing_factor": 0.2, "bf16": bf16, "per_device_eval_batch_size": 7}

@@ -217,6 +217,7 @@ def test_means_of_logits(name: str) -> None:
     ids=["plain", "precomputed", "two losses", "checkpointing"],
 )
 @pytest.mark.parametrize("adapter", [None, ADAPTER], ids=["whole", "adapter"])
+@pytest.mark.each_value
 def test_dpo_on_a_patched_model(tmp_path: Path, options: dict[str, Any], adapter: Any) -> None:
     """Its trainer is refused, as its loss is none of tokens; its model and the one that it refers to are not."""
     data = Dataset.from_list(

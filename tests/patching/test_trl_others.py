@@ -130,6 +130,7 @@ def same(case: Case, folder: Path, adapter: Any = None) -> int:
 
 @pytest.mark.parametrize("adapter", [None, LoraConfig(r=2, target_modules=["q_proj"])], ids=["whole", "adapter"])
 @pytest.mark.parametrize("name", ASKING_FOR_TOKENS)
+@pytest.mark.each_value
 def test_trainers_that_ask_for_values_of_tokens(tmp_path: Path, name: str, adapter: Any) -> None:
     case = ASKING_FOR_TOKENS[name]
     if adapter is None and "beta" in case[3]:  # of the model before its training, which they would load by its name
@@ -137,6 +138,7 @@ def test_trainers_that_ask_for_values_of_tokens(tmp_path: Path, name: str, adapt
     assert same(case, tmp_path, adapter) >= 4
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ASKING_FOR_LOGITS)
 def test_trainers_that_ask_for_full_logits(tmp_path: Path, name: str) -> None:
     assert same(ASKING_FOR_LOGITS[name], tmp_path) == 0

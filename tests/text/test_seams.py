@@ -184,7 +184,7 @@ def test_pieces_have_the_tokens_of_the_whole(name: str, as_a_whole: Any) -> None
     check()
 
 
-@pytest.mark.parametrize("name", ["smollm2", "gemma3-270m"])
+@pytest.mark.parametrize("name", ["smollm2", pytest.param("gemma3-270m", marks=pytest.mark.exhaustive)])
 def test_pieces_have_the_tokens_of_the_whole_with_real_tokenizers(name: str, as_a_whole: Any) -> None:
     tokenizer = real(name)
     assert seams_of(tokenizer) is not None  # read once, before anything is timed

@@ -76,6 +76,14 @@ def test_as_text_and_as_tokens(name: str) -> None:
     check()
 
 
+def test_of_several_in_one_place_the_longest_is_read() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens([AddedToken("<s>>", special=True)])
+    assert special_strings(tokenizer, "a<s>>b<s>") == ["<s>>", "<s>"]
+    parsed = tokenize(tokenizer, "a<s>>b<s>", parse_special=True)
+    assert tokenizer.convert_ids_to_tokens(parsed.ids.tolist()) == ["a", "<s>>", "b", "<s>"]
+
+
 @pytest.mark.parametrize("kind", [kinds.WordLevel, kinds.WordPiece])
 def test_words_that_no_other_tokens_spell_are_unknown(kind: Any) -> None:
     tokenizer = words(kind)
@@ -95,7 +103,7 @@ def test_other_added_tokens_are_tokens_either_way() -> None:
     assert special_strings(tokenizer, "a<think>b<s>") == ["<s>"]
 
 
-@pytest.mark.parametrize("name", ["smollm2", "gemma3-270m"])
+@pytest.mark.parametrize("name", ["smollm2", pytest.param("gemma3-270m", marks=pytest.mark.exhaustive)])
 def test_real_tokenizers(name: str) -> None:
     """The 13 bytes of `<|endoftext|>` are those of the tokens that spell it."""
     tokenizer = load(name, dtype="float32", device="cpu").tokenizer

@@ -121,7 +121,7 @@ def test_awkward_texts_close_or_are_told(tokenizer: Any, text: str, special: boo
     told_or_closed(tokenizer, text, special, n_prompt_chars)
 
 
-@pytest.mark.parametrize("name", ["smollm2", "gemma3-270m"])
+@pytest.mark.parametrize("name", ["smollm2", pytest.param("gemma3-270m", marks=pytest.mark.exhaustive)])
 def test_awkward_texts_close_with_real_tokenizers(name: str) -> None:
     tokenizer = load(name, dtype="float32", device="cpu").tokenizer
 

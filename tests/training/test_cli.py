@@ -49,6 +49,20 @@ def test_from_a_folder_to_a_model(run: Run, texts: Path, tmp_path: Path) -> None
     assert json.loads(scored.out)["documents"] == 40
 
 
+def test_options_reach_the_settings(run: Run, texts: Path, tmp_path: Path) -> None:
+    given = {
+        "weight_decay": 0.3, "clip": 0.5, "warmup": 0.2, "z_loss": 1e-4, "label_smoothing": 0.1, "schedule": "wsd",
+        "spike": 7.0, "hold_out": 0.2, "micro_rows": 2, "overlong": "drop", "seed": 3,
+    }  # fmt: skip
+    words = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", value)]
+    options = [*OPTIONS, *words, "--tokens", 384, "--lr", 0.001, "--keep-documents-whole", "--quiet"]
+    done = run("train", texts, "--out", tmp_path / "run", *options)
+    assert done.status == 0, done.err
+    settings = RunFolder(tmp_path / "run").manifest["settings"]
+    assert {name: settings[name] for name in given} == given
+    assert (settings["tokens"], settings["learning_rate"], settings["keep_documents_whole"]) == (384, 0.001, True)
+
+
 def test_json_and_quiet(run: Run, texts: Path, tmp_path: Path) -> None:
     done = run("train", texts, "--out", tmp_path / "run", *OPTIONS, "--format", "json", "--quiet")
     assert (done.status, done.err) == (0, "")
@@ -226,6 +240,7 @@ def test_only_the_first_process_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
         assert type(watcher) is Watcher
 
 
+@pytest.mark.exhaustive
 def test_two_processes_follow_ones_curve(run: Run, texts: Path, tmp_path: Path) -> None:
     """Over gloo; rows of unequal numbers of tokens to predict in each."""
     import os

@@ -1,5 +1,6 @@
-"""What of the held-out documents is validated on."""
+"""What of the held-out documents is validated on, and what bytes alone tell of them."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cynosure.text import Division, Document
-from cynosure.training.data import LEAST_BYTES, Reading, shortened, write_data
+from cynosure.training.data import LEAST_BYTES, Reading, byte_counts, shortened, unigram_bits, write_data
 
 BUDGET = 20_000
 
@@ -56,3 +57,9 @@ def test_special_tokens_in_a_text(tmp_path: Path, parse: bool) -> None:
     how = "read as those tokens" if parse else "read as the characters they are"
     assert note.startswith(f"the texts hold 2 strings that are special tokens, such as '</s>': {how}")
     assert data.facts.bytes_known is not parse
+
+
+def test_bits_by_the_frequency_of_bytes() -> None:
+    """Of a in 2 of 3 bytes and b in 1, one of each of the 256 bytes added."""
+    bits = unigram_bits(byte_counts("aab"), byte_counts("ab"))
+    assert bits == pytest.approx(-(math.log2(3 / 259) + math.log2(2 / 259)) / 2, rel=1e-12)

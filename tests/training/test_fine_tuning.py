@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 import cynosure
 from cynosure.models import check_apart
 from cynosure.text import Document
+from cynosure.training.lora import with_updates
 from tests.tiny import tiny_model
 from tests.training.runs import documents, run, stopped_at, timeless
 
@@ -99,3 +100,9 @@ def test_models_without_positions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model.model, "forward", bare)
     with pytest.raises(ValueError, match="takes no position_ids"):
         check_apart(model, 300)
+
+
+@pytest.mark.parametrize("rank", [1, 4])
+def test_updates_of_any_rank_have_one_size(rank: int) -> None:
+    config = with_updates(tiny_model(), rank, seed=0).peft_config["default"]
+    assert (config.r, config.lora_alpha / config.r) == (rank, 2)

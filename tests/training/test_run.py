@@ -122,7 +122,7 @@ def test_bits_per_byte_are_of_the_bytes_predicted(whole: Any) -> None:
     assert first["bits_per_byte"] == pytest.approx(bits / len(text.encode()), rel=1e-6)
 
 
-@pytest.mark.parametrize("micro_rows", [1, 2, 4])
+@pytest.mark.parametrize("micro_rows", [1, *(pytest.param(n, marks=pytest.mark.exhaustive) for n in (2, 4))])
 def test_micro_batches_are_the_same_batch(whole: Any, tmp_path: Path, micro_rows: int) -> None:
     """Rows hold different numbers of tokens to be predicted: a mean of means would show."""
     run(tmp_path / "split", micro_rows=micro_rows)

@@ -1,11 +1,14 @@
 """What a training is asked to be, and the plan that follows."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cynosure.training.folder import RunFolder
+from cynosure.training.loop import arguments_of
 from cynosure.training.settings import TrainSettings, make_plan, shared_anew
 
 
@@ -28,6 +31,20 @@ def test_a_batch_is_its_rows_however_it_is_split(row: int, rows: int, processes:
     assert found.micro_rows * row <= max(4096, row)
     assert tokens <= found.tokens < tokens + found.batch_tokens
     assert 1 <= found.validate_steps <= found.steps
+
+
+@pytest.mark.parametrize(("schedule", "kind"), [("cosine", "cosine"), ("wsd", "warmup_stable_decay")])
+def test_trainer_is_told(schedule: str, kind: str, tmp_path: Path) -> None:
+    options = {"schedule": schedule, "clip": 0.25, "warmup": 0.1, "weight_decay": 0.3, "learning_rate": 0.004}
+    found = plan(**options, row_tokens=64, batch_tokens=64 * 256, micro_rows=32)
+    made = arguments_of(
+        TrainSettings(**options), found, RunFolder(tmp_path), bfloat16=False, cpu=True, report_to=(), validated=False
+    )
+    assert (made.max_grad_norm, made.weight_decay, made.learning_rate) == (0.25, 0.3, 0.004)
+    assert made.warmup_steps == found.warmup_steps == round(0.1 * found.steps)
+    assert made.gradient_accumulation_steps == found.accumulation == 8
+    assert made.lr_scheduler_type == kind
+    assert made.lr_scheduler_kwargs == ({"num_decay_steps": round(0.2 * found.steps)} if schedule == "wsd" else {})
 
 
 def test_defaults() -> None:

@@ -45,6 +45,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["whole", "untied"])
+@pytest.mark.exhaustive
 def test_two_processes_follow_ones_curve(runs: Path, tiny_folder: Path, tmp_path: Path, name: str) -> None:
     run(tmp_path / "one", **(untied(tiny_folder) if name == "untied" else {}))
     for ours, one in zip(timeless(runs / name), timeless(tmp_path / "one"), strict=True):
@@ -57,6 +58,7 @@ def test_two_processes_follow_ones_curve(runs: Path, tiny_folder: Path, tmp_path
     assert RunFolder(runs / name).manifest["settings"]["fsdp"]
 
 
+@pytest.mark.exhaustive
 def test_each_process_keeps_its_part(runs: Path) -> None:
     """Of the optimizer's moments, and so of what it updates."""
     place = RunFolder(runs / "whole").checkpoints[N_STEPS] / "optimizer"
@@ -66,16 +68,19 @@ def test_each_process_keeps_its_part(runs: Path) -> None:
     assert sum(parts) == pytest.approx(moments, rel=0.1)
 
 
+@pytest.mark.exhaustive
 def test_killed_and_resumed_is_the_same_run(runs: Path) -> None:
     assert_same(runs / "whole", runs / "killed")
 
 
+@pytest.mark.exhaustive
 def test_one_process_goes_on_with_a_run_of_two(runs: Path) -> None:
     run(runs / "alone", resume=True)
     for ours, one in zip(timeless(runs / "whole"), timeless(runs / "alone"), strict=True):
         assert ours["loss"] == pytest.approx(one["loss"], rel=2e-5)
 
 
+@pytest.mark.exhaustive
 def test_damage_to_a_part_is_found(runs: Path, tmp_path: Path) -> None:
     """By its digest, and in a run of an earlier version when it is read."""
     out = Path(shutil.copytree(runs / "whole", tmp_path / "run"))

@@ -44,6 +44,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.exhaustive
 def test_a_run_goes_on_after_one_of_two_processes_was_killed(runs: Path) -> None:
     assert_same(runs / "whole", runs / "killed")
     assert not list((runs / "killed").glob("*.partial"))
@@ -62,6 +63,7 @@ def test_the_others_say_why_they_end() -> None:
         raise Diverged("training diverged")
 
 
+@pytest.mark.exhaustive
 def test_other_processes_go_on_to_rounding_which_is_said(runs: Path, tmp_path: Path) -> None:
     run(runs / "alone", Notes(tmp_path / "notes"), resume=True)
     assert (tmp_path / "notes").read_text().startswith(NOTE.format(1, 2))

@@ -1,0 +1,80 @@
+"""Which cases of a test with many parameters the fast suite runs: so few that every pair of values is in one of them.
+
+A mistake that takes one value to show, or two together, is still met. The other cases are marked `exhaustive`.
+"""
+
+import heapq
+from collections.abc import Mapping, Sequence
+from functools import cache
+from itertools import combinations, groupby
+from typing import Any
+
+import pytest
+
+Case = Mapping[str, Any]  # the value of each parameter
+
+
+def asked(case: Case, n_together: int = 2) -> set[object]:
+    """What a case is to be run for: so many of its values together, known by their identities.
+
+    Backends of one family are compiled from one source. The others than its best are run once for each test that has
+    more parameters, and else not at all.
+    """
+    if case.get("backend") in other_backends():
+        return {case["backend"]} if len(case) > 1 else set()
+    values = [(name, id(case[name])) for name in sorted(case)]
+    return set(combinations(values, min(n_together, len(values))))
+
+
+@cache
+def other_backends() -> frozenset[str]:
+    """The backends that are not the best of their family among those that can run here."""
+    from cynosure.loss.backends.registry import backends
+
+    best: dict[str, str] = {}
+    for name, available, _ in backends():
+        if available:
+            best.setdefault(name.partition("-")[0], name)
+    return frozenset(backend.name for backend in backends()) - frozenset(best.values())
+
+
+def covering(wanted: Sequence[set[object]]) -> set[int]:
+    """The places of few cases that together have all that is wanted of each: the greedy choice, always the same.
+
+    >>> cases = [{"a": a, "b": b, "c": c} for a in range(3) for b in range(3) for c in range(3)]
+    >>> len(covering([asked(case) for case in cases])), len(covering([{1}, {2}, {1, 2}]))
+    (10, 1)
+    """
+    left = set().union(*wanted)
+    queue = [(-len(pairs), place) for place, pairs in enumerate(wanted)]
+    heapq.heapify(queue)
+    chosen: set[int] = set()
+    while left:
+        gain, place = heapq.heappop(queue)
+        now = len(wanted[place] & left)
+        if now == -gain:
+            chosen.add(place)
+            left -= wanted[place]
+        elif now:
+            heapq.heappush(queue, (-now, place))
+    return chosen
+
+
+def mark_the_rest(items: Sequence[pytest.Item]) -> None:
+    """Mark as `exhaustive` the cases of each test that are not in its covering.
+
+    A test marked `each_value` is too slow for every pair: of it each value is in one of the cases.
+    """
+    left = [item for item in items if hasattr(item, "callspec") and item.get_closest_marker("exhaustive") is None]
+    for _, group in groupby(sorted(left, key=name_of), key=name_of):
+        same = list(group)
+        n_together = 1 if same[0].get_closest_marker("each_value") else 2
+        chosen = covering([asked(item.callspec.params, n_together) for item in same])
+        for place, item in enumerate(same):
+            if place not in chosen:
+                item.add_marker(pytest.mark.exhaustive)
+
+
+def name_of(item: pytest.Item) -> str:
+    """The name of a test without its parameters."""
+    return item.nodeid.partition("[")[0]
