@@ -1,6 +1,5 @@
 """The reference covers the code: every command, option and public name; the picture has the published numbers."""
 
-import importlib
 import inspect
 import os
 import re
@@ -19,8 +18,7 @@ from scripts import chart, cli_reference
 
 ROOT = Path(__file__).parents[1]
 API = "".join(path.read_text() for path in sorted((ROOT / "docs" / "reference" / "api").glob("*.md")))
-STUBS = sorted((ROOT / "src").rglob("__init__.pyi"))
-PACKAGES = [".".join(path.parent.relative_to(ROOT / "src").parts) for path in STUBS]
+PAGES = "".join(path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))])
 
 
 def options() -> Iterator[tuple[str, str]]:
@@ -47,9 +45,10 @@ def test_the_command_line_reference_is_what_its_script_writes() -> None:
 
 
 def undocumented(api: str) -> list[str]:
-    """The public names that no page of the API reference shows, under any of the names by which they are imported."""
+    """The names at the top, and those that documents import from a room, which no page of the API reference shows."""
     shown = {path.rpartition(".")[2] for path in re.findall(r"^::: (cynosure\.[\w.]+)$", api, re.MULTILINE)}
-    public = {name for package in PACKAGES for name in importlib.import_module(package).__all__}
+    imported = re.findall(r"^from cynosure\.\w+ import ([\w, ]+)$", PAGES, re.MULTILINE)
+    public = {*cynosure.__all__, *(name.strip() for names in imported for name in names.split(","))}
     return sorted(name for name in public - shown if not name.startswith("_"))
 
 

@@ -30,7 +30,15 @@ SPELLINGS: WeakKeyDictionary[Any, Spelling] = WeakKeyDictionary()
 
 
 def spell(tokenizer: Any, ids: list[int]) -> list[bytes]:
-    """The bytes of each token by the rule of its vocabulary."""
+    """The bytes of each token by the rule of its vocabulary.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+        ids: Token ids.
+
+    Returns:
+        The bytes of each id, in order. A special token has the bytes of its name.
+    """
     rule, known, _ = spelling_of(tokenizer)
     new = list(set(ids) - known.keys())
     known.update((id_, rule(token or "")) for id_, token in zip(new, tokenizer.convert_ids_to_tokens(new), strict=True))
