@@ -203,3 +203,23 @@ def test_no_public_name_hides_a_module() -> None:
     for package in map(import_module, packages):
         public = {*getattr(package, "__all__", ()), *(name for name, value in vars(package).items() if callable(value))}
         assert {f"{package.__name__}.{name}" for name in public} & modules == set()
+
+
+def shared_names(trees: dict[str, ast.Module]) -> dict[str, list[str]]:
+    """The classes of one name that several places define."""
+    homes: dict[str, list[str]] = {}
+    for file, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name, []).append(file)
+    return {name: files for name, files in homes.items() if len(files) > 1}
+
+
+def test_each_class_has_a_name_of_its_own() -> None:
+    """So that a traceback or a search says which one is meant."""
+    assert shared_names({str(file): ast.parse(file.read_text()) for file in PACKAGE.rglob("*.py")}) == {}
+
+
+def test_a_shared_name_is_found() -> None:
+    one, other = ast.parse("class Row: ..."), ast.parse("def f():\n    class Row: ...")
+    assert shared_names({"a.py": one, "b.py": other}) == {"Row": ["a.py", "b.py"]}

@@ -9,7 +9,7 @@ from rich.live import Live
 
 from cynosure.cli.screen import Console
 from cynosure.cli.training import Picture
-from cynosure.training.settings import Plan
+from cynosure.training.settings import TrainingPlan
 
 COLUMNS, LINES = 80, 24
 STEPS = 123_456
@@ -28,7 +28,7 @@ def picture(columns: int = COLUMNS, lines: int = LINES, fill: float = 0.876) -> 
     told = {"parameters": 10**6, "n_classes": 300, "dtype": "float32", "facts": facts, "resumed_at": 0}
     packing = {"strategy": "stream", "epoch_tokens": 10**9, "fill": fill}
     told |= {"peak_flops": 1e11, "flops_per_token": 6e4, "packing": packing}
-    shown.begin(Plan(16, 128, 8, 1, 1, STEPS, 2, 10, 5, 1e-3), told)
+    shown.begin(TrainingPlan(16, 128, 8, 1, 1, STEPS, 2, 10, 5, 1e-3), told)
     return shown
 
 

@@ -65,13 +65,15 @@ COMMANDS = [
           "--special of predict", "cli/test_cli.py"),
     Fault("bins-not-passed", "cli/score.py", "scores.n_bins, scores.binning = bins, binning",
           'scores.n_bins, scores.binning = 15, binning', "--bins of score", "cli/test_cli.py"),
-    Fault("weight-decay-not-passed", "cli/train.py", '"weight_decay": weight_decay', '"weight_decay": None',
-          "--weight-decay of train", "training/test_cli.py"),
+    Fault("zero-not-passed", "cli/train.py", "if value is not None and value is not False}", "if value}",
+          "--weight-decay 0 of train", "training/test_cli.py"),
+    Fault("long-name", "cli/train_options.py", "SHORT.get(field.name, field.name)", "field.name",
+          "--lr and --vocab of train", "training/test_cli.py"),
     Fault("interrupt-exits-1", "cli/entry.py", "sys.exit(130)", "sys.exit(1)",
           "Ctrl-C before the command line is there", "cli/test_status.py"),
     Fault("stdin-answers", "cli/entry.py", "os.dup2(nothing, 0)", "os.dup2(texts, 0)",
           "a library reads an answer from the text", "cli"),
-    Fault("json-escape", "cli/common.py", "found[0] if found[0].isprintable() else json_escape(found[0])", "found[0]",
+    Fault("json-escape", "cli/common.py", "match[0] if match[0].isprintable() else json_escape(match[0])", "match[0]",
           "JSON on a terminal holds commands", "cli"),
 ]  # fmt: skip
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import cynosure
 from cynosure.cli.training import kept_whole
-from cynosure.text import Document, Row, TooLong, WholePacked
+from cynosure.text import Document, PackedRow, TooLong, WholePacked
 from cynosure.text.packing import IGNORED
 from cynosure.text.whole import best_fit_decreasing, row_for
 from cynosure.training.folder import RunFolder
@@ -30,13 +30,13 @@ def examples(found: list[tuple[int, int]], shared: bool) -> Any:
     return tokenised([sum(pair) for pair in found], shared, [pair[1] for pair in found])
 
 
-def segments(row: Row) -> list[Row]:
+def segments(row: PackedRow) -> list[PackedRow]:
     """The parts of a row that attention keeps apart."""
     starts = np.flatnonzero(row.position_ids == 0)[1:]
-    return [Row(*parts) for parts in zip(*(np.split(values, starts) for values in row), strict=True)]
+    return [PackedRow(*parts) for parts in zip(*(np.split(values, starts) for values in row), strict=True)]
 
 
-def epoch(packed: WholePacked, number: int = 0) -> list[Row]:
+def epoch(packed: WholePacked, number: int = 0) -> list[PackedRow]:
     return [packed[i] for i in range(packed.first_row(number), packed.first_row(number + 1))]
 
 

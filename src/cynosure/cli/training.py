@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.live import Live
 
     from cynosure.measure import Say
-    from cynosure.training import Plan
+    from cynosure.training import TrainingPlan
 
 RATE_STEPS = 20  # over which the rate is told
 CURVE_ROWS, CURVE_COLUMNS = 12, 78  # at most
@@ -35,14 +35,14 @@ class Display(Watcher):
     """What both ways of showing share: the state of a training, and how its figures read."""
 
     def __init__(self) -> None:
-        self.plan: Plan | None = None
+        self.plan: TrainingPlan | None = None
         self.facts: Figures = {}
         self.steps: list[Figures] = []
         self.validations: list[Figures] = []
         self.samples: list[Figures] = []
         self.begun = time.monotonic()
 
-    def begin(self, plan: "Plan", facts: Figures) -> None:
+    def begin(self, plan: "TrainingPlan", facts: Figures) -> None:
         self.plan, self.facts, self.begun = plan, facts, time.monotonic()
         told = facts["facts"]
         for note in told["notes"]:

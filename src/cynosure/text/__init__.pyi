@@ -15,8 +15,8 @@ from cynosure.text.opening import check_bos as check_bos
 from cynosure.text.opening import prefix_token as prefix_token
 from cynosure.text.opening import settle_bos as settle_bos
 from cynosure.text.packing import Packed as Packed
+from cynosure.text.packing import PackedRow as PackedRow
 from cynosure.text.packing import Packing as Packing
-from cynosure.text.packing import Row as Row
 from cynosure.text.packing import Separators as Separators
 from cynosure.text.packing import Tokenised as Tokenised
 from cynosure.text.packing import chat_ids as chat_ids

@@ -32,7 +32,7 @@ class Turns(NamedTuple):
     ends: Bools
 
 
-class Run(NamedTuple):
+class TokenRun(NamedTuple):
     """Neighbouring tokens of a chat, between special tokens or one of these, and their characters in it."""
 
     own: Own
@@ -84,7 +84,7 @@ def turns_of(tokenizer: Any, document: Document, chat: str, *, parse_special: bo
 
 
 def laid_out(
-    whole: Written, runs: Sequence[Run], counted: Sequence[Span], ended: Sequence[Span], strings: tuple[str, ...]
+    whole: Written, runs: Sequence[TokenRun], counted: Sequence[Span], ended: Sequence[Span], strings: tuple[str, ...]
 ) -> Turns:
     """What is said, what of it counts and what ends it, laid over the tokens."""
     data = np.frombuffer(whole.text.encode(), np.uint8)
@@ -126,12 +126,12 @@ def within(mask: Bools, starts: Ints, stops: Ints) -> Ints:
     return found
 
 
-def as_called(tokenizer: Any, text: str) -> Iterator[Run]:
+def as_called(tokenizer: Any, text: str) -> Iterator[TokenRun]:
     """The tokens of a chat in the tokenizer's own call; without offsets in one run."""
     encoded = call(tokenizer, text, add_special_tokens=False, verbose=False)
     ids: list[int] = list(encoded.input_ids)
     if not tokenizer.is_fast:
-        yield Run(account(tokenizer, ids, text), 0, len(text))
+        yield TokenRun(account(tokenizer, ids, text), 0, len(text))
         return
     spans = np.array(encoded.encodings[0].offsets, np.int64).reshape(-1, 2)
     known = strings_of(tokenizer).ids
@@ -140,18 +140,18 @@ def as_called(tokenizer: Any, text: str) -> Iterator[Run]:
         start, stop = spans[place].tolist()
         if start > at or place > first:
             yield run(tokenizer, ids[first:place], text[at:start], spans[first:place], at)
-        yield Run(Own(np.array([ids[place]]), [text[start:stop].encode()], spells=True), start, stop)
+        yield TokenRun(Own(np.array([ids[place]]), [text[start:stop].encode()], spells=True), start, stop)
         first, at = place + 1, stop
     if len(text) > at or len(ids) > first:
         yield run(tokenizer, ids[first:], text[at:], spans[first:], at)
 
 
-def run(tokenizer: Any, ids: list[int], text: str, spans: Ints, at: int) -> Run:
+def run(tokenizer: Any, ids: list[int], text: str, spans: Ints, at: int) -> TokenRun:
     """The tokens that stand between special tokens, of the text from `at` on; `spans` are in the chat."""
-    return Run(account(tokenizer, ids, text, lambda: spans - at), at, at + len(text))
+    return TokenRun(account(tokenizer, ids, text, lambda: spans - at), at, at + len(text))
 
 
-def apart(tokenizer: Any, whole: Written) -> Iterator[Run]:
+def apart(tokenizer: Any, whole: Written) -> Iterator[TokenRun]:
     """The tokens of a chat in which the template's special tokens alone are such.
 
     What stands between them is read by itself. ValueError where a tokenizer reads chats otherwise.
@@ -175,7 +175,7 @@ def unsaid(whole: Written) -> Iterator[str]:
     yield whole.text[at:]
 
 
-def divided(tokenizer: Any, whole: Written) -> Iterator[Run]:
+def divided(tokenizer: Any, whole: Written) -> Iterator[TokenRun]:
     """The special tokens that are not said, and what stands between them."""
     at, text = 0, whole.text
     for start, string in strings_of(tokenizer).found(text):
@@ -183,12 +183,12 @@ def divided(tokenizer: Any, whole: Written) -> Iterator[Run]:
         if any(span.start < stop and start < span.stop for span in whole.said):
             continue
         if start > at:
-            yield Run(between(tokenizer, text[at:start]), at, start)
+            yield TokenRun(between(tokenizer, text[at:start]), at, start)
         id_ = tokenizer.convert_tokens_to_ids(string)
-        yield Run(Own(np.array([id_]), [string.encode()], spells=True), start, stop)
+        yield TokenRun(Own(np.array([id_]), [string.encode()], spells=True), start, stop)
         at = stop
     if len(text) > at:
-        yield Run(between(tokenizer, text[at:]), at, len(text))
+        yield TokenRun(between(tokenizer, text[at:]), at, len(text))
 
 
 def between(tokenizer: Any, text: str) -> Own:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from cynosure.text.binary import check_text
 from cynosure.text.messages import WEIGHT, Message, is_list, messages_in, plain_text, with_texts, without_null
 from cynosure.text.sources import TEXTS, Source
-from cynosure.text.tables import COLUMN, MESSAGES, PAIR, TOOLS, Row, read_rows
+from cynosure.text.tables import COLUMN, MESSAGES, PAIR, TOOLS, TableRow, read_rows
 from cynosure.text.unpacking import NotUTF8, decode, opened, utf8_pieces
 
 MEASURED, TRAINED = ("test", "validation"), ("train",)  # splits of a dataset, the first that it has
@@ -161,7 +161,7 @@ def read_table(source: Source, rules: Rules) -> Iterator[Document]:
         raise ValueError(f"no row of {source.name} is a document: {first_fault}") from first_fault
 
 
-def table_document(row: Row, rules: Rules) -> Document:
+def table_document(row: TableRow, rules: Rules) -> Document:
     """The document in a row of a table. ValueError, with the row's line, where there is none."""
     if row.fault is not None:
         raise ValueError(row.fault)

@@ -87,7 +87,7 @@ def chat_ids(
     return found.tokens.ids, predicted
 
 
-class Row(NamedTuple):
+class PackedRow(NamedTuple):
     """A row of T tokens: what is seen, what is to be predicted from each, and where each stands in its document."""
 
     input_ids: Ints
@@ -153,7 +153,7 @@ class Packed:
         rows = np.arange(self.first_row(epoch), self.first_row(epoch + 1))
         return Layout(documents, np.append(0, np.cumsum(lengths)), generator.permutation(rows))
 
-    def __getitem__(self, number: int) -> Row:
+    def __getitem__(self, number: int) -> PackedRow:
         """The row that comes so many-th in training."""
         epoch = self.epoch_of(number)
         place = int(self.layout(epoch).rows[number - self.first_row(epoch)])
@@ -162,7 +162,7 @@ class Packed:
         seen = np.arange(self.row_tokens)
         begins = np.where((within[:-1] == 0) | (seen == 0), seen, 0)
         targets = np.where(predicted[1:], ids[1:], IGNORED)
-        return Row(ids[:-1], targets, seen - np.maximum.accumulate(begins))
+        return PackedRow(ids[:-1], targets, seen - np.maximum.accumulate(begins))
 
     def stream(self, epoch: int, start: int, length: int) -> tuple[Ints, Ints, NDArray[np.bool_]]:
         """So many tokens from a place of an epoch on: ids, places in their documents, whether they are predicted."""

@@ -19,7 +19,7 @@ LOOKED_AT = 10  # rows of a file in a folder, to see whether it is a table of do
 BARE_CR = "has a carriage return outside quotes: end rows with a line feed, or quote the cell"
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
     """A row and its place, or with `fault` what is wrong in a place where one should be."""
 
     place: str
@@ -29,7 +29,7 @@ class Row(NamedTuple):
     line: int | None = None  # where the place does not tell it
 
 
-def read_rows(kind: str, name: str, wanted: Sequence[str], strict: bool, splits: Sequence[str]) -> Iterator[Row]:
+def read_rows(kind: str, name: str, wanted: Sequence[str], strict: bool, splits: Sequence[str]) -> Iterator[TableRow]:
     """The rows of a table, one at a time; of Parquet the `wanted` columns alone. `splits` are a dataset's."""
     if kind == "parquet":
         yield from read_parquet(name, wanted)
@@ -57,18 +57,18 @@ def holds_documents(name: str, column: str | None) -> bool:
     return not rows or any(isinstance(row.value, dict) and not row.value.keys().isdisjoint(wanted) for row in rows)
 
 
-def read_jsonl(lines: Iterator[str], name: str) -> Iterator[Row]:
+def read_jsonl(lines: Iterator[str], name: str) -> Iterator[TableRow]:
     """One JSON value a line; blank lines are passed over."""
     for number, line in enumerate(lines, 1):
         if line.strip():
             place = f"{name}:{number}"
             try:
-                yield Row(place, parse_json(line, f"{name} line {number}"))
+                yield TableRow(place, parse_json(line, f"{name} line {number}"))
             except ValueError as error:
-                yield Row(place, None, fault=str(error))
+                yield TableRow(place, None, fault=str(error))
 
 
-def read_json(chunks: Iterator[str], name: str, column: str) -> Iterator[Row]:
+def read_json(chunks: Iterator[str], name: str, column: str) -> Iterator[TableRow]:
     """The elements of one array, a text among them as the `column` of a row; else values one after another, as lines.
 
     A fault inside an array ends the reading: where the next element begins is not known. ValueError.
@@ -77,20 +77,20 @@ def read_json(chunks: Iterator[str], name: str, column: str) -> Iterator[Row]:
     if values.next() == "[":
         for number, (element, line) in enumerate(values.elements()):
             row = {column: element} if isinstance(element, str) else element
-            yield Row(f"{name}:{number}", row, line=line)
+            yield TableRow(f"{name}:{number}", row, line=line)
         if values.next():
             raise ValueError(f"{name} line {values.line()} goes on after its array: give one array, or one row a line")
         return
     while values.next():
         place = f"{name}:{values.line()}"
         try:
-            yield Row(place, values.take())
+            yield TableRow(place, values.take())
         except ValueError as error:
-            yield Row(place, None, fault=str(error))
+            yield TableRow(place, None, fault=str(error))
             values.skip_line()
 
 
-def read_csv(lines: Iterator[str], name: str, delimiter: str) -> Iterator[Row]:
+def read_csv(lines: Iterator[str], name: str, delimiter: str) -> Iterator[TableRow]:
     """One row a line, or several where cells are quoted, under a line of column names; every cell is text as it is."""
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
     columns: list[str] | None = None
@@ -104,15 +104,15 @@ def read_csv(lines: Iterator[str], name: str, delimiter: str) -> Iterator[Row]:
             fault = f"{name} line {rows.line_num} {why}"
             if columns is None:
                 raise ValueError(fault) from error
-            yield Row(f"{name}:{rows.line_num}", None, fault=fault)
+            yield TableRow(f"{name}:{rows.line_num}", None, fault=fault)
             continue
         place = f"{name}:{rows.line_num}"
         if columns is None:
             columns = row
         elif len(row) == len(columns):
-            yield Row(place, dict(zip(columns, row, strict=True)))
+            yield TableRow(place, dict(zip(columns, row, strict=True)))
         elif row:
-            yield Row(place, None, fault=f"{place} has {len(row)} cells, but the header has {len(columns)}")
+            yield TableRow(place, None, fault=f"{place} has {len(row)} cells, but the header has {len(columns)}")
 
 
 def next_row(rows: Any) -> list[str]:
@@ -125,7 +125,7 @@ def next_row(rows: Any) -> list[str]:
         csv.field_size_limit(limit)
 
 
-def read_parquet(name: str, wanted: Sequence[str]) -> Iterator[Row]:
+def read_parquet(name: str, wanted: Sequence[str]) -> Iterator[TableRow]:
     """One row in memory at a time."""
     import pyarrow
     from pyarrow.parquet import ParquetFile
@@ -136,7 +136,7 @@ def read_parquet(name: str, wanted: Sequence[str]) -> Iterator[Row]:
             kept = [x for x in wanted if x in columns] or columns[:1]
             rows = (row for batch in table.iter_batches(1, columns=kept) for row in raw_rows(batch))
             for number, row in enumerate(rows):
-                yield Row(f"{name}:{number}", row, columns)
+                yield TableRow(f"{name}:{number}", row, columns)
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise ValueError(f"{name} is not a sound Parquet file: {error}") from error
 
@@ -155,7 +155,7 @@ def raw_rows(batch: Any) -> list[dict[str, Any]]:
     return [dict(zip(batch.schema.names, row, strict=True)) for row in rows]
 
 
-def read_dataset(name: str, splits: Sequence[str]) -> Iterator[Row]:
+def read_dataset(name: str, splits: Sequence[str]) -> Iterator[TableRow]:
     """A dataset by name through `datasets`, streamed; without a split the first of those looked for, else its first."""
     import datasets
 
@@ -170,4 +170,4 @@ def read_dataset(name: str, splits: Sequence[str]) -> Iterator[Row]:
         found = found[split]
     rows = (row for table in found.with_format("arrow").iter(batch_size=1) for row in raw_rows(table))
     for number, row in enumerate(rows):
-        yield Row(f"{path}:{split}:{number}", row)
+        yield TableRow(f"{path}:{split}:{number}", row)

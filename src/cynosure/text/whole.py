@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cynosure.text.packing import IGNORED, Packing, Row, Tokenised
+from cynosure.text.packing import IGNORED, PackedRow, Packing, Tokenised
 from cynosure.text.tokens import Ints
 
 
@@ -82,7 +82,7 @@ class WholePacked:
         rows = [self.layout(self.epoch_of(number))[1][number % self.n_rows] for number in numbers.tolist()]
         return int((self.row_tokens - self.filled[rows]).sum())
 
-    def __getitem__(self, number: int) -> Row:
+    def __getitem__(self, number: int) -> PackedRow:
         """The row that comes so many-th in training."""
         placed, rows = self.layout(self.epoch_of(number))
         row = int(rows[number % self.n_rows])
@@ -90,17 +90,17 @@ class WholePacked:
         n_padding = self.row_tokens - int(self.filled[row])
         if n_padding:
             any_token = np.full(n_padding, self.texts.ids[0], np.int64)
-            parts.append(Row(any_token, np.full(n_padding, IGNORED), np.arange(n_padding)))
-        return Row(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+            parts.append(PackedRow(any_token, np.full(n_padding, IGNORED), np.arange(n_padding)))
+        return PackedRow(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
-    def piece(self, number: int) -> Row:
+    def piece(self, number: int) -> PackedRow:
         """A piece as a part of a row."""
         start, stop, opening = (int(values[number]) for values in self.pieces)
         places = np.arange(start, stop)
         if opening >= 0:
             places = np.append(opening, places)
         targets = self.targets(places[1:])
-        return Row(self.ids(places), np.append(targets, self.target_after(stop)), np.arange(len(places)))
+        return PackedRow(self.ids(places), np.append(targets, self.target_after(stop)), np.arange(len(places)))
 
     def target_after(self, stop: int) -> int:
         """What is predicted from the last token of a piece: the next of its document, or the end of the document."""

@@ -3,7 +3,7 @@ from cynosure.training.run import Trained as Trained
 from cynosure.training.run import train as train
 from cynosure.training.settings import TOKENS as TOKENS
 from cynosure.training.settings import Option as Option
-from cynosure.training.settings import Plan as Plan
+from cynosure.training.settings import TrainingPlan as TrainingPlan
 from cynosure.training.settings import TrainSettings as TrainSettings
 from cynosure.training.watch import Diverged as Diverged
 from cynosure.training.watch import Figures as Figures

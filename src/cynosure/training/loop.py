@@ -22,7 +22,7 @@ from cynosure.text import Packed, WholePacked
 from cynosure.training.folder import METRICS, PARTIAL, RunFolder, whole_or_nothing
 from cynosure.training.integrity import reading, way_out_of
 from cynosure.training.lora import name_base
-from cynosure.training.settings import Plan, TrainSettings
+from cynosure.training.settings import TrainingPlan, TrainSettings
 from cynosure.training.sharding import is_sharded, load_optimizer, load_weights, save_optimizer
 from cynosure.training.watch import Diverged, Figures, Smoothed, Watcher, odd_beginning, what_is_wrong
 
@@ -59,7 +59,7 @@ class Job(NamedTuple):
     """What a training run knows besides its model and its rows."""
 
     settings: TrainSettings
-    plan: Plan
+    plan: TrainingPlan
     folder: RunFolder
     watcher: Watcher
     validate: Validate | None
@@ -297,8 +297,8 @@ def check_state(checkpoint: Path, step: int) -> None:
 
 
 def arguments_of(
-    settings: TrainSettings, plan: Plan, folder: RunFolder, *, bfloat16: bool, cpu: bool, report_to: tuple[str, ...],
-    validated: bool,
+    settings: TrainSettings, plan: TrainingPlan, folder: RunFolder, *, bfloat16: bool, cpu: bool,
+    report_to: tuple[str, ...], validated: bool,
 ) -> TrainingArguments:  # fmt: skip
     """Trainer's arguments: AdamW, the schedule, clipping, one line of figures a step."""
     schedule = {"cosine": ("cosine", {}), "wsd": ("warmup_stable_decay", {"num_decay_steps": plan.decay_steps})}

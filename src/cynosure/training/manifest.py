@@ -8,15 +8,15 @@ from cynosure.measure.storage.manifest import checksum
 from cynosure.text import Packing
 from cynosure.training.data import Facts
 from cynosure.training.integrity import Damaged, misfit, reason_of
-from cynosure.training.settings import Plan, TrainSettings
+from cynosure.training.settings import TrainingPlan, TrainSettings
 
 SEAL = "sha256"
 DATA_DIGESTS = "data_sha256"  # of its files, by their names
 KEPT = "checkpoints"  # by step, the digest of each one's list of digests; None for one of an earlier version
 PACKING = "packing"  # of a version that had one way alone, "stream", absent
 KINDS = {
-    "settings": dict, "plan": get_type_hints(Plan), "facts": get_type_hints(Facts), "parameters": int, "corpus": dict,
-    "valid": dict, "products": dict[str, str], "device": str, "dtype": str,
+    "settings": dict, "plan": get_type_hints(TrainingPlan), "facts": get_type_hints(Facts), "parameters": int,
+    "corpus": dict, "valid": dict, "products": dict[str, str], "device": str, "dtype": str,
     "environment": {"threads": int, "torch": str},
 }  # fmt: skip
 ADDED = {
@@ -61,11 +61,11 @@ def unfit(found: dict[str, Any]) -> str | None:
         return f"settings: {error}"
     if not all(step.isdigit() for step in found.get(KEPT, {})):
         return f"{KEPT}: its names are no steps"
-    for part, kind in (("plan", Plan), ("facts", Facts)):
+    for part, kind in (("plan", TrainingPlan), ("facts", Facts)):
         if other := sorted(found[part].keys() - set(kind._fields)):
             return f"{part}: {other[0]} is not known here"
-    plan = Plan(**found["plan"])
-    least = dict.fromkeys(Plan._fields, 1) | {"warmup_steps": 0, "learning_rate": 0}
+    plan = TrainingPlan(**found["plan"])
+    least = dict.fromkeys(TrainingPlan._fields, 1) | {"warmup_steps": 0, "learning_rate": 0}
     for name, value in plan._asdict().items():
         if not value >= least[name]:
             return f"plan: {name} is {value}, not at least {least[name]}"

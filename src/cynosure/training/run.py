@@ -23,7 +23,7 @@ from cynosure.training.data import Data, Facts, pack, shortened, token_widths
 from cynosure.training.folder import DATA, MODEL, SCORES, RunFolder, first_sound
 from cynosure.training.manifest import PACKING
 from cynosure.training.presets import new_model
-from cynosure.training.settings import Plan, TrainSettings, shared_anew
+from cynosure.training.settings import TrainingPlan, TrainSettings, shared_anew
 from cynosure.training.watch import Figures, Watcher
 
 Texts: TypeAlias = Corpus | Iterable[str | Path | Document]
@@ -35,7 +35,7 @@ class Trained:
     """The result of a training."""
 
     folder: Path
-    plan: Plan
+    plan: TrainingPlan
     parameters: int
     best_step: int | None
     scores: Scores | None  # of the best model on everything held out; None where nothing is
@@ -106,7 +106,7 @@ def train(
             begin(folder, *corpora, settings, resume, watcher, workers.count, consent)
         workers.meet()
         with folder.dropped_unless_prepared() if workers.leads and not resume else nullcontext():
-            run = Run(folder, watcher, workers, report_to, consent)
+            run = TrainingRun(folder, watcher, workers, report_to, consent)
             training = run.prepared()
         run.train(training)
         return run.finish()
@@ -116,7 +116,7 @@ def find(folder: RunFolder, texts: Corpus, valid: Corpus, settings: TrainSetting
     """The finished run in a folder that cannot be written. ValueError where it is unfinished or another is meant."""
     manifest, steps = folder.manifest, folder.checkpoints
     check_same(folder, manifest, texts, valid, settings)
-    plan, facts = Plan(**manifest["plan"]), Facts(**manifest["facts"])
+    plan, facts = TrainingPlan(**manifest["plan"]), Facts(**manifest["facts"])
     try:
         if plan.steps not in steps or not (folder / MODEL).is_dir():
             raise FileNotFoundError(folder / MODEL)
@@ -171,7 +171,7 @@ def among_the_living() -> Iterator[None]:
         ) from error
 
 
-class Run:
+class TrainingRun:
     """A run whose folder is ready, in one of its processes."""
 
     def __init__(
@@ -187,9 +187,9 @@ class Run:
         self.plan = self.planned()
         self.repeatable()
 
-    def planned(self) -> Plan:
+    def planned(self) -> TrainingPlan:
         """The plan as it was kept; of other micro-batches where there are other processes now."""
-        kept = Plan(**self.manifest["plan"])
+        kept = TrainingPlan(**self.manifest["plan"])
         if kept.processes == self.workers.count:
             return kept
         return shared_anew(kept, self.settings, self.workers.count, self.device.type)

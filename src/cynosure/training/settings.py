@@ -211,7 +211,7 @@ class TrainSettings:
         return found
 
 
-class Plan(NamedTuple):
+class TrainingPlan(NamedTuple):
     """How a training goes: derived from settings, model and text, and kept with the run."""
 
     row_tokens: int
@@ -236,7 +236,7 @@ class Plan(NamedTuple):
 
 def make_plan(
     settings: TrainSettings, n_parameters: int, epoch_tokens: int, max_positions: int | None, processes: int, kind: str
-) -> Plan:
+) -> TrainingPlan:
     """Settle what was left open; `kind` is the device's, and an epoch's tokens include padding.
 
     Raises ValueError for sizes that do not fit each other.
@@ -263,14 +263,14 @@ def make_plan(
     default = epoch_tokens if settings.init else min(TOKENS_A_PARAMETER * n_parameters, EPOCHS * epoch_tokens)
     steps = max(1, -(-(settings.tokens or default) // batch))
     every = -(-steps // VALIDATIONS) if settings.validate_every is None else -(-settings.validate_every // batch)
-    return Plan(
+    return TrainingPlan(
         row, batch, micro, share // micro, processes, steps,
         warmup_steps=round(settings.warmup * steps), decay_steps=max(1, round(0.2 * steps)),
         validate_steps=min(every, steps), learning_rate=sizes["learning_rate"],
     )  # fmt: skip
 
 
-def shared_anew(plan: Plan, settings: TrainSettings, processes: int, kind: str) -> Plan:
+def shared_anew(plan: TrainingPlan, settings: TrainSettings, processes: int, kind: str) -> TrainingPlan:
     """The plan for another number of processes: the same batches. ValueError where they cannot share its rows."""
     kept = replace(settings, row_tokens=plan.row_tokens, batch_tokens=plan.batch_tokens, micro_rows=None)
     new = make_plan(kept, 1, 1, None, processes, kind)

@@ -7,7 +7,7 @@ from typing import Any
 
 from cynosure.auditing import MARGIN, initial_cost
 from cynosure.measure import Say
-from cynosure.training.settings import Plan
+from cynosure.training.settings import TrainingPlan
 
 SMOOTHING = 0.95  # of what was before, a step
 
@@ -17,7 +17,7 @@ Figures = dict[str, Any]  # a line of metrics.jsonl, of validation.jsonl or of s
 class Watcher:
     """Is told how a training goes; each method does nothing until a subclass lets it."""
 
-    def begin(self, plan: Plan, facts: Figures) -> None:
+    def begin(self, plan: TrainingPlan, facts: Figures) -> None:
         """Before the first step: the plan, and what the run's manifest says of model and text."""
 
     def step(self, figures: Figures) -> None:
