@@ -122,7 +122,7 @@ def test_damaged_gguf_files(run: Run, tmp_path: Path, text: Path, monkeypatch: p
 
 
 def test_runs(run: Run, tiny_folder: Path, tmp_path: Path, text: Path) -> None:
-    refused(run("summary", tmp_path / "none"), "none is no run", "scoring with --out makes one")
+    refused(run("summary", tmp_path / "none"), "not a run: ", "none has no manifest.json. Score with --out to make one")
     refused(run("score", tiny_folder, text, "--out", text), f"{text} is a file: give a folder as --out")
     refused(run("score", tiny_folder, text, "--out", tmp_path), "it holds text.txt and no manifest.json", "--out")
     assert not (tmp_path / "manifest.json").exists()

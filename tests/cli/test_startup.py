@@ -70,8 +70,8 @@ def test_texts_runs_and_options_that_are_wrong(tmp_path: Path) -> None:
     text, out = tmp_path / "text.txt", str(tmp_path / "out")
     text.write_text("the cat sat on the mat.")
     commands = {
-        ("summary", "no-such-run"): "no-such-run is no run",
-        ("compare", "no-such-run", "another"): "no-such-run is no run",
+        ("summary", "no-such-run"): "not a run: no-such-run",
+        ("compare", "no-such-run", "another"): "not a run: no-such-run",
         ("compare", "a", "b", "no-such.txt"): "no such text: 'no-such.txt'",
         ("compare", "a", "b", "--fail-if", "odd > 1"): "odd",
         ("score", "smollm2", "no-such.txt"): "no such text: 'no-such.txt'",

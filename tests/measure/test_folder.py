@@ -110,7 +110,7 @@ def test_a_lock_that_is_not_ours_is_left_alone(model: LanguageModel, tmp_path: P
     }[kind]
     make(out / LOCK)
     before = state(tmp_path)
-    with pytest.raises(ValueError, match=r"\.cynosure\.lock is not a lock of cynosure: move it away"):
+    with pytest.raises(ValueError, match=r"\.cynosure\.lock is not a lock file of cynosure: move it away"):
         score(model, FEW, out=out, **OPTIONS)
     assert state(tmp_path) == before
 
@@ -139,6 +139,24 @@ def test_no_two_processes_hold_a_folder(tmp_path: Path) -> None:
     both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     assert [process.communicate()[1] for process in both] == ["", ""]
     assert not list(folder.parent.rglob("*lock"))
+
+
+def test_a_folder_that_was_removed_meanwhile_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The holder ends, and removes the folder, after mkdir has found it and before it asks what it is."""
+    own, left = Path.is_dir, iter([True])
+    folder = tmp_path / "run"
+    folder.mkdir()
+
+    def is_dir(path: Path, **options: Any) -> bool:
+        if path == folder and next(left, False):
+            folder.rmdir()
+        return own(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "is_dir", is_dir)
+        with locked(folder, "at work in", lambda: None):
+            assert (folder / LOCK).exists()
+    assert next(left, None) is None
 
 
 def test_a_lock_that_was_removed_meanwhile_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

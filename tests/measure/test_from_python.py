@@ -251,7 +251,7 @@ def test_models_are_compared_on_texts(tmp_path: Path) -> None:
         cynosure.compare(tiny(), tiny())
     run = score(tiny(), TEXTS, window=32)
     with pytest.raises(
-        FileNotFoundError, match=r"smollm2 is no run: .*; models are compared on texts, which are to be"
+        FileNotFoundError, match=r"not a run: smollm2 .*; models are compared on texts, which are to be"
     ):
         cynosure.compare(run, "smollm2")
 

@@ -155,14 +155,14 @@ def test_trainers_that_minimise_something_else(tmp_path: Path) -> None:
             return 2 * super().compute_loss(*args, **kwargs)
 
     arguments = TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True)
-    with pytest.raises(ValueError, match=r"its compute_loss is its own, .*: patch its model alone"):
+    with pytest.raises(ValueError, match=r"it has its own compute_loss, .*: patch only its model"):
         cynosure.patch(Weighing(tiny_model(), arguments))
 
 
 def test_trainers_that_cannot_be_patched(tmp_path: Path) -> None:
     cases: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         ({}, {"compute_loss_func": lambda *_, **__: None}, "its compute_loss_func computes"),
-        ({}, {"model": None, "model_init": lambda: tiny_model()}, "patch the model inside of model_init"),
+        ({}, {"model": None, "model_init": lambda: tiny_model()}, "patch the model inside model_init"),
     ]
     for options, given, reason in cases:
         arguments = TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True, **options)

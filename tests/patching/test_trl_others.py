@@ -103,9 +103,7 @@ def trained(case: Case, folder: Path, adapter: Any, patched: bool) -> tuple[list
     trainer = trainer_of(case, folder, adapter)
     models = [trainer.model, getattr(trainer, "ref_model", None), getattr(trainer, "teacher_model", None)]
     if patched:
-        with pytest.raises(
-            ValueError, match=r"patch its model alone, .* which helps where its compute_loss gives that"
-        ):
+        with pytest.raises(ValueError, match=r"patch only its model, .* helps if its compute_loss passes labels"):
             patch(trainer)
     handles = [patch(model) for model in models if patched and model is not None]
     before = sum(handle.fused for handle in handles)
@@ -152,7 +150,7 @@ def test_models_of_rewards_are_refused(tmp_path: Path) -> None:
         train_dataset=PAIRED, processing_class=padding_tokenizer(),
     )  # fmt: skip
     for patched, why in [
-        (trainer, "its compute_loss is its own"),
+        (trainer, "it has its own compute_loss"),
         (trainer.model, "it names no output embeddings: patch a model that predicts the tokens of a text"),
     ]:
         with pytest.raises(ValueError, match=f"(?i){why}"):

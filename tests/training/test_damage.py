@@ -17,7 +17,7 @@ from cynosure.training import folder
 from cynosure.training.begin import Consent, begin
 from cynosure.training.folder import RunFolder
 from cynosure.training.integrity import Damaged
-from cynosure.training.run import Run
+from cynosure.training.run import TrainingRun
 from tests.cli.test_bad_input import Run as Command
 from tests.cli.test_bad_input import refused
 from tests.cli.test_cli import run as run
@@ -237,10 +237,10 @@ def test_other_threads_go_on_to_rounding_which_is_said(whole: Path, copied: Path
 def test_another_torch_is_said(linked: Path) -> None:
     found, watcher = RunFolder(linked), Noting()
     manifest = found.manifest
-    Run(found, watcher, Workers(), (), Consent())
+    TrainingRun(found, watcher, Workers(), (), Consent())
     assert watcher.notes == []
     found.put_manifest(manifest | {"environment": manifest["environment"] | {"torch": "2.6.0"}})
-    Run(found, watcher, Workers(), (), Consent())
+    TrainingRun(found, watcher, Workers(), (), Consent())
     (note,) = watcher.notes
     assert note.startswith("the run goes on to rounding, not bit for bit: torch ")
     assert note.endswith(" instead of 2.6.0")
@@ -257,7 +257,7 @@ def test_it_never_begins_again_by_itself(run: Command, copied: Path) -> None:
     refused(run("train", "--out", copied, "--resume"), f"{copied / BEFORE} is missing")
     assert (copied / "metrics.jsonl").read_bytes() == before
     (copied / "train.json").unlink()
-    refused(run("train", "--out", copied, "--resume"), "no training run to go on with")
+    refused(run("train", "--out", copied, "--resume"), "no training run to resume")
 
 
 def test_a_run_without_a_checkpoint_begins_at_its_first_step(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_another_text_or_setting_is_not_its_own(whole: Path, tmp_path: Path) -> 
         cynosure.train([], whole, cynosure.TrainSettings(seed=1), resume=True)
     with pytest.raises(ValueError, match="holds another run: `resume=True`"):
         cynosure.train(documents(), whole, cynosure.TrainSettings(**SETTINGS))
-    with pytest.raises(FileNotFoundError, match="no training run to go on with"):
+    with pytest.raises(FileNotFoundError, match="no training run to resume"):
         cynosure.train([], tmp_path, resume=True)
 
 
@@ -217,7 +217,7 @@ def test_the_model_to_begin_with_is_found_from_any_folder(
     assert RunFolder(tmp_path / "run").manifest["settings"]["init"] == str(init)
     monkeypatch.chdir("/")
     init.rename(tmp_path / "moved")
-    with pytest.raises(FileNotFoundError, match=f"not at {init}: put it back there, or leave a link"):
+    with pytest.raises(FileNotFoundError, match=f"no longer at {init}: put it back, or leave a link"):
         cynosure.train([], tmp_path / "run", resume=True)
     init.symlink_to(tmp_path / "moved")
     cynosure.train([], tmp_path / "run", resume=True)

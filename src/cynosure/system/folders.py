@@ -76,10 +76,14 @@ def take_lock(folder: Path, doing: str) -> int | None:
     """An open file that holds the lock of a folder; None if the folder is read-only."""
     busy = ValueError(f"another process is {doing} {folder}: wait for it, or give another `out`")
     for _ in range(TRIES):
-        folder.mkdir(parents=True, exist_ok=True)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             handle = open_lock(folder / LOCK)
         except FileNotFoundError:  # another process has just removed the folder
+            continue
+        except FileExistsError:  # the same, while mkdir looked whether it is a folder
+            if folder.exists() and not folder.is_dir():
+                raise
             continue
         if handle is None:
             return None
