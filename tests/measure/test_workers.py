@@ -82,6 +82,7 @@ def printed(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     return {key: value for key, value in json.loads(done.stdout).items() if key not in TIMES}
 
 
+@pytest.mark.exhaustive
 def test_two_processes_are_one(tiny_folder: Path, texts: Path, alone: dict[str, Any]) -> None:
     assert printed(torchrun(["-m", "cynosure"], tiny_folder, texts)) == alone
 

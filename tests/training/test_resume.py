@@ -41,6 +41,7 @@ def assert_same(a: Path, b: Path) -> None:
     assert all((weights[name] == others[name]).all() for name in weights)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(("step", "moment"), CRASHES)
 def test_killed_at_a_random_step(whole: Path, tmp_path: Path, step: int, moment: str) -> None:
     out = tmp_path / "run"
@@ -51,6 +52,7 @@ def test_killed_at_a_random_step(whole: Path, tmp_path: Path, step: int, moment:
     assert not list(out.rglob("*.partial"))
 
 
+@pytest.mark.exhaustive
 def test_killed_twice(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert apart(out, 5, "step") == apart(out, 8, "step", resume=True) == -signal.SIGKILL
@@ -67,6 +69,7 @@ def test_dropout_goes_on_too(tmp_path: Path, tiny_dropout: Path) -> None:
     assert_same(tmp_path / "whole", tmp_path / "run")
 
 
+@pytest.mark.exhaustive
 def test_experts_go_on_too(tmp_path: Path, tiny_mixtral: Path) -> None:
     """Whose weights are saved one by one, and trained in one piece."""
     options = {"preset": None, "vocab_size": None, "init": str(tiny_mixtral), "learning_rate": 1e-2, "tokens": 128 * 6}
@@ -76,6 +79,7 @@ def test_experts_go_on_too(tmp_path: Path, tiny_mixtral: Path) -> None:
     assert_same(tmp_path / "whole", tmp_path / "run")
 
 
+@pytest.mark.exhaustive
 def test_updates_of_low_rank_go_on_too(tmp_path: Path, tiny_dropout: Path) -> None:
     options = {"preset": None, "vocab_size": None, "init": str(tiny_dropout), "lora": 2, "tokens": 128 * 6}
     assert apart(tmp_path / "whole", **options) == 0
