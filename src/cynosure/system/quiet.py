@@ -16,7 +16,7 @@ def quiet_transformers() -> Iterator[None]:
 
 @contextmanager
 def calm_transformers(verbosity: int = logging.ERROR) -> Iterator[None]:
-    """Without transformers' warnings and such of its progress bars as heed a setting."""
+    """Hide the warnings of transformers, and those of its progress bars that can be switched off."""
     from transformers.utils import logging as module
 
     theirs: Any = module
