@@ -2,7 +2,19 @@
 
 import pytest
 
+from cynosure.loss import devices
 from cynosure.loss.backends.registry import backends
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--asynchronous", action="store_true", help="take the CPU for an asynchronous device: what a GPU's branch does"
+    )
+
+
+def pytest_configure(config):
+    if config.getoption("--asynchronous", False):
+        devices.SYNCHRONOUS = frozenset()
 
 
 def backend_params():

@@ -47,7 +47,7 @@ def loss_rows(n_rows=8, vocab_size=32768, n_classes=20_000):
 
 def stats_rows(n_rows=8, vocab_size=32768, topk=20_000):
     z, index = torch.randn(n_rows, vocab_size), torch.arange(n_rows)
-    beta, logit = torch.tensor([0.5, 1.0, 3.0], dtype=torch.float64), z.gather(-1, index[:, None])[:, 0]
+    beta, logit = (0.5, 1.0, 3.0), z.gather(-1, index[:, None])[:, 0]
     best, new = (Best.none(n_rows, topk, z.device) for _ in range(2))
 
     def run():

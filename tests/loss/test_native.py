@@ -39,7 +39,7 @@ def loss_rows(name, z, target, upstream=None, **options):
 
 
 def stats_rows(name, z, target, **options):
-    beta, best = torch.tensor([0.5, 2.0], dtype=torch.float64), Best.none(len(z), 2, z.device)
+    beta, best = (0.5, 2.0), Best.none(len(z), 2, z.device)
     logit = z.gather(-1, target[:, None])[:, 0]
     piece = Piece(0, z.shape[-1])
     part = choose_backend(name)[0].stats_piece(z, piece, target, logit, RowOptions(**options), best, beta)

@@ -13,11 +13,13 @@ from torch import Tensor
 
 from cynosure.loss.backends.registry import Backend
 from cynosure.loss.backends.torch_rows import target_gradient
+from cynosure.loss.batch import CountedBatch, rows_between
+from cynosure.loss.devices import is_asynchronous
 from cynosure.loss.linear import HeadWeights, OwnHead, product
 from cynosure.loss.matmul.choice import choose_gemm
 from cynosure.loss.matmul.weight_sum import WeightSum
 from cynosure.loss.options import RowOptions, accumulation_dtype
-from cynosure.loss.targets import CountedBatch, rows_between, take_rows
+from cynosure.loss.targets import take_rows
 
 
 class LossJob(NamedTuple):
@@ -69,7 +71,7 @@ def logits_chunks(job: LossJob, hidden: Tensor, head: HeadWeights | OwnHead) -> 
     buffer = hidden.new_empty(n_chunk if n_rows else 0, vocab_size)
     for start in range(0, n_rows, n_chunk):
         stop = min(start + n_chunk, n_rows)
-        h = hidden[rows_between(rows, start, stop)]
+        h = job.batch.masked(hidden[rows_between(rows, start, stop)], start)
         yield Chunk(start, stop, h, head.linear(h, buffer[: stop - start]))
 
 
@@ -104,7 +106,9 @@ class Gradients:
     saves a pass over dW. A single chunk needs no accumulator.
     """
 
-    def __init__(self, hidden: Tensor, head: HeadWeights | OwnHead, job: LossJob, wanted: Wanted, unit: float) -> None:
+    def __init__(
+        self, hidden: Tensor, head: HeadWeights | OwnHead, job: LossJob, wanted: Wanted, unit: float | Tensor
+    ) -> None:
         self.unit, self.job = unit, job
         dtype = accumulation_dtype(job.dtype)
         new = torch.zeros_like if job.batch.inputs is not None else torch.empty_like
@@ -144,10 +148,10 @@ class Gradients:
 
     def take(self, upstream: Tensor | None, dtypes: list[torch.dtype | None]) -> list[Tensor | None]:
         """The gradients times unit and upstream (a 0-d tensor), in these dtypes. Call once: they are not kept."""
-        factor: float | Tensor = self.unit
+        factor = self.unit
         if upstream is not None:
             # On a CPU the value is read, since 1 saves a pass over dW. On other devices reading would synchronize.
-            factor = factor * (upstream.item() if upstream.device.type == "cpu" else upstream)
+            factor = factor * (upstream if is_asynchronous(upstream.device) else upstream.item())
         parts = (self.dhidden, self.dweight, self.dbias, self.dtarget)
         self.dhidden = self.dweight = self.dbias = self.dtarget = None
         one = isinstance(factor, float) and factor == 1.0
@@ -163,12 +167,13 @@ def compute(
         hidden, head = hidden.to(job.dtype), head.to(job.dtype)
         loss = torch.empty(job.batch.n_rows, dtype=accumulation_dtype(job.dtype), device=hidden.device)
         unit = _unit(upstream, job.dtype)
+        upstream = upstream if isinstance(unit, float) and unit == 1 else upstream / unit
         gradients = Gradients(hidden, head, job, wanted, unit)
         for chunk in logits_chunks(job, hidden, head):
             if gradients.dtarget is not None:
                 for start, stop in blocks(job.backend, chunk.logits, len(chunk.logits), copied=True):
-                    _put_dtarget(gradients.dtarget, job, chunk.start + start, chunk.logits[start:stop], upstream / unit)
-            kernel = _row_kernel(job, chunk.start, loss, upstream / unit if wanted.dlogits else None)
+                    _put_dtarget(gradients.dtarget, job, chunk.start + start, chunk.logits[start:stop], upstream)
+            kernel = _row_kernel(job, chunk.start, loss, upstream if wanted.dlogits else None)
             visit(job.backend, chunk.logits, kernel, write_back=True)
             gradients.add(chunk, head)
     return loss, gradients
@@ -187,7 +192,9 @@ def _put_dtarget(dtarget: Tensor, job: LossJob, start: int, logits: Tensor, upst
     batch, stop = job.batch, start + len(logits)
     at = rows_between(batch.targets, start, stop)
     classes = None if batch.target.classes is None else take_rows(batch.target.classes, at)
-    part = target_gradient(logits, classes, job.options, upstream[start:stop])
+    part, counted = target_gradient(logits, classes, job.options, upstream[start:stop]), batch.counted_rows(start, stop)
+    if counted is not None:
+        part.masked_fill_(~counted[:, None], 0)
     dtarget.view(-1, dtarget.shape[-1])[at] = part.to(dtarget.dtype)
 
 
@@ -196,20 +203,24 @@ def _row_kernel(job: LossJob, offset: int, loss: Tensor, upstream: Tensor | None
 
     def kernel(z: Tensor, start: int, stop: int) -> None:
         start, stop = start + offset, stop + offset
-        target = batch.target.rows(rows_between(batch.targets, start, stop), batch.k[start:stop])
+        counted = batch.counted_rows(start, stop)
+        target = batch.target.rows(rows_between(batch.targets, start, stop), batch.k[start:stop], counted=counted)
         up = None if upstream is None else upstream[start:stop]
         loss[start:stop] = job.backend.loss_rows(z, target, job.options, up)
 
     return kernel
 
 
-def _unit(upstream: Tensor, dtype: torch.dtype) -> float:
+def _unit(upstream: Tensor, dtype: torch.dtype) -> float | Tensor:
     """A power of two near the largest upstream gradient: float16 d(logits) are stored relative to it.
 
     A mean over 100,000 tokens scales them by 1e-5, which float16 would round to 0 before any loss scaling helps.
     """
     if dtype != torch.float16 or upstream.numel() == 0:
         return 1.0
+    if is_asynchronous(upstream.device):
+        unit = upstream.abs().max().log2().floor().exp2()
+        return unit.masked_fill(~((unit > 0) & (unit < math.inf)), 1)
     largest = upstream.abs().max().item()
     return 2.0 ** math.floor(math.log2(largest)) if 0 < largest < math.inf else 1.0
 

@@ -3,19 +3,19 @@
 One GEMM, and no whole row of logits is ever in memory. n tokens counted, R rows and C columns of logits at a time.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from cynosure.loss.backends.registry import Backend
+from cynosure.loss.batch import CountedBatch, rows_between
 from cynosure.loss.chunked import LossJob, visit
 from cynosure.loss.linear import HeadWeights, OwnHead
 from cynosure.loss.matmul.choice import choose_gemm
 from cynosure.loss.options import RowOptions, accumulation_dtype
 from cynosure.loss.pieces import Best, LossPart, Piece, RowStats, StatsPart, put_stats_together, put_together, row_stats
-from cynosure.loss.targets import CountedBatch, rows_between
 
 MANY = 8  # parts merged at a time: few enough for torch to use one thread, beside the matmuls' own
 TARGETS = 64  # rows whose target logits are computed at a time
@@ -69,7 +69,8 @@ def rows_of(
     buffer = hidden.new_empty(n_chunk * columns if n_rows else 0)
     for start in range(0, n_rows, n_chunk):
         stop = min(start + n_chunk, n_rows)
-        yield RowChunk(start, stop, hidden[rows_between(batch.inputs, start, stop)], head, buffer, columns, provider)
+        chunk = batch.masked(hidden[rows_between(batch.inputs, start, stop)], start)
+        yield RowChunk(start, stop, chunk, head, buffer, columns, provider)
 
 
 def visit_piece(backend: Backend, logits: Tensor, kernel: Callable[[Tensor, int, int], Part]) -> Part:
@@ -94,7 +95,7 @@ def compute_loss(job: LossJob, hidden: Tensor, head: HeadWeights | OwnHead) -> T
                 parts = [put_together(parts)] if len(parts) == MANY else parts
             k = batch.k[rows.start : rows.stop]
             loss[rows.start : rows.stop] = put_together(parts).loss(k, job.options.z_loss)
-    return loss
+    return loss if batch.counted is None else loss.masked_fill_(~batch.counted, 0)
 
 
 def _loss_kernel(job: LossJob, offset: int, piece: Piece, n_columns: int) -> Callable[[Tensor, int, int], LossPart]:
@@ -102,13 +103,16 @@ def _loss_kernel(job: LossJob, offset: int, piece: Piece, n_columns: int) -> Cal
 
     def kernel(z: Tensor, start: int, stop: int) -> LossPart:
         start, stop = start + offset, stop + offset
-        target = batch.target.rows(rows_between(batch.targets, start, stop), batch.k[start:stop], columns)
+        at, counted = rows_between(batch.targets, start, stop), batch.counted_rows(start, stop)
+        target = batch.target.rows(at, batch.k[start:stop], columns, counted)
         return job.backend.loss_piece(z, piece, target, job.options)
 
     return kernel
 
 
-def logits_stats(z: Tensor, index: Tensor, backend: Backend, options: RowOptions, topk: int, beta: Tensor) -> RowStats:
+def logits_stats(
+    z: Tensor, index: Tensor, backend: Backend, options: RowOptions, topk: int, beta: Sequence[float]
+) -> RowStats:
     """All statistics of r rows of logits (r, V) for their targets (r,); overwrites z; beta as below."""
     best, piece = Best.none(len(z), topk, z.device), Piece(0, z.shape[-1])
     target = z.gather(-1, index[:, None])[:, 0]
@@ -116,7 +120,7 @@ def logits_stats(z: Tensor, index: Tensor, backend: Backend, options: RowOptions
 
 
 def compute_stats(
-    rows: RowChunk, index: Tensor, backend: Backend, options: RowOptions, topk: int, beta: Tensor
+    rows: RowChunk, index: Tensor, backend: Backend, options: RowOptions, topk: int, beta: Sequence[float]
 ) -> RowStats:
     """All statistics of these rows for their targets (r,) at ascending inverse temperatures beta (B,)."""
     best = Best.none(len(index), topk, index.device)

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from cynosure.loss.autograd import FusedRows, FusedSum, LogitsRows, Shapes, apply
 from cynosure.loss.backends.registry import choose_backend
+from cynosure.loss.batch import make_batch
 from cynosure.loss.chunked import LossJob
 from cynosure.loss.compiler import public
 from cynosure.loss.linear import HeadWeights, OwnHead, check_frozen, make_head
 from cynosure.loss.options import ReduceOptions, Reduction, RowOptions, accumulation_dtype, check_chunk_tokens
-from cynosure.loss.targets import CountedBatch, TargetLike, check_target, make_batch, probability_of
+from cynosure.loss.targets import TargetLike, check_target, probability_of
 
 COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -36,6 +37,7 @@ def linear_cross_entropy(
     token_weight: Tensor | None = None,
     normalizer: float | Tensor | None = None,
     shift: int = 0,
+    n_counted: int | None = None,
     backend: str | None = None,
     chunk_tokens: int | None = None,
 ) -> Tensor:
@@ -66,6 +68,8 @@ def linear_cross_entropy(
         normalizer: what "mean" divides by, a constant, such as the number of tokens in the whole accumulated or
             distributed batch. By default the sum of token weights times class_weight[target].
         shift: k pairs hidden[..., :T-k, :] with target[..., k:], without copies; 1 is next-token prediction.
+        n_counted: number of targets that are not ignored, or more. On a GPU the loss then skips the other rows; without
+            it all rows are multiplied, since counting them there would wait for the device.
         backend: a name of `cynosure.backends()`, or None to choose.
         chunk_tokens: rows of logits held at once, or None to choose.
 
@@ -97,7 +101,7 @@ def linear_cross_entropy(
     """
     head = check_head(hidden, weight, bias)
     options = RowOptions(label_smoothing, z_loss, softcap, scale, class_weight)
-    reduce = ReduceOptions(ignore_index, reduction, token_weight, normalizer, shift)
+    reduce = ReduceOptions(ignore_index, reduction, token_weight, normalizer, shift, n_counted)
     chunk_tokens = check_chunk_tokens(chunk_tokens)
     job = _make_job(hidden, weight.shape[0], target, options, reduce, backend, matmul_dtype(hidden))
     job = job._replace(chunk_tokens=chunk_tokens, dweight_dtype=weight.dtype)
@@ -109,7 +113,8 @@ def linear_cross_entropy(
         check_frozen(weight)
         given, job = None, job._replace(own_weight=weight)
     if reduction == "none":
-        return _spread(apply(FusedRows, rows, given, bias, probability, job), job.batch)
+        losses = apply(FusedRows, rows, given, bias, probability, job)
+        return job.batch.spread(losses * job.batch.weight)
     return apply(FusedSum, rows, given, bias, probability, job.batch.weight, job)
 
 
@@ -172,7 +177,8 @@ def cross_entropy(
     if job.batch.target.is_abstract:
         return _shapes(job, reduction, logits, token_weight, probability_of(target))
     losses = apply(LogitsRows, logits, probability_of(target), job)
-    return _spread(losses, job.batch) if reduction == "none" else (losses * job.batch.weight).sum()
+    losses = losses * job.batch.weight
+    return job.batch.spread(losses) if reduction == "none" else losses.sum()
 
 
 @public
@@ -338,7 +344,7 @@ def _make_job(
             raise ValueError(f"class_weight is on {weight.device}, but hidden or logits is on {rows.device}")
         options = replace(options, class_weight=weight.to(accumulation_dtype(dtype)))
     checked = check_target(target, lead, vocab_size, rows.device, reduce.ignore_index)
-    batch = make_batch(checked, lead, options, reduce, dtype)
+    batch = make_batch(checked, lead, rows.device, options, reduce, dtype)
     return LossJob(batch, options, choose_backend(backend, rows.device)[0], dtype, dtype, None)
 
 
@@ -361,11 +367,3 @@ def _check_classes_last(logits: Tensor, target: TargetLike) -> None:
 def kind(x: object) -> str:
     """Describe an argument in an error message."""
     return f"a tensor of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
-
-
-def _spread(losses: Tensor, batch: CountedBatch) -> Tensor:
-    """Losses (n,) of the counted rows times their weights, in the result's shape, 0 elsewhere."""
-    losses = losses * batch.weight
-    if batch.outputs is not None:
-        losses = losses.new_zeros(batch.shape.numel()).index_copy(0, batch.outputs, losses)
-    return losses.view(batch.shape)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cynosure.loss.devices import is_asynchronous
 from cynosure.loss.matmul.choice import choose_gemm
 from cynosure.loss.matmul.rivals import multiplied
 from cynosure.loss.tensors import is_plain, multiplies_itself
@@ -50,6 +51,8 @@ class HeadWeights(NamedTuple):
 
     def linear(self, hidden: Tensor, out: Tensor, provider: str | None = None) -> Tensor:
         """out (r, V) = hidden (r, D) @ weight.T + bias."""
+        if self.bias is not None and is_asynchronous(hidden.device):
+            return torch.addmm(self.bias, hidden, self.weight.t(), out=out)  # a GPU adds the bias inside the matmul
         if self.bias is not None:
             out.copy_(self.bias)
         return product(hidden, self.weight.t(), out, add=self.bias is not None, provider=provider)

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from cynosure.loss.devices import is_asynchronous
 from cynosure.loss.tensors import is_abstract
 
 Reduction = Literal["mean", "sum", "none"]
@@ -45,6 +46,7 @@ class ReduceOptions:
     token_weight: Tensor | None = None  # (...), aligned with the target
     normalizer: float | Tensor | None = None
     shift: int = 0
+    n_counted: int | None = None  # rows that count, at most
 
     def __post_init__(self) -> None:
         check_reduction(self.reduction)
@@ -52,11 +54,18 @@ class ReduceOptions:
         _set(self, "shift", as_integer("shift", self.shift))
         if self.shift < 0:
             raise ValueError(f"shift must not be negative, got {self.shift}")
+        if self.n_counted is not None:
+            _set(self, "n_counted", as_integer("n_counted", self.n_counted))
+            if self.n_counted < 0:
+                raise ValueError(f"n_counted must not be negative, got {self.n_counted}")
         if self.normalizer is not None:
             if self.reduction != "mean":
                 raise ValueError(f"normalizer needs reduction='mean', got reduction={self.reduction!r}: leave one out")
             constant = self.normalizer.detach() if isinstance(self.normalizer, Tensor) else self.normalizer
-            if not is_abstract(constant):
+            if is_abstract(constant) or (isinstance(constant, Tensor) and is_asynchronous(constant.device)):
+                check_one_element("normalizer", constant)
+                _set(self, "normalizer", constant)
+            else:
                 _set(self, "normalizer", as_number("normalizer", constant, "finite and not negative", low=0.0))
 
 
@@ -117,9 +126,14 @@ def _only_element(name: str, value: Any) -> object:
         )
     if not hasattr(value, "item") or not hasattr(value, "shape"):
         return value
+    check_one_element(name, value)
+    return value.item()
+
+
+def check_one_element(name: str, value: Any) -> None:
+    """Refuse a tensor or array of another number of elements."""
     if math.prod(value.shape) != 1:
         raise ValueError(f"{name} must be a number or have one element, got shape {tuple(value.shape)}")
-    return value.item()
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

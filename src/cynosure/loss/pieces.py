@@ -4,6 +4,7 @@ r rows, P pieces. All sums are float64, and relative to their piece's `base`: it
 minus infinity.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -99,14 +100,14 @@ def put_together(parts: list[LossPart]) -> LossPart:
     return LossPart(largest, scaled(exp, shift).sum(0), (dot + mass * shift).sum(0), mass.sum(0))
 
 
-def put_stats_together(parts: list[StatsPart], beta: Tensor) -> StatsPart:
+def put_stats_together(parts: list[StatsPart], beta: Sequence[float]) -> StatsPart:
     """One part of several, in the order of their classes."""
     if len(parts) == 1:
         return parts[0]
     all_parts = StatsPart(*(torch.stack(field) for field in zip(*parts, strict=True)))
     largest, first = all_parts.top.amax(0), all_parts.top.argmax(0, keepdim=True)
     shift = base_of(all_parts.top) - base_of(largest)
-    tempered = [scaled(x, b * shift).sum(0) for x, b in zip(all_parts.tempered.unbind(1), beta.tolist(), strict=True)]
+    tempered = [scaled(x, b * shift).sum(0) for x, b in zip(all_parts.tempered.unbind(1), beta, strict=True)]
     return StatsPart(
         target_z=parts[0].target_z,
         top=largest,
@@ -137,7 +138,7 @@ class RowStats(NamedTuple):
     correct: Tensor
 
 
-def row_stats(others: StatsPart, target: Tensor, best: Best, beta: Tensor) -> RowStats:
+def row_stats(others: StatsPart, target: Tensor, best: Best, beta: Sequence[float]) -> RowStats:
     """All statistics of r rows with targets (r,), from the merged sums of all other classes.
 
     1 - p is computed as the share of the other classes, not as a difference, so that it stays exact if p is near 1.
@@ -153,7 +154,8 @@ def row_stats(others: StatsPart, target: Tensor, best: Best, beta: Tensor) -> Ro
     equal = (z == others.top) | z.isnan() & others.top.isnan()
     argmax = torch.where(equal, torch.minimum(target, others.argmax), torch.where(first, target, others.argmax))
     second = torch.minimum(z, others.top).maximum(others.second)
-    tempered = scaled(others.tempered, beta[:, None] * shift) + (beta[:, None] * gap).exp()
+    tempered = [scaled(x, b * shift) + (b * gap).exp() for x, b in zip(others.tempered, beta, strict=True)]
+    nll_at = [x.log() - b * gap for x, b in zip(tempered, beta, strict=True)]
     best = best.with_others(z[:, None], target[:, None])
     nll = torch.where(gap == 0, exp.log1p(), log_s - gap)
     return RowStats(
@@ -167,6 +169,6 @@ def row_stats(others: StatsPart, target: Tensor, best: Best, beta: Tensor) -> Ro
         brier=(exp / s).square() + scaled(others.square, 2 * shift) / s.square(),
         top_ids=best.ids,
         top_logprobs=best.z - top[:, None] - log_s[:, None],
-        nll_at_temperature=(tempered.log() - beta[:, None] * gap).t(),
+        nll_at_temperature=torch.stack(nll_at, -1) if nll_at else nll.new_empty(len(nll), 0),
         correct=(argmax == target).to(nll.dtype).masked_fill_(nll.isnan(), torch.nan),
     )

@@ -18,6 +18,7 @@ class Sizes(NamedTuple):
     least_tokens: int = 205  # a short batch goes in fifths: a tenth of the memory of its full logits and their gradient
     min_bytes: int = 16 * MIB  # of a chunk: small vocabularies take more rows, so that matmuls are fewer and larger
     max_bytes: int = 256 * MIB  # huge ones take fewer
+    fewest_tokens: int = 1  # of a chunk, whatever its bytes
     piece_tokens: int = 2048  # where no gradient is wanted: each matmul packs the weights it reads anew
     piece_bytes: int = 24 * MIB  # read while they are in a CPU's cache
     block_bytes: int | None = 2 * MIB  # that a row kernel takes at a time, in the accumulation dtype
@@ -30,7 +31,7 @@ class Sizes(NamedTuple):
         row_bytes = vocab_size * dtype.itemsize
         most = min(self.most_tokens, max(self.least_tokens, n_tokens // 5))
         most = max(most, self.min_bytes // row_bytes)
-        most = max(1, min(most, self.max_bytes // row_bytes))
+        most = max(self.fewest_tokens, min(most, self.max_bytes // row_bytes))
         return evenly(n_tokens, most)
 
     def piece(self, n_tokens: int, vocab_size: int, dtype: torch.dtype, chunk_tokens: int | None) -> tuple[int, int]:
@@ -47,7 +48,13 @@ class Sizes(NamedTuple):
         return max(1, min(n_rows, n_bytes // (vocab_size * accumulation_dtype(dtype).itemsize)))
 
 
-OFF_CPU = Sizes(piece_bytes=256 * MIB, block_bytes=None, copied_bytes=None)  # no cache to stay in, and launches cost
+# dW of R rows is 2 R V D floating-point operations over 8 V D bytes of float32 sums, read and written: below about
+# 1,200 rows a GPU waits for its memory. There is no cache to stay in, and every launch costs.
+BUDGET = 1024 * MIB
+ON_DEVICE = Sizes(
+    min_bytes=BUDGET, max_bytes=BUDGET, fewest_tokens=1024, piece_tokens=4096, piece_bytes=BUDGET, block_bytes=None,
+    copied_bytes=256 * MIB,
+)  # fmt: skip
 
 
 def evenly(n_tokens: int, most: int) -> int:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from cynosure.loss.backends.registry import Backend, choose_backend
+from cynosure.loss.batch import CountedBatch, make_batch, rows_between
 from cynosure.loss.chunked import given_rows
 from cynosure.loss.compiler import public
 from cynosure.loss.forward import compute_stats, logits_stats, rows_of
@@ -19,7 +20,7 @@ from cynosure.loss.options import (
     check_chunk_tokens,
 )
 from cynosure.loss.pieces import RowStats
-from cynosure.loss.targets import CountedBatch, check_target, make_batch, rows_between, take_rows
+from cynosure.loss.targets import check_target, take_rows
 
 
 class TokenStats(NamedTuple):
@@ -91,16 +92,16 @@ def token_stats(
     rows, dtype = RowOptions(softcap=softcap, scale=scale), matmul_dtype(hidden)
     which = ReduceOptions(ignore_index=ignore_index, reduction="none", shift=shift)
     asked = _Asked.of(hidden, target, weight.shape[0], rows, which, topk, temperatures, backend, dtype)
-    figures = _FilledStats(asked, hidden.new_empty(0, dtype=accumulation_dtype(dtype)))
+    filled = _FilledStats(asked, hidden.new_empty(0, dtype=accumulation_dtype(dtype)))
     if asked.batch.target.is_abstract:
-        return figures.stats()
+        return filled.stats()
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         flat, head, batch = hidden.reshape(-1, hidden.shape[-1]).to(dtype), head.to(dtype), asked.batch
         for chunk in rows_of(flat, head, batch, asked.backend, chunk_tokens):
             index = asked.classes(chunk.start, chunk.stop)
             found = compute_stats(chunk, index, asked.backend, asked.options, asked.topk, asked.beta)
-            figures.put(chunk.start, chunk.stop, found)
-    return figures.stats()
+            filled.put(chunk.start, chunk.stop, found)
+    return filled.stats()
 
 
 @public
@@ -148,14 +149,14 @@ def logits_token_stats(
     rows = RowOptions(softcap=softcap, scale=scale)
     which = ReduceOptions(ignore_index=ignore_index, reduction="none", shift=shift)
     asked = _Asked.of(logits, target, logits.shape[-1], rows, which, topk, temperatures, backend, logits.dtype)
-    figures = _FilledStats(asked, logits.new_empty(0, dtype=accumulation_dtype(logits.dtype)))
+    filled = _FilledStats(asked, logits.new_empty(0, dtype=accumulation_dtype(logits.dtype)))
     if asked.batch.target.is_abstract:
-        return figures.stats()
+        return filled.stats()
     with torch.no_grad():
         for start, stop, z, _ in given_rows(asked.backend, logits, asked.batch.inputs, asked.batch.n_rows):
             index = asked.classes(start, stop)
-            figures.put(start, stop, logits_stats(z, index, asked.backend, asked.options, asked.topk, asked.beta))
-    return figures.stats()
+            filled.put(start, stop, logits_stats(z, index, asked.backend, asked.options, asked.topk, asked.beta))
+    return filled.stats()
 
 
 class _Asked(NamedTuple):
@@ -165,8 +166,8 @@ class _Asked(NamedTuple):
     options: RowOptions
     backend: Backend
     topk: int
-    beta: Tensor  # (n_temperatures,) inverse temperatures, ascending
-    order: Tensor  # (n_temperatures,) where each of them was in the list that was given
+    beta: tuple[float, ...]  # inverse temperatures, ascending
+    places: tuple[int, ...]  # of each temperature that was given, in beta
 
     @classmethod
     def of(
@@ -181,9 +182,13 @@ class _Asked(NamedTuple):
         temperatures = [] if temperatures is None else [as_positive("temperatures", t) for t in temperatures]
         device, lead = inputs.device, inputs.shape[:-1]
         checked = check_target(target, lead, vocab_size, device, which.ignore_index)
-        batch = make_batch(checked, lead, rows, which, dtype)
-        beta, order = torch.tensor([1 / t for t in temperatures], dtype=torch.float64, device=device).sort()
-        return cls(batch, rows, choose_backend(backend, device)[0], topk, beta, order)
+        batch = make_batch(checked, lead, device, rows, which, dtype)
+        if checked.invalid is not None:
+            valid = ~batch.weight.isnan()
+            batch = batch._replace(counted=valid if batch.counted is None else valid & batch.counted)
+        order = sorted(range(len(temperatures)), key=lambda i: 1 / temperatures[i])
+        beta, places = tuple(1 / temperatures[i] for i in order), tuple(map(order.index, range(len(order))))
+        return cls(batch, rows, choose_backend(backend, device)[0], topk, beta, places)
 
     def classes(self, start: int, stop: int) -> Tensor:
         """The classes (r,) of counted rows start to stop."""
@@ -194,25 +199,27 @@ class _Asked(NamedTuple):
 
 
 class _FilledStats:
-    """The statistics of all tokens, filled block by block."""
+    """The statistics of all rows of the batch, filled block by block."""
 
     def __init__(self, asked: _Asked, like: Tensor) -> None:
-        self.batch, self.places = asked.batch, asked.order.argsort()
+        self.batch, self.places = asked.batch, asked.places
         topk = (asked.topk,)
         widths = {"top_ids": topk, "top_logprobs": topk, "nll_at_temperature": (len(asked.beta),)}
         self.parts = []
         for name in TokenStats._fields:
-            is_id = name in ("rank", "argmax", "top_ids")
-            shape = (self.batch.shape.numel(), *widths.get(name, ()))
-            self.parts.append(like.new_full(shape, -1, dtype=torch.int64) if is_id else like.new_full(shape, torch.nan))
+            dtype = torch.int64 if name in ("rank", "argmax", "top_ids") else like.dtype
+            self.parts.append(like.new_empty((self.batch.n_rows, *widths.get(name, ())), dtype=dtype))
 
-    def put(self, start: int, stop: int, figures: RowStats) -> None:
-        """Store the statistics of counted rows start to stop, their temperatures ascending in 1 / T."""
-        at = rows_between(self.batch.outputs, start, stop)
-        figures = figures._replace(nll_at_temperature=figures.nll_at_temperature[:, self.places])
-        for whole, part in zip(self.parts, figures, strict=True):
-            whole[at] = part.to(whole.dtype)
+    def put(self, start: int, stop: int, stats: RowStats) -> None:
+        """Store the statistics of rows start to stop, their temperatures ascending in 1 / T."""
+        at_temperature = self.parts[TokenStats._fields.index("nll_at_temperature")]
+        for whole, part in zip(self.parts, stats, strict=True):
+            if whole is at_temperature:
+                for i, place in enumerate(self.places):
+                    whole[start:stop, i] = part[:, place]
+            else:
+                whole[start:stop] = part
 
     def stats(self) -> TokenStats:
         """All of them, in the shape of the result."""
-        return TokenStats(*(part.view((*self.batch.shape, *part.shape[1:])) for part in self.parts))
+        return TokenStats(*(self.batch.spread(x, torch.nan if x.is_floating_point() else -1) for x in self.parts))

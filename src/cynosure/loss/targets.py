@@ -1,4 +1,4 @@
-"""Targets of every kind, and the rows of a batch that count.
+"""Targets of every kind, checked.
 
 Class indices are handled as a distribution over K = 1 entries, sparse targets over K, dense ones over all V, so that
 a row kernel knows two shapes alone: (classes, probability) and probability.
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cynosure.loss.options import ReduceOptions, RowOptions, accumulation_dtype
+from cynosure.loss.devices import check_later, is_asynchronous
 from cynosure.loss.tensors import is_abstract
 
 TargetLike = Tensor | tuple[Tensor, Tensor]
@@ -20,8 +20,9 @@ class TargetRows(NamedTuple):
     """The targets of r rows, as a row kernel reads them."""
 
     classes: Tensor | None  # (r, K) int64, or None where probability covers the logits at hand
-    probability: Tensor  # (r, K) or (r, V) or of a piece (r, v), in the accumulation dtype
+    probability: Tensor  # (r, K) or (r, V) or of a piece (r, v), of any floating dtype
     k: Tensor  # (r,) multiplier of the z-loss: the class weight for class indices, else 1
+    counted: Tensor | None = None  # (r,) bool: where False, the loss and the gradient are 0 whatever the logits
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Target:
     classes: Tensor | None  # int64
     probability: Tensor | None  # None: class indices, all probability 1
     ignored: Tensor | None  # (...) bool, for class indices alone
+    invalid: Tensor | None = None  # (...) bool, on a device: positions with a class index outside the vocabulary
 
     @property
     def device(self) -> torch.device:
@@ -53,26 +55,15 @@ class Target:
         """True for class indices, False for distributions."""
         return self.probability is None
 
-    def rows(self, at: "slice | Tensor", k: Tensor, columns: slice = slice(None)) -> TargetRows:
-        """The targets at these flat rows, k (r,) being theirs; of a distribution over all V, these columns."""
+    def rows(
+        self, at: "slice | Tensor", k: Tensor, columns: slice = slice(None), counted: Tensor | None = None
+    ) -> TargetRows:
+        """The targets at these flat rows, with k and counted (r,); of a distribution over all V, these columns."""
         classes = None if self.classes is None else take_rows(self.classes, at)
         if self.probability is None:
-            return TargetRows(classes, torch.ones_like(k)[:, None], k)
+            return TargetRows(classes, torch.ones_like(k)[:, None], k, counted)
         probability = self.probability if classes is not None else self.probability[..., columns]
-        return TargetRows(classes, take_rows(probability, at).to(k.dtype), k)
-
-
-class CountedBatch(NamedTuple):
-    """The n rows that count: where they stand, and what the reduction does with them."""
-
-    target: Target
-    n_rows: int
-    inputs: Tensor | None  # (n,) flat rows of hidden or logits; None: all of them, in order
-    targets: Tensor | None  # (n,) flat rows of the target, likewise
-    outputs: Tensor | None  # (n,) flat rows of a result of shape `shape`, likewise
-    shape: torch.Size  # of an unreduced result: (..., T - shift)
-    k: Tensor  # (n,)
-    weight: Tensor  # (n,) what each row's loss is multiplied by: the token weight, over the normalizer for "mean"
+        return TargetRows(classes, take_rows(probability, at), k, counted)
 
 
 def take_rows(x: Tensor, at: "slice | Tensor") -> Tensor:
@@ -85,11 +76,6 @@ def take_rows(x: Tensor, at: "slice | Tensor") -> Tensor:
     if isinstance(at, slice):
         at = torch.arange(n_rows, device=x.device)[at]
     return x[torch.unravel_index(at, x.shape[:-1])]
-
-
-def rows_between(rows: Tensor | None, start: int, stop: int) -> "slice | Tensor":
-    """The flat rows behind counted rows start to stop."""
-    return slice(start, stop) if rows is None else rows[start:stop]
 
 
 def probability_of(target: TargetLike) -> Tensor | None:
@@ -107,31 +93,32 @@ def check_target(
             raise TypeError(f"a sparse target is a pair (indices, probabilities), got {len(target)} items")
         _check_no_ignore_index(ignore_index)
         return _check_sparse(target[0], target[1], lead, vocab_size, device)
-    _check_tensor("target", target, device)
+    check_tensor("target", target, device, or_cpu=True)
     if target.is_floating_point():
+        check_tensor("target (probabilities)", target, device)
         _check_shape("target (probabilities)", target, (*lead, vocab_size))
         _check_no_ignore_index(ignore_index)
         return Target(None, target.detach(), None)
     _check_integral("target", target)
     _check_shape("target (class indices)", target, tuple(lead))
     ignored = _equal(target, ignore_index)
-    classes = _check_range("target", target, ~ignored, vocab_size, f", or ignore_index={ignore_index}")
-    return Target(classes.unsqueeze(-1), None, ignored)
+    classes, bad = _check_range("target", target, ~ignored, vocab_size, f", or ignore_index={ignore_index}")
+    return Target(classes.unsqueeze(-1), None, ignored, bad)
 
 
 def _check_sparse(
     index: Tensor, probability: Tensor, lead: torch.Size, vocab_size: int, device: torch.device
 ) -> Target:
-    _check_tensor("target indices", index, device)
-    _check_tensor("target probabilities", probability, device)
+    check_tensor("target indices", index, device)
+    check_tensor("target probabilities", probability, device)
     _check_integral("target indices", index)
     if not probability.is_floating_point():
         raise TypeError(f"target probabilities must be floating point, got {probability.dtype}")
     if index.ndim != len(lead) + 1 or index.shape[:-1] != lead:
         raise ValueError(f"target indices must have shape {_text((*lead, 'K'))}, got {tuple(index.shape)}")
     _check_shape("target probabilities", probability, tuple(index.shape))
-    classes = _check_range("target indices", index, torch.ones_like(index, dtype=torch.bool), vocab_size, "")
-    return Target(classes, probability.detach(), None)
+    classes, bad = _check_range("target indices", index, torch.ones_like(index, dtype=torch.bool), vocab_size, "")
+    return Target(classes, probability.detach(), None, None if bad is None else bad.any(-1))
 
 
 def _check_no_ignore_index(ignore_index: int) -> None:
@@ -143,91 +130,16 @@ def _check_no_ignore_index(ignore_index: int) -> None:
         )
 
 
-def make_batch(
-    target: Target, lead: torch.Size, row: RowOptions, options: ReduceOptions, dtype: torch.dtype
-) -> CountedBatch:
-    """Pair inputs with targets, leave out the ignored ones, weigh the rest. `lead` is hidden's or logits' (...)."""
-    shift, device = options.shift, target.device
-    _check_shift(shift, lead)
-    _check_token_weight(options.token_weight, lead, device)
-    shape = torch.Size((*lead[:-1], lead[-1] - shift)) if shift else lead
-    if target.is_abstract:
-        return CountedBatch(target, shape.numel(), None, None, None, shape, torch.empty(0), torch.empty(0))
-    outputs = _counted(target, options, shape, device)
-    batch = CountedBatch(target, shape.numel(), None, None, None, shape, torch.empty(0), torch.empty(0))
-    if outputs is not None or shift:
-        batch = _paired(batch, torch.arange(shape.numel(), device=device) if outputs is None else outputs, shift)
-    _check_probabilities(batch)
-    return _weighed(batch, row.class_weight, options, accumulation_dtype(dtype))
-
-
-def _counted(target: Target, options: ReduceOptions, shape: torch.Size, device: torch.device) -> Tensor | None:
-    """Flat places in the result whose target counts, or None if all do."""
-    counted = torch.ones(shape, dtype=torch.bool, device=device)
-    if target.ignored is not None:
-        counted &= ~_shifted(target.ignored, options.shift)
-    weight = options.token_weight
-    if weight is not None and not weight.requires_grad:  # a learned weight of 0 still has a gradient: the row's loss
-        counted &= _shifted(weight, options.shift) != 0
-    return None if bool(counted.all()) else counted.reshape(-1).nonzero()[:, 0]
-
-
-def _shifted(x: Tensor, shift: int) -> Tensor:
-    return x[..., shift:] if shift else x
-
-
-def _paired(batch: CountedBatch, outputs: Tensor, shift: int) -> CountedBatch:
-    """hidden[..., t, :] goes with target[..., t + shift]: rows of T - shift pairs inside rows of T tokens."""
-    if shift == 0:
-        return batch._replace(n_rows=len(outputs), inputs=outputs, targets=outputs, outputs=outputs)
-    inputs = outputs + outputs // max(batch.shape[-1], 1) * shift
-    return batch._replace(n_rows=len(outputs), inputs=inputs, targets=inputs + shift, outputs=outputs)
-
-
-def _weighed(
-    batch: CountedBatch, class_weight: Tensor | None, options: ReduceOptions, dtype: torch.dtype
-) -> CountedBatch:
-    classes, device = batch.target.classes, batch.target.device
-    at = rows_between(batch.targets, 0, batch.n_rows)
-    k = torch.ones(batch.n_rows, dtype=dtype, device=device)
-    if batch.target.is_class and class_weight is not None:
-        assert classes is not None
-        k = class_weight.to(dtype)[take_rows(classes, at)[:, 0]]
-    weight = torch.ones_like(k)
-    if options.token_weight is not None:
-        weight = options.token_weight.reshape(-1)[at].to(dtype)
-    if options.reduction != "mean":
-        return batch._replace(k=k, weight=weight)
-    if options.normalizer is None:
-        normalizer = (weight * k).sum()
-    elif is_abstract(options.normalizer):
-        raise ValueError("normalizer is on the meta device, but the target has values: pass a number")
-    else:
-        normalizer = torch.as_tensor(options.normalizer, dtype=dtype, device=device)
-    if normalizer == 0:  # nothing to average over: the loss is 0.0, not 0 / 0
-        nothing = torch.empty(0, dtype=torch.long, device=device)
-        return batch._replace(n_rows=0, inputs=nothing, targets=nothing, outputs=nothing, k=k[:0], weight=weight[:0])
-    return batch._replace(k=k, weight=weight / normalizer)
-
-
-def _check_shift(shift: int, lead: torch.Size) -> None:
-    if shift and not lead:
-        raise ValueError(f"shift={shift} needs a sequence dimension, but hidden or logits is a single row")
-    if shift and shift > lead[-1]:
-        raise ValueError(f"shift must be at most the sequence length {lead[-1]}, got {shift}")
-
-
-def _check_token_weight(weight: Tensor | None, lead: torch.Size, device: torch.device) -> None:
-    if weight is not None:
-        _check_tensor("token_weight", weight, device)
-        _check_shape("token_weight", weight, tuple(lead))
-
-
-def _check_tensor(name: str, x: object, device: torch.device) -> None:
+def check_tensor(
+    name: str, x: object, device: torch.device, shape: tuple[int, ...] | None = None, or_cpu: bool = False
+) -> None:
+    """Refuse what is no tensor, on another device, or of another shape."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
-    if x.device != device:
+    if x.device != device and not (or_cpu and x.device.type == "cpu" and device.type != "meta"):
         raise ValueError(f"{name} is on {x.device}, but hidden or logits is on {device}")
+    if shape is not None:
+        _check_shape(name, x, shape)
 
 
 def _check_integral(name: str, x: Tensor) -> None:
@@ -246,33 +158,40 @@ def _equal(x: Tensor, value: int) -> Tensor:
     return x == value if limits.min <= value <= limits.max else torch.zeros_like(x, dtype=torch.bool)
 
 
-def _check_range(name: str, x: Tensor, counted: Tensor, vocab_size: int, otherwise: str) -> Tensor:
-    """x as int64, all that is counted being classes."""
+def _check_range(
+    name: str, x: Tensor, counted: Tensor, vocab_size: int, otherwise: str
+) -> tuple[Tensor, Tensor | None]:
+    """x as int64, all that is counted being classes.
+
+    On an asynchronous device everything else becomes class 0, and the second result marks what was out of range.
+    """
     index = x.long()  # a uint64 beyond it becomes negative; torch compares no unsigned integers but uint8
     if is_abstract(x):
-        return index
+        return index, None
     bad = counted & ((index < 0) | (index >= vocab_size))
+    if is_asynchronous(x.device):
+        check_later(~bad.any(), f"{name} has a class index outside [0, {vocab_size}), the vocabulary{otherwise}")
+        return index.masked_fill(~counted | bad, 0), bad
     if bool(bad.any()):
         place = tuple(bad.nonzero()[0].tolist())
         raise IndexError(
             f"{name}[{_place(place)}] is {x[place].item()}, "
             f"but it must be in [0, {vocab_size}), the vocabulary{otherwise}"
         )
-    return index
+    return index, None
 
 
-def _check_probabilities(batch: CountedBatch) -> None:
-    """Refuse negative, infinite or NaN probabilities in rows that count: one pass, and on a CPU alone, since elsewhere
-    it would wait for the device."""
-    probability = batch.target.probability
-    if probability is None or probability.device.type != "cpu" or probability.numel() == 0:
+def check_probabilities(target: Target, at: Tensor | None) -> None:
+    """Refuse negative, infinite or NaN probabilities in the flat rows `at` of the target, or in all; one pass."""
+    probability = target.probability
+    if probability is None or probability.numel() == 0:
         return
     # torch has no extremes of float8
     low, high = torch.aminmax(probability if probability.dtype.itemsize > 1 else probability.half(), dim=-1)
     bad = ~((low >= 0) & (high < torch.inf)).reshape(-1)  # NaN is neither
-    rows = bad.nonzero()[:, 0] if batch.targets is None else batch.targets[bad[batch.targets]]
+    rows = bad.nonzero()[:, 0] if at is None else at[bad[at]]
     if len(rows):
-        name = "target" if batch.target.classes is None else "target probabilities"
+        name = "target" if target.classes is None else "target probabilities"
         entries = take_rows(probability, rows[:1])[0].double()
         column = int((~((entries >= 0) & (entries < torch.inf))).nonzero()[0])
         place = *(int(i) for i in torch.unravel_index(rows[0], probability.shape[:-1])), column

@@ -86,6 +86,11 @@ def is_forward_mode() -> bool:
     return forward_ad._current_level >= 0
 
 
+def assert_later(ok: Tensor, message: str) -> None:
+    """Fail on the tensor's device, at the next synchronisation, if ok (0-d, bool) is False."""
+    torch._assert_async(ok, message)
+
+
 def storage_id(x: Tensor) -> int:
     """What tensors that share memory have in common, also where its address is 0."""
     number: int = x.untyped_storage()._cdata

@@ -3,10 +3,13 @@
 One call takes a whole chunk, its rows split over as many threads as torch uses.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from cynosure.loss.backends.registry import register
+from cynosure.loss.devices import is_asynchronous
 from cynosure.loss.native.library import INSTRUCTIONS, STORED, Logits, LossRows, StatsRows, call, library
 from cynosure.loss.options import RowOptions, accumulation_dtype
 from cynosure.loss.pieces import Best, LossPart, Piece, StatsPart
@@ -31,7 +34,7 @@ class NativeRows:
 
     def unavailable(self, device: torch.device) -> str | None:
         """Why it cannot run on this device; None where it can."""
-        if device.type != "cpu":
+        if is_asynchronous(device):
             return f"it works in a CPU's memory, the tensors are on {device.type}"
         if library().functions is None:
             return library().reason
@@ -59,7 +62,7 @@ class NativeRows:
         self, z: Tensor, piece: Piece, target: TargetRows, options: RowOptions,
         upstream: Tensor | None = None, **results: int,
     ) -> None:  # fmt: skip
-        classes, probability = contiguous(target.classes), target.probability
+        classes, probability = contiguous(target.classes), target.probability.to(target.k.dtype)
         if probability.stride(-1) != 1:
             probability = probability.contiguous()
         class_weight = options.class_weight
@@ -75,7 +78,7 @@ class NativeRows:
 
     def stats_piece(
         self, z: Tensor, piece: Piece, index: Tensor, target_logit: Tensor, options: RowOptions, best: Best,
-        beta: Tensor,
+        beta: Sequence[float],
     ) -> StatsPart:  # fmt: skip
         """What a piece of r rows adds to their statistics; updates `best`."""
         sums, (above, argmax) = (
@@ -84,9 +87,10 @@ class NativeRows:
         )
         part = StatsPart._make([*sums[:6], sums[6:], above, argmax])
         index, target_logit = index.contiguous(), target_logit.contiguous()
+        betas = torch.tensor(beta, dtype=torch.float64)
         arguments = StatsRows(
-            self.logits(z, options), piece.first, pointer(index), pointer(target_logit), pointer(beta), len(beta),
-            equal_steps(beta), **{name: pointer(x) for name, x in part._asdict().items()}, topk=best.z.shape[-1],
+            self.logits(z, options), piece.first, pointer(index), pointer(target_logit), pointer(betas), len(beta),
+            equal_steps(betas), **{name: pointer(x) for name, x in part._asdict().items()}, topk=best.z.shape[-1],
             top_z=pointer(best.z), top_ids=pointer(best.ids),
         )  # fmt: skip
         call("cynosure_stats_rows", arguments)

@@ -3,6 +3,7 @@
 r rows of logits, V vocabulary, v columns of a piece of it
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -41,11 +42,11 @@ class Backend(Protocol):
 
     def stats_piece(
         self, z: Tensor, piece: Piece, index: Tensor, target_logit: Tensor, options: RowOptions, best: Best,
-        beta: Tensor,
+        beta: Sequence[float],
     ) -> StatsPart:  # fmt: skip
         """What a piece (r, v) adds to the statistics of `token_stats`; updates `best`.
 
-        index (r,) are the target classes, target_logit (r,) their raw logits; beta (B,) ascending inverse temperatures.
+        index (r,) are the target classes, target_logit (r,) their raw logits; beta B ascending inverse temperatures.
         """
 
 

@@ -3,15 +3,17 @@
 `registry.Backend` says what `loss_rows`, `loss_piece` and `stats_piece` are for.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from cynosure.loss.backends.registry import register
+from cynosure.loss.devices import is_asynchronous
 from cynosure.loss.options import RowOptions
 from cynosure.loss.pieces import INF, Best, LossPart, Piece, StatsPart, base_of
-from cynosure.loss.sizes import OFF_CPU, Sizes
+from cynosure.loss.sizes import ON_DEVICE, Sizes
 from cynosure.loss.targets import TargetRows
 
 UNDERFLOW = -1e4  # exp of it is 0 in every dtype, while 0 * it is 0 and not NaN as 0 * -inf would be
@@ -27,6 +29,8 @@ class Weighed(NamedTuple):
 
 def loss_rows(z: Tensor, target: TargetRows, options: RowOptions, upstream: Tensor | None = None) -> Tensor:
     """Loss (r,) of each row; with upstream (r,), z becomes upstream * d(loss)/d(logits)."""
+    if target.counted is not None:
+        z.masked_fill_(~target.counted[:, None], 0)
     slope = cap_(z, options, with_slope=upstream is not None)
     m = z.amax(-1, keepdim=True)
     z.sub_(m)
@@ -50,7 +54,7 @@ def loss_rows(z: Tensor, target: TargetRows, options: RowOptions, upstream: Tens
             z.mul_(slope)
         if options.scale != 1.0:
             z.mul_(options.scale)
-    return loss
+    return loss if target.counted is None else loss.masked_fill_(~target.counted, 0)
 
 
 def cap_(z: Tensor, options: RowOptions, with_slope: bool = False) -> Tensor | None:
@@ -72,11 +76,11 @@ def weigh(z: Tensor, target: TargetRows, options: RowOptions, piece: Piece) -> W
     if c is not None:
         c = c[piece.first : piece.first + z.shape[-1]]
     if target.classes is None:
-        q = target.probability * (1 - eps) + share
+        q = target.probability.to(z.dtype) * (1 - eps) + share
         if c is not None:
             q.mul_(c)
         return Weighed(q, q.sum(-1), _dot(q, z))
-    q, classes = target.probability * (1 - eps), target.classes
+    q, classes = target.probability.to(z.dtype) * (1 - eps), target.classes
     if z.shape[-1] < piece.vocab_size:
         classes = classes - piece.first
         outside = (classes < 0) | (classes >= z.shape[-1])
@@ -132,21 +136,22 @@ def loss_piece(z: Tensor, piece: Piece, target: TargetRows, options: RowOptions)
 
 
 def stats_piece(
-    z: Tensor, piece: Piece, index: Tensor, target_logit: Tensor, options: RowOptions, best: Best, beta: Tensor
+    z: Tensor, piece: Piece, index: Tensor, target_logit: Tensor, options: RowOptions, best: Best, beta: Sequence[float]
 ) -> StatsPart:
     """What a piece of r rows adds to their statistics; updates `best`; index and target_logit are (r,)."""
     cap_(z, options)
     target_z = target_logit.clone()
     cap_(target_z, options)
-    inside = ((index >= piece.first) & (index < piece.first + z.shape[-1])).nonzero()[:, 0]
-    z[inside, index[inside] - piece.first] = -INF
+    inside = (index >= piece.first) & (index < piece.first + z.shape[-1])
+    at = (index - piece.first).clamp_(0, z.shape[-1] - 1)[:, None]
+    z.scatter_(-1, at, z.gather(-1, at).masked_fill_(inside[:, None], -INF))
     above = (z > target_z[:, None]).sum(-1)
     _keep_best(z, piece, index, best)
     top, argmax = z.max(-1, keepdim=True)
     second = z.scatter_(-1, argmax, -INF).amax(-1)
     base = base_of(top)
     z.scatter_(-1, argmax, top).sub_(base)
-    tempered = [(z * b).exp_().sum(-1) for b in beta.tolist()]
+    tempered = [(z * b).exp_().sum(-1) for b in beta]
     e = z.exp()
     return StatsPart(
         target_z.double(),
@@ -155,7 +160,7 @@ def stats_piece(
         exp=e.sum(-1).double(),
         surprise=z.clamp_(min=UNDERFLOW).mul_(e).sum(-1).double(),
         square=e.square_().sum(-1).double(),
-        tempered=torch.stack(tempered).double() if tempered else beta.new_empty(0, len(z)),
+        tempered=torch.stack(tempered).double() if tempered else top.new_empty(0, len(z), dtype=torch.float64),
         above=above,
         argmax=argmax[:, 0] + piece.first,
     )
@@ -186,7 +191,7 @@ class TorchRows:
 
     def sizes(self, device: torch.device) -> Sizes:
         """How many rows of logits suit it on this device."""
-        return Sizes() if device.type == "cpu" else OFF_CPU
+        return ON_DEVICE if is_asynchronous(device) else Sizes()
 
 
 register(TorchRows())

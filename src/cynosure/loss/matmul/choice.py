@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import torch
 
+from cynosure.loss.devices import is_asynchronous
 from cynosure.loss.matmul.rivals import RIVALS, Gemm, why_missing
 from cynosure.loss.matmul.trials import fastest
 
@@ -23,7 +24,7 @@ LARGE: list[bool] = []  # not empty: inside of `as_if_large`
 
 def choose_gemm(flops: float, dtype: torch.dtype, device: torch.device) -> Gemm:
     """The provider of a matmul of so many floating-point operations. Raises ValueError for an unknown name."""
-    if dtype not in RIVALS or device.type != "cpu":
+    if dtype not in RIVALS or is_asynchronous(device):
         return Gemm("torch", f"it alone has {str(dtype).removeprefix('torch.')} products on this device")
     if asked := os.environ.get(VARIABLE):
         if asked not in PROVIDERS:

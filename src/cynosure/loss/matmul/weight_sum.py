@@ -1,11 +1,30 @@
 """The gradient dW (V, D) of a weight in half precision, added up chunk by chunk."""
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
+from cynosure.loss.devices import is_asynchronous
 from cynosure.loss.matmul.rivals import multiply, takes
 
-SUM_ROWS = 2048  # of a half-precision dW that torch computes at a time
+SUM_ROWS = 2048  # of a half-precision dW that torch computes at a time on a CPU
+SUM_BYTES = 256 * 2**20  # the same on a device whose matmuls cannot add in float32
+
+
+@cache
+def adds_in_float32(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether torch's matmul of this dtype can add to a float32 matrix on this device: on CUDA since torch 2.10."""
+    try:
+        add_in_float32(torch.zeros(8, 8, device=device), *torch.zeros(2, 8, 8, dtype=dtype, device=device))
+    except (RuntimeError, NotImplementedError, AttributeError):
+        return False
+    return True
+
+
+def add_in_float32(total: Tensor, a: Tensor, b: Tensor, beta: int = 1) -> None:
+    """total (M, N) float32 = beta * total + a (M, K) @ b (K, N) of half precision, in one launch."""
+    torch.ops.aten.addmm.dtype_out(total, a, b, torch.float32, beta=beta, out=total)
 
 
 class WeightSum:
@@ -33,14 +52,27 @@ class WeightSum:
                 self.wide = self.dweight if whole else torch.empty_like(self.dweight, dtype=torch.float32)
         if self.native:
             multiply(a, b, self.dweight, self.low, add=not first, keep_low=not last)
+        elif is_asynchronous(a.device):
+            self._add_on_device(a, b, first, last)
         else:
-            self._add_by_rows(a, b, first, last)
+            self._add_by_rows(a, b, first, last, SUM_ROWS)
 
-    def _add_by_rows(self, a: Tensor, b: Tensor, first: bool, last: bool) -> None:
+    def _add_on_device(self, a: Tensor, b: Tensor, first: bool, last: bool) -> None:
         assert self.wide is not None
-        part = a.new_empty(SUM_ROWS, b.shape[1])
-        for start in range(0, len(self.wide), SUM_ROWS):  # which are added while they are still in a CPU's cache
-            stop = min(start + SUM_ROWS, len(self.wide))
+        if self.wide.dtype == a.dtype:  # a single chunk: the matmul sums in float32 and rounds once
+            torch.mm(a, b, out=self.wide)
+        elif adds_in_float32(a.device, a.dtype):
+            add_in_float32(self.wide, a, b, beta=0 if first else 1)
+            if last and self.wide is not self.dweight:
+                self.dweight.copy_(self.wide)
+        else:
+            self._add_by_rows(a, b, first, last, max(1, SUM_BYTES // (b.shape[1] * a.itemsize)))
+
+    def _add_by_rows(self, a: Tensor, b: Tensor, first: bool, last: bool, n_rows: int) -> None:
+        assert self.wide is not None
+        part = a.new_empty(min(n_rows, len(self.wide)), b.shape[1])
+        for start in range(0, len(self.wide), n_rows):  # which are added while they are still in a CPU's cache
+            stop = min(start + n_rows, len(self.wide))
             made = torch.mm(a[start:stop], b, out=part[: stop - start])
             total = self.wide[start:stop]
             total = total.copy_(made) if first else total.add_(made)
