@@ -24,6 +24,7 @@ def backend_params():
     ]
 
 
-@pytest.fixture(params=backend_params(), scope="session")
-def backend(request):
-    return request.param
+def pytest_generate_tests(metafunc):
+    """Not a fixture's own parameters, which would be asked for before the device is known."""
+    if "backend" in metafunc.fixturenames:
+        metafunc.parametrize("backend", backend_params(), scope="session")

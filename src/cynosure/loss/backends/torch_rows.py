@@ -29,8 +29,6 @@ class Weighed(NamedTuple):
 
 def loss_rows(z: Tensor, target: TargetRows, options: RowOptions, upstream: Tensor | None = None) -> Tensor:
     """Loss (r,) of each row; with upstream (r,), z becomes upstream * d(loss)/d(logits)."""
-    if target.counted is not None:
-        z.masked_fill_(~target.counted[:, None], 0)
     slope = cap_(z, options, with_slope=upstream is not None)
     m = z.amax(-1, keepdim=True)
     z.sub_(m)
@@ -54,7 +52,11 @@ def loss_rows(z: Tensor, target: TargetRows, options: RowOptions, upstream: Tens
             z.mul_(slope)
         if options.scale != 1.0:
             z.mul_(options.scale)
-    return loss if target.counted is None else loss.masked_fill_(~target.counted, 0)
+    if target.counted is not None:
+        loss.masked_fill_(~target.counted, 0)
+        if upstream is not None:
+            z.masked_fill_(~target.counted[:, None], 0)
+    return loss
 
 
 def cap_(z: Tensor, options: RowOptions, with_slope: bool = False) -> Tensor | None:

@@ -1,0 +1,171 @@
+"""On an asynchronous device no call waits for the host: the device's branch, on the CPU, with every wait forbidden."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from cynosure.loss import (
+    cross_entropy,
+    devices,
+    linear_cross_entropy,
+    logits_token_stats,
+    token_logprobs,
+    token_stats,
+)
+from tests.loss import oracle
+from tests.loss.cases import KINDS, REDUCTIONS, assert_same, evaluate, make_case
+
+WAITS = {
+    "_local_scalar_dense", "item", "is_nonzero", "nonzero", "nonzero_numpy", "masked_select", "equal", "unique_dim",
+    "_unique", "_unique2", "unique_consecutive", "bincount", "argwhere", "is_pinned",
+}  # fmt: skip
+
+
+class Quiet(TorchDispatchMode):
+    """Fails where an operation would wait for its device, or its shape depends on a value."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.split("::")[1]
+        indices = tree_leaves(args[1]) if name.startswith(("index", "_index")) else []
+        if name in WAITS or any(torch.is_tensor(i) and i.dtype in (torch.bool, torch.uint8) for i in indices):
+            raise AssertionError(f"{func} waits for its device")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def asynchronous(monkeypatch):
+    monkeypatch.setattr(devices, "SYNCHRONOUS", frozenset())
+    for name in ("tolist", "numpy", "cpu"):  # read memory, which no mode sees
+        monkeypatch.setattr(torch.Tensor, name, lambda *_: pytest.fail("a value is read"))
+
+
+OPTIONS = [
+    {},
+    {"bias": True, "token_weight": True},
+    {"softcap": 3.0, "scale": 0.5, "label_smoothing": 0.1},
+    {"z_loss": 1e-3, "class_weight": True, "bias": True},
+    {"label_smoothing": 0.2, "class_weight": True, "token_weight": True, "z_loss": 1e-2},
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shift", [0, 2])
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_call_waits(kind, reduction, options, shift, dtype, asynchronous):
+    case = make_case(lead=(3, 5), kind=kind, reduction=reduction, shift=shift, **options)
+    truth = evaluate(oracle.loss, case.to(dtype).double())
+    with Quiet():
+        ours = evaluate(linear_cross_entropy, case.to(dtype), backend="torch", chunk_tokens=4)
+    if dtype in (torch.float64, torch.float32):
+        for (name, x), y in zip(ours.named().items(), truth.named().values(), strict=True):
+            torch.testing.assert_close(x.double(), y, rtol=1e-5, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("shift", [0, 1])
+def test_nor_does_one_with_given_logits(kind, reduction, shift, asynchronous):
+    case = make_case(lead=(3, 5), kind=kind, reduction=reduction, shift=shift, token_weight=True)
+    logits = case.hidden @ case.weight.mT
+
+    def given(op):
+        x = logits.clone().requires_grad_()
+        loss = op(x)
+        return loss.detach(), *torch.autograd.grad(loss.sum(), x)
+
+    truth = given(lambda x: oracle.loss_of_logits(x, case.target, **case.options))
+    with Quiet():
+        ours = given(lambda x: cross_entropy(x, case.target, **case.options, backend="torch"))
+    for x, y in zip(ours, truth, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_nor_do_statistics(shift, asynchronous, monkeypatch):
+    case = make_case(lead=(3, 5), shift=shift)
+    how = {"topk": 2, "temperatures": [2.0, 0.5, 1.0], "backend": "torch"}
+    with Quiet():
+        quiet = case.call(token_stats, **how, chunk_tokens=4)
+        given = logits_token_stats(case.hidden @ case.weight.mT, case.target, shift=shift, **how)
+        logprobs = case.call(token_logprobs, backend="torch")
+    monkeypatch.undo()
+    usual = case.call(token_stats, **how, chunk_tokens=4)
+    for name, x, y, z in zip(usual._fields, quiet, usual, given, strict=True):
+        torch.testing.assert_close(x, y, equal_nan=True, msg=name)
+        torch.testing.assert_close(z, y, equal_nan=True, msg=name)
+    torch.testing.assert_close(logprobs, -usual.nll.nan_to_num())
+
+
+@pytest.mark.parametrize("normalizer", [7, torch.tensor(7.0), torch.tensor([0])])
+def test_a_normalizer_is_not_read(normalizer, asynchronous):
+    case = make_case(normalizer=normalizer)
+    with Quiet():
+        ours = evaluate(linear_cross_entropy, case, backend="torch")
+    truth = evaluate(oracle.loss, case)
+    if float(normalizer) == 0:
+        assert all((x == 0).all() for x in ours.named().values())
+    else:
+        assert_same(ours, truth)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize("extra", [0, 3, 100])
+def test_the_number_that_counts_leaves_out_the_others(reduction, shift, extra, asynchronous, monkeypatch):
+    """Their hidden states are not multiplied: with NaN in the weight's gradient they would show."""
+    case = make_case(lead=(3, 7), ignored=0.6, reduction=reduction, shift=shift)
+    n_counted = int((case.target[..., shift:] != -100).sum()) + extra
+    with Quiet():
+        ours = evaluate(linear_cross_entropy, case, backend="torch", n_counted=n_counted)
+    assert_same(ours, evaluate(oracle.loss, case))
+
+
+def test_too_small_a_number_gives_nan(asynchronous):
+    case = make_case(ignored=0.0)
+    with Quiet():
+        ours = evaluate(linear_cross_entropy, case, backend="torch", n_counted=8)
+    assert all(x.isnan().any() for x in ours.named().values())
+
+
+def test_on_a_cpu_too_small_a_number_is_refused():
+    with pytest.raises(ValueError, match="n_counted=8, but 9 targets count: pass their number, or more"):
+        make_case(ignored=0.0).call(linear_cross_entropy, n_counted=8)
+
+
+@pytest.mark.parametrize("bad", [7, -1, 2**40])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_a_class_outside_the_vocabulary_gives_nan(bad, reduction, asynchronous):
+    case = make_case(reduction=reduction, ignored=0.0)
+    case.target[4] = bad
+    with Quiet():
+        ours = evaluate(linear_cross_entropy, case, backend="torch")
+        stats = case.without("reduction").call(token_stats, backend="torch")
+    assert ours.grads["hidden"][4].isnan().all()
+    assert ours.grads["weight"].isnan().any()
+    assert stats.nll[4].isnan()
+    assert int(stats.rank[4]) == -1
+    if reduction == "none":
+        kept = torch.arange(9) != 4
+        assert ours.loss[4].isnan() and ours.loss[kept].isfinite().all()
+        assert ours.grads["hidden"][kept].isfinite().all()
+    else:
+        assert ours.loss.isnan()
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_nan_in_an_ignored_row_reaches_nothing(reduction, asynchronous):
+    case = make_case(reduction=reduction, bias=True)
+    truth = evaluate(oracle.loss, case)
+    case.hidden[case.target == -100] = torch.nan
+    with Quiet():
+        ours = evaluate(linear_cross_entropy, case, backend="torch")
+    assert_same(ours, truth)
+
+
+def test_the_mode_can_fail():
+    """The branch of the CPU reads values."""
+    with Quiet(), pytest.raises(AssertionError, match="waits for its device"):
+        make_case().call(linear_cross_entropy, backend="torch")
