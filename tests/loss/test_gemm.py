@@ -202,7 +202,7 @@ def test_what_a_provider_has_not_is_torchs(monkeypatch):
 
 def test_small_products_are_torchs(monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
-    assert choose_gemm(1e6, torch.float32, CPU) == ("torch", "the products are small")
+    assert choose_gemm(1e6, torch.float32, CPU) == ("torch", "the matmuls are small")
 
 
 def test_an_unknown_provider(monkeypatch):
@@ -214,12 +214,12 @@ def test_an_unknown_provider(monkeypatch):
 def test_a_provider_that_is_not_there(monkeypatch):
     monkeypatch.setenv(VARIABLE, "openblas")
     monkeypatch.setattr(rivals, "find_openblas", lambda: None)
-    with pytest.raises(ValueError, match="there is no OpenBLAS"):
+    with pytest.raises(ValueError, match="OpenBLAS is not installed"):
         choose_gemm(1e12, torch.float32, CPU)
     monkeypatch.delenv(VARIABLE)
     chosen = trials.fastest.__wrapped__(torch.float32, 1)
     assert chosen.provider == "torch"
-    assert "there is no OpenBLAS" in chosen.reason
+    assert "OpenBLAS is not installed" in chosen.reason
 
 
 @has_openblas
@@ -310,7 +310,7 @@ class TestTheTrial:
     def test_wrong_products_are_not_chosen(self, monkeypatch):
         monkeypatch.setattr(find_openblas(), "product", lambda a, b, out, add: out.fill_(1))
         assert self.choose().provider == "torch"
-        assert "gives other products than torch" in self.choose().reason
+        assert "gives other results than torch" in self.choose().reason
 
 
 @provider_params

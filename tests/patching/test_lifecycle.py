@@ -173,10 +173,10 @@ def test_verified_by_the_products_of_large_batches(llama: Any, monkeypatch: pyte
 
     monkeypatch.setattr(linear, "choose_gemm", choose_gemm)
     with patch(llama):
-        assert any(reason != "the products are small" for reason in asked)
+        assert any(reason != "the matmuls are small" for reason in asked)
         asked.clear()
         step(llama, **batch())
-        assert set(asked) == {"the products are small"}
+        assert set(asked) == {"the matmuls are small"}
 
 
 class Counting(nn.Module):

@@ -1,4 +1,4 @@
-"""How many rows and columns of logits are held at once."""
+"""Choose how many rows and columns of logits are held in memory at once."""
 
 import math
 from typing import NamedTuple
@@ -12,19 +12,19 @@ ALIGNED = 64  # columns of a piece are a multiple of this, which suits every mat
 
 
 class Sizes(NamedTuple):
-    """What suits a backend on a device: the defaults are for a CPU. Bytes are of logits; None is no limit."""
+    """Sizes that suit a backend on a device; the defaults are for a CPU. Bytes count logits; None means no limit."""
 
-    most_tokens: int = 256  # of a chunk: on a CPU matmuls gain a twentieth from 200 to 256 rows, and little after that
-    least_tokens: int = 205  # a short batch goes in fifths: a tenth of the memory of its full logits and their gradient
-    min_bytes: int = 16 * MIB  # of a chunk: small vocabularies take more rows, so that matmuls are fewer and larger
-    max_bytes: int = 256 * MIB  # huge ones take fewer
-    piece_tokens: int = 2048  # where no gradient is wanted: each matmul packs the weights it reads anew
-    piece_bytes: int = 24 * MIB  # read while they are in a CPU's cache
-    block_bytes: int | None = 2 * MIB  # that a row kernel takes at a time, in the accumulation dtype
-    copied_bytes: int | None = 2 * MIB  # the same of logits that are copied for it: they stay in a CPU's cache
+    most_tokens: int = 256  # per chunk: a CPU's matmuls gain 5% from 200 to 256 rows, and little beyond
+    least_tokens: int = 205  # a short batch is split in fifths: a tenth of the memory of full logits and their gradient
+    min_bytes: int = 16 * MIB  # per chunk: small vocabularies get more rows, so that matmuls are fewer and larger
+    max_bytes: int = 256 * MIB  # per chunk: huge vocabularies get fewer rows
+    piece_tokens: int = 2048  # without gradients: many rows, since each matmul packs the weights again
+    piece_bytes: int = 24 * MIB  # small enough that they are read from a CPU's cache
+    block_bytes: int | None = 2 * MIB  # per call of a row kernel, in the accumulation dtype
+    copied_bytes: int | None = 2 * MIB  # the same for logits that are copied first: the copy stays in a CPU's cache
 
     def chunk_rows(self, n_tokens: int, vocab_size: int, dtype: torch.dtype, chunk_tokens: int | None) -> int:
-        """Rows of logits held at once: as asked, else by size, in chunks that are as even as possible."""
+        """Return the rows of logits held at once: `chunk_tokens`, or else by size, in even chunks."""
         if chunk_tokens is not None:
             return max(1, min(chunk_tokens, n_tokens))
         row_bytes = vocab_size * dtype.itemsize
@@ -34,22 +34,22 @@ class Sizes(NamedTuple):
         return evenly(n_tokens, most)
 
     def piece(self, n_tokens: int, vocab_size: int, dtype: torch.dtype, chunk_tokens: int | None) -> tuple[int, int]:
-        """Rows and columns of the logits held at once where no gradient is wanted: as even as possible."""
+        """Return the rows and columns of logits held at once without gradients, as even as possible."""
         rows = evenly(n_tokens, chunk_tokens or self.piece_tokens)
         columns = math.ceil(vocab_size / math.ceil(rows * vocab_size * dtype.itemsize / self.piece_bytes))
         return rows, min(vocab_size, columns if columns < ALIGNED else math.ceil(columns / ALIGNED) * ALIGNED)
 
     def block_rows(self, n_rows: int, vocab_size: int, dtype: torch.dtype, copied: bool) -> int:
-        """Rows that a row kernel takes at a time."""
+        """Return the rows that a row kernel processes at a time."""
         n_bytes = self.copied_bytes if copied else self.block_bytes
         if n_bytes is None:
             return max(1, n_rows)
         return max(1, min(n_rows, n_bytes // (vocab_size * accumulation_dtype(dtype).itemsize)))
 
 
-OFF_CPU = Sizes(piece_bytes=256 * MIB, block_bytes=None, copied_bytes=None)  # no cache to stay in, and launches cost
+OFF_CPU = Sizes(piece_bytes=256 * MIB, block_bytes=None, copied_bytes=None)  # launches cost time
 
 
 def evenly(n_tokens: int, most: int) -> int:
-    """Rows of a chunk, for the fewest chunks of at most `most` rows."""
+    """Return the rows per chunk for the fewest chunks of at most `most` rows."""
     return max(1, math.ceil(n_tokens / max(1, math.ceil(n_tokens / most))))

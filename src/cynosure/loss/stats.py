@@ -1,4 +1,4 @@
-"""Per-token statistics in one pass, no logits kept, no gradient."""
+"""Per-token statistics in one pass, without gradients and without keeping logits."""
 
 from typing import NamedTuple
 
@@ -23,20 +23,20 @@ from cynosure.loss.targets import CountedBatch, check_target, make_batch, rows_b
 
 
 class TokenStats(NamedTuple):
-    """Statistics of every token, each (...) unless said: nats, probabilities, ids. Ignored: NaN, or -1 in integers."""
+    """Statistics of every token, of shape (...) unless noted. Ignored tokens have NaN, or -1 in integer fields."""
 
     nll: Tensor  # -log p(target), nats
     lse: Tensor  # log of the sum of exp(logits)
     entropy: Tensor  # of the whole distribution, nats
     rank: Tensor  # int64: 1 + the number of logits strictly above the target's, so ties share the best rank
-    argmax: Tensor  # int64: the likeliest token, the first of equals
-    confidence: Tensor  # its probability
-    margin: Tensor  # the likeliest's probability less the second's
+    argmax: Tensor  # int64: the likeliest token, the first on ties
+    confidence: Tensor  # probability of the likeliest token
+    margin: Tensor  # difference between the two largest probabilities
     brier: Tensor  # sum over the vocabulary of (p - y)^2, y one-hot
     top_ids: Tensor  # (..., topk) int64, likeliest first
     top_logprobs: Tensor  # (..., topk)
     nll_at_temperature: Tensor  # (..., n_temperatures): nll with logits / T
-    correct: Tensor  # 1.0 where argmax is the target, else 0.0; NaN where the nll is
+    correct: Tensor  # 1.0 if argmax is the target, else 0.0; NaN if nll is
 
 
 @public
@@ -55,7 +55,7 @@ def token_stats(
     backend: str | None = None,
     chunk_tokens: int | None = None,
 ) -> TokenStats:
-    """Statistics of each target under the model: loss, rank, entropy, confidence and more, from one GEMM.
+    """Compute statistics of each target under the model: loss, rank, entropy, confidence and more, with one GEMM.
 
     Args:
         hidden: (..., D) hidden states, floating point.
@@ -65,11 +65,11 @@ def token_stats(
         softcap: logits become softcap * tanh(logits / softcap), after the scale. None: no cap.
         scale: logits are multiplied by it.
         shift: k pairs position t with target t + k, without copies; 1 is next-token prediction.
-        ignore_index: targets of this value are ignored: NaN, or -1 in integers.
-        topk: number of likeliest tokens that are listed, at most V.
+        ignore_index: targets of this value are ignored: their statistics are NaN, or -1 in integer fields.
+        topk: number of likeliest tokens to list, at most V.
         temperatures: positive numbers that divide the logits, after the cap. None: no losses at other temperatures.
-        backend: name of a backend (`cynosure info` lists them), or None to choose the best.
-        chunk_tokens: rows of logits held at once, or None to choose.
+        backend: name of a backend (`cynosure info` lists them). None: the best.
+        chunk_tokens: rows of logits held at once. None: chosen by size.
 
     Returns:
         Tensors of shape (...), or (..., T - shift) under shift; float32, or float64 for float64 inputs.
@@ -90,17 +90,17 @@ def token_stats(
     chunk_tokens = check_chunk_tokens(chunk_tokens)
     rows, dtype = RowOptions(softcap=softcap, scale=scale), matmul_dtype(hidden)
     which = ReduceOptions(ignore_index=ignore_index, reduction="none", shift=shift)
-    asked = _Asked.of(hidden, target, weight.shape[0], rows, which, topk, temperatures, backend, dtype)
-    figures = _FilledStats(asked, hidden.new_empty(0, dtype=accumulation_dtype(dtype)))
-    if asked.batch.target.is_abstract:
-        return figures.stats()
+    request = _Request.of(hidden, target, weight.shape[0], rows, which, topk, temperatures, backend, dtype)
+    filled = _FilledStats(request, hidden.new_empty(0, dtype=accumulation_dtype(dtype)))
+    if request.batch.target.is_abstract:
+        return filled.stats()
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-        flat, head, batch = hidden.reshape(-1, hidden.shape[-1]).to(dtype), head.to(dtype), asked.batch
-        for chunk in rows_of(flat, head, batch, asked.backend, chunk_tokens):
-            index = asked.classes(chunk.start, chunk.stop)
-            found = compute_stats(chunk, index, asked.backend, asked.options, asked.topk, asked.beta)
-            figures.put(chunk.start, chunk.stop, found)
-    return figures.stats()
+        flat, head, batch = hidden.reshape(-1, hidden.shape[-1]).to(dtype), head.to(dtype), request.batch
+        for chunk in rows_of(flat, head, batch, request.backend, chunk_tokens):
+            index = request.classes(chunk.start, chunk.stop)
+            stats = compute_stats(chunk, index, request.backend, request.options, request.topk, request.beta)
+            filled.put(chunk.start, chunk.stop, stats)
+    return filled.stats()
 
 
 @public
@@ -116,9 +116,9 @@ def logits_token_stats(
     temperatures: list[float] | None = None,
     backend: str | None = None,
 ) -> TokenStats:
-    """`token_stats` of logits that exist already; classes last.
+    """Compute `token_stats` from existing logits; classes are the last dimension.
 
-    The logits are not modified. No second copy of them is held: they are read block by block.
+    The logits are not modified, and not copied as a whole: they are read block by block.
 
     Args:
         logits: (..., V), floating point.
@@ -126,10 +126,10 @@ def logits_token_stats(
         softcap: logits become softcap * tanh(logits / softcap), after the scale. None: no cap.
         scale: logits are multiplied by it.
         shift: k pairs position t with target t + k, without copies; 1 is next-token prediction.
-        ignore_index: targets of this value are ignored: NaN, or -1 in integers.
-        topk: number of likeliest tokens that are listed, at most V.
+        ignore_index: targets of this value are ignored: their statistics are NaN, or -1 in integer fields.
+        topk: number of likeliest tokens to list, at most V.
         temperatures: positive numbers that divide the logits, after the cap. None: no losses at other temperatures.
-        backend: name of a backend (`cynosure info` lists them), or None to choose the best.
+        backend: name of a backend (`cynosure info` lists them). None: the best.
 
     Returns:
         Tensors of shape (...), or (..., T - shift) under shift; float32, or float64 for float64 logits.
@@ -147,18 +147,19 @@ def logits_token_stats(
     check_logits(logits)
     rows = RowOptions(softcap=softcap, scale=scale)
     which = ReduceOptions(ignore_index=ignore_index, reduction="none", shift=shift)
-    asked = _Asked.of(logits, target, logits.shape[-1], rows, which, topk, temperatures, backend, logits.dtype)
-    figures = _FilledStats(asked, logits.new_empty(0, dtype=accumulation_dtype(logits.dtype)))
-    if asked.batch.target.is_abstract:
-        return figures.stats()
+    request = _Request.of(logits, target, logits.shape[-1], rows, which, topk, temperatures, backend, logits.dtype)
+    filled = _FilledStats(request, logits.new_empty(0, dtype=accumulation_dtype(logits.dtype)))
+    if request.batch.target.is_abstract:
+        return filled.stats()
     with torch.no_grad():
-        for start, stop, z, _ in given_rows(asked.backend, logits, asked.batch.inputs, asked.batch.n_rows):
-            index = asked.classes(start, stop)
-            figures.put(start, stop, logits_stats(z, index, asked.backend, asked.options, asked.topk, asked.beta))
-    return figures.stats()
+        for start, stop, z, _ in given_rows(request.backend, logits, request.batch.inputs, request.batch.n_rows):
+            index = request.classes(start, stop)
+            stats = logits_stats(z, index, request.backend, request.options, request.topk, request.beta)
+            filled.put(start, stop, stats)
+    return filled.stats()
 
 
-class _Asked(NamedTuple):
+class _Request(NamedTuple):
     """The checked arguments: which statistics, of which rows."""
 
     batch: CountedBatch
@@ -166,14 +167,14 @@ class _Asked(NamedTuple):
     backend: Backend
     topk: int
     beta: Tensor  # (n_temperatures,) inverse temperatures, ascending
-    order: Tensor  # (n_temperatures,) where each of them was in the list that was given
+    order: Tensor  # (n_temperatures,) position of each in the given list
 
     @classmethod
     def of(
         cls, inputs: Tensor, target: Tensor, vocab_size: int, rows: RowOptions, which: ReduceOptions, topk: int,
         temperatures: list[float] | None, backend: str | None, dtype: torch.dtype,
-    ) -> "_Asked":  # fmt: skip
-        """Of inputs (..., D) or (..., V), whose logits are of this dtype."""
+    ) -> "_Request":  # fmt: skip
+        """Check the arguments for inputs (..., D) or (..., V); `dtype` is that of the logits."""
         check_class_indices(target)
         topk = as_integer("topk", topk)
         if not 0 <= topk <= vocab_size:
@@ -186,7 +187,7 @@ class _Asked(NamedTuple):
         return cls(batch, rows, choose_backend(backend, device)[0], topk, beta, order)
 
     def classes(self, start: int, stop: int) -> Tensor:
-        """The classes (r,) of counted rows start to stop."""
+        """Return the target classes (r,) of counted rows start to stop."""
         at = rows_between(self.batch.targets, start, stop)
         classes = self.batch.target.classes
         assert classes is not None
@@ -196,23 +197,23 @@ class _Asked(NamedTuple):
 class _FilledStats:
     """The statistics of all tokens, filled block by block."""
 
-    def __init__(self, asked: _Asked, like: Tensor) -> None:
-        self.batch, self.places = asked.batch, asked.order.argsort()
-        topk = (asked.topk,)
-        widths = {"top_ids": topk, "top_logprobs": topk, "nll_at_temperature": (len(asked.beta),)}
+    def __init__(self, request: _Request, like: Tensor) -> None:
+        self.batch, self.places = request.batch, request.order.argsort()
+        topk = (request.topk,)
+        widths = {"top_ids": topk, "top_logprobs": topk, "nll_at_temperature": (len(request.beta),)}
         self.parts = []
         for name in TokenStats._fields:
             is_id = name in ("rank", "argmax", "top_ids")
             shape = (self.batch.shape.numel(), *widths.get(name, ()))
             self.parts.append(like.new_full(shape, -1, dtype=torch.int64) if is_id else like.new_full(shape, torch.nan))
 
-    def put(self, start: int, stop: int, figures: RowStats) -> None:
-        """Store the statistics of counted rows start to stop, their temperatures ascending in 1 / T."""
+    def put(self, start: int, stop: int, stats: RowStats) -> None:
+        """Store the statistics of counted rows start to stop. Their temperatures are ascending in 1 / T."""
         at = rows_between(self.batch.outputs, start, stop)
-        figures = figures._replace(nll_at_temperature=figures.nll_at_temperature[:, self.places])
-        for whole, part in zip(self.parts, figures, strict=True):
+        stats = stats._replace(nll_at_temperature=stats.nll_at_temperature[:, self.places])
+        for whole, part in zip(self.parts, stats, strict=True):
             whole[at] = part.to(whole.dtype)
 
     def stats(self) -> TokenStats:
-        """All of them, in the shape of the result."""
+        """Return all statistics in the shape of the result."""
         return TokenStats(*(part.view((*self.batch.shape, *part.shape[1:])) for part in self.parts))

@@ -1,7 +1,7 @@
 """Targets of every kind, and the rows of a batch that count.
 
-Class indices are handled as a distribution over K = 1 entries, sparse targets over K, dense ones over all V, so that
-a row kernel knows two shapes alone: (classes, probability) and probability.
+A row kernel handles two forms: sparse (K classes with their probabilities) and dense (probabilities of all V classes).
+Class indices are the sparse form with K = 1 and probability 1.
 """
 
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ TargetLike = Tensor | tuple[Tensor, Tensor]
 class TargetRows(NamedTuple):
     """The targets of r rows, as a row kernel reads them."""
 
-    classes: Tensor | None  # (r, K) int64, or None where probability covers the logits at hand
-    probability: Tensor  # (r, K) or (r, V) or of a piece (r, v), in the accumulation dtype
+    classes: Tensor | None  # (r, K) int64, or None if probability covers all given logits
+    probability: Tensor  # (r, K), (r, V) or, for a piece, (r, v); in the accumulation dtype
     k: Tensor  # (r,) multiplier of the z-loss: the class weight for class indices, else 1
 
 
@@ -29,17 +29,17 @@ class Target:
     """A checked target: (..., K) indices with (..., K) probabilities, or (..., V) probabilities."""
 
     classes: Tensor | None  # int64
-    probability: Tensor | None  # None: class indices, all probability 1
-    ignored: Tensor | None  # (...) bool, for class indices alone
+    probability: Tensor | None  # None: class indices, which have probability 1
+    ignored: Tensor | None  # (...) bool, only for class indices
 
     @property
     def device(self) -> torch.device:
-        """Where the target lives."""
+        """The device of the target."""
         return self._part.device
 
     @property
     def is_abstract(self) -> bool:
-        """Whether it has no values, on the meta device or fake."""
+        """Whether the target has no values (on the meta device, or fake)."""
         return is_abstract(self._part)
 
     @property
@@ -54,7 +54,7 @@ class Target:
         return self.probability is None
 
     def rows(self, at: "slice | Tensor", k: Tensor, columns: slice = slice(None)) -> TargetRows:
-        """The targets at these flat rows, k (r,) being theirs; of a distribution over all V, these columns."""
+        """Return the targets of flat rows `at`, with their k (r,); `columns` selects classes of a dense target."""
         classes = None if self.classes is None else take_rows(self.classes, at)
         if self.probability is None:
             return TargetRows(classes, torch.ones_like(k)[:, None], k)
@@ -63,7 +63,7 @@ class Target:
 
 
 class CountedBatch(NamedTuple):
-    """The n rows that count: where they stand, and what the reduction does with them."""
+    """The n rows that count: their positions, and how the reduction weighs them."""
 
     target: Target
     n_rows: int
@@ -71,12 +71,12 @@ class CountedBatch(NamedTuple):
     targets: Tensor | None  # (n,) flat rows of the target, likewise
     outputs: Tensor | None  # (n,) flat rows of a result of shape `shape`, likewise
     shape: torch.Size  # of an unreduced result: (..., T - shift)
-    k: Tensor  # (n,)
-    weight: Tensor  # (n,) what each row's loss is multiplied by: the token weight, over the normalizer for "mean"
+    k: Tensor  # (n,) multiplier of the z-loss
+    weight: Tensor  # (n,) factor of each row's loss: the token weight, divided by the normalizer for "mean"
 
 
 def take_rows(x: Tensor, at: "slice | Tensor") -> Tensor:
-    """Rows (r, C) of x (..., C) by flat position, without copying the rest, whatever x's strides."""
+    """Return rows (r, C) of x (..., C) by flat position, without copying the others, for any strides."""
     n_rows, n_columns = x.shape[:-1].numel(), x.shape[-1]
     if x.is_contiguous() or x.ndim == 1:
         return x.reshape(n_rows, n_columns)[at]
@@ -88,12 +88,12 @@ def take_rows(x: Tensor, at: "slice | Tensor") -> Tensor:
 
 
 def rows_between(rows: Tensor | None, start: int, stop: int) -> "slice | Tensor":
-    """The flat rows behind counted rows start to stop."""
+    """Return the flat rows of counted rows start to stop."""
     return slice(start, stop) if rows is None else rows[start:stop]
 
 
 def probability_of(target: TargetLike) -> Tensor | None:
-    """What of a target a gradient may be asked for: its probabilities, or None for class indices."""
+    """Return the part of a target that may require grad: its probabilities, or None for class indices."""
     probability = target[1] if isinstance(target, (tuple, list)) else target
     return probability if probability.is_floating_point() else None
 
@@ -101,7 +101,7 @@ def probability_of(target: TargetLike) -> Tensor | None:
 def check_target(
     target: TargetLike, lead: torch.Size, vocab_size: int, device: torch.device, ignore_index: int
 ) -> Target:
-    """Class indices (...), probabilities (..., V) or (indices (..., K), probabilities (..., K)), or a clear error."""
+    """Check class indices (...), probabilities (..., V), or a pair (indices (..., K), probabilities (..., K))."""
     if isinstance(target, (tuple, list)):
         if len(target) != 2:
             raise TypeError(f"a sparse target is a pair (indices, probabilities), got {len(target)} items")
@@ -135,7 +135,7 @@ def _check_sparse(
 
 
 def _check_no_ignore_index(ignore_index: int) -> None:
-    """As in torch, negative ones, which no class could be, are let through: the default is one."""
+    """Refuse an ignore_index that could be a class. As in torch, negative values pass: the default is negative."""
     if ignore_index >= 0:
         raise ValueError(
             f"ignore_index={ignore_index} has no meaning for a target of probabilities: leave it out, and give the "
@@ -146,7 +146,7 @@ def _check_no_ignore_index(ignore_index: int) -> None:
 def make_batch(
     target: Target, lead: torch.Size, row: RowOptions, options: ReduceOptions, dtype: torch.dtype
 ) -> CountedBatch:
-    """Pair inputs with targets, leave out the ignored ones, weigh the rest. `lead` is hidden's or logits' (...)."""
+    """Pair inputs with targets, drop ignored pairs and weigh the others. `lead` is the shape (...) of the inputs."""
     shift, device = options.shift, target.device
     _check_shift(shift, lead)
     _check_token_weight(options.token_weight, lead, device)
@@ -162,7 +162,7 @@ def make_batch(
 
 
 def _counted(target: Target, options: ReduceOptions, shape: torch.Size, device: torch.device) -> Tensor | None:
-    """Flat places in the result whose target counts, or None if all do."""
+    """Return the flat positions of the result whose target counts, or None if all count."""
     counted = torch.ones(shape, dtype=torch.bool, device=device)
     if target.ignored is not None:
         counted &= ~_shifted(target.ignored, options.shift)
@@ -177,7 +177,7 @@ def _shifted(x: Tensor, shift: int) -> Tensor:
 
 
 def _paired(batch: CountedBatch, outputs: Tensor, shift: int) -> CountedBatch:
-    """hidden[..., t, :] goes with target[..., t + shift]: rows of T - shift pairs inside rows of T tokens."""
+    """Pair hidden[..., t, :] with target[..., t + shift]: a sequence of T tokens has T - shift pairs."""
     if shift == 0:
         return batch._replace(n_rows=len(outputs), inputs=outputs, targets=outputs, outputs=outputs)
     inputs = outputs + outputs // max(batch.shape[-1], 1) * shift
@@ -241,14 +241,14 @@ def _check_shape(name: str, x: Tensor, expected: tuple[int, ...]) -> None:
 
 
 def _equal(x: Tensor, value: int) -> Tensor:
-    """x == value. Where x's dtype cannot hold the value, torch compares with its remainder: 156 for -100 in uint8."""
+    """Return x == value. If x's dtype cannot hold the value, torch would wrap it: -100 to 156 in uint8."""
     limits = torch.iinfo(x.dtype)
     return x == value if limits.min <= value <= limits.max else torch.zeros_like(x, dtype=torch.bool)
 
 
 def _check_range(name: str, x: Tensor, counted: Tensor, vocab_size: int, otherwise: str) -> Tensor:
-    """x as int64, all that is counted being classes."""
-    index = x.long()  # a uint64 beyond it becomes negative; torch compares no unsigned integers but uint8
+    """Return x as int64; check that every counted entry is a class."""
+    index = x.long()  # torch compares uint8 but no other unsigned integers; a uint64 that is too large becomes negative
     if is_abstract(x):
         return index
     bad = counted & ((index < 0) | (index >= vocab_size))
@@ -262,12 +262,14 @@ def _check_range(name: str, x: Tensor, counted: Tensor, vocab_size: int, otherwi
 
 
 def _check_probabilities(batch: CountedBatch) -> None:
-    """Refuse negative, infinite or NaN probabilities in rows that count: one pass, and on a CPU alone, since elsewhere
-    it would wait for the device."""
+    """Refuse negative, infinite or NaN probabilities in rows that count.
+
+    Only on a CPU: elsewhere the check would wait for the device.
+    """
     probability = batch.target.probability
     if probability is None or probability.device.type != "cpu" or probability.numel() == 0:
         return
-    # torch has no extremes of float8
+    # torch has no aminmax of float8
     low, high = torch.aminmax(probability if probability.dtype.itemsize > 1 else probability.half(), dim=-1)
     bad = ~((low >= 0) & (high < torch.inf)).reshape(-1)  # NaN is neither
     rows = bad.nonzero()[:, 0] if batch.targets is None else batch.targets[bad[batch.targets]]
@@ -283,7 +285,7 @@ def _check_probabilities(batch: CountedBatch) -> None:
 
 
 def _likely(name: str, entries: Tensor) -> str:
-    """What such entries of a row suggest, and the way out."""
+    """Return what the entries of a bad row look like, and how to fix them."""
     if bool((entries <= 0).all()):
         return f". They look like log-probabilities: pass {name}.exp()"
     if bool(entries.isfinite().all()):

@@ -1,7 +1,7 @@
-"""Which provider does a matmul.
+"""Choose the provider of a matmul.
 
-`$CYNOSURE_GEMM` names one for every size, so that a run can be repeated bit for bit; torch has the dtypes that the one
-named has not. Without it a trial decides for large matmuls.
+`$CYNOSURE_GEMM` names a provider for all sizes, so that a run can be repeated bit for bit. Torch handles the dtypes
+that it does not support. Without the variable, a trial decides for large matmuls.
 """
 
 import os
@@ -15,24 +15,24 @@ from cynosure.loss.matmul.trials import fastest
 
 PROVIDERS = ("torch", *RIVALS.values())
 VARIABLE = "CYNOSURE_GEMM"
-WORTH_IT = 1e9  # floating-point operations below which torch does them, whoever is faster
+WORTH_IT = 1e9  # floating-point operations below which torch is always used
 
-SETTLED: dict[torch.dtype, Gemm] = {}  # for this process, whatever a trial would show
-LARGE: list[bool] = []  # not empty: inside of `as_if_large`
+SETTLED: dict[torch.dtype, Gemm] = {}  # fixed for this process, without a trial
+LARGE: list[bool] = []  # not empty inside `as_if_large`
 
 
 def choose_gemm(flops: float, dtype: torch.dtype, device: torch.device) -> Gemm:
-    """The provider of a matmul of so many floating-point operations. Raises ValueError for an unknown name."""
+    """Choose the provider of a matmul of `flops` operations. Raises ValueError if the variable has an invalid name."""
     if dtype not in RIVALS or device.type != "cpu":
-        return Gemm("torch", f"it alone has {str(dtype).removeprefix('torch.')} products on this device")
-    if asked := os.environ.get(VARIABLE):
-        if asked not in PROVIDERS:
-            raise ValueError(f"{VARIABLE} must be one of {', '.join(PROVIDERS)}, got {asked!r}")
-        if asked != "torch" and (missing := why_missing(asked)):
-            raise ValueError(f"{VARIABLE}={asked}, but {missing}")
-        return Gemm(asked if asked == RIVALS[dtype] else "torch", f"asked for by {VARIABLE}={asked}")
+        return Gemm("torch", f"the only provider of {str(dtype).removeprefix('torch.')} matmuls on this device")
+    if name := os.environ.get(VARIABLE):
+        if name not in PROVIDERS:
+            raise ValueError(f"{VARIABLE} must be one of {', '.join(PROVIDERS)}, got {name!r}")
+        if name != "torch" and (missing := why_missing(name)):
+            raise ValueError(f"{VARIABLE}={name}, but {missing}")
+        return Gemm(name if name == RIVALS[dtype] else "torch", f"selected by {VARIABLE}={name}")
     if flops < WORTH_IT and not (LARGE and flops > 0):
-        return Gemm("torch", "the products are small")
+        return Gemm("torch", "the matmuls are small")
     return SETTLED.get(dtype) or fastest(dtype, torch.get_num_threads())
 
 
@@ -47,13 +47,13 @@ def as_if_large() -> Iterator[None]:
 
 
 def providers() -> dict[str, str]:
-    """The provider of large matmuls on this machine's CPU, by dtype: what `settle` takes."""
+    """Return the provider of large matmuls on this machine's CPU by dtype, as `settle` accepts it."""
     chosen = {dtype: choose_gemm(WORTH_IT, dtype, torch.device("cpu")).provider for dtype in RIVALS}
     return {str(dtype).removeprefix("torch."): provider for dtype, provider in chosen.items()}
 
 
 def settle(chosen: dict[str, str]) -> list[str]:
-    """Fix the providers of large matmuls, so that another process's sums can be repeated; those that are missing.
+    """Fix the providers of large matmuls, to repeat the sums of another process. Return the missing providers.
 
     >>> settle(providers())
     []
@@ -64,5 +64,5 @@ def settle(chosen: dict[str, str]) -> list[str]:
         if provider != "torch" and (provider != rival or why_missing(provider)):
             missing.append(provider)
         else:
-            SETTLED[dtype] = Gemm(provider, "settled for this process")
+            SETTLED[dtype] = Gemm(provider, "fixed for this process")
     return missing

@@ -5,14 +5,14 @@ from torch import Tensor
 
 from cynosure.loss.matmul.rivals import multiply, takes
 
-SUM_ROWS = 2048  # of a half-precision dW that torch computes at a time
+SUM_ROWS = 2048  # rows of a half-precision dW that torch computes at a time
 
 
 class WeightSum:
-    """dW (V, D) of half-precision factors, added up chunk by chunk as float32 and then narrowed to its own dtype.
+    """dW (V, D) of half-precision factors, added up chunk by chunk in float32 and then narrowed to its dtype.
 
-    Our own matmuls keep the upper half of each sum in `dweight` and the lower one in `low`. With torch's, or where dW
-    is wider than its factors, `wide` is `dweight` itself or a float32 matrix beside it.
+    Our own matmuls keep the upper half of each sum in `dweight` and the lower half in `low`. Otherwise `wide` holds the
+    sums: `dweight` itself if it is float32, else a float32 matrix.
     """
 
     def __init__(self, dweight: Tensor, dtype: torch.dtype, provider: str) -> None:
@@ -23,7 +23,7 @@ class WeightSum:
         self.wide: Tensor | None = None
 
     def add(self, a: Tensor, b: Tensor, first: bool, last: bool) -> None:
-        """dW += a (V, K) @ b (K, D)."""
+        """Add a (V, K) @ b (K, D) to dW."""
         if first:
             self.native = self.native and takes(torch.bfloat16, a, b)
             whole = last or self.dweight.dtype == torch.float32
@@ -39,7 +39,7 @@ class WeightSum:
     def _add_by_rows(self, a: Tensor, b: Tensor, first: bool, last: bool) -> None:
         assert self.wide is not None
         part = a.new_empty(SUM_ROWS, b.shape[1])
-        for start in range(0, len(self.wide), SUM_ROWS):  # which are added while they are still in a CPU's cache
+        for start in range(0, len(self.wide), SUM_ROWS):  # each part is added while it is in a CPU's cache
             stop = min(start + SUM_ROWS, len(self.wide))
             made = torch.mm(a[start:stop], b, out=part[: stop - start])
             total = self.wide[start:stop]
