@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cynosure.loss.backends.registry import Backend
 from cynosure.loss.backends.torch_rows import target_gradient
-from cynosure.loss.linear import HeadWeights, OwnHead, product
+from cynosure.loss.linear import HeadWeights, OwnHead, matmul
 from cynosure.loss.matmul.choice import choose_gemm
 from cynosure.loss.matmul.weight_sum import WeightSum
 from cynosure.loss.options import RowOptions, accumulation_dtype
@@ -127,7 +127,7 @@ class Gradients:
             if rows is not None:
                 self.dhidden[at] = part
         if self.dweight is not None and self.dweight.dtype == accumulation_dtype(dlogits.dtype) == dlogits.dtype:
-            product(dlogits.t(), chunk.hidden, self.dweight, add=chunk.start > 0)
+            matmul(dlogits.t(), chunk.hidden, self.dweight, add=chunk.start > 0)
         elif self.dweight is not None:
             first, last = chunk.start == 0, chunk.stop == self.job.batch.n_rows
             if first:

@@ -15,7 +15,7 @@ from cynosure.loss.matmul.rivals import multiplied
 from cynosure.loss.tensors import is_plain, multiplies_itself
 
 
-def product(a: Tensor, b: Tensor, out: Tensor, add: bool = False, provider: str | None = None) -> Tensor:
+def matmul(a: Tensor, b: Tensor, out: Tensor, add: bool = False, provider: str | None = None) -> Tensor:
     """Compute out (M, N) = a (M, K) @ b (K, N), or += with `add`, with the named or else the best provider."""
     provider = provider or choose_gemm(2.0 * a.shape[0] * a.shape[1] * b.shape[1], a.dtype, a.device).provider
     if provider != "torch" and multiplied(provider, a, b, out, add):
@@ -52,11 +52,11 @@ class HeadWeights(NamedTuple):
         """out (r, V) = hidden (r, D) @ weight.T + bias."""
         if self.bias is not None:
             out.copy_(self.bias)
-        return product(hidden, self.weight.t(), out, add=self.bias is not None, provider=provider)
+        return matmul(hidden, self.weight.t(), out, add=self.bias is not None, provider=provider)
 
     def dhidden(self, dlogits: Tensor, hidden: Tensor, out: Tensor) -> Tensor:
         """out (r, D) = dlogits (r, V) @ weight."""
-        return product(dlogits, self.weight, out)
+        return matmul(dlogits, self.weight, out)
 
 
 class OwnHead:
@@ -87,7 +87,7 @@ class OwnHead:
     def dhidden(self, dlogits: Tensor, hidden: Tensor, out: Tensor) -> Tensor:
         """out (r, D) = dlogits (r, V) @ weight."""
         if self.values is not None:
-            return product(dlogits, self.values, out)
+            return matmul(dlogits, self.values, out)
         try:
             with torch.enable_grad():
                 leaf = hidden.detach().requires_grad_()

@@ -43,7 +43,7 @@ class OpenBlas:
         config.restype = ctypes.c_char_p
         self.config = " ".join(config().decode().split()[:2])  # name and version
 
-    def product(self, a: Tensor, b: Tensor, out: Tensor, add: bool) -> None:
+    def matmul(self, a: Tensor, b: Tensor, out: Tensor, add: bool) -> None:
         """Compute out (M, N) = a (M, K) @ b (K, N), or += with `add`, in float32; each has one stride of 1."""
         (m, k), n = a.shape, b.shape[1]
         (at, lda), (bt, ldb) = layout(a), layout(b)

@@ -29,7 +29,7 @@ def why_missing(provider: str) -> str:
         return "" if find_openblas() else "OpenBLAS is not installed: install numpy from PyPI, which includes it"
     if library().functions is None:
         return f"the C++ library is missing: {library().reason}"
-    return "" if library().bfloat16_products else "this processor has no bfloat16 instructions in AVX-512"
+    return "" if library().has_bfloat16 else "this processor has no bfloat16 instructions in AVX-512"
 
 
 def multiplied(provider: str, a: Tensor, b: Tensor, out: Tensor, add: bool) -> bool:
@@ -44,7 +44,7 @@ def multiplied(provider: str, a: Tensor, b: Tensor, out: Tensor, add: bool) -> b
 def multiply(
     a: Tensor, b: Tensor, out: Tensor, low: Tensor | None = None, add: bool = False, keep_low: bool = False
 ) -> None:
-    """Compute out = a @ b, or += with `add`, with the dtype's alternative; low and keep_low as for `native_product`.
+    """Compute out = a @ b, or += with `add`, with the dtype's alternative; low and keep_low as for `native_matmul`.
 
     Dispatch modes (for example `FlopCounterMode`) and the profiler only see torch operations. While one is active, this
     runs as `cynosure::gemm`, whose floating-point operations are registered. Otherwise that would be overhead.
@@ -58,9 +58,9 @@ def unseen(a: Tensor, b: Tensor, out: Tensor, low: Tensor | None, add: bool, kee
     if a.dtype == torch.float32:
         blas = find_openblas()
         assert blas is not None
-        blas.product(a, b, out, add)
+        blas.matmul(a, b, out, add)
     else:
-        native_product(a, b, out, low, add, keep_low)
+        native_matmul(a, b, out, low, add, keep_low)
 
 
 torch.library.define(
@@ -75,7 +75,7 @@ def gemm_flops(a_shape: tuple[int, int], b_shape: tuple[int, int], *_: Any, **__
     return 2 * a_shape[0] * a_shape[1] * b_shape[1]
 
 
-def native_product(
+def native_matmul(
     a: Tensor, b: Tensor, out: Tensor, low: Tensor | None = None, add: bool = False, keep_low: bool = False
 ) -> None:
     """Compute out = a @ b in bfloat16, or += with `add`, with float32 sums; gemm.h documents out and low."""

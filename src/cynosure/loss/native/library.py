@@ -63,7 +63,7 @@ class Library(NamedTuple):
 
     functions: ctypes.CDLL | None
     instructions: tuple[str, ...]  # those of this processor, best first
-    bfloat16_products: bool
+    has_bfloat16: bool
     reason: str
 
 
