@@ -49,7 +49,7 @@ class Chunk(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """Which gradients must be computed."""
+    """The gradients that must be computed."""
 
     dhidden: bool
     dweight: bool

@@ -38,7 +38,7 @@ class RowOptions:
 
 @dataclass(frozen=True)
 class ReduceOptions:
-    """Which rows count, with what weight, and how they are reduced."""
+    """The options that select, weigh and reduce rows."""
 
     ignore_index: int = -100
     reduction: Reduction = "mean"

@@ -20,7 +20,7 @@ class Piece(NamedTuple):
 
 
 class LossPart(NamedTuple):
-    """What one piece adds to the loss of r rows. q is its part of the target; z are scaled and capped logits."""
+    """The contribution of one piece to the loss of r rows. q is its part of the target; z are the final logits."""
 
     top: Tensor  # (r,) largest z
     exp: Tensor  # (r,) sum of e = exp(z - base)
@@ -35,7 +35,7 @@ class LossPart(NamedTuple):
 
 
 class StatsPart(NamedTuple):
-    """What one piece adds to the statistics of r rows, from all its logits except the target's."""
+    """The contribution of one piece to the statistics of r rows, from all its logits except the target's."""
 
     target_z: Tensor  # (r,) the target's z, the same in every piece
     top: Tensor  # (r,) largest z; NaN if any is

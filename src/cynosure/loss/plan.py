@@ -14,7 +14,7 @@ from cynosure.loss.sizes import MIB
 
 @dataclass(frozen=True)
 class Plan:
-    """What one call costs. Bytes do not include the inputs and their gradients.
+    """The cost of one call. Bytes do not include the inputs and their gradients.
 
     `chunk_vocab` classes are processed at a time: the whole vocabulary, or a part of it if no gradient is computed.
     `accumulator_bytes` is extra memory to sum a half-precision dW: a float32 copy, or with our own matmuls the lower
