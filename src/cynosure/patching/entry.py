@@ -23,8 +23,8 @@ def patch(target: Any, example: dict[str, Any] | None = None) -> Patch | Trainer
     can be copied, pickled and sent to other processes, and stays patched there. A pickle of it cannot be read where
     cynosure is not installed: `unpatch` the model first, or save only its weights.
 
-    What the model does to its logits (scale, softcap, bias, padded vocabulary, another shape, fewer rows) is followed
-    until they reach `F.cross_entropy`. `patch` verifies on a few tokens that the loss and its gradients are equal.
+    The patch follows the model's operations on its logits (scale, softcap, bias, padded vocabulary, another shape,
+    fewer rows) up to `F.cross_entropy`. `patch` verifies on a few tokens that the loss and its gradients are equal.
 
     Args:
         target: a model of transformers, or a Trainer.
