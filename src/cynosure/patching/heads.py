@@ -11,10 +11,10 @@ from torch.overrides import TorchFunctionMode
 
 from cynosure.loss import uncompiled
 from cynosure.patching.lent import lent
+from cynosure.patching.matmuls import HeadMatmul, matmul_of
 from cynosure.patching.pending import Owner, PendingLogits
-from cynosure.patching.products import HeadMatmul, matmul_of
 from cynosure.patching.quantized import rounding, rounding_weight
-from cynosure.patching.recipe import Recipe, product_dtype
+from cynosure.patching.recipe import Recipe, matmul_dtype
 from cynosure.system.upstream import (
     gather_flat,
     has_backward_hook,
@@ -64,7 +64,7 @@ class Deferring(TorchFunctionMode):
         """Return the stand-in for the logits of this matmul."""
         hidden, weight, bias = matmul
         self.owner.deferred += 1
-        return PendingLogits.of(Recipe(hidden, weight, bias, 1.0, None, product_dtype(hidden)), self.owner)
+        return PendingLogits.of(Recipe(hidden, weight, bias, 1.0, None, matmul_dtype(hidden)), self.owner)
 
     def defers(self, matmul: HeadMatmul) -> bool:
         """Whether this matmul can be deferred. One under another grad mode, inside an autograd function, cannot."""

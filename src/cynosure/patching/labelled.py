@@ -9,7 +9,7 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from cynosure.loss import TokenStats, linear_cross_entropy, refuse_batched, token_stats
-from cynosure.patching.recipe import Recipe, product_dtype
+from cynosure.patching.recipe import Recipe, matmul_dtype
 
 IGNORED = -100
 NAMES = ("hidden", "weight", "bias")
@@ -91,7 +91,7 @@ class Labelled(NamedTuple):
     def logprobs(self, stats: TokenStats) -> Tensor:
         """Return log p(target) from `stats`, 0 where ignored, with gradients: three matmuls in the backward."""
         recipe = self.recipe
-        dtype = product_dtype(recipe.hidden)  # cast now, since autocast is off in the backward
+        dtype = matmul_dtype(recipe.hidden)  # cast now, since autocast is off in the backward
         parts = (None if x is None else x.to(dtype) for x in (recipe.hidden, recipe.weight, recipe.bias))
         known = -stats.nll.nan_to_num(0.0, posinf=torch.inf)
         result: Tensor = Known.apply(known, *parts, self)  # type: ignore[no-untyped-call]

@@ -30,16 +30,16 @@ class Patch(Entered):
         self.model, self.example = find_causal_lm(model), example
         self.probed = self.model  # the module that verification calls
         self.observer: Callable[[TokenStats], None] | None = None  # gets every token's statistics in evaluation
-        self.objective = PLAIN  # of training
+        self.objective = PLAIN  # the terms that training minimises in addition to the cross-entropy
         self.plain: Tensor | None = None  # only the cross-entropy of the last sum in training, without a graph
         self.made_by: list[str] = []  # operations that needed full logits in the last forward with labels
         self.obstacle: str | None = None  # why its head cannot be deferred
         self.seen: list[Asked] | None = None  # the requested losses, during verification
-        self.per_token: set[str] = set()  # per-token fields that a TRL trainer asks for
+        self.per_token: set[str] = set()  # per-token fields that a TRL trainer requests
         self.deferred = 0  # matmuls of the head deferred in the last forward
         self.fused = 0  # losses computed without logits
         self.warned = False
-        self.paused = False  # the model's own forward runs meanwhile
+        self.paused = False  # run the model's own forward
         self.without_labels = False  # defer its logits without labels too
 
     @classmethod

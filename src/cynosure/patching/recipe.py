@@ -161,7 +161,7 @@ def versions(*tensors: Tensor | None) -> tuple[int, ...]:
     return tuple(0 if x is None or x.is_inference() else times_changed(x) for x in tensors)
 
 
-def product_dtype(hidden: Tensor) -> torch.dtype:
+def matmul_dtype(hidden: Tensor) -> torch.dtype:
     """Return the dtype in which `F.linear` computes: autocast's if it is on, else that of the hidden states."""
     kind = hidden.device.type
     casts = torch.is_autocast_enabled(kind) and hidden.dtype != torch.float64

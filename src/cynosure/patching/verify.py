@@ -17,7 +17,7 @@ from cynosure.patching.inputs import Inputs
 from cynosure.patching.labelled import NAMES, Labelled
 from cynosure.patching.losses import Asked
 from cynosure.patching.probe import own_probe, probe
-from cynosure.patching.recipe import Recipe, product_dtype
+from cynosure.patching.recipe import Recipe, matmul_dtype
 
 VERIFIED: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # verified models, and their heads at that time
 
@@ -77,7 +77,7 @@ def difference(patched: Any, given: Inputs, own: Tensor) -> str | None:
         return patched.why_not()  # type: ignore[no-any-return]
     if not torch.isfinite(own):
         return f"its own loss is {float(own)} on a few tokens: check its weights, or its dtype for overflow"
-    dtypes = {patched.model.dtype, *(product_dtype(asked.labelled.recipe.hidden) for asked in seen)}
+    dtypes = {patched.model.dtype, *(matmul_dtype(asked.labelled.recipe.hidden) for asked in seen)}
     tolerance = 16 * max(torch.finfo(dtype).eps for dtype in dtypes)
     if not abs(float(ours) - float(own)) <= tolerance * max(1.0, abs(float(own))):
         return f"its own loss is {float(own):.6f}, but the loss without logits is {float(ours):.6f}"
@@ -114,7 +114,7 @@ def gradient_difference(labelled: Labelled) -> str | None:
     ours = dict(zip(leaves, gradients, strict=True))
     if "weight" in ours:
         ours["weight"] = ours["weight"] @ direction.to(ours["weight"].dtype)
-    eps = torch.finfo(product_dtype(recipe.hidden)).eps
+    eps = torch.finfo(matmul_dtype(recipe.hidden)).eps
     tolerance = max(eps**0.5, 16 * eps * own.largest)
     slack = eps * max(float(wide(x.detach()).norm(dim=-1).max()) for x in (recipe.hidden, recipe.matrix))
     for name, gradient in ours.items():
