@@ -130,7 +130,7 @@ def test_few_imports_reach_inside_another_wing() -> None:
 @pytest.mark.parametrize(
     ("code", "inner"),
     [
-        ("from cynosure.loss.linear import capped, product", 1),
+        ("from cynosure.loss.linear import capped, matmul", 1),
         ("def f():\n    from cynosure.loss import linear", 1),
         ("from ..loss.linear import capped", 1),
         ("import_module('cynosure.loss.linear')", 1),

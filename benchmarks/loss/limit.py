@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.loss.implementations import Inputs, Outputs
 from cynosure.loss import explain
-from cynosure.loss.linear import product
+from cynosure.loss.linear import matmul
 from cynosure.loss.plan import Plan
 
 
@@ -27,11 +27,11 @@ def best_provider(inputs: Inputs) -> str:
 def whole_gemms(inputs: Inputs, provider: str) -> Outputs:
     """All rows at once."""
     hidden, weight = inputs.hidden.detach(), inputs.weight.detach()
-    logits = product(hidden, weight.t(), hidden.new_empty(len(hidden), len(weight)), provider=provider)
+    logits = matmul(hidden, weight.t(), hidden.new_empty(len(hidden), len(weight)), provider=provider)
     if not inputs.backward:
         return Outputs(logits[0, 0])
-    dhidden = product(logits, weight, torch.empty_like(hidden), provider=provider)
-    return Outputs(logits[0, 0], dhidden, product(logits.t(), hidden, torch.empty_like(weight), provider=provider))
+    dhidden = matmul(logits, weight, torch.empty_like(hidden), provider=provider)
+    return Outputs(logits[0, 0], dhidden, matmul(logits.t(), hidden, torch.empty_like(weight), provider=provider))
 
 
 def chunked_gemms(inputs: Inputs, provider: str) -> Outputs:
@@ -45,8 +45,8 @@ def chunked_gemms(inputs: Inputs, provider: str) -> Outputs:
         h = hidden[start : start + n_rows]
         for first in range(0, len(weight), n_columns):
             w = weight[first : first + n_columns]
-            logits = product(h, w.t(), buffer[: len(h) * len(w)].view(len(h), len(w)), provider=provider)
+            logits = matmul(h, w.t(), buffer[: len(h) * len(w)].view(len(h), len(w)), provider=provider)
         if dhidden is not None and dweight is not None:
-            product(logits, weight, dhidden[start : start + n_rows], provider=provider)
-            product(logits.t(), h, dweight, add=start > 0, provider=provider)
+            matmul(logits, weight, dhidden[start : start + n_rows], provider=provider)
+            matmul(logits.t(), h, dweight, add=start > 0, provider=provider)
     return Outputs(buffer[0], dhidden, dweight)

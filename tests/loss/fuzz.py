@@ -166,9 +166,9 @@ def matmul(rng, tell):
     with threads(n_threads):
         if way == "split":
             for i in range(3):
-                rivals.native_product(a, b, out, low, add=i > 0, keep_low=i < 2)
+                rivals.native_matmul(a, b, out, low, add=i > 0, keep_low=i < 2)
         else:
-            rivals.native_product(a, b, out, add=way == "add")
+            rivals.native_matmul(a, b, out, add=way == "add")
     truth = 3 * truth if way == "split" else truth + (way == "add")
     tolerance = 2**-8 if out.dtype == torch.bfloat16 else 1e-5
     torch.testing.assert_close(out.double(), truth, rtol=tolerance, atol=1e-5 * k)

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import torch
 
 from cynosure.loss.backends.registry import choose_backend
-from cynosure.loss.matmul.rivals import native_product
+from cynosure.loss.matmul.rivals import native_matmul
 from cynosure.loss.native import library as native
 from cynosure.loss.options import RowOptions
 from cynosure.loss.pieces import Best, Piece
@@ -24,11 +24,11 @@ STEP, N_STEPS = 96 * 1024, 64
 NAMES = ("cynosure_loss_rows", "cynosure_stats_rows", "cynosure_product")
 
 
-def product(m, k, n):
+def matmul(m, k, n):
     a, b, out = torch.randn(m, k).bfloat16(), torch.randn(k, n).bfloat16(), torch.zeros(m, n).bfloat16()
 
     def run():
-        native_product(a, b, out.zero_())
+        native_matmul(a, b, out.zero_())
         return [out]
 
     return run
@@ -60,11 +60,11 @@ def stats_rows(n_rows=8, vocab_size=32768, topk=20_000):
 
 def cases():
     found = {"loss": loss_rows(), "stats": stats_rows()}
-    if native.library().bfloat16_products:
+    if native.library().has_bfloat16:
         found |= {
-            "along_n": product(64, 700, 5000),
-            "along_m": product(5000, 64, 300),
-            "along_k": product(64, 5000, 300),
+            "along_n": matmul(64, 700, 5000),
+            "along_m": matmul(5000, 64, 300),
+            "along_k": matmul(64, 5000, 300),
         }
     return found
 

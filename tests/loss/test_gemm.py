@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from cynosure.loss import explain, linear_cross_entropy, token_stats
-from cynosure.loss.linear import product
+from cynosure.loss.linear import matmul
 from cynosure.loss.matmul import rivals, trials
 from cynosure.loss.matmul.choice import VARIABLE, choose_gemm
 from cynosure.loss.matmul.openblas import find_openblas
-from cynosure.loss.matmul.rivals import native_product, takes, why_missing
+from cynosure.loss.matmul.rivals import native_matmul, takes, why_missing
 from cynosure.loss.matmul.weight_sum import WeightSum
 from tests.loss import oracle
 from tests.loss.cases import assert_same, evaluate, make_case
@@ -53,7 +53,7 @@ def test_products_of_every_layout(m, k, n, add, provider, dtype):
     for left in LAYOUTS:
         for right in LAYOUTS:
             for out in (torch.full((m, n), 2.0, dtype=dtype), torch.full((m, n + 4), 2.0, dtype=dtype)[:, 2:-2]):
-                product(left(a), right(b), out, add=add, provider=provider)
+                matmul(left(a), right(b), out, add=add, provider=provider)
                 torch.testing.assert_close(out.double(), truth, rtol=2 * eps, atol=atol)
 
 
@@ -64,9 +64,9 @@ def test_our_own_products_are_summed_in_float32(m, k, n):
     a, b = torch.randn(m, k).bfloat16(), torch.randn(k, n).bfloat16()
     truth = a.double() @ b.double()
     out = torch.full((m, n), torch.nan)
-    native_product(a, b, out)
+    native_matmul(a, b, out)
     torch.testing.assert_close(out.double(), truth, rtol=1e-5, atol=2e-6 * k)
-    native_product(a, b, out, add=True)
+    native_matmul(a, b, out, add=True)
     torch.testing.assert_close(out.double(), 2 * truth, rtol=1e-5, atol=4e-6 * k)
 
 
@@ -79,7 +79,7 @@ def test_more_threads_than_there_is_work_for(m, k, n, monkeypatch):
     for n_threads in (100, 2**31 - 1):
         monkeypatch.setattr(torch, "get_num_threads", lambda n_threads=n_threads: n_threads)
         outs.append(torch.empty(m, n))
-        native_product(a, b, outs[-1])
+        native_matmul(a, b, outs[-1])
     torch.testing.assert_close(outs[0].double(), a.double() @ b.double(), rtol=1e-5, atol=2e-6 * k)
     assert torch.equal(*outs)
 
@@ -95,7 +95,7 @@ def test_a_sum_in_two_halves_is_one_of_float32(n_chunks, rows, v, d):
     total = WeightSum(dweight, torch.bfloat16, "native")
     for i, (dlogits, hidden) in enumerate(chunks):
         total.add(dlogits.t(), hidden, i == 0, i == n_chunks - 1)
-        native_product(dlogits.t(), hidden, wide, add=True)
+        native_matmul(dlogits.t(), hidden, wide, add=True)
     assert total.wide is None
     torch.testing.assert_close(dweight, wide.bfloat16(), rtol=2**-8, atol=1e-6)
     assert (dweight == wide.bfloat16()).float().mean() > 0.99  # threads add up in an order of their own
@@ -120,14 +120,14 @@ def test_what_blas_cannot_read_is_left_to_torch():
     for odd in (x[:, ::2], x[:0], x.double(), x.bfloat16(), x[:1].expand(6, 8)):
         assert not takes(torch.float32, odd)
     out = torch.empty(6, 6)
-    product(x[:, ::2], x[:, 1::2].t(), out, provider="openblas")
+    matmul(x[:, ::2], x[:, 1::2].t(), out, provider="openblas")
     torch.testing.assert_close(out, x[:, ::2] @ x[:, 1::2].t())
 
 
 @has_openblas
 def test_nan_in_memory_that_is_overwritten_goes_nowhere():
     out = torch.full((4, 5), torch.nan)
-    product(torch.ones(4, 3), torch.ones(3, 5), out, provider="openblas")
+    matmul(torch.ones(4, 3), torch.ones(3, 5), out, provider="openblas")
     assert torch.equal(out, torch.full((4, 5), 3.0))
 
 
@@ -185,7 +185,7 @@ def test_statistics_come_through_it_too(provider, dtype, monkeypatch):
 def test_it_is_really_called(monkeypatch):
     monkeypatch.setenv(VARIABLE, "openblas")
     called = []
-    monkeypatch.setattr(find_openblas(), "product", lambda *a: called.append(a) or torch.mm(*a[:2], out=a[2]))
+    monkeypatch.setattr(find_openblas(), "matmul", lambda *a: called.append(a) or torch.mm(*a[:2], out=a[2]))
     linear_cross_entropy(torch.randn(4, 8), torch.randn(9, 8), torch.arange(4))
     assert len(called) == 1
 
@@ -202,7 +202,7 @@ def test_what_a_provider_has_not_is_torchs(monkeypatch):
 
 def test_small_products_are_torchs(monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
-    assert choose_gemm(1e6, torch.float32, CPU) == ("torch", "the products are small")
+    assert choose_gemm(1e6, torch.float32, CPU) == ("torch", "the matmuls are small")
 
 
 def test_an_unknown_provider(monkeypatch):
@@ -214,12 +214,12 @@ def test_an_unknown_provider(monkeypatch):
 def test_a_provider_that_is_not_there(monkeypatch):
     monkeypatch.setenv(VARIABLE, "openblas")
     monkeypatch.setattr(rivals, "find_openblas", lambda: None)
-    with pytest.raises(ValueError, match="there is no OpenBLAS"):
+    with pytest.raises(ValueError, match="OpenBLAS is not installed"):
         choose_gemm(1e12, torch.float32, CPU)
     monkeypatch.delenv(VARIABLE)
     chosen = trials.fastest.__wrapped__(torch.float32, 1)
     assert chosen.provider == "torch"
-    assert "there is no OpenBLAS" in chosen.reason
+    assert "OpenBLAS is not installed" in chosen.reason
 
 
 @has_openblas
@@ -308,9 +308,9 @@ class TestTheTrial:
         assert self.choose().provider == "openblas"
 
     def test_wrong_products_are_not_chosen(self, monkeypatch):
-        monkeypatch.setattr(find_openblas(), "product", lambda a, b, out, add: out.fill_(1))
+        monkeypatch.setattr(find_openblas(), "matmul", lambda a, b, out, add: out.fill_(1))
         assert self.choose().provider == "torch"
-        assert "gives other products than torch" in self.choose().reason
+        assert "gives other results than torch" in self.choose().reason
 
 
 @provider_params

@@ -218,7 +218,7 @@ def test_without_the_library_torch_does_the_work(tmp_path):
 
 def test_elsewhere_than_on_a_cpu():
     assert not any(status.available for status in backends("meta") if status.name.startswith("native-"))
-    with pytest.raises(ValueError, match="'native' cannot run here: it works in a CPU's memory"):
+    with pytest.raises(ValueError, match="'native' cannot run here: it needs tensors on the CPU"):
         choose_backend("native", "cuda")
 
 

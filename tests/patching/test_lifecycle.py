@@ -136,12 +136,12 @@ def test_weights_are_kept_as_of_the_model_itself(llama: Any, tmp_path: Path) -> 
 def test_wrong_gradients_are_refused(
     llama: Any, faulty: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The loss is right, but a product leaves its `out` as it found it, as some subclasses of tensors do."""
+    """The loss is right, but a matmul leaves its `out` unchanged, as with some tensor subclasses."""
     llama.to(dtype)
     n_classes, hidden_size = llama.lm_head.weight.shape
-    real, real_sum = chunked.product, chunked.WeightSum.add
+    real, real_sum = chunked.matmul, chunked.WeightSum.add
 
-    def product(a: Tensor, b: Tensor, out: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def matmul(a: Tensor, b: Tensor, out: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         ignored = out.shape == (n_classes, hidden_size) if faulty == "weight" else out.shape[1] == hidden_size
         return out.zero_() if ignored else real(a, b, out, *args, **kwargs)
 
@@ -150,8 +150,8 @@ def test_wrong_gradients_are_refused(
         if faulty == "weight":
             self.dweight.zero_()
 
-    monkeypatch.setattr(chunked, "product", product)
-    monkeypatch.setattr(linear, "product", product)
+    monkeypatch.setattr(chunked, "matmul", matmul)
+    monkeypatch.setattr(linear, "matmul", matmul)
     monkeypatch.setattr(chunked.WeightSum, "add", add)
     with pytest.raises(ValueError, match=f"cannot be patched: the gradient of its head's {faulty} is off by"):
         patch(llama)
@@ -173,10 +173,10 @@ def test_verified_by_the_products_of_large_batches(llama: Any, monkeypatch: pyte
 
     monkeypatch.setattr(linear, "choose_gemm", choose_gemm)
     with patch(llama):
-        assert any(reason != "the products are small" for reason in asked)
+        assert any(reason != "the matmuls are small" for reason in asked)
         asked.clear()
         step(llama, **batch())
-        assert set(asked) == {"the products are small"}
+        assert set(asked) == {"the matmuls are small"}
 
 
 class Counting(nn.Module):

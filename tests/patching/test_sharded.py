@@ -52,7 +52,7 @@ def test_adapted_models_that_fsdp_gathers_as_a_whole(mesh: Any) -> None:
     own = step(model, **batch())
     for module in (*inner.model.layers, model):
         fully_shard(module, mesh=mesh)
-    assert refusal(inner).endswith("FSDP gathers some of its weights around it: patch what was given to fully_shard")
+    assert refusal(inner).endswith("its weights outside of it: patch the module that was passed to fully_shard")
     with patch(model) as patched:
         loss, gradients = step(model, **batch())
         assert patched.made_by == []

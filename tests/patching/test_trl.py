@@ -117,7 +117,7 @@ def test_a_row_without_a_label_has_gradients_of_zero() -> None:
 
 def test_what_cannot_be_proved_equal_is_refused() -> None:
     cases = [
-        ({"temperature": 0.7}, "by the model's logits"),
+        ({"temperature": 0.7}, "but the model's logits"),
         ({"outputs": ("log_probs", "log_sum_sq_probs")}, "log_sum_sq_probs"),
     ]
     for options, reason in cases:
@@ -146,7 +146,7 @@ def test_a_head_behind_autocast_is_seen() -> None:
     model = family("Llama")
     add_fused_lm_head(model, temperature=0.7)
     Accelerator(cpu=True, mixed_precision="bf16").prepare_model(model, evaluation_mode=True)
-    with pytest.raises(ValueError, match=r"this trainer cannot be patched: .*by the model's logits"):
+    with pytest.raises(ValueError, match=r"this trainer cannot be patched: .*but the model's logits"):
         patch(model)
 
 

@@ -69,7 +69,7 @@ def removed(output: Any) -> Any:
 def run(model: Any, use: Use) -> tuple[Any, dict[str, Tensor]]:
     model.zero_grad(set_to_none=True)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "the gradient of a patched model's logits was asked for")
+        warnings.filterwarnings("ignore", "the gradient of a patched model's logits was requested")
         warnings.filterwarnings("ignore", ".* is patched, but")
         found = use(model(**batch()))
     return found, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -128,7 +128,7 @@ def test_a_second_gradient_is_refused() -> None:
     model = family("Llama")
     with patch(model):
         output = model(**batch())
-        with pytest.warns(UserWarning, match="asked for"):
+        with pytest.warns(UserWarning, match="was requested"):
             output.logits.retain_grad()
         with pytest.raises(RuntimeError, match="has no second derivative: leave out create_graph"):
             output.loss.backward(create_graph=True)
@@ -146,7 +146,7 @@ def test_within_autocast() -> None:
     with patch(model):
         with torch.autocast("cpu", torch.bfloat16):
             output = model(**batch())
-            with pytest.warns(UserWarning, match="asked for"):
+            with pytest.warns(UserWarning, match="was requested"):
                 output.logits.retain_grad()
         output.loss.backward()
     torch.testing.assert_close(output.logits.grad, own, rtol=0.02, atol=1e-4)

@@ -30,7 +30,7 @@ NO_FORWARD = (
 
 
 class _FirstOrder(Function):
-    """A function that supports only reverse mode, and refuses forward mode with a clear error."""
+    """A function that supports only reverse mode; forward mode raises a clear error."""
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
@@ -61,7 +61,7 @@ def _received(upstream: Tensor) -> Tensor:
 
 
 def _first_order(gradients: list[Tensor | None], ctx: Any, upstream: Tensor) -> list[Tensor | None]:
-    """The gradients; under create_graph=True, differentiating them again raises an error."""
+    """Return the gradients; under create_graph=True, differentiating them again raises an error."""
     if not torch.is_grad_enabled():
         return gradients
     made_from = (*ctx.saved_tensors, upstream)
@@ -69,7 +69,7 @@ def _first_order(gradients: list[Tensor | None], ctx: Any, upstream: Tensor) -> 
 
 
 class FusedSum(_FirstOrder):
-    """sum_i weight_i * loss_i, its gradients computed in the forward: three GEMMs.
+    """sum_i weight_i * loss_i. Its gradients are computed in the forward: three GEMMs.
 
     The first backward scales and returns the gradients from the forward; later ones recompute them.
     """
@@ -139,7 +139,7 @@ class LogitsRows(_FirstOrder):
 
 
 class Shapes(_FirstOrder):
-    """A result without values (meta or fake) from inputs without values; so are the gradients."""
+    """A result without values (meta or fake) from inputs without values. Its gradients have no values either."""
 
     @staticmethod
     def forward(ctx: Any, shape: torch.Size, dtype: torch.dtype, *given: Tensor | None) -> Tensor:

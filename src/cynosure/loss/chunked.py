@@ -31,10 +31,10 @@ class LossJob(NamedTuple):
     dtype: torch.dtype  # of the matmuls: autocast's, else the inputs'
     dweight_dtype: torch.dtype  # the weight's own
     chunk_tokens: int | None
-    own_weight: Tensor | None = None  # of a head that multiplies by itself: a constant, hidden from autograd
+    own_weight: Tensor | None = None  # a weight with its own matmul: a constant, hidden from autograd
 
     def head(self, weight: Tensor | None, bias: Tensor | None) -> HeadWeights | OwnHead:
-        """The head with this weight, or with the job's own."""
+        """Return the head with this weight, or with `own_weight` if there is one."""
         if self.own_weight is not None:
             return OwnHead(self.own_weight, bias)
         assert weight is not None
@@ -51,7 +51,7 @@ class Chunk(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """Which gradients are asked for."""
+    """The gradients that must be computed."""
 
     dhidden: bool
     dweight: bool
@@ -65,7 +65,7 @@ class Wanted(NamedTuple):
 
 
 def logits_chunks(job: LossJob, hidden: Tensor, head: HeadWeights | OwnHead) -> Iterator[Chunk]:
-    """Logits of the n counted rows, R at a time, in one reused buffer: one GEMM in all."""
+    """Yield the logits of the n counted rows, R at a time, in one reused buffer: one GEMM in all."""
     vocab_size, rows, n_rows = head.shape[0], job.batch.inputs, job.batch.n_rows
     n_chunk = job.backend.sizes(hidden.device).chunk_rows(n_rows, vocab_size, hidden.dtype, job.chunk_tokens)
     buffer = hidden.new_empty(n_chunk if n_rows else 0, vocab_size)
@@ -75,10 +75,10 @@ def logits_chunks(job: LossJob, hidden: Tensor, head: HeadWeights | OwnHead) -> 
         yield Chunk(start, stop, h, head.linear(h, buffer[: stop - start]))
 
 
-def visit(
+def on_blocks(
     backend: Backend, logits: Tensor, kernel: Callable[[Tensor, int, int], None], write_back: bool = False
 ) -> None:
-    """Call the kernel with (z, start, stop) for each block of logits (r, V), which it may overwrite.
+    """Run the kernel on each block (z, start, stop) of logits (r, V), which it may overwrite.
 
     If the backend does not read the dtype, each block is copied to a scratch block in the accumulation dtype.
     """
@@ -92,7 +92,7 @@ def visit(
 
 
 def blocks(backend: Backend, logits: Tensor, n_rows: int, copied: bool = False) -> Iterator[tuple[int, int]]:
-    """(start, stop) of the blocks that a row kernel takes one at a time; smaller if they are copied for it."""
+    """Yield (start, stop) of each block that a row kernel processes at once; smaller if blocks are copied for it."""
     copied = copied or logits.dtype not in backend.dtypes
     n_block = backend.sizes(logits.device).block_rows(n_rows, logits.shape[-1], logits.dtype, copied)
     for start in range(0, n_rows, n_block):
@@ -122,7 +122,7 @@ class Gradients:
         self.dtarget = new_dtarget(job.batch) if wanted.dtarget else None
 
     def add(self, chunk: Chunk, head: HeadWeights | OwnHead) -> None:
-        """Add the chunk's part to each gradient, by two GEMMs; the chunk now holds d(logits)."""
+        """Add the chunk's part to each gradient with two GEMMs. The chunk's buffer must hold d(logits)."""
         dlogits, rows = chunk.logits, self.job.batch.inputs
         if self.dhidden is not None:
             at = rows_between(rows, chunk.start, chunk.stop)
@@ -131,7 +131,7 @@ class Gradients:
             if rows is not None:
                 self.dhidden[at] = part
         if self.dweight is not None and self.dweight.dtype == accumulation_dtype(dlogits.dtype) == dlogits.dtype:
-            product(dlogits.t(), chunk.hidden, self.dweight, add=chunk.start > 0)
+            matmul(dlogits.t(), chunk.hidden, self.dweight, add=chunk.start > 0)
         elif self.dweight is not None:
             first, last = chunk.start == 0, chunk.stop == self.job.batch.n_rows
             if first:
@@ -162,7 +162,7 @@ class Gradients:
 def compute(
     job: LossJob, hidden: Tensor, head: HeadWeights | OwnHead, upstream: Tensor, wanted: Wanted
 ) -> tuple[Tensor, Gradients]:
-    """Loss (n,) of every counted row and the gradients of sum(upstream * loss): three GEMMs."""
+    """Compute the loss (n,) of every counted row and the gradients of sum(upstream * loss): three GEMMs."""
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         hidden, head = hidden.to(job.dtype), head.to(job.dtype)
         loss = torch.empty(job.batch.n_rows, dtype=accumulation_dtype(job.dtype), device=hidden.device)
@@ -180,7 +180,7 @@ def compute(
 
 
 def new_dtarget(batch: CountedBatch) -> Tensor:
-    """An empty gradient of the target's probabilities; zeros if some rows are ignored."""
+    """Allocate the gradient of the target's probabilities; zeros if some rows are ignored."""
     probability = batch.target.probability
     assert probability is not None
     new = torch.empty_like if batch.targets is None else torch.zeros_like
@@ -188,7 +188,7 @@ def new_dtarget(batch: CountedBatch) -> Tensor:
 
 
 def _put_dtarget(dtarget: Tensor, job: LossJob, start: int, logits: Tensor, upstream: Tensor) -> None:
-    """The rows of dtarget that go with these logits (r, V), of the counted rows from `start` on."""
+    """Fill the rows of dtarget that belong to these logits (r, V) of the counted rows from `start` on."""
     batch, stop = job.batch, start + len(logits)
     at = rows_between(batch.targets, start, stop)
     classes = None if batch.target.classes is None else take_rows(batch.target.classes, at)
@@ -226,24 +226,24 @@ def _unit(upstream: Tensor, dtype: torch.dtype) -> float | Tensor:
 
 
 def compute_logits(job: LossJob, logits: Tensor) -> Tensor:
-    """Loss (n,) of every counted row of given logits (..., V)."""
+    """Compute the loss (n,) of every counted row of given logits (..., V)."""
     loss = torch.empty(job.batch.n_rows, dtype=accumulation_dtype(logits.dtype), device=logits.device)
     with torch.no_grad():
-        _visit_given(job, logits, loss, None, None)
+        _on_given(job, logits, loss, None, None)
     return loss
 
 
 def compute_dlogits(job: LossJob, logits: Tensor, upstream: Tensor) -> Tensor:
-    """d(logits) (..., V) of sum(upstream * loss), recomputed from the logits."""
+    """Compute d(logits) (..., V) of sum(upstream * loss) from the logits."""
     with torch.no_grad():
         new = torch.zeros if job.batch.inputs is not None else torch.empty
         dlogits = new(logits.shape, dtype=logits.dtype, device=logits.device)
-        _visit_given(job, logits, torch.empty_like(upstream), upstream, dlogits.view(-1, logits.shape[-1]))
+        _on_given(job, logits, torch.empty_like(upstream), upstream, dlogits.view(-1, logits.shape[-1]))
     return dlogits
 
 
 def compute_dtarget(job: LossJob, logits: Tensor, upstream: Tensor) -> Tensor:
-    """d(probabilities), in the target's shape, of sum(upstream * loss), from logits (..., V)."""
+    """Compute d(probabilities), in the target's shape, of sum(upstream * loss) from logits (..., V)."""
     with torch.no_grad():
         dtarget = new_dtarget(job.batch)
         for start, stop in blocks(job.backend, logits, job.batch.n_rows, copied=True):
@@ -252,9 +252,11 @@ def compute_dtarget(job: LossJob, logits: Tensor, upstream: Tensor) -> Tensor:
     return dtarget
 
 
-def _visit_given(job: LossJob, logits: Tensor, loss: Tensor, upstream: Tensor | None, dlogits: Tensor | None) -> None:
-    """Run the row kernel on given logits: in the memory of dlogits, on the logits themselves if it leaves them
-    unchanged, else on copies.
+def _on_given(job: LossJob, logits: Tensor, loss: Tensor, upstream: Tensor | None, dlogits: Tensor | None) -> None:
+    """Run the row kernel on given logits, which must not change.
+
+    If the kernel can read them directly, it works in the memory of dlogits, or without dlogits on the logits
+    themselves. Otherwise it works on copies.
     """
     rows, kernel = job.batch.inputs, _row_kernel(job, 0, loss, upstream)
     for start, stop, z, direct in given_rows(job.backend, logits, rows, job.batch.n_rows):
@@ -270,10 +272,9 @@ def _visit_given(job: LossJob, logits: Tensor, loss: Tensor, upstream: Tensor | 
 def given_rows(
     backend: Backend, logits: Tensor, rows: Tensor | None, n_rows: int
 ) -> Iterator[tuple[int, int, Tensor, bool]]:
-    """Counted rows start to stop of logits (..., V) that must not change, block by block.
+    """Yield (start, stop, z, direct) for each block of counted rows of logits (..., V) that must not change.
 
-    The last value is True if the block is a view, for a kernel that does not change it. Otherwise it is a copy in the
-    accumulation dtype.
+    If `direct`, z is a view, for a kernel that does not change it. Otherwise it is a copy in the accumulation dtype.
     """
     direct = backend.in_place and rows is None and logits.dtype in backend.dtypes and logits.stride(-1) == 1
     for start, stop in blocks(backend, logits, n_rows, copied=not direct):

@@ -1,4 +1,4 @@
-"""How torch treats a public operation: one graph break for the compiler, one name in the profiler."""
+"""Wrap a public operation for torch: one graph break for the compiler, one name in the profiler."""
 
 import inspect
 from collections.abc import Callable
@@ -16,7 +16,7 @@ R = TypeVar("R")
 
 
 def public(function: Callable[P, R]) -> Callable[P, R]:
-    """A public operation: never traced by torch.compile, and called with the plain tensors of `tensors.py`."""
+    """Make a public operation: torch.compile does not trace it, and its arguments become plain (`tensors.py`)."""
     parameters = inspect.signature(function).parameters.values()
     names = [parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
 
@@ -31,15 +31,15 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, never traced by torch.compile, refused under transforms, and shown by its name in a profile."""
+    """Keep torch.compile from tracing the function, refuse transforms, and show its name in a profile."""
     disabled = without_compiler(function, COMPILED)
     name = function.__name__
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         if torch.compiler.is_dynamo_compiling():
-            found: R = disabled(*args, **kwargs)
-            return found
+            result: R = disabled(*args, **kwargs)
+            return result
         refuse_transforms(name, (*args, *kwargs.values()))
         if is_profiling():
             with torch.autograd.profiler.record_function(f"cynosure::{name}"):

@@ -1,6 +1,6 @@
 """The driver without gradients: logits in pieces of the vocabulary, processed while they are in the cache.
 
-One GEMM, and no whole row of logits is ever in memory. n tokens counted, R rows and C columns of logits at a time.
+It takes one GEMM, and never holds a whole row of logits. n counted tokens, R rows and C columns of logits at a time.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,14 +17,14 @@ from cynosure.loss.matmul.choice import choose_gemm
 from cynosure.loss.options import RowOptions, accumulation_dtype
 from cynosure.loss.pieces import Best, LossPart, Piece, RowStats, StatsPart, put_stats_together, put_together, row_stats
 
-MANY = 8  # parts merged at a time: few enough for torch to use one thread, beside the matmuls' own
+MANY = 8  # parts merged at a time: few enough that torch uses one thread, which does not disturb the matmuls' threads
 TARGETS = 64  # rows whose target logits are computed at a time
 
 Part = TypeVar("Part", LossPart, StatsPart)
 
 
 class RowChunk(NamedTuple):
-    """Counted rows start to stop, and what their logits are computed from."""
+    """Counted rows start to stop, and the tensors from which their logits are computed."""
 
     start: int
     stop: int
@@ -35,22 +35,19 @@ class RowChunk(NamedTuple):
     provider: str
 
     def pieces(self) -> Iterator[tuple[Piece, Tensor]]:
-        """Each piece of the vocabulary with its logits (r, C), valid until the next piece."""
+        """Yield each piece of the vocabulary with its logits (r, C), which are valid until the next piece."""
         n_rows, vocab_size = len(self.hidden), self.head.shape[0]
         for first in range(0, vocab_size, self.columns):
-            head = (
-                self.head if isinstance(self.head, OwnHead) else self.head.classes(slice(first, first + self.columns))
-            )
+            columns = slice(first, first + self.columns)
+            head = self.head if isinstance(self.head, OwnHead) else self.head.classes(columns)
             out = self.buffer[: n_rows * head.shape[0]].view(n_rows, -1)
             yield Piece(first, vocab_size), head.linear(self.hidden, out, self.provider)
 
     def target_logits(self, index: Tensor) -> Tensor:
-        """Logits (r,) of these classes, by the same matmuls as all others, so that equal logits stay equal."""
+        """Compute the logits (r,) of these classes with the same matmuls as all others, so that ties stay ties."""
         assert isinstance(self.head, HeadWeights)  # an OwnHead has one piece, the whole vocabulary
         head, parts = self.head.classes(index), []
-        for start in range(
-            0, len(index), TARGETS
-        ):  # no other operation between matmuls: two thread pools would compete
+        for start in range(0, len(index), TARGETS):  # only matmuls in this loop: two thread pools would compete
             hidden, targets = self.hidden[start : start + TARGETS], head.classes(slice(start, start + TARGETS))
             parts.append(targets.linear(hidden, hidden.new_empty(len(hidden), len(hidden)), self.provider))
         return torch.cat([x.diagonal() for x in parts])
@@ -59,7 +56,7 @@ class RowChunk(NamedTuple):
 def rows_of(
     hidden: Tensor, head: HeadWeights | OwnHead, batch: CountedBatch, backend: Backend, chunk_tokens: int | None
 ) -> Iterator[RowChunk]:
-    """The counted rows, R at a time, sharing one buffer."""
+    """Yield the counted rows, R at a time; they share one buffer."""
     (vocab_size, hidden_size), n_rows, sizes = head.shape, batch.n_rows, backend.sizes(hidden.device)
     if isinstance(head, OwnHead):
         n_chunk, columns = sizes.chunk_rows(n_rows, vocab_size, hidden.dtype, chunk_tokens), vocab_size
@@ -73,17 +70,17 @@ def rows_of(
         yield RowChunk(start, stop, chunk, head, buffer, columns, provider)
 
 
-def visit_piece(backend: Backend, logits: Tensor, kernel: Callable[[Tensor, int, int], Part]) -> Part:
+def on_piece(backend: Backend, logits: Tensor, kernel: Callable[[Tensor, int, int], Part]) -> Part:
     """Run the kernel on each block (z, start, stop) of these rows (r, C), and join the results."""
     parts: list[Part] = []
-    visit(backend, logits, lambda z, start, stop: parts.append(kernel(z, start, stop)))
+    on_blocks(backend, logits, lambda z, start, stop: parts.append(kernel(z, start, stop)))
     if len(parts) == 1:
         return parts[0]
     return type(parts[0])(*(torch.cat(field, -1) for field in zip(*parts, strict=True)))
 
 
 def compute_loss(job: LossJob, hidden: Tensor, head: HeadWeights | OwnHead) -> Tensor:
-    """Loss (n,) of every counted row: one GEMM."""
+    """Compute the loss (n,) of every counted row with one GEMM."""
     batch = job.batch
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         hidden, head = hidden.to(job.dtype), head.to(job.dtype)
@@ -91,7 +88,7 @@ def compute_loss(job: LossJob, hidden: Tensor, head: HeadWeights | OwnHead) -> T
         for rows in rows_of(hidden, head, batch, job.backend, job.chunk_tokens):
             parts: list[LossPart] = []
             for piece, logits in rows.pieces():
-                parts.append(visit_piece(job.backend, logits, _loss_kernel(job, rows.start, piece, logits.shape[-1])))
+                parts.append(on_piece(job.backend, logits, _loss_kernel(job, rows.start, piece, logits.shape[-1])))
                 parts = [put_together(parts)] if len(parts) == MANY else parts
             k = batch.k[rows.start : rows.stop]
             loss[rows.start : rows.stop] = put_together(parts).loss(k, job.options.z_loss)
@@ -122,7 +119,7 @@ def logits_stats(
 def compute_stats(
     rows: RowChunk, index: Tensor, backend: Backend, options: RowOptions, topk: int, beta: Sequence[float]
 ) -> RowStats:
-    """All statistics of these rows for their targets (r,) at ascending inverse temperatures beta (B,)."""
+    """Compute all statistics of these rows for their targets (r,), at ascending inverse temperatures beta (B,)."""
     best = Best.none(len(index), topk, index.device)
     parts: list[StatsPart] = []
     target: Tensor | None = None
@@ -137,6 +134,6 @@ def compute_stats(
                 z, piece, index[at], target[at].to(z.dtype), options, best.rows(start, stop), beta
             )
 
-        parts.append(visit_piece(backend, logits, kernel))
+        parts.append(on_piece(backend, logits, kernel))
         parts = [put_stats_together(parts, beta)] if len(parts) == MANY else parts
     return row_stats(put_stats_together(parts, beta), index, best, beta)

@@ -41,32 +41,40 @@ def linear_cross_entropy(
     backend: str | None = None,
     chunk_tokens: int | None = None,
 ) -> Tensor:
-    """Cross-entropy of `hidden @ weight.T + bias` without ever holding those N x V logits.
+    """Compute the cross-entropy of `hidden @ weight.T + bias` without materializing the N x V logits.
 
-    Equal to `F.cross_entropy(F.linear(hidden, weight, bias), target, ...)` for arguments that both take, with two
-    exceptions: a batch with nothing to average gives 0.0 (with a graph) instead of NaN, and the loss is float32 for
-    narrower inputs too. All options can be combined. Formulas: `docs/explanation/math.md`,
-    and `cynosure.loss.reference` as code.
+    Equal to `F.cross_entropy(F.linear(hidden, weight, bias), target, ...)` for arguments that both accept, with two
+    exceptions. If there is nothing to average, the loss is 0.0 (with a graph) instead of NaN. The loss of inputs
+    narrower than float32 is float32. All options can be combined. `docs/explanation/math.md` has the formulas,
+    `cynosure.loss.reference` has them as code.
+
+    hidden, weight, bias, token_weight and a target's probabilities get gradients if they require them, in three
+    matmuls (four for "none"). Second derivatives, forward mode and `torch.func` raise NotImplementedError. Under
+    `torch.compile` the call is a graph break.
+
+    DTensors are gathered, and their gradients get their placements; the result is a plain tensor on every process.
+    Tensors without values (fake, or on the meta device) give a result without values. Numeric options accept Python
+    and NumPy numbers, and tensors or arrays with one element.
 
     Args:
         hidden: (..., D) hidden states, floating point.
-        weight: (V, D) output embedding, hidden's dtype (autocast casts both as it does for `F.linear`). A frozen
-            subclass with an `F.linear` of its own, such as a quantized weight, is multiplied by that.
+        weight: (V, D) output embedding, of hidden's dtype (autocast casts both, as for `F.linear`). A frozen subclass
+            that implements `F.linear`, for example a quantized weight, is multiplied with its own implementation.
         target: class indices (...) of any integer dtype; or probabilities (..., V); or a pair of class indices (..., K)
-            and their probabilities (..., K), every other class having 0. Probabilities must be finite and not
-            negative (checked on a CPU). They need not add up to 1, and may require grad.
-        bias: (V,), hidden's dtype.
+            and their probabilities (..., K), where all other classes have probability 0. Probabilities must be finite
+            and not negative (checked on a CPU). They need not add up to 1, and may require grad.
+        bias: (V,), of hidden's dtype.
         ignore_index: class indices of this value are ignored: they cost nothing and get no gradient. With
-            probabilities a value of 0 or more is an error, as in torch.
+            probabilities, a value of 0 or more is an error, as in torch.
         reduction: "mean" over the normalizer, "sum", or "none" for (...) losses with 0 where ignored.
         label_smoothing: epsilon in [0, 1]; the target becomes (1 - epsilon) y + epsilon / V.
-        z_loss: coefficient of lse^2, added to each token's loss.
-        softcap: logits become softcap * tanh(logits / softcap), after the scale.
+        z_loss: coefficient of lse^2, added to the loss of each token.
+        softcap: logits become softcap * tanh(logits / softcap), after the scale. None: no cap.
         scale: logits are multiplied by it.
         class_weight: (V,) weight of each class, a constant.
         token_weight: (...) weight of each token, aligned with the target; 0 means ignored. May require grad.
-        normalizer: what "mean" divides by, a constant, such as the number of tokens in the whole accumulated or
-            distributed batch. By default the sum of token weights times class_weight[target].
+        normalizer: constant by which "mean" divides, for example the number of tokens in the whole accumulated or
+            distributed batch. None: the sum of token weights times class_weight[target].
         shift: k pairs hidden[..., :T-k, :] with target[..., k:], without copies; 1 is next-token prediction.
         n_counted: number of targets that are not ignored, or more. On a GPU the loss then skips the other rows; without
             it all rows are multiplied, since counting them there would wait for the device.
@@ -74,30 +82,23 @@ def linear_cross_entropy(
         chunk_tokens: rows of logits held at once, or None to choose.
 
     Returns:
-        0-d, or (...) - (..., T - shift) under shift - for "none". float32, or float64 for float64 inputs.
-
-    DTensors are gathered, and gradients get their placements; the result is a plain tensor on every process. Tensors
-    without values, fake or on the meta device, give a result without values.
+        A 0-d tensor. For "none", a tensor of shape (...), or (..., T - shift) under shift. float32, or float64 for
+        float64 inputs.
 
     Raises:
-        ValueError, TypeError: an argument of the wrong shape, dtype, device or value, which the message names.
-        IndexError: a class index outside [0, V), with its position.
+        ValueError, TypeError: an argument has the wrong shape, dtype, device or value; the message names it.
+        IndexError: a class index is outside [0, V); the message has its position.
 
-    Every option that is a number may be Python's, NumPy's, or a tensor or array with one element.
-
-    hidden, weight, bias, token_weight and a target's probabilities get gradients if they require them, in three
-    matmuls (four for "none"); second derivatives, forward mode and `torch.func` raise NotImplementedError.
-    Under `torch.compile` the call is a graph break.
-
-    >>> import torch
-    >>> hidden = torch.tensor([[2.0, 0.0], [0.0, 1.0]], requires_grad=True)
-    >>> weight = torch.eye(2)
-    >>> loss = linear_cross_entropy(hidden, weight, torch.tensor([0, 0]))
-    >>> round(loss.item(), 4)  # the mean of ln(1 + e^-2), sure and right, and ln(1 + e), wrong
-    0.7201
-    >>> loss.backward()
-    >>> hidden.grad[1]  # (softmax - one-hot) / 2 tokens, through the identity
-    tensor([-0.3655,  0.3655])
+    Example:
+        >>> import torch
+        >>> hidden = torch.tensor([[2.0, 0.0], [0.0, 1.0]], requires_grad=True)
+        >>> weight = torch.eye(2)
+        >>> loss = linear_cross_entropy(hidden, weight, torch.tensor([0, 0]))
+        >>> round(loss.item(), 4)  # the mean of ln(1 + e^-2) and ln(1 + e)
+        0.7201
+        >>> loss.backward()
+        >>> hidden.grad[1]  # (softmax - one-hot) / 2 tokens, since the weight is the identity
+        tensor([-0.3655,  0.3655])
     """
     head = check_head(hidden, weight, bias)
     options = RowOptions(label_smoothing, z_loss, softcap, scale, class_weight)
@@ -135,16 +136,16 @@ def cross_entropy(
     shift: int = 0,
     backend: str | None = None,
 ) -> Tensor:
-    """Cross-entropy of logits that exist already; classes last.
+    """Compute the cross-entropy of existing logits; classes are the last dimension.
 
-    `torch.nn.functional.cross_entropy` has classes in dimension 1: pass `logits.movedim(1, -1)`. Logits of shape
-    (N, C, C) do not tell the two layouts apart; where the target's shape does, the wrong one is a ValueError.
+    `torch.nn.functional.cross_entropy` has classes in dimension 1: pass `logits.movedim(1, -1)`. The wrong layout
+    raises ValueError if the shapes reveal it; for logits of shape (N, C, C) they do not.
 
-    Beside the logits and their gradient no memory of their size is taken: probabilities are recomputed in the backward.
+    No further memory of the size of the logits and their gradient is allocated: the backward recomputes probabilities.
 
     Args:
         logits: (..., V), floating point. They are not modified.
-        target: class indices (...), probabilities (..., V), or a pair of both, as of `linear_cross_entropy`.
+        target: class indices (...), probabilities (..., V), or a pair of both, as for `linear_cross_entropy`.
         ignore_index: class indices of this value are ignored: they cost nothing and get no gradient.
         reduction: "mean" over the normalizer, "sum", or "none" for (...) losses with 0 where ignored.
         label_smoothing: epsilon in [0, 1]; the target becomes (1 - epsilon) y + epsilon / V.
@@ -153,12 +154,13 @@ def cross_entropy(
         scale: logits are multiplied by it.
         class_weight: (V,) weight of each class, a constant.
         token_weight: (...) weight of each token; 0 means ignored. May require grad.
-        normalizer: what "mean" divides by, a constant. By default the sum of token weights times class_weight[target].
+        normalizer: constant by which "mean" divides. None: the sum of token weights times class_weight[target].
         shift: k pairs position t with target t + k, without copies; 1 is next-token prediction.
-        backend: name of a backend (`cynosure info` lists them), or None to choose the best.
+        backend: name of a backend (`cynosure info` lists them). None: the best.
 
     Returns:
-        0-d, or (...) - (..., T - shift) under shift - for "none". float32, or float64 for float64 logits.
+        A 0-d tensor. For "none", a tensor of shape (...), or (..., T - shift) under shift. float32, or float64 for
+        float64 logits.
 
     Raises:
         ValueError, TypeError: an argument has the wrong shape, dtype, device or value; the message names it.
@@ -195,7 +197,7 @@ def token_logprobs(
     backend: str | None = None,
     chunk_tokens: int | None = None,
 ) -> Tensor:
-    """Differentiable log p(target) of every token, in nats: what DPO, GRPO and distillation build on.
+    """Compute log p(target) of every token in nats, differentiably: the input of DPO, GRPO and distillation losses.
 
     Args:
         hidden: (..., D) hidden states, floating point.
@@ -206,8 +208,8 @@ def token_logprobs(
         scale: logits are multiplied by it.
         shift: k pairs position t with target t + k, without copies; 1 is next-token prediction.
         ignore_index: targets of this value are ignored: their result is 0.
-        backend: name of a backend (`cynosure info` lists them), or None to choose the best.
-        chunk_tokens: rows of logits held at once, or None to choose.
+        backend: name of a backend (`cynosure info` lists them). None: the best.
+        chunk_tokens: rows of logits held at once. None: chosen by size.
 
     Returns:
         (...), or (..., T - shift) under shift; 0.0 where ignored. float32, or float64 for float64 inputs.
@@ -219,7 +221,7 @@ def token_logprobs(
     Example:
         >>> import torch
         >>> logprobs = token_logprobs(torch.zeros(2, 8), torch.randn(10, 8), torch.tensor([3, -100]))
-        >>> logprobs.exp()  # one in ten, and ignored
+        >>> logprobs.exp()  # p is 1 / 10; the second token is ignored
         tensor([0.1000, 1.0000])
     """
     check_class_indices(target)
@@ -240,9 +242,9 @@ def logits_token_logprobs(
     ignore_index: int = -100,
     backend: str | None = None,
 ) -> Tensor:
-    """`token_logprobs` of logits that exist already; classes last. Differentiable.
+    """Compute `token_logprobs` from existing logits, differentiably; classes are the last dimension.
 
-    The logits are not modified. Beside them and their gradient no memory of their size is taken.
+    The logits are not modified. No further memory of the size of the logits and their gradient is allocated.
 
     Args:
         logits: (..., V), floating point.
@@ -251,7 +253,7 @@ def logits_token_logprobs(
         scale: logits are multiplied by it.
         shift: k pairs position t with target t + k, without copies; 1 is next-token prediction.
         ignore_index: targets of this value are ignored: their result is 0.
-        backend: name of a backend (`cynosure info` lists them), or None to choose the best.
+        backend: name of a backend (`cynosure info` lists them). None: the best.
 
     Returns:
         (...), or (..., T - shift) under shift: log p(target) in nats, 0.0 where ignored. float32, or float64 for
@@ -263,7 +265,7 @@ def logits_token_logprobs(
 
     Example:
         >>> import torch
-        >>> logits_token_logprobs(torch.zeros(2, 10), torch.tensor([3, -100])).exp()  # one in ten, and ignored
+        >>> logits_token_logprobs(torch.zeros(2, 10), torch.tensor([3, -100])).exp()  # p = 0.1; the second is ignored
         tensor([0.1000, 1.0000])
     """
     check_class_indices(target)
@@ -274,7 +276,7 @@ def logits_token_logprobs(
 
 
 def check_logits(logits: Tensor) -> None:
-    """Logits (..., V), or a clear error."""
+    """Check that logits are floating point, of shape (..., V)."""
     check_floating("logits", logits)
     if logits.ndim == 0 or logits.shape[-1] == 0:
         raise ValueError(f"logits must have shape (..., V) with V >= 1, got {tuple(logits.shape)}")
@@ -287,7 +289,7 @@ def check_class_indices(target: Tensor) -> None:
 
 
 def check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> HeadWeights | OwnHead:
-    """hidden (..., D), weight (V, D) and bias (V,) of one dtype on one device, or a clear error."""
+    """Check that hidden (..., D), weight (V, D) and bias (V,) have one dtype and device; return the head."""
     for name, x in (("hidden", hidden), ("weight", weight), ("bias", bias)):
         if x is None and name == "bias":
             continue
@@ -304,12 +306,14 @@ def check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> HeadWeigh
             f"got {tuple(hidden.shape)} and {tuple(weight.shape)}"
         )
     if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias must have shape ({weight.shape[0]},), as weight has rows, got {tuple(bias.shape)}")
+        raise ValueError(
+            f"bias must have shape ({weight.shape[0]},), one entry per row of weight, got {tuple(bias.shape)}"
+        )
     return make_head(weight, bias)
 
 
 def check_floating(name: str, x: object) -> Tensor:
-    """x, a tensor of a dtype that torch computes in, or a clear error."""
+    """Return x, checked to be a tensor of a floating-point dtype that torch computes in."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise TypeError(f"{name} must be a floating-point tensor, got {kind(x)}")
     if x.dtype not in COMPUTED:
@@ -320,14 +324,14 @@ def check_floating(name: str, x: object) -> Tensor:
 
 
 def matmul_dtype(hidden: Tensor) -> torch.dtype:
-    """What `F.linear` computes in: autocast's dtype where that is on (it leaves float64 alone), else hidden's."""
+    """Return the dtype in which `F.linear` computes: hidden's, or autocast's if that is on (except for float64)."""
     if autocasts(hidden) and hidden.dtype != torch.float64:
         return torch.get_autocast_dtype(hidden.device.type)
     return hidden.dtype
 
 
 def autocasts(hidden: Tensor) -> bool:
-    """Whether autocast is on for hidden's device, if it has an autocast."""
+    """Whether hidden's device has autocast, and it is on."""
     device = hidden.device.type
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
@@ -349,13 +353,13 @@ def _make_job(
 
 
 def _shapes(job: LossJob, reduction: Reduction, *given: Tensor | None) -> Tensor:
-    """The result of tensors without values: its shape and dtype alone."""
+    """Return the result of tensors without values: only a shape and a dtype."""
     shape = job.batch.shape if reduction == "none" else torch.Size()
     return apply(Shapes, shape, accumulation_dtype(job.dtype), *given)
 
 
 def _check_classes_last(logits: Tensor, target: TargetLike) -> None:
-    """Refuse torch's layout (N, V, ...) where the target's shape gives it away."""
+    """Refuse torch's layout (N, V, ...) if the target's shape reveals it."""
     shape = logits.shape
     if isinstance(target, Tensor) and len(shape) > 2 and target.shape == (shape[0], *shape[2:]) != shape[:-1]:
         raise ValueError(

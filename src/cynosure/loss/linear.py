@@ -16,8 +16,8 @@ from cynosure.loss.matmul.rivals import multiplied
 from cynosure.loss.tensors import is_plain, multiplies_itself
 
 
-def product(a: Tensor, b: Tensor, out: Tensor, add: bool = False, provider: str | None = None) -> Tensor:
-    """out (M, N) = a (M, K) @ b (K, N), or += with `add`; by the named provider, or the chosen one."""
+def matmul(a: Tensor, b: Tensor, out: Tensor, add: bool = False, provider: str | None = None) -> Tensor:
+    """Compute out (M, N) = a (M, K) @ b (K, N), or += with `add`, with the named or else the best provider."""
     provider = provider or choose_gemm(2.0 * a.shape[0] * a.shape[1] * b.shape[1], a.dtype, a.device).provider
     if provider != "torch" and multiplied(provider, a, b, out, add):
         return out
@@ -25,7 +25,7 @@ def product(a: Tensor, b: Tensor, out: Tensor, add: bool = False, provider: str 
 
 
 def capped(z: Tensor, scale: float, softcap: float | None) -> Tensor:
-    """Logits that a model makes of z = hidden @ weight.T + bias: softcap * tanh(scale * z / softcap), or scale * z."""
+    """Scale and cap z = hidden @ weight.T + bias: softcap * tanh(scale * z / softcap), or scale * z without a cap."""
     z = z if scale == 1 else z * scale
     return z if softcap is None else torch.tanh(z / softcap) * softcap
 
@@ -42,11 +42,11 @@ class HeadWeights(NamedTuple):
         return self.weight.shape
 
     def to(self, dtype: torch.dtype) -> "HeadWeights":
-        """Both in this dtype."""
+        """Cast both to this dtype."""
         return HeadWeights(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
 
     def classes(self, at: "slice | Tensor") -> "HeadWeights":
-        """Of these classes alone."""
+        """Select the rows of these classes."""
         return HeadWeights(self.weight[at], None if self.bias is None else self.bias[at])
 
     def linear(self, hidden: Tensor, out: Tensor, provider: str | None = None) -> Tensor:
@@ -55,15 +55,15 @@ class HeadWeights(NamedTuple):
             return torch.addmm(self.bias, hidden, self.weight.t(), out=out)  # a GPU adds the bias inside the matmul
         if self.bias is not None:
             out.copy_(self.bias)
-        return product(hidden, self.weight.t(), out, add=self.bias is not None, provider=provider)
+        return matmul(hidden, self.weight.t(), out, add=self.bias is not None, provider=provider)
 
     def dhidden(self, dlogits: Tensor, hidden: Tensor, out: Tensor) -> Tensor:
         """out (r, D) = dlogits (r, V) @ weight."""
-        return product(dlogits, self.weight, out)
+        return matmul(dlogits, self.weight, out)
 
 
 class OwnHead:
-    """A weight with its own matmul, such as a quantized one: a constant, whose classes are never split.
+    """A weight with its own matmul, for example a quantized one. It is a constant, and is never split by classes.
 
     The logits come from its own `F.linear`, as in the model. The gradient is that of a matmul with its values, since an
     `F.linear` that rounds its input has no derivative.
@@ -74,7 +74,7 @@ class OwnHead:
         self.shape = weight.shape
 
     def to(self, dtype: torch.dtype) -> "OwnHead":
-        """Multiplied in this dtype."""
+        """Return the head with matmuls in this dtype."""
         return OwnHead(self.weight, None if self.bias is None else self.bias.to(dtype), dtype)
 
     def linear(self, hidden: Tensor, out: Tensor, provider: str | None = None) -> Tensor:
@@ -90,7 +90,7 @@ class OwnHead:
     def dhidden(self, dlogits: Tensor, hidden: Tensor, out: Tensor) -> Tensor:
         """out (r, D) = dlogits (r, V) @ weight."""
         if self.values is not None:
-            return product(dlogits, self.values, out)
+            return matmul(dlogits, self.values, out)
         try:
             with torch.enable_grad():
                 leaf = hidden.detach().requires_grad_()
@@ -110,7 +110,7 @@ class OwnHead:
         if type(self.weight).dequantize is Tensor.dequantize:
             return None
         try:
-            values = self.weight.dequantize().detach()  # not the other way round: detached, it may be plain
+            values = self.weight.dequantize().detach()  # in this order: detach() may return a plain tensor
         except Exception:
             return None
         return values.to(self.dtype) if is_plain(values) and values.shape == self.shape else None
@@ -124,16 +124,16 @@ class OwnHead:
     def unusable(self, what: str) -> NotImplementedError:
         """The error if the weight's class cannot compute `what`."""
         return NotImplementedError(
-            f"weight is a {type(self.weight).__name__}, whose {what} gives no plain tensor here: pass its values as a "
-            "plain weight (weight.dequantize(), if it has that method)"
+            f"weight is a {type(self.weight).__name__}, whose {what} does not return a plain tensor here: pass its "
+            "values as a plain weight (weight.dequantize(), if it has that method)"
         )
 
 
 def readable(weight: Tensor) -> Tensor:
-    """A head's weight (V, D) as a tensor that torch can slice, scale and join: as it is, or its values made plain.
+    """Return a head's weight (V, D) as a tensor that torch can slice, scale and join.
 
-    Those of a weight that multiplies by itself are dequantized, or else its product with the identity. Raises
-    NotImplementedError where neither gives a plain tensor, or the weight is to be trained.
+    A weight with its own matmul is dequantized, or else multiplied by the identity. Raises NotImplementedError if
+    neither gives a plain tensor, or if the weight requires grad.
     """
     if not multiplies_itself(weight):
         return weight
@@ -156,5 +156,5 @@ def check_frozen(weight: Tensor) -> None:
 
 
 def make_head(weight: Tensor, bias: Tensor | None) -> HeadWeights | OwnHead:
-    """The head of a checked weight."""
+    """Build the head of a checked weight."""
     return OwnHead(weight, bias) if multiplies_itself(weight) else HeadWeights(weight, bias)

@@ -15,7 +15,7 @@ _NUMBERS = ("ignore_index", "reduction", "label_smoothing", "z_loss", "softcap",
 
 
 class _Loss(nn.Module):
-    """Keeps the options; class weights are a buffer, so that they move with the module."""
+    """Base class that keeps the options. Class weights are a buffer, so that they move with the module."""
 
     options_allowed: tuple[str, ...] = _NUMBERS
     class_weight: Tensor | None
@@ -48,8 +48,8 @@ class LinearCrossEntropyLoss(_Loss):
         options: the other options of `linear_cross_entropy` that are not tensors.
 
     Raises:
-        TypeError: an option that the loss does not have.
-        ValueError: an option with a value that it cannot have.
+        TypeError: an option is unknown.
+        ValueError: an option has an invalid value.
 
     Example:
         >>> import torch
@@ -80,15 +80,15 @@ class LinearCrossEntropyLoss(_Loss):
 
 
 class CrossEntropyLoss(_Loss):
-    """`cross_entropy` as a module, for logits (..., V) that exist already.
+    """`cross_entropy` as a module, for existing logits (..., V).
 
     Args:
         class_weight: (V,) weight of each class, a buffer of the module.
         options: the other options of `cross_entropy` that are not tensors.
 
     Raises:
-        TypeError: an option that the loss does not have.
-        ValueError: an option with a value that it cannot have.
+        TypeError: an option is unknown.
+        ValueError: an option has an invalid value.
 
     Example:
         >>> import torch

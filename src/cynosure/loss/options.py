@@ -17,7 +17,7 @@ Reduction = Literal["mean", "sum", "none"]
 
 @dataclass(frozen=True)
 class RowOptions:
-    """What the loss of a single row depends on beside its logits and target."""
+    """The options on which the loss of a single row depends."""
 
     label_smoothing: float = 0.0
     z_loss: float = 0.0
@@ -39,7 +39,7 @@ class RowOptions:
 
 @dataclass(frozen=True)
 class ReduceOptions:
-    """Which rows count, with what weight, and how they are reduced."""
+    """The options that select, weigh and reduce rows."""
 
     ignore_index: int = -100
     reduction: Reduction = "mean"
@@ -81,17 +81,17 @@ def check_reduction(reduction: str) -> None:
 
 
 def check_chunk_tokens(chunk_tokens: int | None) -> int | None:
-    """None, or an integer of at least 1."""
+    """Return chunk_tokens, checked to be None or an integer of at least 1."""
     if chunk_tokens is None:
         return None
     chunk_tokens = as_integer("chunk_tokens", chunk_tokens)
     if chunk_tokens < 1:
-        raise ValueError(f"chunk_tokens must be at least 1, or None to choose, got {chunk_tokens}")
+        raise ValueError(f"chunk_tokens must be at least 1, or None, got {chunk_tokens}")
     return chunk_tokens
 
 
 def as_integer(name: str, value: object) -> int:
-    """The integer that this is: Python's, NumPy's, or the one element of a tensor or array."""
+    """Convert to int: an integer of Python or NumPy, or a tensor or array with one element."""
     only = _only_element(name, value)
     if not isinstance(only, Integral) or isinstance(only, bool):
         raise TypeError(f"{name} must be an integer, got {value!r}")
@@ -99,7 +99,7 @@ def as_integer(name: str, value: object) -> int:
 
 
 def as_number(name: str, value: object, wanted: str, low: float = -math.inf, high: float = math.inf) -> float:
-    """The value as a float, from any type of number; `wanted` describes the valid range in errors."""
+    """Convert any type of number to float; `wanted` describes the valid range in errors."""
     only = _only_element(name, value)
     if not isinstance(only, (Real, Decimal)) or isinstance(only, bool):
         raise TypeError(f"{name} must be a number {wanted}, got {value!r}")
@@ -113,12 +113,12 @@ def as_number(name: str, value: object, wanted: str, low: float = -math.inf, hig
 
 
 def as_positive(name: str, value: object) -> float:
-    """The positive number that this is."""
+    """Convert a positive number to float."""
     return as_number(name, value, "positive and finite", low=math.ulp(0.0))
 
 
 def _only_element(name: str, value: Any) -> object:
-    """The one element of a tensor or array of any shape; anything else as it is."""
+    """Return the only element of a tensor or array of any shape; return other values unchanged."""
     if isinstance(value, Tensor) and value.requires_grad:
         raise TypeError(
             f"{name} must be a number, got a tensor that requires grad: it is a constant of the loss; "
@@ -137,5 +137,5 @@ def check_one_element(name: str, value: Any) -> None:
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 for float64, float32 for everything narrower: what losses and sums are kept in."""
+    """Return the dtype of losses and sums: float64 for float64, float32 for everything narrower."""
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,6 +1,6 @@
 """Partial sums over pieces of the vocabulary, and how they merge into a row's loss or statistics.
 
-r rows, P pieces. All sums are float64, and relative to their piece's `base`: its largest logit, or 0 where that is
+r rows, P pieces. All sums are float64, and relative to the `base` of their piece: its largest logit, or 0 if that is
 minus infinity.
 """
 
@@ -14,59 +14,59 @@ INF = float("inf")
 
 
 class Piece(NamedTuple):
-    """Classes from `first` on, of `vocab_size` in all."""
+    """The classes from `first` on, out of `vocab_size`."""
 
     first: int
     vocab_size: int
 
 
 class LossPart(NamedTuple):
-    """What one piece adds to the loss of r rows, q being its share of the target; z are capped and scaled."""
+    """The contribution of one piece to the loss of r rows. q is its part of the target; z are the final logits."""
 
     top: Tensor  # (r,) largest z
     exp: Tensor  # (r,) sum of e = exp(z - base)
-    dot: Tensor  # (r,) sum of q (z - base), terms with q = 0 counting 0
+    dot: Tensor  # (r,) sum of q (z - base), where terms with q = 0 are 0
     mass: Tensor  # (r,) sum of q
 
     def loss(self, k: Tensor, z_loss: float) -> Tensor:
-        """Loss (r,) of rows whose pieces these are, all put together."""
+        """Return the loss (r,) of each row. This part must be merged from all pieces."""
         log_s = self.exp.log()
         loss = self.mass * log_s - self.dot + k * z_loss * (self.top + log_s).square()
-        return loss.masked_fill_(~self.top.isfinite(), torch.nan)  # an infinite or undefined row: so is its loss
+        return loss.masked_fill_(~self.top.isfinite(), torch.nan)  # the loss of an infinite or NaN row is NaN
 
 
 class StatsPart(NamedTuple):
-    """What one piece adds to the statistics of r rows, from all its logits except the target's."""
+    """The contribution of one piece to the statistics of r rows, from all its logits except the target's."""
 
-    target_z: Tensor  # (r,) the target's z, which every piece knows
+    target_z: Tensor  # (r,) the target's z, the same in every piece
     top: Tensor  # (r,) largest z; NaN if any is
-    second: Tensor  # (r,) the next
+    second: Tensor  # (r,) second largest z
     exp: Tensor  # (r,) sum of e = exp(z - base)
     square: Tensor  # (r,) sum of e^2
     surprise: Tensor  # (r,) sum of (z - base) e
     tempered: Tensor  # (B, r) sums of exp(beta (z - base))
-    above: Tensor  # (r,) int64: how many z are strictly above the target's
-    argmax: Tensor  # (r,) int64: the first class whose z is the largest
+    above: Tensor  # (r,) int64: number of z strictly above the target's
+    argmax: Tensor  # (r,) int64: first class with the largest z
 
 
 class Best(NamedTuple):
-    """The likeliest classes so far, in no order: z (r, k) float64 and ids (r, k), -1 where there are fewer."""
+    """The likeliest classes so far, in no order: z (r, k) float64 and ids (r, k), padded with id -1."""
 
     z: Tensor
     ids: Tensor
 
     @classmethod
     def none(cls, n_rows: int, topk: int, device: torch.device) -> "Best":
-        """Of rows not yet seen."""
+        """Return the record of rows before their first piece."""
         z = torch.full((n_rows, topk), -INF, dtype=torch.float64, device=device)
         return cls(z, torch.full((n_rows, topk), -1, device=device))
 
     def rows(self, start: int, stop: int) -> "Best":
-        """Views of rows start to stop."""
+        """Return views of rows start to stop."""
         return Best(self.z[start:stop], self.ids[start:stop])
 
     def with_others(self, z: Tensor, ids: Tensor) -> "Best":
-        """The first k of these and others, likeliest first, of equals the lower id."""
+        """Return the k likeliest of these and others, likeliest first; on ties, the lower id first."""
         topk, last = self.z.shape[-1], torch.iinfo(torch.int64).max
         ids = torch.cat([self.ids, ids], -1)
         ids, order = ids.masked_fill_(ids < 0, last).sort(-1)
@@ -76,22 +76,22 @@ class Best(NamedTuple):
 
 
 def base_of(top: Tensor) -> Tensor:
-    """What exponentials of rows with these largest logits are relative to."""
+    """Return the base that is subtracted from the logits of each row, given their largest."""
     return top.masked_fill(top == -INF, 0)
 
 
 def scaled(total: Tensor, shift: Tensor) -> Tensor:
-    """total * exp(shift), 0 staying 0 whatever the shift."""
+    """Return total * exp(shift); 0 stays 0 for any shift."""
     return total * shift.masked_fill(total == 0, 0).exp()
 
 
 def surprise_moved(part: StatsPart, shift: Tensor) -> Tensor:
-    """Sum of (z - base) e for a base that is -shift higher; impossible classes count 0."""
+    """Return the sum of (z - base) e for a base that is -shift higher; impossible classes add 0."""
     return scaled(part.surprise + (shift * part.exp).masked_fill_(part.exp == 0, 0), shift)
 
 
 def put_together(parts: list[LossPart]) -> LossPart:
-    """One part of several."""
+    """Merge several parts into one."""
     if len(parts) == 1:
         return parts[0]
     top, exp, dot, mass = (torch.stack(field) for field in zip(*parts, strict=True))
@@ -141,7 +141,7 @@ class RowStats(NamedTuple):
 def row_stats(others: StatsPart, target: Tensor, best: Best, beta: Sequence[float]) -> RowStats:
     """All statistics of r rows with targets (r,), from the merged sums of all other classes.
 
-    1 - p is computed as the share of the other classes, not as a difference, so that it stays exact if p is near 1.
+    1 - p is computed as the probability of the other classes, not as a difference. So it stays exact if p is near 1.
     """
     z = others.target_z
     top = torch.maximum(others.top, z)

@@ -1,4 +1,4 @@
-"""How a loss will be computed, and why: backend, chunk rows, matmuls, bytes."""
+"""Explain how a loss will be computed, and why: backend, chunk rows, matmuls, bytes."""
 
 import math
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from cynosure.loss.sizes import MIB
 
 @dataclass(frozen=True)
 class Plan:
-    """What one call costs. Bytes are beyond the inputs and the gradients themselves.
+    """The cost of one call. Bytes do not include the inputs and their gradients.
 
-    `chunk_vocab` classes of the vocabulary are processed at a time: all, unless no gradient is wanted.
+    `chunk_vocab` classes are processed at a time: the whole vocabulary, or a part of it if no gradient is computed.
     `accumulator_bytes` is extra memory to sum a half-precision dW: a float32 copy, or with our own matmuls the lower
     halves of float32 numbers.
     """
@@ -40,12 +40,12 @@ class Plan:
         def size(n_bytes: int) -> str:
             return f"{n_bytes / MIB:,.1f} MiB"
 
-        by = f", by {self.chunk_vocab:,} classes" if self.chunk_vocab < self.vocab_size else ""
+        columns = f" x {self.chunk_vocab:,} classes" if self.chunk_vocab < self.vocab_size else ""
         return "\n".join(
             [
                 f"backend      {self.backend} ({self.reason})",
-                f"products     {self.gemm.provider} ({self.gemm.reason})",
-                f"chunks       {self.n_chunks} of {self.chunk_tokens} tokens{by}, {self.n_gemms} matrix products each",
+                f"matmuls      {self.gemm.provider} ({self.gemm.reason})",
+                f"chunks       {self.n_chunks} of {self.chunk_tokens} tokens{columns}, {self.n_gemms} matmuls each",
                 f"logits       {size(self.logits_bytes)} held, instead of {size(self.full_logits_bytes)}",
                 f"scratch      {size(self.scratch_bytes)}",
                 f"accumulator  {size(self.accumulator_bytes)}",
@@ -65,35 +65,35 @@ def explain(
     backend: str | None = None,
     chunk_tokens: int | None = None,
 ) -> Plan:
-    """How `linear_cross_entropy` would treat these shapes: backend and reason, chunk rows, GEMMs, bytes.
+    """Explain how `linear_cross_entropy` would process these shapes: backend and reason, chunk rows, GEMMs, bytes.
 
-    Every target is taken to be counted.
+    The plan assumes that no target is ignored.
 
     Args:
         n_tokens: rows of hidden.
         hidden_size: D, the columns of hidden and weight.
         vocab_size: V, the rows of weight.
-        dtype: of hidden and weight.
-        device: where they are.
+        dtype: dtype of hidden and weight.
+        device: device of hidden and weight.
         reduction: "mean", "sum" or "none".
-        requires_grad: whether the gradients of hidden and weight are wanted.
-        backend: as of `linear_cross_entropy`.
-        chunk_tokens: as of `linear_cross_entropy`.
+        requires_grad: whether the gradients of hidden and weight are computed.
+        backend: as for `linear_cross_entropy`.
+        chunk_tokens: as for `linear_cross_entropy`.
 
     Returns:
         The plan, which prints as a table.
 
     Raises:
-        ValueError: a size, chunk, reduction or backend that cannot be.
+        ValueError: a size, chunk_tokens, reduction or backend is invalid.
 
     Example:
         >>> plan = explain(1024, 640, 262_144, dtype=torch.bfloat16)
         >>> plan.n_gemms, plan.full_logits_bytes // plan.logits_bytes
         (3, 4)
         >>> print(explain(1024, 640, 262_144, dtype=torch.float16, backend="torch"))
-        backend      torch (asked for by name)
-        products     torch (it alone has float16 products on this device)
-        chunks       5 of 205 tokens, 3 matrix products each
+        backend      torch (selected by name)
+        matmuls      torch (the only provider of float16 matmuls on this device)
+        chunks       5 of 205 tokens, 3 matmuls each
         logits       102.5 MiB held, instead of 512.0 MiB
         scratch      2.0 MiB
         accumulator  640.0 MiB

@@ -1,6 +1,7 @@
 """The mathematics of the loss: forward and hand-derived backward on full logits, in any float dtype.
 
-Every backend is held to this file in float64. Nothing here is fast or lean, and nothing in the package calls it.
+The tests compare every backend with this file in float64. It is written to be read, not to be fast or to save memory,
+and nothing in the package calls it.
 `docs/explanation/math.md` derives each line.
 
     N tokens, V vocabulary entries.  logits x (N, V), target distribution y (N, V), class_weight c (V,)
@@ -16,7 +17,7 @@ from torch import Tensor
 
 
 class Terms(NamedTuple):
-    """The constants of the loss: one distribution and one multiplier a token, three numbers, one optional number."""
+    """The constants of the loss: a target distribution and a z-loss multiplier per token, and the scalar options."""
 
     q: Tensor  # (N, V) weighted, smoothed target distribution
     k: Tensor  # (N,) multiplier of the z-loss
@@ -26,26 +27,26 @@ class Terms(NamedTuple):
 
 
 def one_hot(target: Tensor, vocab_size: int, dtype: torch.dtype) -> Tensor:
-    """Class indices (N,) as distributions (N, V)."""
+    """Convert class indices (N,) to distributions (N, V)."""
     return torch.nn.functional.one_hot(target, vocab_size).to(dtype)
 
 
 def smooth(y: Tensor, label_smoothing: float = 0.0, class_weight: Tensor | None = None) -> Tensor:
-    """q (N, V): y (N, V) mixed with the uniform distribution, each class times its weight (V,)."""
+    """Return q (N, V): y (N, V) mixed with the uniform distribution, each class multiplied by its weight (V,)."""
     q = (1 - label_smoothing) * y + label_smoothing / y.shape[-1]
     return q if class_weight is None else q * class_weight
 
 
 def cap(logits: Tensor, terms: Terms) -> Tensor:
-    """z (N, V): the logits scaled, then bounded to (-softcap, softcap)."""
+    """Return z (N, V): the logits, scaled and then bounded to (-softcap, softcap)."""
     z = terms.scale * logits
     return z if terms.softcap is None else terms.softcap * torch.tanh(z / terms.softcap)
 
 
 def forward(logits: Tensor, terms: Terms) -> tuple[Tensor, Tensor]:
-    """Loss and log-sum-exp of every token, both (N,), from raw logits (N, V).
+    """Return the loss and the log-sum-exp of every token, both (N,), from raw logits (N, V).
 
-    >>> logits = torch.zeros(1, 4, dtype=torch.float64)  # a uniform guess among four
+    >>> logits = torch.zeros(1, 4, dtype=torch.float64)  # a uniform prediction over four classes
     >>> y = one_hot(torch.tensor([2]), 4, torch.float64)
     >>> loss, lse = forward(logits, Terms(q=y, k=torch.ones(1)))
     >>> round(loss.item(), 6)  # ln 4
@@ -61,7 +62,9 @@ def forward(logits: Tensor, terms: Terms) -> tuple[Tensor, Tensor]:
 
 
 def backward(logits: Tensor, terms: Terms, dloss: Tensor) -> Tensor:
-    """d(logits) (N, V) from the upstream gradient dloss (N,): (sum q + 2 k z_loss lse) p - q, through cap and scale.
+    """Return d(logits) (N, V) from the upstream gradient dloss (N,).
+
+    This is (sum q + 2 k z_loss lse) p - q, multiplied by the derivatives of cap and scale.
 
     >>> logits = torch.zeros(1, 2, dtype=torch.float64)
     >>> y = one_hot(torch.tensor([0]), 2, torch.float64)
@@ -80,7 +83,7 @@ def backward(logits: Tensor, terms: Terms, dloss: Tensor) -> Tensor:
 def backward_target(
     logits: Tensor, terms: Terms, dloss: Tensor, label_smoothing: float = 0.0, class_weight: Tensor | None = None
 ) -> Tensor:
-    """d(y) (N, V) of a given distribution y, from which `smooth` makes q: (1 - eps) c (lse - z).
+    """Return d(y) (N, V) for a given distribution y, the input of `smooth`: (1 - eps) c (lse - z).
 
     >>> logits = torch.zeros(1, 2, dtype=torch.float64)
     >>> backward_target(logits, Terms(q=torch.tensor([[0.5, 0.5]]), k=torch.ones(1)), torch.ones(1)).exp()  # 1 / p

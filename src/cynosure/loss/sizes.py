@@ -1,4 +1,4 @@
-"""How many rows and columns of logits are held at once."""
+"""Choose how many rows and columns of logits are held in memory at once."""
 
 import math
 from typing import NamedTuple
@@ -12,7 +12,7 @@ ALIGNED = 64  # columns of a piece are a multiple of this, which suits every mat
 
 
 class Sizes(NamedTuple):
-    """What suits a backend on a device: the defaults are for a CPU. Bytes are of logits; None is no limit."""
+    """Sizes that suit a backend on a device; the defaults are for a CPU. Bytes count logits; None means no limit."""
 
     most_tokens: int = 256  # of a chunk: on a CPU matmuls gain a twentieth from 200 to 256 rows, and little after that
     least_tokens: int = 205  # a short batch goes in fifths: a tenth of the memory of its full logits and their gradient
@@ -25,7 +25,7 @@ class Sizes(NamedTuple):
     copied_bytes: int | None = 2 * MIB  # the same of logits that are copied for it: they stay in a CPU's cache
 
     def chunk_rows(self, n_tokens: int, vocab_size: int, dtype: torch.dtype, chunk_tokens: int | None) -> int:
-        """Rows of logits held at once: as asked, else by size, in chunks that are as even as possible."""
+        """Return the rows of logits held at once: `chunk_tokens`, or else by size, in even chunks."""
         if chunk_tokens is not None:
             return max(1, min(chunk_tokens, n_tokens))
         row_bytes = vocab_size * dtype.itemsize
@@ -35,13 +35,13 @@ class Sizes(NamedTuple):
         return evenly(n_tokens, most)
 
     def piece(self, n_tokens: int, vocab_size: int, dtype: torch.dtype, chunk_tokens: int | None) -> tuple[int, int]:
-        """Rows and columns of the logits held at once where no gradient is wanted: as even as possible."""
+        """Return the rows and columns of logits held at once without gradients, as even as possible."""
         rows = evenly(n_tokens, chunk_tokens or self.piece_tokens)
         columns = math.ceil(vocab_size / math.ceil(rows * vocab_size * dtype.itemsize / self.piece_bytes))
         return rows, min(vocab_size, columns if columns < ALIGNED else math.ceil(columns / ALIGNED) * ALIGNED)
 
     def block_rows(self, n_rows: int, vocab_size: int, dtype: torch.dtype, copied: bool) -> int:
-        """Rows that a row kernel takes at a time."""
+        """Return the rows that a row kernel processes at a time."""
         n_bytes = self.copied_bytes if copied else self.block_bytes
         if n_bytes is None:
             return max(1, n_rows)
@@ -58,5 +58,5 @@ ON_DEVICE = Sizes(
 
 
 def evenly(n_tokens: int, most: int) -> int:
-    """Rows of a chunk, for the fewest chunks of at most `most` rows."""
+    """Return the rows per chunk for the fewest chunks of at most `most` rows."""
     return max(1, math.ceil(n_tokens / max(1, math.ceil(n_tokens / most))))

@@ -1,4 +1,4 @@
-"""Per-token statistics in one pass, no logits kept, no gradient."""
+"""Per-token statistics in one pass, without gradients and without keeping logits."""
 
 from typing import NamedTuple
 
@@ -24,20 +24,20 @@ from cynosure.loss.targets import check_target, take_rows
 
 
 class TokenStats(NamedTuple):
-    """Statistics of every token, each (...) unless said: nats, probabilities, ids. Ignored: NaN, or -1 in integers."""
+    """Statistics of every token, of shape (...) unless noted. Ignored tokens have NaN, or -1 in integer fields."""
 
     nll: Tensor  # -log p(target), nats
     lse: Tensor  # log of the sum of exp(logits)
     entropy: Tensor  # of the whole distribution, nats
     rank: Tensor  # int64: 1 + the number of logits strictly above the target's, so ties share the best rank
-    argmax: Tensor  # int64: the likeliest token, the first of equals
-    confidence: Tensor  # its probability
-    margin: Tensor  # the likeliest's probability less the second's
+    argmax: Tensor  # int64: the likeliest token, the first on ties
+    confidence: Tensor  # probability of the likeliest token
+    margin: Tensor  # difference between the two largest probabilities
     brier: Tensor  # sum over the vocabulary of (p - y)^2, y one-hot
     top_ids: Tensor  # (..., topk) int64, likeliest first
     top_logprobs: Tensor  # (..., topk)
     nll_at_temperature: Tensor  # (..., n_temperatures): nll with logits / T
-    correct: Tensor  # 1.0 where argmax is the target, else 0.0; NaN where the nll is
+    correct: Tensor  # 1.0 if argmax is the target, else 0.0; NaN if nll is
 
 
 @public
@@ -56,7 +56,7 @@ def token_stats(
     backend: str | None = None,
     chunk_tokens: int | None = None,
 ) -> TokenStats:
-    """Statistics of each target under the model: loss, rank, entropy, confidence and more, from one GEMM.
+    """Compute statistics of each target under the model: loss, rank, entropy, confidence and more, with one GEMM.
 
     Args:
         hidden: (..., D) hidden states, floating point.
@@ -66,11 +66,11 @@ def token_stats(
         softcap: logits become softcap * tanh(logits / softcap), after the scale. None: no cap.
         scale: logits are multiplied by it.
         shift: k pairs position t with target t + k, without copies; 1 is next-token prediction.
-        ignore_index: targets of this value are ignored: NaN, or -1 in integers.
-        topk: number of likeliest tokens that are listed, at most V.
+        ignore_index: targets of this value are ignored: their statistics are NaN, or -1 in integer fields.
+        topk: number of likeliest tokens to list, at most V.
         temperatures: positive numbers that divide the logits, after the cap. None: no losses at other temperatures.
-        backend: name of a backend (`cynosure info` lists them), or None to choose the best.
-        chunk_tokens: rows of logits held at once, or None to choose.
+        backend: name of a backend (`cynosure info` lists them). None: the best.
+        chunk_tokens: rows of logits held at once. None: chosen by size.
 
     Returns:
         Tensors of shape (...), or (..., T - shift) under shift; float32, or float64 for float64 inputs.
@@ -117,9 +117,9 @@ def logits_token_stats(
     temperatures: list[float] | None = None,
     backend: str | None = None,
 ) -> TokenStats:
-    """`token_stats` of logits that exist already; classes last.
+    """Compute `token_stats` from existing logits; classes are the last dimension.
 
-    The logits are not modified. No second copy of them is held: they are read block by block.
+    The logits are not modified, and not copied as a whole: they are read block by block.
 
     Args:
         logits: (..., V), floating point.
@@ -127,10 +127,10 @@ def logits_token_stats(
         softcap: logits become softcap * tanh(logits / softcap), after the scale. None: no cap.
         scale: logits are multiplied by it.
         shift: k pairs position t with target t + k, without copies; 1 is next-token prediction.
-        ignore_index: targets of this value are ignored: NaN, or -1 in integers.
-        topk: number of likeliest tokens that are listed, at most V.
+        ignore_index: targets of this value are ignored: their statistics are NaN, or -1 in integer fields.
+        topk: number of likeliest tokens to list, at most V.
         temperatures: positive numbers that divide the logits, after the cap. None: no losses at other temperatures.
-        backend: name of a backend (`cynosure info` lists them), or None to choose the best.
+        backend: name of a backend (`cynosure info` lists them). None: the best.
 
     Returns:
         Tensors of shape (...), or (..., T - shift) under shift; float32, or float64 for float64 logits.
@@ -159,7 +159,7 @@ def logits_token_stats(
     return filled.stats()
 
 
-class _Asked(NamedTuple):
+class _Request(NamedTuple):
     """The checked arguments: which statistics, of which rows."""
 
     batch: CountedBatch
@@ -173,8 +173,8 @@ class _Asked(NamedTuple):
     def of(
         cls, inputs: Tensor, target: Tensor, vocab_size: int, rows: RowOptions, which: ReduceOptions, topk: int,
         temperatures: list[float] | None, backend: str | None, dtype: torch.dtype,
-    ) -> "_Asked":  # fmt: skip
-        """Of inputs (..., D) or (..., V), whose logits are of this dtype."""
+    ) -> "_Request":  # fmt: skip
+        """Check the arguments for inputs (..., D) or (..., V); `dtype` is that of the logits."""
         check_class_indices(target)
         topk = as_integer("topk", topk)
         if not 0 <= topk <= vocab_size:
@@ -191,7 +191,7 @@ class _Asked(NamedTuple):
         return cls(batch, rows, choose_backend(backend, device)[0], topk, beta, places)
 
     def classes(self, start: int, stop: int) -> Tensor:
-        """The classes (r,) of counted rows start to stop."""
+        """Return the target classes (r,) of counted rows start to stop."""
         at = rows_between(self.batch.targets, start, stop)
         classes = self.batch.target.classes
         assert classes is not None

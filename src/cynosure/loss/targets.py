@@ -1,7 +1,7 @@
 """Targets of every kind, checked.
 
-Class indices are handled as a distribution over K = 1 entries, sparse targets over K, dense ones over all V, so that
-a row kernel knows two shapes alone: (classes, probability) and probability.
+A row kernel handles two forms: sparse (K classes with their probabilities) and dense (probabilities of all V classes).
+Class indices are the sparse form with K = 1 and probability 1.
 """
 
 from dataclasses import dataclass
@@ -36,12 +36,12 @@ class Target:
 
     @property
     def device(self) -> torch.device:
-        """Where the target lives."""
+        """The device of the target."""
         return self._part.device
 
     @property
     def is_abstract(self) -> bool:
-        """Whether it has no values, on the meta device or fake."""
+        """Whether the target has no values (on the meta device, or fake)."""
         return is_abstract(self._part)
 
     @property
@@ -67,7 +67,7 @@ class Target:
 
 
 def take_rows(x: Tensor, at: "slice | Tensor") -> Tensor:
-    """Rows (r, C) of x (..., C) by flat position, without copying the rest, whatever x's strides."""
+    """Return rows (r, C) of x (..., C) by flat position, without copying the others, for any strides."""
     n_rows, n_columns = x.shape[:-1].numel(), x.shape[-1]
     if x.is_contiguous() or x.ndim == 1:
         return x.reshape(n_rows, n_columns)[at]
@@ -79,7 +79,7 @@ def take_rows(x: Tensor, at: "slice | Tensor") -> Tensor:
 
 
 def probability_of(target: TargetLike) -> Tensor | None:
-    """What of a target a gradient may be asked for: its probabilities, or None for class indices."""
+    """Return the part of a target that may require grad: its probabilities, or None for class indices."""
     probability = target[1] if isinstance(target, (tuple, list)) else target
     return probability if probability.is_floating_point() else None
 
@@ -87,7 +87,7 @@ def probability_of(target: TargetLike) -> Tensor | None:
 def check_target(
     target: TargetLike, lead: torch.Size, vocab_size: int, device: torch.device, ignore_index: int
 ) -> Target:
-    """Class indices (...), probabilities (..., V) or (indices (..., K), probabilities (..., K)), or a clear error."""
+    """Check class indices (...), probabilities (..., V), or a pair (indices (..., K), probabilities (..., K))."""
     if isinstance(target, (tuple, list)):
         if len(target) != 2:
             raise TypeError(f"a sparse target is a pair (indices, probabilities), got {len(target)} items")
@@ -122,7 +122,7 @@ def _check_sparse(
 
 
 def _check_no_ignore_index(ignore_index: int) -> None:
-    """As in torch, negative ones, which no class could be, are let through: the default is one."""
+    """Refuse an ignore_index that could be a class. As in torch, negative values pass: the default is negative."""
     if ignore_index >= 0:
         raise ValueError(
             f"ignore_index={ignore_index} has no meaning for a target of probabilities: leave it out, and give the "
@@ -153,7 +153,7 @@ def _check_shape(name: str, x: Tensor, expected: tuple[int, ...]) -> None:
 
 
 def _equal(x: Tensor, value: int) -> Tensor:
-    """x == value. Where x's dtype cannot hold the value, torch compares with its remainder: 156 for -100 in uint8."""
+    """Return x == value. If x's dtype cannot hold the value, torch would wrap it: -100 to 156 in uint8."""
     limits = torch.iinfo(x.dtype)
     return x == value if limits.min <= value <= limits.max else torch.zeros_like(x, dtype=torch.bool)
 
@@ -186,7 +186,7 @@ def check_probabilities(target: Target, at: Tensor | None) -> None:
     probability = target.probability
     if probability is None or probability.numel() == 0:
         return
-    # torch has no extremes of float8
+    # torch has no aminmax of float8
     low, high = torch.aminmax(probability if probability.dtype.itemsize > 1 else probability.half(), dim=-1)
     bad = ~((low >= 0) & (high < torch.inf)).reshape(-1)  # NaN is neither
     rows = bad.nonzero()[:, 0] if at is None else at[bad[at]]
@@ -202,7 +202,7 @@ def check_probabilities(target: Target, at: Tensor | None) -> None:
 
 
 def _likely(name: str, entries: Tensor) -> str:
-    """What such entries of a row suggest, and the way out."""
+    """Return what the entries of a bad row look like, and how to fix them."""
     if bool((entries <= 0).all()):
         return f". They look like log-probabilities: pass {name}.exp()"
     if bool(entries.isfinite().all()):

@@ -1,8 +1,8 @@
 """Convert the arguments of public operations to plain tensors, except a head's weight with its own matmul.
 
-A plain tensor is a `torch.Tensor` or `Parameter` and no subclass, strided, with memory of its own on its device: a
-kernel may read it by its address. A subclass may keep its values anywhere (DTensor, quantized weights). It is made
-plain here, and its gradient comes back as the subclass keeps it; where that is not exact, one sentence says why.
+A plain tensor is a strided `torch.Tensor` or `Parameter`, not another subclass, and owns memory on its device: a kernel
+can read it by its address. A subclass may store its values elsewhere (DTensor, quantized weights). It is converted to a
+plain tensor here, and its gradient is converted back. If that would not be exact, an error says why.
 """
 
 import sys
@@ -34,7 +34,7 @@ from cynosure.system.upstream import (
 
 
 def is_plain(x: Any) -> bool:
-    """Whether x is a plain tensor, or holds no other."""
+    """Whether x is a plain tensor, or contains no tensor that is not."""
     if type(x) is not Tensor and type(x) is not Parameter:
         return all(map(is_plain, x)) if isinstance(x, (tuple, list)) else not isinstance(x, Tensor)
     keys = dispatch_keys(x)
@@ -47,13 +47,13 @@ def is_plain(x: Any) -> bool:
 
 
 def dispatch_keys(x: Tensor) -> int:
-    """What torch's dispatcher goes by: a bit for every way in which a tensor is more than memory."""
+    """Return the dispatch keys of a tensor: one bit for each feature that torch's dispatcher must handle."""
     keys: int = dispatch_keys_of(x).raw_repr()
     return keys
 
 
 class PlainKeys(NamedTuple):
-    """The dispatch keys of a plain tensor, and of one made in inference mode."""
+    """The dispatch keys of a plain tensor, and of one created in inference mode."""
 
     usual: int
     made_in_inference_mode: int
@@ -61,7 +61,7 @@ class PlainKeys(NamedTuple):
 
 @cache
 def plain_keys(device: str) -> PlainKeys:
-    """Those on a device; on meta, no tensor is plain."""
+    """Return the keys of plain tensors on a device. On meta, no tensor is plain."""
     if device == "meta":
         return PlainKeys(0, 0)
     with without_modes():
@@ -76,20 +76,20 @@ ON_CPU = plain_keys("cpu")
 
 
 def address(x: Tensor) -> int:
-    """Where the memory of a plain tensor on the CPU begins, for a kernel."""
+    """Return the address of a plain tensor's memory on the CPU, for a kernel."""
     start = x.data_ptr()
     if (type(x) is not Tensor and type(x) is not Parameter) or not (start or x.numel() == 0) or not x.is_cpu:
         raise NotImplementedError(
-            f"the fused loss needs plain tensors on the CPU for its buffers, but a torch mode that is active gives "
+            f"the fused loss needs plain tensors on the CPU as buffers, but an active torch mode creates "
             f"{type(x).__name__} on {x.device}: leave the mode for this call"
         )
     return start
 
 
 def place(x: Tensor) -> tuple[object, ...]:
-    """Where a tensor's values begin: the same for tied weights, and for no two others that are there at a time.
+    """Return a key for where a tensor's values are stored: equal for tied weights, different for other live tensors.
 
-    A subclass without memory of its own has its values in its parts, whose places are its place.
+    A subclass that owns no memory is identified by the tensors that hold its values.
     """
     if parts := parts_of(x):
         return tuple(map(place, parts.values()))
@@ -97,10 +97,10 @@ def place(x: Tensor) -> tuple[object, ...]:
 
 
 def parts_of(x: Tensor) -> dict[str, Tensor]:
-    """The tensors that hold the values of a subclass without memory or of a sparse tensor; none for others."""
+    """Return the tensors that hold the values of a sparse tensor or of a subclass without memory; {} for others."""
     if is_traceable_wrapper_subclass(x):
         parts = {name: getattr(x, name) for name in x.__tensor_flatten__()[0]}
-        return {name: part for name, part in parts.items() if isinstance(part, Tensor)}  # DTensor's mesh is none
+        return {name: part for name, part in parts.items() if isinstance(part, Tensor)}  # not DTensor's mesh
     if x.layout is torch.sparse_coo:
         return coo_parts(x)
     return {name: getattr(x, name)() for name in PARTS_OF_LAYOUT.get(x.layout, ())}
@@ -129,32 +129,32 @@ def is_distributed(x: object) -> bool:
 
 
 def is_a(module: str, name: str, x: object) -> bool:
-    """Whether x is of a class in a module, which nobody has to load to find out."""
+    """Whether x is an instance of a module's class, without importing the module."""
     return module in sys.modules and isinstance(x, getattr(sys.modules[module], name))
 
 
 def multiplies_itself(x: object) -> bool:
-    """Whether x is a subclass that says itself what torch's operations do with it, such as a quantized weight."""
+    """Whether x is a subclass that implements torch's operations itself, for example a quantized weight."""
     if not isinstance(x, Tensor) or is_abstract(x) or x.is_nested or hasattr(type(x), "full_tensor"):
         return False
     return dispatch_keys_of(x).has(Keys.Python)
 
 
 def plain_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a public operation, made plain; a weight that multiplies itself stays as it is."""
+    """Convert the arguments of a public operation to plain tensors, except a weight with its own matmul."""
     check_modes(arguments)
     check_replicated(arguments)
     return {name: x if name == "weight" and multiplies_itself(x) else plain(name, x) for name, x in arguments.items()}
 
 
 def tensors_of(arguments: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in them, and the argument's name."""
+    """Yield (argument name, tensor) for every tensor in the arguments."""
     for name, x in arguments.items():
         yield from ((name, part) for part in (x if isinstance(x, (tuple, list)) else (x,)) if isinstance(part, Tensor))
 
 
 def check_modes(arguments: dict[str, Any]) -> None:
-    """Refuse modes that record torch's operations, which do not see a kernel, and fake tensors beside real ones."""
+    """Refuse modes that record torch operations, which miss our kernels, and fake tensors mixed with real ones."""
     if is_functionalizing():
         raise NotImplementedError(NO_TRACING)
     fake = is_faking()
@@ -169,7 +169,7 @@ def check_modes(arguments: dict[str, Any]) -> None:
 
 
 def check_replicated(arguments: dict[str, Any]) -> None:
-    """Refuse DTensors whose gradient would miss what other processes add: where each has hidden states of its own."""
+    """Refuse a DTensor that requires grad beside a plain hidden: its gradient would miss other processes' tokens."""
     rows = next((arguments[name] for name in ("hidden", "logits") if name in arguments), None)
     if is_distributed(rows) or not torch.is_grad_enabled():
         return
@@ -182,7 +182,7 @@ def check_replicated(arguments: dict[str, Any]) -> None:
 
 
 def plain(name: str, x: Any) -> Any:
-    """A tensor made plain, in a way that autograd follows, or one sentence; anything else as it is."""
+    """Convert a tensor to a plain one, differentiably, or raise a clear error. Return other values unchanged."""
     if is_plain(x) or is_abstract(x):
         return x
     if isinstance(x, (tuple, list)):
@@ -193,7 +193,7 @@ def plain(name: str, x: Any) -> Any:
         return plain(name, gathered(name, x))
     check_readable(name, x)
     if type(x) is not Tensor and type(x) is not Parameter:
-        return plain(name, x.as_subclass(Tensor))  # a subclass that adds methods, not another way to keep values
+        return plain(name, x.as_subclass(Tensor))  # this subclass only adds methods: its values are stored as usual
     x = x.resolve_neg() if x.is_neg() else x.clone()
     if not is_plain(x):
         raise TypeError(f"{name} must be a plain tensor, got one with {dispatch_keys_of(x)}")
@@ -201,7 +201,7 @@ def plain(name: str, x: Any) -> Any:
 
 
 def gathered(name: str, x: Any) -> Tensor:
-    """A DTensor in full, whose gradient goes back to its placements."""
+    """Return the full tensor of a DTensor; its gradient goes back to its placements."""
     try:
         full: Tensor = x.full_tensor()
     except Exception as error:
@@ -212,21 +212,25 @@ def gathered(name: str, x: Any) -> Tensor:
 
 
 def check_readable(name: str, x: Tensor) -> None:
-    """Refuse what has no values that can be read as they lie, with the way to get such values."""
-    kind, way = type(x).__name__, ""
+    """Refuse a tensor whose values cannot be read from memory, and say how to get one."""
     if isinstance(x, (UninitializedBuffer, UninitializedParameter)):
-        raise ValueError(f"{name} is an uninitialized parameter: call the lazy module once, so that it gets its shape")
+        raise ValueError(f"{name} is an uninitialized parameter: call the lazy module once to set its shape")
     if x.is_nested:
-        way = "padded with ignore_index in the target (torch.nested.to_padded_tensor), or flat"
-        raise TypeError(f"{name} is a nested tensor: pass one tensor of all rows, {way}")
+        raise TypeError(
+            f"{name} is a nested tensor: pass one tensor of all rows, padded with ignore_index in the target "
+            "(torch.nested.to_padded_tensor), or flat"
+        )
     if x.is_quantized:
         raise TypeError(f"{name} is quantized, {x.dtype}: pass {name}.dequantize()")
     if x.layout is not torch.strided:
         raise TypeError(f"{name} has the layout {x.layout}: pass {name}.to_dense()")
     if dispatch_keys_of(x).has(Keys.Python):
-        raise TypeError(f"{name} is a {kind}, which keeps its values in a way of its own: pass a plain tensor of them")
+        raise TypeError(
+            f"{name} is a {type(x).__name__}, which does not store its values as a plain tensor does: pass a plain "
+            "tensor of its values"
+        )
     if not has_storage(x) or (x.numel() and not is_zero_tensor(x) and not x.data_ptr()):
         raise ValueError(
-            f"{name} has no memory: its storage was freed, as FSDP does with a sharded parameter. Gather it first, say "
-            "with FSDP.summon_full_params"
+            f"{name} has no memory: its storage was freed, as FSDP does with a sharded parameter. Gather it first, "
+            "for example with FSDP.summon_full_params"
         )

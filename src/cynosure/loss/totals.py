@@ -1,16 +1,16 @@
-"""Sums over scored tokens, and the averages that are divided out of them: once, at the end."""
+"""Sums over scored tokens, and their averages. The division is done once, at the end."""
 
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-if TYPE_CHECKING:  # what has been stored is summed without torch
+if TYPE_CHECKING:  # stored scores are summed without loading torch
     from torch import Tensor
 
     from cynosure.loss.stats import TokenStats
 
 
 def perplexity(nats_per_token: float) -> float:
-    """e to the power of nats per token: infinity where a float cannot hold it, NaN for NaN.
+    """Return e to the power of nats per token: infinity on overflow, NaN for NaN.
 
     >>> round(perplexity(2.0), 4), perplexity(710.0), perplexity(math.nan)
     (7.3891, inf, nan)
@@ -22,7 +22,7 @@ def perplexity(nats_per_token: float) -> float:
 
 
 class TokenSums(NamedTuple):
-    """Sums over scored tokens. An average is NaN where there is nothing to divide by, and where a loss is NaN.
+    """Sums over scored tokens. An average is NaN if its denominator is 0 or a loss is NaN.
 
     >>> sums = TokenSums(tokens=4, nats=8.0, entropy=4.0, correct=1, n_bytes=16)
     >>> sums.nats_per_token, sums.accuracy, sums.mean_entropy, round(sums.bits_per_byte, 4)
@@ -30,20 +30,20 @@ class TokenSums(NamedTuple):
     """
 
     tokens: int
-    nats: float  # infinite where a token was impossible
+    nats: float  # infinite if a token was impossible
     entropy: float = 0.0  # nats
-    correct: float = 0.0  # tokens of which the argmax is the target
+    correct: float = 0.0  # tokens whose argmax is the target
     n_bytes: int = 0
 
     @classmethod
     def of(cls, sums: "Tensor") -> "TokenSums":
-        """Rows of `rows`, added up: (4,)."""
+        """Build the record from the sum (4,) of the rows that `rows` returns."""
         tokens, nats, entropy, correct = sums.tolist()
         return cls(int(tokens), nats, entropy, correct)
 
     @staticmethod
     def rows(stats: "TokenStats") -> "Tensor":
-        """Tokens, nats, entropy and correct ones of each row of (..., T) tokens: (..., 4), float64, on the CPU."""
+        """Sum each row of (..., T) tokens: count, nats, entropy and correct tokens, as (..., 4) float64 on the CPU."""
         import torch
 
         counted = (stats.rank > 0).cpu()
@@ -57,20 +57,20 @@ class TokenSums(NamedTuple):
 
     @property
     def perplexity(self) -> float:
-        """Per token."""
+        """The perplexity per token."""
         return perplexity(self.nats_per_token)
 
     @property
     def accuracy(self) -> float:
-        """The share of tokens of which the argmax is the target."""
+        """The share of tokens whose argmax is the target."""
         return self.correct / self.tokens if self.tokens else math.nan
 
     @property
     def mean_entropy(self) -> float:
-        """Nats per token."""
+        """The mean entropy in nats per token."""
         return self.entropy / self.tokens if self.tokens else math.nan
 
     @property
     def bits_per_byte(self) -> float:
-        """The loss in bits, by the bytes of the tokens' text."""
+        """The loss in bits per byte of the tokens' text."""
         return self.nats / math.log(2) / self.n_bytes if self.n_bytes else math.nan

@@ -1,7 +1,7 @@
 """Refuse the function transforms of torch that our operations do not support, each with a clear error.
 
-Their kernels read memory, and torch records nothing of it. A graph traced through them would hold one call's numbers as
-constants.
+Our kernels read memory directly, which torch does not record. A graph traced through them would contain the numbers of
+one call as constants.
 """
 
 import sys
@@ -15,25 +15,25 @@ from cynosure.system.upstream import current_transform, dispatch_keys_of, is_for
 
 FULL = "torch.nn.functional.cross_entropy on full logits"
 REVERSE = f"use torch.autograd.grad or backward, or {FULL}"
-WITHOUT = f"leave the loss out of what is captured, or use {FULL}"
+WITHOUT = f"keep the loss outside the captured code, or use {FULL}"
 
-# By torch's name of the transform: what the user called, and what to do instead.
+# By torch's name of the transform: what the user called, why it fails and what to do instead.
 FUNC = {
     "Vmap": (
         "torch.func.vmap",
-        f"a batched tensor has no memory of its own; call it on the whole batch, whose shape may be any, or use {FULL}",
+        f"a batched tensor owns no memory; pass the whole batch to one call (any shape works), or use {FULL}",
     ),
     "Grad": ("torch.func.grad, vjp and jacrev", f"they hide the memory of tensors; {REVERSE}"),
-    "Jvp": ("torch.func.jvp and jacfwd", f"there is no forward-mode derivative; {REVERSE}"),
+    "Jvp": ("torch.func.jvp and jacfwd", f"it has no forward-mode derivative; {REVERSE}"),
     "Functionalize": ("torch.func.functionalize", f"it hides the memory of tensors; call it outside, or use {FULL}"),
 }
-CAPTURE = f"it is not made of torch operations, so no graph can hold it; {WITHOUT}"
+CAPTURE = f"it does not consist of torch operations, so no graph can contain it; {WITHOUT}"
 BATCHED = (
     "a batch of gradients (is_grads_batched=True, jacobian with vectorize=True) cannot go back through the fused loss, "
     "whose kernels take one at a time: loop over them with retain_graph=True (vectorize=False), or use " + FULL
 )
 COMPILED = f"torch.compile and torch.export cannot capture it: {CAPTURE}"
-# Of tensors and modes that a transform has left behind, met where tensors are made plain.
+# Raised when tensors are converted to plain ones and a transform's tensors or modes are still in use.
 NO_TRANSFORMS = (
     "the fused loss does not run under the transforms of torch.func (grad, vjp, jvp, vmap): use torch.autograd.grad or "
     "backward, or torch.nn.functional.cross_entropy on full logits"
@@ -45,7 +45,7 @@ NO_TRACING = (
 
 
 def refuse_transforms(name: str, tensors: Iterable[Any]) -> None:
-    """NotImplementedError where the operation of this name is called under a transform or while a graph is captured."""
+    """Raise NotImplementedError if the named operation is called under a transform or while a graph is captured."""
     if interpreter := current_transform():
         called, why = FUNC[interpreter.key().name]
         raise NotImplementedError(f"{called} cannot transform {name}: {why}")
@@ -64,13 +64,13 @@ def is_dual(x: Any) -> bool:
 
 
 def refuse_batched(upstream: Tensor) -> None:
-    """NotImplementedError in a backward that is run for several upstream gradients at once."""
+    """Raise NotImplementedError if a backward is run for several upstream gradients at once."""
     if "Batched" in str(dispatch_keys_of(upstream)):
         raise NotImplementedError(BATCHED)
 
 
 def refuse_script(name: str) -> Callable[[], NoReturn]:
-    """What torch.jit.script is to find as `__prepare_scriptable__`."""
+    """Return a `__prepare_scriptable__` hook that makes torch.jit.script raise a clear error."""
 
     def refuse() -> NoReturn:
         raise NotImplementedError(f"torch.jit.script cannot compile {name}: {CAPTURE}")

@@ -11,9 +11,9 @@ from cynosure.patching.labelled import IGNORED as IGNORED
 from cynosure.patching.labelled import PLAIN as PLAIN
 from cynosure.patching.labelled import Objective as Objective
 from cynosure.patching.losses import Asked as Asked
+from cynosure.patching.matmuls import HeadMatmul as HeadMatmul
 from cynosure.patching.model import Patch as Patch
 from cynosure.patching.pending import PendingLogits as PendingLogits
 from cynosure.patching.probe import untouched as untouched
-from cynosure.patching.products import HeadMatmul as HeadMatmul
 from cynosure.patching.recipe import Recipe as Recipe
 from cynosure.patching.trainer import TrainerPatch as TrainerPatch

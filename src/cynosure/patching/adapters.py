@@ -13,7 +13,7 @@ Offsets = list[int | None] | None  # per row: number of tokens from aLoRA's invo
 
 
 def replaced(layer: Any) -> Iterator[tuple[dict[str, Any], str, Any]]:
-    """What replaces a method of such a layer: (attributes, name, function)."""
+    """Yield (attributes, name, function) for each method of a layer that must be replaced."""
     kind = tuner(layer)
     if kind in FORWARDS and type(getattr(layer, "base_layer", None)) is nn.Linear:
         yield vars(layer), "forward", partial(unless_switched_off, layer, layer.forward, FORWARDS[kind])
@@ -25,7 +25,7 @@ def replaced(layer: Any) -> Iterator[tuple[dict[str, Any], str, Any]]:
 
 
 def tuner(layer: nn.Module) -> str | None:
-    """The PEFT method that a layer belongs to."""
+    """Return the name of the PEFT method that a layer belongs to; None for other layers."""
     package, _, kind = type(layer).__module__.partition(".tuners.")
     return kind.partition(".")[0] if package == "peft" else None
 

@@ -1,4 +1,4 @@
-"""The next-token loss of a transformers model, without patching it by hand."""
+"""Compute the next-token loss of a transformers model that is not patched."""
 
 from typing import Any
 
@@ -18,21 +18,21 @@ def causal_lm_loss(
     normalizer: float | Tensor | None = None,
     **model_inputs: Any,
 ) -> Tensor:
-    """The next-token loss of a transformers model, without its logits.
+    """Compute the next-token loss of a transformers model without materializing its logits.
 
     An unpatched model is patched for the duration of the call.
 
     Args:
         model: a causal language model of transformers.
         input_ids: (B, T) token ids.
-        labels: (B, T); -100 is ignored. By default the ids, ignored where `attention_mask` is 0.
-        attention_mask: (B, T), 0 where there is padding.
-        normalizer: the number of tokens of a whole accumulated or distributed batch. By default the loss is the mean
-            over the tokens that are not ignored.
+        labels: (B, T); -100 is ignored. None: the ids, ignored where `attention_mask` is 0.
+        attention_mask: (B, T), 0 for padding.
+        normalizer: number of tokens of a whole accumulated or distributed batch, by which the summed loss is divided.
+            None: the loss is the mean over the tokens that are not ignored.
         model_inputs: further arguments of the model.
 
     Returns:
-        Nats, a 0-d tensor with a graph.
+        The loss in nats, a 0-d tensor with a graph.
 
     Raises:
         ValueError: the model has no embedding of an id, or `patch` refuses the model.

@@ -10,21 +10,21 @@ from cynosure.patching.trainer import TrainerPatch
 def patch(target: Any, example: dict[str, Any] | None = None) -> Patch | TrainerPatch:
     """Put a language model of transformers, or a Trainer and its model, on the fused loss.
 
-    A model, with or without an encoder, images or sound: until `undo()` or the end of a `with` block,
-    `model(..., labels=...)` works as before. Its own loss function runs with all of its options: the same loss, the
-    same gradients, auxiliary losses kept, but the logits are not materialized. The output has a stand-in for them; they
-    are materialized when something reads them. Without labels nothing changes. The model may be wrapped by PEFT,
-    including low-rank updates of its head. Under torch.compile it works, with graph breaks around the head.
+    `model(..., labels=...)` works as before, until `undo()` or the end of a `with` block. The model's own loss function
+    runs with all its options, and gives the same loss, gradients and auxiliary losses. But the logits are not
+    materialized: the output has a stand-in for them, which materializes them when they are read. Without labels nothing
+    changes. The model may have an encoder, images or sound. PEFT may wrap it, including low-rank updates of the head.
+    torch.compile works, with graph breaks around the head.
 
-    For a Trainer of transformers or SFTTrainer of TRL, its model is patched, and evaluation averages over tokens; see
-    `TrainerPatch`.
+    For a Trainer of transformers or an SFTTrainer of TRL, `patch` patches its model, and evaluation averages over
+    tokens; see `TrainerPatch`.
 
     Patching again returns the same handle; the end of an inner `with` block leaves the model patched. A patched model
-    can be copied, pickled and sent to other processes, and stays patched there. A pickle of it cannot be read where
-    cynosure is not installed: `unpatch` the model first, or save only its weights.
+    can be copied, pickled and sent to other processes, and stays patched there. To load its pickle without cynosure,
+    `unpatch` the model before pickling it, or save only its weights.
 
-    What the model does to its logits (scale, softcap, bias, padded vocabulary, another shape, fewer rows) is followed
-    until they reach `F.cross_entropy`. `patch` verifies on a few tokens that the loss and its gradients are equal.
+    The patch follows the model's operations on its logits (scale, softcap, bias, padded vocabulary, another shape,
+    fewer rows) up to `F.cross_entropy`. `patch` verifies on a few tokens that the loss and its gradients are equal.
 
     Args:
         target: a model of transformers, or a Trainer.

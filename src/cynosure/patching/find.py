@@ -6,7 +6,7 @@ from torch import nn
 
 
 def find_causal_lm(model: Any) -> Any:
-    """The transformers model inside PEFT, DistributedDataParallel, FSDP1 or torch.compile.
+    """Return the transformers model inside PEFT, DistributedDataParallel, FSDP1 or torch.compile.
 
     Raises TypeError if there is no such model.
     """

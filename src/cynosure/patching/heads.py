@@ -1,4 +1,4 @@
-"""Intercept the matmul of a model's head: which one makes the logits, how it is deferred, and why it cannot be."""
+"""Intercept the matmul of a model's head: recognize it, defer it, or say why it cannot be deferred."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,10 +11,10 @@ from torch.overrides import TorchFunctionMode
 
 from cynosure.loss import uncompiled
 from cynosure.patching.lent import lent
+from cynosure.patching.matmuls import HeadMatmul, matmul_of
 from cynosure.patching.pending import Owner, PendingLogits
-from cynosure.patching.products import HeadMatmul, matmul_of
 from cynosure.patching.quantized import rounding, rounding_weight
-from cynosure.patching.recipe import Recipe, product_dtype
+from cynosure.patching.recipe import Recipe, matmul_dtype
 from cynosure.system.upstream import (
     gather_flat,
     has_backward_hook,
@@ -25,7 +25,7 @@ from cynosure.system.upstream import (
 
 
 class Deferring(TorchFunctionMode):
-    """While active, matmuls that make a model's logits return stand-ins; `owner` as in `PendingLogits.of`.
+    """While active, matmuls that compute a model's logits return stand-ins; `owner` as in `PendingLogits.of`.
 
     A matmul is recognized by its operands, not by the module that runs it: hidden states times a matrix with a row per
     class. So the head may be any module, a parameter, or the embedding. The matrix may itself be computed, and
@@ -54,21 +54,21 @@ class Deferring(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        product = matmul_of(func, args, kwargs or {})
-        if product is None or product.weight.shape[0] not in self.classes or not self.defers(product):
+        matmul = matmul_of(func, args, kwargs or {})
+        if matmul is None or matmul.weight.shape[0] not in self.classes or not self.defers(matmul):
             return func(*args, **(kwargs or {}))
-        return self.logits(product)
+        return self.logits(matmul)
 
     @uncompiled
-    def logits(self, product: HeadMatmul) -> Tensor:
-        """The stand-in for the logits of this matmul."""
-        hidden, weight, bias = product
+    def logits(self, matmul: HeadMatmul) -> Tensor:
+        """Return the stand-in for the logits of this matmul."""
+        hidden, weight, bias = matmul
         self.owner.deferred += 1
-        return PendingLogits.of(Recipe(hidden, weight, bias, 1.0, None, product_dtype(hidden)), self.owner)
+        return PendingLogits.of(Recipe(hidden, weight, bias, 1.0, None, matmul_dtype(hidden)), self.owner)
 
-    def defers(self, product: HeadMatmul) -> bool:
+    def defers(self, matmul: HeadMatmul) -> bool:
         """Whether this matmul can be deferred. One under another grad mode, inside an autograd function, cannot."""
-        hidden, weight, _ = product
+        hidden, weight, _ = matmul
         if isinstance(hidden, PendingLogits) or isinstance(weight, PendingLogits):
             return False
         self.obstacle = self.obstacle or sharded(weight) or rounding_weight(weight)
@@ -78,7 +78,7 @@ class Deferring(TorchFunctionMode):
         return same_dtype and self.obstacle is None
 
     def why_not(self) -> str | None:
-        """Why the matmul that makes the logits has not been deferred; None if it has been."""
+        """Return why the matmul that computes the logits has not been deferred; None if it has been."""
         if self.obstacle is not None or self.owner.deferred:
             return self.obstacle
         counts = " or ".join(map(str, sorted(self.classes)))
@@ -89,7 +89,7 @@ class Deferring(TorchFunctionMode):
 
 
 def class_counts(model: Any) -> set[int]:
-    """How many rows the head's matrix may have: the size of the vocabulary, or that of its padded weight.
+    """Return how many rows the head's matrix may have: the size of the vocabulary, or that of its padded weight.
 
     A layer with fewer rows is not the head, even if the model says so: its own loss reshapes logits to the vocabulary.
     """
@@ -99,7 +99,7 @@ def class_counts(model: Any) -> set[int]:
 
 
 def rows(layer: nn.Module) -> int:
-    """The number of classes of a linear layer or an embedding; 0 for other layers.
+    """Return the number of classes of a linear layer or an embedding; 0 for other layers.
 
     A plain weight's shape decides: PEFT's copies of tied heads have out_features and in_features swapped.
     """
@@ -111,13 +111,13 @@ def rows(layer: nn.Module) -> int:
 
 
 def head_layers(model: Any) -> list[nn.Module]:
-    """The module that the model names as its head, and all modules inside; empty if it names none."""
+    """Return the module that the model names as its head, and all modules inside; [] if it names none."""
     head = model.get_output_embeddings()
     return list(head.modules()) if isinstance(head, nn.Module) else []
 
 
 def hooked(layers: list[nn.Module], classes: set[int]) -> str | None:
-    """Why a backward hook of the head prevents deferring; None if there is none."""
+    """Return why a backward hook of the head prevents deferring; None if there is none."""
     for layer in layers:
         gives_logits = layer is layers[0] or rows(layer) in classes
         if gives_logits and has_backward_hook(layer):
@@ -126,8 +126,8 @@ def hooked(layers: list[nn.Module], classes: set[int]) -> str | None:
 
 
 def gather_head(model: Any) -> None:
-    """Gather a head that is an FSDP unit: FSDP frees it after its forward, but the loss reads it later."""
-    for module in head_layers(model):  # until its backward
+    """Gather a head that is an FSDP unit, until its backward: FSDP frees it after its forward, before the loss."""
+    for module in head_layers(model):
         if isinstance(module, FSDPModule):
             module.unshard()
         elif isinstance(module, FullyShardedDataParallel):
@@ -155,7 +155,7 @@ def is_in_fsdp1(model: Any) -> bool:
 
 
 def sharded(weight: Tensor) -> str | None:
-    """How a head's weight is sharded during its own forward; None if it is whole."""
+    """Return how a head's weight is sharded during its own forward; None if it is whole."""
     if not isinstance(weight, DTensor):
         return None
     placements = weight.placements
@@ -165,7 +165,7 @@ def sharded(weight: Tensor) -> str | None:
 
 
 def partitioned(layers: list[nn.Module]) -> str | None:
-    """How a head's weights are sharded before and after its forward; None if they are not.
+    """Return how a head's weights are sharded before and after its forward; None if they are not.
 
     DeepSpeed multiplies such weights in its own autograd function, where the matmul is not recognized.
     """

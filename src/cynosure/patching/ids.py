@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def embedding_rows(model: Any) -> int | None:
-    """How many ids a transformers model has an embedding for; None if it does not say."""
+    """Return the number of ids that a transformers model has an embedding for; None if it is unknown."""
     try:
         weight = getattr(model.get_input_embeddings(), "weight", None)
     except (AttributeError, NotImplementedError):

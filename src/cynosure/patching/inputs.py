@@ -51,7 +51,7 @@ def probe_inputs(model: Any) -> Iterator[Inputs]:
 
 
 def input_device(model: Any) -> torch.device:
-    """The device of a model's inputs. If Accelerate has offloaded the embedding, that is where the embedding runs."""
+    """Return the device of a model's inputs: where its embedding runs, even if Accelerate has offloaded it."""
     try:
         embedding = model.get_input_embeddings()
     except (AttributeError, NotImplementedError):  # a few encoder-decoders name none
@@ -69,13 +69,13 @@ def input_device(model: Any) -> torch.device:
 
 
 def tokens(model: Any, n: int = N_TOKENS, rows: int = 2) -> Tensor:
-    """Token ids (rows, n), counting up from 0."""
+    """Return token ids (rows, n), counting up from 0."""
     vocab_size: int = model.config.get_text_config().vocab_size
     return torch.arange(rows * n).view(rows, n) % vocab_size
 
 
 def labelled(ids: Tensor, **others: Any) -> Inputs:
-    """Token ids as inputs and labels, the first quarter of each row ignored, plus other inputs."""
+    """Return token ids as inputs and labels, with the first quarter of each row ignored, plus other inputs."""
     labels = ids.clone()
     labels[:, : ids.shape[1] // 4] = IGNORED
     return {"input_ids": ids, "labels": labels, **others}
@@ -96,7 +96,7 @@ def encoded(model: Any) -> Iterator[Inputs]:
 
 
 def encoder_sizes(model: Any) -> list[int]:
-    """The hidden sizes in its configuration, the encoder's first if it has one."""
+    """Return the hidden sizes in a model's configuration, the encoder's first if it has one."""
     config = model.config
     parts = [getattr(config, name, None) for name in ("encoder", "encoder_config", "vision_config", "audio_config")]
     parts += [config.get_text_config(encoder=True), config, config.get_text_config(decoder=True)]
@@ -110,7 +110,7 @@ def noise(*shape: int) -> Tensor:
 
 
 def image(model: Any, *lead: int) -> Tensor:
-    """Random pixels (*lead, channels, height, width) of the size that its vision tower expects."""
+    """Return random pixels (*lead, channels, height, width) of the size that the model's vision tower expects."""
     config = getattr(model.config, "vision_config", model.config)
     size = getattr(config, "image_size", 224)
     height, width = (size, size) if isinstance(size, int) else tuple(size)

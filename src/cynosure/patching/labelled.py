@@ -1,4 +1,4 @@
-"""What can be made of a recipe for logits and labels: a cross-entropy, per-token figures, and both at once."""
+"""Compute a cross-entropy, per-token statistics, or both from a recipe for logits and their labels."""
 
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from cynosure.loss import TokenStats, linear_cross_entropy, refuse_batched, token_stats
-from cynosure.patching.recipe import Recipe, product_dtype
+from cynosure.patching.recipe import Recipe, matmul_dtype
 
 IGNORED = -100
 NAMES = ("hidden", "weight", "bias")
@@ -17,48 +17,48 @@ Items = Tensor | float | None  # the number of tokens of a whole accumulated or 
 
 
 class Objective(NamedTuple):
-    """What is minimised beside the cross-entropy; as of `linear_cross_entropy`."""
+    """Terms that are minimised in addition to the cross-entropy, as for `linear_cross_entropy`."""
 
     z_loss: float = 0.0
     label_smoothing: float = 0.0
 
 
-PLAIN = Objective()  # the cross-entropy alone
+PLAIN = Objective()  # only the cross-entropy
 
 
 class Labelled(NamedTuple):
-    """A recipe for logits (..., T, V), and what each of them is to be measured against."""
+    """A recipe for logits (..., T, V), and their targets."""
 
     recipe: Recipe
     target: Tensor  # (..., T) class indices, or (..., T, V) probabilities
-    shift: int = 0  # 1: the target of position t stands at t + 1; 0: at t
+    shift: int = 0  # 1: the target of position t is at t + 1; 0: at t
     ignore_index: int = IGNORED
     class_weight: Tensor | None = None  # (V,)
     label_smoothing: float = 0.0
 
     @staticmethod
     def of(recipe: Recipe, labels: Tensor | None, shift_labels: Tensor | None = None) -> "Labelled":
-        """`shift_labels`, which stand where they are predicted, go before `labels`; ValueError without either."""
+        """Use `shift_labels`, which are aligned with the logits, or else `labels`. Raises ValueError without either."""
         target = labels if shift_labels is None else shift_labels
         if target is None:
             raise ValueError("a loss needs labels or shift_labels")
         shift = 1 if shift_labels is None else 0
-        if shift and target.shape != recipe.rows:  # of states laid end to end: no row guesses the next
+        if shift and target.shape != recipe.rows:  # hidden states are flattened: no row must predict the next row
             target, shift = F.pad(target[..., 1:], (0, 1), value=IGNORED), 0
         return Labelled(recipe, target.to(recipe.hidden.device).reshape(recipe.rows), shift)
 
     @property
     def is_plain(self) -> bool:
-        """Whether its loss is the nats of `stats`."""
+        """Whether the loss is the nll of `stats`."""
         return not self.target.is_floating_point() and self.class_weight is None and self.label_smoothing == 0
 
     def options(self) -> dict[str, Any]:
-        """All of it but hidden and weight, as `token_stats` takes it."""
+        """Return the arguments of `token_stats`, except hidden and weight."""
         head = {"bias": self.recipe.bias, "scale": self.recipe.scale, "softcap": self.recipe.softcap}
         return head | {"target": self.target, "shift": self.shift, "ignore_index": self.ignore_index}
 
     def loss(self, reduction: Any, objective: Objective = PLAIN, chunk_tokens: int | None = None) -> Tensor:
-        """The cross-entropy, reduced as by `F.cross_entropy`, and what is minimised beside it."""
+        """Compute the cross-entropy with a reduction of `F.cross_entropy`, plus the terms of the objective."""
         return linear_cross_entropy(
             self.recipe.hidden, self.recipe.weight, reduction=reduction, class_weight=self.class_weight,
             label_smoothing=objective.label_smoothing or self.label_smoothing, z_loss=objective.z_loss,
@@ -66,46 +66,46 @@ class Labelled(NamedTuple):
         )  # fmt: skip
 
     def stats(self) -> TokenStats:
-        """Figures of every token, without gradients."""
+        """Compute statistics of every token, without gradients."""
         return token_stats(self.recipe.hidden, self.recipe.weight, **self.options())
 
     def spread(self, stats: TokenStats) -> TokenStats:
-        """These figures where their tokens stood in the batch, (B, ...); the others count as ignored."""
+        """Move statistics to their tokens' positions in the batch, (B, ...); other positions count as ignored."""
         lead, places = self.recipe.lead, self.recipe.places
         if places is None or lead is None:
             return stats
 
         def whole(part: Tensor) -> Tensor:
-            nothing = torch.nan if part.is_floating_point() else -1
+            missing = torch.nan if part.is_floating_point() else -1
             rest = part.shape[places.ndim :]
-            found = part.new_full((lead.numel(), *rest), nothing)
-            found[places.reshape(-1)] = part.reshape(places.numel(), *rest)
-            return found.view(*lead, *rest)
+            result = part.new_full((lead.numel(), *rest), missing)
+            result[places.reshape(-1)] = part.reshape(places.numel(), *rest)
+            return result.view(*lead, *rest)
 
         return TokenStats(*map(whole, stats))
 
     def predicted(self) -> Tensor:
-        """The targets, each where it is predicted: (..., T - shift)."""
+        """Return the targets, aligned with the logits that predict them: (..., T - shift)."""
         return self.target[..., self.shift :]
 
     def logprobs(self, stats: TokenStats) -> Tensor:
-        """log p(target), 0 where ignored, as `stats` has it, but with gradients: three products when they are asked."""
+        """Return log p(target) from `stats`, 0 where ignored, with gradients: three matmuls in the backward."""
         recipe = self.recipe
-        dtype = product_dtype(recipe.hidden)  # autocast's, which is over when the backward comes
+        dtype = matmul_dtype(recipe.hidden)  # cast now, since autocast is off in the backward
         parts = (None if x is None else x.to(dtype) for x in (recipe.hidden, recipe.weight, recipe.bias))
         known = -stats.nll.nan_to_num(0.0, posinf=torch.inf)
-        found: Tensor = Known.apply(known, *parts, self)  # type: ignore[no-untyped-call]
-        return found
+        result: Tensor = Known.apply(known, *parts, self)  # type: ignore[no-untyped-call]
+        return result
 
-    def hooked(self, made: Tensor) -> Tensor:
-        """What was made of the logits, with the hooks that were to run when a gradient comes to them."""
-        for hook in self.recipe.before_backward if made.requires_grad else ():
-            made.register_hook(hook)  # type: ignore[no-untyped-call]
-        return made
+    def hooked(self, result: Tensor) -> Tensor:
+        """Add the hooks that must run before the backward of the logits to a tensor computed from them."""
+        for hook in self.recipe.before_backward if result.requires_grad else ():
+            result.register_hook(hook)  # type: ignore[no-untyped-call]
+        return result
 
 
 def reduced(stats: TokenStats, reduction: str) -> Tensor:
-    """The loss that these figures come to: `Labelled.loss`, without gradients. The mean of nothing is 0."""
+    """Reduce statistics to the value of `Labelled.loss`, without gradients. The mean of no tokens is 0."""
     counted = stats.rank > 0
     nll = torch.where(counted, stats.nll, 0.0)
     if reduction == "none":
@@ -114,7 +114,7 @@ def reduced(stats: TokenStats, reduction: str) -> Tensor:
 
 
 class Known(Function):
-    """Log-probabilities that are there already; the backward makes the logits again, chunk by chunk."""
+    """Log-probabilities that are already computed; the backward computes the logits again, chunk by chunk."""
 
     @staticmethod
     def forward(
@@ -129,7 +129,7 @@ class Known(Function):
         refuse_batched(upstream[0])
         wanted = ctx.needs_input_grad[1:4]
         parts = [None if x is None else x.detach() for x in ctx.saved_tensors]
-        asked = [x.requires_grad_() for x, want in zip(parts, wanted, strict=True) if x is not None and want]
+        leaves = [x.requires_grad_() for x, want in zip(parts, wanted, strict=True) if x is not None and want]
         labelled: Labelled = ctx.labelled
         changed: dict[str, Any] = dict(zip(NAMES, parts, strict=True))
         labelled = labelled._replace(recipe=replace(labelled.recipe, **changed))
@@ -140,5 +140,5 @@ class Known(Function):
                 labelled.recipe.hidden, labelled.recipe.weight, reduction="sum", token_weight=token_weight,
                 **labelled.options(),
             )  # fmt: skip
-            found = iter(torch.autograd.grad(total, asked))
-        return (None, *(next(found) if want else None for want in wanted), None)
+            gradients = iter(torch.autograd.grad(total, leaves))
+        return (None, *(next(gradients) if want else None for want in wanted), None)

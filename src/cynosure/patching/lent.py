@@ -1,4 +1,4 @@
-"""Layers of a head that do not multiply by a tensor in sight, made to while a patched model runs."""
+"""Make the layers of a head compute their matmul with `F.linear` while a patched model runs."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -8,12 +8,12 @@ from torch import nn
 
 from cynosure.patching import adapters, quantized
 
-Replaced = tuple[dict[str, Any], str, Any]  # attributes, the name of one of them, what it is meanwhile
+Replaced = tuple[dict[str, Any], str, Any]  # attributes, name of one of them, its temporary value
 
 
 @contextmanager
 def lent(layers: Iterable[nn.Module]) -> Iterator[None]:
-    """Within it these layers give their own logits by `F.linear`, where they stand for one weight."""
+    """Within the block, layers that are equivalent to one weight compute their logits with `F.linear`."""
     before = []
     for layer in layers:
         for attributes, name, function in (*quantized.replaced(layer), *adapters.replaced(layer)):

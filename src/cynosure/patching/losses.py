@@ -1,4 +1,4 @@
-"""PyTorch's losses of logits that are not made yet: what they are measured against, and how it is reduced."""
+"""PyTorch's losses of deferred logits: read targets, options and reduction from a call."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,11 +11,11 @@ from cynosure.patching.labelled import IGNORED, Labelled
 from cynosure.patching.recipe import Recipe
 from cynosure.system.upstream import legacy_reduction
 
-NONE_IGNORED = -(2**31)  # no class index
+NONE_IGNORED = -(2**31)  # never a class index
 
 
 class Asked(NamedTuple):
-    """A loss that was asked for; `finish` makes of it what the function gives."""
+    """A requested loss; `finish` turns it into the result of the called function."""
 
     labelled: Labelled
     reduction: str
@@ -32,7 +32,7 @@ def cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Asked | None:
-    """`F.cross_entropy`, classes in the second dimension, or in the only one; None for what it is to refuse itself."""
+    """`F.cross_entropy` with classes in the second or only dimension; None for calls that it must handle itself."""
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce)
     if recipe.axis != (1 if recipe.rows else 0) or not isinstance(target, Tensor):
@@ -40,7 +40,7 @@ def cross_entropy(
     if target.shape == recipe.shape and target.is_floating_point():
         target = target.movedim(recipe.axis, -1)
     elif target.shape != recipe.rows or target.is_floating_point():
-        # PyTorch says what is wrong, of shapes alone.
+        # Raises PyTorch's own error, from the shapes.
         F.cross_entropy(torch.empty(recipe.shape, dtype=recipe.dtype, device="meta"), target.to("meta"))
         return None
     if target.requires_grad or (weight is not None and weight.requires_grad):
@@ -57,7 +57,7 @@ def nll_loss(
     reduce: bool | None = None,
     reduction: str = "mean",
 ) -> Asked | None:
-    """`F.nll_loss` of log-probabilities."""
+    """`F.nll_loss` on log-probabilities."""
     if not recipe.normalized or not isinstance(target, Tensor) or target.is_floating_point():
         return None
     return cross_entropy(recipe, target, weight, size_average, ignore_index, reduce, reduction)

@@ -28,37 +28,37 @@ class Patch(Entered):
 
     def __init__(self, model: Any, example: Inputs | None = None) -> None:
         self.model, self.example = find_causal_lm(model), example
-        self.probed = self.model  # what verification calls
+        self.probed = self.model  # the module that verification calls
         self.observer: Callable[[TokenStats], None] | None = None  # gets every token's statistics in evaluation
-        self.objective = PLAIN  # of training
-        self.plain: Tensor | None = None  # the cross-entropy alone of the last sum in training, without a graph
-        self.made_by: list[str] = []  # what needed full logits in the last forward with labels
+        self.objective = PLAIN  # the terms that training minimises in addition to the cross-entropy
+        self.plain: Tensor | None = None  # only the cross-entropy of the last sum in training, without a graph
+        self.made_by: list[str] = []  # operations that needed full logits in the last forward with labels
         self.obstacle: str | None = None  # why its head cannot be deferred
-        self.seen: list[Asked] | None = None  # the losses asked for, during verification
-        self.per_token: set[str] = set()  # per-token fields that a TRL trainer asks for
+        self.seen: list[Asked] | None = None  # the requested losses, during verification
+        self.per_token: set[str] = set()  # per-token fields that a TRL trainer requests
         self.deferred = 0  # matmuls of the head deferred in the last forward
         self.fused = 0  # losses computed without logits
         self.warned = False
-        self.paused = False  # the model's own forward runs meanwhile
+        self.paused = False  # run the model's own forward
         self.without_labels = False  # defer its logits without labels too
 
     @classmethod
     def on(cls, model: Any, example: Inputs | None = None) -> "Patch":
         """Enter the patch of a model; apply and verify it if needed. Raises as `apply` does."""
         inner = find_causal_lm(model)
-        found: Patch = vars(inner).get("_cynosure_patch") or cls(model, example)
-        found.example = found.example if example is None else example
-        # FSDP may gather weights only around the model; PEFT reads some inputs of an example for its layers.
-        takes_part = found.example is not None and hasattr(model, "get_base_model")
-        found.probed = model if takes_part or is_fsdp(model) else inner
-        entries = found.entries
-        if found.in_place:
-            verify(found)  # PEFT may have changed the head since
+        handle: Patch = vars(inner).get("_cynosure_patch") or cls(model, example)
+        handle.example = handle.example if example is None else example
+        # FSDP may gather weights only in the wrapper's forward; PEFT may read inputs of an example in its own.
+        needs_wrapper = handle.example is not None and hasattr(model, "get_base_model")
+        handle.probed = model if needs_wrapper or is_fsdp(model) else inner
+        entries = handle.entries
+        if handle.in_place:
+            verify(handle)  # PEFT may have changed the head since
         else:
-            found.undo()
-            found.apply()
-        found.entries = entries + 1
-        return found
+            handle.undo()
+            handle.apply()
+        handle.entries = entries + 1
+        return handle
 
     @property
     def in_place(self) -> bool:
@@ -80,7 +80,7 @@ class Patch(Entered):
                 "the wrapper's forward: patch the wrapper, or patch the model before you wrap it"
             )
         self.own_forward = model.forward
-        self.covered = vars(model).get("forward")  # of the model itself, not of its class
+        self.covered = vars(model).get("forward")  # set on the model itself, not on its class
         model.forward = self.installed = Forward(model)
         model._cynosure_patch = self
         try:
@@ -99,16 +99,16 @@ class Patch(Entered):
         forward = vars(model).pop("forward", None)
         if getattr(forward, "__func__", None) is self.installed.__func__:
             forward = self.covered
-        if forward is not None:  # as Accelerate's autocast around ours, which lets everything through now
+        if forward is not None:  # for example Accelerate's autocast around ours, which now calls the model's own
             model.forward = forward
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"observer": None, "plain": None}
 
     def called(self, *args: Any, **kwargs: Any) -> Any:
-        """The output of the patched model."""
+        """Return the output of the patched model."""
         if kwargs.pop("fused_lm_head", False):  # TRL's trainers ask for per-token statistics
-            from cynosure.patching.trl import per_token_output  # it imports parts of transformers that few need
+            from cynosure.patching.trl import per_token_output  # imported here, since few need its part of transformers
 
             return per_token_output(self, *args, **kwargs)
         signature = self.installed.__signature__
@@ -148,11 +148,11 @@ class Patch(Entered):
             stats = labelled.stats()
             self.observer(labelled.spread(stats))
             return reduced(stats, reduction).to(dtype)
-        made = labelled.loss(reduction, self.objective)
+        loss = labelled.loss(reduction, self.objective)
         if reduction == "sum":
             with torch.no_grad():
-                self.plain = made.detach() if self.objective == PLAIN else labelled.loss(reduction)
-        return labelled.hooked(made).to(dtype)
+                self.plain = loss.detach() if self.objective == PLAIN else labelled.loss(reduction)
+        return labelled.hooked(loss).to(dtype)
 
     def ready(self) -> None:
         """Prepare for a loss: count it, and gather the head's weight."""
@@ -160,7 +160,7 @@ class Patch(Entered):
         gather_head(self.model)
 
     def why_not(self) -> str:
-        """Why the last forward needed full logits."""
+        """Return why the last forward needed full logits."""
         if self.obstacle is not None:
             return self.obstacle
         if self.made_by:

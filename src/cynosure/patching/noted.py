@@ -1,4 +1,4 @@
-"""What a recipe for logits becomes by an operation on them: of values here, of rows in `rows`."""
+"""Apply an operation on deferred logits to their recipe: operations on values here, those on rows in `rows`."""
 
 import inspect
 from collections.abc import Callable
@@ -14,16 +14,16 @@ from cynosure.patching.recipe import Recipe
 
 
 def noted(name: str, recipe: Recipe, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recipe | None:
-    """What a recipe becomes by the operation of that name, its other operands given; None where it cannot hold it."""
+    """Return the recipe after the operation of that name; None if a recipe cannot express the result."""
     name = name.strip("_")
     operation = OF_ROWS.get(name) or (None if recipe.normalized else OF_VALUES.get(name))
     if operation is None:
         return None
     try:
-        given = signature(operation).bind(recipe, *args, **kwargs)
+        bound = signature(operation).bind(recipe, *args, **kwargs)
     except TypeError:
         return None
-    return operation(*given.args, **given.kwargs)
+    return operation(*bound.args, **bound.kwargs)
 
 
 @cache
@@ -32,7 +32,7 @@ def signature(operation: Callable[..., Any]) -> inspect.Signature:
 
 
 def multiplied(recipe: Recipe, other: Any, power: int = 1) -> Recipe | None:
-    """Times a number, or a factor for each class, to a power."""
+    """Multiply by a power of a number, or of a factor per class."""
     each = for_each_class(recipe, other)
     if each is None:
         return None
@@ -49,7 +49,7 @@ def divided(recipe: Recipe, other: Any, rounding_mode: str | None = None) -> Rec
 
 
 def added(recipe: Recipe, other: Any, alpha: float = 1) -> Recipe | None:
-    """Plus another product, or a number, or a number for each class."""
+    """Add another recipe, a number, or a number per class."""
     if isinstance(other, Recipe):
         return recipe.plus(other) if alpha == 1 and not other.normalized else None
     each = for_each_class(recipe, other)
@@ -64,7 +64,7 @@ def subtracted(recipe: Recipe, other: Any, alpha: float = 1) -> Recipe | None:
 
 
 def for_each_class(recipe: Recipe, value: Any) -> Tensor | None:
-    """(V,) or (1,): what an operand is to each class; None where it is not the same for all rows."""
+    """Return an operand's value per class, (V,) or (1,); None if it differs between rows."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return torch.tensor([value], dtype=torch.float64)
     if not isinstance(value, Tensor) or value.dtype == torch.bool or value.ndim > len(recipe.shape):
@@ -76,7 +76,7 @@ def for_each_class(recipe: Recipe, value: Any) -> Tensor | None:
 
 
 def promoted(recipe: Recipe | None, by: Any) -> Recipe | None:
-    """In the dtype to which an operand promotes the logits."""
+    """Cast to the dtype to which an operand promotes the logits."""
     if recipe is None or not isinstance(by, Tensor):
         return recipe
     return replace(recipe, dtype=torch.result_type(torch.empty(1, dtype=recipe.dtype), by))
@@ -96,7 +96,7 @@ def log_softmax(
 
 
 def cast(recipe: Recipe, *given: Any, **options: Any) -> Recipe | None:
-    """`.to(...)`: another dtype, on the same device."""
+    """`.to(...)`: cast to another dtype on the same device."""
     dtype, device = recipe.dtype, recipe.hidden.device
     for value in (*given, *options.values()):
         if isinstance(value, torch.dtype):
@@ -122,7 +122,7 @@ def cast_to(dtype: torch.dtype) -> Callable[[Recipe], Recipe | None]:
 
 
 def zeros(recipe: Recipe, dtype: torch.dtype | None = None) -> Recipe:
-    """`zeros_like`: the product of nothing, to which others are added."""
+    """`zeros_like`: a matmul with inner size 0, to which others can be added."""
     weight = recipe.hidden.new_empty(recipe.n_classes, 0)
     hidden = recipe.hidden.detach()[..., :0]
     plain = replace(recipe, hidden=hidden, weight=weight, bias=None, scale=1.0, softcap=None, versions=())

@@ -19,14 +19,14 @@ from cynosure.system.upstream import make_wrapper_subclass, without_torch_functi
 
 
 class Owner(Protocol):
-    """What defers the logits: the patch of a model."""
+    """The owner of deferred logits: the patch of a model."""
 
     deferred: int  # number of matmuls deferred
     obstacle: str | None  # why the head cannot be deferred
     objective: Objective  # what is minimised in addition to the loss
 
     def tell(self, why: str) -> None:
-        """Record what needed full logits."""
+        """Record an operation that needed full logits."""
 
     def loss(self, asked: Asked) -> Tensor:
         """Compute a loss of deferred logits."""
@@ -35,7 +35,7 @@ class Owner(Protocol):
 class PendingLogits(Tensor):
     """The stand-in. Operations that a recipe cannot record materialize the logits first.
 
-    `made` holds the materialized logits, if any. The owner is told what materialized them.
+    `made` holds the materialized logits, if any. The owner records which operation materialized them.
     """
 
     recipe: Recipe
@@ -50,18 +50,18 @@ class PendingLogits(Tensor):
     def of(
         recipe: Recipe, owner: Owner, base: "PendingLogits | None" = None, step: Step | None = None
     ) -> "PendingLogits":
-        """A stand-in for the logits of a recipe, which the operation `step` derived from `base`.
+        """Create a stand-in for the logits of a recipe, which the operation `step` derived from `base`.
 
         `step` is None if other stand-ins were among its operands.
         """
-        found: PendingLogits = make_wrapper_subclass(
+        pending: PendingLogits = make_wrapper_subclass(
             PendingLogits, recipe.shape, dtype=recipe.dtype, device=recipe.hidden.device
         )
-        found.recipe, found.made, found.owner = recipe, None, owner
-        found.with_graph = (base is None or base.with_graph) and torch.is_grad_enabled()
-        found.views = [weakref.ref(found)]
-        found.base, found.step = (None, None) if step is None else (base, step)
-        return found
+        pending.recipe, pending.made, pending.owner = recipe, None, owner
+        pending.with_graph = (base is None or base.with_graph) and torch.is_grad_enabled()
+        pending.views = [weakref.ref(pending)]
+        pending.base, pending.step = (None, None) if step is None else (base, step)
+        return pending
 
     def logits(self, why: str) -> Tensor:
         """Materialize the logits, once, with a graph if the model ran in grad mode.
@@ -113,9 +113,9 @@ class PendingLogits(Tensor):
                 return None
             if name == "is_leaf":
                 return not (first.with_graph and first.recipe.requires_grad)
-            found = followed(func, name, first, args, kwargs)
-            if found is not None:
-                return found
+            result = followed(func, name, first, args, kwargs)
+            if result is not None:
+                return result
         return func(*made(args, name), **made(kwargs, name))
 
     @classmethod
@@ -135,7 +135,7 @@ def of_wrapper(hook: Any) -> bool:
 def followed(
     func: Callable[..., Any], name: str, first: PendingLogits, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """The result of an operation on deferred logits; None if it needs full logits."""
+    """Return the result of an operation on deferred logits; None if it needs full logits."""
     changes = in_place(name)
     if changes:
         alone(first, name)
@@ -167,26 +167,26 @@ def followed(
     if changes:
         first.recipe = recipe
         return first
-    alone_in_it = not any(isinstance(x, PendingLogits) for x in (*step.args, *kwargs.values()))
-    found = PendingLogits.of(recipe, first.owner, first, step if alone_in_it else None)
+    is_only_stand_in = not any(isinstance(x, PendingLogits) for x in (*step.args, *kwargs.values()))
+    result = PendingLogits.of(recipe, first.owner, first, step if is_only_stand_in else None)
     if name.strip("_") in rows.OPERATIONS:
-        first.views.append(weakref.ref(found))
-        found.views = first.views
-    return found
+        first.views.append(weakref.ref(result))
+        result.views = first.views
+    return result
 
 
 def bound(function: Callable[..., Any], recipe: Recipe, rest: list[Any], kwargs: dict[str, Any]) -> Asked | None:
-    """The loss that a call asks for; None if the arguments do not fit the function."""
+    """Return the loss that a call requests; None if the arguments do not fit the function."""
     try:
-        given = signature(function).bind(recipe, *rest, **kwargs)
+        arguments = signature(function).bind(recipe, *rest, **kwargs)
     except TypeError:
         return None
-    found: Asked | None = function(*given.args, **given.kwargs)
-    return found
+    asked: Asked | None = function(*arguments.args, **arguments.kwargs)
+    return asked
 
 
 def as_recipe(value: Any) -> Any:
-    """The recipe of a deferred operand; None if it has been materialized. Other operands are returned as they are."""
+    """Return the recipe of a deferred operand, None if it has been materialized, and other operands unchanged."""
     if not isinstance(value, PendingLogits):
         return value
     return value.recipe if value.made is None else None
@@ -204,7 +204,7 @@ def alone(logits: PendingLogits, name: str) -> None:
 
 
 def made(value: Any, why: str) -> Any:
-    """The value with every stand-in materialized."""
+    """Return the value with every stand-in materialized."""
     if isinstance(value, PendingLogits):
         return value.logits(why)
     if isinstance(value, list | tuple) and not isinstance(value, torch.Size):

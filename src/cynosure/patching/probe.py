@@ -1,4 +1,4 @@
-"""A few tokens through a model, which is left as it was: what a patch is verified on."""
+"""Run a few tokens through a model to verify a patch; restore the model's state afterwards."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,11 +12,11 @@ from cynosure.patching.heads import head_layers, is_fsdp, release
 from cynosure.patching.inputs import CACHE_OPTIONS, Inputs, input_device, probe_inputs
 from cynosure.system.upstream import parametrized_values, tree_map_only
 
-MOST_KEPT = 2**20  # elements of a buffer that is put back: statistics are small, quantized weights may lie in buffers
+MOST_KEPT = 2**20  # elements of the largest buffer that is restored: statistics are small, quantized weights are not
 
 
 def probe(model: Any, given: Inputs) -> Any:
-    """The model's output for these inputs, which it may change in place, without dropout and gradients."""
+    """Return the model's output for a copy of these inputs, without dropout and gradients."""
     given = tree_map_only(torch.Tensor, torch.clone, given)
     try:
         with torch.inference_mode(False), torch.no_grad(), untouched(model):
@@ -26,9 +26,9 @@ def probe(model: Any, given: Inputs) -> Any:
 
 
 def own_probe(model: Any, example: Inputs | None = None) -> tuple[Inputs, Any]:
-    """Inputs that the model's own forward takes, `example` if it is given, and its output for them.
+    """Return `example`, or guessed inputs that the model's own forward accepts, and its output for them.
 
-    ValueError where it gives no loss for any that can be guessed.
+    Raises ValueError if it returns no loss for any of them.
     """
     reasons = []
     for given in probe_inputs(model) if example is None else [example]:
@@ -46,12 +46,12 @@ def own_probe(model: Any, example: Inputs | None = None) -> tuple[Inputs, Any]:
 
 
 def way_out(model: Any, reason: str) -> str:
-    """What helps where no inputs that can be guessed give a loss."""
+    """Return advice for a model that gives no loss for any guessed inputs."""
     dtypes = {str(x.dtype).removeprefix("torch.") for x in model.parameters() if x.is_floating_point()}
     if "dtype" in reason and len(dtypes) > 1 and not torch.is_autocast_enabled(input_device(model).type):
         return f"Its weights are in {' and '.join(sorted(dtypes))}: patch it within the autocast that it trains under"
     if any(map(is_fsdp, model.modules())) and not is_fsdp(model):
-        return "FSDP gathers some of its weights around it: patch what was given to fully_shard"
+        return "FSDP gathers some of its weights outside of it: patch the module that was passed to fully_shard"
     example = "give patch an example: patch(model, example=batch)"
     if not head_layers(model):
         return f"It names no output embeddings: patch a model that predicts the tokens of a text. If it does, {example}"
@@ -60,7 +60,7 @@ def way_out(model: Any, reason: str) -> str:
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; modes, gradients, buffers and the random generators are as before afterwards."""
+    """Set evaluation mode; restore modes, gradients, buffers and the random generators afterwards."""
     training = {module: module.training for module in model.modules()}
     gradients = {parameter: parameter.grad for parameter in model.parameters()}
     kept = [x for x in plain_parts(*model.buffers()) if x.numel() <= MOST_KEPT]
@@ -83,7 +83,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def uncached() -> Iterator[None]:
-    """What `parametrize.cached` keeps is of the model's own forward: weights of a probe have no gradient."""
+    """Hide the weights cached by `parametrize.cached`, and drop those of a probe, which have no gradient."""
     kept = dict(parametrized_values())
     parametrized_values().clear()
     try:
@@ -94,7 +94,7 @@ def uncached() -> Iterator[None]:
 
 
 def plain_parts(*tensors: Tensor) -> Iterator[Tensor]:
-    """The plain tensors that hold the values of these: themselves, or parts of them; not what cannot be read."""
+    """Yield the plain tensors that hold the values of these: themselves or their parts, without unreadable ones."""
     for x in tensors:
         if parts := parts_of(x):
             yield from plain_parts(*parts.values())
@@ -103,5 +103,5 @@ def plain_parts(*tensors: Tensor) -> Iterator[Tensor]:
 
 
 def bytes_of(x: Tensor) -> Tensor:
-    """As numbers, so that NaN is equal to itself."""
+    """View a tensor as bytes, so that NaN is equal to itself."""
     return x.detach().contiguous().view(-1).view(torch.uint8)

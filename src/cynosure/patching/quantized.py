@@ -1,4 +1,4 @@
-"""Heads of quantized layers that do not multiply by a tensor in sight: served where they stand for one weight."""
+"""Quantized heads, which multiply in their own kernels: use their weight with `F.linear` if that is exact."""
 
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -8,25 +8,25 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-ROUNDING = {  # layers that round the states too, by their package
+ROUNDING = {  # layers that also round hidden states: (package, class)
     ("bitsandbytes", "Linear8bitLt"): "bitsandbytes' 8-bit layer",
     ("torchao", "Float8Linear"): "torchao's float8 layer",
 }
 ROUNDING_WEIGHTS = {"BitNetTrainingLinearWeight", "BitNetPacked2bitLinearWeight", "IntxOpaqueTensor"}  # torchao's
-ROUNDING_MARKS = (  # of torchao's other weights that round them: how
+ROUNDING_MARKS = (  # attributes of torchao's other weights that round hidden states
     *("act_quant_kwargs", "act_quant_scale", "activation_quantization"),
-    "row_scale",  # of Int4PreshuffledTensor for states in float8
+    "row_scale",  # of Int4PreshuffledTensor with float8 states
 )
 WAY_OUT = "which rounds hidden states too: leave the head out of quantization"
 
 
 def of_package(layer: nn.Module) -> Iterator[tuple[str, str]]:
-    """(package, name) of a layer's class and of those that it is made from."""
+    """Return (package, name) of a layer's class and its base classes."""
     return ((kind.__module__.partition(".")[0], kind.__name__) for kind in type(layer).__mro__)
 
 
 def rounding(layers: Iterable[nn.Module]) -> str | None:
-    """The layer of a head that is no product with one weight, because it rounds the states too; None for none."""
+    """Return why a head is not a matmul with one weight: a layer that also rounds hidden states; None without one."""
     for layer in layers:
         for kind in of_package(layer):
             if kind in ROUNDING:
@@ -35,28 +35,28 @@ def rounding(layers: Iterable[nn.Module]) -> str | None:
 
 
 def rounding_weight(weight: Tensor) -> str | None:
-    """The same of a weight whose class rounds the states that it is multiplied by."""
+    """Return the same for a weight whose class rounds hidden states; None for other weights."""
     kind = type(weight)
     if not kind.__module__.startswith("torchao"):
         return None
     marked = any(getattr(weight, mark, None) is not None for mark in ROUNDING_MARKS)
-    states = getattr(weight, "activation_dtype", None)  # of Int4Tensor, which multiplies in it
+    states = getattr(weight, "activation_dtype", None)  # the dtype in which Int4Tensor multiplies
     if marked or kind.__name__ in ROUNDING_WEIGHTS or (states is not None and states.itemsize == 1):
         return f"its head's weight is torchao's {kind.__name__}, {WAY_OUT}"
     return None
 
 
 def replaced(layer: nn.Module) -> Iterator[tuple[dict[str, Any], str, Any]]:
-    """(attributes, name, function): bitsandbytes' 4-bit layers multiply by their dequantized weight, in no kernel."""
+    """Yield (attributes, name, function) to make bitsandbytes' 4-bit layers multiply by their dequantized weight."""
     if ("bitsandbytes", "Linear4bit") in of_package(layer):
-        name = "_old_forward" if "_old_forward" in vars(layer) else "forward"  # beneath what Accelerate wraps it in
+        name = "_old_forward" if "_old_forward" in vars(layer) else "forward"  # beneath Accelerate's wrapper
         yield vars(layer), name, partial(linear_4bit, layer)
 
 
 def linear_4bit(layer: Any, x: Tensor) -> Tensor:
-    """`Linear4bit.forward` by `F.linear`."""
+    """Compute `Linear4bit.forward` with `F.linear`."""
     dequantize_4bit = import_module("bitsandbytes.functional").dequantize_4bit
-    if getattr(layer.weight.quant_state, "packing_format_for_cpu", False):  # by an evaluation, for a kernel on CPUs
+    if getattr(layer.weight.quant_state, "packing_format_for_cpu", False):  # an evaluation has packed it for a kernel
         layer.state_dict()  # unpacks it
     weight = dequantize_4bit(layer.weight.data.view(-1, 1), layer.weight.quant_state)
     dtype = layer.compute_dtype or x.dtype

@@ -1,8 +1,8 @@
-"""What logits that are not made yet are made of: hidden states, a head, and what was done to their product.
+"""The recipe for logits that are not materialized: hidden states, a head, and the operations after their matmul.
 
-h (..., D) hidden states, w (V, D) the head's weight, b (V,) its bias. What a model does between its head and its loss
-is one of few things: it multiplies by a number, adds a constant for each class, caps by tanh, casts, drops the end of a
-padded vocabulary, takes the logarithm of the softmax, and lays out, orders or chooses the rows anew.
+h (..., D) hidden states, w (V, D) the head's weight, b (V,) its bias. Models do only a few things between head and
+loss. They multiply by a number, add a constant per class, cap with tanh, cast, drop padded classes, take the
+log-softmax, and reshape, permute or select rows.
 """
 
 from collections.abc import Callable
@@ -27,12 +27,12 @@ class Recipe:
     scale: float
     softcap: float | None
     dtype: torch.dtype
-    before_backward: tuple[Callable[[Tensor], Any], ...] = ()  # hooks of what wraps the model
-    versions: tuple[int, ...] = ()  # how often weight and bias had been changed in place; () is for now
+    before_backward: tuple[Callable[[Tensor], Any], ...] = ()  # hooks of the model's wrappers
+    versions: tuple[int, ...] = ()  # number of in-place changes of weight and bias; () takes the current ones
     normalized: bool = False  # log-probabilities: the log-softmax of these logits
-    after: int = 0  # how many dimensions of rows stand after that of the classes
-    lead: torch.Size | None = None  # hidden's (...) as the head was given it; None is for as it is
-    places: Tensor | None = None  # where each row stood in `lead`, flat; None for all of them in order
+    after: int = 0  # number of row dimensions after the class dimension
+    lead: torch.Size | None = None  # hidden's (...) as the head received it; None takes the current one
+    places: Tensor | None = None  # flat position of each row in `lead`; None means all rows in order
 
     def __post_init__(self) -> None:
         if not self.versions:
@@ -42,12 +42,12 @@ class Recipe:
 
     @property
     def matrix(self) -> Tensor:
-        """The weight as it can be changed: a quantized one dequantized."""
+        """The weight as a tensor that can be modified: a quantized weight is dequantized."""
         return readable(self.weight)
 
     @property
     def stale(self) -> bool:
-        """Whether the weights have changed since: by an optimizer's step."""
+        """Whether the weights have changed since, for example by an optimizer's step."""
         return self.versions != versions(self.weight, self.bias)
 
     @property
@@ -70,7 +70,7 @@ class Recipe:
 
     @property
     def axis(self) -> int:
-        """Which dimension is that of the classes."""
+        """The dimension of the classes."""
         return len(self.rows) - self.after
 
     @property
@@ -83,17 +83,17 @@ class Recipe:
         return replace(self, scale=self.scale * factor, softcap=self.softcap * factor)
 
     def capped(self) -> "Recipe | None":
-        """tanh of it; None where it has been capped before."""
+        """Apply tanh; None if there is a cap already."""
         return replace(self, softcap=1.0) if self.softcap is None else None
 
     def classes(self, n: int) -> "Recipe":
-        """The first n classes alone."""
+        """Keep only the first n classes."""
         return replace(self, weight=self.matrix[:n], bias=None if self.bias is None else self.bias[:n])
 
     def times_each(self, factor: Tensor | float) -> "Recipe | None":
-        """Each class, (V,), times a factor of its own, or all times one of any sign; None where there is a cap.
+        """Multiply by a factor per class, (V,), or by one number of any sign; None if there is a cap.
 
-        It goes into the weight, so that a factor that is learned has its gradient.
+        The weight is multiplied, so that a learned factor gets its gradient.
         """
         if self.softcap is not None:
             return None
@@ -102,14 +102,14 @@ class Recipe:
         return self.changed(weight=(self.matrix * column).to(self.weight.dtype), bias=bias)
 
     def plus_each(self, offset: Tensor, sign: float = 1) -> "Recipe | None":
-        """Each class plus, or minus, an offset of its own, (V,); None where there is a cap."""
+        """Add `sign` times an offset per class, (V,); None if there is a cap."""
         if self.softcap is not None:
             return None
         offset = (offset * (sign / self.scale)).to(self.hidden)  # its dtype and device
         return self.changed(bias=offset.expand(self.n_classes) if self.bias is None else self.bias + offset)
 
     def projected(self, matrix: Tensor) -> Tensor | None:
-        """Its product (..., K) with a matrix (V, K), K at most D, without the logits; None where that is not exact."""
+        """Multiply by a matrix (V, K), K <= D, without materializing the logits; None if that is not exact."""
         narrow = matrix.ndim == 2 and matrix.shape[0] == self.n_classes and matrix.shape[1] <= self.hidden.shape[-1]
         if not narrow or self.softcap is not None or self.normalized or self.after or self.stale:
             return None
@@ -118,13 +118,13 @@ class Recipe:
         return F.linear(self.hidden.to(matrix.dtype), matrix.t() @ self.matrix.to(matrix.dtype), bias)
 
     def changed(self, **parts: Any) -> "Recipe":
-        """With other states or weights, made of these; stale if these are."""
+        """Replace states or weights by others that were computed from them; the result is stale if this recipe is."""
         return replace(self, **parts, versions=(-1,) if self.stale else ())
 
     def plus(self, other: "Recipe") -> "Recipe | None":
-        """The sum of two products, as one of hidden states and weights side by side; None where there is a cap.
+        """Add two matmuls as one, of concatenated hidden states and weights; None if there is a cap.
 
-        So are a head and its low-rank update one head again, whatever dropout has done to the states of the latter.
+        So a head and its low-rank update become one head, even if dropout has changed the states of the update.
         """
         if self.softcap is not None or other.softcap is not None or self.shape != other.shape:
             return None
@@ -136,33 +136,33 @@ class Recipe:
         biases = [part.scale * part.bias for part in (self, other) if part.bias is not None]
         bias = sum(biases[1:], biases[0]).to(hidden.dtype) if biases else None
         hooks = self.before_backward + other.before_backward
-        found = self.changed(hidden=hidden, weight=weight, bias=bias, scale=1.0, before_backward=hooks)
-        return replace(found, versions=(-1,)) if other.stale else found
+        total = self.changed(hidden=hidden, weight=weight, bias=bias, scale=1.0, before_backward=hooks)
+        return replace(total, versions=(-1,)) if other.stale else total
 
     def laid(self, change: Callable[[Tensor], Tensor], after: int = 0) -> "Recipe":
-        """Its rows laid out, ordered or chosen anew: `change` takes (..., C), whose first dimensions are the rows'."""
+        """Reshape, permute or select rows: `change` maps tensors (..., C) whose leading dimensions are rows."""
         places = self.places
         if places is None:
             places = torch.arange(self.rows.numel(), device=self.hidden.device).view(self.rows)
         return replace(self, hidden=change(self.hidden), places=change(places[..., None])[..., 0], after=after)
 
     def logits(self) -> Tensor:
-        """In full, of shape `shape`."""
+        """Materialize the logits, of shape `shape`."""
         return self.logits_of(F.linear(self.hidden, self.weight, self.bias))
 
     def logits_of(self, z: Tensor) -> Tensor:
-        """What becomes of the product (..., V) of states and head."""
+        """Return the logits, given the result z (..., V) of the head's matmul."""
         z = capped(z, self.scale, self.softcap).to(self.dtype)
         return (z.log_softmax(-1) if self.normalized else z).movedim(-1, self.axis)
 
 
 def versions(*tensors: Tensor | None) -> tuple[int, ...]:
-    """How often each of them has been changed in place."""
+    """Return how often each tensor has been changed in place."""
     return tuple(0 if x is None or x.is_inference() else times_changed(x) for x in tensors)
 
 
-def product_dtype(hidden: Tensor) -> torch.dtype:
-    """Of `F.linear`: autocast may choose another than that of the hidden states."""
+def matmul_dtype(hidden: Tensor) -> torch.dtype:
+    """Return the dtype in which `F.linear` computes: autocast's if it is on, else that of the hidden states."""
     kind = hidden.device.type
     casts = torch.is_autocast_enabled(kind) and hidden.dtype != torch.float64
     return torch.get_autocast_dtype(kind) if casts else hidden.dtype

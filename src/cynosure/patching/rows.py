@@ -1,6 +1,6 @@
-"""Operations that lay out, order or choose the rows of logits that are not made yet, or drop the last classes.
+"""Operations that reshape, permute or select rows of deferred logits, or drop the last classes.
 
-Each gives the recipe of its result, or None where the classes would not stay whole.
+Each returns the recipe of its result, or None if it would split the class dimension.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from cynosure.patching.recipe import Recipe
 
 
 def reshaped(recipe: Recipe, *shape: Any) -> Recipe | None:
-    """`view` and `reshape`: rows laid out anew, the classes last."""
+    """`view` and `reshape`: change the shape of the rows; the classes stay last."""
     if len(shape) == 1 and not isinstance(shape[0], int):
         shape = shape[0]
     if isinstance(shape, torch.dtype) or not shape:
@@ -56,7 +56,7 @@ def unsqueezed(recipe: Recipe, dim: int) -> Recipe | None:
 
 
 def squeezed(recipe: Recipe, dim: int) -> Recipe | None:
-    """Without a dimension of one row; as it is where there are more."""
+    """Remove a dimension of size 1; keep one of another size."""
     dim %= len(recipe.shape)
     if recipe.shape[dim] != 1:
         return recipe
@@ -101,7 +101,7 @@ def selected(recipe: Recipe, dim: int, index: int) -> Recipe | None:
 
 
 def indexed(recipe: Recipe, index: Any) -> Recipe | None:
-    """`[...]`: some of the rows by slices, numbers, masks or positions, and all classes or the first of them."""
+    """`[...]`: select rows by slices, numbers, masks or positions, and all classes or the first ones."""
     index = index if isinstance(index, tuple) else (index,)
     if recipe.after or not all(isinstance(i, slice | int | Tensor | EllipsisType | None) for i in index):
         return None
@@ -124,7 +124,7 @@ def indexed(recipe: Recipe, index: Any) -> Recipe | None:
 
 
 def consumed(index: Any) -> int:
-    """How many dimensions a part of an index stands for."""
+    """Return how many dimensions a part of an index consumes."""
     if index is None or index is ...:
         return 0
     return index.ndim if isinstance(index, Tensor) and index.dtype == torch.bool else 1

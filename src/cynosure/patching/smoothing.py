@@ -1,4 +1,4 @@
-"""Trainer's label smoothing, of logits that are not made."""
+"""Trainer's label smoothing, without materializing the logits."""
 
 from typing import Any
 
@@ -11,15 +11,16 @@ from cynosure.patching.model import Patch
 
 
 class Smoother:
-    """What a patched Trainer has as its `label_smoother`: the same function of a patched model's logits.
+    """The `label_smoother` of a patched Trainer. It computes the same loss from a patched model's logits.
 
-    The mean over the tokens that count, or their sum divided by `num_items_in_batch`, of (1 - epsilon) times the loss
-    of the target plus epsilon times the mean loss of all classes. In evaluation it keeps the sum of each text.
+    A token's loss is (1 - epsilon) times the loss of the target, plus epsilon times the mean loss of all classes. The
+    result is the mean over the tokens that count, or their sum divided by `num_items_in_batch`. In evaluation, the
+    smoother also keeps the sum of each text.
     """
 
     def __init__(self, own: Any, model_patch: Patch) -> None:
         self.own, self.model_patch = own, model_patch
-        self.sums: list[Tensor] = []  # of each text, (B,) nats
+        self.sums: list[Tensor] = []  # (B,) nats of each text
 
     def __call__(
         self,
@@ -41,6 +42,6 @@ class Smoother:
             self.sums.append(losses.view(labels.shape).sum(-1))
             total = losses.sum().float()
             if self.model_patch.without_labels and not takes_fused_head(self.model_patch.own_forward):
-                F.cross_entropy(logits, target, reduction="sum", **options)  # tells the observer every token's figures
+                F.cross_entropy(logits, target, reduction="sum", **options)  # gives statistics to the observer
         n_counted = (labels != self.own.ignore_index).sum() if num_items_in_batch is None else num_items_in_batch
         return total / (n_counted.to(total.device) if isinstance(n_counted, Tensor) else n_counted)

@@ -13,7 +13,7 @@ from cynosure.patching.smoothing import Smoother
 REPLACED = ("evaluation_loop", "prediction_step", "compute_loss", "label_smoother")
 ALONE = "patch only its model, patch(trainer.model); that helps if its compute_loss passes labels to the model"
 LOSSES_OF = ("transformers.trainer", "trl.trainer.sft_trainer")  # their compute_loss is the cross-entropy
-THEIRS = {"entropy": "entropy", "mean_token_accuracy": "accuracy"}  # TRL's name of a metric: ours
+THEIRS = {"entropy": "entropy", "mean_token_accuracy": "accuracy"}  # TRL's names of our metrics
 
 
 class TrainerPatch(Entered):
@@ -35,20 +35,20 @@ class TrainerPatch(Entered):
         smoother = trainer.label_smoother
         self.smoother = None if smoother is None else Smoother(smoother, self.model_patch)
         self.batches: list[TokenStats] = []
-        self.sums = torch.zeros(5, dtype=torch.float64)  # of TokenSums.rows, and of what is minimised
+        self.sums = torch.zeros(5, dtype=torch.float64)  # of TokenSums.rows, and of the minimised loss
 
     @classmethod
     def on(cls, trainer: Any, example: Inputs | None = None) -> "TrainerPatch":
         """Enter the patch of a trainer; apply it if needed. Raises as `Patch.on` does."""
-        found: TrainerPatch | None = vars(trainer).get("_cynosure_patch")
-        if found is None:
-            found = cls(trainer, example)
-            trainer._cynosure_patch = found
-            trainer.evaluation_loop, trainer.prediction_step = found.evaluation_loop, found.prediction_step
-            if found.smoother is not None:
-                trainer.compute_loss, trainer.label_smoother = found.compute_loss, found.smoother
-        found.entries += 1
-        return found
+        handle: TrainerPatch | None = vars(trainer).get("_cynosure_patch")
+        if handle is None:
+            handle = cls(trainer, example)
+            trainer._cynosure_patch = handle
+            trainer.evaluation_loop, trainer.prediction_step = handle.evaluation_loop, handle.prediction_step
+            if handle.smoother is not None:
+                trainer.compute_loss, trainer.label_smoother = handle.compute_loss, handle.smoother
+        handle.entries += 1
+        return handle
 
     def undo(self) -> None:
         """Restore trainer and model at once, however often they were patched. Further calls do nothing.
@@ -71,15 +71,15 @@ class TrainerPatch(Entered):
             output = self.own_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         finally:
             self.model_patch.observer = None
-        found = figures(TokenSums.of(self.sums[:4]), float(self.sums[4]))
+        metrics = metrics_of(TokenSums.of(self.sums[:4]), float(self.sums[4]))
         # TRL would replace two of them by means over batches.
         theirs = getattr(self.trainer, "_metrics", {}).get("eval", {})
-        theirs.update({name: [found[own]] for name, own in THEIRS.items() if name in theirs and found})
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
+        theirs.update({name: [metrics[own]] for name, own in THEIRS.items() if name in theirs and metrics})
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        """Trainer's own, under label smoothing: the model gets no labels, but its logits are still deferred."""
+        """Call Trainer's own under label smoothing: the model gets no labels, but its logits are still deferred."""
         self.model_patch.without_labels = True
         try:
             return self.own_loss(*args, **kwargs)
@@ -87,7 +87,7 @@ class TrainerPatch(Entered):
             self.model_patch.without_labels = False
 
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
-        """Trainer's own; also gather the sums of each text, without texts that only pad the last batch."""
+        """Call Trainer's own; also gather the sums of each text, without texts that only pad the last batch."""
         self.batches.clear()
         minimised = [] if self.smoother is None else self.smoother.sums
         minimised.clear()
@@ -104,8 +104,8 @@ class TrainerPatch(Entered):
         return result
 
 
-def figures(sums: TokenSums, minimised: float) -> dict[str, float]:
-    """The `eval_` metrics from these sums and the sum of the minimised loss; empty without tokens."""
+def metrics_of(sums: TokenSums, minimised: float) -> dict[str, float]:
+    """Return the `eval_` metrics from these sums and the sum of the minimised loss; {} without tokens."""
     if not sums.tokens:
         return {}
     return {

@@ -47,12 +47,12 @@ def per_token_output(
     if not isinstance(output.logits, PendingLogits) or output.logits.made is not None:
         raise ValueError(f"{type(patched.model).__name__}: {patched.why_not()}")
     patched.ready()
-    found = Labelled.of(output.logits.recipe, labels, shift_labels)
-    stats = found.stats()
+    labelled = Labelled.of(output.logits.recipe, labels, shift_labels)
+    stats = labelled.stats()
     if patched.observer is not None and not torch.is_grad_enabled():
         patched.observer(stats)
     mask = stats.rank > 0
-    log_probs = found.hooked(found.logprobs(stats))
+    log_probs = labelled.hooked(labelled.logprobs(stats))
     n_items = mask.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
     loss, aux_loss = -log_probs.sum() / n_items, getattr(output, "aux_loss", None)
     if aux_loss is not None:
@@ -61,7 +61,7 @@ def per_token_output(
     means = None
     if "mean_logits" in patched.per_token:
         with torch.no_grad():
-            means = (stats.lse - found._replace(label_smoothing=1.0).loss("none")).where(mask, 0.0)
+            means = (stats.lse - labelled._replace(label_smoothing=1.0).loss("none")).where(mask, 0.0)
     return PerTokenOutput(loss, log_probs, entropy, stats.correct == 1, mask, means, aux_loss)
 
 
@@ -69,9 +69,9 @@ class Constant(Function):
     """Statistics without a gradient: asking for one raises an error instead of giving zero."""
 
     @staticmethod
-    def forward(ctx: Any, figures: Tensor, log_probs: Tensor) -> Tensor:
+    def forward(ctx: Any, stats: Tensor, log_probs: Tensor) -> Tensor:
         ctx.set_materialize_grads(False)
-        return figures.clone()
+        return stats.clone()
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> Any:
@@ -82,16 +82,15 @@ class Constant(Function):
 
 def verify_tokens(own: Any, ours: Any, dtype: torch.dtype) -> None:
     """Compare TRL's statistics of some tokens with the patched model's; raise ValueError if they differ."""
-    more = [name for name, value in own.items() if value is not None and getattr(ours, name, None) is None]
-    if more:
-        raise ValueError(f"this trainer cannot be patched: it needs {', '.join(more)} for every token")
-    eps = torch.finfo(dtype).eps  # of the weights: log_probs are float32 whatever they are made of
+    missing = [name for name, value in own.items() if value is not None and getattr(ours, name, None) is None]
+    if missing:
+        raise ValueError(f"this trainer cannot be patched: it needs {', '.join(missing)} for every token")
+    eps = torch.finfo(dtype).eps  # of the weights: log_probs are float32 for weights of any dtype
     a, b = own.log_probs.float(), ours.log_probs.float()
     tolerance = (64 if eps < 1e-4 else 4) * eps * b.abs().clamp(min=1)
-    theirs, found = float(-a.sum()), float(-b.sum())
+    own_nats, our_nats = float(-a.sum()), float(-b.sum())
     if not bool(((a - b).abs() <= tolerance).all()):
         raise ValueError(
-            f"this trainer cannot be patched: by its own head the tokens of a probe cost {theirs:.6f} nats, by the "
-            f"model's logits {found:.6f}: it has a temperature, or leaves out what PEFT "
-            "has added to the head"
+            f"this trainer cannot be patched: on a few tokens its own head gives {own_nats:.6f} nats, but the model's "
+            f"logits give {our_nats:.6f}: it has a temperature, or omits the update that PEFT has added to the head"
         )

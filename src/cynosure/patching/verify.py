@@ -17,7 +17,7 @@ from cynosure.patching.inputs import Inputs
 from cynosure.patching.labelled import NAMES, Labelled
 from cynosure.patching.losses import Asked
 from cynosure.patching.probe import own_probe, probe
-from cynosure.patching.recipe import Recipe, product_dtype
+from cynosure.patching.recipe import Recipe, matmul_dtype
 
 VERIFIED: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # verified models, and their heads at that time
 
@@ -49,7 +49,7 @@ def verify(patched: Any) -> None:
 
 
 def head_of(model: Any) -> Any:
-    """The facts that a verification holds for: the layers of the head, and which of their weights are trained."""
+    """Return what a verification depends on: the layers of the head, and which of their weights are trained."""
     layers = head_layers(model)
     return layers, [parameter.requires_grad for layer in layers for parameter in layer.parameters()]
 
@@ -66,7 +66,7 @@ def attribute(patched: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def difference(patched: Any, given: Inputs, own: Tensor) -> str | None:
-    """How the patched model differs from its own forward, which gave this loss; None if it does not."""
+    """Return how the patched model differs from its own forward, which gave this loss; None if it does not."""
     seen: list[Asked] = []
     with attribute(patched, "warned", True), attribute(patched, "seen", seen):
         try:
@@ -77,7 +77,7 @@ def difference(patched: Any, given: Inputs, own: Tensor) -> str | None:
         return patched.why_not()  # type: ignore[no-any-return]
     if not torch.isfinite(own):
         return f"its own loss is {float(own)} on a few tokens: check its weights, or its dtype for overflow"
-    dtypes = {patched.model.dtype, *(product_dtype(asked.labelled.recipe.hidden) for asked in seen)}
+    dtypes = {patched.model.dtype, *(matmul_dtype(asked.labelled.recipe.hidden) for asked in seen)}
     tolerance = 16 * max(torch.finfo(dtype).eps for dtype in dtypes)
     if not abs(float(ours) - float(own)) <= tolerance * max(1.0, abs(float(own))):
         return f"its own loss is {float(own):.6f}, but the loss without logits is {float(ours):.6f}"
@@ -89,30 +89,32 @@ def difference(patched: Any, given: Inputs, own: Tensor) -> str | None:
         return str(error)
 
 
-def gradient_difference(found: Labelled) -> str | None:
-    """How the gradients of the fused loss differ from those of full logits, by the matmuls that a large batch uses.
+def gradient_difference(labelled: Labelled) -> str | None:
+    """Return how the gradients of the fused loss differ from those of full logits; None if they do not.
+
+    The fused loss runs with the matmuls of a large batch.
 
     The model is cut in front of its head: hidden states and weights become leaves. The gradient of the weight is large,
-    so only its product with a random vector is compared.
+    so only its matmul with a random vector is compared.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        found = found._replace(recipe=cut(found.recipe))
-        recipe = found.recipe
-        asked = {name: x for name in NAMES if (x := getattr(recipe, name)) is not None and x.requires_grad}
+        labelled = labelled._replace(recipe=cut(labelled.recipe))
+        recipe = labelled.recipe
+        leaves = {name: x for name in NAMES if (x := getattr(recipe, name)) is not None and x.requires_grad}
         if not F.linear(recipe.hidden, recipe.weight).requires_grad:
             return f"its head's weight is a {type(recipe.weight).__name__}, whose matmul has no gradient"
         direction = torch.randn(recipe.hidden.shape[-1], generator=torch.Generator().manual_seed(0)).to(recipe.hidden)
         try:
-            own = own_gradients(found, direction)
+            own = own_gradients(labelled, direction)
         except (RuntimeError, NotImplementedError):
             return None  # a head without a backward: nothing to compare with
-        half = max(found.target.numel() // 2, 1)  # so that there is a first chunk and a last one
+        half = max(labelled.target.numel() // 2, 1)  # for two chunks: the first and the last
         with as_if_large():
-            made = torch.autograd.grad(found.loss("sum", chunk_tokens=half), list(asked.values()))
-    ours = dict(zip(asked, made, strict=True))
+            gradients = torch.autograd.grad(labelled.loss("sum", chunk_tokens=half), list(leaves.values()))
+    ours = dict(zip(leaves, gradients, strict=True))
     if "weight" in ours:
         ours["weight"] = ours["weight"] @ direction.to(ours["weight"].dtype)
-    eps = torch.finfo(product_dtype(recipe.hidden)).eps
+    eps = torch.finfo(matmul_dtype(recipe.hidden)).eps
     tolerance = max(eps**0.5, 16 * eps * own.largest)
     slack = eps * max(float(wide(x.detach()).norm(dim=-1).max()) for x in (recipe.hidden, recipe.matrix))
     for name, gradient in ours.items():
@@ -127,18 +129,18 @@ class OwnGradients(NamedTuple):
     """Gradients of the summed loss of full logits, by autograd; `largest` is the largest logit."""
 
     hidden: Tensor
-    weight: Tensor  # (V,): times a direction (D,)
+    weight: Tensor  # (V,): multiplied by a direction (D,)
     bias: Tensor  # (V,)
     largest: float
 
 
-def own_gradients(found: Labelled, direction: Tensor) -> OwnGradients:
-    """Run autograd through full logits. Raises what a head without a backward raises."""
-    recipe = found.recipe
+def own_gradients(labelled: Labelled, direction: Tensor) -> OwnGradients:
+    """Run autograd through full logits. Raises the error of a head without a backward."""
+    recipe = labelled.recipe
     z = F.linear(recipe.hidden, recipe.weight, recipe.bias)
     leaf = z.detach().requires_grad_()
     logits = replace(recipe, normalized=False, after=0).logits_of(leaf)
-    (dz,) = torch.autograd.grad(loss_of(found, logits), leaf)
+    (dz,) = torch.autograd.grad(loss_of(labelled, logits), leaf)
     (dhidden,) = torch.autograd.grad(z, recipe.hidden, dz)
     rows, states = (wide(x).reshape(-1, x.shape[-1]) for x in (dz, recipe.hidden.detach()))
     dweight = rows.t() @ (states @ direction.to(states.dtype))
@@ -146,7 +148,7 @@ def own_gradients(found: Labelled, direction: Tensor) -> OwnGradients:
 
 
 def cut(recipe: Recipe) -> Recipe:
-    """The recipe with leaves as operands: hidden requires grad, and so do weight and bias if they are trained."""
+    """Replace the operands by leaves: hidden requires grad, and so do weight and bias if they are trained."""
     changed: dict[str, Any] = {}
     for name in NAMES:
         x = getattr(recipe, name)
@@ -158,18 +160,18 @@ def cut(recipe: Recipe) -> Recipe:
 
 
 def wide(x: Tensor) -> Tensor:
-    """In float32 at least."""
+    """Cast to float32, or keep a wider dtype."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def loss_of(found: Labelled, logits: Tensor) -> Tensor:
-    """The summed cross-entropy of full logits (..., V), by torch."""
-    if found.shift:
-        logits = logits[..., : -found.shift, :]
-    target = found.predicted() if found.shift else found.target
+def loss_of(labelled: Labelled, logits: Tensor) -> Tensor:
+    """Compute the summed cross-entropy of full logits (..., V) with torch."""
+    if labelled.shift:
+        logits = logits[..., : -labelled.shift, :]
+    target = labelled.predicted() if labelled.shift else labelled.target
     n_classes = logits.shape[-1]
     target = target.reshape(-1, n_classes) if target.is_floating_point() else target.flatten()
     return F.cross_entropy(
-        wide(logits).reshape(-1, n_classes), target, found.class_weight,
-        ignore_index=found.ignore_index, label_smoothing=found.label_smoothing, reduction="sum",
+        wide(logits).reshape(-1, n_classes), target, labelled.class_weight,
+        ignore_index=labelled.ignore_index, label_smoothing=labelled.label_smoothing, reduction="sum",
     )  # fmt: skip

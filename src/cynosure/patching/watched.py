@@ -16,7 +16,7 @@ from cynosure.patching.recipe import Recipe
 from cynosure.system.upstream import backward_hooks
 
 SAID = (
-    "the gradient of a patched model's logits was asked for (retain_grad, register_hook): its backward materializes "
+    "the gradient of a patched model's logits was requested (retain_grad, register_hook): its backward materializes "
     "the full logits, as an unpatched model does"
 )
 
@@ -40,24 +40,24 @@ class Step(NamedTuple):
 
 
 def step_of(function: Callable[..., Any], logits: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:
-    """An operation on the stand-in `logits`; the result holds no reference to it."""
+    """Build the step of an operation on the stand-in `logits`; the step holds no reference to it."""
     at = next(i for i, x in enumerate(args) if x is logits)
     return Step(function, (*args[:at], None, *args[at + 1 :]), at, kwargs)
 
 
 def last_step(asked: Asked, step: Step, objective: Objective) -> Step:
-    """The requested loss as an operation on full logits, with the z-loss and smoothing of `objective`."""
+    """Return the requested loss as an operation on full logits, with the z-loss and smoothing of `objective`."""
     if objective == PLAIN:
         return step
     labelled, reduction = asked.labelled, cast(Any, asked.reduction)
 
     def loss(logits: Tensor) -> Tensor:
-        made = cross_entropy(
+        losses = cross_entropy(
             logits.movedim(labelled.recipe.axis, -1), labelled.target, ignore_index=labelled.ignore_index,
             reduction=reduction, class_weight=labelled.class_weight, z_loss=objective.z_loss,
             label_smoothing=objective.label_smoothing or labelled.label_smoothing,
         )  # fmt: skip
-        return asked.finish(made)
+        return asked.finish(losses)
 
     return Step(loss, (None,), 0, {})
 
@@ -72,7 +72,7 @@ class Link(NamedTuple):
 
 @uncompiled
 def watched(loss: Tensor, logits: Any, last: Step) -> Tensor:
-    """Attach the stand-ins to a loss that `last` made of `logits`; its gradient passes through watched ones."""
+    """Attach the stand-ins to a loss that `last` computes from `logits`; its gradient passes through watched ones."""
     if not loss.requires_grad:
         return loss
     chain: list[Link] = []
@@ -82,12 +82,12 @@ def watched(loss: Tensor, logits: Any, last: Step) -> Tensor:
         chain.append(Link(weakref.ref(node), state_of(node.recipe), step))
         parts |= {id(x): x for x in (*node.recipe.operands, *step.learned) if x is not None}
         node, step = node.base, node.step
-    found: Tensor = Watched.apply(loss, chain, *parts.values())  # type: ignore[no-untyped-call]
-    return found
+    result: Tensor = Watched.apply(loss, chain, *parts.values())  # type: ignore[no-untyped-call]
+    return result
 
 
 def state_of(recipe: Recipe) -> tuple[Any, ...]:
-    """The parts of a recipe that an in-place operation would change."""
+    """Return the parts of a recipe that an in-place operation would change."""
     return (*map(id, recipe.operands), recipe.scale, recipe.softcap)
 
 
@@ -111,8 +111,8 @@ class Watched(Function):
                 "the gradient of a patched model's logits has no second derivative: leave out create_graph=True"
             )
         with torch.autocast(*ctx.autocast):
-            found = gradients(chain[: first + 1], set(ctx.ids), upstream[0])
-        return (None, None, *(found.get(key) for key in ctx.ids))
+            by_id = gradients(chain[: first + 1], set(ctx.ids), upstream[0])
+        return (None, None, *(by_id.get(key) for key in ctx.ids))
 
 
 def is_watched(node: Any) -> bool:
@@ -121,7 +121,7 @@ def is_watched(node: Any) -> bool:
 
 
 def gradients(chain: list[Link], wanted: set[int], upstream: Tensor) -> dict[int, Tensor]:
-    """The gradients of what is `wanted`, by its id, through the logits of a chain, whose last stand-in is watched."""
+    """Return gradients by id of the `wanted` tensors, through the logits of a chain whose last stand-in is watched."""
     recipe: Recipe = chain[-1].node().recipe  # type: ignore[union-attr]
     for hook in recipe.before_backward:
         upstream = hook(upstream)
@@ -141,13 +141,13 @@ def gradients(chain: list[Link], wanted: set[int], upstream: Tensor) -> dict[int
                 watch(z, node.made)
             z = link.step(z)
     learned = {id(x): x for link in chain for x in link.step.learned if id(x) in wanted}
-    asked = {key: x for key, x in (own | learned).items() if x.requires_grad}
-    found = torch.autograd.grad(z, list(asked.values()), upstream.to(z.dtype), allow_unused=True)
-    return {key: x for key, x in zip(asked, found, strict=True) if x is not None}
+    leaves = {key: x for key, x in (own | learned).items() if x.requires_grad}
+    results = torch.autograd.grad(z, list(leaves.values()), upstream.to(z.dtype), allow_unused=True)
+    return {key: x for key, x in zip(leaves, results, strict=True) if x is not None}
 
 
 def watch(logits: Tensor, made: Any) -> None:
-    """Treat the gradient of these logits as the watched stand-in asks: run its hooks, keep its grad."""
+    """Run the hooks of the watched stand-in on the gradient of these logits, and keep its grad."""
     for hook in backward_hooks(made).values():
         logits.register_hook(hook)  # type: ignore[no-untyped-call]
     if made.retains_grad:
@@ -159,24 +159,24 @@ def watch(logits: Tensor, made: Any) -> None:
 
 
 def grad(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-    """`torch.autograd.grad` if some inputs are stand-ins: hooks on their logits collect the gradient."""
+    """Run `torch.autograd.grad` if some inputs are stand-ins: hooks on their logits collect the gradient."""
     inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
-    came: dict[int, Tensor] = {}
-    handles, asked = [], []
+    collected: dict[int, Tensor] = {}
+    handles, real_inputs = [], []
     for number, x in enumerate(inputs):
         recipe = getattr(x, "recipe", None)
         if recipe is None:
-            asked.append(x)
+            real_inputs.append(x)
             continue
 
         def keep(dlogits: Tensor, number: int = number) -> None:
-            came[number] = came[number] + dlogits if number in came else dlogits.clone()
+            collected[number] = collected[number] + dlogits if number in collected else dlogits.clone()
 
         handles.append(x.logits("torch.autograd.grad").register_hook(keep))
-        asked.append(next(part for part in recipe.operands if part is not None and part.requires_grad))
+        real_inputs.append(next(part for part in recipe.operands if part is not None and part.requires_grad))
     try:
-        found = torch.autograd.grad(outputs, asked, *args, **kwargs)
+        results = torch.autograd.grad(outputs, real_inputs, *args, **kwargs)
     finally:
         for handle in handles:
             handle.remove()
-    return tuple(came.get(i, x) if hasattr(inputs[i], "recipe") else x for i, x in enumerate(found))
+    return tuple(collected.get(i, x) if hasattr(inputs[i], "recipe") else x for i, x in enumerate(results))

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from cynosure.loss import choose_gemm
-from cynosure.loss.linear import product
+from cynosure.loss.linear import matmul
 
 SIZES, RUNS = {"cpu": 1536}, 5  # of square matrices: large enough to keep all of it busy
 SIZE_ELSEWHERE = 8192
@@ -24,7 +24,7 @@ def peak_flops(dtype: torch.dtype, device: torch.device) -> float:
     seconds = []
     for _ in range(RUNS):
         start = time.perf_counter()
-        product(a, b, out, provider=provider)
+        matmul(a, b, out, provider=provider)
         if device.type != "cpu":
             torch.get_device_module(device).synchronize(device)
         seconds.append(time.perf_counter() - start)

@@ -1,8 +1,8 @@
-"""Row kernels, one file each: what turns a block of logits into losses, statistics and gradients.
+"""Row kernels, one file each. They turn a block of logits into losses, statistics and gradients.
 
-To add a backend, write one file here: a class with what `registry.Backend` asks for, and a call of `register` with an
-instance. Nothing else changes: `backends()`, `explain` and the tests of `tests/loss` find it. It imports what its
-device needs only where `unavailable` finds that it is installed. `torch_rows.py` is what every backend must equal.
+To add a backend, write one file here: a class that implements `registry.Backend`, and a call of `register` with an
+instance. Nothing else changes: `backends()`, `explain` and the tests of `tests/loss` find it. Import optional packages
+inside its methods, once `unavailable` has checked for them. Every backend must give the results of `torch_rows.py`.
 """
 
 from importlib import import_module
@@ -10,7 +10,7 @@ from pkgutil import iter_modules
 
 
 def import_all() -> None:
-    """Import every file of this folder, each of which registers its backends."""
+    """Import every file of this folder; each registers its backends."""
     for module in iter_modules(__path__):
         import_module(f"{__name__}.{module.name}")
 

@@ -17,7 +17,7 @@ from cynosure.loss.sizes import MIB, Sizes
 from cynosure.loss.targets import TargetRows
 from cynosure.loss.tensors import address
 
-SIZES = Sizes(block_bytes=64 * MIB)  # enough rows for every thread; a dense target's are converted for as many
+SIZES = Sizes(block_bytes=64 * MIB)  # enough rows for every thread; a dense target is converted block by block
 
 
 class NativeRows:
@@ -43,22 +43,22 @@ class NativeRows:
         return None
 
     def sizes(self, device: torch.device) -> Sizes:
-        """How many rows of logits suit it."""
+        """Return the numbers of rows of logits that suit it."""
         return SIZES
 
     def loss_rows(self, z: Tensor, target: TargetRows, options: RowOptions, upstream: Tensor | None = None) -> Tensor:
-        """Loss (r,) of each row; with upstream (r,), z becomes upstream * d(loss)/d(logits)."""
+        """Return the loss (r,) of each row; with upstream (r,), z becomes upstream * d(loss)/d(logits)."""
         loss = torch.empty(len(z), dtype=accumulation_dtype(z.dtype), device=z.device)
-        self._visit(z, Piece(0, z.shape[-1]), target, options, upstream, loss=address(loss))
+        self._call(z, Piece(0, z.shape[-1]), target, options, upstream, loss=address(loss))
         return loss
 
     def loss_piece(self, z: Tensor, piece: Piece, target: TargetRows, options: RowOptions) -> LossPart:
-        """What a piece of r rows adds to their loss."""
+        """Return what a piece of r rows adds to their loss."""
         part = LossPart(*torch.empty(len(LossPart._fields), len(z), dtype=torch.float64, device=z.device))
-        self._visit(z, piece, target, options, None, **{name: address(x) for name, x in part._asdict().items()})
+        self._call(z, piece, target, options, None, **{name: address(x) for name, x in part._asdict().items()})
         return part
 
-    def _visit(
+    def _call(
         self, z: Tensor, piece: Piece, target: TargetRows, options: RowOptions,
         upstream: Tensor | None = None, **results: int,
     ) -> None:  # fmt: skip
@@ -80,7 +80,7 @@ class NativeRows:
         self, z: Tensor, piece: Piece, index: Tensor, target_logit: Tensor, options: RowOptions, best: Best,
         beta: Sequence[float],
     ) -> StatsPart:  # fmt: skip
-        """What a piece of r rows adds to their statistics; updates `best`."""
+        """Return what a piece of r rows adds to their statistics; updates `best`."""
         sums, (above, argmax) = (
             torch.empty(6 + len(beta), len(z), dtype=torch.float64, device=z.device),
             torch.empty(2, len(z), dtype=torch.int64, device=z.device),
@@ -97,7 +97,7 @@ class NativeRows:
         return part
 
     def logits(self, z: Tensor, options: RowOptions) -> Logits:
-        """z (r, V), rows contiguous, as the library reads it."""
+        """Describe z (r, V), with contiguous rows, for the library."""
         assert z.stride(-1) == 1 or z.shape[-1] == 1
         return Logits(
             address(z), STORED[str(z.dtype).removeprefix("torch.")], z.shape[0], z.shape[1], z.stride(0),

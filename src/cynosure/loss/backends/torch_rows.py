@@ -1,6 +1,6 @@
-"""The row kernel in torch operations: any device, the one every other backend must equal.
+"""The row kernel in torch operations. It runs on any device, and every other backend must give the same results.
 
-`registry.Backend` says what `loss_rows`, `loss_piece` and `stats_piece` are for.
+`registry.Backend` documents `loss_rows`, `loss_piece` and `stats_piece`.
 """
 
 from collections.abc import Sequence
@@ -16,19 +16,19 @@ from cynosure.loss.pieces import INF, Best, LossPart, Piece, StatsPart, base_of
 from cynosure.loss.sizes import ON_DEVICE, Sizes
 from cynosure.loss.targets import TargetRows
 
-UNDERFLOW = -1e4  # exp of it is 0 in every dtype, while 0 * it is 0 and not NaN as 0 * -inf would be
+UNDERFLOW = -1e4  # its exp is 0 in every dtype, and 0 times it is 0, while 0 * -inf would be NaN
 
 
 class Weighed(NamedTuple):
-    """The weighted, smoothed target q of each row, and what the loss needs of it."""
+    """The weighted, smoothed target q of each row, and its sums."""
 
-    q: Tensor  # (r, K) or (r, V), without the smoothing where it is (r, K)
+    q: Tensor  # (r, V), or (r, K) without the smoothing
     mass: Tensor  # (r,) sum of q
     dot: Tensor  # (r,) sum of q * z
 
 
 def loss_rows(z: Tensor, target: TargetRows, options: RowOptions, upstream: Tensor | None = None) -> Tensor:
-    """Loss (r,) of each row; with upstream (r,), z becomes upstream * d(loss)/d(logits)."""
+    """Return the loss (r,) of each row; with upstream (r,), z becomes upstream * d(loss)/d(logits)."""
     slope = cap_(z, options, with_slope=upstream is not None)
     m = z.amax(-1, keepdim=True)
     z.sub_(m)
@@ -42,7 +42,7 @@ def loss_rows(z: Tensor, target: TargetRows, options: RowOptions, upstream: Tens
         loss = loss + target.k * options.z_loss * lse.square()
         per_p = per_p + 2 * target.k * options.z_loss * lse
     if upstream is not None:
-        # With a z-loss per_p is no round number: upstream comes last then, so that it is rounded once.
+        # With a z-loss, per_p is not a round number. Then upstream is multiplied last, so that it is rounded once.
         first = torch.ones_like(upstream) if options.z_loss else upstream
         z.mul_((first * per_p / s)[:, None])
         subtract_target_(z, target, weighed.q, options, first)
@@ -60,7 +60,7 @@ def loss_rows(z: Tensor, target: TargetRows, options: RowOptions, upstream: Tens
 
 
 def cap_(z: Tensor, options: RowOptions, with_slope: bool = False) -> Tensor | None:
-    """Scale and cap z in place; the cap's slope (r, V) where asked and not 1."""
+    """Scale and cap z in place. Return the cap's derivative (r, V) with `with_slope`, or None if it is 1."""
     if options.scale != 1.0:
         z.mul_(options.scale)
     if options.softcap is None:
@@ -72,7 +72,7 @@ def cap_(z: Tensor, options: RowOptions, with_slope: bool = False) -> Tensor | N
 
 
 def weigh(z: Tensor, target: TargetRows, options: RowOptions, piece: Piece) -> Weighed:
-    """q and its sums, from z with the piece's largest already subtracted."""
+    """Compute q and its sums from z, from which the piece's largest logit is already subtracted."""
     eps, c = options.label_smoothing, options.class_weight
     share = eps / piece.vocab_size
     if c is not None:
@@ -97,12 +97,12 @@ def weigh(z: Tensor, target: TargetRows, options: RowOptions, piece: Piece) -> W
 
 
 def _dot(q: Tensor, z: Tensor) -> Tensor:
-    """Sum of q * z over the last dimension, where q = 0 counts 0 even against -inf."""
+    """Return the sum of q * z over the last dimension; terms with q = 0 are 0, even if z is -inf."""
     return (q * z).masked_fill_(q == 0, 0).sum(-1)
 
 
 def subtract_target_(dz: Tensor, target: TargetRows, q: Tensor, options: RowOptions, upstream: Tensor) -> None:
-    """dz -= upstream * q, the smoothing's share included."""
+    """Compute dz -= upstream * q, including the smoothing."""
     if target.classes is None:
         dz.sub_(q.mul_(upstream[:, None]))
         return
@@ -116,7 +116,7 @@ def subtract_target_(dz: Tensor, target: TargetRows, q: Tensor, options: RowOpti
 
 
 def target_gradient(z: Tensor, classes: Tensor | None, options: RowOptions, upstream: Tensor) -> Tensor:
-    """upstream (r,) * d(loss)/d(probability), of classes (r, K) or of all (r, V), from raw logits z, which stay."""
+    """Return upstream (r,) * d(loss)/d(probability) for classes (r, K), or for all V, from raw logits z (unchanged)."""
     z = z.to(upstream.dtype, copy=True)
     cap_(z, options)
     z.sub_(z.amax(-1, keepdim=True))
@@ -129,7 +129,7 @@ def target_gradient(z: Tensor, classes: Tensor | None, options: RowOptions, upst
 
 
 def loss_piece(z: Tensor, piece: Piece, target: TargetRows, options: RowOptions) -> LossPart:
-    """What a piece of r rows adds to their loss; a dense target's probabilities are the piece's (r, v)."""
+    """Return what a piece of r rows adds to their loss; a dense target has the piece's probabilities (r, v)."""
     cap_(z, options)
     top = z.amax(-1)
     z.sub_(base_of(top)[:, None])
@@ -140,7 +140,7 @@ def loss_piece(z: Tensor, piece: Piece, target: TargetRows, options: RowOptions)
 def stats_piece(
     z: Tensor, piece: Piece, index: Tensor, target_logit: Tensor, options: RowOptions, best: Best, beta: Sequence[float]
 ) -> StatsPart:
-    """What a piece of r rows adds to their statistics; updates `best`; index and target_logit are (r,)."""
+    """Return what a piece of r rows adds to their statistics; update `best`. index and target_logit are (r,)."""
     cap_(z, options)
     target_z = target_logit.clone()
     cap_(target_z, options)
@@ -178,7 +178,7 @@ def _keep_best(z: Tensor, piece: Piece, index: Tensor, best: Best) -> None:
 
 
 class TorchRows:
-    """These functions as a backend."""
+    """The functions of this file as a backend."""
 
     name, priority, in_place = "torch", 0, False
     about = "torch operations run on any device and in any float dtype"
@@ -188,7 +188,7 @@ class TorchRows:
     stats_piece = staticmethod(stats_piece)
 
     def unavailable(self, device: torch.device) -> str | None:
-        """It runs on every device."""
+        """Return None: it runs on every device."""
         return None
 
     def sizes(self, device: torch.device) -> Sizes:

@@ -1,5 +1,5 @@
-"""Providers of matmuls: torch, or on a CPU a rival that a trial shows to be faster.
+"""Providers of matmuls: torch, or on a CPU an alternative that a trial shows to be faster.
 
-`rivals.py` calls them (`openblas.py`; the C++ of `native/`), `trials.py` measures them once on a machine, `choice.py`
-chooses, `weight_sum.py` adds up dW in half precision.
+`rivals.py` calls the alternatives (`openblas.py`, and the C++ of `native/`), `trials.py` measures them once per
+machine, `choice.py` chooses one, and `weight_sum.py` adds up dW in half precision.
 """

@@ -1,7 +1,7 @@
-"""Which provider does a matmul.
+"""Choose the provider of a matmul.
 
-`$CYNOSURE_GEMM` names one for every size, so that a run can be repeated bit for bit; torch has the dtypes that the one
-named has not. Without it a trial decides for large matmuls.
+`$CYNOSURE_GEMM` names a provider for all sizes, so that a run can be repeated bit for bit. Torch handles the dtypes
+that it does not support. Without the variable, a trial decides for large matmuls.
 """
 
 import os
@@ -16,10 +16,10 @@ from cynosure.loss.matmul.trials import fastest
 
 PROVIDERS = ("torch", *RIVALS.values())
 VARIABLE = "CYNOSURE_GEMM"
-WORTH_IT = 1e9  # floating-point operations below which torch does them, whoever is faster
+WORTH_IT = 1e9  # floating-point operations below which torch is always used
 
-SETTLED: dict[torch.dtype, Gemm] = {}  # for this process, whatever a trial would show
-LARGE: list[bool] = []  # not empty: inside of `as_if_large`
+SETTLED: dict[torch.dtype, Gemm] = {}  # fixed for this process, without a trial
+LARGE: list[bool] = []  # not empty inside `as_if_large`
 
 
 def choose_gemm(flops: float, dtype: torch.dtype, device: torch.device) -> Gemm:
@@ -33,7 +33,7 @@ def choose_gemm(flops: float, dtype: torch.dtype, device: torch.device) -> Gemm:
             raise ValueError(f"{VARIABLE}={asked}, but {missing}")
         return Gemm(asked if asked == RIVALS[dtype] else "torch", f"asked for by {VARIABLE}={asked}")
     if flops < WORTH_IT and not (LARGE and flops > 0):
-        return Gemm("torch", "the products are small")
+        return Gemm("torch", "the matmuls are small")
     return SETTLED.get(dtype) or fastest(dtype, torch.get_num_threads())
 
 
@@ -48,13 +48,13 @@ def as_if_large() -> Iterator[None]:
 
 
 def providers() -> dict[str, str]:
-    """The provider of large matmuls on this machine's CPU, by dtype: what `settle` takes."""
+    """Return the provider of large matmuls on this machine's CPU by dtype, as `settle` accepts it."""
     chosen = {dtype: choose_gemm(WORTH_IT, dtype, torch.device("cpu")).provider for dtype in RIVALS}
     return {str(dtype).removeprefix("torch."): provider for dtype, provider in chosen.items()}
 
 
 def settle(chosen: dict[str, str]) -> list[str]:
-    """Fix the providers of large matmuls, so that another process's sums can be repeated; those that are missing.
+    """Fix the providers of large matmuls, to repeat the sums of another process. Return the missing providers.
 
     >>> settle(providers())
     []
@@ -65,5 +65,5 @@ def settle(chosen: dict[str, str]) -> list[str]:
         if provider != "torch" and (provider != rival or why_missing(provider)):
             missing.append(provider)
         else:
-            SETTLED[dtype] = Gemm(provider, "settled for this process")
+            SETTLED[dtype] = Gemm(provider, "fixed for this process")
     return missing

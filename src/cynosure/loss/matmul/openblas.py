@@ -1,7 +1,7 @@
-"""OpenBLAS as numpy and scipy bring it, or as the system has it: for float32 products where torch's own are slow.
+"""OpenBLAS from numpy, scipy or the system, for float32 matmuls where torch's are slow.
 
-On AMD processors torch's MKL leaves AVX-512 alone; OpenBLAS does not. It is called through its C interface, which can
-add to what is there; numpy's cannot.
+On AMD processors torch's MKL does not use AVX-512; OpenBLAS does. We call its C interface, which can accumulate into
+the output; numpy's interface cannot.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ from torch import Tensor
 from cynosure.loss.tensors import address
 
 ROW_MAJOR, AS_IS, TRANSPOSED = 101, 111, 112
-# Wheels of numpy and scipy rename what they bring: (package, file, prefix, suffix, width of a dimension).
+# The wheels of numpy and scipy rename its functions: (package, file, prefix, suffix, type of a dimension).
 WHEELS: tuple[tuple[str, str, str, str, type], ...] = (
     ("numpy", "libscipy_openblas64_*", "scipy_", "64_", ctypes.c_int64),
     ("scipy", "libscipy_openblas*", "scipy_", "", ctypes.c_int32),
@@ -26,7 +26,7 @@ WHEELS: tuple[tuple[str, str, str, str, type], ...] = (
 
 
 class OpenBlas:
-    """One library: `product` is all that is asked of it."""
+    """A loaded OpenBLAS library."""
 
     def __init__(self, path: str, prefix: str, suffix: str, dimension: type) -> None:
         library = ctypes.CDLL(path)
@@ -43,12 +43,12 @@ class OpenBlas:
         config.restype = ctypes.c_char_p
         self.config = " ".join(config().decode().split()[:2])  # name and version
 
-    def product(self, a: Tensor, b: Tensor, out: Tensor, add: bool) -> None:
-        """out (M, N) = a (M, K) @ b (K, N), or += with `add`: float32, each of them with one stride of 1."""
+    def matmul(self, a: Tensor, b: Tensor, out: Tensor, add: bool) -> None:
+        """Compute out (M, N) = a (M, K) @ b (K, N), or += with `add`, in float32; each has one stride of 1."""
         (m, k), n = a.shape, b.shape[1]
         (at, lda), (bt, ldb) = layout(a), layout(b)
-        threads, wanted = self.get_threads(), torch.get_num_threads()
-        self.set_threads(wanted)
+        threads = self.get_threads()
+        self.set_threads(torch.get_num_threads())
         try:
             self.sgemm(
                 ROW_MAJOR, at, bt, m, n, k, 1.0, address(a), lda, address(b), ldb, float(add), address(out),
@@ -59,7 +59,7 @@ class OpenBlas:
 
 
 def layout(x: Tensor) -> tuple[int, int]:
-    """How BLAS is to read x, and its leading dimension."""
+    """Return how BLAS must read x, and its leading dimension."""
     if x.stride(1) == 1 and x.stride(0) >= x.shape[1]:
         return AS_IS, x.stride(0)
     return TRANSPOSED, x.stride(1)
@@ -67,7 +67,7 @@ def layout(x: Tensor) -> tuple[int, int]:
 
 @cache
 def find_openblas() -> OpenBlas | None:
-    """The first that loads, of numpy's, scipy's and the system's."""
+    """Return the first library that loads: numpy's, scipy's or the system's."""
     for path, prefix, suffix, dimension in candidates():
         try:
             return OpenBlas(path, prefix, suffix, dimension)

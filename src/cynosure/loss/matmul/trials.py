@@ -1,4 +1,4 @@
-"""Which is faster, torch or its rival: tried once on a machine and remembered in the cache folder."""
+"""Measure once per machine whether torch or its alternative is faster, and remember it in the cache folder."""
 
 import json
 import math
@@ -18,13 +18,13 @@ from cynosure.system.machine import cache_directory, cpu_name
 
 TRIAL = (192, 640, 8192)  # rows, hidden size, vocabulary: three matmuls of 2 GFLOP, a hundredth of a second each
 TRIAL_RUNS = 4
-KEPT = "gemm.json"  # in the cache folder: what the trials have shown
-MOST_KEPT_BYTES = 2**20  # of it: thousands of trials
+KEPT = "gemm.json"  # results of the trials, in the cache folder
+MOST_KEPT_BYTES = 2**20  # enough for thousands of trials
 
 
 @cache
 def fastest(dtype: torch.dtype, n_threads: int) -> Gemm:
-    """The faster provider of a dtype's matmuls on this machine, as remembered or tried."""
+    """Return the faster provider of a dtype's matmuls on this machine, as remembered or measured."""
     return apart(_fastest, dtype, n_threads)
 
 
@@ -33,7 +33,7 @@ def _fastest(dtype: torch.dtype, n_threads: int) -> Gemm:
     if missing := why_missing(rival):
         return Gemm("torch", missing)
     if not agrees(rival, dtype):
-        return Gemm("torch", f"{rival} gives other products than torch")
+        return Gemm("torch", f"{rival} gives other results than torch")
     kernels = os.environ.get("OPENBLAS_CORETYPE", "its own choice of kernels")
     about = f"{find_openblas().path}, {kernels}" if rival == "openblas" else ""  # type: ignore[union-attr]
     key = f"{dtype}, {cpu_name()}, {n_threads} threads, torch {torch.__version__}, {rival} {about}".strip()
@@ -41,12 +41,12 @@ def _fastest(dtype: torch.dtype, n_threads: int) -> Gemm:
     if not rates.keys() >= {"torch", rival}:
         rates = {name: trial(name, dtype) for name in ("torch", rival)}
         remember(key, rates)
-    told = f"{rival} {rates[rival]:.0f} GFLOP/s, torch {rates['torch']:.0f} in a trial"
-    return Gemm(max(("torch", rival), key=rates.__getitem__), told)
+    reason = f"{rival} {rates[rival]:.0f} GFLOP/s, torch {rates['torch']:.0f} in a trial"
+    return Gemm(max(("torch", rival), key=rates.__getitem__), reason)
 
 
 def agrees(provider: str, dtype: torch.dtype) -> bool:
-    """Whether its matmuls equal torch's, in every layout that is asked for."""
+    """Whether its matmuls equal torch's in every layout that we use."""
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(*shape, generator=generator).to(dtype) for shape in ((33, 65), (65, 17)))
     truth = a.double() @ b.double()
@@ -59,7 +59,7 @@ def agrees(provider: str, dtype: torch.dtype) -> bool:
 
 
 def trial(provider: str, dtype: torch.dtype) -> float:
-    """GFLOP/s of a chunk's three matmuls."""
+    """Measure GFLOP/s of a chunk's three matmuls."""
     rows, hidden_size, vocab_size = TRIAL
     hidden, weight = torch.ones(rows, hidden_size, dtype=dtype), torch.ones(vocab_size, hidden_size, dtype=dtype)
     logits, dhidden = torch.empty(rows, vocab_size, dtype=dtype), torch.empty_like(hidden)
@@ -79,14 +79,14 @@ def trial(provider: str, dtype: torch.dtype) -> float:
 
 
 def multiply_by(provider: str, a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> Tensor:
-    """out = a @ b, or += with `add`, by this provider alone."""
+    """Compute out = a @ b, or += with `add`, with this provider."""
     if provider != "torch" and multiplied(provider, a, b, out, add):
         return out
     return torch.addmm(out, a, b, out=out) if add else torch.mm(a, b, out=out)
 
 
 def remembered() -> dict[str, dict[str, float]]:
-    """The rates kept in the cache folder, by key. Anything that `remember` did not write counts as absent."""
+    """Read the rates in the cache folder, by key. Anything that `remember` did not write is ignored."""
     try:
         path = cache_directory() / KEPT
         if not path.is_file():
@@ -99,12 +99,12 @@ def remembered() -> dict[str, dict[str, float]]:
 
 
 def are_rates(x: object) -> bool:
-    """Whether these are GFLOP/s by provider."""
+    """Whether x maps providers to GFLOP/s."""
     return isinstance(x, dict) and all(isinstance(rate, float) and 0 <= rate < math.inf for rate in x.values())
 
 
 def remember(key: str, rates: dict[str, float]) -> None:
-    """Written beside, then renamed; a folder that cannot be written costs the next process a trial."""
+    """Add rates to the file, atomically. If the folder cannot be written, the next process repeats the trial."""
     try:
         path = cache_directory() / KEPT
         path.parent.mkdir(parents=True, exist_ok=True)

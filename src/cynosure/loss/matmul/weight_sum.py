@@ -28,10 +28,10 @@ def add_in_float32(total: Tensor, a: Tensor, b: Tensor, beta: int = 1) -> None:
 
 
 class WeightSum:
-    """dW (V, D) of half-precision factors, added up chunk by chunk as float32 and then narrowed to its own dtype.
+    """dW (V, D) of half-precision factors, added up chunk by chunk in float32 and then narrowed to its dtype.
 
-    Our own matmuls keep the upper half of each sum in `dweight` and the lower one in `low`. With torch's, or where dW
-    is wider than its factors, `wide` is `dweight` itself or a float32 matrix beside it.
+    Our own matmuls keep the upper half of each sum in `dweight` and the lower half in `low`. Otherwise `wide` holds the
+    sums: `dweight` itself if it is float32, else a float32 matrix.
     """
 
     def __init__(self, dweight: Tensor, dtype: torch.dtype, provider: str) -> None:
@@ -42,7 +42,7 @@ class WeightSum:
         self.wide: Tensor | None = None
 
     def add(self, a: Tensor, b: Tensor, first: bool, last: bool) -> None:
-        """dW += a (V, K) @ b (K, D)."""
+        """Add a (V, K) @ b (K, D) to dW."""
         if first:
             self.native = self.native and takes(torch.bfloat16, a, b)
             whole = last or self.dweight.dtype == torch.float32

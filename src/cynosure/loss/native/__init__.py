@@ -1,1 +1,1 @@
-"""The row kernel in C++: `rows.h` is what it offers, `library.py` loads it, `build.py` compiles it."""
+"""The row kernel in C++: `rows.h` declares its functions, `build.py` compiles it and `library.py` loads it."""

@@ -1,10 +1,9 @@
-"""Compile the C++ row kernel: run by the package's build, and by `python build.py` after a change of the sources.
+"""Compile the C++ row kernel: when the package is built, and with `python build.py` after the sources have changed.
 
-`python build.py FOLDER FLAG...` compiles it into another folder with more flags, such as a sanitizer's.
+`python build.py FOLDER FLAG...` compiles it into another folder with more flags, for example those of a sanitizer.
 
-Needs nothing but Python and a C++17 compiler with GCC's vector types (g++ or clang++). One source is compiled once for
-each instruction set; which one runs is chosen when it is used, so that the library works on any processor of its
-architecture.
+This needs only Python and a C++17 compiler with GCC's vector types (g++ or clang++). `passes.cpp` is compiled once per
+instruction set, and the one to use is chosen at run time. So the library works on any processor of its architecture.
 """
 
 import os
@@ -19,7 +18,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 LIBRARY = "rows.so"
-MISSING = "missing.txt"  # why there is no library
+MISSING = "missing.txt"  # says why the library is missing
 FLAGS = [
     "-std=c++17",
     "-O3",
@@ -39,11 +38,11 @@ INSTRUCTIONS = {
 
 
 class CannotBuild(Exception):
-    """Why the kernel cannot be compiled here."""
+    """The kernel cannot be compiled here; the message says why."""
 
 
 def find_compiler() -> list[str]:
-    """$CXX, or the first C++ compiler there is."""
+    """Return $CXX, or the first C++ compiler on the path."""
     if "CXX" in os.environ:
         return shlex.split(os.environ["CXX"])
     for name in ("c++", "g++", "clang++"):
@@ -63,12 +62,12 @@ def run(command: list[str]) -> None:
 
 
 def compile_library(folder: Path, more_flags: Sequence[str] = ()) -> Path:
-    """Compile into `folder`, beside and renamed. Raises CannotBuild."""
+    """Compile into `folder`, atomically. Raises CannotBuild."""
     compiler = [*find_compiler(), *FLAGS, *more_flags]
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     sets = {name: flags for name, flags in INSTRUCTIONS.items() if x86 or not flags}
     with tempfile.TemporaryDirectory() as scratch:
-        objects = [str(Path(scratch, "rows.o"))]  # first: of functions they share the one for any processor is linked
+        objects = [str(Path(scratch, "rows.o"))]  # first: shared functions are linked from it, for any processor
         run([*compiler, "-c", str(HERE / "rows.cpp"), "-o", objects[0]])
         for name, flags in sets.items():
             objects.append(str(Path(scratch, f"{name}.o")))
@@ -83,7 +82,7 @@ def compile_library(folder: Path, more_flags: Sequence[str] = ()) -> Path:
 
 
 def build(folder: Path = HERE, more_flags: Sequence[str] = ()) -> str | None:
-    """The library in `folder`, or the reason why there is none, which is left there too."""
+    """Compile the library into `folder`. If that fails, write the reason there and return it."""
     missing = folder / MISSING
     try:
         compile_library(folder, more_flags)

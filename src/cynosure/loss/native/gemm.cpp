@@ -1,8 +1,8 @@
-// Products of bfloat16 matrices with float32 sums, in AVX-512's bfloat16 instructions.
+// Matmuls of bfloat16 matrices with float32 sums, in AVX-512's bfloat16 instructions.
 //
 // One instruction multiplies pairs along K: acc[n] += a[2k] b[2k, n] + a[2k+1] b[2k+1, n]. So both factors are packed as
 // pairs (32 bits): A in tiles of up to 12 rows, B in panels of 32 columns, [pair of K][row or column]. 12 x 32 sums fill
-// 24 registers. Three shapes are met in a loss, each cut into tasks along its longest side.
+// 24 registers. The loss has three shapes of matmuls; each is split into tasks along its longest side.
 #include "gemm.h"
 
 #include <algorithm>
@@ -25,7 +25,7 @@ struct Matrix {
 
 // ---- packing -----------------------------------------------------------------------------------------------------------
 
-// 16 vectors of 16 words, transposed.
+// Transposes 16 vectors of 16 words.
 inline void transpose(__m512i r[16]) {
     __m512i t[16];
 #pragma GCC unroll 8
@@ -58,7 +58,7 @@ inline void transpose(__m512i r[16]) {
 
 inline uint32_t mask_of(int64_t n) { return n >= 32 ? ~0u : n <= 0 ? 0u : (1u << n) - 1; }  // the first n lanes
 
-// Up to 16 rows or columns of K elements from k0 on -> out[pair][width], zeros where there is nothing.
+// Packs up to 16 rows or columns, n_k elements from k0 on, into out[pair][width], padded with zeros.
 void pack_16(const Matrix& x, int64_t first, int64_t count, int64_t k0, int64_t n_k, uint32_t* out, int64_t width) {
     const __mmask16 lanes = mask_of(count), write = mask_of(std::min<int64_t>(width, 16));
     const uint16_t* data = x.data + first * x.outer + k0 * x.k;
@@ -88,9 +88,9 @@ void pack_panel(const Matrix& b, int64_t first, int64_t count, int64_t k0, int64
     pack_16(b, first + 16, std::max<int64_t>(count - 16, 0), k0, n_k, out + 16, PANEL);
 }
 
-// ---- memory, ahead of time ---------------------------------------------------------------------------------------------
+// ---- prefetching -------------------------------------------------------------------------------------------------------
 
-// A region that will be packed next: brought closer piece by piece while the sums run.
+// The region that will be packed next. It is prefetched piece by piece while the sums run.
 struct Ahead {
     const char* data = nullptr;
     int64_t rows = 0, lines = 0, stride = 0;  // lines of 64 bytes in each row, bytes between rows
@@ -113,11 +113,11 @@ struct Ahead {
 
 // ---- the sums --------------------------------------------------------------------------------------------------------
 
-// Where a block of sums comes from and goes to. Rows of all have their own strides.
+// The sources and destinations of a block of sums.
 struct Target {
     const float* add;  // or null
-    float* sum;        // or null: then `narrow` is the result,
-    uint16_t* narrow;  // and where `low` is, the upper half of a float32 of which `low` is the lower
+    float* sum;        // the result in float32, or null
+    uint16_t* narrow;  // else the result in bfloat16, or the upper half of a float32 whose lower half is in `low`
     uint16_t* low;
     int64_t add_stride, stride;
     bool from_split, to_split;
@@ -133,7 +133,7 @@ inline __m512i widened(const uint16_t* x, __mmask16 mask) {
     return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, x));
 }
 
-// Up to 16 sums, with what is to be added to them, stored.
+// Stores up to 16 sums, after adding the previous values.
 inline void finish(__m512 v, const Target& to, __mmask16 mask) {
     if (to.add) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, to.add));
     if (to.from_split) {
@@ -186,7 +186,7 @@ typedef void (*Tile)(const uint32_t*, const uint32_t*, int64_t, const Target&, i
 constexpr Tile TILES[] = {tile<1>, tile<2>, tile<3>, tile<4>, tile<5>, tile<6>,
                           tile<7>, tile<8>, tile<9>, tile<10>, tile<11>, tile<12>};
 
-// Rows in tiles as even as they come: 205 are 17 and 18 tiles' worth, not 17 of 12 and one of 1.
+// Splits rows into tiles of nearly equal size: 205 rows become 18 tiles of 11 or 12, not 17 of 12 and one of 1.
 struct Tiles {
     int64_t rows, n;
     explicit Tiles(int64_t rows) : rows(rows), n((rows + TILE - 1) / TILE) {}
@@ -201,7 +201,7 @@ void pack_tiles(const Matrix& a, int64_t first, int64_t rows, int64_t k0, int64_
         pack_16(a, first + tiles.begin(i), tiles.size(i), k0, n_k, out + i * size, TILE);
 }
 
-// Panel j of n_panels, between which the region ahead is shared out.
+// Multiplies panel j of n_panels; each panel prefetches its part of the region ahead.
 void panel_product(const uint32_t* a, int64_t rows, const uint32_t* b, int64_t n_k, const Target& to, int64_t columns,
                    const Ahead& ahead, int64_t j, int64_t n_panels) {
     const Tiles tiles(rows);
@@ -212,13 +212,13 @@ void panel_product(const uint32_t* a, int64_t rows, const uint32_t* b, int64_t n
     }
 }
 
-// Words (of 4 bytes) that packed tiles take.
+// The words (4 bytes) of packed tiles.
 int64_t tiles_size(int64_t rows, int64_t n_k) { return Tiles(rows).n * TILE * ((n_k + 1) / 2); }
 int64_t whole_lines(int64_t n_words) { return (n_words + 15) / 16 * 16; }
 
 // ---- the three shapes ------------------------------------------------------------------------------------------------
 
-// K in parts as even as they come, each of an even length but the last.
+// Splits K into parts of nearly equal length; all except the last are of even length.
 struct Parts {
     int64_t k, n, size;
     explicit Parts(int64_t k) : k(k), n((k + MOST_K - 1) / MOST_K), size(((k + n - 1) / n + 1) / 2 * 2) {}
@@ -226,10 +226,10 @@ struct Parts {
     int64_t length(int64_t i) const { return std::min(size, k - i * size); }
 };
 
-// Each returns the bytes that could not be had; 0 if it is done. A thread without a share of the work needs no memory.
+// Each returns 0, or the bytes that could not be allocated. No memory is allocated for threads without work.
 
-// N is long (logits): A stays packed, B passes a few panels at a time, so that a row's results lie together.
-int64_t along_n(const Product& p, const Matrix& a, const Matrix& b, const Target& to) {
+// N is long (logits): A stays packed, and B is packed a few panels at a time, so that results of a row are adjacent.
+int64_t along_n(const Matmul& p, const Matrix& a, const Matrix& b, const Target& to) {
     const Parts parts(p.k);
     const int64_t n_blocks = (p.n + N_BLOCK - 1) / N_BLOCK, panel = PAIRS * PANEL, panels_size = N_BLOCK / PANEL * panel;
     const int64_t n_threads = std::min(p.n_threads, n_blocks), packed_size = whole_lines(tiles_size(p.m, parts.size));
@@ -267,8 +267,8 @@ int64_t along_n(const Product& p, const Matrix& a, const Matrix& b, const Target
     return 0;
 }
 
-// M is long (dW) and K short: B stays packed, A passes block by block.
-int64_t along_m(const Product& p, const Matrix& a, const Matrix& b, const Target& to) {
+// M is long (dW) and K short: B stays packed, and A is packed block by block.
+int64_t along_m(const Matmul& p, const Matrix& a, const Matrix& b, const Target& to) {
     const int64_t n_panels = (p.n + PANEL - 1) / PANEL, panel = (p.k + 1) / 2 * PANEL;
     const int64_t n_blocks = (p.m + M_BLOCK - 1) / M_BLOCK, n_threads = std::min(p.n_threads, n_blocks);
     const Scratch scratch(4 * n_panels * panel, 4 * tiles_size(M_BLOCK, p.k), n_threads);
@@ -285,7 +285,7 @@ int64_t along_m(const Product& p, const Matrix& a, const Matrix& b, const Target
             const Ahead ahead = after < n_blocks ? Ahead(a, later, std::min(M_BLOCK, p.m - later), 0, p.k) : Ahead();
             pack_tiles(a, first, rows, 0, p.k, tiles);
             const Tiles in_block(rows);
-            for (int64_t t = 0; t < in_block.n; t++) {  // a tile against every panel: whole rows of the result at a time
+            for (int64_t t = 0; t < in_block.n; t++) {  // one tile with every panel: whole rows of the result at a time
                 for (int64_t j = 0; j < n_panels; j++) {
                     ahead.fetch(t * n_panels + j, in_block.n * n_panels);
                     TILES[in_block.size(t) - 1](tiles + t * ((p.k + 1) / 2) * TILE, packed + j * panel, (p.k + 1) / 2,
@@ -298,8 +298,8 @@ int64_t along_m(const Product& p, const Matrix& a, const Matrix& b, const Target
     return 0;
 }
 
-// K is long (dhidden): each thread adds up parts of K in sums of its own.
-int64_t along_k(const Product& p, const Matrix& a, const Matrix& b, const Target& to) {
+// K is long (dhidden): each thread sums its parts of K in a separate buffer.
+int64_t along_k(const Matmul& p, const Matrix& a, const Matrix& b, const Target& to) {
     const Parts parts(p.k);
     const int64_t n_panels = (p.n + PANEL - 1) / PANEL, n_threads = std::min(p.n_threads, parts.n);
     const int64_t tiles_words = whole_lines(tiles_size(p.m, parts.size)), panel_words = PAIRS * PANEL;
@@ -311,7 +311,7 @@ int64_t along_k(const Product& p, const Matrix& a, const Matrix& b, const Target
         uint32_t* const panel = tiles + tiles_words;
         float* const sum = sum_of(thread);
         std::fill_n(sum, p.m * p.n, 0.f);
-        const int64_t stop = (thread + 1) * parts.n / n_threads;  // the same parts at every call: the same sum
+        const int64_t stop = (thread + 1) * parts.n / n_threads;  // the same parts in every call, for equal sums
         for (int64_t i = thread * parts.n / n_threads, after; i < stop; i = after) {
             after = i + 1;
             const int64_t k = parts.begin(i), n_k = parts.length(i);
@@ -342,7 +342,7 @@ int64_t along_k(const Product& p, const Matrix& a, const Matrix& b, const Target
 
 }  // namespace
 
-extern "C" int64_t cynosure_product(const Product* p) {
+extern "C" int64_t cynosure_product(const Matmul* p) {
     const Matrix a{p->a, p->a_row, p->a_column}, b{p->b, p->b_column, p->b_row};
     const Target target{p->add ? p->sum : nullptr, p->sum, p->narrow, p->low, p->stride, p->stride,
                         p->add && p->low, p->keep_low != 0};

@@ -1,15 +1,15 @@
-// A product of bfloat16 matrices, summed in float32: out (M, N) = A (M, K) B (K, N), or += with `add`. Strides in
-// elements; of each pair of strides one is 1. Mirrored field by field in library.py.
+// A matmul of bfloat16 matrices with float32 sums: out (M, N) = A (M, K) B (K, N), or += with `add`. Strides are in
+// elements; one stride of each matrix is 1. library.py mirrors the struct field by field.
 //
-// out is `sum` in float32, or `narrow` in bfloat16. With `low` beside it `narrow` is the upper half of a float32: read
-// where `add` asks for it, written where `keep_low` does; without `keep_low` the result is rounded to `narrow`.
+// out is `sum` in float32, or `narrow` in bfloat16. With `low`, `narrow` holds the upper half of a float32 and `low` the
+// lower half. `add` reads both, `keep_low` writes both. Without `keep_low` the result is rounded to `narrow`.
 #pragma once
 
 #include <cstdint>
 
 extern "C" {
 
-struct Product {
+struct Matmul {
     const uint16_t* a;
     int64_t a_row, a_column;
     const uint16_t* b;
@@ -22,6 +22,6 @@ struct Product {
     int64_t n_threads;
 };
 
-// Returns the bytes of memory that could not be had, the result being undefined then; 0 if it is done.
-__attribute__((visibility("default"))) int64_t cynosure_product(const Product*);
+// Returns 0, or the bytes of memory that could not be allocated; then the result is undefined.
+__attribute__((visibility("default"))) int64_t cynosure_product(const Matmul*);
 }

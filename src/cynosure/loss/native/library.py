@@ -1,4 +1,4 @@
-"""The compiled library through ctypes: no ABI of torch's or Python's, and the GIL let go while it works."""
+"""Load the compiled library through ctypes: it needs no torch or Python ABI, and runs without the GIL."""
 
 import ctypes
 from ctypes import c_double, c_int64, c_void_p
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from cynosure.loss.native.build import HERE, LIBRARY, MISSING
 
-INSTRUCTIONS = ("portable", "avx2", "avx512")  # by their index in rows.cpp
+INSTRUCTIONS = ("portable", "avx2", "avx512")  # in the order of rows.cpp
 STORED = {"float32": 0, "float64": 1, "bfloat16": 2}
 AGAIN = "install a C++ compiler (g++ or clang++), then: python -m cynosure.loss.native.build"
 
@@ -45,7 +45,7 @@ class StatsRows(ctypes.Structure):
 
 
 class MatmulArguments(ctypes.Structure):
-    """`Product` of gemm.h."""
+    """`Matmul` of gemm.h."""
 
     _fields_ = [
         ("a", c_void_p), ("a_row", c_int64), ("a_column", c_int64), ("b", c_void_p), ("b_row", c_int64),
@@ -59,16 +59,16 @@ LAYOUT = VERSION << 48 | ctypes.sizeof(LossRows) << 32 | ctypes.sizeof(StatsRows
 
 
 class Library(NamedTuple):
-    """The functions, where there are any, or the reason why not."""
+    """The functions of the library, or the reason why it is missing."""
 
     functions: ctypes.CDLL | None
-    instructions: tuple[str, ...]  # that this processor has, best first
-    bfloat16_products: bool
+    instructions: tuple[str, ...]  # those of this processor, best first
+    has_bfloat16: bool
     reason: str
 
 
 def call(name: str, arguments: ctypes.Structure) -> None:
-    """Run a function of the library that reports the bytes it could not get. Raises MemoryError with them."""
+    """Call a function of the library, which returns the bytes it failed to allocate. Raises MemoryError for them."""
     functions = library().functions
     assert functions is not None, library().reason
     if missing := getattr(functions, name)(ctypes.byref(arguments)):
@@ -80,12 +80,12 @@ def call(name: str, arguments: ctypes.Structure) -> None:
 
 @cache
 def library() -> Library:
-    """The library beside this file, loaded once."""
+    """Return the library beside this file, loaded once."""
     return load(HERE)
 
 
 def load(folder: Path) -> Library:
-    """The library in `folder`; whatever is wrong with it is a reason, not an error."""
+    """Load the library in `folder`; any problem is returned as a reason, not raised as an error."""
     path = folder / LIBRARY
     if not path.exists():
         missing = folder / MISSING
@@ -104,7 +104,7 @@ def load(folder: Path) -> Library:
         function.argtypes, function.restype = [c_void_p], c_int64
     functions.cynosure_exp.argtypes = [c_void_p, c_void_p, c_int64, c_int64]
     functions.cynosure_exp.restype = None
-    found = tuple(name for i, name in enumerate(INSTRUCTIONS) if bits >> i & 1)
-    if products := bool(bits >> len(INSTRUCTIONS) & 1):
+    instructions = tuple(name for i, name in enumerate(INSTRUCTIONS) if bits >> i & 1)
+    if has_bfloat16 := bool(bits >> len(INSTRUCTIONS) & 1):
         functions.cynosure_product.argtypes, functions.cynosure_product.restype = [c_void_p], c_int64
-    return Library(functions, found[::-1], products, "")
+    return Library(functions, instructions[::-1], has_bfloat16, "")

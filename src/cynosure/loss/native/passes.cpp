@@ -1,4 +1,4 @@
-// The dense passes of one instruction set. Compiled once for each, with -DPASSES=passes_<name>.
+// The dense passes of one instruction set. Compiled once per instruction set, with -DPASSES=passes_<name>.
 #include "passes.h"
 
 #include <type_traits>
@@ -7,9 +7,9 @@
 
 namespace {
 
-// ---- how a logit is read: z = cap(scale x) --------------------------------------------------------------------------
+// ---- reading a logit: z = cap(scale x) -------------------------------------------------------------------------------
 
-// A power of two multiplies without rounding: in an FMA too the product is z, and the FMA costs no operation more.
+// Multiplying by a power of two does not round: then an FMA also computes with z itself, and saves an operation.
 bool is_power_of_two(double x) {
     int exponent;
     return __builtin_fabs(__builtin_frexp(x, &exponent)) == 0.5;
@@ -34,7 +34,7 @@ struct Capped {
     }
 };
 
-// ---- what is subtracted from it: the dense part of the target --------------------------------------------------------
+// ---- the dense part of the target ------------------------------------------------------------------------------------
 
 template <class F>
 struct NoTarget {
@@ -123,15 +123,15 @@ INLINE void each(T* row, int64_t begin, int64_t end, Body body) {
     }
 }
 
-// Calls body for runs of the range, short enough to be added up in F before the sum goes on in double. Equal terms all
-// round alike, so that the error of a longer run would grow with its length.
+// Calls body for runs of the range that are short enough to be summed in F; the runs are summed in double. Equal terms
+// all round the same way, so the error of a longer run would grow with its length.
 template <class F, class Body>
 INLINE void runs(int64_t begin, int64_t end, Body body) {
     constexpr int64_t length = 32 * Real<F>::lanes;
     for (int64_t i = begin; i < end; i += length) body(i, i + length < end ? i + length : end);
 }
 
-#define ALONE __attribute__((noinline))  // or a dozen loops share one function's registers
+#define ALONE __attribute__((noinline))  // otherwise a dozen loops share the registers of one function
 
 // ---- the passes ------------------------------------------------------------------------------------------------------
 
@@ -169,7 +169,7 @@ ALONE Top2 top2(const T* row, int64_t n, C cap) {
         }
     }
     const F scale = cap.scale;
-    cap.scale = 1;  // what is compared is scaled already
+    cap.scale = 1;  // best and next are already scaled
     Top2 top{double(cap.z(all<F>(best))[0]), double(cap.z(all<F>(next))[0])};
     cap.scale = scale;
     return top;
@@ -212,7 +212,7 @@ ALONE void write(T* row, int64_t begin, int64_t end, double m, C cap, Q target, 
 }
 
 template <class T, class C>
-ALONE Figures figures(const T* row, int64_t begin, int64_t end, double m, double z_target, C cap) {
+ALONE StatSums stats(const T* row, int64_t begin, int64_t end, double m, double z_target, C cap) {
     typedef typename Stored<T>::Computed F;
     Total<F> exp, square, surprise;
     Mask<F> above{};
@@ -230,12 +230,12 @@ ALONE Figures figures(const T* row, int64_t begin, int64_t end, double m, double
         square.add(run_square);
         surprise.add(run_surprise);
     });
-    Figures total{exp.sum(), square.sum(), surprise.sum()};
+    StatSums total{exp.sum(), square.sum(), surprise.sum()};
     for (int i = 0; i < Real<F>::lanes; i++) total.above += above[i];
     return total;
 }
 
-// beta in ascending order. Where their steps are equal, each further exponential is one multiplication.
+// beta is ascending. With equal steps, each further exponential takes one multiplication.
 template <class T, class C>
 ALONE void temper(const T* row, int64_t n, double m, C cap, const double* beta, int64_t n_beta, bool equal_steps,
             double* total) {
@@ -264,16 +264,16 @@ ALONE void temper(const T* row, int64_t n, double m, C cap, const double* beta, 
 }
 
 template <class T, class C>
-ALONE int64_t find(const T* row, int64_t begin, int64_t n, double bound, C cap, int64_t* found, int64_t most) {
+ALONE int64_t find(const T* row, int64_t begin, int64_t n, double bound, C cap, int64_t* indices, int64_t most) {
     typedef typename Stored<T>::Computed F;
-    constexpr int lanes = Real<F>::lanes, stride = 8 * lanes;  // vectors looked at together: most have nothing
+    constexpr int lanes = Real<F>::lanes, stride = 8 * lanes;  // vectors checked together: most have no hit
     int64_t n_found = 0;
     const auto look = [&](int64_t from, int64_t to) {
         for (int64_t i = from; i < to && n_found < most; i += lanes) {
             const int count = to - i < lanes ? int(to - i) : lanes;
             const Vector<F> x = count == lanes ? load(row + i) : load_some<T, F>(row + i, count);
             each_lane<F>(cap.z(x) > F(bound), [&](int lane) {
-                if (lane < count && n_found < most) found[n_found++] = i + lane;
+                if (lane < count && n_found < most) indices[n_found++] = i + lane;
             });
         }
     };
@@ -289,7 +289,7 @@ ALONE int64_t find(const T* row, int64_t begin, int64_t n, double bound, C cap, 
 
 // ---- by type -----------------------------------------------------------------------------------------------------------
 
-// Calls body(row, cap) with the row's own type and the reading of its logits.
+// Calls body(row, cap) with the type of the row and of its cap.
 template <class Body>
 INLINE auto with_type(int64_t stored, const void* row, const Cap& cap, Body body) {
     auto with_cap = [&](auto* typed) {
@@ -341,9 +341,9 @@ void write_any(int64_t stored, void* row, int64_t begin, int64_t end, double m, 
     });
 }
 
-Figures figures_any(int64_t stored, const void* row, int64_t begin, int64_t end, double m, double z_target,
-                    const Cap& cap) {
-    return with_type(stored, row, cap, [&](auto* x, auto c) { return figures(x, begin, end, m, z_target, c); });
+StatSums stats_any(int64_t stored, const void* row, int64_t begin, int64_t end, double m, double z_target,
+                   const Cap& cap) {
+    return with_type(stored, row, cap, [&](auto* x, auto c) { return stats(x, begin, end, m, z_target, c); });
 }
 
 void temper_any(int64_t stored, const void* row, int64_t n, double m, const Cap& cap, const double* beta,
@@ -352,8 +352,8 @@ void temper_any(int64_t stored, const void* row, int64_t n, double m, const Cap&
 }
 
 int64_t find_any(int64_t stored, const void* row, int64_t begin, int64_t n, double bound, const Cap& cap,
-                 int64_t* found, int64_t most) {
-    return with_type(stored, row, cap, [&](auto* x, auto c) { return find(x, begin, n, bound, c, found, most); });
+                 int64_t* indices, int64_t most) {
+    return with_type(stored, row, cap, [&](auto* x, auto c) { return find(x, begin, n, bound, c, indices, most); });
 }
 
 void exp_any(const float* x, float* y, int64_t n) {
@@ -362,4 +362,4 @@ void exp_any(const float* x, float* y, int64_t n) {
 
 }  // namespace
 
-extern const Passes PASSES = {cap_one_any, top_any, top2_any, sums_any, write_any, figures_any, temper_any, find_any, exp_any};
+extern const Passes PASSES = {cap_one_any, top_any, top2_any, sums_any, write_any, stats_any, temper_any, find_any, exp_any};

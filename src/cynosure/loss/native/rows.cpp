@@ -1,4 +1,4 @@
-// Rows of logits -> losses and gradients, or statistics: the targets, the threads and the choice of instructions.
+// Computes losses and gradients, or statistics, of rows of logits. Handles targets, threads and instruction sets.
 #include "rows.h"
 
 #include <algorithm>
@@ -24,10 +24,10 @@ const Passes& passes_of(int64_t instructions) {
     return passes_portable;
 }
 
-// Calls work(row, scratch of n_bytes) for every row. Returns the bytes of memory that could not be had; 0 if it is done.
+// Calls work(row, scratch of n_bytes) for every row. Returns 0, or the bytes of memory that could not be allocated.
 template <class Work>
 int64_t for_rows(const Logits& logits, int64_t n_bytes, Work work) {
-    constexpr int64_t enough = 1 << 16;  // elements that are worth a thread
+    constexpr int64_t enough = 1 << 16;  // elements that make a thread worthwhile
     const int64_t busy = logits.n_rows * logits.vocab_size / enough;
     const int64_t n_threads = std::max<int64_t>(1, std::min({logits.n_threads, logits.n_rows, busy}));
     const Scratch scratch(0, n_bytes, n_threads);
@@ -97,14 +97,14 @@ struct Reals {
     const void* at(int64_t i) const { return (const char*)data + i * (wide ? 8 : 4); }
 };
 
-// What a piece's exponentials are relative to: its largest logit, but for a piece of impossible classes.
+// The base of a piece's exponentials: its largest logit, or 0 if all its classes are impossible.
 double base_of(double top) { return top == -INF ? 0 : top; }
 
 // ---- loss and gradient -----------------------------------------------------------------------------------------------
 
 struct Share {
     int64_t v;
-    double q;  // that class v has beyond the dense part
+    double q;  // of class v, without the dense part
     double z;
 };
 
@@ -166,12 +166,12 @@ class LossOfRow {
         call.mass[i] = sums.mass;
     }
 
-    // What the dense part gives class v.
+    // The dense part of q for class v.
     double dense_q(int64_t v) const {
         return dense.share * (call.class_weight ? Reals(call.class_weight, call.logits)[v] : 1.);
     }
 
-    // A sole class is left out of the dense pass and added in double: 1 - p of a sure guess keeps its digits.
+    // A single class is left out of the dense pass and added in double, so that 1 - p stays exact if p is near 1.
     bool alone() const { return n_shares == 1; }
 
     template <class Pass>
@@ -211,7 +211,7 @@ class LossOfRow {
         }
     }
 
-    // An infinite or undefined row: so are its loss and gradient, as in torch.
+    // The loss and gradient of a row with infinite or NaN logits are NaN, as in torch.
     void spoil() const {
         Reals(call.loss, call.logits).put(i, NaN);
         for (int64_t v = 0; call.upstream && v < n; v++) row.store(v, NaN);
@@ -255,7 +255,7 @@ class StatsOfRow {
                    std::max(std::min(top.first, part.first), std::max(top.second, part.second))};
         });
         const double base = base_of(top.first);
-        const Figures others = count(base);
+        const StatSums others = count(base);
         const int64_t undefined = others.exp != others.exp ? first_undefined() : n;
         call.target_z[i] = z_target;
         call.top[i] = undefined < n ? NaN : top.first;
@@ -270,7 +270,7 @@ class StatsOfRow {
     }
 
    private:
-    // One logit a row, stored as the others are.
+    // One logit per row, of the logits' type.
     static Logits target_logits(const StatsRows& call) {
         Logits logits = call.logits;
         logits.data = const_cast<void*>(call.target_logit);
@@ -285,11 +285,11 @@ class StatsOfRow {
         if (target + 1 < n) pass(target + 1, n);
     }
 
-    Figures count(double base) const {
-        Figures sum;
+    StatSums count(double base) const {
+        StatSums sum;
         over_others([&](int64_t begin, int64_t end) {
-            const Figures part =
-                row.passes.figures(call.logits.stored, row.data, begin, end, base, z_target, row.cap);
+            const StatSums part =
+                row.passes.stats(call.logits.stored, row.data, begin, end, base, z_target, row.cap);
             sum.exp += part.exp;
             sum.exp_square += part.exp_square;
             sum.surprise += part.surprise;
@@ -298,7 +298,7 @@ class StatsOfRow {
         return sum;
     }
 
-    // The first of the others that is z, the largest; where all are impossible, the first of the piece.
+    // The first other class with the largest z; if all are impossible, the first class of the piece.
     int64_t first_of(double z) const {
         if (z == -INF) return 0;
         const double below = call.logits.stored == FLOAT64 ? std::nextafter(z, -INF) : std::nextafter(float(z), -HUGE_VALF);
@@ -313,7 +313,7 @@ class StatsOfRow {
         return n;
     }
 
-    // A heap of the k largest so far: only what is above its least is looked at.
+    // A heap of the k largest so far: only logits above its smallest are examined.
     void largest() const {
         const int64_t k = call.topk;
         if (k == 0) return;
@@ -328,12 +328,12 @@ class StatsOfRow {
         for (; v < n && size < k; v++)
             if (v != target) heap[size++] = {row.z(v), call.first + v};
         std::make_heap(heap, heap + size, better);
-        int64_t found[32];
-        for (int64_t n_found = v < n ? 32 : 0; n_found == 32; v = found[31] + 1) {  // the bound is renewed after 32
-            n_found = row.passes.find(call.logits.stored, row.data, v, n, heap[0].first, row.cap, found, 32);
+        int64_t indices[32];
+        for (int64_t n_found = v < n ? 32 : 0; n_found == 32; v = indices[31] + 1) {  // the bound is renewed after 32
+            n_found = row.passes.find(call.logits.stored, row.data, v, n, heap[0].first, row.cap, indices, 32);
             for (int64_t j = 0; j < n_found; j++) {
-                const Entry entry{row.z(found[j]), call.first + found[j]};
-                if (found[j] == target || !better(entry, heap[0])) continue;
+                const Entry entry{row.z(indices[j]), call.first + indices[j]};
+                if (indices[j] == target || !better(entry, heap[0])) continue;
                 std::pop_heap(heap, heap + size, better);
                 heap[size - 1] = entry;
                 std::push_heap(heap, heap + size, better);
@@ -368,20 +368,20 @@ class StatsOfRow {
 
 extern "C" {
 
-int64_t cynosure_layout() { return VERSION << 48 | sizeof(LossRows) << 32 | sizeof(StatsRows) << 16 | sizeof(Product); }
+int64_t cynosure_layout() { return VERSION << 48 | sizeof(LossRows) << 32 | sizeof(StatsRows) << 16 | sizeof(Matmul); }
 
 int64_t cynosure_instructions() {
-    int64_t found = 1;
+    int64_t bits = 1;
 #if defined(__x86_64__)
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    found |= avx2 ? 2 : 0;
+    bits |= avx2 ? 2 : 0;
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    found |= avx512 ? 4 : 0;
-    found |= avx512 && __builtin_cpu_supports("avx512bf16") ? 8 : 0;
+    bits |= avx512 ? 4 : 0;
+    bits |= avx512 && __builtin_cpu_supports("avx512bf16") ? 8 : 0;
 #endif
-    return found;
+    return bits;
 }
 
 int64_t cynosure_loss_rows(const LossRows* call) {

@@ -1,10 +1,10 @@
-// What Python passes: flat arrays, all C-contiguous but for the row strides, in elements. `real` arrays are float32, or
-// float64 where the logits are. Mirrored field by field in library.py.
+// The arguments from Python: C-contiguous arrays, except for row strides in elements. `real` arrays are float32, or
+// float64 if the logits are. library.py mirrors the structs field by field.
 #pragma once
 
 #include <cstdint>
 
-constexpr int64_t VERSION = 1;  // of what the functions take and return, apart from the structs' sizes
+constexpr int64_t VERSION = 1;  // of the functions' interface, apart from the sizes of the structs
 
 extern "C" {
 #pragma GCC visibility push(default)
@@ -12,12 +12,12 @@ extern "C" {
 struct Logits {
     void* data;  // n_rows x vocab_size
     int64_t stored, n_rows, vocab_size, stride;
-    double scale, softcap;        // softcap 0: none
-    int64_t instructions;         // an index into the sets there are
+    double scale, softcap;        // softcap 0: no cap
+    int64_t instructions;         // index of the instruction set
     int64_t n_threads;
 };
 
-// The logits of a row may be a piece of it: classes first to first + vocab_size.
+// The logits may be a piece of each row: classes first to first + vocab_size.
 struct LossRows {
     Logits logits;
     int64_t first;
@@ -26,34 +26,34 @@ struct LossRows {
     int64_t n_classes, probability_stride;
     const void* k;                // real, n_rows
     const void* class_weight;     // real, vocab_size, or null
-    const void* upstream;         // real, n_rows, or null: no gradient is wanted
+    const void* upstream;         // real, n_rows, or null: no gradient is computed
     double keep, share, z_loss;   // the target is class_weight * (keep * probability + share)
-    void* loss;                   // real, n_rows, of whole rows; or null for pieces, which leave
-    double *top, *exp, *dot, *mass;  // n_rows each, as `LossPart` has them
+    void* loss;                   // real, n_rows, of whole rows; or null for pieces, which fill the next line
+    double *top, *exp, *dot, *mass;  // n_rows each, as in `LossPart`
 };
 
-// Pieces of rows, one after the other; `StatsPart` says what they leave. The target is not counted.
+// Pieces of rows, in order; `StatsPart` documents the results. The sums exclude the target.
 struct StatsRows {
     Logits logits;
     int64_t first;
     const int64_t* target;        // n_rows
-    const void* target_logit;     // n_rows, stored as the logits
+    const void* target_logit;     // n_rows, of the logits' type
     const double* beta;           // n_beta inverse temperatures, ascending
     int64_t n_beta, equal_steps;
     double *target_z, *top, *second, *exp, *square, *surprise;  // n_rows each
     double* tempered;             // n_beta x n_rows
     int64_t *above, *argmax;      // n_rows each
-    int64_t topk;                 // n_rows x topk of the largest so far, in no order, id -1 where there are fewer: brought up to date
+    int64_t topk;                 // n_rows x topk, updated: the largest so far, in no order, padded with id -1
     double* top_z;
     int64_t* top_ids;
 };
 
-// VERSION and the structs' sizes, with gemm.h's, which Python compares with its own: a library left over from older sources
-// is not used.
+// VERSION and the sizes of the structs (also of gemm.h). Python compares them with its own, so that it does not use a
+// library compiled from older sources.
 int64_t cynosure_layout();
-// Which instruction sets this processor has, as bits: 1 << index, and 8 for AVX-512's bfloat16 products.
+// The instruction sets of this processor as bits: 1 << index, and 8 for AVX-512's bfloat16 instructions.
 int64_t cynosure_instructions();
-// These return the bytes of memory that could not be had, the results being undefined then; 0 if all is done.
+// These return 0, or the bytes of memory that could not be allocated; then the results are undefined.
 int64_t cynosure_loss_rows(const LossRows*);
 int64_t cynosure_stats_rows(const StatsRows*);
 void cynosure_exp(const float* x, float* y, int64_t n, int64_t instructions);

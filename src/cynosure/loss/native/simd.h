@@ -1,6 +1,6 @@
-// Vectors of one instruction set, through the compiler's own vector types: this file is compiled once for each.
+// Vectors of one instruction set, with the compiler's vector types. This file is compiled once per instruction set.
 //
-// F is the type computed in (float, double), T the type stored (those and bfloat16). Nothing here may be instantiated
+// F is the type of the computation (float, double), T the stored type (also bfloat16). Nothing here may be instantiated
 // outside the anonymous namespace: two instruction sets must never share a function.
 #pragma once
 
@@ -33,7 +33,7 @@ struct Real<float> {
     typedef int32_t Int;
     static constexpr int lanes = VECTOR_BYTES / 4, mantissa = 23, bias = 127, terms = 7;
     static constexpr float round = 12582912.f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
-    static constexpr float lowest = -88.f;      // exp of it and of anything below is 0
+    static constexpr float lowest = -88.f;      // exp of this and of anything below is 0
     static constexpr float ln2_high = 0x1.62e4p-1f, ln2_low = 0x1.7f7d1cp-20f;
 };
 
@@ -83,7 +83,7 @@ INLINE Vector<F> all(F x) {
 #define REGISTER "+m"
 #endif
 
-// x rounded to F, whatever it is used for: never the exact product inside an FMA, which may be above its own rounding.
+// Rounds x to F. Otherwise the compiler may fuse a product into an FMA, whose exact value can exceed the rounded one.
 template <class F>
 INLINE Vector<F> rounded(Vector<F> x) {
     asm("" : REGISTER(x));
@@ -118,7 +118,7 @@ INLINE Vector<float> load(const bfloat16* x) {
     return bitcast<Vector<float>>(__builtin_convertvector(h, Words) << 16);
 }
 
-// The upper half of each word. GCC 12 makes scalar code of the plain conversion.
+// The upper half of each word. GCC 12 compiles the plain conversion to scalar code.
 #if VECTOR_BYTES == 64
 #define UPPER 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
 #elif VECTOR_BYTES == 32
@@ -136,7 +136,7 @@ INLINE void store(bfloat16* x, Vector<float> v) {  // to nearest, ties to even; 
     memcpy(x, &h, sizeof h);
 }
 
-// The first n < lanes elements, zeros behind them.
+// Loads the first n < lanes elements, followed by zeros.
 template <class T, class F = typename Stored<T>::Computed>
 INLINE Vector<F> load_some(const T* x, int n) {
     T copy[Real<F>::lanes] = {};
@@ -153,7 +153,7 @@ INLINE void store_some(T* x, int n, F v) {
 
 // ---- sums and functions --------------------------------------------------------------------------------------------
 
-// A sum in double of vectors of F, lane by lane.
+// Sums vectors of F in double, lane by lane.
 template <class F>
 struct Total {
     static constexpr int parts = sizeof(double) / sizeof(F), part_lanes = Real<F>::lanes / parts;
@@ -181,7 +181,7 @@ INLINE bool any_lane(Mask<F> mask) {
     return any != 0;
 }
 
-// Calls body(lane) for every lane set, from the lowest on.
+// Calls body(lane) for every lane that is set, in ascending order.
 template <class F, class Body>
 INLINE void each_lane(Mask<F> mask, Body body) {
     typedef int8_t Bytes __attribute__((vector_size(Real<F>::lanes)));
@@ -200,8 +200,8 @@ INLINE Vector<F> larger(Vector<F> a, Vector<F> b) {
 
 constexpr double inverse_factorial(int k) { return k <= 1 ? 1. : inverse_factorial(k - 1) / k; }
 
-// x = n ln 2 + r with |r| <= ln 2 / 2; gives 2^n, and e^r - 1 by its Taylor series (relative error of e^r: 5e-9 and
-// 4e-18). n is at least -bias, where 2^n counts as 0.
+// Splits x = n ln 2 + r with |r| <= ln 2 / 2. Returns 2^n, and e^r - 1 from its Taylor series (relative error of e^r:
+// 5e-9 in float, 4e-18 in double). n is at least -bias, where 2^n is taken as 0.
 template <class F>
 INLINE void split_exp(Vector<F> x, Vector<F>& power, Vector<F>& less_one) {
     typedef Real<F> R;
@@ -216,7 +216,7 @@ INLINE void split_exp(Vector<F> x, Vector<F>& power, Vector<F>& less_one) {
     less_one = r * series;
 }
 
-// e^x for lowest <= x <= 88 (709), 0 at the lowest.
+// e^x for lowest <= x <= 88 (709 in double); 0 at lowest.
 template <class F>
 INLINE Vector<F> exp_not_lowest(Vector<F> x) {
     Vector<F> power, less_one;
@@ -229,7 +229,7 @@ INLINE Vector<F> not_lowest(Vector<F> x) {
     return where<F>(x < Real<F>::lowest, all<F>(Real<F>::lowest), x);
 }
 
-// e^x for x <= 88 (709): 0 for what would be subnormal, NaN for NaN.
+// e^x for x <= 88 (709 in double); 0 instead of a subnormal result, NaN for NaN.
 template <class F>
 INLINE Vector<F> exp_of(Vector<F> x) {
     return exp_not_lowest<F>(not_lowest<F>(x));
@@ -238,7 +238,7 @@ INLINE Vector<F> exp_of(Vector<F> x) {
 // tanh(x) = (e^2x - 1) / (e^2x + 1), without cancellation near 0; NaN for NaN.
 template <class F>
 INLINE Vector<F> tanh_of(Vector<F> x) {
-    const F most = sizeof(F) == 4 ? F(10) : F(20);  // tanh of it is 1 to the last bit
+    const F most = sizeof(F) == 4 ? F(10) : F(20);  // its tanh is 1 to the last bit
     Vector<F> a = where<F>(x < 0, -x, x);
     a = where<F>(a > most, all<F>(most), a);
     Vector<F> power, less_one;

@@ -12,8 +12,8 @@
 
 namespace {
 
-// What a call needs beside its arguments: `shared` bytes for all threads and `each` for every one of them, in whole
-// cache lines. All is allocated before a thread starts, so that the caller can be told that there is not enough.
+// The scratch memory of a call: `shared` bytes for all threads and `each` bytes per thread, in whole cache lines. It is
+// allocated before any thread starts, so that the caller learns if there is not enough.
 class Scratch {
    public:
     Scratch(int64_t shared, int64_t each, int64_t n_threads) : first(lines(shared)), stride(lines(each)) {
@@ -23,7 +23,7 @@ class Scratch {
         if (n_bytes > 0 && !too_many) data.reset((char*)std::aligned_alloc(LINE, n_bytes));
     }
 
-    // The bytes that could not be had; 0 if all is well.
+    // The bytes that could not be allocated, or 0.
     int64_t missing() const { return data ? 0 : n_bytes; }
     template <class T>
     T* shared() const {
@@ -45,15 +45,15 @@ class Scratch {
     std::unique_ptr<char, Free> data;
 };
 
-// Calls work(i) for every i < n_threads, each in a thread of its own as far as threads can be had, the rest in this one.
-// Every call starts its threads and joins them: nothing is left that a fork could break.
+// Calls work(i) for every i < n_threads, each in a new thread. If no more threads can start, this thread does the rest.
+// Every call joins its threads, so that a later fork is safe.
 template <class Work>
 void in_threads(int64_t n_threads, const Work& work) {
     std::vector<std::thread> threads;
     try {
         threads.reserve(std::max<int64_t>(n_threads - 1, 0));
         for (int64_t i = 1; i < n_threads; i++) threads.emplace_back([&work, i] { work(i); });
-    } catch (const std::exception&) {  // no memory for more threads, or as many as the system allows
+    } catch (const std::exception&) {  // no memory for more threads, or the system's limit is reached
     }
     work(0);
     for (int64_t i = threads.size() + 1; i < n_threads; i++) work(i);

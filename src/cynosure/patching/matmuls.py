@@ -19,7 +19,7 @@ class HeadMatmul(NamedTuple):
 
 
 def matmul_of(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> HeadMatmul | None:
-    """The matmul of states and one matrix that a call computes; None for any other call.
+    """Return the matmul of hidden states and one matrix that a call computes; None for any other call.
 
     >>> h, w = torch.ones(1, 2, 3), torch.ones(5, 3)
     >>> matmul_of(torch.einsum, ("btd,vd->btv", h, w), {}).weight.shape
@@ -27,14 +27,14 @@ def matmul_of(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
     """
     read = READERS.get(func)
     try:
-        found = None if read is None else read(*args, **kwargs)
-    except TypeError:  # unusual arguments, such as `out`, or invalid ones
+        matmul = None if read is None else read(*args, **kwargs)
+    except TypeError:  # unusual arguments (for example `out`), or invalid ones
         return None
-    if found is None or not all(isinstance(x, Tensor) for x in found[:2]):
+    if matmul is None or not all(isinstance(x, Tensor) for x in matmul[:2]):
         return None
-    hidden, weight, bias = found
+    hidden, weight, bias = matmul
     fits = weight.ndim == 2 and hidden.ndim >= 2 and hidden.shape[-1] == weight.shape[1]
-    return found if fits and (bias is None or bias.shape == weight.shape[:1]) else None
+    return matmul if fits and (bias is None or bias.shape == weight.shape[:1]) else None
 
 
 def of_linear(input: Any, weight: Any, bias: Any = None) -> HeadMatmul:
@@ -53,7 +53,7 @@ def of_addmm(input: Any, mat1: Any, mat2: Any) -> HeadMatmul:
 
 
 def of_einsum(equation: Any, *operands: Any) -> HeadMatmul | None:
-    """`btd,vd->btv`, in any letters and in either order."""
+    """`btd,vd->btv`, with any letters and in either order."""
     operands = tuple(operands[0]) if len(operands) == 1 and isinstance(operands[0], list | tuple) else operands
     if not isinstance(equation, str) or len(operands) != 2 or "->" not in equation:
         return None
