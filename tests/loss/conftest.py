@@ -17,6 +17,13 @@ def pytest_configure(config):
         devices.SYNCHRONOUS = frozenset()
 
 
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--asynchronous", False):
+        for item in items:
+            if item.get_closest_marker("cpu_only"):
+                item.add_marker(pytest.mark.skip(reason="about the branch of a CPU"))
+
+
 def backend_params():
     return [
         pytest.param(name, marks=[] if available else pytest.mark.skip(reason=reason))

@@ -159,6 +159,7 @@ def test_gradients_only_where_asked(case, op, wanted, backend):
             assert x.grad is None
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("wanted", SUBSETS, ids="-".join)
 def test_matrix_products_only_where_asked(case, wanted, backend):
     """One for the logits, one for each of dhidden and dweight; `none` makes the logits again to have a gradient."""
@@ -249,6 +250,7 @@ def test_a_checkpointed_loss(case, op, backend):
     assert_same(evaluate(checkpointed, case, backend=backend), evaluate(oracle.loss, case))
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_without_gradients(case, op, mode, backend):
     fresh, _ = leaf_case(case)

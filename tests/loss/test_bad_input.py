@@ -16,6 +16,8 @@ from cynosure.loss import (
     token_stats,
 )
 
+pytestmark = pytest.mark.cpu_only
+
 NAN, INF = float("nan"), float("inf")
 
 

@@ -15,6 +15,8 @@ from cynosure.loss.matmul import rivals
 from cynosure.loss.matmul.choice import VARIABLE
 from cynosure.loss.matmul.rivals import RIVALS, why_missing
 
+pytestmark = pytest.mark.cpu_only
+
 N, KEPT, D, V = 130, 100, 32, 3000
 GEMM = 2 * KEPT * D * V
 

@@ -19,6 +19,8 @@ from tests.loss import oracle
 from tests.loss.cases import assert_same, evaluate, make_case
 from tests.loss.probes import assert_three_way, rms_error
 
+pytestmark = pytest.mark.cpu_only
+
 CPU = torch.device("cpu")
 has_openblas = pytest.mark.skipif(bool(why_missing("openblas")), reason=why_missing("openblas") or "-")
 has_native = pytest.mark.skipif(bool(why_missing("native")), reason=why_missing("native") or "-")

@@ -40,6 +40,7 @@ def with_ignored_rows(kind, reduction, rows=(1, 2, 6), **options):
     return case.using(token_weight=weights).freeze("token_weight")
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("reduction", "products"), [("mean", 3), ("sum", 3), ("none", 4)])
 @pytest.mark.parametrize("chunk_tokens", [None, 1, 2, 3, 100])
@@ -53,6 +54,7 @@ def test_ignored_rows_cost_no_matrix_product(kind, reduction, products, chunk_to
     assert gemms.count(5, 5, 7) == 1
 
 
+@pytest.mark.cpu_only
 def test_rows_that_shift_drops_cost_nothing_either(backend):
     case = make_case(lead=(3, 6), shift=2)
     case.target.clamp_(min=0)
@@ -151,6 +153,7 @@ def test_nothing_to_learn_is_zero_with_a_graph(nothing, kind, reduction, normali
         assert (leaf.grad == 0).all()
 
 
+@pytest.mark.cpu_only
 def test_nothing_kept_costs_no_matrix_product(backend):
     with Gemms() as gemms:
         evaluate(linear_cross_entropy, ignored("indices"), backend=backend)
@@ -211,6 +214,7 @@ def test_an_impossible_target_that_weighs_nothing_counts_zero(op, backend):
     assert_same(evaluate(op, case, backend=backend), evaluate(oracle.loss, case))
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("bad", [7, -1, -2, 2**40, -(2**40)])
 @pytest.mark.parametrize("lead", [(9,), (3, 3)])
 def test_an_index_out_of_range_is_named_with_its_place(lead, bad, op, backend):
@@ -226,6 +230,7 @@ def test_an_index_out_of_range_is_named_with_its_place(lead, bad, op, backend):
     assert "7" in message
 
 
+@pytest.mark.cpu_only
 def test_an_index_out_of_range_under_shift_is_placed_in_the_target_given(backend):
     case = make_case(lead=(2, 5), shift=2)
     case.target[1, 3] = 99
@@ -233,6 +238,7 @@ def test_an_index_out_of_range_under_shift_is_placed_in_the_target_given(backend
         case.call(linear_cross_entropy, backend=backend)
 
 
+@pytest.mark.cpu_only
 def test_an_index_out_of_range_in_a_sparse_target(op, backend):
     case = make_case(lead=(4,), kind="sparse")
     case.target[0][2, 1] = 7

@@ -8,6 +8,8 @@ from cynosure.loss.sizes import Sizes
 from tests.loss.cases import KINDS, REDUCTIONS, make_case, upstream_like
 from tests.loss.probes import Allocations, Gemms
 
+pytestmark = pytest.mark.cpu_only
+
 N, D, V, CHUNK = 120, 2, 2100, 4
 # The largest that may be held: a chunk of logits, dweight, dhidden, the N x K of a sparse target.
 ALLOWED = max(CHUNK * V, V * D, N * D, N * 3)

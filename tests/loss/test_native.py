@@ -17,6 +17,8 @@ from cynosure.loss.options import RowOptions
 from cynosure.loss.pieces import Best, Piece, row_stats
 from cynosure.loss.targets import TargetRows
 
+pytestmark = pytest.mark.cpu_only
+
 NATIVE = [
     pytest.param(name, marks=[] if available else pytest.mark.skip(reason=reason))
     for name, available, reason in backends()

@@ -163,6 +163,7 @@ def test_ignored_positions_are_nan_or_minus_one(dtype, backend):
         assert not blank[~ignored].any(), name
 
 
+@pytest.mark.cpu_only
 def test_nothing_but_ignored(backend):
     case = make_case()
     case.target.fill_(-100)

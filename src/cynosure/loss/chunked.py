@@ -14,8 +14,8 @@ from torch import Tensor
 from cynosure.loss.backends.registry import Backend
 from cynosure.loss.backends.torch_rows import target_gradient
 from cynosure.loss.batch import CountedBatch, rows_between
-from cynosure.loss.devices import is_asynchronous
-from cynosure.loss.linear import HeadWeights, OwnHead, product
+from cynosure.loss.devices import is_asynchronous, without_autocast
+from cynosure.loss.linear import HeadWeights, OwnHead, matmul
 from cynosure.loss.matmul.choice import choose_gemm
 from cynosure.loss.matmul.weight_sum import WeightSum
 from cynosure.loss.options import RowOptions, accumulation_dtype
@@ -147,7 +147,7 @@ class Gradients:
                 self.dbias += dlogits[start:stop].sum(0, dtype=self.dbias.dtype)
 
     def take(self, upstream: Tensor | None, dtypes: list[torch.dtype | None]) -> list[Tensor | None]:
-        """The gradients times unit and upstream (a 0-d tensor), in these dtypes. Call once: they are not kept."""
+        """Return the gradients times unit and upstream (0-d), in these dtypes. Call once: they are not kept."""
         factor = self.unit
         if upstream is not None:
             # On a CPU the value is read, since 1 saves a pass over dW. On other devices reading would synchronize.
@@ -163,7 +163,7 @@ def compute(
     job: LossJob, hidden: Tensor, head: HeadWeights | OwnHead, upstream: Tensor, wanted: Wanted
 ) -> tuple[Tensor, Gradients]:
     """Compute the loss (n,) of every counted row and the gradients of sum(upstream * loss): three GEMMs."""
-    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+    with torch.no_grad(), without_autocast(hidden.device):
         hidden, head = hidden.to(job.dtype), head.to(job.dtype)
         loss = torch.empty(job.batch.n_rows, dtype=accumulation_dtype(job.dtype), device=hidden.device)
         unit = _unit(upstream, job.dtype)
@@ -174,7 +174,7 @@ def compute(
                 for start, stop in blocks(job.backend, chunk.logits, len(chunk.logits), copied=True):
                     _put_dtarget(gradients.dtarget, job, chunk.start + start, chunk.logits[start:stop], upstream)
             kernel = _row_kernel(job, chunk.start, loss, upstream if wanted.dlogits else None)
-            visit(job.backend, chunk.logits, kernel, write_back=True)
+            on_blocks(job.backend, chunk.logits, kernel, write_back=True)
             gradients.add(chunk, head)
     return loss, gradients
 
@@ -212,7 +212,7 @@ def _row_kernel(job: LossJob, offset: int, loss: Tensor, upstream: Tensor | None
 
 
 def _unit(upstream: Tensor, dtype: torch.dtype) -> float | Tensor:
-    """A power of two near the largest upstream gradient: float16 d(logits) are stored relative to it.
+    """Return a power of two near the largest upstream gradient: float16 d(logits) are stored relative to it.
 
     A mean over 100,000 tokens scales them by 1e-5, which float16 would round to 0 before any loss scaling helps.
     """

@@ -1,10 +1,11 @@
 """What the loss must know of a device: whether reading one of its values waits for it."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
 from cynosure.system.upstream import assert_later
-
 
 SYNCHRONOUS = frozenset({"cpu"})
 
@@ -32,3 +33,9 @@ def sent(x: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda":
         x = x.pin_memory()
     return x.to(device, non_blocking=True)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Leave autocast on this device, if it has one."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()

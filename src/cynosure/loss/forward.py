@@ -11,7 +11,8 @@ from torch import Tensor
 
 from cynosure.loss.backends.registry import Backend
 from cynosure.loss.batch import CountedBatch, rows_between
-from cynosure.loss.chunked import LossJob, visit
+from cynosure.loss.chunked import LossJob, on_blocks
+from cynosure.loss.devices import without_autocast
 from cynosure.loss.linear import HeadWeights, OwnHead
 from cynosure.loss.matmul.choice import choose_gemm
 from cynosure.loss.options import RowOptions, accumulation_dtype
@@ -82,7 +83,7 @@ def on_piece(backend: Backend, logits: Tensor, kernel: Callable[[Tensor, int, in
 def compute_loss(job: LossJob, hidden: Tensor, head: HeadWeights | OwnHead) -> Tensor:
     """Compute the loss (n,) of every counted row with one GEMM."""
     batch = job.batch
-    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+    with torch.no_grad(), without_autocast(hidden.device):
         hidden, head = hidden.to(job.dtype), head.to(job.dtype)
         loss = torch.empty(batch.n_rows, dtype=accumulation_dtype(job.dtype), device=hidden.device)
         for rows in rows_of(hidden, head, batch, job.backend, job.chunk_tokens):
@@ -110,7 +111,7 @@ def _loss_kernel(job: LossJob, offset: int, piece: Piece, n_columns: int) -> Cal
 def logits_stats(
     z: Tensor, index: Tensor, backend: Backend, options: RowOptions, topk: int, beta: Sequence[float]
 ) -> RowStats:
-    """All statistics of r rows of logits (r, V) for their targets (r,); overwrites z; beta as below."""
+    """Compute all statistics of r rows of logits z (r, V) for their targets (r,). Overwrites z; beta as below."""
     best, piece = Best.none(len(z), topk, z.device), Piece(0, z.shape[-1])
     target = z.gather(-1, index[:, None])[:, 0]
     return row_stats(backend.stats_piece(z, piece, index, target, options, best, beta), index, best, beta)

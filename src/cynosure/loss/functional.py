@@ -78,8 +78,8 @@ def linear_cross_entropy(
         shift: k pairs hidden[..., :T-k, :] with target[..., k:], without copies; 1 is next-token prediction.
         n_counted: number of targets that are not ignored, or more. On a GPU the loss then skips the other rows; without
             it all rows are multiplied, since counting them there would wait for the device.
-        backend: a name of `cynosure.backends()`, or None to choose.
-        chunk_tokens: rows of logits held at once, or None to choose.
+        backend: name of a backend (`cynosure.backends()` lists them). None: the best.
+        chunk_tokens: rows of logits held at once. None: chosen by size.
 
     Returns:
         A 0-d tensor. For "none", a tensor of shape (...), or (..., T - shift) under shift. float32, or float64 for

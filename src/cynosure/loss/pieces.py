@@ -101,7 +101,7 @@ def put_together(parts: list[LossPart]) -> LossPart:
 
 
 def put_stats_together(parts: list[StatsPart], beta: Sequence[float]) -> StatsPart:
-    """One part of several, in the order of their classes."""
+    """Merge several parts, in the order of their classes, into one."""
     if len(parts) == 1:
         return parts[0]
     all_parts = StatsPart(*(torch.stack(field) for field in zip(*parts, strict=True)))

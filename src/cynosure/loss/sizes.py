@@ -14,15 +14,15 @@ ALIGNED = 64  # columns of a piece are a multiple of this, which suits every mat
 class Sizes(NamedTuple):
     """Sizes that suit a backend on a device; the defaults are for a CPU. Bytes count logits; None means no limit."""
 
-    most_tokens: int = 256  # of a chunk: on a CPU matmuls gain a twentieth from 200 to 256 rows, and little after that
-    least_tokens: int = 205  # a short batch goes in fifths: a tenth of the memory of its full logits and their gradient
-    min_bytes: int = 16 * MIB  # of a chunk: small vocabularies take more rows, so that matmuls are fewer and larger
-    max_bytes: int = 256 * MIB  # huge ones take fewer
-    fewest_tokens: int = 1  # of a chunk, whatever its bytes
-    piece_tokens: int = 2048  # where no gradient is wanted: each matmul packs the weights it reads anew
-    piece_bytes: int = 24 * MIB  # read while they are in a CPU's cache
-    block_bytes: int | None = 2 * MIB  # that a row kernel takes at a time, in the accumulation dtype
-    copied_bytes: int | None = 2 * MIB  # the same of logits that are copied for it: they stay in a CPU's cache
+    most_tokens: int = 256  # per chunk: a CPU's matmuls gain 5% from 200 to 256 rows, and little beyond
+    least_tokens: int = 205  # a short batch is split in fifths: a tenth of the memory of full logits and their gradient
+    min_bytes: int = 16 * MIB  # per chunk: small vocabularies get more rows, so that matmuls are fewer and larger
+    max_bytes: int = 256 * MIB  # per chunk: huge vocabularies get fewer rows
+    fewest_tokens: int = 1  # per chunk, whatever its bytes
+    piece_tokens: int = 2048  # without gradients: many rows, since each matmul packs the weights again
+    piece_bytes: int = 24 * MIB  # small enough that they are read from a CPU's cache
+    block_bytes: int | None = 2 * MIB  # per call of a row kernel, in the accumulation dtype
+    copied_bytes: int | None = 2 * MIB  # the same for logits that are copied first: the copy stays in a CPU's cache
 
     def chunk_rows(self, n_tokens: int, vocab_size: int, dtype: torch.dtype, chunk_tokens: int | None) -> int:
         """Return the rows of logits held at once: `chunk_tokens`, or else by size, in even chunks."""
@@ -48,8 +48,8 @@ class Sizes(NamedTuple):
         return max(1, min(n_rows, n_bytes // (vocab_size * accumulation_dtype(dtype).itemsize)))
 
 
-# dW of R rows is 2 R V D floating-point operations over 8 V D bytes of float32 sums, read and written: below about
-# 1,200 rows a GPU waits for its memory. There is no cache to stay in, and every launch costs.
+# A GPU wants large chunks. Adding R rows to dW takes 2 R V D operations, and reads and writes 8 V D bytes: below 1,200
+# rows an H100 waits for its memory. Every launch costs time, and no cache holds a block.
 BUDGET = 1024 * MIB
 ON_DEVICE = Sizes(
     min_bytes=BUDGET, max_bytes=BUDGET, fewest_tokens=1024, piece_tokens=4096, piece_bytes=BUDGET, block_bytes=None,

@@ -9,6 +9,7 @@ from cynosure.loss.backends.registry import Backend, choose_backend
 from cynosure.loss.batch import CountedBatch, make_batch, rows_between
 from cynosure.loss.chunked import given_rows
 from cynosure.loss.compiler import public
+from cynosure.loss.devices import without_autocast
 from cynosure.loss.forward import compute_stats, logits_stats, rows_of
 from cynosure.loss.functional import check_class_indices, check_head, check_logits, matmul_dtype
 from cynosure.loss.options import (
@@ -91,16 +92,16 @@ def token_stats(
     chunk_tokens = check_chunk_tokens(chunk_tokens)
     rows, dtype = RowOptions(softcap=softcap, scale=scale), matmul_dtype(hidden)
     which = ReduceOptions(ignore_index=ignore_index, reduction="none", shift=shift)
-    asked = _Asked.of(hidden, target, weight.shape[0], rows, which, topk, temperatures, backend, dtype)
-    filled = _FilledStats(asked, hidden.new_empty(0, dtype=accumulation_dtype(dtype)))
-    if asked.batch.target.is_abstract:
+    request = _Request.of(hidden, target, weight.shape[0], rows, which, topk, temperatures, backend, dtype)
+    filled = _FilledStats(request, hidden.new_empty(0, dtype=accumulation_dtype(dtype)))
+    if request.batch.target.is_abstract:
         return filled.stats()
-    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-        flat, head, batch = hidden.reshape(-1, hidden.shape[-1]).to(dtype), head.to(dtype), asked.batch
-        for chunk in rows_of(flat, head, batch, asked.backend, chunk_tokens):
-            index = asked.classes(chunk.start, chunk.stop)
-            found = compute_stats(chunk, index, asked.backend, asked.options, asked.topk, asked.beta)
-            filled.put(chunk.start, chunk.stop, found)
+    with torch.no_grad(), without_autocast(hidden.device):
+        flat, head, batch = hidden.reshape(-1, hidden.shape[-1]).to(dtype), head.to(dtype), request.batch
+        for chunk in rows_of(flat, head, batch, request.backend, chunk_tokens):
+            index = request.classes(chunk.start, chunk.stop)
+            stats = compute_stats(chunk, index, request.backend, request.options, request.topk, request.beta)
+            filled.put(chunk.start, chunk.stop, stats)
     return filled.stats()
 
 
@@ -148,14 +149,15 @@ def logits_token_stats(
     check_logits(logits)
     rows = RowOptions(softcap=softcap, scale=scale)
     which = ReduceOptions(ignore_index=ignore_index, reduction="none", shift=shift)
-    asked = _Asked.of(logits, target, logits.shape[-1], rows, which, topk, temperatures, backend, logits.dtype)
-    filled = _FilledStats(asked, logits.new_empty(0, dtype=accumulation_dtype(logits.dtype)))
-    if asked.batch.target.is_abstract:
+    request = _Request.of(logits, target, logits.shape[-1], rows, which, topk, temperatures, backend, logits.dtype)
+    filled = _FilledStats(request, logits.new_empty(0, dtype=accumulation_dtype(logits.dtype)))
+    if request.batch.target.is_abstract:
         return filled.stats()
     with torch.no_grad():
-        for start, stop, z, _ in given_rows(asked.backend, logits, asked.batch.inputs, asked.batch.n_rows):
-            index = asked.classes(start, stop)
-            filled.put(start, stop, logits_stats(z, index, asked.backend, asked.options, asked.topk, asked.beta))
+        for start, stop, z, _ in given_rows(request.backend, logits, request.batch.inputs, request.batch.n_rows):
+            index = request.classes(start, stop)
+            stats = logits_stats(z, index, request.backend, request.options, request.topk, request.beta)
+            filled.put(start, stop, stats)
     return filled.stats()
 
 
@@ -167,7 +169,7 @@ class _Request(NamedTuple):
     backend: Backend
     topk: int
     beta: tuple[float, ...]  # inverse temperatures, ascending
-    places: tuple[int, ...]  # of each temperature that was given, in beta
+    places: tuple[int, ...]  # position in beta of each given temperature
 
     @classmethod
     def of(
@@ -201,17 +203,17 @@ class _Request(NamedTuple):
 class _FilledStats:
     """The statistics of all rows of the batch, filled block by block."""
 
-    def __init__(self, asked: _Asked, like: Tensor) -> None:
-        self.batch, self.places = asked.batch, asked.places
-        topk = (asked.topk,)
-        widths = {"top_ids": topk, "top_logprobs": topk, "nll_at_temperature": (len(asked.beta),)}
+    def __init__(self, request: _Request, like: Tensor) -> None:
+        self.batch, self.places = request.batch, request.places
+        topk = (request.topk,)
+        widths = {"top_ids": topk, "top_logprobs": topk, "nll_at_temperature": (len(request.beta),)}
         self.parts = []
         for name in TokenStats._fields:
             dtype = torch.int64 if name in ("rank", "argmax", "top_ids") else like.dtype
             self.parts.append(like.new_empty((self.batch.n_rows, *widths.get(name, ())), dtype=dtype))
 
     def put(self, start: int, stop: int, stats: RowStats) -> None:
-        """Store the statistics of rows start to stop, their temperatures ascending in 1 / T."""
+        """Store the statistics of rows start to stop. Their temperatures are ascending in 1 / T."""
         at_temperature = self.parts[TokenStats._fields.index("nll_at_temperature")]
         for whole, part in zip(self.parts, stats, strict=True):
             if whole is at_temperature:
@@ -221,5 +223,5 @@ class _FilledStats:
                 whole[start:stop] = part
 
     def stats(self) -> TokenStats:
-        """All of them, in the shape of the result."""
+        """Return all statistics in the shape of the result."""
         return TokenStats(*(self.batch.spread(x, torch.nan if x.is_floating_point() else -1) for x in self.parts))

@@ -1,4 +1,4 @@
-"""Targets of every kind, checked.
+"""Targets of every kind, and their checks.
 
 A row kernel handles two forms: sparse (K classes with their probabilities) and dense (probabilities of all V classes).
 Class indices are the sparse form with K = 1 and probability 1.
@@ -19,8 +19,8 @@ TargetLike = Tensor | tuple[Tensor, Tensor]
 class TargetRows(NamedTuple):
     """The targets of r rows, as a row kernel reads them."""
 
-    classes: Tensor | None  # (r, K) int64, or None where probability covers the logits at hand
-    probability: Tensor  # (r, K) or (r, V) or of a piece (r, v), of any floating dtype
+    classes: Tensor | None  # (r, K) int64, or None if probability covers all given logits
+    probability: Tensor  # (r, K), (r, V) or, for a piece, (r, v); of any floating dtype
     k: Tensor  # (r,) multiplier of the z-loss: the class weight for class indices, else 1
     counted: Tensor | None = None  # (r,) bool: where False, the loss and the gradient are 0 whatever the logits
 
@@ -30,8 +30,8 @@ class Target:
     """A checked target: (..., K) indices with (..., K) probabilities, or (..., V) probabilities."""
 
     classes: Tensor | None  # int64
-    probability: Tensor | None  # None: class indices, all probability 1
-    ignored: Tensor | None  # (...) bool, for class indices alone
+    probability: Tensor | None  # None: class indices, which have probability 1
+    ignored: Tensor | None  # (...) bool, only for class indices
     invalid: Tensor | None = None  # (...) bool, on a device: positions with a class index outside the vocabulary
 
     @property
@@ -58,7 +58,7 @@ class Target:
     def rows(
         self, at: "slice | Tensor", k: Tensor, columns: slice = slice(None), counted: Tensor | None = None
     ) -> TargetRows:
-        """The targets at these flat rows, with k and counted (r,); of a distribution over all V, these columns."""
+        """Return the targets of flat rows `at`, with k and counted (r,); `columns` selects classes, if it is dense."""
         classes = None if self.classes is None else take_rows(self.classes, at)
         if self.probability is None:
             return TargetRows(classes, torch.ones_like(k)[:, None], k, counted)
@@ -133,7 +133,7 @@ def _check_no_ignore_index(ignore_index: int) -> None:
 def check_tensor(
     name: str, x: object, device: torch.device, shape: tuple[int, ...] | None = None, or_cpu: bool = False
 ) -> None:
-    """Refuse what is no tensor, on another device, or of another shape."""
+    """Check that x is a tensor on this device and of this shape."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
     if x.device != device and not (or_cpu and x.device.type == "cpu" and device.type != "meta"):
@@ -161,11 +161,11 @@ def _equal(x: Tensor, value: int) -> Tensor:
 def _check_range(
     name: str, x: Tensor, counted: Tensor, vocab_size: int, otherwise: str
 ) -> tuple[Tensor, Tensor | None]:
-    """x as int64, all that is counted being classes.
+    """Return x as int64; check that every counted entry is a class.
 
-    On an asynchronous device everything else becomes class 0, and the second result marks what was out of range.
+    On an asynchronous device all other entries become class 0, and the second result marks those out of range.
     """
-    index = x.long()  # a uint64 beyond it becomes negative; torch compares no unsigned integers but uint8
+    index = x.long()  # torch compares uint8 but no other unsigned integers; a uint64 that is too large becomes negative
     if is_abstract(x):
         return index, None
     bad = counted & ((index < 0) | (index >= vocab_size))

@@ -33,9 +33,9 @@ class NativeRows:
         self.about = "C++, compiled for any processor" if instructions == "portable" else "C++"
 
     def unavailable(self, device: torch.device) -> str | None:
-        """Why it cannot run on this device; None where it can."""
+        """Return why it cannot run on this device, or None if it can."""
         if is_asynchronous(device):
-            return f"it works in a CPU's memory, the tensors are on {device.type}"
+            return f"it needs tensors on the CPU, got tensors on {device.type}"
         if library().functions is None:
             return library().reason
         if self.instructions not in library().instructions:

@@ -192,7 +192,7 @@ class TorchRows:
         return None
 
     def sizes(self, device: torch.device) -> Sizes:
-        """How many rows of logits suit it on this device."""
+        """Return the numbers of rows of logits that suit it on this device."""
         return ON_DEVICE if is_asynchronous(device) else Sizes()
 
 

@@ -23,15 +23,15 @@ LARGE: list[bool] = []  # not empty inside `as_if_large`
 
 
 def choose_gemm(flops: float, dtype: torch.dtype, device: torch.device) -> Gemm:
-    """The provider of a matmul of so many floating-point operations. Raises ValueError for an unknown name."""
+    """Choose the provider of a matmul of `flops` operations. Raises ValueError if the variable has an invalid name."""
     if dtype not in RIVALS or is_asynchronous(device):
-        return Gemm("torch", f"it alone has {str(dtype).removeprefix('torch.')} products on this device")
-    if asked := os.environ.get(VARIABLE):
-        if asked not in PROVIDERS:
-            raise ValueError(f"{VARIABLE} must be one of {', '.join(PROVIDERS)}, got {asked!r}")
-        if asked != "torch" and (missing := why_missing(asked)):
-            raise ValueError(f"{VARIABLE}={asked}, but {missing}")
-        return Gemm(asked if asked == RIVALS[dtype] else "torch", f"asked for by {VARIABLE}={asked}")
+        return Gemm("torch", f"the only provider of {str(dtype).removeprefix('torch.')} matmuls on this device")
+    if name := os.environ.get(VARIABLE):
+        if name not in PROVIDERS:
+            raise ValueError(f"{VARIABLE} must be one of {', '.join(PROVIDERS)}, got {name!r}")
+        if name != "torch" and (missing := why_missing(name)):
+            raise ValueError(f"{VARIABLE}={name}, but {missing}")
+        return Gemm(name if name == RIVALS[dtype] else "torch", f"selected by {VARIABLE}={name}")
     if flops < WORTH_IT and not (LARGE and flops > 0):
         return Gemm("torch", "the matmuls are small")
     return SETTLED.get(dtype) or fastest(dtype, torch.get_num_threads())

@@ -8,13 +8,13 @@ from torch import Tensor
 from cynosure.loss.devices import is_asynchronous
 from cynosure.loss.matmul.rivals import multiply, takes
 
-SUM_ROWS = 2048  # of a half-precision dW that torch computes at a time on a CPU
-SUM_BYTES = 256 * 2**20  # the same on a device whose matmuls cannot add in float32
+SUM_ROWS = 2048  # rows of a half-precision dW that torch computes at a time on a CPU
+SUM_BYTES = 256 * 2**20  # the same in bytes, on a device whose matmuls cannot add to float32
 
 
 @cache
 def adds_in_float32(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether torch's matmul of this dtype can add to a float32 matrix on this device: on CUDA since torch 2.10."""
+    """Return whether this dtype's matmuls can add to a float32 matrix on this device: on CUDA since torch 2.10."""
     try:
         add_in_float32(torch.zeros(8, 8, device=device), *torch.zeros(2, 8, 8, dtype=dtype, device=device))
     except (RuntimeError, NotImplementedError, AttributeError):
@@ -23,7 +23,7 @@ def adds_in_float32(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def add_in_float32(total: Tensor, a: Tensor, b: Tensor, beta: int = 1) -> None:
-    """total (M, N) float32 = beta * total + a (M, K) @ b (K, N) of half precision, in one launch."""
+    """Set total (M, N) float32 = beta * total + a (M, K) @ b (K, N) of half precision, in one launch."""
     torch.ops.aten.addmm.dtype_out(total, a, b, torch.float32, beta=beta, out=total)
 
 
@@ -71,7 +71,7 @@ class WeightSum:
     def _add_by_rows(self, a: Tensor, b: Tensor, first: bool, last: bool, n_rows: int) -> None:
         assert self.wide is not None
         part = a.new_empty(min(n_rows, len(self.wide)), b.shape[1])
-        for start in range(0, len(self.wide), n_rows):  # which are added while they are still in a CPU's cache
+        for start in range(0, len(self.wide), n_rows):  # on a CPU each part is added while it is in the cache
             stop = min(start + n_rows, len(self.wide))
             made = torch.mm(a[start:stop], b, out=part[: stop - start])
             total = self.wide[start:stop]
