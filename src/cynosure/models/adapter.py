@@ -71,7 +71,7 @@ def load_adapter(folder: Path, dtype: torch.dtype | None, load_base: Callable[..
 
 
 def check_base(folder: Path, name: str, base: Any) -> None:
-    """Raise ValueError if the base has changed since the adapter was trained, where its folder has a digest."""
+    """Raise ValueError if the base has changed since the adapter was trained, if its folder has a digest."""
     if not (folder / BASE_DIGEST).is_file():
         return
     with told(folder, "adapter"):
@@ -110,9 +110,8 @@ def merge(base: Any, folder: Path, name: str) -> tuple[Any, torch.dtype]:
         if not hasattr(adapted.base_model, "merge_and_unload"):
             raise ValueError(f"{config.peft_type} cannot be merged into weights")
         dtypes = [tensor.dtype for tensor in stored.values() if tensor.is_floating_point()]
-        return adapted.merge_and_unload(safe_merge=True), max(
-            dtypes, key=lambda one: one.itemsize, default=torch.float32
-        )
+        widest = max(dtypes, key=lambda one: one.itemsize, default=torch.float32)
+        return adapted.merge_and_unload(safe_merge=True), widest
 
 
 def mismatch(error: Exception) -> str:

@@ -165,8 +165,8 @@ def write_model(model: Any, tokenizer: Any, folder: Path) -> None:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     except SafetensorError as error:  # a full disk raises this
-        place = f"{folder.parent}: {error}"
-        raise OSError(f"cannot write into the cache, {place}; set CYNOSURE_CACHE to another folder") from error
+        what = f"{folder.parent}: {error}"
+        raise OSError(f"cannot write into the cache, {what}; set CYNOSURE_CACHE to another folder") from error
 
 
 def joined(file: GgufFile, folder: Path) -> Path:

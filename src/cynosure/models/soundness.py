@@ -22,7 +22,7 @@ SIZE = re.compile(r"\w*(size|dim|rank|heads|embd|d_model|d_ff)")
 EPSILON = re.compile(r"\w*(eps|epsilon)")
 # Larger numbers are refused for any weights: a list or module for each would take minutes and gigabytes.
 MOST_LAYERS, MOST_COUNT, MOST_POSITIONS, MOST_SIZE = 1024, 1 << 17, 1 << 30, 1 << 24
-SPARE = 1 << 26  # elements that a model may have beyond those of its files, for positions and masks
+SPARE = 1 << 26  # elements that a model may have beyond those of its files: cached positions, masks
 
 
 class Checkpoint(NamedTuple):

@@ -17,13 +17,8 @@ from cynosure.models.loading import LanguageModel, load
 from cynosure.models.regimes import Forgetting, Regimes, read_regimes
 from cynosure.patching import check_ids, embedding_rows
 
-OF_ORIGIN = (
-    "_name_or_path",
-    "transformers_version",
-    "architectures",
-    "dtype",
-    "use_cache",
-)  # logits do not depend on it
+# Fields of a configuration on which no logits depend.
+OF_ORIGIN = ("_name_or_path", "transformers_version", "architectures", "dtype", "use_cache")
 
 Backbone = Callable[[Tensor], Tensor]  # (B, T) token ids -> (B, T, D) hidden states
 
