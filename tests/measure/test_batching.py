@@ -65,7 +65,7 @@ def test_longrope(batch_tokens: int, order: int) -> None:
 def test_longrope_is_told() -> None:
     model = LanguageModel(longrope(), byte_tokenizer(), "long")
     (note,) = score(model, TEXTS, window=128).notes[:1]
-    assert note.endswith("depend on the longest row of a batch. Scoring batches windows up to 64 tokens separately")
+    assert note.endswith("depend on the longest row of a batch: windows up to 64 tokens go apart")
     assert not any("rotary" in note for note in score(model, TEXTS, window=64).notes)
 
 

@@ -86,7 +86,7 @@ def test_other_parts_are_refused(change: Change, name: str) -> None:
 def test_what_a_class_declares_to_have_no_use_for_is_told(change: Change, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transformers.LlamaForCausalLM, "_keys_to_ignore_on_load_unexpected", [r"^odd\."])
     (note,) = load(str(add(change(), odd__weight=torch.ones(2)))).notes
-    assert "leaves out weights, which it does not use: 1 tensor, such as odd.weight" in note
+    assert "leaves out weights, which it has no use for: 1 tensor, such as odd.weight" in note
 
 
 def test_buffers_that_carry_nothing_are_not_told(change: Change, tmp_path: Path) -> None:

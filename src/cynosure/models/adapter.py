@@ -66,7 +66,7 @@ def load_adapter(folder: Path, dtype: torch.dtype | None, load_base: Callable[..
     check_base(folder, name, model)
     merged, adapter_dtype = merge(model, folder, name)
     merged = merged.to(dtype or torch.promote_types(base_dtype, adapter_dtype)).requires_grad_()  # PEFT turns it off
-    note = f"{folder} is an adapter for {name}: it is merged into the model"
+    note = f"{folder} is an adapter for {name}: measured with it merged in"
     return replace(base, model=merged.eval(), name=folder.resolve().name, notes=(*base.notes, note))
 
 

@@ -34,7 +34,9 @@ class LanguageModel:
     model: Any  # transformers' PreTrainedModel
     tokenizer: Any  # transformers' PreTrainedTokenizerBase
     name: str
-    notes: tuple[str, ...] = ()  # what a reader of results must know, for example weights that are left out
+    # What a reader of results must know, for example weights that are left out. The manifest of a run keeps the texts
+    # and a resumed run compares them, so changing one stops the runs of earlier versions from being resumed.
+    notes: tuple[str, ...] = ()
     code: dict[str, str] = field(default_factory=dict)  # pins of the trusted code, by "model" and "tokenizer"
 
     @property

@@ -31,8 +31,8 @@ class Regimes(NamedTuple):
         if not self.of(window):
             return None
         edge = f"{self.edges[0]:,} tokens"
-        batched = f"texts longer than {edge} by length" if self.grows else f"windows up to {edge} separately"
-        return f"the model's rotary positions depend on the longest row of a batch. Scoring batches {batched}"
+        apart = f"texts longer than {edge} go apart by their length" if self.grows else f"windows up to {edge} go apart"
+        return f"the model's rotary positions depend on the longest row of a batch: {apart}"
 
 
 def read_regimes(model: nn.Module) -> Regimes:

@@ -61,7 +61,8 @@ def left_out_notes(excused: dict[str, str], model: Any, checkpoint: Checkpoint, 
     parts[""] = [key for key in ignorable(model, checkpoint) if key not in excused]
     for part, keys in parts.items():
         if keys:
-            yield f"{name}: {type(model).__name__} leaves out {part}weights, which it does not use: {counted(keys)}"
+            leaves = f"{type(model).__name__} leaves out {part}weights"
+            yield f"{name}: {leaves}, which it has no use for: {counted(keys)}"
 
 
 def counted(keys: Collection[str]) -> str:
@@ -111,6 +112,6 @@ def tied_note(model: Any, name: str) -> tuple[str, ...]:
     if not tied or head is None or embeddings is None or place(head) == place(embeddings):
         return ()
     return (
-        f"{name}: config.json ties the head to the embeddings, but the weights contain a different head: "
+        f"{name}: config.json ties the head to the embeddings, and the weights hold a head that differs: "
         f"the head on disk is used, untied",
     )
