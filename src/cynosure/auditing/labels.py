@@ -128,7 +128,7 @@ def check_prompt(batches: list[AuditBatch], rows: list[TextRows], report: Report
 
 def check_labels(batches: list[AuditBatch], rows: list[TextRows], report: Report) -> None:
     """Check that every batch has a label; note rows without one, and labels that name other tokens than the text."""
-    n_targets, without, odd = 0, [], []
+    n_targets, without, differing = 0, [], []
     for batch, row in zip(batches, rows, strict=True):
         has_target = batch.truth != IGNORED
         n_targets += int(has_target.sum())
@@ -138,13 +138,13 @@ def check_labels(batches: list[AuditBatch], rows: list[TextRows], report: Report
             without.append(f"batch {batch.index}, row {int((~has_target.any(1)).nonzero()[0])}")
         other = (batch.own_labels != IGNORED) & (batch.own_labels != batch.ids) & row.real
         if other.any():
-            odd.append(
+            differing.append(
                 f"{int(other.sum())} labels differ from the token at their position; the first is {batch.place(other)}"
             )
     if without:
         report.note(f"rows without any label only cost time: {', '.join(without)}")
-    if odd:
-        report.note(odd[0])
+    if differing:
+        report.note(differing[0])
     report.made("labels", f"{n_targets:,} tokens to predict in {len(batches)} batches")
 
 

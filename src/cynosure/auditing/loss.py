@@ -84,9 +84,9 @@ def explain(
         return ("not-finite",), "the logits are finite"
     fitting = []
     for reason in reasons(subject, batch, own, right):
-        slack, apart = reason.slack + last_digit, abs(value - reason.value)
-        if apart <= slack < abs(reason.value - right.mean):
-            fitting.append((apart, reason))
+        slack, difference = reason.slack + last_digit, abs(value - reason.value)
+        if difference <= slack < abs(reason.value - right.mean):
+            fitting.append((difference, reason))
     if fitting:
         _, best = min(fitting, key=lambda pair: pair[0])
         return best.names, f"{best.what} {best.value:.6f}"

@@ -10,7 +10,7 @@ import torch
 
 from cynosure.models.digest import weights_digest
 from cynosure.models.packaged import PACKAGED
-from cynosure.models.pretrained import told
+from cynosure.models.pretrained import loading_errors
 from cynosure.models.remote_code import ADAPTER_CONFIG, is_adapter, read_json
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ BASE = "base_model_name_or_path"
 
 def base_of(folder: Path) -> tuple[str, str | None]:
     """Return name and revision of an adapter's base. Relative paths are tried from the adapter's folder first."""
-    with told(folder, "adapter"):
+    with loading_errors(folder, "adapter"):
         values = read_json(folder / ADAPTER_CONFIG)
     base = values.get(BASE)
     if not isinstance(base, str) or not base:
@@ -74,7 +74,7 @@ def check_base(folder: Path, name: str, base: Any) -> None:
     """Raise ValueError if the base has changed since the adapter was trained, if its folder has a digest."""
     if not (folder / BASE_DIGEST).is_file():
         return
-    with told(folder, "adapter"):
+    with loading_errors(folder, "adapter"):
         known = read_json(folder / BASE_DIGEST).get("sha256")
     if known != weights_digest(base):
         raise ValueError(
@@ -89,7 +89,7 @@ def merge(base: Any, folder: Path, name: str) -> tuple[Any, torch.dtype]:
         from peft.utils import load_peft_weights
     except ImportError as error:
         raise ValueError(f"{folder} is an adapter, which needs PEFT: pip install peft") from error
-    with told(folder, "adapter"), warnings.catch_warnings():
+    with loading_errors(folder, "adapter"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about missing tensors, which are checked below
         config = PeftConfig.from_pretrained(str(folder), trust_remote_code=False)
         if config.is_prompt_learning:

@@ -42,8 +42,8 @@ class FastCpu(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        own = OWN.get(func)
-        return (func if own is None or torch.is_grad_enabled() else own)(*args, **(kwargs or {}))
+        faster = FASTER.get(func)
+        return (func if faster is None or torch.is_grad_enabled() else faster)(*args, **(kwargs or {}))
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -65,7 +65,7 @@ def attention(
     enable_gqa: bool = False,
 ) -> Tensor:
     """Run F.scaled_dot_product_attention by blocks of queries in bfloat16 if the arguments allow it."""
-    if not dropout_p and fits(query, key, value, attn_mask, is_causal):
+    if not dropout_p and can_block(query, key, value, attn_mask, is_causal):
         output: Tensor = blockwise_attention(query, key, value, attn_mask, scale or query.shape[-1] ** -0.5)
         return output
     return F.scaled_dot_product_attention(
@@ -73,18 +73,18 @@ def attention(
     )
 
 
-def fits(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool) -> bool:
+def can_block(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool) -> bool:
     """Whether all heads have one size, and the mask is causal or the same for every head and text."""
     same = query.ndim == 4 and key.shape == value.shape and query.shape[-1] == key.shape[-1]
     if mask is None:
-        one = is_causal and query.shape[-2] == key.shape[-2]
+        shared = is_causal and query.shape[-2] == key.shape[-2]
     else:
-        one = (
+        shared = (
             mask.ndim == 4
             and mask.dtype == torch.bool
             and all(mask.shape[i] == 1 or mask.stride(i) == 0 for i in (0, 1))
         )
-    return same and one and query.dtype == torch.bfloat16 and query.device.type == "cpu"
+    return same and shared and query.dtype == torch.bfloat16 and query.device.type == "cpu"
 
 
 @torch.library.custom_op("cynosure::blockwise_attention", mutates_args=())
@@ -145,4 +145,4 @@ def ends(mask: Tensor) -> tuple[int, int]:
     return (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 1)
 
 
-OWN: dict[Any, Callable[..., Tensor]] = {F.linear: linear, F.scaled_dot_product_attention: attention}
+FASTER: dict[Any, Callable[..., Tensor]] = {F.linear: linear, F.scaled_dot_product_attention: attention}

@@ -71,18 +71,18 @@ class Tracer:
         self.deferred = 0
         self.obstacle: str | None = None
         self.objective = PLAIN
-        self.asked: list[str] = []  # operations that needed full logits
+        self.needs_full: list[str] = []  # operations that needed full logits
 
     def tell(self, why: str) -> None:
-        self.asked.append(why)
+        self.needs_full.append(why)
 
     def loss(self, asked: Asked) -> Tensor:
         return asked.labelled.loss(asked.reduction)
 
     def why_not(self) -> str:
         """Say why the last forward materialized its logits."""
-        if self.asked:
-            return f"between its head and its logits, {self.asked[0]} needs them in full"
+        if self.needs_full:
+            return f"between its head and its logits, {self.needs_full[0]} needs them in full"
         return self.obstacle or "its logits are not those of its head"
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cynosure.models.gguf import GgufFile, dequantised, read_notes
 from cynosure.models.packaged import PACKAGED, packaged_parts
-from cynosure.models.pretrained import from_pretrained, told
+from cynosure.models.pretrained import from_pretrained, loading_errors
 from cynosure.models.remote_code import (
     GENERATION_CONFIG,
     TOKENIZER_CONFIG,
@@ -154,7 +154,7 @@ def check_no_adapter(origin: Origin) -> None:
     """Raise ValueError if a folder holds a model and an adapter, which transformers would apply unasked."""
     from transformers.utils.peft_utils import find_adapter_config_file
 
-    with told(origin.source, "model"):
+    with loading_errors(origin.source, "model"):
         config_file = find_adapter_config_file(str(origin.source), revision=origin.revision)
     if config_file is not None:
         raise ValueError(

@@ -20,12 +20,12 @@ def from_pretrained(
 
     Code in the folder or repository runs only with `trust_remote_code`. There are no prompts on standard input.
     """
-    with told(source, what), quiet_panic() if what == "tokenizer" else nullcontext():
+    with loading_errors(source, what), quiet_panic() if what == "tokenizer" else nullcontext():
         return kind.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code, **options)
 
 
 @contextmanager
-def told(source: Path | str, what: str) -> Iterator[None]:
+def loading_errors(source: Path | str, what: str) -> Iterator[None]:
     """Turn any error that a damaged or hostile file causes into a ValueError of one sentence."""
     try:
         yield

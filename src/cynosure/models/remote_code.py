@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cynosure.models.pretrained import told
+from cynosure.models.pretrained import loading_errors
 
 CONFIG, TOKENIZER_CONFIG, GENERATION_CONFIG = "config.json", "tokenizer_config.json", "generation_config.json"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -58,7 +58,7 @@ def find_origin(source: Path | str, revision: str | None, what: str, name: str =
     """
     from transformers.utils.hub import cached_file
 
-    with told(source, what):
+    with loading_errors(source, what):
         # A missing file is no error here: transformers reports it later.
         file = cached_file(
             source, name, revision=revision, _raise_exceptions_for_missing_entries=False,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cynosure.models.pretrained import reason_of, told
+from cynosure.models.pretrained import loading_errors, reason_of
 from cynosure.models.remote_code import Origin, read_json
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -67,7 +67,7 @@ def weight_files(origin: Origin) -> Iterator[Path]:
         )  # fmt: skip
         return None if file is None else Path(file)
 
-    with told(origin.source, "model"):
+    with loading_errors(origin.source, "model"):
         chosen = origin.values.get("transformers_weights")
         if chosen is not None:
             check_inside(chosen, "config.json")
@@ -140,7 +140,7 @@ def check_size(config: Any, checkpoint: Checkpoint, source: Path | str) -> None:
     auto: Any = AutoModelForCausalLM
     if getattr(config, "quantization_config", None):
         return  # packed weights have fewer elements
-    with told(source, "model"), torch.device("meta"):
+    with loading_errors(source, "model"), torch.device("meta"):
         model = auto.from_config(config, trust_remote_code=False)
     n_elements = sum(tensor.numel() for tensor in [*model.parameters(), *model.buffers()])
     if n_elements > 2 * checkpoint.n_elements + SPARE:
