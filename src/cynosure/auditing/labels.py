@@ -53,7 +53,8 @@ def read_rows(batch: AuditBatch, specials: Specials) -> TextRows:
     leading, trailing = run_at_start(is_pad), run_at_start(is_pad.flip(1)).flip(1)
     if specials.pad in (*specials.eos, specials.bos):
         leading = leading & after(leading)
-        ends = batch.ids[:, -1:] == specials.pad  # the longest row has no padding, so its texts end with EOS
+        # If even the longest row, which has no padding, ends with the pad token, then texts end with EOS.
+        ends = batch.ids[:, -1:] == specials.pad
         if bool((ends | ~unmasked).all()):
             trailing = trailing & before(trailing)
     return TextRows(~(masked | leading | trailing), leading, trailing)
