@@ -318,13 +318,15 @@ def test_bugs_in_a_later_batch_are_found() -> None:
 
 PLAIN = rows(9)
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"batches": []}, ValueError, "batches is empty: an audit needs at least one, such as a DataLoader gives"),
-    ({"batches": PLAIN}, TypeError, r"batches is one batch, not an iterable of them: audit\(model, \[batch\]\)"),
-    ({"batches": [[PLAIN]]}, TypeError, "batch 0 is a list, not a dict of tensors: give the model's inputs by name"),
+    ({"batches": []}, ValueError,
+     "batches is empty: an audit needs at least one. Pass a DataLoader or a list of batches"),
+    ({"batches": PLAIN}, TypeError,
+     r"batches is a single batch, expected an iterable of batches: call audit\(model, \[batch\]\)"),
+    ({"batches": [[PLAIN]]}, TypeError, "batch 0 is a list, expected a dict of tensors: pass model inputs by name"),
     ({"batches": [PLAIN, without(PLAIN, "labels")]}, ValueError,
      "batch 1 has no 'labels', only input_ids, attention_mask: DataCollatorForLanguageModeling"),
     ({"batches": [PLAIN | {"labels": PLAIN["labels"][:, 1:]}]}, ValueError,
-     r"batch 0: labels must be integers of the shape of input_ids, \(1, 9\), got torch.int64 of shape \(1, 8\)"),
+     r"batch 0: labels must be integers with the shape of input_ids, \(1, 9\), got torch.int64 of shape \(1, 8\)"),
     ({"batches": [PLAIN | {"completion_mask": [1]}]}, ValueError, "completion_mask must be integers .* got a list"),
     ({"batches": [PLAIN | {"input_ids": PLAIN["input_ids"][0]}]}, ValueError,
      r"batch 0: input_ids must be a \(B, T\) tensor of ids, got torch.int64 of shape \(9,\)"),
@@ -332,8 +334,8 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
      "loss_fn gives CausalLMOutputWithPast as the loss of a batch: return the 0-d tensor"),
     ({"loss_fn": lambda model, batch: model(**batch).logits[0, 0]}, TypeError, r"torch.float32 of shape \(97,\)"),
     ({"loss_fn": 3}, TypeError, "loss_fn must be a function of"),
-    ({"model": nn.Linear(2, 2)}, TypeError, "an audit needs a causal language model of transformers, got Linear"),
-    ({"model": "smollm2"}, TypeError, "an audit needs a causal language model of transformers, got str"),
+    ({"model": nn.Linear(2, 2)}, TypeError, "an audit needs a transformers causal language model, got Linear"),
+    ({"model": "smollm2"}, TypeError, "an audit needs a transformers causal language model, got str"),
 ]  # fmt: skip
 
 

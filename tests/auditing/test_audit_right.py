@@ -74,8 +74,8 @@ def test_trainers_collator_with_a_pad_token_of_its_own() -> None:
     loader = DataLoader(encoded, batch_size=2, collate_fn=DataCollatorForLanguageModeling(tokenizer, mlm=False))
     found = audit(model, loader, tokenizer=tokenizer)
     assert silent(found)
-    assert found.notes == ("37 rows of the embedding are beyond the tokenizer's 263 tokens, as where a vocabulary is "
-                           "padded",)  # fmt: skip
+    (note,) = found.notes
+    assert note == "the embedding has 37 rows more than the tokenizer's 263 tokens, as in a padded vocabulary"
     tokenizer.pad_token = "</s>"
     model.config.pad_token_id = model.generation_config.pad_token_id = 1
     assert names(audit(model, loader, tokenizer=tokenizer)) == ["eos-unlabelled"]
@@ -181,7 +181,7 @@ def test_labels_shifted_by_the_data_set_and_not_by_the_loss() -> None:
 
     found = audit(family("GPT-2"), [batch], loss_fn=loss_fn)
     assert silent(found)
-    assert found.notes == ("the data set shifts the labels, and the loss does not: once, as it should be",)
+    assert found.notes == ("the data set shifts the labels and the loss does not, which is correct",)
 
 
 @pytest.mark.parametrize("kind", ["Llama", "GPT-2"])
@@ -205,15 +205,15 @@ def test_awkward_batches_that_are_right(kind: str, loss_fn: Any) -> None:
     for batch in (rows(20), rows(20, 13, side="left"), packed, ignored, chunks, rows(2), one, one_mask,
                   {"input_ids": constant, "labels": constant}):  # fmt: skip
         assert silent(audit(model, [batch, batch], loss_fn=loss_fn, tokenizer=Words()))
-    assert audit(model, [ignored]).notes == ("rows without any label, which only cost time: batch 0, row 1",)
+    assert audit(model, [ignored]).notes == ("rows without any label only cost time: batch 0, row 1",)
 
 
 def test_padding_without_a_mask_that_is_right() -> None:
     plain = without(rows(20, 13), "attention_mask")
     found = audit(family("Llama"), [plain], tokenizer=Words())
     assert silent(found)
-    assert found.notes == ("7 pad tokens after the text have no attention_mask of 0; behind a causal model's text that "
-                           "changes nothing but the time it takes",)  # fmt: skip
+    assert found.notes == ("7 pad tokens after the text are not masked; in a causal model they cost time but do not "
+                           "change the loss",)  # fmt: skip
     words = Words(pad_token_id=EOS)
     without_eos = rows(20, 13, end=7)
     without_eos["input_ids"][1, 13:] = EOS
@@ -274,7 +274,7 @@ def test_labels_that_are_other_tokens_are_told() -> None:
     batch["labels"][1, 4] += 1
     found = audit(family("Llama"), [batch])
     assert silent(found)
-    assert found.notes == ("1 labels name another token than stands there; the first is batch 0, row 1, position 4",)
+    assert found.notes == ("1 labels differ from the token at their position; the first is batch 0, row 1, position 4",)
 
 
 def test_the_gradient_of_an_auxiliary_loss_counts() -> None:
@@ -298,7 +298,7 @@ def test_fresh_models_as_transformers_makes_them() -> None:
 def test_a_loss_without_items_on_equal_rows_is_no_fault() -> None:
     found = audit(family("Llama"), [rows(20, 20)], loss_fn=lambda model, batch: right(model, batch))
     assert silent(found)
-    assert "exact only while all have as many labels" in found.notes[0]
+    assert "exact only if all have the same number of labels" in found.notes[0]
     batches = [rows(20), rows(9)]
     assert names(audit(family("Llama"), batches, loss_fn=lambda model, batch: right(model, batch))) == ["mean-of-means"]
 
@@ -325,14 +325,16 @@ def test_what_might_be_a_fault_but_is_not_shown_is_a_note() -> None:
     model.config.eos_token_id = 50
     found = audit(model, [rows(20, 13, end=7)], tokenizer=Words())
     assert silent(found)
-    assert found.notes == ("eos is 2 in the tokenizer and 50 in model.config; these batches do not show it",)
+    assert found.notes == (
+        "eos is 2 in the tokenizer and 50 in model.config; these batches do not contain the tokenizer's",
+    )
     model = family("Llama")
     model.generation_config.pad_token_id = 50
     assert silent(audit(model, [rows(20, 13)], tokenizer=Words()))
     batch = no_bos(rows(20, 20))
     found = audit(family("Llama"), [batch], tokenizer=Words())
     assert silent(found)
-    assert "right if they are parts of longer texts" in found.notes[0]
+    assert "correct if they are parts of longer texts" in found.notes[0]
 
 
 def test_the_model_is_left_as_it_was() -> None:

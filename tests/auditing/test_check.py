@@ -58,7 +58,7 @@ def test_a_wrong_loss_is_caught(change: dict[str, Any], failing: set[str], monke
 
 
 def test_what_cannot_be_checked_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"the check is made in float32, the model is torch\.float64"):
+    with pytest.raises(ValueError, match=r"needs a model in float32, got torch\.float64: call model\.float\(\) first"):
         check(tiny_model().double(), IDS)
     with pytest.raises(ValueError, match=r"at least 32 tokens in one row, got shape \(2,\)"):
         check(tiny_model(), IDS[:2])
@@ -78,7 +78,7 @@ def test_the_command_names_what_it_finds(tmp_path: Path) -> None:
     assert done.exit_code == 1
     assert "Passed: the fused loss" in done.stdout
     assert "tokenizer-too-large: the tokenizer has 322 tokens, the embedding 300 rows" in done.stdout
-    assert "The fix: model.resize_token_embeddings(len(tokenizer))" in done.stdout
+    assert "The fix: call model.resize_token_embeddings(len(tokenizer))" in done.stdout
     values = json.loads(run(tmp_path, "--format", "json").stdout)
     assert list(values) == ["model", "passed", "head", "checks", "findings", "notes"]
     assert not values["passed"]

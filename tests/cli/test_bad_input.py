@@ -81,7 +81,7 @@ def test_models_that_are_not_causal(run: Run, tmp_path: Path, text: Path) -> Non
     cases = [
         (transformers.BertModel(bert), "lacks 6 of its tensors, such as cls.predictions.bias"),
         (transformers.BertForMaskedLM(bert), "is not causal: its hidden states depend on the tokens that follow"),
-        (transformers.T5ForConditionalGeneration(t5), "is a t5 model, not a causal one such as llama or gpt2"),
+        (transformers.T5ForConditionalGeneration(t5), "is a t5 model, expected a causal one such as llama or gpt2"),
         (tiny_model().model, "lacks 1 of its tensors, such as lm_head.weight"),  # else a random one would be taken
     ]
     for number, (model, message) in enumerate(cases):
@@ -95,7 +95,7 @@ def test_damaged_models(run: Run, tiny_folder: Path, tmp_path: Path, text: Path)
         ("model.safetensors", 0, "cannot load the model in"),
         ("model.safetensors", None, "cannot load the model in"),
         ("config.json", 50, "cannot load the model in"),
-        ("tokenizer.json", 50, "--tokenizer takes it from elsewhere"),
+        ("tokenizer.json", 50, "--tokenizer can name another one"),
     ]
     for number, (name, length, message) in enumerate(cases):
         folder = tmp_path / str(number)

@@ -255,7 +255,7 @@ def test_what_is_no_model_is_refused(model: LanguageModel) -> None:
             own.model,
             {"tokenizer": tokenizer},
             ValueError,
-            "its forward gives no logits; where it is a backbone, give its head too",
+            "its forward gives no logits; if it is only a backbone, pass its head too",
         ),
         (own.model, {"tokenizer": tokenizer, "head": own.model.norm}, ValueError, "head must be a linear layer"),
         (own.model, {"tokenizer": tokenizer, "head": torch.zeros(9, 3)}, ValueError, "the head needs .1, 8, 3."),

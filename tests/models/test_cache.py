@@ -136,7 +136,7 @@ def test_a_damaged_conversion_is_made_again(file: Path, caplog: pytest.LogCaptur
         with caplog.at_level(logging.INFO):
             assert dequantised(source) == folder
         told = [message for message in caplog.messages if "is damaged" in message]
-        assert told == [f"the cached conversion of {file.name} is damaged: {folder}. It is made again"]
+        assert told == [f"the cached conversion of {file.name} is damaged: {folder}. Converting it again"]
         assert (folder / "model.safetensors").read_bytes() == before
     assert load(str(file)).name.startswith("Tiny-Instruct")
 
@@ -170,7 +170,7 @@ def test_a_cache_that_cannot_be_used_is_named(file: Path, tmp_path: Path, monkey
     (tmp_path / "taken").touch()
     for place in (tmp_path / "taken", tmp_path / "taken" / "below", Path("/dev/null/cache")):
         monkeypatch.setenv("CYNOSURE_CACHE", str(place))
-        with pytest.raises(OSError, match=r"cannot use the cache, .*/gguf: .*; CYNOSURE_CACHE names another"):
+        with pytest.raises(OSError, match=r"cannot use the cache, .*/gguf: .*; set CYNOSURE_CACHE to another folder"):
             load(str(file))
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from cynosure.models.cpu import FastCpu, attention, fits, linear
+from cynosure.models.cpu import FastCpu, attention, can_block, linear
 from tests.loss.subclasses import LinearAlone
 
 SHAPES = [(1, 2, 2, 300, 16), (2, 6, 3, 129, 8), (1, 4, 1, 128, 32), (3, 2, 1, 5, 8), (1, 1, 1, 1, 8)]
@@ -48,7 +48,7 @@ def test_weights_without_memory_multiply_themselves() -> None:
 @pytest.mark.parametrize("scale", [None, 0.3])
 def test_attention_is_torchs(shape: tuple[int, int, int, int, int], scale: float | None) -> None:
     query, key, value = heads(shape)
-    assert fits(query, key, value, None, True)
+    assert can_block(query, key, value, None, True)
     check_close(query, key, value, is_causal=True, scale=scale)
 
 
@@ -57,7 +57,7 @@ def test_windows_of_attention(width: int) -> None:
     query, key, value = heads((2, 4, 2, 300, 16))
     mask = band(300, 300, width)
     for given in (mask, mask.expand(2, 4, -1, -1)):
-        assert fits(query, key, value, given, False)
+        assert can_block(query, key, value, given, False)
         check_close(query, key, value, attn_mask=given)
     check_close(query[:, :, 170:], key, value, attn_mask=band(130, 300, width))
 
@@ -72,10 +72,10 @@ def test_any_mask_will_do() -> None:
 def test_what_does_not_fit_goes_to_torch() -> None:
     query, key, value = heads((2, 2, 2, 20, 8))
     of_each_text = band(20, 20, 3).expand(2, 1, -1, -1).clone()
-    assert not fits(query, key, value, of_each_text, False)
-    assert not fits(query.float(), key.float(), value.float(), None, True)
-    assert not fits(query, key, value, None, False)
-    assert not fits(query, key, value, of_each_text[:1].to(torch.bfloat16), False)
+    assert not can_block(query, key, value, of_each_text, False)
+    assert not can_block(query.float(), key.float(), value.float(), None, True)
+    assert not can_block(query, key, value, None, False)
+    assert not can_block(query, key, value, of_each_text[:1].to(torch.bfloat16), False)
     check_close(query, key, value, attn_mask=of_each_text)
 
 
@@ -90,7 +90,7 @@ def test_linear_is_torchs() -> None:
 def test_the_mode_replaces_both_and_only_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     monkeypatch.setattr(
-        "cynosure.models.cpu.OWN", {F.linear: lambda *a, **k: calls.append("linear") or F.linear(*a, **k)}
+        "cynosure.models.cpu.FASTER", {F.linear: lambda *a, **k: calls.append("linear") or F.linear(*a, **k)}
     )
     layer, x = torch.nn.Linear(3, 2), torch.randn(4, 3)
     with FastCpu():

@@ -207,7 +207,7 @@ def test_a_cache_without_room_is_named(file: Path, cache: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
     try:
-        with pytest.raises(OSError, match=f"cannot write into the cache, {cache}/gguf: .*; CYNOSURE_CACHE names anoth"):
+        with pytest.raises(OSError, match=f"cannot write into the cache, {cache}/gguf: .*; set CYNOSURE_CACHE to"):
             load(str(file))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -258,8 +258,8 @@ def test_loading_says_what_is_wrong(tmp_path: Path, tiny_folder: Path) -> None:
     (tmp_path / "broken" / "config.json").write_text(json.dumps({"model_type": "nonsense"}))
     cases = {
         str(tmp_path / "empty"): "holds no model: it has no config.json$",
-        str(tmp_path / "gguf"): r"has no config.json: give the file, .*m\.gguf",
-        str(tmp_path / "scored"): "is a run of score, not a model: cynosure summary shows it",
+        str(tmp_path / "gguf"): r"has no config.json: load the file .*m\.gguf",
+        str(tmp_path / "scored"): "is a run of score, not a model: show it with cynosure summary",
         str(tmp_path / "text.txt"): "is not a model",
         str(tmp_path / "no.gguf"): "no such model file",
         "./nowhere": "no such model folder: './nowhere'",
@@ -276,7 +276,7 @@ def test_loading_says_what_is_wrong(tmp_path: Path, tiny_folder: Path) -> None:
         ({"dtype": "float8"}, "unknown dtype 'float8': expected one of auto, float32, bfloat16, float16"),
         ({"device": "nonsense"}, "unknown device 'nonsense'"),
         ({"device": "meta"}, "device 'meta' is not available here: expected one of cpu"),
-        ({"revision": "main"}, "revision 'main' is for models of the hub"),
+        ({"revision": "main"}, "revision 'main' is only for hub ids"),
         ({"tokenizer": "no-such-tokenizer"}, "no tokenizer 'no-such-tokenizer'"),
     ):
         with pytest.raises(ValueError, match=message):

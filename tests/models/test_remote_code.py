@@ -97,7 +97,7 @@ def test_code_of_a_tokenizer_does_not_run(change: Change, coded: Path, ran: Path
     change("tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")  # which transformers has
     assert load(str(coded)).code == {}
     (coded / "tokenizer.json").write_text("{")
-    with pytest.raises(ValueError, match=r"cannot load the tokenizer in .*odd-model: .*`tokenizer` takes it from els"):
+    with pytest.raises(ValueError, match=r"cannot load the tokenizer in .*odd-model: .*`tokenizer` can name another"):
         load(str(coded))  # and not for its code
     assert not ran.exists()
 
@@ -240,8 +240,8 @@ def test_weights_outside_the_folder_are_not_read(change: Change) -> None:
     index = folder / "model.safetensors.index.json"
     for place in ("../outside.safetensors", str(folder.parent / "outside.safetensors"), 5):
         index.write_text(json.dumps({"metadata": {}, "weight_map": {"lm_head.weight": place}}))
-        with pytest.raises(ValueError, match=r"index\.json names '.*', which is no file inside the folder"):
+        with pytest.raises(ValueError, match=r"index\.json names '.*', which is not a file inside the folder"):
             load(str(folder))
     index.unlink()
-    with pytest.raises(ValueError, match=r"config\.json names '\.\./outside.*', which is no file inside the folder"):
+    with pytest.raises(ValueError, match=r"config\.json names '\.\./outside.*', which is not a file inside the folder"):
         load(str(change(transformers_weights="../outside.safetensors")))

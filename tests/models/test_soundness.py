@@ -103,10 +103,10 @@ def test_what_changes_nothing_is_scored(change: Change, tiny_folder: Path, name:
 
 
 def test_a_number_is_named_by_its_place(change: Change) -> None:
-    with pytest.raises(ValueError, match=r"rope_parameters\.rope_theta is 0, and must be positive: mend its config"):
+    with pytest.raises(ValueError, match=r"rope_parameters\.rope_theta is 0, and must be positive: fix its config"):
         load(str(change(rope_parameters={"rope_type": "default", "rope_theta": 0})))
     plain = change(hidden_size=2**17, rope_parameters=None)
-    with pytest.raises(ValueError, match=r"describes a model of [\d,]+ weights, and its files hold 14,\d+"):
+    with pytest.raises(ValueError, match=r"describes a model of [\d,]+ weights, but its files hold 14,\d+"):
         load(str(plain))
 
 
@@ -114,7 +114,7 @@ def test_the_size_is_that_of_pickled_weights_too(change: Change) -> None:
     folder = change()
     torch.save(load(str(folder)).model.state_dict(), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    with little_memory(), pytest.raises(ValueError, match=r"describes a model of .* weights, and its files hold"):
+    with little_memory(), pytest.raises(ValueError, match=r"describes a model of .* weights, but its files hold"):
         load(str(change(hidden_size=2**17)))
 
 

@@ -115,7 +115,7 @@ def test_a_head_on_disk_beside_tied_embeddings_is_told(change: Change, tiny_fold
 
 def test_another_shape_is_told_in_its_own_words(run, change: Change, tmp_path: Path) -> None:
     folder = change(vocab_size=301)
-    words = "lm_head.weight is 300 x 16 on disk, and the configuration asks for 301 x 16 (so with 2 tensors)"
+    words = "lm_head.weight is 300 x 16 on disk, the configuration expects 301 x 16 (2 tensors differ)"
     refused(run("predict", folder, "a text"), f"{folder} does not fit its config.json", words)
 
 

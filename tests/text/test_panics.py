@@ -46,7 +46,7 @@ def test_a_panic_on_loading_is_one_sentence(
     tiny_folder: Path, tmp_path: Path, parts: dict[str, Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = with_tokenizer(tiny_folder, tmp_path / "panics", **parts)
-    with pytest.raises(ValueError, match=r"cannot load the tokenizer in .*/panics: .*; `tokenizer` takes it") as caught:
+    with pytest.raises(ValueError, match=r"cannot load the tokenizer in .*/panics: .*; `tokenizer` can name") as caught:
         load(str(folder))
     assert is_panic(caught.value.__cause__)
     assert "panicked" not in capfd.readouterr().err

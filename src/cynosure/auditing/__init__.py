@@ -1,4 +1,4 @@
-"""Audits of a model, its loss and its batches, and checks of a model's loss."""
+"""Audit a model, its loss and its batches, and check the fused loss against a model's own."""
 
 from cynosure.system.lazy import attach
 

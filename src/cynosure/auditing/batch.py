@@ -1,4 +1,4 @@
-"""The batches an audit looks at: taken from a user's data loader, checked, and brought to the model's device."""
+"""Take the batches that an audit examines from a data loader, check them and move them to the model's device."""
 
 import copy
 from collections.abc import Iterable, Mapping
@@ -11,59 +11,59 @@ from torch import Tensor
 
 from cynosure.patching import IGNORED
 
-N_BATCHES = 4  # of a data loader, which may have no end
-COMPLETION = ("completion_mask", "assistant_masks")  # TRL's names for where the completion is
+N_BATCHES = 4  # a data loader may be endless
+COMPLETION = ("completion_mask", "assistant_masks")  # TRL's columns that mark the completion
 
 
 @dataclass(frozen=True)
 class AuditBatch:
     """A batch; all tensors are (B, T).
 
-    Label t is the token at t + `ahead`: 0 in most data sets, which leave the shift to the model, 1 in others, and -1 in
-    one that has shifted the wrong way.
+    Label t names the token at t + `ahead`. That is 0 in most data sets, which leave the shift to the model, 1 in data
+    sets that shift, and -1 in those that shift the wrong way.
     """
 
     index: int
-    given: Any  # as it came, for the loss function
+    given: Any  # the original batch on the device, for the loss function
     ids: Tensor
     labels: Tensor
-    attention: Tensor | None  # bool: False is padding; None where there is no mask of this shape
-    completion: Tensor | None  # bool: True is what is to be learned
+    attention: Tensor | None  # bool: False is padding; None if there is no mask of this shape
+    completion: Tensor | None  # bool: True is a token to learn
     ahead: int = 0
 
     def with_labels(self, labels: Tensor) -> Any:
-        """The batch as it came, in a copy, with other labels."""
+        """Return a copy of the original batch with other labels."""
         given = copy.copy(self.given)
-        given["labels"] = labels.clone()  # which a loss function may change
+        given["labels"] = labels.clone()  # a loss function may change its batch
         return given
 
     def targets(self, shift: int) -> Tensor:
-        """What position t is asked for when a loss shifts the labels: the label of t + shift; -100 beyond the end."""
+        """Return the targets after a loss shifts the labels: at t the label of t + shift, -100 beyond the end."""
         return pulled(self.labels, shift, IGNORED)
 
     @property
     def masked_otherwise(self) -> bool:
-        """Whether attention has a mask of another shape, which says more than what is padding."""
+        """Whether the attention mask has another shape, so that it does not show the padding."""
         return self.attention is None and "attention_mask" in self.given
 
     @property
     def truth(self) -> Tensor:
-        """What position t should be asked for: the token after it, where that is labelled."""
+        """The right target of each position: the next token if it is labelled, otherwise -100."""
         return self.targets(1 - self.ahead)
 
     @property
     def own_labels(self) -> Tensor:
-        """The labels at the place of the tokens that they name."""
+        """The labels, each at the position of the token that it names."""
         return pulled(self.labels, -self.ahead, IGNORED)
 
     def place(self, where: Tensor) -> str:
-        """The first place in a (B, T) mask."""
+        """Describe the first position where a (B, T) mask is true."""
         row, position = where.nonzero()[0].tolist()
         return f"batch {self.index}, row {row}, position {position}"
 
 
 def pulled(values: Tensor, shift: int, beyond: int) -> Tensor:
-    """(B, T): at t the value of t + shift."""
+    """Return (B, T) values moved to the left: at t the value of t + shift, and `beyond` past either end."""
     shift = max(-values.shape[1], min(shift, values.shape[1]))
     if shift < 0:
         return torch.cat([torch.full_like(values[:, shift:], beyond), values[:, :shift]], 1)
@@ -71,23 +71,23 @@ def pulled(values: Tensor, shift: int, beyond: int) -> Tensor:
 
 
 def take_batches(batches: Iterable[Any], device: torch.device) -> list[AuditBatch]:
-    """The first of them, at most N_BATCHES. Raises ValueError or TypeError for what is no batch with labels."""
+    """Read the first N_BATCHES batches. Raise ValueError or TypeError if one is not a batch with labels."""
     if isinstance(batches, Mapping):
-        raise TypeError("batches is one batch, not an iterable of them: audit(model, [batch])")
-    found = [read_batch(index, given, device) for index, given in enumerate(islice(batches, N_BATCHES))]
-    if not found:
-        raise ValueError("batches is empty: an audit needs at least one, such as a DataLoader gives")
-    ahead = labels_ahead(found)
-    return [replace(batch, ahead=ahead) for batch in found]
+        raise TypeError("batches is a single batch, expected an iterable of batches: call audit(model, [batch])")
+    taken = [read_batch(index, given, device) for index, given in enumerate(islice(batches, N_BATCHES))]
+    if not taken:
+        raise ValueError("batches is empty: an audit needs at least one. Pass a DataLoader or a list of batches")
+    ahead = labels_ahead(taken)
+    return [replace(batch, ahead=ahead) for batch in taken]
 
 
 def read_batch(index: int, given: Any, device: torch.device) -> AuditBatch:
     name = f"batch {index}"
     if not isinstance(given, Mapping):
-        raise TypeError(f"{name} is a {type(given).__name__}, not a dict of tensors: give the model's inputs by name")
+        raise TypeError(f"{name} is a {type(given).__name__}, expected a dict of tensors: pass model inputs by name")
     for column in ("input_ids", "labels"):
         if column not in given:
-            way = "DataCollatorForLanguageModeling(tokenizer, mlm=False) makes them"
+            way = "DataCollatorForLanguageModeling(tokenizer, mlm=False) adds it"
             raise ValueError(f"{name} has no {column!r}, only {', '.join(map(str, given))}: {way}")
     moved = copy.copy(given)
     for column, value in given.items():
@@ -109,7 +109,7 @@ def same_shape(name: str, column: str, value: Any, ids: Tensor) -> Tensor:
     if not isinstance(value, Tensor) or value.shape != ids.shape or value.is_floating_point():
         shape = tuple(ids.shape)
         raise ValueError(
-            f"{name}: {column} must be integers of the shape of input_ids, {shape}, got {described(value)}"
+            f"{name}: {column} must be integers with the shape of input_ids, {shape}, got {described(value)}"
         )
     return value
 
@@ -121,9 +121,9 @@ def described(value: Any) -> str:
 
 
 def labels_ahead(batches: list[AuditBatch]) -> int:
-    """1 where most labels name the token after theirs, -1 where the one before, else 0; padding does not count.
+    """Return 1 if most labels name the next token, -1 if most name the previous one, else 0. Padding is left out.
 
-    Most, not all: where one text ends and the next begins, or padding, the label may be EOS.
+    A majority is enough, because the label after the end of a text may be EOS.
     """
     counts = dict.fromkeys((0, 1, -1), 0)
     n_labels = 0

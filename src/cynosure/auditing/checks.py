@@ -1,4 +1,4 @@
-"""The fused loss against a model's own `model(..., labels=...)`: its value and its gradients."""
+"""Compare the fused loss and its gradients with those of a model's own `model(..., labels=...)`."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -15,10 +15,10 @@ TOLERANCE = 1e-5
 
 
 class Check(NamedTuple):
-    """One comparison: values, or norms of tensors. Differences are relative: |a - b| / |b|.
+    """One comparison of values, or of tensors by their norms. Differences are relative: |a - b| / |b|.
 
-    Passed is what lies within 1e-5 of the model's own, or nearer to float64 than the model's own does: with low losses
-    float32 itself leaves more than that.
+    It passes if ours is within 1e-5 of the model's own value, or at least as near to float64 as that. For low losses,
+    float32 rounding alone exceeds 1e-5.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Check(NamedTuple):
 
 
 class LossAndGradients(NamedTuple):
-    """A loss, and its gradients with respect to the hidden states and the head's weight."""
+    """A loss and its gradients with respect to the hidden states and the head's weight."""
 
     loss: Tensor
     d_hidden: Tensor
@@ -48,24 +48,24 @@ class LossAndGradients(NamedTuple):
 def check(model: Any, input_ids: Tensor) -> list[Check]:
     """Compare the fused loss with a model's own loss.
 
-    Compared are the logits (head, bias, scale, softcap), the loss with its gradients, the same with half the labels
-    ignored, and the loss divided by `num_items_in_batch` where the model takes that. Labels are shifted if the model
-    shifts them, which decoders of encoder-decoders do not. Full logits are materialized.
+    It compares the logits (head, bias, scale, softcap), the loss and its gradients, the same with half of the labels
+    ignored, and the loss divided by `num_items_in_batch` if the model uses that. Labels are shifted if the model shifts
+    them; decoders of encoder-decoder models do not. Full logits are materialized.
 
     Args:
-        model: a causal language model of transformers, in float32.
-        input_ids: (T,) tokens, at least 32; a few dozen are best. With fewer, torch's matmuls may be a hundred times
+        model: a transformers causal language model in float32.
+        input_ids: (T,) token ids, at least 32; a few dozen are best. With fewer, torch's matmuls may be a hundred times
             less exact.
 
     Returns:
-        A result for each comparison, with `passed`.
+        A `Check` for each comparison, with `passed`.
 
     Raises:
-        ValueError: the model's head cannot be read, its own loss fails, the model is not float32, a token is beyond its
-            embedding, or there are too few tokens.
+        ValueError: the model's head cannot be read, its own loss fails, the model is not in float32, a token is outside
+            its embedding, or there are too few tokens.
     """
     if model.dtype != torch.float32:
-        raise ValueError(f"the check is made in float32, the model is {model.dtype}")
+        raise ValueError(f"the check needs a model in float32, got {model.dtype}: call model.float() first")
     if input_ids.ndim != 1 or len(input_ids) < 32:
         raise ValueError(f"the check needs at least 32 tokens in one row, got shape {tuple(input_ids.shape)}")
     check_ids(input_ids, embedding_rows(model), f"the embedding of {type(model).__name__}")
@@ -79,22 +79,22 @@ def check(model: Any, input_ids: Tensor) -> list[Check]:
 
 
 def losses(model: Any, head: Head, ids: Tensor, hidden: Tensor) -> Iterator[Check]:
-    """The comparisons of losses and gradients: labels whole, half ignored, and normalised over several batches."""
+    """Yield the comparisons of losses and gradients: all labels, half ignored, and divided over several batches."""
     partly = ids.clone()
     partly[:, : ids.shape[1] // 2] = IGNORED
-    exactly, exact_hidden = wide(head), hidden.double()
-    shift = find_shift(own_loss(model, head, ids, ids), exactly, ids, exact_hidden)
+    exact_head, exact_hidden = wide(head), hidden.double()
+    shift = find_shift(own_loss(model, head, ids, ids), exact_head, ids, exact_hidden)
     unshifted = "" if shift else ", labels not shifted"
     for labels, what in ((ids, unshifted), (partly, f", half ignored{unshifted}")):
         theirs, ours = own_loss(model, head, ids, labels), fused_loss(head, labels, hidden, shift)
-        exact = plain_loss(exactly, labels, exact_hidden, shift)
+        exact = plain_loss(exact_head, labels, exact_hidden, shift)
         yield compare(f"loss{what}", ours.loss, theirs.loss, exact.loss)
         yield compare(f"d hidden{what}", ours.d_hidden, theirs.d_hidden, exact.d_hidden)
         yield compare(f"d weight{what}", ours.d_weight, theirs.d_weight, exact.d_weight)
     if getattr(model, "accepts_loss_kwargs", True):
         items = 3 * ids.shape[1]  # as if this were one of several micro-batches
         their_loss = own_loss(model, head, ids, partly, num_items_in_batch=items).loss
-        if their_loss == theirs.loss:  # it takes the number and ignores it
+        if their_loss == theirs.loss:  # it accepts the number and ignores it
             return
         our_loss = fused_loss(head, partly, hidden, shift, items).loss
         n_counted = int((partly[:, shift:] != IGNORED).sum())
@@ -102,43 +102,43 @@ def losses(model: Any, head: Head, ids: Tensor, hidden: Tensor) -> Iterator[Chec
 
 
 def find_shift(own: LossAndGradients, exact: Head, labels: Tensor, hidden: Tensor) -> int:
-    """How many tokens ahead of its input a model's loss has its labels, 0 or 1: where the loss is nearer to its own."""
+    """Return by how many tokens a model's loss shifts its labels: the one of 0 and 1 that gives the nearer loss."""
     return min((1, 0), key=lambda shift: abs(float(own.loss - plain_loss(exact, labels, hidden, shift).loss)))
 
 
 class DetachedHead(Deferring):
-    """Inside of it the head's products are made of hidden states that are cut off from what they were made of."""
+    """Context in which the head's matmuls take hidden states that are detached from the backbone."""
 
     def __init__(self, model: Any) -> None:
         super().__init__(model, Tracer())
-        self.products: list[tuple[Tensor, Tensor]] = []  # the hidden states and the weight of each
+        self.matmuls: list[tuple[Tensor, Tensor]] = []  # the hidden states and the weight of each
 
     def logits(self, product: HeadMatmul) -> Tensor:
-        self.products.append((product.hidden.detach().requires_grad_(), product.weight))
-        return F.linear(*self.products[-1], product.bias)
+        self.matmuls.append((product.hidden.detach().requires_grad_(), product.weight))
+        return F.linear(*self.matmuls[-1], product.bias)
 
 
 def own_loss(model: Any, head: Head, ids: Tensor, labels: Tensor, **options: int) -> LossAndGradients:
-    """`model(..., labels=...)`, its hidden states cut off from the backbone so that only the head's gradient counts."""
+    """Call `model(..., labels=...)` on detached hidden states, so that gradients are those of the head alone."""
     name = type(model).__name__
     try:
         with torch.enable_grad():
-            cut = DetachedHead(model)
-            with cut:
+            detached = DetachedHead(model)
+            with detached:
                 loss = forward(model, ids, labels=labels, **options).loss
     except Exception as error:
         raise ValueError(f"{name} cannot be checked: its own loss of a few tokens fails: {error}") from error
-    products = [product for product in cut.products if place(product[1]) == place(head.weight)]
-    if len(products) != 1:
-        raise ValueError(f"{name} cannot be checked: its logits are not one product of a weight, merge its adapters")
-    d_hidden, d_weight = torch.autograd.grad(loss, products[0])
+    matmuls = [matmul for matmul in detached.matmuls if place(matmul[1]) == place(head.weight)]
+    if len(matmuls) != 1:
+        raise ValueError(f"{name} cannot be checked: its logits are not one matmul with a weight. Merge its adapters")
+    d_hidden, d_weight = torch.autograd.grad(loss, matmuls[0])
     return LossAndGradients(loss.detach(), d_hidden, d_weight[: head.weight.shape[0]])
 
 
 def fused_loss(
     head: Head, labels: Tensor, hidden: Tensor, shift: int, normalizer: float | None = None
 ) -> LossAndGradients:
-    """The same from `linear_cross_entropy`, which makes no full logits."""
+    """Return the loss and gradients of `linear_cross_entropy`."""
     leaf, weight = hidden.detach().clone().requires_grad_(), head.weight.detach().clone().requires_grad_()
     with torch.enable_grad():
         loss = linear_cross_entropy(
@@ -156,7 +156,7 @@ def fused_loss(
 
 
 def plain_loss(head: Head, labels: Tensor, hidden: Tensor, shift: int) -> LossAndGradients:
-    """The same from full logits: in float64 the truth both are measured against."""
+    """Return the loss and gradients from full logits; in float64 they are the reference."""
     leaf, weight = hidden.detach().clone().requires_grad_(), head.weight.detach().clone().requires_grad_()
     with torch.enable_grad():
         logits = head._replace(weight=weight).logits(leaf[:, : leaf.shape[1] - shift])
@@ -166,7 +166,7 @@ def plain_loss(head: Head, labels: Tensor, hidden: Tensor, shift: int) -> LossAn
 
 
 def wide(head: Head) -> Head:
-    """The head in float64."""
+    """Return the head in float64."""
     return head._replace(weight=head.weight.double(), bias=None if head.bias is None else head.bias.double())
 
 

@@ -1,11 +1,11 @@
-"""What an audit can find: every fault by its name, with what it means and how to mend it."""
+"""The faults that an audit can find: the name of each, what it means and how to fix it."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 
 class Finding(NamedTuple):
-    """A fault: its name, `what` was measured and where, what that means, and the fix."""
+    """A fault: its name, `what` was measured and where, what it means, and the fix."""
 
     name: str
     what: str
@@ -14,7 +14,7 @@ class Finding(NamedTuple):
 
 
 class Made(NamedTuple):
-    """A check that was made, and its figures; or why it could not be made."""
+    """A check and its result: the values it measured, or the reason why it was not made."""
 
     check: str
     result: str
@@ -22,7 +22,7 @@ class Made(NamedTuple):
 
 @dataclass(frozen=True)
 class Audit:
-    """The result: faults alone in `findings`, harmless things worth knowing in `notes`, and the checks made."""
+    """The result of an audit: faults in `findings`, harmless observations in `notes`, and every check in `checks`."""
 
     findings: tuple[Finding, ...]
     notes: tuple[str, ...]
@@ -35,12 +35,12 @@ class Audit:
     def __str__(self) -> str:
         lines = [f"{name}: {what}\n  means: {means}\n  fix:   {fix}" for name, what, means, fix in self.findings]
         lines += [f"note: {note}" for note in self.notes]
-        return "\n".join(lines) or f"nothing found in {len(self.checks)} checks"
+        return "\n".join(lines) or f"no problems found in {len(self.checks)} checks"
 
 
 @dataclass
 class Report:
-    """An audit while it is made."""
+    """Collects the results of an audit while it runs."""
 
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -64,168 +64,171 @@ class Report:
 FAULTS: dict[str, tuple[str, str]] = {
     # the fused loss
     "fused-loss": (
-        "cynosure's own loss is wrong for this head: the fault is cynosure's",
-        "do not patch this model, and report it with the model's name",
+        "the fused loss is wrong for the head of this model: this is a bug in cynosure",
+        "do not patch this model, and please report the bug with the model's name",
     ),
     # the shift
     "never-shifted": (
-        "each position is asked for the token it has just read, which a model learns to copy: the loss falls to "
-        "nearly 0 and nothing is learned",
-        "compare logits[:, :-1] with labels[:, 1:], or give labels to the model, which shifts them by itself",
+        "each position predicts the token it has just read, which a model learns to copy: the loss falls to nearly 0 "
+        "and the model learns nothing useful",
+        "compare logits[:, :-1] with labels[:, 1:], or pass labels to the model, which shifts them itself",
     ),
     "shifted-twice": (
-        "each position is asked for the token after the next",
-        "shift in one place: models of transformers shift by themselves, so labels must be a copy of input_ids",
+        "each position predicts the token after the next",
+        "shift only once: transformers models shift labels themselves, so labels must be a copy of input_ids",
     ),
     # padding, prompt, labels
     "padding-labelled": (
-        "the model is trained to write padding, and the mean is diluted by tokens that are no text",
+        "the model is trained to predict padding, and padding dilutes the mean loss of the text",
         "set labels to -100 wherever attention_mask is 0",
     ),
     "padding-attended": (
-        "the text sees the padding before it as if it were text",
-        "give an attention_mask that is 0 there: tokenizer(..., padding=True) returns it",
+        "the text attends to the padding before it as if it were text",
+        "pass an attention_mask that is 0 at padding: tokenizer(..., padding=True) returns one",
     ),
     "prompt-labelled": (
-        "the model is trained to write prompts too",
-        "set labels to -100 wherever the mask of the completion is 0",
+        "the model is also trained to write prompts",
+        "set labels to -100 wherever the completion mask is 0",
     ),
     "completion-unlabelled": (
-        "the completion, which is what should be learned, is not",
-        "label where the mask of the completion is 1: it may have been inverted",
+        "the model does not learn the completion, which is what it should learn",
+        "label the tokens where the completion mask is 1; the mask may be inverted",
     ),
     "label-crosses-documents": (
-        "the last token of a document is asked for the first one of the next, which it cannot know",
-        "set labels to -100 where a document begins: labels[position_ids == 0] = -100",
+        "the last token of a document must predict the first token of the next one, which it cannot know",
+        "set labels to -100 at the start of each document: labels[position_ids == 0] = -100",
     ),
     "placeholder-labelled": (
-        "the model is trained to write the placeholders of images, videos or sounds, which never stand in its answers",
-        "set labels to -100 wherever input_ids is such a placeholder",
+        "the model is trained to write placeholders of images, videos or audio, which never occur in its answers",
+        "set labels to -100 wherever input_ids is one of these placeholders",
     ),
     "no-labels": (
         "there is nothing to learn from this batch: its loss is NaN or 0",
-        "see that the completion survives truncation, and that the template which marks it is found",
+        "check that truncation keeps the completion, and that the template which marks the completion matches",
     ),
     # BOS and EOS
     "bos-twice": (
-        "the model sees a beginning that it has never seen in training",
-        "the template or the text has BOS already: tokenize with add_special_tokens=False",
+        "the model never saw a text start like this in its training",
+        "the template or the text already contains BOS: tokenize with add_special_tokens=False",
     ),
     "bos-missing": (
-        "the model has learned texts that begin with BOS; without it the first tokens cost more, with some models all",
-        "tokenize with add_special_tokens=True, or put tokenizer.bos_token_id first",
+        "the model was trained on texts that begin with BOS. Without it the loss of the first tokens is higher, in "
+        "some models the loss of all tokens",
+        "tokenize with add_special_tokens=True, or prepend tokenizer.bos_token_id",
     ),
     "eos-unlabelled": (
-        "the model never learns to stop. Most often the pad token is EOS, and the collator ignores every pad token",
-        "give the tokenizer a pad token of its own, or set labels to -100 by attention_mask instead of by the pad id",
+        "the model never learns to stop. Usually the pad token is EOS, and the collator ignores every pad token",
+        "give the tokenizer a separate pad token, or set labels to -100 by attention_mask instead of by the pad id",
     ),
     # the vocabulary
     "ids-out-of-range": (
-        "the embedding has no row for it: an error, on a GPU one that stops the process",
-        "use the model's own tokenizer, or model.resize_token_embeddings(len(tokenizer))",
+        "the embedding has no row for this id, so the forward fails; on a GPU the error stops the process",
+        "use the model's own tokenizer, or call model.resize_token_embeddings(len(tokenizer))",
     ),
     "labels-out-of-range": (
-        "no logit stands for it: an error, on a GPU one that stops the process",
-        "labels are ids of the vocabulary, or -100 where nothing is to be predicted",
+        "the head has no logit for this label, so the loss fails; on a GPU the error stops the process",
+        "use ids of the vocabulary as labels, and -100 where no token is to be predicted",
     ),
     "tokenizer-too-large": (
-        "tokens have been added to the tokenizer that the model has no row for",
-        "model.resize_token_embeddings(len(tokenizer)) after adding tokens",
+        "tokens were added to the tokenizer, but the embedding of the model has no rows for them",
+        "call model.resize_token_embeddings(len(tokenizer)) after adding tokens",
     ),
     "embedding-and-head-differ": (
-        "the configuration ties the two, so one of them has been replaced without the other",
-        "model.resize_token_embeddings(n) resizes both; or set tie_word_embeddings=False",
+        "the configuration ties the embedding and the head, so one of them was replaced without the other",
+        "call model.resize_token_embeddings(n), which resizes both, or set tie_word_embeddings=False",
     ),
     "special-tokens-differ": (
-        "what the model is trained to end with, begin with or skip is not what it is used with: with another EOS "
-        "generation does not stop",
-        "set model.config and model.generation_config to the tokenizer's ids",
+        "the model is trained with other special tokens than it is used with: with another EOS it does not stop",
+        "set the ids in model.config and model.generation_config to those of the tokenizer",
     ),
     # the loss of a loss_fn
     "scale-dropped": (
-        "another model is trained than the one that is used: its probabilities are of another temperature",
-        "take the model's logits, or give scale= to the loss",
+        "the loss trains other logits than the model uses afterwards: their temperature differs",
+        "use the model's logits, or pass scale= to the loss",
     ),
     "softcap-dropped": (
-        "another model is trained than the one that is used: large logits are not bounded",
-        "take the model's logits, or give softcap= to the loss",
+        "the loss trains other logits than the model uses afterwards: large logits are not bounded",
+        "use the model's logits, or pass softcap= to the loss",
     ),
     "bias-dropped": (
-        "another model is trained than the one that is used, and the bias of its head never learns",
-        "take the model's logits, or give bias= to the loss",
+        "the loss trains other logits than the model uses afterwards, and the bias of the head never learns",
+        "use the model's logits, or pass bias= to the loss",
     ),
     "labels-unused": (
-        "what the labels leave out (padding, prompts) is trained on all the same",
-        "make the targets from batch['labels'], not from batch['input_ids']",
+        "the model is also trained on the tokens that the labels leave out (padding, prompts)",
+        "take the targets from batch['labels'], not from batch['input_ids']",
     ),
     "ignored-counted": (
-        "the more padding, the smaller the loss and its gradients",
+        "the more padding a batch has, the smaller its loss and gradients are",
         "divide by the number of labels that are not -100, as F.cross_entropy with ignore_index=-100 does",
     ),
     "counted-before-shift": (
-        "the first label of each row has no position before it that predicts it: it is counted, but costs nothing, "
-        "so that loss and gradients are too small, more so the shorter the rows",
-        "count after the shift: (labels[:, 1:] != -100).sum(), in num_items_in_batch too",
+        "no position predicts the first label of a row, so it adds 1 to the count and nothing to the sum. Loss and "
+        "gradients are too small, most of all with short rows",
+        "count after the shift: (labels[:, 1:] != -100).sum(), also for num_items_in_batch",
     ),
     "mean-of-rows": (
-        "a token of a short row weighs more than one of a long row",
+        "a token of a short row weighs more than a token of a long row",
         "sum over all tokens of the batch, then divide once by their number",
     ),
     "not-divided": (
-        "the gradient grows with the number of tokens, so that the learning rate means something else in each batch",
-        "divide the sum by the number of labelled tokens, or by num_items_in_batch where it is given",
+        "the gradient grows with the number of tokens, so the effective learning rate changes with each batch",
+        "divide the sum by the number of labelled tokens, or by num_items_in_batch if it is passed",
     ),
     "input-dropped": (
-        "the model is not shown what the batch says: it may see padding, or texts beside its own",
-        "pass every column on: model(**batch)",
+        "the model does not get all inputs of the batch: it may attend to padding or to other texts of the row",
+        "pass every column to the model: model(**batch)",
     ),
     "loss-multiplied": (
-        "loss and gradients are too large by this factor: the learning rate is another than it says",
-        "leave out the factor; what accumulates gradients divides by itself",
+        "loss and gradients are too large by this factor: the effective learning rate is not the configured one",
+        "remove the factor: the code that accumulates gradients already divides by the number of steps",
     ),
     "loss-divided": (
-        "loss and gradients are too small by this factor: the learning rate is another than it says. Trainer, "
-        "accelerate or num_items_in_batch have divided already",
-        "divide once: by num_items_in_batch where it is given, else by the labelled tokens of the batch",
+        "loss and gradients are too small by this factor: the effective learning rate is not the configured one. "
+        "Trainer, accelerate or num_items_in_batch already divide",
+        "divide once: by num_items_in_batch if it is passed, otherwise by the number of labelled tokens of the batch",
     ),
     "loss-differs": (
-        "it is not the mean cross-entropy of the labels; label smoothing, penalties and class weights count as well",
-        "if that is not meant, compare with F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())",
+        "the loss is not the mean cross-entropy of the labels. Label smoothing, penalties and class weights also "
+        "change it",
+        "if this is not intended, compare with F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())",
     ),
     "not-finite": (
-        "one NaN or infinity reaches every weight with the next step",
+        "one NaN or infinity reaches every weight in the next step",
         "look for overflow in float16, rows that attend to nothing, or damaged weights",
     ),
     "mean-of-means": (
-        "when micro-batches or devices are averaged, a token in a small one weighs more, and the loss is not that of "
-        "the whole batch",
-        "take num_items_in_batch and return the sum over tokens divided by it; without it, the mean",
+        "when losses of micro-batches or devices are averaged, a token of a small one weighs more, and the result is "
+        "not the loss of the whole batch",
+        "accept num_items_in_batch and return the sum over tokens divided by it, or the mean if it is not passed",
     ),
     "accumulation-differs": (
-        "accumulated over micro-batches the loss is not that of the whole batch",
-        "where num_items_in_batch is given, return the sum over tokens divided by it, and nothing else",
+        "the loss accumulated over micro-batches differs from the loss of the whole batch",
+        "if num_items_in_batch is passed, return the sum over tokens divided by it, and nothing else",
     ),
     # gradients
     "gradient-missing": (
-        "this parameter does not learn from the loss: something on the way is detached, in no_grad, or made anew",
-        "leave out .detach(), .data, .item() and torch.no_grad() between the model and the loss",
+        "this parameter does not learn from the loss: something in between is detached, under no_grad, or a new tensor",
+        "remove .detach(), .data, .item() and torch.no_grad() between the model and the loss",
     ),
     "gradient-scaled": (
-        "the loss has the right value and gradients of another size: the learning rate is another than it says",
-        "look for a gradient that is multiplied by hand, a hook, or a part that is detached",
+        "the value of the loss is right, but its gradients are scaled: the effective learning rate is not the "
+        "configured one",
+        "look for a gradient that is multiplied by hand, a hook, or a detached part",
     ),
     "gradient-differs": (
-        "the loss has the right value, but another one is minimised",
-        "look for parts of the logits that are detached, and for a backward written by hand",
+        "the value of the loss is right, but its gradients minimize another loss",
+        "look for detached parts of the logits, and for a backward written by hand",
     ),
     # the level
     "fresh-loss-off": (
-        "a model that knows nothing yet should give every token nearly the same chance; too wide an initialisation "
-        "costs the first steps, and a loss far below is no fresh model's",
-        "initialise the head and embedding with a standard deviation of 0.02, as transformers does",
+        "an untrained model should give every token nearly the same probability. A loss far above ln V wastes the "
+        "first steps; a loss far below it means that the model is not untrained",
+        "initialize the head and the embedding with a standard deviation of 0.02, as transformers does",
     ),
     "above-ln-v": (
-        "the model is worse than knowing nothing: another tokenizer's ids, broken weights, or text that is none",
+        "the model predicts worse than a uniform guess: the ids are from another tokenizer, the weights are broken, or "
+        "the input is not text",
         "decode some input_ids with the model's tokenizer and read them; score a plain text with the model",
     ),
 }

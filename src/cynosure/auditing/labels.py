@@ -1,4 +1,4 @@
-"""What can be said of a batch without the model: padding, prompt, BOS and EOS, and the ids against the vocabulary."""
+"""Check what needs no model: padding, prompts, labels, packed documents, placeholders, BOS and EOS."""
 
 import re
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ PLACEHOLDER = re.compile(r"(image|video|audio|speech|vision)(_pad|_patch|_soft)?
 
 
 class Specials(NamedTuple):
-    """The ids of special tokens; there may be several EOS, in the configurations of chat models."""
+    """The ids of the special tokens. Configurations of chat models may have several EOS tokens."""
 
     pad: int | None
     bos: int | None
@@ -23,7 +23,7 @@ class Specials(NamedTuple):
 
 
 def find_specials(tokenizer: Any, config: Any) -> Specials:
-    """Those of the tokenizer; what it lacks, or all where there is none, as the model's configuration says."""
+    """Read the ids from the tokenizer, and those that it lacks from the model's configuration."""
     pad, bos, eos = (
         next((x for x in (getattr(tokenizer, name, None), getattr(config, name, None)) if x is not None), None)
         for name in ("pad_token_id", "bos_token_id", "eos_token_id")
@@ -32,17 +32,17 @@ def find_specials(tokenizer: Any, config: Any) -> Specials:
 
 
 class TextRows(NamedTuple):
-    """What of a batch is text, and what looks like padding without being masked; all (B, T) bool."""
+    """Where a batch has text, and where it has padding that is not masked; all (B, T) bool."""
 
     real: Tensor
-    leading: Tensor  # padding at the beginning of rows whose mask is all 1, or that have none
-    trailing: Tensor  # and at their end
+    leading: Tensor  # padding at the start of rows whose mask is all 1 or missing
+    trailing: Tensor  # padding at the end of these rows
 
 
 def read_rows(batch: AuditBatch, specials: Specials) -> TextRows:
-    """Tell text from padding: by the mask, and in rows without a 0 in it by runs of the pad token at either end.
+    """Tell text from padding: by the mask, or by runs of the pad token at either end of rows without a 0 in it.
 
-    Where pad is EOS or BOS as well, one of a run at the end of a text may be its EOS, one before it its BOS.
+    If the pad token is also EOS or BOS, the pad token next to the text may be the EOS or BOS of the text.
     """
     masked = torch.zeros_like(batch.ids, dtype=torch.bool) if batch.attention is None else ~batch.attention
     unmasked = ~masked.any(1, keepdim=True)
@@ -53,7 +53,8 @@ def read_rows(batch: AuditBatch, specials: Specials) -> TextRows:
     leading, trailing = run_at_start(is_pad), run_at_start(is_pad.flip(1)).flip(1)
     if specials.pad in (*specials.eos, specials.bos):
         leading = leading & after(leading)
-        ends = batch.ids[:, -1:] == specials.pad  # in the longest row too, which has no padding: texts end with EOS
+        # If even the longest row, which has no padding, ends with the pad token, then texts end with EOS.
+        ends = batch.ids[:, -1:] == specials.pad
         if bool((ends | ~unmasked).all()):
             trailing = trailing & before(trailing)
     return TextRows(~(masked | leading | trailing), leading, trailing)
@@ -64,17 +65,17 @@ def run_at_start(where: Tensor) -> Tensor:
 
 
 def after(where: Tensor) -> Tensor:
-    """At each position what is at the next one."""
+    """Return at each position the value of the next one."""
     return pulled(where, 1, False)
 
 
 def before(where: Tensor) -> Tensor:
-    """At each position what is at the one before."""
+    """Return at each position the value of the one before."""
     return pulled(where, -1, False)
 
 
 def check_padding(batches: list[AuditBatch], rows: list[TextRows], report: Report) -> None:
-    """Padding must be ignored by the labels, and by attention where it stands before the text."""
+    """Check that labels ignore padding, and that attention ignores padding before the text."""
     labelled, attended, harmless, n_padding = [], [], 0, 0
     for batch, row in zip(batches, rows, strict=True):
         padding, wrong = ~row.real, ~row.real & (batch.labels != IGNORED)
@@ -95,16 +96,16 @@ def check_padding(batches: list[AuditBatch], rows: list[TextRows], report: Repor
     if attended:
         report.find("padding-attended", attended[0])
     if harmless and not labelled:
-        report.note(f"{harmless} pad tokens after the text have no attention_mask of 0; behind a causal model's text "
-                    "that changes nothing but the time it takes")  # fmt: skip
+        report.note(f"{harmless} pad tokens after the text are not masked; in a causal model they cost time but do not "
+                    "change the loss")  # fmt: skip
     report.made("padding", f"{n_padding:,} padded positions" if n_padding else "none in these batches")
 
 
 def check_prompt(batches: list[AuditBatch], rows: list[TextRows], report: Report) -> None:
-    """Labels must be inside of the completion, where one is marked, and there must be some."""
+    """Check that the labels are in the completion, in batches that mark one."""
     given = [(batch, row) for batch, row in zip(batches, rows, strict=True) if batch.completion is not None]
     if not given:
-        report.made("prompt", "not made: no column completion_mask or assistant_masks says where the completion is")
+        report.made("prompt", "not made: no column completion_mask or assistant_masks marks the completion")
         return
     n_inside, n_labelled, outside = 0, 0, []
     for batch, row in given:
@@ -114,7 +115,7 @@ def check_prompt(batches: list[AuditBatch], rows: list[TextRows], report: Report
         n_inside += int(batch.completion.sum())
         n_labelled += int((has_label & batch.completion).sum())
         if wrong.any():
-            outside.append(f"{int(wrong.sum())} tokens outside of the completion are labelled; the first is "
+            outside.append(f"{int(wrong.sum())} tokens outside the completion are labelled; the first is "
                            f"{batch.place(wrong)}")  # fmt: skip
     any_label = n_labelled or outside
     if any_label and not n_labelled:
@@ -127,8 +128,8 @@ def check_prompt(batches: list[AuditBatch], rows: list[TextRows], report: Report
 
 
 def check_labels(batches: list[AuditBatch], rows: list[TextRows], report: Report) -> None:
-    """Every batch needs a label, rows without any are told, and labels should name tokens of the text."""
-    n_targets, without, odd = 0, [], []
+    """Check that every batch has a label; note rows without one, and labels that name other tokens than the text."""
+    n_targets, without, differing = 0, [], []
     for batch, row in zip(batches, rows, strict=True):
         has_target = batch.truth != IGNORED
         n_targets += int(has_target.sum())
@@ -138,18 +139,18 @@ def check_labels(batches: list[AuditBatch], rows: list[TextRows], report: Report
             without.append(f"batch {batch.index}, row {int((~has_target.any(1)).nonzero()[0])}")
         other = (batch.own_labels != IGNORED) & (batch.own_labels != batch.ids) & row.real
         if other.any():
-            odd.append(
-                f"{int(other.sum())} labels name another token than stands there; the first is {batch.place(other)}"
+            differing.append(
+                f"{int(other.sum())} labels differ from the token at their position; the first is {batch.place(other)}"
             )
     if without:
-        report.note(f"rows without any label, which only cost time: {', '.join(without)}")
-    if odd:
-        report.note(odd[0])
+        report.note(f"rows without any label only cost time: {', '.join(without)}")
+    if differing:
+        report.note(differing[0])
     report.made("labels", f"{n_targets:,} tokens to predict in {len(batches)} batches")
 
 
 def check_documents(batches: list[AuditBatch], rows: list[TextRows], report: Report) -> None:
-    """The first token of a document that follows another in its row must not be asked for."""
+    """Check that the first token is not labelled in documents that follow another in their row."""
     n_inside, crossing = 0, []
     for batch, row in zip(batches, rows, strict=True):
         inside = document_starts(batch) & row.real & before(row.real)
@@ -158,7 +159,7 @@ def check_documents(batches: list[AuditBatch], rows: list[TextRows], report: Rep
         if wrong.any():
             counts = f"{int(wrong.sum())} of {int(inside.sum())} documents"
             crossing.append(
-                f"{counts} behind another in their row have a labelled first token; the first is {batch.place(wrong)}"
+                f"{counts} that follow another in their row begin with a label; the first is {batch.place(wrong)}"
             )
     if crossing:
         report.find("label-crosses-documents", crossing[0])
@@ -168,7 +169,7 @@ def check_documents(batches: list[AuditBatch], rows: list[TextRows], report: Rep
 
 
 def check_placeholders(batches: list[AuditBatch], placeholders: dict[str, int], report: Report) -> None:
-    """Placeholders of images, videos and sounds must be ignored by the labels; by name their ids."""
+    """Check that labels ignore placeholders of images, videos and audio, whose ids are given by name."""
     labelled, n_placed = [], 0
     for batch in batches:
         for name, id_ in placeholders.items():
@@ -181,11 +182,11 @@ def check_placeholders(batches: list[AuditBatch], placeholders: dict[str, int], 
     if labelled:
         report.find("placeholder-labelled", labelled[0])
     if placeholders:
-        report.made("placeholders", f"{n_placed:,} of {', '.join(placeholders)}")
+        report.made("placeholders", f"{n_placed:,} tokens of {', '.join(placeholders)}")
 
 
 def find_placeholders(tokenizer: Any, config: Any) -> dict[str, int]:
-    """The ids that stand for images, videos and sounds in the text, by the names of model or tokenizer for them."""
+    """Return the ids that stand for images, videos and audio, by their names in the tokenizer or configuration."""
     own = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id", None) for kind in ("image", "video", "audio")}
     values = own | {name: value for name, value in vars(config).items() if PLACEHOLDER.fullmatch(name)}
     return {name: value for name, value in values.items() if isinstance(value, int)}
@@ -194,7 +195,7 @@ def find_placeholders(tokenizer: Any, config: Any) -> dict[str, int]:
 def check_ends(
     batches: list[AuditBatch], rows: list[TextRows], specials: Specials, tokenizer: Any, report: Report
 ) -> None:
-    """BOS once and where the tokenizer puts it; EOS learned where texts have it."""
+    """Check that BOS occurs once, where the tokenizer adds it, and that the EOS of texts is labelled."""
     n_starts, n_bos, n_eos, n_learned = 0, 0, 0, 0
     twice, unlabelled = [], []
     for batch, row in zip(batches, rows, strict=True):
@@ -208,28 +209,28 @@ def check_ends(
         is_eos = torch.isin(batch.ids, torch.tensor(specials.eos, device=batch.ids.device)) & row.real & ~starts
         has_label = batch.own_labels != IGNORED
         n_eos, n_learned = n_eos + int(is_eos.sum()), n_learned + int((is_eos & has_label).sum())
-        # One right after a labelled token ends what is learned; others end prompts.
+        # An EOS after a labelled token ends a completion, any other ends a prompt.
         missed = is_eos & ~has_label & before(has_label)
         if missed.any():
             unlabelled.append(f"{int(missed.sum())} texts end with EOS ({', '.join(map(str, specials.eos))}), and no "
-                              f"label asks for it; the first is {batch.place(missed)}")  # fmt: skip
+                              f"label names it; the first is {batch.place(missed)}")  # fmt: skip
     if twice:
         report.find("bos-twice", twice[0])
-    if unlabelled and not n_learned and batches[0].ahead != -1:  # where the last label has been shifted away
+    if unlabelled and not n_learned and batches[0].ahead != -1:  # -1: the shift drops the last label
         report.find("eos-unlabelled", unlabelled[0])
     if tokenizer is not None and specials.bos is not None and not n_bos and adds_bos(tokenizer):
         missing_bos(batches, rows, specials, report)
-    report.made("BOS, EOS", f"{n_bos} BOS and {n_starts} beginnings; {n_learned} of {n_eos} EOS are labelled")
+    report.made("BOS, EOS", f"{n_bos} BOS in {n_starts} texts; {n_learned} of {n_eos} EOS are labelled")
 
 
 def text_starts(batch: AuditBatch, real: Tensor) -> Tensor:
-    """Where texts begin, (B, T): the first token of a row that is no padding, and where positions begin anew."""
+    """Return where texts begin, (B, T): at the first token of a row that is not padding, and at document starts."""
     starts = real & (real.long().cumsum(1) == 1)
     return starts | (real & document_starts(batch))
 
 
 def document_starts(batch: AuditBatch) -> Tensor:
-    """Where documents begin inside of packed rows, (B, T): by positions, numbers of documents or cumulative lengths.
+    """Return where documents begin in packed rows, (B, T): by positions, document numbers or cumulative lengths.
 
     Some collators number the documents of a row in its attention mask.
     """
@@ -247,10 +248,10 @@ def document_starts(batch: AuditBatch) -> Tensor:
 
 
 def missing_bos(batches: list[AuditBatch], rows: list[TextRows], specials: Specials, report: Report) -> None:
-    """A finding where rows are whole texts, as their unequal lengths show; else they may be parts of longer ones."""
+    """Report a fault if unequal lengths show that rows are whole texts. Otherwise they may be parts of longer texts."""
     lengths = {int(n) for row in rows for n in row.real.sum(1)}
-    what = f"the tokenizer begins texts with BOS ({specials.bos}), and none of these rows has it"
+    what = f"the tokenizer adds BOS ({specials.bos}), but none of these rows has it"
     if len(lengths) > 1:
         report.find("bos-missing", f"{what}; the first is batch {batches[0].index}, row 0")
     else:
-        report.note(f"{what}: right if they are parts of longer texts")
+        report.note(f"{what}: correct if they are parts of longer texts")

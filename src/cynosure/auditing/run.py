@@ -1,4 +1,4 @@
-"""`cynosure.audit`: a model, a loss and the batches it is trained on, examined for the known mistakes."""
+"""`cynosure.audit`: examine a model, its loss and its training batches for known mistakes."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -37,37 +37,36 @@ def audit(
     tokenizer: Any = None,
     fresh: bool | None = None,
 ) -> Audit:
-    """Examine a causal language model of transformers, its training batches, and its loss.
+    """Examine a transformers causal language model, its training batches and its loss for known mistakes.
 
     The reference is computed in float64 from the model's own logits, which are materialized: use small batches. Dropout
-    is off meanwhile, and the model is left as it was: modes, gradients, random generators. It may be patched, or
-    wrapped by PEFT.
+    is off during the audit. Modes, gradients and random generators are restored afterwards. The model may be patched,
+    or wrapped by PEFT.
 
     Args:
         model: the model.
-        batches: any iterable of dicts, such as a DataLoader; only the first four are taken. Each has `input_ids` and
-            `labels` (B, T), most an `attention_mask`; other columns go to the model if it takes them.
-            `completion_mask` and `assistant_masks` (B, T), 1 where the completion is, do not: labels are compared with
-            them.
-        loss_fn: `loss_fn(model, batch)` or `loss_fn(model, batch, num_items_in_batch=None)` gives the loss of a batch,
-            a 0-d tensor. By default the model's own.
-        tokenizer: lets BOS, EOS and the vocabulary be checked too.
-        fresh: whether the model is untrained. By default it is taken to be while all its norms and biases are as
-            initialized.
+        batches: any iterable of dicts, for example a DataLoader. Only the first four are read. Each has `input_ids` and
+            `labels` (B, T), and usually an `attention_mask`. Other columns go to the model if it accepts them.
+            `completion_mask` and `assistant_masks` (B, T), 1 at the tokens of the completion, do not: labels are
+            compared with them.
+        loss_fn: `loss_fn(model, batch)` or `loss_fn(model, batch, num_items_in_batch=None)`, which returns the loss of
+            a batch as a 0-d tensor. Default: the model's own loss.
+        tokenizer: the tokenizer of the batches. With it, BOS, special tokens and the vocabulary are checked too.
+        fresh: whether the model is untrained. Default: true if all its norms and biases are as initialized.
 
     Returns:
-        Findings, notes and the checks that were made.
+        An `Audit` with the faults in `findings`, harmless observations in `notes`, and every check in `checks`.
 
     Raises:
-        TypeError: no causal language model, no batch, or no loss.
-        ValueError: batches without labels or of the wrong shape, or no batches.
+        TypeError: `model` is not a causal language model, a batch is not a dict, or `loss_fn` does not return a loss.
+        ValueError: there are no batches, or a batch has no labels or tensors of the wrong shape.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
         >>> sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
         >>> model, ids = LlamaForCausalLM(LlamaConfig(vocab_size=300, **sizes)), torch.arange(20, 52)[None]
         >>> print(audit(model, [{"input_ids": ids, "labels": ids}]))
-        nothing found in 13 checks
+        no problems found in 13 checks
         >>> wrong = audit(model, [{"input_ids": ids, "labels": ids.roll(-1, 1)}])  # the model shifts as well
         >>> [finding.name for finding in wrong.findings]
         ['shifted-twice']
@@ -93,7 +92,7 @@ def audit(
 def check_batches(
     batches: list[AuditBatch], rows: list[TextRows], specials: Specials, tokenizer: Any, report: Report
 ) -> None:
-    """What the batches alone tell."""
+    """Run the checks that need only the batches."""
     check_labels(batches, rows, report)
     check_padding(batches, rows, report)
     check_prompt(batches, rows, report)
@@ -104,14 +103,14 @@ def check_batches(
 def check_numbers(
     subject: Subject, pairs: list[tuple[AuditBatch, TextRows]], fresh: bool | None, report: Report
 ) -> None:
-    """What the losses tell. One that has a wrong value is not asked for more: the rest would follow from that."""
+    """Run the checks of the loss. They stop at a wrong value, because it would cause further findings."""
     compared: list[Compared] = []
     with torch.no_grad():
         for batch, _ in pairs:
             compared.append(compare_loss(subject, batch, report, fused=not compared))
             if not compared[-1].equal:
                 break
-        tell_notes(compared, report)
+        note_loss(compared, report)
         check_level(compared, [row for _, row in pairs[: len(compared)]], subject.inner, fresh, report)
         if compared[-1].equal:
             check_accumulation(subject, compared, report)
@@ -121,9 +120,9 @@ def check_numbers(
         report.made("accumulation, gradients", "not made: the loss itself is wrong")
 
 
-def tell_notes(compared: list[Compared], report: Report) -> None:
+def note_loss(compared: list[Compared], report: Report) -> None:
     first = compared[0]
     if first.auxiliary:
-        report.note(f"the loss includes an auxiliary loss of {first.auxiliary:.6f}, which is no cross-entropy")
+        report.note(f"the loss includes an auxiliary loss of {first.auxiliary:.6f}, which is not cross-entropy")
     if first.batch.ahead == 1 and compared[-1].equal:
-        report.note("the data set shifts the labels, and the loss does not: once, as it should be")
+        report.note("the data set shifts the labels and the loss does not, which is correct")

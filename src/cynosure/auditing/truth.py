@@ -1,4 +1,4 @@
-"""The truth an audit compares with: losses in float64 from the model's own logits, and how far rounding may lead."""
+"""Compute the reference: losses in float64 from the model's own logits, and the rounding that is allowed."""
 
 import math
 from collections.abc import Iterator, Set
@@ -12,20 +12,20 @@ from cynosure.auditing.subject import Subject
 from cynosure.models import Head, agree, follow
 from cynosure.patching import IGNORED
 
-CHUNK = 1 << 22  # logits in float64 at a time
+CHUNK = 1 << 22  # float64 logits in memory at a time
 
 
 class OwnLogits(NamedTuple):
-    """The model's own logits (B, T, V), and what they were made of, where its head is a layer of known kind."""
+    """The model's own logits (B, T, V), and the input and output of its head if that is a layer."""
 
     logits: Tensor
-    hidden: Tensor | None  # (B, T, D), what went into the head
-    raw: Tensor | None  # (B, T, V), what came out of it, before scale and softcap
-    auxiliary: Tensor | None  # what the model adds to its loss: a router's, weighted
+    hidden: Tensor | None  # (B, T, D), the input of the head
+    raw: Tensor | None  # (B, T, V), the output of the head, before scale and softcap
+    auxiliary: Tensor | None  # the weighted auxiliary loss of a router, which the model adds to its loss
 
 
 def own_logits(subject: Subject, batch: AuditBatch, without: Set[str] = frozenset()) -> OwnLogits:
-    """Run the model without labels, under the autocast that the loss has run it under."""
+    """Run the model without labels, in the autocast in which the loss ran it."""
     seen: list[tuple[Tensor, Tensor]] = []
 
     def look(_: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -43,13 +43,13 @@ def own_logits(subject: Subject, batch: AuditBatch, without: Set[str] = frozense
     logits = output.logits
     if logits.shape[:2] != batch.ids.shape:
         shapes = f"logits of shape {tuple(logits.shape)} for ids of {tuple(batch.ids.shape)}"
-        raise ValueError(f"the model gives {shapes}: audit it without tokens of its own, such as prompt tuning adds")
+        raise ValueError(f"the model gives {shapes}: audit it without virtual tokens, such as prompt tuning adds")
     hidden, raw = seen[-1] if seen else (None, None)
     return OwnLogits(logits, hidden, raw, auxiliary_loss(subject.inner, output))
 
 
 def auxiliary_loss(model: Any, output: Any) -> Tensor | None:
-    """What a mixture of experts adds to its loss where `output_router_logits` is set."""
+    """Return the loss that a mixture of experts adds to its own if `output_router_logits` is set."""
     loss, config = getattr(output, "aux_loss", None), model.config.get_text_config()
     if not isinstance(loss, Tensor) or not getattr(config, "output_router_logits", False):
         return None
@@ -57,12 +57,12 @@ def auxiliary_loss(model: Any, output: Any) -> Tensor | None:
 
 
 class Nll(NamedTuple):
-    """-log p of targets in float64; all (B, T). `size` is how large the logits are that made it."""
+    """-log p of the targets in float64; all (B, T). `size` is the magnitude of the logits behind each value."""
 
-    nats: Tensor  # 0 where nothing is asked for
+    nats: Tensor  # 0 where there is no target
     size: Tensor
     counted: Tensor  # bool
-    dtype: torch.dtype  # the coarsest that the logits went through
+    dtype: torch.dtype  # the coarsest dtype on the way to the logits
     n_classes: int
 
     @property
@@ -78,18 +78,18 @@ class Nll(NamedTuple):
         return float(self.nats.sum())
 
     def part(self, where: Tensor) -> "Nll":
-        """Of some of the targets."""
+        """Keep only the targets where a mask is true."""
         counted = self.counted & where
         return self._replace(nats=self.nats * counted, counted=counted)
 
     @property
     def slack(self) -> float:
-        """How far rounding may lead a sum of these from another way to compute the same.
+        """The largest difference that rounding may cause between this sum and the same sum computed another way.
 
-        In float32 and above a logit has many roundings, 16 of which are allowed for (as in `agree`), the sum over V
-        classes sqrt(V), and all may point the same way. In half precision a logit is rounded up to three times
-        (product, scale, softcap), each evenly within eps / 2: four standard deviations of their sum are 2 eps times the
-        root of the sum of squares.
+        In float32 and above, 16 roundings are allowed for each logit (as in `agree`) and sqrt(V) for the sum over V
+        classes, all with the same sign. In half precision a logit is rounded up to three times (matmul, scale,
+        softcap), each time uniformly within eps / 2. Four standard deviations of their sum are 2 eps times the root of
+        the sum of squares.
         """
         eps = torch.finfo(self.dtype).eps
         size = self.size[self.counted]
@@ -99,7 +99,7 @@ class Nll(NamedTuple):
 
 
 def nll_of(own: OwnLogits, target: Tensor, logits: Tensor | None = None) -> Nll:
-    """-log p(target) under the model's logits, or others in their place; target (B, T), -100 where there is none."""
+    """Return -log p of targets (B, T), -100 where there is none, under the model's logits or the given ones."""
     logits = own.logits if logits is None else logits
     counted = target != IGNORED
     nats = torch.zeros(target.shape, dtype=torch.float64, device=logits.device)
@@ -115,7 +115,7 @@ def nll_of(own: OwnLogits, target: Tensor, logits: Tensor | None = None) -> Nll:
 
 
 def chunks(where: Tensor, n_classes: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The places in a (B, T) mask, a few at a time: their rows and columns."""
+    """Yield the rows and columns where a (B, T) mask is true, a few at a time."""
     for part in torch.split(where.nonzero(), max(1, CHUNK // n_classes)):
         yield part[:, 0], part[:, 1]
 
@@ -126,17 +126,17 @@ def coarsest(own: OwnLogits) -> torch.dtype:
 
 
 def d_logits(logits: Tensor, target: Tensor) -> Tensor:
-    """The gradient of the mean loss, (B, T, V), made in float64 and rounded to the logits' dtype."""
-    found, counted = torch.zeros_like(logits), target != IGNORED
+    """Return the gradient of the mean loss, (B, T, V), computed in float64 and rounded to the dtype of the logits."""
+    gradient, counted = torch.zeros_like(logits), target != IGNORED
     for rows, columns in chunks(counted, logits.shape[-1]):
         p = logits[rows, columns].double().softmax(1)
         p[torch.arange(len(p)), target[rows, columns]] -= 1
-        found[rows, columns] = (p / counted.sum()).to(found.dtype)
-    return found
+        gradient[rows, columns] = (p / counted.sum()).to(gradient.dtype)
+    return gradient
 
 
 def split_of(subject: Subject, batch: AuditBatch, own: OwnLogits) -> tuple[Tensor, Head] | None:
-    """The hidden states and the head that logits are made of, verified on these; None where they are not known."""
+    """Return hidden states and head, verified to give the model's logits; None if they cannot be read."""
     try:
         with subject.precision():
             recipe = follow(subject.inner, lambda: subject.model(**subject.inputs(batch.given)))
@@ -144,12 +144,12 @@ def split_of(subject: Subject, batch: AuditBatch, own: OwnLogits) -> tuple[Tenso
             ours = head.logits(recipe.hidden)
     except ValueError:
         return None
-    found = agree(ours.float(), own.logits.float(), coarsest(own))
-    return (recipe.hidden, head) if found else None
+    same = agree(ours.float(), own.logits.float(), coarsest(own))
+    return (recipe.hidden, head) if same else None
 
 
 def reduced(head: Head) -> Iterator[tuple[tuple[str, ...], Head]]:
-    """The head without one, two or all of what it has beyond its weight, by the names of these."""
+    """Yield the head without each combination of its scale, softcap and bias, and the names of those."""
     without: dict[str, Any] = {}
     if head.scale != 1:
         without["scale"] = 1.0

@@ -1,4 +1,4 @@
-"""The ids of a batch, the tokenizer and the configuration against the rows that the model has."""
+"""Check ids, labels, tokenizer and configuration against the rows of the model's embedding and head."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ SPECIALS = ("pad", "bos", "eos")
 
 
 def check_vocabulary(batches: list[AuditBatch], model: Any, tokenizer: Any, report: Report) -> bool:
-    """Every id needs a row of the embedding, every label one of the head; whether all have it."""
+    """Check that every id has a row in the embedding and every label one in the head; return whether all have."""
     n_rows = model.get_input_embeddings().weight.shape[0]
     head = getattr(model.get_output_embeddings(), "weight", None)
     n_classes = n_rows if head is None else head.shape[0]
@@ -24,20 +24,21 @@ def check_vocabulary(batches: list[AuditBatch], model: Any, tokenizer: Any, repo
     labels = first_outside(batches, "labels", n_classes)
     if n_tokens is not None and n_tokens > n_rows and needed(tokenizer, n_rows, ids):
         report.find("tokenizer-too-large", f"the tokenizer has {n_tokens:,} tokens, the embedding {n_rows:,} rows"
-                    + (f"; {ids} is beyond them" if ids else ""))  # fmt: skip
+                    + (f"; {ids} has none" if ids else ""))  # fmt: skip
     elif ids:
-        report.find("ids-out-of-range", f"{ids} is outside of the embedding's {n_rows:,} rows")
+        report.find("ids-out-of-range", f"{ids} is outside the embedding's {n_rows:,} rows")
     elif labels:
-        report.find("labels-out-of-range", f"{labels} is outside of the head's {n_classes:,} rows")
+        report.find("labels-out-of-range", f"{labels} is outside the head's {n_classes:,} rows")
     if n_tokens is not None:
         compare_sizes(tokenizer, n_tokens, n_rows, report)
-    rows = f"{n_rows:,} rows of the embedding, {n_classes:,} of the head"
-    report.made("vocabulary", rows + (f", {n_tokens:,} tokens" if n_tokens is not None else "; no tokenizer given"))
+    rows = f"{n_rows:,} rows in the embedding, {n_classes:,} in the head"
+    tokens = f", {n_tokens:,} tokens in the tokenizer" if n_tokens is not None else "; no tokenizer given"
+    report.made("vocabulary", rows + tokens)
     return not (ids or labels)
 
 
 def first_outside(batches: list[AuditBatch], which: str, n: int) -> str | None:
-    """The first id, or label other than -100, that is not in [0, n), and its place."""
+    """Describe the first id, or label other than -100, that is not in [0, n); None if there is none."""
     for batch in batches:
         values = batch.ids if which == "ids" else batch.labels
         outside = (values < 0) | (values >= n)
@@ -50,15 +51,15 @@ def first_outside(batches: list[AuditBatch], which: str, n: int) -> str | None:
 
 
 def needed(tokenizer: Any, n_rows: int, outside: str | None) -> bool:
-    """Whether tokens without a row are in use: in the batch, or as pad, BOS, EOS or UNK."""
+    """Whether tokens without a row are used: in a batch, or as pad, BOS, EOS or UNK."""
     ids = (getattr(tokenizer, f"{name}_token_id", None) for name in (*SPECIALS, "unk"))
     return outside is not None or any(id_ is not None and id_ >= n_rows for id_ in ids)
 
 
 def compare_sizes(tokenizer: Any, n_tokens: int, n_rows: int, report: Report) -> None:
     if n_tokens < n_rows:
-        report.note(f"{n_rows - n_tokens:,} rows of the embedding are beyond the tokenizer's {n_tokens:,} tokens, as "
-                    "where a vocabulary is padded")  # fmt: skip
+        report.note(f"the embedding has {n_rows - n_tokens:,} rows more than the tokenizer's {n_tokens:,} tokens, as "
+                    "in a padded vocabulary")  # fmt: skip
     elif n_tokens > n_rows and not any(finding.name == "tokenizer-too-large" for finding in report.findings):
         beyond = ", ".join(tokenizer.convert_ids_to_tokens(list(range(n_rows, min(n_tokens, n_rows + 3)))))
         report.note(f"{n_tokens - n_rows:,} tokens of the tokenizer have no row in the embedding; none is used here: "
@@ -66,9 +67,9 @@ def compare_sizes(tokenizer: Any, n_tokens: int, n_rows: int, report: Report) ->
 
 
 def check_specials(batches: list[AuditBatch], rows: list[TextRows], model: Any, tokenizer: Any, report: Report) -> None:
-    """The special tokens of the configurations against the tokenizer's: a fault where the batch has the latter's.
+    """Compare special tokens of the configurations with the tokenizer's: a fault if the batches contain the latter.
 
-    But for what generation pads with, which no training sees.
+    The pad token of generation is only noted, because training never uses it.
     """
     if tokenizer is None:
         report.made("special tokens", "not made: no tokenizer given")
@@ -85,15 +86,15 @@ def check_specials(batches: list[AuditBatch], rows: list[TextRows], model: Any, 
             used = occurs(batches, rows, own, padding=name == "pad") and (name, owner) != ("pad", "generation_config")
             (faults if used else harmless).append(f"{name} is {own} in the tokenizer and {theirs} in model.{owner}")
     if faults:
-        report.find("special-tokens-differ", f"{'; '.join(faults)}; these batches have the tokenizer's")
+        report.find("special-tokens-differ", f"{'; '.join(faults)}; these batches contain the tokenizer's")
     if harmless:
-        report.note(f"{'; '.join(harmless)}; these batches do not show it")
+        report.note(f"{'; '.join(harmless)}; these batches do not contain the tokenizer's")
     n_differing = len(faults) + len(harmless)
     report.made("special tokens", f"{n_differing} differ between tokenizer and configurations")
 
 
 def occurs(batches: list[AuditBatch], rows: list[TextRows], id_: int, padding: bool) -> bool:
-    """Whether a token stands in the text of a batch, or as its padding."""
+    """Whether a token occurs in the text of a batch, or in its padding."""
     return any(
         bool(torch.any((batch.ids == id_) & (row.real ^ padding))) for batch, row in zip(batches, rows, strict=True)
     )

@@ -1,4 +1,4 @@
-"""Models and tokenizers: found by name, loaded, and split into a body and a head."""
+"""Find models and tokenizers by name, load them, and split models into backbone and head."""
 
 from cynosure.system.lazy import attach
 

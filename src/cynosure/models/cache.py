@@ -1,4 +1,4 @@
-"""Folders in the cache: sealed with a digest of every file, and verified before they are used again."""
+"""Seal folders in the cache with a digest of every file, and verify them before each use."""
 
 import json
 import time
@@ -9,14 +9,14 @@ from typing import Any
 
 from cynosure.system.files import flush, remove, sha256
 
-SEAL = "cynosure.sha256.json"  # in a folder: the digest of every other file
-CHECKED_HOURS = 24  # after that the digests are computed again, though no file seems to have changed
+SEAL = "cynosure.sha256.json"  # in each folder: the digests of all other files
+CHECKED_HOURS = 24  # after that the digests are computed again even if no file seems to have changed
 
 
 def seal(folder: Path, expected: tuple[str, ...] = ()) -> None:
-    """Write the digests of a folder's files beside them, and all of it to disk.
+    """Write the digests of a folder's files beside them, and flush everything to disk.
 
-    Raises OSError where no file matches one of the patterns `expected`: something removed it meanwhile.
+    Raises OSError if no file matches one of the patterns in `expected`: something removed it meanwhile.
     """
     for pattern in expected:
         if not any(folder.glob(pattern)):
@@ -28,10 +28,10 @@ def seal(folder: Path, expected: tuple[str, ...] = ()) -> None:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a sealed folder holds what was written.
+    """Whether the files of a sealed folder are as they were written.
 
-    Sizes and times of modification are compared first. Where they changed since the digests were last computed, or that
-    was a day ago, the digests are computed again: about a second a gigabyte.
+    Sizes and modification times are compared first. If they changed since the digests were last computed, or if that
+    was over a day ago, the digests are computed again. That takes about a second per gigabyte.
     """
     try:
         digests = json.loads((folder / SEAL).read_bytes())
@@ -44,13 +44,13 @@ def is_whole(folder: Path) -> bool:
             return False
     except (OSError, ValueError, TypeError, RecursionError):
         return False
-    with suppress(OSError):  # a cache that is only read is verified each time
+    with suppress(OSError):  # a read-only cache is verified each time
         stamp_file(folder).write_text(json.dumps({"at": time.time(), "files": now}), encoding="utf-8")
     return True
 
 
 def recently(folder: Path, now: dict[str, Any]) -> bool:
-    """Whether the same files were verified less than a day ago; a stamp from the future counts for nothing."""
+    """Whether the same files were verified less than a day ago. A stamp from the future is ignored."""
     try:
         kept = json.loads(stamp_file(folder).read_bytes())
         return bool(kept["files"] == now and 0 <= time.time() - kept["at"] < CHECKED_HOURS * 3600)
@@ -59,12 +59,12 @@ def recently(folder: Path, now: dict[str, Any]) -> bool:
 
 
 def stamp(folder: Path) -> dict[str, Any]:
-    """Size and time of modification of each file, by name."""
+    """Return size and modification time of each file, by name."""
     return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files_of(folder)}
 
 
 def stamp_file(folder: Path) -> Path:
-    """Where the state of a folder at its last verification is kept: beside it, for the folder stays as it was."""
+    """Return the file that records a folder's last verification: beside the folder, which stays unchanged."""
     return folder.with_name(f"{folder.name}.verified")
 
 
@@ -73,19 +73,19 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def discard(folder: Path) -> None:
-    """Remove a damaged folder, or whatever stands in its place."""
+    """Remove a damaged folder, or anything else in its place."""
     stamp_file(folder).unlink(missing_ok=True)
     remove(folder)
 
 
 @contextmanager
 def usable(home: Path) -> Iterator[None]:
-    """OSError, in one sentence, for a cache that cannot be read or written."""
+    """Turn an OSError of a cache that cannot be read or written into one sentence."""
     try:
         yield
     except OSError as error:
         if error.filename is None or not str(error.filename).startswith(str(home.parent)):
             raise
         raise OSError(
-            f"cannot use the cache, {home}: {error.strerror}: {error.filename}; CYNOSURE_CACHE names another"
+            f"cannot use the cache, {home}: {error.strerror}: {error.filename}; set CYNOSURE_CACHE to another folder"
         ) from error

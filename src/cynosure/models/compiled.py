@@ -1,4 +1,4 @@
-"""A model's backbone under torch.compile, layer by layer: compiled in seconds, and the model itself is unchanged."""
+"""Compile a model's backbone layer by layer with torch.compile, which takes seconds and leaves the model unchanged."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,10 +11,10 @@ Backbone = Callable[[Tensor], Tensor]  # (B, T) ids to (B, T, D) hidden states
 
 
 def compiled(backbone: Backbone, module: nn.Module) -> Backbone:
-    """The same backbone compiled: the layers of its module one by one where it has a list of them, else all at once.
+    """Compile a backbone layer by layer if its module has a list of layers, else as a whole.
 
-    Layers of one kind share what is compiled, so it takes seconds. A second shape is compiled once more, and serves
-    for those that follow. The compiled layers are in place while the body runs, no longer.
+    Layers of one kind share compiled code, so it takes seconds. A second shape causes one more compilation, which
+    serves all further shapes. The compiled layers are in place only while the backbone runs.
     """
     layers = longest_list(module)
     if not layers:
@@ -29,14 +29,14 @@ def compiled(backbone: Backbone, module: nn.Module) -> Backbone:
 
 
 def longest_list(module: nn.Module) -> list[nn.Module]:
-    """The members of the longest list of modules in a module: the layers of a transformer; none where there is none."""
+    """Return the longest list of modules in a module, which holds the layers of a transformer, or an empty list."""
     lists = [list(part) for part in module.modules() if isinstance(part, nn.ModuleList)]
     return max(lists, key=len, default=[])
 
 
 @contextmanager
 def in_place(layers: list[nn.Module], calls: list[Any]) -> Iterator[None]:
-    """While it is entered, calling a layer calls its compiled twin, as after `nn.Module.compile`."""
+    """Make calls of layers run their compiled versions, as after `nn.Module.compile`."""
     before = [layer._compiled_call_impl for layer in layers]
     try:
         for layer, call in zip(layers, calls, strict=True):

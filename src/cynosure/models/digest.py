@@ -1,4 +1,4 @@
-"""Digests of tensors: what tells two sets of weights apart."""
+"""Compute digests that tell two sets of weights apart."""
 
 import hashlib
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from cynosure.loss import parts_of
 
 
 def add_tensors(digest: Any, tensors: Mapping[str, Tensor], mark: str = "") -> None:
-    """Add tensors to a digest of hashlib: names after a mark, dtypes, shapes and bytes (of their parts)."""
+    """Add tensors to a hashlib digest: names with the prefix `mark`, dtypes, shapes and bytes (of their parts)."""
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{mark}{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         if parts := parts_of(tensor):
@@ -22,7 +22,7 @@ def add_tensors(digest: Any, tensors: Mapping[str, Tensor], mark: str = "") -> N
 
 
 def weights_digest(model: nn.Module) -> str:
-    """The SHA-256 of a model's weights, their names, dtypes and shapes."""
+    """Return the SHA-256 of a model's weights, their names, dtypes and shapes."""
     digest = hashlib.sha256()
     add_tensors(digest, model.state_dict())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""GGUF files: dequantised once, by transformers, and kept as safetensors in the user's cache directory."""
+"""Dequantise GGUF files with transformers, once, and keep them as safetensors in the cache directory."""
 
 import json
 import logging
@@ -23,45 +23,45 @@ from cynosure.system.quiet import quiet_transformers
 
 log = logging.getLogger(__name__)
 
-LAYOUT = 2  # of a cached conversion; raise it when what is written changes
-STALE_HOURS = 24  # after which an unfinished conversion is that of a process which was killed
-NOTES = "cynosure.json"  # what a conversion remembers of its source
-# Vocabularies whose digits are split one by one before the byte-level merges; transformers leaves that out.
+LAYOUT = 2  # version of the cached conversions: raise it when their content changes
+STALE_HOURS = 24  # after that, an unfinished conversion is left over from a killed process
+NOTES = "cynosure.json"  # describes the source of a conversion
+# Tokenizer families that split digits one by one before the byte-level merges, which transformers omits.
 DIGIT_SPLITTING = frozenset({"smollm", "starcoder", "refact", "command-r"})
 
 
 @dataclass(frozen=True)
 class GgufFile:
-    """A GGUF file by its name, held in one part or in several to be joined."""
+    """A GGUF file, stored in one part or in several that are joined."""
 
     name: str
     parts: tuple[Path, ...]
 
     def sha256(self) -> str:
-        """The hash of the whole file; about a second a gigabyte."""
+        """Return the hash of the whole file. This takes about a second per gigabyte."""
         return sha256(*self.parts)
 
 
 @dataclass(frozen=True)
 class Notes:
-    """What stands beside the converted weights."""
+    """The description that is stored beside the converted weights."""
 
-    name: str  # to be shown wherever figures stand
+    name: str  # shown beside results
     source: str
     sha256: str
     quantisation: str
     transformers: str
-    notes: tuple[str, ...] = ()  # on weights that were left out
+    notes: tuple[str, ...] = ()  # about weights that were left out
 
 
 def dequantised(file: GgufFile) -> Path:
-    """The folder of safetensors, config and tokenizer that a GGUF file becomes; converted if it is not cached yet.
+    """Return a folder with the safetensors, config and tokenizer of a GGUF file; convert it if it is not cached.
 
-    The cache is keyed by the file's SHA-256, and what is in it is verified. Of several processes that want the same
-    file one converts and the others wait; an interrupted conversion leaves nothing that is taken for a whole one.
+    The cache is keyed by the SHA-256 of the file, and its content is verified. If several processes need the same file,
+    one converts it and the others wait. An interrupted conversion is never taken for a complete one.
 
-    Raises ValueError when the file is not GGUF or of an architecture that transformers does not read, OSError when the
-    cache cannot be written.
+    Raises ValueError if the file is not GGUF or transformers cannot read its architecture, OSError if the cache cannot
+    be written.
     """
     check_magic(file)
     key = file.sha256()
@@ -74,14 +74,14 @@ def dequantised(file: GgufFile) -> Path:
         with FileLock(home / f"{key}.lock"):
             if not is_whole(folder):
                 if folder.exists():
-                    log.info("the cached conversion of %s is damaged: %s. It is made again", file.name, folder)
+                    log.info("the cached conversion of %s is damaged: %s. Converting it again", file.name, folder)
                     discard(folder)
                 converted(file, key, folder)
     return folder
 
 
 def converted(file: GgufFile, key: str, folder: Path) -> None:
-    """Convert the file beside `folder`, in a place of this process's own, and put it there once it is whole."""
+    """Convert the file in a temporary folder of this process, then move that to `folder`."""
     for left in folder.parent.glob(f"{key}*.partial"):
         if time.time() - left.stat().st_mtime > STALE_HOURS * 3600:
             shutil.rmtree(left, ignore_errors=True)
@@ -97,18 +97,18 @@ def converted(file: GgufFile, key: str, folder: Path) -> None:
 
 
 def read_notes(folder: Path) -> Notes | None:
-    """The notes of a converted GGUF, or None for any other folder. ValueError where they are not what was written."""
+    """Return the notes of a converted GGUF, None for any other folder. Raise ValueError if they are damaged."""
     path = folder / NOTES
     try:
         values = json.loads(path.read_bytes())
-        found = Notes(**(values | {"notes": tuple(values["notes"])}))
-        if all(isinstance(value, str) for value in (found.name, found.source, *found.notes)):
-            return found
+        notes = Notes(**(values | {"notes": tuple(values["notes"])}))
+        if all(isinstance(value, str) for value in (notes.name, notes.source, *notes.notes)):
+            return notes
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError, RecursionError):
         pass
-    raise ValueError(f"{path} is damaged: remove it to load the folder as any other")
+    raise ValueError(f"{path} is damaged: remove it to load the folder like any other")
 
 
 def check_magic(file: GgufFile) -> None:
@@ -133,9 +133,9 @@ def convert(file: GgufFile, key: str, folder: Path) -> None:
     with quiet_transformers():
         try:
             metadata = read_metadata(whole)
-        except Exception as error:  # a damaged file raises whatever its bytes lead to
+        except Exception as error:  # a damaged file can raise any error
             raise ValueError(f"{file.name} is damaged or cut short: {str(error).rstrip('.')}; get it again") from error
-        log.info("dequantising %s: only this once, about half a minute for 100 MB", file.name)
+        log.info("dequantising %s: needed only once, about half a minute per 100 MB", file.name)
         try:
             with quiet_panic():
                 tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
@@ -146,9 +146,9 @@ def convert(file: GgufFile, key: str, folder: Path) -> None:
             if not is_failure(error):
                 raise
             raise ValueError(f"transformers cannot read {file.name}: {reason_of(error)}") from error
-        model, found = loaded
-        found["unexpected_keys"] |= beyond(metadata["tensors"], model.config)  # which transformers passes over
-        left_out = check_found(found, model, Checkpoint({}, 0), file.name, allow_unused_weights=None)
+        model, info = loaded
+        info["unexpected_keys"] |= beyond(metadata["tensors"], model.config)  # transformers does not report these
+        left_out = check_found(info, model, Checkpoint({}, 0), file.name, allow_unused_weights=None)
         split_digits(tokenizer, metadata)
         write_model(model, tokenizer, folder)
     whole.unlink()
@@ -164,18 +164,19 @@ def write_model(model: Any, tokenizer: Any, folder: Path) -> None:
     try:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    except SafetensorError as error:  # which is what a full disk comes as
-        raise OSError(f"cannot write into the cache, {folder.parent}: {error}; CYNOSURE_CACHE names another") from error
+    except SafetensorError as error:  # a full disk raises this
+        what = f"{folder.parent}: {error}"
+        raise OSError(f"cannot write into the cache, {what}; set CYNOSURE_CACHE to another folder") from error
 
 
 def joined(file: GgufFile, folder: Path) -> Path:
-    """The file in one piece inside `folder`: a link when it already is, else a copy of its parts."""
+    """Put the whole file into `folder`: a link if it is in one part, else a copy of the joined parts."""
     whole = folder / file.name
     if len(file.parts) == 1:
         try:
             whole.symlink_to(file.parts[0].resolve())
             return whole
-        except OSError:  # no links on this file system
+        except OSError:  # this file system has no links
             pass
     with whole.open("wb") as out:
         for part in file.parts:
@@ -185,24 +186,24 @@ def joined(file: GgufFile, folder: Path) -> Path:
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """What transformers leaves unread: the file type, the tokenizer's family, and the names of all tensors."""
+    """Read what transformers does not: the file type, the tokenizer family and the names of all tensors."""
     from gguf import GGUFReader
 
     reader = GGUFReader(path)
     fields = reader.fields
     wanted = ("general.file_type", "tokenizer.ggml.model", "tokenizer.ggml.pre")
-    found = {name: fields[name].contents() for name in wanted if name in fields}
-    return found | {"tensors": [str(tensor.name) for tensor in reader.tensors]}
+    values = {name: fields[name].contents() for name in wanted if name in fields}
+    return values | {"tensors": [str(tensor.name) for tensor in reader.tensors]}
 
 
 def beyond(names: list[str], config: Any) -> set[str]:
-    """The tensors of layers that a configuration does not count."""
+    """Return the tensors of layers beyond the number of layers in a configuration."""
     n_layers = config.get_text_config().num_hidden_layers
     return {name for name in names if (layer := LAYER.search(name)) and int(layer[1]) >= n_layers}
 
 
 def quantisation(metadata: dict[str, Any]) -> str:
-    """The quantisation a file states, such as `Q4_K_M`."""
+    """Return the quantisation that a file declares, for example `Q4_K_M`."""
     from gguf import LlamaFileType
 
     try:
@@ -212,7 +213,7 @@ def quantisation(metadata: dict[str, Any]) -> str:
 
 
 def display_name(file_name: str, kind: str) -> str:
-    """The name that stands beside figures: the file's, for the metadata's own name drops what the file's says.
+    """Return the name shown beside results. The file name says more than the name in the metadata.
 
     >>> display_name("SmolLM2-135M-Instruct.Q4_1.gguf", "Q4_1")
     'SmolLM2-135M-Instruct (Q4_1 GGUF, dequantised)'
@@ -223,7 +224,7 @@ def display_name(file_name: str, kind: str) -> str:
 
 
 def split_digits(tokenizer: Any, metadata: dict[str, Any]) -> None:
-    """Split digits one by one where the file's tokenizer family does (llama.cpp's `tokenizer.ggml.pre`)."""
+    """Split digits one by one if the file's tokenizer family (llama.cpp's `tokenizer.ggml.pre`) does."""
     from tokenizers import pre_tokenizers
 
     if metadata.get("tokenizer.ggml.model") == "gpt2" and metadata.get("tokenizer.ggml.pre") in DIGIT_SPLITTING:

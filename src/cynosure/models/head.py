@@ -1,7 +1,7 @@
-"""How a model turns hidden states into logits: a backbone, and a head that is verified before it is used.
+"""Split a model into a backbone and a head, which is verified before use.
 
-Where one ends and the other begins is seen in the model's own forward, as `patch` sees it: the product that makes
-logits is put off, so that what enters it are the hidden states, and what follows is noted.
+The split is traced in the model's own forward, as `patch` does it. The matmul that computes the logits is deferred:
+its input is the hidden states, and the operations after it are recorded.
 """
 
 from collections.abc import Callable
@@ -25,8 +25,8 @@ from cynosure.patching import (
     input_device,
 )
 
-CACHING: WeakSet[Any] = WeakSet()  # models that fail without a cache, as xLSTM in half precision
-N_PROBED = 32  # tokens, the last half of which is changed and cut to see whether the first half depends on it
+CACHING: WeakSet[Any] = WeakSet()  # models that fail without a cache, for example xLSTM in half precision
+N_PROBED = 32  # tokens; the second half is changed and cut to test whether the first half depends on it
 
 
 class Head(NamedTuple):
@@ -40,7 +40,7 @@ class Head(NamedTuple):
     @classmethod
     def of_recipe(cls, recipe: Recipe) -> "Head":
         bias = None if recipe.bias is None else recipe.bias.detach()
-        # A model divides by its softcap and multiplies by it again, which may change the last bit of 1.
+        # Models divide by their softcap and multiply by it again, which may change the last bit of a scale of 1.
         scale = 1.0 if abs(recipe.scale - 1) < 1e-15 else recipe.scale
         return cls(recipe.weight.detach(), bias, scale, recipe.softcap)
 
@@ -48,11 +48,11 @@ class Head(NamedTuple):
         return self[2:] == other[2:] and all(map(same, self[:2], other[:2]))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(..., D) -> (..., V), in full: for a few tokens only."""
+        """Compute full logits, (..., D) -> (..., V); only for a few tokens."""
         return capped(nn.functional.linear(hidden, self.weight, self.bias), self.scale, self.softcap)
 
     def stats(self, hidden: Tensor, target: Tensor, **options: Any) -> TokenStats:
-        """`token_stats` of these logits, none of which is kept; options as there."""
+        """Call `token_stats` with this head; it does not materialize the logits. Options are those of `token_stats`."""
         return token_stats(
             hidden, self.weight, target, bias=self.bias, scale=self.scale, softcap=self.softcap, **options
         )
@@ -65,31 +65,31 @@ def same(a: Tensor | None, b: Tensor | None) -> bool:
 
 
 class Tracer:
-    """Who puts logits off to see what they are made of: an `Owner` of stand-ins."""
+    """An `Owner` of deferred logits that only traces how a model computes them."""
 
     def __init__(self) -> None:
         self.deferred = 0
         self.obstacle: str | None = None
         self.objective = PLAIN
-        self.asked: list[str] = []  # what has asked for full logits
+        self.needs_full: list[str] = []  # operations that needed full logits
 
     def tell(self, why: str) -> None:
-        self.asked.append(why)
+        self.needs_full.append(why)
 
     def loss(self, asked: Asked) -> Tensor:
         return asked.labelled.loss(asked.reduction)
 
     def why_not(self) -> str:
-        """Why the last forward gave logits that are made."""
-        if self.asked:
-            return f"between its head and its logits, {self.asked[0]} needs them in full"
+        """Say why the last forward materialized its logits."""
+        if self.needs_full:
+            return f"between its head and its logits, {self.needs_full[0]} needs them in full"
         return self.obstacle or "its logits are not those of its head"
 
 
 def forward(model: Any, input_ids: Tensor, **inputs: Any) -> Any:
-    """The output of a model that keeps no cache of keys and values, or one where it cannot run without.
+    """Run a model without a cache of keys and values, or with one if it cannot run without.
 
-    ValueError where it cannot run on ids at all.
+    Raises ValueError if it cannot run on ids at all.
     """
     for options in CACHE_OPTIONS[:1] if model in CACHING else CACHE_OPTIONS[::-1]:
         try:
@@ -107,44 +107,43 @@ def forward(model: Any, input_ids: Tensor, **inputs: Any) -> Any:
 
 
 def trace(model: Any, input_ids: Tensor, **inputs: Any) -> Recipe:
-    """What a causal language model's logits (B, T, V) are made of; its forward is run, and they are not made.
+    """Run a causal language model and return how it computes its logits (B, T, V), without materializing them.
 
-    ValueError, with the reason, where the model makes them in a way that cannot be followed.
+    Raises ValueError, with the reason, if the computation cannot be traced.
     """
     with fast_cpu(input_ids.device):
         return follow(model, lambda: forward(model, input_ids, **inputs))
 
 
 def follow(model: Any, call: Callable[[], Any]) -> Recipe:
-    """The same of a call of the model."""
+    """Trace a call of the model, as `trace` does."""
     tracer = Tracer()
     with Deferring(model, tracer):
         logits = getattr(call(), "logits", None)
     if isinstance(logits, PendingLogits) and logits.made is None:
         return logits.recipe
     if logits is None:
-        why = "its forward gives no logits; where it is a backbone, give its head too"
+        why = "its forward gives no logits; if it is only a backbone, pass its head too"
     else:
         why = tracer.why_not()
     raise ValueError(f"{type(model).__name__} cannot be split into backbone and head: {why}")
 
 
 def hidden_states(model: Any, input_ids: Tensor) -> Tensor:
-    """What goes into the head: (B, T) token ids -> (B, T, D), as the head's product gets it.
+    """Return the input of the head's matmul: (B, T) token ids -> (B, T, D) hidden states.
 
-    No attention mask: every model here is causal (`read_head` verifies it), so that padding on the right reaches no
-    token that is scored, and without a mask attention takes its fast path.
+    No attention mask is needed: `read_head` verifies that the model is causal, so padding on the right reaches no
+    scored token. Without a mask, attention takes its fast path.
     """
     return trace(model, input_ids).hidden
 
 
 @torch.no_grad()
 def read_head(model: Any, name: str | None = None) -> Head:
-    """The head of a causal language model: weight and bias, scale and softcap, as its own forward applies them.
+    """Read weight, bias, scale and softcap of a model's head from its forward, and verify them on a few tokens.
 
-    Verified on a few tokens against the model's own logits. Raises ValueError, with the reason, when the model has no
-    such head, when it gives NaN or overflows, when the logits differ, or when the hidden states see later tokens;
-    `name` is what errors call it, by default its class.
+    Raises ValueError, with the reason, if the model has no such head, gives NaN or overflows, if the logits differ from
+    its own, or if hidden states depend on later tokens. Errors call the model `name`, by default its class.
     """
     name, ids = name or type(model).__name__, probed_ids(model)
     recipe = trace(model, ids)
@@ -160,7 +159,7 @@ def read_head(model: Any, name: str | None = None) -> Head:
         raise ValueError(
             f"{name} cannot be split into backbone and head: what it does to its logits depends on the text"
         )
-    with fast_cpu(ids.device):  # for both: the rounding of other products could tell them apart
+    with fast_cpu(ids.device):  # for both, so that they round in the same way
         ours = head.logits(recipe.hidden).float()
         theirs = forward(model, ids).logits.float()
     check_finite(model, name, theirs, lambda: trace(model, ids))
@@ -171,22 +170,22 @@ def read_head(model: Any, name: str | None = None) -> Head:
 
 @torch.no_grad()
 def current_head(model: Any) -> Head:
-    """The head of a model that `read_head` has verified, its weights as they are now."""
+    """Return the head of a model that `read_head` has verified, with its current weights."""
     return Head.of_recipe(trace(model, probed_ids(model)[:, :2]))
 
 
 def probed_ids(model: Any) -> Tensor:
-    """(1, T) ids that a model is sure to know, spread over its vocabulary."""
+    """Return (1, T) ids that a model surely has, spread over its vocabulary."""
     config = model.config.get_text_config()
     n_rows = embedding_rows(model) or config.vocab_size
     most = getattr(config, "max_position_embeddings", None) or N_PROBED
-    n_tokens = min(N_PROBED, most if most > 1 else N_PROBED)  # -1 is for no limit
+    n_tokens = min(N_PROBED, most if most > 1 else N_PROBED)  # -1 means no limit
     ids = torch.linspace(n_rows // 8, n_rows // 2, n_tokens, device=input_device(model))
     return ids.long()[None]
 
 
 def check_causal(name: str, hidden: Tensor, other: Tensor) -> None:
-    """ValueError when the states of the same tokens are others with other and fewer tokens behind them."""
+    """Raise ValueError if hidden states change when the tokens after them are changed and cut."""
     tolerance = torch.finfo(hidden.dtype).eps ** 0.5
     if (hidden - other).float().norm() > tolerance * hidden.float().norm():
         raise ValueError(
@@ -195,7 +194,7 @@ def check_causal(name: str, hidden: Tensor, other: Tensor) -> None:
 
 
 def agree(ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> bool:
-    """Equal to the rounding of a few operations in the model's dtype."""
+    """Whether logits are equal within the rounding of a few operations in the model's dtype."""
     tolerance = 16 * torch.finfo(dtype).eps * theirs.abs().max()
     return ours.shape == theirs.shape and bool((ours - theirs).abs().max() <= tolerance)
 

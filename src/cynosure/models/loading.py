@@ -1,4 +1,4 @@
-"""A model and its tokenizer, from a hub id, a folder, a `.gguf` file or the name of a packaged model."""
+"""Load a model and its tokenizer from a hub id, a folder, a `.gguf` file or the name of a packaged model."""
 
 import os
 from dataclasses import dataclass, field, replace
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cynosure.models.gguf import GgufFile, dequantised, read_notes
 from cynosure.models.packaged import PACKAGED, packaged_parts
-from cynosure.models.pretrained import from_pretrained, told
+from cynosure.models.pretrained import from_pretrained, loading_errors
 from cynosure.models.remote_code import (
     GENERATION_CONFIG,
     TOKENIZER_CONFIG,
@@ -29,13 +29,15 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A causal language model ready to be measured, and the name to show beside its figures."""
+    """A causal language model ready to be measured, and the name to show beside its results."""
 
     model: Any  # transformers' PreTrainedModel
     tokenizer: Any  # transformers' PreTrainedTokenizerBase
     name: str
-    notes: tuple[str, ...] = ()  # what a reader of the figures must know, such as weights that are left out
-    code: dict[str, str] = field(default_factory=dict)  # of "model" and "tokenizer", the trusted code, pinned
+    # What a reader of results must know, for example weights that are left out. The manifest of a run keeps the texts
+    # and a resumed run compares them, so changing one stops the runs of earlier versions from being resumed.
+    notes: tuple[str, ...] = ()
+    code: dict[str, str] = field(default_factory=dict)  # pins of the trusted code, by "model" and "tokenizer"
 
     @property
     def device(self) -> "torch.device":
@@ -44,15 +46,15 @@ class LanguageModel:
 
     @property
     def dtype(self) -> str:
-        """The dtype of the weights, such as `float32`."""
+        """The dtype of the weights, for example `float32`."""
         return str(self.model.dtype).removeprefix("torch.")
 
     @property
     def max_positions(self) -> int | None:
-        """The most positions the model can see, or None where its configuration does not say."""
+        """The maximum number of positions, or None if the configuration does not say."""
         config = self.model.config.get_text_config()
-        found = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
-        return next((int(value) for value in found if isinstance(value, int) and value > 0), None)
+        values = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
+        return next((int(value) for value in values if isinstance(value, int) and value > 0), None)
 
 
 def load(
@@ -69,23 +71,23 @@ def load(
 
     Args:
         name: a packaged model (`smollm2`, `gemma3-270m`), a folder, a `.gguf` file or a Hugging Face hub id. A folder
-            may hold a model, a finished run of `train` or an adapter of PEFT, which is merged into the base that its
+            may hold a model, a finished run of `train` or a PEFT adapter, which is merged into the base that its
             `adapter_config.json` names.
-        dtype: `auto` (what the weights are stored in; of base and adapter the wider), `float32`, `bfloat16` or
-            `float16`.
-        device: `auto` (an accelerator if there is one) or torch's name of one.
-        tokenizer: another folder or hub id to take the tokenizer from.
+        dtype: `float32`, `bfloat16`, `float16` or `auto`: the dtype in which the weights are stored, for an adapter the
+            wider one of adapter and base.
+        device: a torch device, or `auto`: an accelerator if there is one, else the CPU.
+        tokenizer: another folder or hub id from which to load the tokenizer.
         revision: branch, tag or commit of a hub id.
-        trust_remote_code: run the Python code that comes with a model or tokenizer. `code` of the result then says
-            which: the commit of a hub id, or a SHA-256 of the Python files of a folder.
-        allow_unused_weights: load a model although its configuration leaves some of its weights unused. A note then
-            says which.
+        trust_remote_code: run the Python code that comes with a model or tokenizer. `code` of the result then pins it:
+            the commit of a hub id, or a SHA-256 of the Python files of a folder.
+        allow_unused_weights: load a model even if its configuration leaves some of its weights unused. A note then
+            names them.
 
     Returns:
         The model with its tokenizer.
 
     Raises:
-        ValueError, FileNotFoundError: what cannot be loaded, and why.
+        ValueError, FileNotFoundError: the model cannot be loaded; the message says why.
 
     Example:
         >>> import cynosure
@@ -96,9 +98,9 @@ def load(
         raise ValueError(f"unknown dtype {dtype!r}: expected one of auto, {', '.join(DTYPES)}")
     folder, shown = locate(name)
     if isinstance(folder, Path) and revision is not None:
-        raise ValueError(f"revision {revision!r} is for models of the hub, and {name!r} is not one")
+        raise ValueError(f"revision {revision!r} is only for hub ids, and {name!r} is not one: leave it out")
     source = find_tokenizer(tokenizer) if tokenizer else folder
-    import torch  # here, for a name that is wrong need not wait for the seconds that it takes
+    import torch  # takes seconds, so a wrong name is reported first
 
     place, wanted = find_device(device), None if dtype == "auto" else getattr(torch, dtype)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "allow_unused_weights": allow_unused_weights}
@@ -125,7 +127,7 @@ def load(
 def load_model(
     origin: Origin, name: str, dtype: Any, trust_remote_code: bool, allow_unused_weights: bool
 ) -> tuple[Any, tuple[str, ...]]:
-    """The model of a folder or repository, and notes on how its weights fit it; checked before it is built."""
+    """Check a folder or repository, load its model, and return it with notes on how its weights fit."""
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 
     source, revision, values = origin
@@ -133,28 +135,28 @@ def load_model(
     checkpoint = find_checkpoint(origin)
     check_values(values, checkpoint, name)
     check_no_adapter(origin)
-    find_origin(source, revision, "model", GENERATION_CONFIG)  # whose damage transformers does not name
+    find_origin(source, revision, "model", GENERATION_CONFIG)  # transformers does not name this file if it is damaged
     config = from_pretrained(AutoConfig, source, revision, "model", trust_remote_code=trust_remote_code)
     own = trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     if not own and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ValueError(f"{name} is a {config.model_type} model, not a causal one such as llama or gpt2")
+        raise ValueError(f"{name} is a {config.model_type} model, expected a causal one such as llama or gpt2")
     keep_to_own(config, trust_remote_code)
     if not own:
         check_size(config, checkpoint, source)
     options = {"dtype": dtype, "config": config, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    model, found = from_pretrained(
+    model, info = from_pretrained(
         AutoModelForCausalLM, source, revision, "model", trust_remote_code=trust_remote_code, **options
     )
-    return model, check_found(found, model, checkpoint, name, allow_unused_weights)
+    return model, check_found(info, model, checkpoint, name, allow_unused_weights)
 
 
 def check_no_adapter(origin: Origin) -> None:
-    """ValueError where an adapter lies beside a model: transformers would apply it, or load another model by name."""
+    """Raise ValueError if a folder holds a model and an adapter, which transformers would apply unasked."""
     from transformers.utils.peft_utils import find_adapter_config_file
 
-    with told(origin.source, "model"):
-        found = find_adapter_config_file(str(origin.source), revision=origin.revision)
-    if found is not None:
+    with loading_errors(origin.source, "model"):
+        config_file = find_adapter_config_file(str(origin.source), revision=origin.revision)
+    if config_file is not None:
         raise ValueError(
             f"{origin.source} holds a model and an adapter_config.json: merge the adapter into the model, "
             f"or remove it to load the model alone"
@@ -162,13 +164,13 @@ def check_no_adapter(origin: Origin) -> None:
 
 
 def find_tokenizer(name: str) -> Path | str:
-    """The folder, which may hold no model, or the hub id that the name of a tokenizer stands for."""
+    """Return the folder, which need not hold a model, or the hub id that a tokenizer's name stands for."""
     folder = Path(name).expanduser()
     return folder if name and folder.is_dir() else locate(name)[0]
 
 
 def load_tokenizer(source: Path | str, revision: str | None, trust_remote_code: bool) -> Any:
-    """The tokenizer of a folder or hub id."""
+    """Load the tokenizer of a folder or hub id."""
     from transformers import AutoTokenizer
 
     origin = find_origin(source, revision, "tokenizer", TOKENIZER_CONFIG)
@@ -184,26 +186,26 @@ def load_tokenizer(source: Path | str, revision: str | None, trust_remote_code: 
 
 
 def find_code(model: Path | str | None, tokenizer: Path | str | None, revision: str | None = None) -> dict[str, str]:
-    """The pins of the code that comes with a model, and with a tokenizer taken from elsewhere: folders or hub ids."""
+    """Pin the code that comes with a model and with a separate tokenizer, each a folder or hub id."""
     model_pin = pinned(model, revision, "model") if model else None
     tokenizer_pin = pinned(tokenizer, None, "tokenizer") if tokenizer else None
     return {what: pin for what, pin in (("model", model_pin), ("tokenizer", tokenizer_pin)) if pin}
 
 
 def find_device(device: str) -> "torch.device":
-    """The torch device of that name, or for `auto` the accelerator there is, else the CPU."""
+    """Return the torch device of a name. `auto` means an accelerator if there is one, else the CPU."""
     import torch
 
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if device == "auto":
-        if accelerator is not None and int(os.environ.get("WORLD_SIZE", 1)) > 1:  # of several processes, one each
+        if accelerator is not None and int(os.environ.get("WORLD_SIZE", 1)) > 1:  # one device per process
             number = int(os.environ.get("LOCAL_RANK", 0)) % torch.accelerator.device_count()
             return torch.device(accelerator.type, number)
         return accelerator or torch.device("cpu")
     try:
         place = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"unknown device {device!r}: give auto, cpu, cuda, cuda:1, mps...") from error
+        raise ValueError(f"unknown device {device!r}: expected auto, cpu, cuda, cuda:1, mps...") from error
     if place.type != "cpu" and (accelerator is None or place.type != accelerator.type):
         here = f"cpu, {accelerator.type}" if accelerator else "cpu"
         raise ValueError(f"device {device!r} is not available here: expected one of {here}")
@@ -211,7 +213,7 @@ def find_device(device: str) -> "torch.device":
 
 
 def locate(name: str) -> tuple[Path | str, str]:
-    """The folder, or the hub id, that a model's name stands for, and the name to show."""
+    """Return the folder or hub id that a model's name stands for, and the name to show."""
     path = Path(name).expanduser()
     if name in PACKAGED:
         return converted(GgufFile(PACKAGED[name].file_name, packaged_parts(name)))
@@ -227,21 +229,21 @@ def locate(name: str) -> tuple[Path | str, str]:
         if not (path / "config.json").is_file():
             if (path / "train.json").is_file():
                 raise FileNotFoundError(
-                    f"{name} is a training run that is not finished: give one of its {path / 'checkpoints'}, or "
-                    "finish it with `resume=True`"
+                    f"{name} is an unfinished training run: load one of {path / 'checkpoints'}, or finish it with "
+                    "`resume=True`"
                 )
             if (path / "manifest.json").is_file():
                 raise FileNotFoundError(
-                    f"{name} is a run of score, not a model: cynosure summary shows it, and cynosure compare takes two "
-                    "of them without texts"
+                    f"{name} is a run of score, not a model: show it with cynosure summary, or compare two runs with "
+                    "cynosure compare"
                 )
             inside = sorted(file.name for file in path.glob("*.gguf"))
-            hint = f": give the file, {path / inside[0]}" if inside else ""
+            hint = f": load the file {path / inside[0]}" if inside else ""
             raise FileNotFoundError(f"folder {name} holds no model: it has no config.json{hint}")
         notes = read_notes(path)
         return path, notes.name if notes else path.resolve().name
     if name and path.exists():
-        raise ValueError(f"{name} is not a model: give a folder, a .gguf file, a hub id or {' or '.join(PACKAGED)}")
+        raise ValueError(f"{name} is not a model: expected a folder, a .gguf file, a hub id or {' or '.join(PACKAGED)}")
     if name.startswith(("/", ".", "~")) or name.endswith("/") or name.count("/") > 1 or not name:
         raise FileNotFoundError(f"no such model folder: {name!r}")
     return name, name

@@ -1,4 +1,4 @@
-"""Models that install with pip: where their GGUF files lie, found without importing the packages."""
+"""Locate the GGUF files of models that are installed with pip, without importing their packages."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Packaged(NamedTuple):
-    """A model inside installed packages, as one file or as consecutive parts of one."""
+    """A model in pip packages, as one file or as consecutive parts of one."""
 
     pip_name: str
     file_name: str
@@ -28,9 +28,9 @@ PACKAGED = {
 
 
 def packaged_parts(name: str) -> tuple[Path, ...]:
-    """The parts, in order, of the GGUF file of an installed packaged model.
+    """Return the parts of the GGUF file of a packaged model, in order.
 
-    Raises KeyError for a name that is not in `PACKAGED` and FileNotFoundError, naming the pip package, when it is not
+    Raises KeyError if the name is not in `PACKAGED`, and FileNotFoundError, with the pip package, if the model is not
     installed.
     """
     wanted = PACKAGED[name]

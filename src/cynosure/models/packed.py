@@ -1,4 +1,4 @@
-"""Packed rows: whether a model keeps the documents of a row apart."""
+"""Check that a model keeps the documents of a packed row apart."""
 
 from typing import Any
 
@@ -8,15 +8,15 @@ from cynosure.models.finite import check_finite
 from cynosure.models.head import trace
 from cynosure.patching import input_device, untouched
 
-N_APART = 6  # tokens of each of the two documents of the check
-TOLERANCE = 1e-3  # of the largest hidden state: products of other shapes round differently
+N_APART = 6  # tokens in each of the two documents of the check
+TOLERANCE = 1e-3  # relative to the largest hidden state: matmuls of other shapes round differently
 
 
 @torch.no_grad()
 def check_apart(model: Any, vocab_size: int) -> None:
-    """ValueError where hidden states of a transformers model depend on another document of the same row, or are NaN.
+    """Raise ValueError if hidden states depend on another document of the same row, or are NaN.
 
-    Documents are told apart by `position_ids` that begin again, as transformers' own packed training tells them.
+    As in transformers' own packed training, a document starts where `position_ids` restart.
     """
     name = type(model).__name__
     device = input_device(model)
@@ -29,10 +29,10 @@ def check_apart(model: Any, vocab_size: int) -> None:
             alone = trace(model, second[None], position_ids=places[None]).hidden
     except TypeError as error:
         raise ValueError(
-            f"{name} takes no position_ids, so that it cannot keep the documents of a row apart"
+            f"{name} takes no position_ids, so it cannot keep the documents of a packed row apart"
         ) from error
     check_finite(model, name, together, lambda: trace(model, row))
     if not bool((together[:, N_APART:] - alone).abs().max() <= TOLERANCE * alone.abs().max()):
         raise ValueError(
-            f"{name} does not keep the documents of a packed row apart, and cannot be trained on such here"
+            f"{name} does not keep the documents of a packed row apart, so it cannot be trained on packed rows"
         )

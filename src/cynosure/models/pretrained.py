@@ -1,4 +1,4 @@
-"""Hugging Face's loading calls: they run no code that was not trusted, and their errors come as one sentence."""
+"""Call Hugging Face's loading functions without running untrusted code, and reduce their errors to one sentence."""
 
 import difflib
 import os
@@ -10,23 +10,23 @@ from typing import Any
 from cynosure.models.packaged import PACKAGED
 from cynosure.system.panics import is_failure, quiet_panic
 
-MOST_CHARS = 300  # of a reason that a file may have written
+MOST_CHARS = 300  # of a reason, which may come from a file
 
 
 def from_pretrained(
     kind: Any, source: Path | str, revision: str | None, what: str, *, trust_remote_code: bool = False, **options: Any
 ) -> Any:
-    """transformers' `from_pretrained`, its errors reduced to one sentence.
+    """Call `from_pretrained` of transformers, and reduce its errors to one sentence.
 
-    Code in the folder or repository runs only with `trust_remote_code`; nothing is ever asked on standard input.
+    Code in the folder or repository runs only with `trust_remote_code`. There are no prompts on standard input.
     """
-    with told(source, what), quiet_panic() if what == "tokenizer" else nullcontext():
+    with loading_errors(source, what), quiet_panic() if what == "tokenizer" else nullcontext():
         return kind.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code, **options)
 
 
 @contextmanager
-def told(source: Path | str, what: str) -> Iterator[None]:
-    """ValueError, in one sentence, for whatever a damaged or hostile file makes the libraries raise."""
+def loading_errors(source: Path | str, what: str) -> Iterator[None]:
+    """Turn any error that a damaged or hostile file causes into a ValueError of one sentence."""
     try:
         yield
     except BaseException as error:
@@ -36,9 +36,9 @@ def told(source: Path | str, what: str) -> Iterator[None]:
 
 
 def sentence(source: Path | str, what: str, error: BaseException) -> str:
-    """What failed to load, where, and why."""
+    """Say what failed to load, where and why."""
     if isinstance(source, Path):
-        way_out = "; `tokenizer` takes it from elsewhere" if what == "tokenizer" else ""
+        way_out = "; `tokenizer` can name another one" if what == "tokenizer" else ""
         return f"cannot load the {what} in {source}: {reason_of(error)}{way_out}"
     like = difflib.get_close_matches(source, PACKAGED, n=1)
     meant = f" (did you mean {like[0]}?)" if like else ""
@@ -50,14 +50,14 @@ def sentence(source: Path | str, what: str, error: BaseException) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of an error's message, or both of the first two where the first only announces the second.
+    """Return the first line of an error message, or the first two if the first ends with a colon.
 
     >>> reason_of(ValueError("Validation error for field 'n':\\n    TypeError: expected int\\nmore"))
     "Validation error for field 'n': TypeError: expected int"
     """
     message = str(error)
-    if "weights_only" in message:  # whose text advises to run the file
-        return "its weights are a pickle that holds more than tensors, and is not run; use safetensors"
+    if "weights_only" in message:  # its own message advises running the file
+        return "its weights are a pickle that holds more than tensors, which is not run; use safetensors"
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     lines = [line.strip() for line in message.strip().splitlines()] or [""]

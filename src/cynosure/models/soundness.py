@@ -1,4 +1,4 @@
-"""Whether a model's configuration can be built and fits the weights beside it, before anything of it is allocated."""
+"""Check that a configuration can be built and fits the weights beside it, before allocating the model."""
 
 import math
 import re
@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cynosure.models.pretrained import reason_of, told
+from cynosure.models.pretrained import loading_errors, reason_of
 from cynosure.models.remote_code import Origin, read_json
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-# Numbers that must be positive, by their names in configurations; null stands for a default.
+# Names of numbers that must be positive in a configuration; null means a default.
 POSITIVE = re.compile(
     r"(num_hidden_layers|n_layers?|num_layers|hidden_size|n_embd|d_model|vocab_size|num_attention_heads|n_heads?"
     r"|num_key_value_heads|head_dim|max_position_embeddings|n_positions|rope_theta|rotary_emb_base)"
@@ -20,22 +20,22 @@ COUNT = re.compile(r"(num|n)_\w+")
 POSITIONS = re.compile(r"\w*(position|ctx|context|seq_len|max_len|length)\w*")
 SIZE = re.compile(r"\w*(size|dim|rank|heads|embd|d_model|d_ff)")
 EPSILON = re.compile(r"\w*(eps|epsilon)")
-# Above these, whatever the weights; a list or a module for each would take minutes and gigabytes.
+# Larger numbers are refused for any weights: a list or module for each would take minutes and gigabytes.
 MOST_LAYERS, MOST_COUNT, MOST_POSITIONS, MOST_SIZE = 1024, 1 << 17, 1 << 30, 1 << 24
-SPARE = 1 << 26  # elements that a model may have beside those of its files: caches of positions, masks
+SPARE = 1 << 26  # elements that a model may have beyond those of its files: cached positions, masks
 
 
 class Checkpoint(NamedTuple):
-    """The weights of a model as their files describe them; nothing of them is read."""
+    """The weights of a model as the headers of their files describe them."""
 
-    shapes: dict[str, tuple[int, ...]]  # empty where the weights are pickled, whose names cannot be listed
-    n_elements: int  # of pickled weights, an estimate from above
+    shapes: dict[str, tuple[int, ...]]  # empty for pickled weights, whose names cannot be listed
+    n_elements: int  # for pickled weights an upper bound
 
 
 def find_checkpoint(origin: Origin) -> Checkpoint:
-    """The tensors in the safetensors files of a folder or repository.
+    """List the tensors in the safetensors files of a folder or repository.
 
-    Raises ValueError for files that are damaged, that an index names and that are missing, or outside of the folder.
+    Raises ValueError if a file is damaged, or if an index names a file that is missing or outside the folder.
     """
     files = list(weight_files(origin))
     if not files:
@@ -57,17 +57,17 @@ def find_checkpoint(origin: Origin) -> Checkpoint:
 
 
 def weight_files(origin: Origin) -> Iterator[Path]:
-    """The safetensors files; none where the weights are pickled."""
+    """Yield the safetensors files; none if the weights are pickled."""
     from transformers.utils.hub import cached_file
 
     def find(name: str) -> Path | None:
-        found = cached_file(
+        file = cached_file(
             origin.source, name, revision=origin.revision, _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
         )  # fmt: skip
-        return None if found is None else Path(found)
+        return None if file is None else Path(file)
 
-    with told(origin.source, "model"):
+    with loading_errors(origin.source, "model"):
         chosen = origin.values.get("transformers_weights")
         if chosen is not None:
             check_inside(chosen, "config.json")
@@ -86,27 +86,27 @@ def weight_files(origin: Origin) -> Iterator[Path]:
 
 
 def check_inside(name: Any, where: str) -> str:
-    """The name of a file in the folder itself or below. ValueError for any other."""
+    """Return the name of a file inside the folder. Raise ValueError for any other name."""
     if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
-        raise ValueError(f"{where} names {str(name)[:80]!r}, which is no file inside the folder")
+        raise ValueError(f"{where} names {str(name)[:80]!r}, which is not a file inside the folder")
     return name
 
 
 def check_values(values: dict[str, Any], checkpoint: Checkpoint, where: str, at: str = "") -> None:
-    """ValueError for a number in a configuration that no model with these weights can have."""
+    """Raise ValueError if a number in a configuration is impossible for a model with these weights."""
     for name, value in values.items():
         inside = value if isinstance(value, list) else [value]
         for entry in inside:
             if isinstance(entry, dict):
                 check_values(entry, checkpoint, where, f"{at}{name}.")
         if isinstance(value, int | float) and not isinstance(value, bool):
-            expected = wanted(name, value, checkpoint)
+            expected = requirement(name, value, checkpoint)
             if expected is not None:
-                raise ValueError(f"{where}: {at}{name} is {shown(value)}, and must be {expected}: mend its config.json")
+                raise ValueError(f"{where}: {at}{name} is {shown(value)}, and must be {expected}: fix its config.json")
 
 
-def wanted(name: str, value: float, checkpoint: Checkpoint) -> str | None:
-    """What a number of this name has to be, where it is not; None where nothing is wrong."""
+def requirement(name: str, value: float, checkpoint: Checkpoint) -> str | None:
+    """Return the requirement that a number of this name violates, None if it is valid."""
     if math.isnan(value):
         return "a number"
     if EPSILON.fullmatch(name) and not 0 <= value <= 1:
@@ -121,7 +121,7 @@ def wanted(name: str, value: float, checkpoint: Checkpoint) -> str | None:
         (COUNT, MOST_COUNT),
     ):
         if kind.fullmatch(name):
-            return None if value <= most else f"at most {most:,} beside these weights"
+            return None if value <= most else f"at most {most:,} with these weights"
     return None
 
 
@@ -130,7 +130,7 @@ def shown(value: float) -> str:
 
 
 def check_size(config: Any, checkpoint: Checkpoint, source: Path | str) -> None:
-    """ValueError when the model of a configuration is far larger than its weights, so that most would be random.
+    """Raise ValueError if a configuration describes a model far larger than its weights: most would be random.
 
     The model is built on the meta device, which allocates nothing.
     """
@@ -140,11 +140,11 @@ def check_size(config: Any, checkpoint: Checkpoint, source: Path | str) -> None:
     auto: Any = AutoModelForCausalLM
     if getattr(config, "quantization_config", None):
         return  # packed weights have fewer elements
-    with told(source, "model"), torch.device("meta"):
+    with loading_errors(source, "model"), torch.device("meta"):
         model = auto.from_config(config, trust_remote_code=False)
     n_elements = sum(tensor.numel() for tensor in [*model.parameters(), *model.buffers()])
     if n_elements > 2 * checkpoint.n_elements + SPARE:
         raise ValueError(
             f"{source}: its config.json describes a model of {n_elements:,} weights, "
-            f"and its files hold {checkpoint.n_elements:,}: mend its config.json"
+            f"but its files hold {checkpoint.n_elements:,}: fix its config.json"
         )

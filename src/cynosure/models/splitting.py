@@ -1,4 +1,4 @@
-"""A model split where the loss begins: a body that gives hidden states, and the head that makes logits of them."""
+"""Split a model into a backbone, which gives hidden states, and a head, which computes logits from them."""
 
 import hashlib
 import json
@@ -17,25 +17,26 @@ from cynosure.models.loading import LanguageModel, load
 from cynosure.models.regimes import Forgetting, Regimes, read_regimes
 from cynosure.patching import check_ids, embedding_rows
 
-OF_ORIGIN = ("_name_or_path", "transformers_version", "architectures", "dtype", "use_cache")  # no logit hangs on it
+# Fields of a configuration on which no logits depend.
+OF_ORIGIN = ("_name_or_path", "transformers_version", "architectures", "dtype", "use_cache")
 
-Body = Callable[[Tensor], Tensor]  # (B, T) token ids -> (B, T, D) hidden states
+Backbone = Callable[[Tensor], Tensor]  # (B, T) token ids -> (B, T, D) hidden states
 
 
 @dataclass(frozen=True)
 class SplitModel:
-    """What scoring needs to know of a model."""
+    """A model as scoring needs it."""
 
-    body: Body
+    body: Backbone
     head: Head
     tokenizer: Any
     name: str
     max_positions: int | None
-    modules: tuple[nn.Module, ...]  # all that holds weights
-    notes: tuple[str, ...] = ()  # what a reader of the figures must know of the model
+    modules: tuple[nn.Module, ...]  # the modules that hold weights
+    notes: tuple[str, ...] = ()  # what a reader of results must know of the model
     code: dict[str, str] = field(default_factory=dict)  # as `LanguageModel` has it
-    n_embeddings: int | None = None  # ids that it has an embedding of, where that is known
-    regimes: Regimes = field(default_factory=Regimes)  # lengths of texts that may go through it together
+    n_embeddings: int | None = None  # number of ids with an embedding, if known
+    regimes: Regimes = field(default_factory=Regimes)  # lengths of texts that may share a batch
 
     @property
     def device(self) -> torch.device:
@@ -43,25 +44,25 @@ class SplitModel:
 
     @property
     def dtype(self) -> str:
-        """The dtype of the head's weights, such as `float32`."""
+        """The dtype of the head's weights, for example `float32`."""
         return str(self.head.weight.dtype).removeprefix("torch.")
 
     def check_ids(self, seen: Tensor, target: Tensor) -> None:
-        """ValueError, naming the token, for ids that the model has no embedding of, or no logits of."""
+        """Raise ValueError, with the token, for ids without an embedding or without a logit."""
         check_ids(seen, self.n_embeddings, f"the embedding of {self.name}", self.tokenizer)
         check_ids(target, len(self.head.weight), f"the head of {self.name}", self.tokenizer)
 
     def why_not_finite(self, ids: Tensor) -> str:
-        """Why (B, T) ids give NaN: a sentence that names the tensors and what helps."""
+        """Say why (B, T) ids give NaN, with the tensors and the way out."""
         return why_not_finite(self.modules[0], self.name, lambda: self.body(ids))
 
     def weights_sha256(self) -> str:
-        """A digest of all that logits depend on: parameters and buffers, their names, dtypes, shapes; configuration."""
+        """Return a digest of all that logits depend on: parameters, buffers, their names and dtypes, configuration."""
         digest = hashlib.sha256(repr((self.head.scale, self.head.softcap)).encode())
-        # Buffers that are not saved, such as the frequencies of rotary positions, are computed with all the same.
+        # Buffers that are not saved, such as the frequencies of rotary positions, also affect the logits.
         parts = [module.state_dict() | dict(module.named_buffers()) for module in self.modules]
         known = {place(tensor) for tensors in parts for tensor in tensors.values()}
-        head = {"weight": self.head.weight, "bias": self.head.bias}  # one that is given may be in no module
+        head = {"weight": self.head.weight, "bias": self.head.bias}  # a given head may be in no module
         parts.append({name: x for name, x in head.items() if x is not None and place(x) not in known})
         for i, tensors in enumerate(parts):
             add_tensors(digest, tensors, f"{i} ")
@@ -70,7 +71,7 @@ class SplitModel:
         return digest.hexdigest()
 
     def tokenizer_sha256(self) -> str:
-        """A digest of how the tokenizer reads text and chats, and of its BOS and EOS."""
+        """Return a digest of the tokenizer's rules for text and chats, and of its BOS and EOS."""
         fast = getattr(self.tokenizer, "backend_tokenizer", None)
         state = rules(fast) if fast is not None else sorted(self.tokenizer.get_vocab().items())
         special = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
@@ -79,7 +80,7 @@ class SplitModel:
 
 
 def configuration(module: nn.Module) -> str:
-    """What a transformers model was made with, but for where it came from."""
+    """Return a transformers model's configuration without the fields that only describe its origin."""
     config: Any = getattr(module, "config", None)
     if not hasattr(config, "to_dict"):
         return ""
@@ -88,7 +89,7 @@ def configuration(module: nn.Module) -> str:
 
 
 def rules(fast: Any) -> str:
-    """How a tokenizer of tokenizers reads text; how calls cut and fill is set anew by each of them."""
+    """Return the rules of a fast tokenizer. Truncation and padding are left out: each call sets them."""
     values = {name: value for name, value in json.loads(fast.to_str()).items() if name not in ("truncation", "padding")}
     return json.dumps(values, sort_keys=True)
 
@@ -98,30 +99,38 @@ def split(
 ) -> SplitModel:
     """Split a model for scoring.
 
-    `model` is what `load` takes, a loaded `LanguageModel`, a transformers model with its `tokenizer`, or any module
-    that turns (B, T) token ids into (B, T, D) hidden states (a tensor, or an object with `last_hidden_state`) with its
-    `head`: a linear layer, a (V, D) weight, or a `Head`. With `compile` the body runs under torch.compile.
+    Args:
+        model: a name that `load` accepts, a loaded `LanguageModel`, a transformers model, or any module that turns
+            (B, T) token ids into (B, T, D) hidden states: a tensor, or an object with `last_hidden_state`.
+        tokenizer: the tokenizer of a transformers model or module.
+        head: the head of a module: a linear layer, a (V, D) weight or a `Head`.
+        compile: run the backbone under torch.compile.
 
-    Raises ValueError when the head cannot be read or the model sees later tokens, TypeError for what is no model.
+    Returns:
+        Backbone, head and tokenizer as a `SplitModel`.
+
+    Raises:
+        ValueError: the head cannot be read, or hidden states depend on later tokens.
+        TypeError: `model` is not a model, or its tokenizer is missing.
     """
     if isinstance(model, str):
         model = load(model)
     if isinstance(model, LanguageModel):
-        found = of_language_model(model)
+        parts = of_language_model(model)
     elif not isinstance(model, nn.Module):
         raise TypeError(f"model must be a name, a LanguageModel or a torch module, got {type(model).__name__}")
     elif tokenizer is None:
-        raise TypeError("a model in memory needs its tokenizer: score(model, texts, tokenizer=...)")
+        raise TypeError("a model in memory needs its tokenizer: call score(model, texts, tokenizer=...)")
     elif head is not None:
-        found = of_parts(model, head, tokenizer)
+        parts = of_parts(model, head, tokenizer)
     else:
         name = getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__
-        found = of_language_model(LanguageModel(model, tokenizer, name))
+        parts = of_language_model(LanguageModel(model, tokenizer, name))
     if not compile:
-        return found
+        return parts
     from cynosure.models.compiled import compiled
 
-    return replace(found, body=compiled(found.body, found.modules[0]))
+    return replace(parts, body=compiled(parts.body, parts.modules[0]))
 
 
 def of_language_model(model: LanguageModel) -> SplitModel:
@@ -145,36 +154,34 @@ def of_language_model(model: LanguageModel) -> SplitModel:
     )
 
 
-def of_parts(body: nn.Module, head: nn.Module | Tensor | Head, tokenizer: Any) -> SplitModel:
-    """A body of any kind and a head that is said to follow it."""
-    own: tuple[nn.Module, ...] = (body,)
+def of_parts(backbone: nn.Module, head: nn.Module | Tensor | Head, tokenizer: Any) -> SplitModel:
+    """Combine any backbone with a given head."""
+    modules: tuple[nn.Module, ...] = (backbone,)
     if isinstance(head, nn.Module):
         weight, bias = getattr(head, "weight", None), getattr(head, "bias", None)
         if not isinstance(weight, Tensor) or weight.ndim != 2:
-            raise ValueError(
-                f"head must be a linear layer, a (V, D) weight or a Head: {type(head).__name__} is neither"
-            )
-        own, head = (body, head), Head(weight.detach(), None if bias is None else bias.detach(), 1.0, None)
+            raise ValueError(f"head must be a linear layer, a (V, D) weight or a Head, got {type(head).__name__}")
+        modules, head = (backbone, head), Head(weight.detach(), None if bias is None else bias.detach(), 1.0, None)
     elif isinstance(head, Tensor):
         head = Head(head.detach(), None, 1.0, None)
     ids = torch.arange(8, device=head.weight.device)[None] % head.weight.shape[0]
-
-    forget = Forgetting(body)
+    name = type(backbone).__name__
+    forget = Forgetting(backbone)
 
     def run(ids: Tensor) -> Tensor:
         forget()
-        found = body(ids)
-        states: Tensor = found if isinstance(found, Tensor) else found.last_hidden_state
+        output = backbone(ids)
+        states: Tensor = output if isinstance(output, Tensor) else output.last_hidden_state
         return states
 
     with torch.no_grad():
         hidden = run(ids)
         if hidden.shape != (1, 8, head.weight.shape[1]):
             raise ValueError(
-                f"{type(body).__name__} gives hidden states of shape {tuple(hidden.shape)} for (1, 8) ids, "
-                f"and the head needs (1, 8, {head.weight.shape[1]})"
+                f"{name} gives hidden states of shape {tuple(hidden.shape)} for (1, 8) ids, "
+                f"but the head needs (1, 8, {head.weight.shape[1]})"
             )
-        check_finite(body, type(body).__name__, hidden, lambda: run(ids))
+        check_finite(backbone, name, hidden, lambda: run(ids))
         later = torch.cat([ids[:, :4], ids[:, :4].flip(1)], 1)
-        check_causal(type(body).__name__, hidden[:, :4], run(later)[:, :4])
-    return SplitModel(run, head, tokenizer, type(body).__name__, None, own, regimes=read_regimes(body))
+        check_causal(name, hidden[:, :4], run(later)[:, :4])
+    return SplitModel(run, head, tokenizer, name, None, modules, regimes=read_regimes(backbone))

@@ -1,4 +1,4 @@
-"""Whether the weights that were loaded are the model's: none is missing, of another shape, or silently left unused."""
+"""Check that loaded weights fit the model: none is missing, of another shape or silently unused."""
 
 import re
 from collections.abc import Collection, Iterable, Iterator
@@ -6,9 +6,9 @@ from typing import Any
 
 from cynosure.models.soundness import Checkpoint
 
-# Buffers that older versions saved; they follow from the configuration.
+# Buffers that older versions saved. They are computed from the configuration.
 EMPTY = re.compile(r"(^|\.)(inv_freq|position_ids|masked_bias)$|(^|\.)(attn|attention|self_attention)\.bias$")
-# Parts that a causal model of text leaves out, by a component of the tensor's name.
+# Parts that a causal text model leaves out, recognized by a component of the tensor's name.
 LEFT_OUT = {
     "vision or audio": re.compile(
         r"(^|[._])(vision|visual|image|audio|speech|video|vit|talker|token2wav|code2wav)\w*(\.|$)"
@@ -16,47 +16,47 @@ LEFT_OUT = {
     ),
     "multi-token prediction": re.compile(r"(^|\.)(mtp|nextn)\w*\."),
 }
-WAY_OUT = "mend config.json, or give `allow_unused_weights=True`"
+WAY_OUT = "fix config.json, or pass `allow_unused_weights=True`"
 LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|blk)\.(\d+)\.")
 
 
 def check_found(
-    found: dict[str, Any], model: Any, checkpoint: Checkpoint, name: str, allow_unused_weights: bool | None
+    info: dict[str, Any], model: Any, checkpoint: Checkpoint, name: str, allow_unused_weights: bool | None
 ) -> tuple[str, ...]:
-    """What a reader must know of how a model's weights fit it, from the loading info of transformers.
+    """Check the loading info of transformers, and return notes on weights that the model does not use.
 
-    Raises ValueError when weights are missing, in the place of which transformers puts random ones, when they are of
-    another shape, or when some are left unused that no part left out on purpose accounts for; these are allowed by
-    `allow_unused_weights`, which is None where nobody can be asked.
+    Raises ValueError if weights are missing (transformers would make random ones), if they have another shape, or if
+    some are unused that belong to no part left out on purpose. `allow_unused_weights` allows the latter; it is None if
+    the caller has no such option.
     """
-    mismatched = sorted(found["mismatched_keys"])
+    mismatched = sorted(info["mismatched_keys"])
     if mismatched:
-        tensor, on_disk, asked = mismatched[0]
-        more = f" (so with {len(mismatched)} tensors)" if len(mismatched) > 1 else ""
+        tensor, on_disk, expected = mismatched[0]
+        more = f" ({len(mismatched)} tensors differ)" if len(mismatched) > 1 else ""
         raise ValueError(
-            f"{name} does not fit its config.json: {tensor} is {shape(on_disk)} on disk, and the configuration asks "
-            f"for {shape(asked)}{more}. Take the config.json and the weights from one place"
+            f"{name} does not fit its config.json: {tensor} is {shape(on_disk)} on disk, the configuration expects "
+            f"{shape(expected)}{more}. Use the config.json and the weights of the same model"
         )
-    missing = sorted(found["missing_keys"])
+    missing = sorted(info["missing_keys"])
     if missing:
         raise ValueError(
             f"{name} is not a complete causal language model: it lacks {len(missing)} of its tensors, such as "
             f"{missing[0]}"
         )
-    unused = [key for key in sorted(found["unexpected_keys"]) if not is_empty(key, checkpoint)]
+    unused = [key for key in sorted(info["unexpected_keys"]) if not is_empty(key, checkpoint)]
     excused = {key: part for key in unused if (part := part_left_out(key, model.config))}
     rest = [key for key in unused if key not in excused]
     if rest and not allow_unused_weights:
         raise ValueError(
-            f"{name} has weights that its configuration leaves unused: {counted(rest)}. The loss would be another "
-            f"model's: {'get a whole one' if allow_unused_weights is None else WAY_OUT}"
+            f"{name} has weights that its configuration leaves unused: {counted(rest)}. The loss would be that "
+            f"of another model: {'get a complete file' if allow_unused_weights is None else WAY_OUT}"
         )
     notes = [f"{name} has weights that are left unused: {counted(rest)}"] if rest else []
     return (*notes, *left_out_notes(excused, model, checkpoint, name), *tied_note(model, name))
 
 
 def left_out_notes(excused: dict[str, str], model: Any, checkpoint: Checkpoint, name: str) -> Iterator[str]:
-    """A note for each part that is left out on purpose; `excused` are unused tensors and the part each is of."""
+    """Yield a note for each part that is left out on purpose. `excused` maps unused tensors to their parts."""
     parts = {f"{part} ": [key for key in excused if excused[key] == part] for part in dict.fromkeys(excused.values())}
     parts[""] = [key for key in ignorable(model, checkpoint) if key not in excused]
     for part, keys in parts.items():
@@ -74,13 +74,13 @@ def shape(sizes: Iterable[int]) -> str:
 
 
 def is_empty(key: str, checkpoint: Checkpoint) -> bool:
-    """Whether a tensor is a buffer that carries nothing, such as a causal mask; a true bias has one dimension."""
+    """Whether a tensor is a buffer without information, such as a causal mask. A real bias has one dimension."""
     sizes = checkpoint.shapes.get(key)
     return bool(EMPTY.search(key)) and not (key.endswith(".bias") and sizes is not None and len(sizes) == 1)
 
 
 def part_left_out(key: str, config: Any) -> str | None:
-    """The part of a model that a tensor is of, if a causal model of text leaves that out on purpose."""
+    """Return the part that a tensor belongs to if a causal text model leaves it out on purpose, else None."""
     for part, pattern in LEFT_OUT.items():
         if pattern.search(key):
             return part
@@ -92,7 +92,7 @@ def part_left_out(key: str, config: Any) -> str | None:
 
 
 def ignorable(model: Any, checkpoint: Checkpoint) -> list[str]:
-    """The tensors on disk that the model's class itself declares to have no use for."""
+    """Return the tensors on disk that the model's class declares as unused."""
     patterns = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
     if not patterns:
         return []
@@ -102,7 +102,7 @@ def ignorable(model: Any, checkpoint: Checkpoint) -> list[str]:
 
 
 def tied_note(model: Any, name: str) -> tuple[str, ...]:
-    """A note where the configuration ties the head to the embeddings, and the head on disk is another."""
+    """Return a note if the configuration ties the head to the embeddings but the head on disk differs."""
     from cynosure.loss import place
 
     config = model.config.get_text_config()
