@@ -71,5 +71,14 @@ def tiny_model(kind: str = "Llama", seed: int = 0, spread: float = 0.5, **option
     return model
 
 
+def ruling_out(model: Any, first: int) -> Any:
+    """A model that never predicts a class from `first` on: its head has a bias, -inf there."""
+    head = model.get_output_embeddings()
+    bias = torch.zeros_like(head.weight[:, 0]) if head.bias is None else head.bias.detach().clone()
+    bias[first:] = -torch.inf
+    head.bias = torch.nn.Parameter(bias)
+    return model
+
+
 def tiny(tokenizer: Any | None = None, **options: Any) -> LanguageModel:
     return LanguageModel(tiny_model(**options), tokenizer if tokenizer is not None else byte_tokenizer(), "tiny")

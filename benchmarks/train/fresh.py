@@ -28,7 +28,7 @@ def vocabulary(size: int) -> Any:
     """A tokenizer of all the addresses. ValueError where these do not support as many tokens."""
     from transformers import AutoTokenizer
 
-    from cynosure.text import train_tokenizer
+    from cynosure.training.vocabulary import train_tokenizer
 
     folder = cache_folder(f"vocabulary-{size}")
     if not (folder / "tokenizer.json").exists():

@@ -39,7 +39,7 @@ from tests.auditing.audits import (
     without,
 )
 from tests.patching.test_patch import FAMILIES, SIZES, V
-from tests.tiny import byte_tokenizer, tiny_model
+from tests.tiny import byte_tokenizer, ruling_out, tiny_model
 
 TEXTS = (
     "The loss of a language model is its surprise at the text it reads.",
@@ -120,6 +120,12 @@ def test_the_fused_loss_by_hand(kind: str, head: dict[str, float]) -> None:
 
     for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         assert silent(audit(family(kind).to(dtype), [chat(20, 13)], loss_fn=loss_fn, tokenizer=Words()))
+
+
+def test_the_fused_loss_of_a_head_that_rules_out_classes() -> None:
+    found = audit(ruling_out(family("Llama"), V - 9), [{name: x % (V - 9) for name, x in rows(20).items()}])
+    assert silent(found)
+    assert "rounding allows" in dict(found.checks)["fused loss"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

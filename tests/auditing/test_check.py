@@ -14,7 +14,7 @@ from cynosure.cli.check import FILLER, padded_batch
 from cynosure.models import LanguageModel
 from cynosure.text.words import one_text
 from tests.models.test_head import FAMILIES
-from tests.tiny import byte_tokenizer, tiny_model
+from tests.tiny import byte_tokenizer, ruling_out, tiny_model
 
 IDS = torch.arange(30, 62)
 NAMES = ["logits", "loss", "d hidden", "d weight"]
@@ -62,6 +62,25 @@ def test_what_cannot_be_checked_is_refused() -> None:
         check(tiny_model().double(), IDS)
     with pytest.raises(ValueError, match=r"at least 32 tokens in one row, got shape \(2,\)"):
         check(tiny_model(), IDS[:2])
+
+
+def test_a_model_that_rules_out_tokens() -> None:
+    model = ruling_out(tiny_model("Phi", spread=0.3, max_position_embeddings=128), 290)
+    logits, *others = check(model, IDS)
+    assert all(item.passed and 0 < item.ours < 1e3 for item in (logits, *others))
+    own = model.lm_head.forward
+    model.lm_head.forward = lambda hidden: own(hidden).masked_fill(torch.arange(300) == 289, -torch.inf)
+    with pytest.raises(ValueError, match="cannot be split"):
+        check(model, IDS)
+
+
+def test_a_text_that_a_model_rules_out(tmp_path: Path) -> None:
+    ruling_out(tiny_model("Phi", spread=0.3, max_position_embeddings=128), 200).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    values = json.loads(run(tmp_path, "é", "--format", "json").stdout)
+    loss = next(item for item in values["checks"] if item["name"] == "loss")
+    assert (loss["ours"], loss["theirs"], loss["difference"], loss["passed"]) == (None, None, 0.0, True)
+    assert [finding["name"] for finding in values["findings"]] == ["not-finite"]
 
 
 def run(*arguments: object) -> Any:

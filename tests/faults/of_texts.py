@@ -1,4 +1,4 @@
-"""Faults in reading texts: windows, BOS, special tokens, bytes, packing, documents; and of the files of any room."""
+"""Faults in reading texts: windows, BOS, special tokens, bytes, documents, packing; and of the files of any room."""
 
 from tests.faults.fault import Fault
 
@@ -31,24 +31,24 @@ FAULTS = [
           "what a tokenizer drops at the end has no token", "text/test_tokens.py text/test_lost_text.py"),
     Fault("seam-untried", "text/seams.py", "range(max(0, cut - length - 1), cut + 2)", "range(cut, cut + 1)",
           "a text is cut inside of an added token", "text/test_seams.py"),
-    Fault("first-token-predicted", "text/packing.py", "predicted[:1] = separators.shared", "predicted[:1] = True",
+    Fault("first-token-predicted", "training/packing.py", "predicted[:1] = separators.shared", "predicted[:1] = True",
           "BOS is predicted", "text/test_rows.py training/test_packing.py"),
-    Fault("positions-run-on", "text/packing.py", "np.where((within[:-1] == 0) | (seen == 0), seen, 0)",
+    Fault("positions-run-on", "training/packing.py", "np.where((within[:-1] == 0) | (seen == 0), seen, 0)",
           "np.where(seen == 0, seen, 0)", "documents in a row see each other",
           "text/test_rows.py training/test_packing.py"),
-    Fault("targets-unshifted", "text/packing.py", "np.where(predicted[1:], ids[1:], IGNORED)",
+    Fault("targets-unshifted", "training/packing.py", "np.where(predicted[1:], ids[1:], IGNORED)",
           "np.where(predicted[:-1], ids[:-1], IGNORED)", "rows predict the token just read",
           "text/test_rows.py training/test_packing.py"),
-    Fault("epochs-alike", "text/packing.py", "np.random.default_rng((self.seed, epoch))",
+    Fault("epochs-alike", "training/packing.py", "np.random.default_rng((self.seed, epoch))",
           "np.random.default_rng(self.seed)", "every epoch has the same order",
           "text/test_rows.py training/test_packing.py"),
-    Fault("order-of-rows", "text/packing.py", "np.cumsum(lengths)), generator.permutation(rows))",
+    Fault("order-of-rows", "training/packing.py", "np.cumsum(lengths)), generator.permutation(rows))",
           "np.cumsum(lengths)), rows)", "rows are not shuffled", "text/test_rows.py training/test_packing.py"),
-    Fault("whole-targets", "text/whole.py", "if edges[after] != stop:", "if edges[after] == stop:",
+    Fault("whole-targets", "training/whole.py", "if edges[after] != stop:", "if edges[after] == stop:",
           "what follows a document that is kept whole", "training/test_whole.py text"),
-    Fault("copies-by-case", "text/division.py", "text.casefold().split()", "text.split()",
+    Fault("copies-by-case", "training/division.py", "text.casefold().split()", "text.split()",
           "copies in other letter case are on both sides", "training/test_division.py text"),
-    Fault("last-held-out", "text/division.py", "floor((group + 1) * self.share) > floor(group * self.share)",
+    Fault("last-held-out", "training/division.py", "floor((group + 1) * self.share) > floor(group * self.share)",
           "floor((group + 2) * self.share) > floor((group + 1) * self.share)", "which documents are held out",
           "training/test_division.py text"),
     Fault("replaced-count", "text/unpacking.py", 'text.count("\\ufffd") - data.count("\\ufffd".encode())',

@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 from cynosure.cli.app import app
 from cynosure.measure import compare, score
 from cynosure.models import LanguageModel
-from cynosure.text import find_sources, read_documents, turns
-from cynosure.text.chat import COUNTED, OTHER_TURN, TEMPLATE, Turns
+from cynosure.text import COUNTED, find_sources, read_documents
+from cynosure.text.chat import OTHER_TURN, TEMPLATE, Turns, turns
 from tests.tiny import byte_tokenizer, piece_tokenizer, tiny, word_tokenizer
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"

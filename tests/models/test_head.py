@@ -8,9 +8,9 @@ import transformers
 from transformers.modeling_outputs import CausalLMOutput
 
 from cynosure.loss import linear_cross_entropy
-from cynosure.models import hidden_states, read_head, split
+from cynosure.models import agree, hidden_states, read_head, split
 from cynosure.patching.recipe import Recipe
-from tests.tiny import byte_tokenizer, tiny_model
+from tests.tiny import byte_tokenizer, ruling_out, tiny_model
 
 FAMILIES = {
     "Llama": {},
@@ -103,6 +103,31 @@ def test_scale_softcap_and_bias_are_found() -> None:
 @pytest.mark.parametrize("kind", ["Llama", "Gemma2", "Cohere"])
 def test_heads_are_verified_in_every_dtype(kind: str, dtype: torch.dtype) -> None:
     assert read_head(tiny_model(kind, spread=0.3, **FAMILIES[kind]).to(dtype)).weight.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_head_may_rule_out_classes(dtype: torch.dtype) -> None:
+    model = ruling_out(tiny_model("Phi", spread=0.3), 290).to(dtype)
+    parted = split(model, tokenizer=byte_tokenizer())
+    with torch.no_grad():
+        ours = parted.head.stats(parted.body(IDS), IDS, shift=1)
+        own = torch.nn.functional.cross_entropy(model(IDS).logits[0, :-1].float(), IDS[0, 1:], reduction="none")
+    torch.testing.assert_close(ours.nll[0], own, rtol=0, atol=float(16 * torch.finfo(dtype).eps * own.max()))
+    assert ours.entropy[:, 1:].isfinite().all()
+
+
+def test_logits_agree_only_where_they_rule_out_the_same_classes() -> None:
+    logits = torch.randn(3, 7)
+    logits[:, 5:] = -torch.inf
+    assert agree(logits.clone(), logits, torch.float32)
+    for other in (
+        logits * 1.001,
+        logits.nan_to_num(),
+        logits.roll(1, 1),
+        logits.masked_fill(logits.isinf(), torch.nan),
+    ):
+        assert not agree(other, logits, torch.float32)
+        assert not agree(logits, other, torch.float32)
 
 
 class Odd(torch.nn.Module):

@@ -18,7 +18,8 @@ from cynosure.loss import chunked, linear
 from cynosure.patching import Patch, patch, unpatch
 from cynosure.patching.pending import PendingLogits
 from tests.loss.subclasses import Lying, Parted
-from tests.patching.test_patch import assert_same, batch, family, step
+from tests.patching.test_patch import V, assert_same, batch, family, step
+from tests.tiny import ruling_out
 
 
 @pytest.fixture
@@ -133,11 +134,12 @@ def test_weights_are_kept_as_of_the_model_itself(llama: Any, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("faulty", ["hidden", "weight"])
+@pytest.mark.parametrize("n_possible", [V, V - 9])
 def test_wrong_gradients_are_refused(
-    llama: Any, faulty: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    llama: Any, n_possible: int, faulty: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loss is right, but a matmul leaves its `out` unchanged, as with some tensor subclasses."""
-    llama.to(dtype)
+    ruling_out(llama, n_possible).to(dtype)
     n_classes, hidden_size = llama.lm_head.weight.shape
     real, real_sum = chunked.matmul, chunked.WeightSum.add
 

@@ -13,8 +13,9 @@ from tokenizers import models as kinds
 from transformers import PreTrainedTokenizerFast
 
 from cynosure.models.loading import locate
-from cynosure.text import Separators, document_ids, seams, tokenize
+from cynosure.text import seams, tokenize
 from cynosure.text.seams import LETTER, LINE, NUMBER, WORD, in_pieces, seams_of
+from cynosure.training.packing import Separators, document_ids
 from tests.tiny import byte_tokenizer, piece_tokenizer, word_tokenizer
 
 SIGNS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"

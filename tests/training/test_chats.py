@@ -12,10 +12,13 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 import cynosure
-from cynosure.text import Division, Document, Separators, WholePacked
+from cynosure.text import Document
 from cynosure.text.given import as_documents
 from cynosure.training.begin import packed_anew, write_to_fit
 from cynosure.training.data import Reading, shortened, write_data
+from cynosure.training.division import Division
+from cynosure.training.packing import Separators
+from cynosure.training.whole import WholePacked
 from tests.measure.test_chat import CHATML, say
 from tests.tiny import byte_tokenizer, tiny_model
 from tests.training.runs import SETTINGS

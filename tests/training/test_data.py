@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cynosure.text import Division, Document
+from cynosure.text import Document
 from cynosure.training.data import LEAST_BYTES, Reading, byte_counts, shortened, unigram_bits, write_data
+from cynosure.training.division import Division
 
 BUDGET = 20_000
 

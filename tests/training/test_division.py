@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cynosure.text import Division, Document
-from cynosure.text.division import fingerprint
+from cynosure.text import Document
+from cynosure.training.division import Division, fingerprint
 
 
 def named(texts: list[str]) -> list[Document]:

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cynosure.text import Packed, Separators, Tokenised, document_ids
-from cynosure.text.packing import IGNORED
+from cynosure.training.packing import IGNORED, Packed, Separators, Tokenised, document_ids
 from tests.tiny import byte_tokenizer
 
 END = 0  # opens and ends documents where they share one

@@ -19,9 +19,9 @@ import cynosure
 from cynosure import Watcher
 from cynosure.measure import Progress
 from cynosure.measure.scoring.scorer import Say
-from cynosure.text import Packed
 from cynosure.training.data import Data, Facts
 from cynosure.training.folder import RunFolder
+from cynosure.training.packing import Packed
 from cynosure.training.presets import find_preset, new_model
 from tests.training.runs import N_STEPS, SETTINGS, documents, run, stopped_at, timeless
 

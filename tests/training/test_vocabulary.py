@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cynosure.text import Separators, tokenize, train_tokenizer
+from cynosure.text import tokenize
+from cynosure.training.packing import Separators
+from cynosure.training.vocabulary import train_tokenizer
 
 TOKENIZER = train_tokenizer(["the cat and the hat sat"] * 4 + ["a é 猫"] * 3, 270)
 

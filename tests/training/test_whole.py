@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 import cynosure
 from cynosure.cli.training import kept_whole
-from cynosure.text import Document, PackedRow, TooLong, WholePacked
-from cynosure.text.packing import IGNORED
-from cynosure.text.whole import best_fit_decreasing, row_for
+from cynosure.text import Document
 from cynosure.training.folder import RunFolder
+from cynosure.training.packing import IGNORED, PackedRow
 from cynosure.training.settings import TrainSettings
+from cynosure.training.whole import TooLong, WholePacked, best_fit_decreasing, row_for
 from tests.training.runs import documents, timeless
 from tests.training.test_packing import BOS, END, EOS, tokenised
 from tests.training.test_resume import assert_same

@@ -8,14 +8,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cynosure.loss import linear_cross_entropy, place
-from cynosure.models import Head, Tracer, forward, hidden_states, read_head
+from cynosure.models import Head, Tracer, error_of, finite_part, forward, hidden_states, read_head
 from cynosure.patching import IGNORED, Deferring, HeadMatmul, check_ids, embedding_rows
 
 TOLERANCE = 1e-5
 
 
 class Check(NamedTuple):
-    """One comparison of values, or of tensors by their norms. Differences are relative: |a - b| / |b|.
+    """One comparison: values, or norms of tensors, without logits of -inf. Differences are relative: |a - b| / |b|.
 
     It passes if ours is within 1e-5 of the model's own value, or at least as near to float64 as that. For low losses,
     float32 rounding alone exceeds 1e-5.
@@ -173,7 +173,10 @@ def wide(head: Head) -> Head:
 def compare(name: str, ours: Tensor, theirs: Tensor, exact: Tensor) -> Check:
     a, b = ours.double(), theirs.double()
 
-    def relative(x: Tensor, y: Tensor) -> float:
-        return float((x - y).norm() / max(y.norm().item(), 1e-30))
+    def size(x: Tensor) -> float:
+        return float((finite_part(x) if x.ndim else x).norm())  # a loss stays infinite
 
-    return Check(name, a.norm().item(), b.norm().item(), relative(a, b), relative(a, exact), relative(b, exact))
+    def relative(x: Tensor, y: Tensor) -> float:
+        return float(error_of(x, y).norm() / max(size(y), 1e-30))
+
+    return Check(name, size(a), size(b), relative(a, b), relative(a, exact), relative(b, exact))

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cynosure.cli import common
+from cynosure.system.numbers import finite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,7 +70,7 @@ def check(
     passed = all(check.passed for check in checks) and audit.passed
     common.settings.failed = not passed
     if format == "json":
-        values = [check._asdict() | {"passed": check.passed} for check in checks]
+        values = [numbers(check) | {"passed": check.passed} for check in checks]
         parts = {"scale": head.scale, "softcap": head.softcap, "bias": head.bias is not None}
         audited = {"findings": [finding._asdict() for finding in audit.findings], "notes": list(audit.notes)}
         common.print_json({"model": loaded.name, "passed": passed, "head": parts, "checks": values} | audited)
@@ -81,6 +82,11 @@ def check(
         show_audit(audit)
     if not passed:
         raise typer.Exit(1)
+
+
+def numbers(check: "Check") -> dict[str, Any]:
+    """The fields of a check, null where they are not finite."""
+    return {key: x if isinstance(x, str) else finite(x) for key, x in check._asdict().items()}
 
 
 def padded_batch(tokenizer: Any, ids: list[int]) -> "dict[str, Tensor]":

@@ -4,6 +4,8 @@ from cynosure.models.head import Head as Head
 from cynosure.models.head import Tracer as Tracer
 from cynosure.models.head import agree as agree
 from cynosure.models.head import current_head as current_head
+from cynosure.models.head import error_of as error_of
+from cynosure.models.head import finite_part as finite_part
 from cynosure.models.head import follow as follow
 from cynosure.models.head import forward as forward
 from cynosure.models.head import hidden_states as hidden_states

@@ -195,11 +195,21 @@ def check_causal(name: str, hidden: Tensor, other: Tensor) -> None:
 
 def agree(ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> bool:
     """Whether logits are equal within the rounding of a few operations in the model's dtype."""
-    tolerance = 16 * torch.finfo(dtype).eps * theirs.abs().max()
-    return ours.shape == theirs.shape and bool((ours - theirs).abs().max() <= tolerance)
+    tolerance = 16 * torch.finfo(dtype).eps * finite_part(theirs).abs().max()
+    return ours.shape == theirs.shape and bool(error_of(ours, theirs).abs().max() <= tolerance)
+
+
+def error_of(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Return ours - theirs, and 0 where both are the same infinity: a class that both rule out."""
+    return (ours - theirs).masked_fill(ours == theirs, 0.0)
+
+
+def finite_part(x: Tensor) -> Tensor:
+    """Return x with 0 for infinities, so that its largest value and its norm are a scale for errors."""
+    return x.masked_fill(x.isinf(), 0.0)
 
 
 def difference(ours: Tensor, theirs: Tensor) -> str:
     if ours.shape != theirs.shape:
         return f"its logits are of shape {tuple(theirs.shape)}, those of its head {tuple(ours.shape)}"
-    return f"its logits differ from those of its head by up to {(ours - theirs).abs().max():.3g}"
+    return f"its logits differ from those of its head by up to {error_of(ours, theirs).abs().max():.3g}"

@@ -126,7 +126,7 @@ def gradient_difference(labelled: Labelled) -> str | None:
 
 
 class OwnGradients(NamedTuple):
-    """Gradients of the summed loss of full logits, by autograd; `largest` is the largest logit."""
+    """Gradients of the summed loss of full logits, by autograd; `largest` is the largest finite logit."""
 
     hidden: Tensor
     weight: Tensor  # (V,): multiplied by a direction (D,)
@@ -144,7 +144,8 @@ def own_gradients(labelled: Labelled, direction: Tensor) -> OwnGradients:
     (dhidden,) = torch.autograd.grad(z, recipe.hidden, dz)
     rows, states = (wide(x).reshape(-1, x.shape[-1]) for x in (dz, recipe.hidden.detach()))
     dweight = rows.t() @ (states @ direction.to(states.dtype))
-    return OwnGradients(dhidden, dweight, rows.sum(0), float(logits.detach().abs().max()))
+    finite = logits.detach().nan_to_num(neginf=0.0)
+    return OwnGradients(dhidden, dweight, rows.sum(0), float(finite.abs().max()))
 
 
 def cut(recipe: Recipe) -> Recipe:

@@ -29,14 +29,16 @@ from cynosure.models import (
 )
 from cynosure.patching import Patch, check_ids, embedding_rows
 from cynosure.system.upstream import has_fast_bfloat16
-from cynosure.text import Division, Packed, TooLong, WholePacked, row_for
 from cynosure.training.data import TOKENS, Data, Reading, make_vocabulary, pack, strategy_for, trained_on, write_data
+from cynosure.training.division import Division
 from cynosure.training.folder import DATA, RunFolder, first_sound
 from cynosure.training.integrity import check_files, digests_of
 from cynosure.training.manifest import DATA_DIGESTS, KEPT, PACKING
+from cynosure.training.packing import Packed
 from cynosure.training.presets import new_model
 from cynosure.training.settings import TrainSettings, make_plan
 from cynosure.training.watch import Figures, Watcher
+from cynosure.training.whole import TooLong, WholePacked, row_for
 
 
 class Consent(NamedTuple):

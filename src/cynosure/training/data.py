@@ -13,26 +13,15 @@ from numpy.typing import NDArray
 
 from cynosure.models import load_tokenizer
 from cynosure.system.numbers import counted
-from cynosure.text import (
-    Division,
-    Document,
-    Packed,
-    Separators,
-    Tokenised,
-    WholePacked,
-    chat_ids,
-    document_ids,
-    read_as,
-    special_strings,
-    spell,
-    split_hint,
-    train_tokenizer,
-)
+from cynosure.text import Document, read_as, special_strings, spell, split_hint
 from cynosure.text.messages import counts, exchanges, plain_text, without_first_exchange
-from cynosure.text.tokens import Ints
+from cynosure.training.division import Division
 from cynosure.training.integrity import Damaged, misfit, parse_lines, reading
+from cynosure.training.packing import Ints, Packed, Separators, Tokenised, chat_ids, document_ids
 from cynosure.training.presets import Preset
 from cynosure.training.settings import TrainSettings
+from cynosure.training.vocabulary import train_tokenizer
+from cynosure.training.whole import WholePacked
 
 DOCUMENTS, VALID, TOKENIZER = "documents.npz", "valid.jsonl", "tokenizer"
 TOKENS = "ids.int32"  # in no folder but a run's

@@ -18,13 +18,14 @@ from cynosure.loss import TokenSums, perplexity
 from cynosure.patching import Objective, Patch
 from cynosure.system.numbers import finite
 from cynosure.system.quiet import quiet_transformers
-from cynosure.text import Packed, WholePacked
 from cynosure.training.folder import METRICS, PARTIAL, RunFolder, whole_or_nothing
 from cynosure.training.integrity import reading, way_out_of
 from cynosure.training.lora import name_base
+from cynosure.training.packing import Packed
 from cynosure.training.settings import TrainingPlan, TrainSettings
 from cynosure.training.sharding import is_sharded, load_optimizer, load_weights, save_optimizer
 from cynosure.training.watch import Diverged, Figures, Smoothed, Watcher, odd_beginning, what_is_wrong
+from cynosure.training.whole import WholePacked
 
 Validate = Callable[[int, int], Figures]  # (step, tokens so far) -> what was found
 LARGE_BATCH = 32768  # tokens: gradients of smaller ones are noisier, and their squares are averaged over more steps

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from cynosure.measure.storage.manifest import checksum
-from cynosure.text import Packing
 from cynosure.training.data import Facts
 from cynosure.training.integrity import Damaged, misfit, reason_of
+from cynosure.training.packing import Packing
 from cynosure.training.settings import TrainingPlan, TrainSettings
 
 SEAL = "sha256"

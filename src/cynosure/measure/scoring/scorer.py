@@ -18,7 +18,7 @@ from cynosure.measure.scoring.units import UNCOUNTED, Cutting, Task
 from cynosure.measure.statistics.calibration import TEMPERATURES
 from cynosure.measure.storage.rows import LOST, DocumentFacts, Shard, schema
 from cynosure.models import SplitModel
-from cynosure.text.chat import COUNTED
+from cynosure.text import COUNTED
 
 
 class Progress(NamedTuple):

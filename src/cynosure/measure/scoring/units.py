@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from cynosure.measure.storage.rows import DocumentFacts, Ints
 from cynosure.text import (
+    COUNTED,
     PROTOCOLS,
     SEPARATOR,
     Document,
@@ -19,8 +20,9 @@ from cynosure.text import (
     Window,
     prefix_token,
     tokenize,
+    turns_of,
 )
-from cynosure.text.chat import COUNTED, OTHER_TURN, TEMPLATE, turns_of
+from cynosure.text.chat import OTHER_TURN, TEMPLATE
 
 NO_WINDOW = Window(0, 0, 1)
 PROMPT = 3  # what a token is of, beside those of a chat

@@ -11,8 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cynosure.text.packing import IGNORED, PackedRow, Packing, Tokenised
-from cynosure.text.tokens import Ints
+from cynosure.training.packing import IGNORED, Ints, PackedRow, Packing, Tokenised
 
 
 class TooLong(ValueError):

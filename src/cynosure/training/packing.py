@@ -9,11 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cynosure.text.chat import COUNTED, turns_of
-from cynosure.text.documents import Document
-from cynosure.text.opening import prefix_token
-from cynosure.text.tokens import Ints, text_ids, tokenize
+from cynosure.text import COUNTED, Document, prefix_token, text_ids, tokenize, turns_of
 
+Ints = NDArray[np.int64]
 IGNORED = -100  # a target that is not to be predicted
 
 

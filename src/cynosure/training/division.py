@@ -7,7 +7,7 @@ from math import floor
 from typing import NamedTuple
 
 from cynosure.system.numbers import counted
-from cynosure.text.documents import Document
+from cynosure.text import Document
 from cynosure.text.messages import Message, exchanges, plain_text
 
 

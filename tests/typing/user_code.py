@@ -1,0 +1,108 @@
+"""Every public name as a user of cynosure writes it: type checkers read this file, nothing runs it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import assert_type
+
+import cynosure
+from cynosure import CrossEntropyLoss, LinearCrossEntropyLoss, Meter, TrainSettings, Watcher
+
+hidden, weight = torch.randn(2, 8, 4), torch.randn(100, 4)
+logits, target = hidden @ weight.T, torch.randint(100, (2, 8))
+
+
+def losses() -> None:
+    assert_type(cynosure.linear_cross_entropy(hidden, weight, target, shift=1, softcap=30.0), Tensor)
+    assert_type(cynosure.linear_cross_entropy(hidden, weight, (target[..., None], logits[..., :1])), Tensor)
+    assert_type(cynosure.cross_entropy(logits, target, reduction="none", normalizer=logits.sum()), Tensor)
+    assert_type(cynosure.token_logprobs(hidden, weight, target, backend="torch"), Tensor)
+    assert_type(cynosure.logits_token_logprobs(logits, target), Tensor)
+    head_loss: Tensor = LinearCrossEntropyLoss(shift=1)(hidden, weight, target)
+    assert_type(LinearCrossEntropyLoss().forward(hidden, weight, target, bias=None), Tensor)
+    assert_type(CrossEntropyLoss(class_weight=head_loss).forward(logits, target), Tensor)
+    torch.nn.Sequential(CrossEntropyLoss())
+
+
+def statistics() -> None:
+    stats = cynosure.token_stats(hidden, weight, target, topk=5, temperatures=[1.0])
+    assert_type(stats, cynosure.TokenStats)
+    assert_type(cynosure.logits_token_stats(logits, target), cynosure.TokenStats)
+    assert_type(stats.entropy, Tensor)
+    meter = Meter()
+    meter.update(stats, n_bytes=target)
+    assert_type(meter.gather(), Meter)
+    assert_type(meter.compute(), dict[str, float])
+
+
+def plans() -> None:
+    plan = cynosure.explain(4096, 1024, 50_000, dtype=torch.bfloat16)
+    assert_type(plan, cynosure.Plan)
+    assert_type(plan.chunk_tokens, int)
+    assert_type([status.name for status in cynosure.backends("cpu") if not status.available], list[str])
+
+
+def patching(model: Any, trainer: Any, ids: Tensor) -> None:
+    with cynosure.patch(model) as patched:
+        assert_type(patched, cynosure.Patch | cynosure.TrainerPatch)
+        if isinstance(patched, cynosure.Patch):
+            assert_type(patched.fused, int)
+    cynosure.patch(trainer, example={"input_ids": ids})
+    cynosure.unpatch(trainer)
+    assert_type(cynosure.causal_lm_loss(model, ids, normalizer=8), Tensor)
+
+
+def auditing(model: Any, ids: Tensor) -> None:
+    audit = cynosure.audit(model, [{"input_ids": ids, "labels": ids}], loss_fn=lambda *_: ids.sum())
+    assert_type(audit, cynosure.Audit)
+    assert_type([finding.fix for finding in audit.findings], list[str])
+    assert_type(all(check.passed for check in cynosure.check(model, ids)), bool)
+
+
+def measuring(folder: Path) -> None:
+    model = cynosure.load("smollm2", dtype="float32")
+    assert_type(model, cynosure.LanguageModel)
+    scores = cynosure.score(model, [folder, "a text", cynosure.Document("name", "text")], out=folder, errors="replace")
+    assert_type(scores, cynosure.Scores)
+    assert_type(scores.figures["bits_per_byte"].low, float | None)
+    assert_type(scores.statistics, cynosure.Statistics)
+    assert_type(scores.to_json(), dict[str, Any])
+    comparison = cynosure.compare(scores, cynosure.open_run(str(folder)))
+    assert_type(comparison, cynosure.Comparison)
+    assert_type(comparison.changes["bits_per_byte"].difference.value, float | None)
+    prediction = cynosure.predict(model, "The quick brown", truth=" fox")
+    assert_type(prediction, cynosure.Prediction)
+    assert_type(prediction.top[0].probability, float)
+
+
+class Printing(Watcher):
+    def step(self, figures: dict[str, Any]) -> None:
+        print(figures["loss"])
+
+
+def training(folder: Path) -> None:
+    try:
+        trained = cynosure.train(["a text"], folder, TrainSettings(preset="tiny", tokens=1000), watcher=Printing())
+    except cynosure.Diverged as error:
+        assert_type(error.args, tuple[Any, ...])
+        return
+    assert_type(trained, cynosure.Trained)
+    assert_type(trained.model_folder, Path)
+    assert_type(trained.scores, cynosure.Scores | None)
+    assert_type(cynosure.__version__, str)
+
+
+def wrong(model: Any) -> None:
+    """A checker that understands cynosure reports each line that ends in `# wrong`."""
+    cynosure.linear_cross_entropy(1)  # wrong
+    cynosure.linear_cross_entropy(hidden, weight, target, reduction="average")  # wrong
+    cynosure.cross_entropy(logits, target, smoothing=0.1)  # wrong
+    assert_type(cynosure.token_stats(hidden, weight, target), Tensor)  # wrong
+    cynosure.token_stats(hidden, weight, target).perplexity  # wrong  # noqa: B018
+    cynosure.score(model, ["a text"], windows=512).tokens = "many"  # wrong
+    cynosure.load(model, dtype=torch.float32)  # wrong
+    TrainSettings(token=1000)  # wrong
+    cynosure.patch(model).undone()  # wrong
+    cynosure.entropy(hidden)  # wrong
