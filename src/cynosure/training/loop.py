@@ -252,7 +252,7 @@ class Training(Trainer):
         number = f"_{self.args.process_index}" if self.args.world_size > 1 else ""
         path = Path(checkpoint) / f"rng_state{number}.pth"
         with reading(path, way_out_of(path.parent)):
-            if not any(path.parent.glob("rng_state*.pth")):  # with more processes than before, some have none
+            if not any(path.parent.glob("rng_state*.pth")):  # another number of processes wrote other names
                 raise FileNotFoundError("it is missing")
             super()._load_rng_state(checkpoint)
 
