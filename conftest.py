@@ -1,4 +1,4 @@
-"""What holds for every test and doctest: no network, the models' own cache, and nothing left for the next one."""
+"""Setup of all tests and doctests: no network, a separate cache, and isolation from each other."""
 
 import os
 
@@ -10,9 +10,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep dequantized models with pytest's cache: the user's is neither read nor written, and a run does not wait.
+    """Keep dequantized models in pytest's cache: tests neither read nor write the user's cache.
 
-    Every process of a run uses it, and the library's own lock lets one of them make what the others wait for.
+    All processes of a run share it; the library's lock lets one of them create what the others wait for.
     """
     assert config.cache is not None
     os.environ["CYNOSURE_CACHE"] = str(config.cache.mkdir("cynosure"))

@@ -1,1 +1,1 @@
-"""cynosure beside other implementations: a process each, outcomes checked first, runs interleaved."""
+"""Benchmarks of cynosure against other implementations: separate processes, checked results, interleaved runs."""

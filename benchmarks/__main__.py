@@ -3,5 +3,5 @@
 from benchmarks.commands import app
 from cynosure.cli.app import main
 
-if __name__ == "__main__":  # each process that is measured imports this file again
+if __name__ == "__main__":  # every measured process imports this file too
     main(app, "python -m benchmarks")

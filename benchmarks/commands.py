@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: cynosure compared with other implementations, and with the limit."""
+"""`python -m benchmarks`: compare cynosure with other implementations and with the limit."""
 
 import json
 from pathlib import Path
@@ -152,7 +152,7 @@ def growth(
 def measure(
     benchmark: "Benchmark[Any]", implementations: tuple[str, ...], json_path: Path | None, format: str, quiet: bool
 ) -> None:
-    """Run a benchmark, write and print its report. ValueError where nothing could be measured."""
+    """Run a benchmark, then write and print its report. Raises ValueError if nothing could be measured."""
     from benchmarks.harness import find_implementations, run
     from benchmarks.table import print_report
     from cynosure.cli import screen
@@ -175,13 +175,13 @@ def measure(
 
 
 def check_folder(json_path: Path | None) -> None:
-    """Raise ValueError for a report that could not be written, before any work is done."""
+    """Raise ValueError if the report could not be written, before any work is done."""
     if json_path is not None and not json_path.parent.is_dir():
         raise ValueError(f"--json: no such folder: {json_path.parent}. Make it first")
 
 
 def write_json(json_path: Path | None, values: Any) -> None:
-    """Write a file of JSON, if one is wanted: beside, then renamed."""
+    """Write values as a JSON file, atomically; do nothing without a path."""
     if json_path is not None:
         from cynosure.system.files import write_out
 
@@ -189,7 +189,7 @@ def write_json(json_path: Path | None, values: Any) -> None:
 
 
 def names(text: str) -> tuple[str, ...]:
-    """The parts of a comma-separated list, each once."""
+    """Return the parts of a comma-separated list, without repetitions."""
     return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
 
 

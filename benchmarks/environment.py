@@ -1,4 +1,4 @@
-"""The environment that measurements depend on, besides the code that is timed."""
+"""Describe the environment that measurements depend on, besides the measured code."""
 
 import os
 import platform
@@ -18,7 +18,7 @@ PACKAGES = (
 
 
 def environment() -> dict[str, Any]:
-    """CPU, threads, BLAS, versions and commit, as the workers see them."""
+    """Return CPU, threads, BLAS, versions and commit, as the workers see them."""
     import torch
 
     return {
@@ -37,7 +37,7 @@ def environment() -> dict[str, Any]:
 
 
 def blas(configuration: str) -> str:
-    """The libraries behind torch's matmuls, from `torch.__config__.show()`.
+    """Return the libraries behind torch's matmuls, read from `torch.__config__.show()`.
 
     >>> blas("  - Intel(R) MKL-DNN v3.12.0 (Git Hash 80af)\\n  - Build settings: BLAS_INFO=mkl, USE_CUDA=0")
     'mkl, oneDNN 3.12.0'
@@ -48,7 +48,7 @@ def blas(configuration: str) -> str:
 
 
 def machine_class(vendor: str, capability: str, configuration: str) -> str:
-    """With which other machines' float32 figures these can be compared: it is torch's products that differ.
+    """Return which machines have comparable float32 results: they depend on the matmuls in torch.
 
     >>> machine_class("AuthenticAMD", "AVX512", "BLAS_INFO=mkl")
     'Compare float32 with other AMD machines: here the MKL in torch leaves AVX-512 unused.'
@@ -64,17 +64,17 @@ def machine_class(vendor: str, capability: str, configuration: str) -> str:
 
 
 def versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
+    installed: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
-            found[package] = None
-    return found
+            installed[package] = None
+    return installed
 
 
 def commit() -> str | None:
-    """The commit of this clone, `-dirty` if the code that runs differs from it; None if cynosure is not the clone's."""
+    """Return this clone's commit, with `-dirty` if its code has changed; None if cynosure is installed elsewhere."""
     clone = Path(__file__).parents[1]
     if not Path(cynosure.__file__).is_relative_to(clone):
         return None

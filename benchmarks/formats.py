@@ -1,4 +1,4 @@
-"""The formats of measurements in tables."""
+"""Format measurements for tables."""
 
 MIB = 2**20
 NONE = "–"  # noqa: RUF001
@@ -13,7 +13,7 @@ def mib(n_bytes: int | None) -> str:
 
 
 def spread(values: list[float], digits: int = 2) -> str:
-    """Least and most of several; empty of one."""
+    """Return the range of several values; an empty string for one."""
     return f"{min(values):,.{digits}f}-{max(values):,.{digits}f}" if len(values) > 1 else ""
 
 

@@ -1,6 +1,6 @@
-"""The harness: everyone is checked, then runs once in turn, round after round. One process works at a time.
+"""The harness: check all implementations, then run them in turn, round after round, one process at a time.
 
-What is measured is a `Benchmark`, of which `loss/`, `score/` and `train/` each define one.
+Each of `loss/`, `score/` and `train/` defines a `Benchmark`, which says what to measure.
 """
 
 import shlex
@@ -18,31 +18,31 @@ from benchmarks.results import BenchmarkReport, C, Result, Status
 from benchmarks.worker import Worker, prepare, serve
 
 DTYPES = ("float32", "bfloat16")
-BUILD_FACTOR = 2  # times the cut-off for getting ready, which may be compiling and running once
+BUILD_FACTOR = 2  # times the cut-off for a build, which may compile and run once
 PATIENCE = 5.0  # seconds for a process to end by itself
 
-Say = Callable[[int, int, str], None]  # (steps done, steps in all, what is going on)
+Say = Callable[[int, int, str], None]  # (steps done, total steps, description)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark(ABC, Generic[C]):
-    """What is measured, and for how long; the fields are the report's settings.
+    """What to measure, and for how long. The fields are the report's settings.
 
-    Each process gets a copy. The parent holds one too and must not pay for torch: import it inside methods.
+    Every process gets a copy, and so does the parent, which must not load torch: import it inside methods.
     """
 
     dtypes: tuple[str, ...] = DTYPES
-    cutoff_seconds: float = 600.0  # after which a run is ended
+    cutoff_seconds: float = 600.0  # time limit of a run
 
     name: ClassVar[str]  # in the report
     implementations: ClassVar[dict[str, Implementation]]
     worker: ClassVar[type[Worker]]
     known_dtypes: ClassVar[tuple[str, ...]] = DTYPES
-    subject: ClassVar[str] = "model"  # what `subjects` are
-    ours: ClassVar[tuple[str, ...]] = (OURS,)  # whose check must not be red
-    preparing: ClassVar[str]  # what `prepare` does, for the progress
-    checking: ClassVar[str] = ""  # likewise the check before anything is timed
-    red: ClassVar[str]  # what is said where our own check is red
+    subject: ClassVar[str] = "model"  # what the `subjects` are
+    ours: ClassVar[tuple[str, ...]] = (OURS,)  # implementations whose check must pass
+    preparing: ClassVar[str]  # what `prepare` does, as progress shows it
+    checking: ClassVar[str] = ""  # the check before anything is timed, likewise
+    red: ClassVar[str]  # the error if our own check fails
 
     def __post_init__(self) -> None:
         for dtype in self.dtypes:
@@ -54,7 +54,7 @@ class Benchmark(ABC, Generic[C]):
     @property
     @abstractmethod
     def subjects(self) -> tuple[str, ...]:
-        """Heads or models, by name."""
+        """The names of heads or models."""
 
     @property
     @abstractmethod
@@ -63,7 +63,7 @@ class Benchmark(ABC, Generic[C]):
 
     @property
     def slow_seconds(self) -> float:
-        """An implementation that takes longer in its first run is run once."""
+        """An implementation whose first run takes longer than this is run once."""
         return float("inf")
 
     @property
@@ -73,10 +73,10 @@ class Benchmark(ABC, Generic[C]):
 
     @abstractmethod
     def tokens_of(self, subject: str) -> list[int]:
-        """The tokens of each case."""
+        """Return the number of tokens of each case."""
 
     def check_tokens(self, subject: str) -> int:
-        """The tokens of the check before anything is timed; 0 where there is none."""
+        """Return the number of tokens for the check before anything is timed; 0 for no check."""
         return 0
 
     def takes(self, implementation: Implementation) -> bool:
@@ -84,9 +84,9 @@ class Benchmark(ABC, Generic[C]):
 
     @abstractmethod
     def prepare(self, subject: str, say: Callable[[str], None]) -> Any:
-        """What every worker is given, made in a process of its own.
+        """Return what every worker gets; runs in a separate process.
 
-        Raises ModuleNotFoundError, FileNotFoundError or ValueError where the subject must be skipped.
+        Raises ModuleNotFoundError, FileNotFoundError or ValueError if the subject must be skipped.
         """
 
     @abstractmethod
@@ -94,7 +94,7 @@ class Benchmark(ABC, Generic[C]):
 
 
 def find_implementations(names: tuple[str, ...], known: dict[str, Implementation]) -> list[Implementation]:
-    """The implementations of these names, or every one for `all`."""
+    """Return the implementations with these names, or all of them for `all`."""
     if names == ("all",):
         return list(known.values())
     for name in names:
@@ -106,7 +106,7 @@ def find_implementations(names: tuple[str, ...], known: dict[str, Implementation
 
 
 class Out(Exception):
-    """An implementation is measured no further, with a status and a reason."""
+    """An implementation leaves the benchmark, with a status and a reason."""
 
     def __init__(self, status: Status, reason: str) -> None:
         super().__init__(reason)
@@ -115,7 +115,7 @@ class Out(Exception):
 
 
 class Participant:
-    """An implementation's process; `left` is the row with which it left the benchmark."""
+    """The process of an implementation; `left` is the row at which it left the benchmark, if it did."""
 
     def __init__(self, implementation: Implementation, benchmark: Benchmark[Any], prepared: Any, dtype: str) -> None:
         self.implementation, self.cutoff_seconds = implementation, benchmark.cutoff_seconds
@@ -132,7 +132,7 @@ class Participant:
 
     @contextmanager
     def staying(self, row: Result) -> Iterator[None]:
-        """Who raises Out inside has left: no figure here, and no start in what follows."""
+        """End the process if Out is raised inside: this row and later ones get no measurements."""
         try:
             yield
         except Out as out:
@@ -142,18 +142,18 @@ class Participant:
 
     def build(self, n_tokens: int) -> None:
         seconds = BUILD_FACTOR * self.cutoff_seconds
-        asked: dict[str, Any] = {"task": "build", "n_tokens": n_tokens}
-        self.plan = self._ask(asked, seconds, f"of getting ready for {n_tokens:,} tokens").get("plan")
+        message: dict[str, Any] = {"task": "build", "n_tokens": n_tokens}
+        self.plan = self._ask(message, seconds, f"of building for {n_tokens:,} tokens").get("plan")
 
     def check(self, n_tokens: int) -> None:
-        """Get ready for a few tokens and be checked on them."""
+        """Build for a few tokens, and check the results on them."""
         row = self.new_row()
         with self.staying(row):
             self.build(n_tokens)
             self.run(row, n_tokens, compare=True)
 
     def run(self, row: Result, n_tokens: int, compare: bool) -> None:
-        """One run, its figures put into the row."""
+        """Run once, and add the measurements to the row."""
         reply = self._ask({"task": "run", "compare": compare}, self.cutoff_seconds, f"with {n_tokens:,} tokens")
         row.add(reply)
         row.plan = self.plan
@@ -175,13 +175,13 @@ class Participant:
 
 
 def complaints(errors: dict[str, float], allowed: dict[str, float]) -> str:
-    """What is off by more than allowed (NaN is), in words; empty if nothing is."""
+    """Describe the errors that exceed their limits, NaN included; an empty string if none does."""
     wrong = [name for name, error in errors.items() if not error <= allowed[name]]
     return ", ".join(f"{name} is off by {errors[name]:.1e}, allowed {allowed[name]:.1e}" for name in wrong)
 
 
 class Steps:
-    """Counts what is done, and says it."""
+    """Counts the steps done, and reports each."""
 
     def __init__(self, say: Say, total: int) -> None:
         self.say, self.total, self.done = say, total, 0
@@ -212,7 +212,7 @@ def run(
 
 
 def new_report(benchmark: Benchmark[C], chosen: list[Implementation]) -> BenchmarkReport[C]:
-    """A report in which nothing stands yet but what was asked for."""
+    """Return a report with the settings but without results."""
     return BenchmarkReport(
         bench=benchmark.name,
         command=shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
@@ -234,7 +234,7 @@ def count_steps(benchmark: Benchmark[Any], chosen: list[Implementation]) -> int:
 
 
 def prepare_subject(benchmark: Benchmark[Any], subject: str, steps: Steps) -> dict[str, Any]:
-    """The last answer of the process that prepares a subject; what it says meanwhile is said."""
+    """Return the last answer of the process that prepares a subject; pass on its progress until then."""
     process = Process(prepare, benchmark, subject)
     try:
         while "say" in (reply := process.answer(None)):
@@ -249,7 +249,7 @@ def prepare_subject(benchmark: Benchmark[Any], subject: str, steps: Steps) -> di
 def run_dtype(
     benchmark: Benchmark[C], subject: str, prepared: Any, dtype: str, entered: list[Implementation], steps: Steps
 ) -> list[C]:
-    """Everyone starts and is checked; then every number of tokens, the smallest first."""
+    """Start and check all implementations, then run every number of tokens, smallest first."""
     where, cases = f"{subject}, {dtype}", []
     participants: list[Participant] = []
     try:
@@ -270,10 +270,10 @@ def run_dtype(
 def take_turns(
     participants: list[Participant], n_tokens: int, benchmark: Benchmark[Any], steps: Steps, where: str
 ) -> list[Result]:
-    """Each gets ready in turn, then one timed run of each, round after round; the first run's outcome is checked."""
+    """Build each implementation, then run each once per round. The results of the first round are checked."""
     rows = [participant.new_row() for participant in participants]
     for participant, row in zip(participants, rows, strict=True):
-        steps.next(f"{where}: {row.contestant} gets ready")
+        steps.next(f"{where}: {row.contestant}, building")
         if row.status == "ok":
             with participant.staying(row):
                 participant.build(n_tokens)

@@ -1,4 +1,4 @@
-"""What takes part in a benchmark: one function that gets ready, and gives the step that is timed."""
+"""An implementation in a benchmark: a function that prepares and returns the timed step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,20 +10,20 @@ DTYPES = ("float32", "bfloat16", "autocast")
 
 
 class Unavailable(Exception):
-    """Why an implementation cannot take part here; the table says so."""
+    """An implementation cannot run here. The message is the reason, which the table shows."""
 
 
 @dataclass(frozen=True)
 class Implementation:
-    """`build` does what is needed once, compilation included, and gives the step that is timed.
+    """One implementation. `build` does all one-time work, including compilation, and returns the step to time.
 
-    It raises Unavailable, or ImportError, where it cannot run. One that is not `checked` computes no loss, and one that
-    is not `trains` has no backward.
+    It raises Unavailable or ImportError if the implementation cannot run. `checked` is False if the step computes no
+    loss, `trains` is False if it has no backward.
     """
 
     name: str
     title: str
-    build: Callable[[Any], Callable[[], Any]]  # from what the benchmark's worker gives it
+    build: Callable[[Any], Callable[[], Any]]  # called with what the benchmark's worker provides
     dtypes: tuple[str, ...] = DTYPES
     checked: bool = True
     trains: bool = True

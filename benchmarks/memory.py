@@ -1,7 +1,7 @@
-"""Peak memory of a piece of work, beyond what the process held before it.
+"""Measure the peak memory of some work, beyond what the process held before.
 
-On Linux the kernel keeps the peak of the resident set (VmHWM), and forgets it when asked to (proc_pid_clear_refs(5)).
-Elsewhere a thread looks at the resident set every few milliseconds, and may miss a short peak.
+On Linux the kernel records the peak of the resident set (VmHWM) and can reset it (proc_pid_clear_refs(5)). Elsewhere a
+thread samples the resident set every few milliseconds, and may miss a short peak.
 """
 
 import ctypes
@@ -17,8 +17,10 @@ RESET_PEAK = "5"
 
 
 class PeakMemory:
-    """A context manager; `n_bytes` is the growth of the resident set to its peak inside, `peak_bytes` that peak,
-    `method` how it was seen. What the process holds free is given back first, or counts as held before.
+    """A context manager that measures the peak of the resident set inside its block.
+
+    `n_bytes` is the growth to the peak, `peak_bytes` the peak itself, and `method` how it was measured. Free memory of
+    the process is returned to the system first; otherwise it would count as held before.
 
     >>> with PeakMemory() as memory:
     ...     block = bytearray(64 * 2**20)
@@ -52,7 +54,7 @@ class PeakMemory:
 
 
 class Sampler(threading.Thread):
-    """Follows the resident set of this process."""
+    """Samples the resident set of this process."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -67,7 +69,7 @@ class Sampler(threading.Thread):
             self._peak = max(self._peak, self._process.memory_info().rss)
 
     def stop(self) -> tuple[int, int]:
-        """Bytes at the start, and at the peak."""
+        """Return the bytes at the start and at the peak."""
         self._peak = max(self._peak, self._process.memory_info().rss)
         self._done.set()
         self.join()
@@ -75,7 +77,7 @@ class Sampler(threading.Thread):
 
 
 def can_reset_peak() -> bool:
-    """Whether the kernel keeps a peak and lets this process reset it."""
+    """Whether the kernel records a peak that this process can reset."""
     try:
         CLEAR_REFS.write_text(RESET_PEAK)
         return status_bytes("VmHWM") > 0
@@ -84,13 +86,13 @@ def can_reset_peak() -> bool:
 
 
 def status_bytes(field: str) -> int:
-    """A field of /proc/self/status, which counts in KiB."""
+    """Return a field of /proc/self/status, which counts in KiB, in bytes."""
     lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
     return int(lines[field].split()[0]) * 1024
 
 
 def give_back_free_memory() -> None:
-    """What the C library holds free goes back to the system, where it can, so that the next run has to take it anew."""
+    """Return free memory of the C library to the system if possible, so that the next run allocates it again."""
     trim = None if os.name == "nt" else getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -1,4 +1,4 @@
-"""A process of our own at the other end of a pipe, and what it says when it dies."""
+"""Run a function in a separate process at the other end of a pipe, and report why it died."""
 
 import multiprocessing
 import signal
@@ -10,11 +10,11 @@ from typing import Any
 
 
 class CutOff(Exception):
-    """No answer in time; the process has been ended."""
+    """The process did not answer in time and was killed."""
 
 
 class Died(Exception):
-    """The process ended without an answer; the message is its last word."""
+    """The process ended without an answer. The message is its last output."""
 
 
 class Process:
@@ -38,7 +38,7 @@ class Process:
         return self.answer(seconds)
 
     def answer(self, seconds: float | None) -> Any:
-        """Wait for the next answer. Raises CutOff or Died; either way the process is gone."""
+        """Wait for the next answer. Raises CutOff or Died; the process has ended in both cases."""
         if not self._pipe.poll(seconds):
             self.end()
             raise CutOff
@@ -48,7 +48,7 @@ class Process:
             raise Died(self._last_word()) from None
 
     def end(self, patience: float = 0.0) -> None:
-        """Asks it to end and waits so many seconds; then ends it, whatever it does. May be called twice."""
+        """Ask the process to end, wait `patience` seconds, then kill it. May be called twice."""
         if patience and not self._pipe.closed:
             with suppress(BrokenPipeError):
                 self._pipe.send(None)
@@ -65,5 +65,5 @@ class Process:
         self.end()
         if code < 0:
             name = signal.Signals(-code).name
-            return f"ended by {name}" + (", which is what a system out of memory sends" if name == "SIGKILL" else "")
+            return f"ended by {name}" + (", which a system out of memory sends" if name == "SIGKILL" else "")
         return lines[-1] if lines else f"ended with status {code}"

@@ -1,4 +1,4 @@
-"""The progress of a benchmark on stderr."""
+"""Show the progress of a benchmark on stderr."""
 
 import sys
 import time
@@ -7,12 +7,12 @@ from contextlib import contextmanager
 
 from cynosure.cli import common
 
-LINE_SECONDS = 10  # between lines of progress where there is no terminal
+LINE_SECONDS = 10  # between lines of progress without a terminal
 
 
 @contextmanager
 def shown_progress(quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
-    """A bar with the time left on a terminal, a plain line now and then elsewhere, nothing when quiet."""
+    """Yield a function that shows progress: a bar with an ETA on a terminal, else lines; nothing if quiet."""
     if quiet:
         yield lambda done, total, text: None
     elif sys.stderr.isatty():

@@ -1,4 +1,4 @@
-"""The results of a benchmark: plain records, from which the table and the JSON are made."""
+"""The results of a benchmark: plain records, which become the table and the JSON."""
 
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
@@ -12,7 +12,7 @@ Status = Literal["ok", "red", "cut off", "missing", "failed"]
 
 @dataclass
 class Result:
-    """One implementation in one case. Only status `ok` has measurements; every other status has a reason."""
+    """One implementation in one case. Only status `ok` has measurements; any other status has a reason."""
 
     contestant: str
     title: str
@@ -20,12 +20,12 @@ class Result:
     reason: str | None = None
     seconds: list[float] = field(default_factory=list)
     extra_bytes: list[int] = field(default_factory=list)
-    peak_bytes: list[int] = field(default_factory=list)  # all that the process held at the peak
-    losses: list[float] | None = None  # training alone: of every step
+    peak_bytes: list[int] = field(default_factory=list)  # resident set of the process at the peak
+    losses: list[float] | None = None  # of every step; only in training
     errors: dict[str, float] | None = None
     allowed: dict[str, float] | None = None
     memory_method: str | None = None
-    plan: dict[str, Any] | None = None  # ours alone: what it did, and why
+    plan: dict[str, Any] | None = None  # what ours did and why; None for others
 
     @property
     def seconds_median(self) -> float | None:
@@ -40,7 +40,7 @@ class Result:
         return max(self.peak_bytes) if self.status == "ok" and self.peak_bytes else None
 
     def add(self, reply: dict[str, Any]) -> None:
-        """Put in what a worker measured in one run."""
+        """Add what a worker measured in one run."""
         self.seconds.append(reply["seconds"])
         self.extra_bytes.append(reply["extra_bytes"])
         self.peak_bytes.append(reply["peak_bytes"])
@@ -59,12 +59,12 @@ class Result:
                 record[name] = {what: finite(x) for what, x in record[name].items()}
         if self.losses:
             record["losses"] = [finite(x) for x in self.losses]
-        figures = ("seconds_median", "peak_extra_bytes", "peak_process_bytes")
-        return record | {name: getattr(self, name) for name in figures}
+        summary = ("seconds_median", "peak_extra_bytes", "peak_process_bytes")
+        return record | {name: getattr(self, name) for name in summary}
 
 
 class Case(ABC):
-    """A comparison of implementations, a dataclass; the methods say how it prints."""
+    """A comparison of implementations. Subclasses are dataclasses, whose methods say how to print them."""
 
     rows: list[Result]
 
@@ -81,20 +81,20 @@ class Case(ABC):
     @property
     @abstractmethod
     def heading(self) -> str:
-        """What the case is, above its table."""
+        """The title of the case."""
 
     @property
     @abstractmethod
     def columns(self) -> tuple[str, ...]:
-        """Their headings, after the implementation's name."""
+        """Headings of the columns after the implementation's name."""
 
     @abstractmethod
     def cells(self, row: Result) -> list[str]:
-        """The row's text in each column."""
+        """Return the text of each column for a row."""
 
     @abstractmethod
     def verdicts(self) -> list[str]:
-        """The comparisons that matter most, in a sentence each."""
+        """Return the most important comparisons, one sentence each."""
 
 
 C = TypeVar("C", bound=Case)
@@ -102,7 +102,7 @@ C = TypeVar("C", bound=Case)
 
 @dataclass
 class BenchmarkReport(Generic[C]):
-    """Everything, with what it depends on."""
+    """The results of a benchmark, with its settings and environment."""
 
     bench: str
     command: str
@@ -110,10 +110,10 @@ class BenchmarkReport(Generic[C]):
     settings: dict[str, Any]
     environment: dict[str, Any]
     cases: list[C]
-    skipped: dict[str, str]  # head or model -> why
+    skipped: dict[str, str]  # head or model -> reason
 
     def green(self, name: str) -> bool:
-        """Whether no check of this implementation is red."""
+        """Whether every check of this implementation has passed."""
         return all(row.status != "red" for case in self.cases if (row := case.row(name)))
 
     def to_json(self) -> dict[str, Any]:

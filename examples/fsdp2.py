@@ -1,4 +1,4 @@
-"""Parameters and optimizer shared by all processes, with PyTorch's FSDP2.
+"""Shard parameters and optimizer over all processes with PyTorch's FSDP2.
 
 torchrun --nproc-per-node 2 examples/fsdp2.py
 """

@@ -1,4 +1,4 @@
-"""A loop of one's own in PyTorch: gradients added up over batches of unequal length, each token counted once.
+"""Train in your own PyTorch loop: gradients accumulate over batches of unequal length, and every token counts once.
 
 python examples/loop.py
 """

@@ -1,4 +1,4 @@
-"""Low-rank adapters of PEFT on the body and on the output embedding: no logits for them either.
+"""Train PEFT's low-rank adapters on the backbone and the head, without materializing logits.
 
 python examples/lora.py
 """
@@ -13,8 +13,8 @@ loaded = cynosure.load("smollm2", dtype="float32", device="cpu")
 adapters = LoraConfig(
     task_type="CAUSAL_LM",
     r=8,
-    target_modules=["q_proj", "v_proj", "lm_head"],  # or modules_to_save=["lm_head"], to train the head whole
-    ensure_weight_tying=False,  # the embedding that the head is tied to stays as it is
+    target_modules=["q_proj", "v_proj", "lm_head"],  # or modules_to_save=["lm_head"] to train the whole head
+    ensure_weight_tying=False,  # leave the tied embedding unchanged
 )
 model = get_peft_model(loaded.model, adapters)
 model.print_trainable_parameters()

@@ -1,4 +1,4 @@
-"""Fine-tune on answers alone, then on packed texts, in TRL's SFTTrainer.
+"""Fine-tune with TRL's SFTTrainer: first on the answers only, then on packed texts.
 
 python examples/sft.py
 """
@@ -45,7 +45,7 @@ for name, data, options in (
         eval_dataset=Dataset.from_list(data[:4]),
         processing_class=loaded.tokenizer,
     )
-    with cynosure.patch(trainer):  # the trainer, not its model before: it puts a loss of its own on that
+    with cynosure.patch(trainer):  # patch the trainer, since it replaces the model's loss
         trainer.train()
         metrics = trainer.evaluate()
     print(name, {key: round(metrics[f"eval_{key}"], 4) for key in ("loss", "perplexity", "accuracy", "tokens")})

@@ -1,7 +1,7 @@
-"""Fine-tune in Hugging Face's Trainer: one line more, the same training.
+"""Fine-tune with Hugging Face's Trainer: one more line, the same training.
 
 python examples/trainer.py                              # one process
-torchrun --nproc-per-node 2 examples/trainer.py         # two, by DistributedDataParallel
+torchrun --nproc-per-node 2 examples/trainer.py         # two processes with DistributedDataParallel
 """
 
 import tempfile
@@ -25,7 +25,7 @@ trainer = Trainer(
         output_dir=tempfile.mkdtemp(),
         max_steps=3,
         per_device_train_batch_size=2,
-        gradient_accumulation_steps=2,  # losses are divided by the tokens of all four rows, on every process
+        gradient_accumulation_steps=2,  # losses are divided by the tokens of all rows in all processes
         per_device_eval_batch_size=3,
         gradient_checkpointing=True,
         bf16=True,  # autocast
@@ -39,7 +39,7 @@ trainer = Trainer(
     train_dataset=rows[:-4],
     eval_dataset=rows[-4:],
 )
-patched = cynosure.patch(trainer)  # the model without logits, evaluation by tokens
+patched = cynosure.patch(trainer)  # no logits in the model; evaluation averages over tokens
 
 before = trainer.evaluate()
 trainer.train()

@@ -1,4 +1,4 @@
-"""Draw docs/images/before-after.svg, the picture of the README, from a published benchmark. Needs the extra `lm`."""
+"""Draw docs/images/before-after.svg, the chart in the README, from a published benchmark. Needs the extra `lm`."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ MIB = 2**20
 
 
 def values() -> list[dict[str, str | float]]:
-    """Seconds and MiB of both implementations, by dtype."""
+    """Return seconds and MiB of both implementations, by dtype."""
     cases = json.loads(RESULTS.read_text(encoding="utf-8"))["cases"]
     return [
         {
@@ -30,7 +30,7 @@ def values() -> list[dict[str, str | float]]:
 
 
 def panel(measure: str, title: str, shown: str) -> alt.TopLevelMixin:
-    """Horizontal bars of one measure with their values beside them."""
+    """Return horizontal bars of one measure, labelled with their values."""
     base = alt.Chart(alt.Data(values=values())).encode(
         x=alt.X(f"{measure}:Q", title=None, axis=None),
         y=alt.Y("with:N", sort=[BEFORE, AFTER], title=None, axis=alt.Axis(labelFontSize=13, ticks=False, domain=False)),

@@ -1,4 +1,4 @@
-"""Write docs/reference/cli.md from the command line itself. `make docs` runs this; a test compares the two."""
+"""Write docs/reference/cli.md from the command line's own help. `make docs` runs this; a test compares the two."""
 
 import re
 from pathlib import Path
@@ -14,14 +14,14 @@ EXAMPLES = re.compile(r"\x08\nExamples:\n((?:  .*\n)+)")
 
 
 def page() -> str:
-    """The commands, arguments and options, as Markdown."""
+    """Return the commands, arguments and options as Markdown."""
     command = typer.main.get_command(app)
     text = get_docs_for_click(obj=command, ctx=typer.Context(command), name="cynosure", title=TITLE)
     return EXAMPLES.sub(shown, text).rstrip() + "\n"
 
 
 def shown(examples: re.Match[str]) -> str:
-    """The examples at the end of a help text as a block of a console."""
+    """Return the examples at the end of a help text as a console block."""
     return "**Examples**:\n\n```console\n" + examples[1].replace("  ", "$ ", 1).replace("\n  ", "\n$ ") + "```\n"
 
 

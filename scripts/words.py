@@ -1,6 +1,6 @@
-"""Look for words of the glossary's left column (CONTRIBUTING.md, "Words") in docs/ and in the READMEs.
+"""Find words of the glossary's left column (CONTRIBUTING.md, "Words") in docs/ and in the READMEs.
 
-Code, links and pages that are generated from code are left out.
+Code, links and generated pages are skipped.
 """
 
 import re
@@ -15,14 +15,14 @@ CODE = re.compile(r"^```.*?^```|`[^`]*`|\]\([^)]*\)", re.MULTILINE | re.DOTALL)
 
 
 def glossary() -> dict[str, str]:
-    """What to write instead of each word or phrase."""
+    """Return the replacement for each word or phrase."""
     table = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("| not | but |\n|---|---|\n")[2]
     rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("|")]
     return {phrase.lower(): better for left, better in rows for phrase in left.split(", ")}
 
 
 def wrong_words(text: str, words: dict[str, str]) -> Iterator[tuple[int, str, str]]:
-    """(line, word, what to write instead) of each word of the glossary's left column in a Markdown text."""
+    """Yield (line, word, replacement) for each word of the glossary's left column in a Markdown text."""
     prose = CODE.sub(lambda code: re.sub(r"[^\n]", " ", code[0]), text)
     pattern = "|".join(re.escape(word).replace(r"\ ", r"\s+") for word in sorted(words, key=len, reverse=True))
     for match in re.finditer(rf"(?<!\w)({pattern})(?!\w)", prose, re.IGNORECASE):
@@ -31,7 +31,7 @@ def wrong_words(text: str, words: dict[str, str]) -> Iterator[tuple[int, str, st
 
 
 def main() -> int:
-    """Print each place; 1 if there is one."""
+    """Print every place; return 1 if there are any."""
     words, places = glossary(), 0
     for path in sorted({*READMES, *(ROOT / "docs").rglob("*.md")} - GENERATED):
         for line, word, better in wrong_words(path.read_text(encoding="utf-8"), words):

@@ -1,4 +1,4 @@
-"""What every test shares."""
+"""Fixtures and hooks shared by all tests."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,28 +10,28 @@ from jaxtyping import install_import_hook
 
 from tests.covering import mark_the_rest
 
-# Below the public operations annotations are checked at run time; above, a wrong type gets an error of our own.
+# Annotations of these modules are checked at run time. Public operations check types themselves.
 BELOW = ("reference", "chunked", "backends.torch_rows", "autograd")
 install_import_hook([f"cynosure.loss.{module}" for module in BELOW], "beartype.beartype")
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest looks at marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """`make test` runs a covering of the cases of each test, `make test-all` all of them."""
+    """Mark the cases that `make test` skips; `make test-all` runs every case."""
     mark_the_rest(items)
 
 
 @pytest.fixture(autouse=True)
 def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is printed is not wrapped, except where a test says how wide it is."""
+    """Do not wrap output, unless a test sets the width."""
     monkeypatch.setenv("COLUMNS", "1000")
 
 
 @pytest.fixture
 def poison_empty() -> Iterator[None]:
-    """Memory that torch hands out uninitialised holds NaN (floats) or the largest value (integers), not lucky zeros.
+    """Fill uninitialized memory of torch with NaN (floats) or the largest value (integers), not lucky zeros.
 
-    Torch does it itself in deterministic mode, for `empty` and its kin in Python and inside its own operations.
+    Torch does this itself in deterministic mode, for `empty` and its kin in Python and inside its own operations.
     """
     was = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True)
@@ -42,14 +42,14 @@ def poison_empty() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def smollm2() -> Any:
-    from cynosure.models import load  # transformers takes seconds, which tests of the loss need not wait for
+    from cynosure.models import load  # importing transformers takes seconds, which tests of the loss can avoid
 
     return load("smollm2", dtype="float32", device="cpu")
 
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model and its tokenizer as a folder on disk."""
+    """The folder of a tiny model and its tokenizer."""
     from tests.tiny import byte_tokenizer, tiny_model
 
     folder = tmp_path_factory.mktemp("models") / "tiny-llama"
@@ -60,7 +60,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _untouched(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A test that changes the model which the whole session shares fails; it may change a copy."""
+    """Fail a test that changes the model shared by the session; a test may change a copy."""
     if "smollm2" not in request.fixturenames:
         yield
         return
@@ -72,12 +72,12 @@ def _untouched(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def traits(model: Any) -> dict[str, Any]:
-    """What a test could leave behind in each module and parameter: its mode, hooks, attributes, weights, gradients."""
-    found: dict[str, Any] = {"config": model.config.to_dict(), "class": type(model)}
+    """Return what a test could change in each module and parameter: mode, hooks, attributes, weights, gradients."""
+    values: dict[str, Any] = {"config": model.config.to_dict(), "class": type(model)}
     for name, module in model.named_modules():
         own = {key: value if isinstance(value, bool) else id(value) for key, value in vars(module).items()}
         hooks = [sorted(value) for key, value in vars(module).items() if key.endswith("_hooks")]
-        found[f"module {name}"] = (own, hooks)
+        values[f"module {name}"] = (own, hooks)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        found[name] = (tensor.data_ptr(), tensor._version, tensor.dtype, tensor.requires_grad, tensor.grad is None)
-    return found
+        values[name] = (tensor.data_ptr(), tensor._version, tensor.dtype, tensor.requires_grad, tensor.grad is None)
+    return values

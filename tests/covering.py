@@ -1,6 +1,6 @@
-"""Which cases of a test with many parameters the fast suite runs: so few that every pair of values is in one of them.
+"""Choose the cases of a parametrized test for the fast suite: few, but with every pair of parameter values.
 
-A mistake that takes one value to show, or two together, is still met. The other cases are marked `exhaustive`.
+A bug that one value or two values together trigger is still found. The other cases are marked `exhaustive`.
 """
 
 import heapq
@@ -15,10 +15,10 @@ Case = Mapping[str, Any]  # the value of each parameter
 
 
 def asked(case: Case, n_together: int = 2) -> set[object]:
-    """What a case is to be run for: so many of its values together, known by their identities.
+    """Return what a case covers: its combinations of `n_together` values, by their identities.
 
-    Backends of one family are compiled from one source. The others than its best are run once for each test that has
-    more parameters, and else not at all.
+    Backends of one family are compiled from the same source. All except the best one run once per test with more
+    parameters, and otherwise not at all.
     """
     if case.get("backend") in other_backends():
         return {case["backend"]} if len(case) > 1 else set()
@@ -28,7 +28,7 @@ def asked(case: Case, n_together: int = 2) -> set[object]:
 
 @cache
 def other_backends() -> frozenset[str]:
-    """The backends that are not the best of their family among those that can run here."""
+    """Return the available backends that are not the best of their family, and those that cannot run here."""
     from cynosure.loss.backends.registry import backends
 
     best: dict[str, str] = {}
@@ -39,7 +39,7 @@ def other_backends() -> frozenset[str]:
 
 
 def covering(wanted: Sequence[set[object]]) -> set[int]:
-    """The places of few cases that together have all that is wanted of each: the greedy choice, always the same.
+    """Return the indices of few cases that together cover everything wanted: the greedy choice, always the same.
 
     >>> cases = [{"a": a, "b": b, "c": c} for a in range(3) for b in range(3) for c in range(3)]
     >>> len(covering([asked(case) for case in cases])), len(covering([{1}, {2}, {1, 2}]))
@@ -63,7 +63,7 @@ def covering(wanted: Sequence[set[object]]) -> set[int]:
 def mark_the_rest(items: Sequence[pytest.Item]) -> None:
     """Mark as `exhaustive` the cases of each test that are not in its covering.
 
-    A test marked `each_value` is too slow for every pair: of it each value is in one of the cases.
+    A test marked `each_value` is too slow for every pair: its cases cover each single value.
     """
     left = [item for item in items if hasattr(item, "callspec") and item.get_closest_marker("exhaustive") is None]
     for _, group in groupby(sorted(left, key=name_of), key=name_of):
@@ -76,5 +76,5 @@ def mark_the_rest(items: Sequence[pytest.Item]) -> None:
 
 
 def name_of(item: pytest.Item) -> str:
-    """The name of a test without its parameters."""
+    """Return the name of a test without its parameters."""
     return item.nodeid.partition("[")[0]

@@ -1,4 +1,4 @@
-"""No test depends on what ran before it: a test starts from the same state, and what it changes is put back."""
+"""Isolate tests from each other: each starts from the same state, and its changes are undone."""
 
 import logging
 import os
@@ -42,7 +42,7 @@ def _isolated() -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Iterator[None]:
-    """What several tests share is made from the same state too, whichever of them comes first."""
+    """Create shared fixtures from the same state too, whichever test comes first."""
     if fixturedef.scope == "function":
         return (yield)
     seed()
@@ -54,7 +54,7 @@ def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Iterator[None]:
 
 @contextmanager
 def isolated() -> Iterator[None]:
-    """Start from a state of the process that is always the same, and put back what is changed meanwhile."""
+    """Enter the block with a fixed process state, and restore what it changes."""
     restores = [keep() for keep in (environment, directory, signals, streams, loggers, options, progress, providers)]
     reset()
     seed()
@@ -68,7 +68,7 @@ def isolated() -> Iterator[None]:
 
 def seed() -> None:
     random.seed(0)
-    torch.default_generator.manual_seed(0)  # `torch.manual_seed` writes the stack down for each kind of accelerator
+    torch.default_generator.manual_seed(0)  # `torch.manual_seed` formats the stack for each kind of accelerator
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(0)
     if numpy := sys.modules.get("numpy"):
@@ -76,7 +76,7 @@ def seed() -> None:
 
 
 def reset() -> None:
-    """Forget what libraries remember for as long as the process lives. None is imported for it."""
+    """Clear state that libraries keep for the life of the process, without importing any of them."""
     if state := sys.modules.get("accelerate.state"):
         state.AcceleratorState._reset_state(reset_partial_state=True)
         state.GradientState._reset_state()
@@ -96,7 +96,7 @@ def reset() -> None:
 
 
 def environment() -> Restore:
-    """The environment, except for the name of the test, which pytest keeps there."""
+    """Restore the environment, except the name of the test that pytest keeps there."""
     before, pytests = dict(os.environ), "PYTEST_CURRENT_TEST"
 
     def restore() -> None:
@@ -135,7 +135,7 @@ def streams() -> Restore:
 
 
 def loggers() -> Restore:
-    """Level, handlers and propagation of our logger, of those of libraries that are imported, and of the root."""
+    """Restore level, handlers and propagation of our logger, of imported libraries' loggers and of the root."""
     kept = [logging.getLogger(name) for name in LOGGERS if name in sys.modules] + [logging.getLogger()]
     before = [(logger, logger.level, list(logger.handlers), logger.propagate, logger.disabled) for logger in kept]
 
@@ -149,7 +149,7 @@ def loggers() -> Restore:
 
 
 def options() -> Restore:
-    """Torch's, each set again only if it has changed: to set one can start threads or leave a mode."""
+    """Restore torch's options, each only if it has changed: setting one can start threads or leave a mode."""
     before = [get() for get, _ in OPTIONS]
 
     def restore() -> None:
@@ -161,7 +161,7 @@ def options() -> Restore:
 
 
 def default_device() -> torch.device | None:
-    """None where none was set, which is how `torch.set_default_device` is told to drop one."""
+    """Return the default device; None if none was set, as `torch.set_default_device` expects."""
     device = torch.get_default_device()
     return None if device == torch.device("cpu") else device
 
@@ -171,7 +171,7 @@ def set_fill(on: bool) -> None:
 
 
 def progress() -> Restore:
-    """Whether transformers shows progress bars."""
+    """Restore whether transformers shows progress bars."""
     theirs = sys.modules.get("transformers.utils.logging")
     before = theirs is None or theirs.is_progress_bar_enabled()
 
@@ -183,7 +183,7 @@ def progress() -> Restore:
 
 
 def providers() -> Restore:
-    """Who multiplies large matrices, as a run has settled it."""
+    """Restore the settled matmul providers."""
     choice = sys.modules.get("cynosure.loss.matmul.choice")
     before = dict(choice.SETTLED) if choice else {}
 

@@ -1,4 +1,4 @@
-"""No module imports another that imports it, at the top, in a function or by import_module."""
+"""Imports have no circles: neither at the top of modules nor in functions or by import_module."""
 
 import ast
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from tests.test_layers import PACKAGE, imported
 
 
 def without_types(tree: ast.Module) -> ast.Module:
-    """A module without what type checkers alone read."""
+    """Return a module without the imports for type checkers."""
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             node.body = [ast.Pass()]
@@ -19,7 +19,7 @@ def without_types(tree: ast.Module) -> ast.Module:
 
 
 def graph(package: Path) -> dict[str, set[str]]:
-    """The modules of a package, and those that each imports; a public name stands for the module that defines it."""
+    """Return the imports of each module in a package; a public name stands for the module that defines it."""
     files = {".".join((package.name, *f.relative_to(package).with_suffix("").parts)): f for f in package.rglob("*.py")}
     files = {name.removesuffix(".__init__"): file for name, file in files.items()}
     homes = dict(public_names(package))
@@ -31,16 +31,16 @@ def graph(package: Path) -> dict[str, set[str]]:
             name = name.rpartition(".")[0]
         return name
 
-    found: dict[str, set[str]] = {}
+    imports: dict[str, set[str]] = {}
     for name, file in files.items():
         parts = tuple((name if file.name == "__init__.py" else name.rpartition(".")[0]).split("."))
         names = [full for _, full in imported(without_types(ast.parse(file.read_text())), parts)]
-        found[name] = {home(full) for full in names if full.split(".")[0] == package.name} - {name, package.name}
-    return found
+        imports[name] = {home(full) for full in names if full.split(".")[0] == package.name} - {name, package.name}
+    return imports
 
 
 def public_names(package: Path) -> Iterator[tuple[str, str]]:
-    """(public name, where it is from), both dotted, of the stubs of a package."""
+    """Yield (public name, origin), both dotted, from the stubs of a package."""
     for stub in package.rglob("*.pyi"):
         room = ".".join((package.name, *stub.relative_to(package).parts[:-1]))
         for node in ast.parse(stub.read_text()).body:

@@ -1,4 +1,4 @@
-"""The fixtures do what they promise."""
+"""The shared fixtures work as documented."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from cynosure.loss import reference
 
 
 def uninitialised(dtype: torch.dtype) -> list[torch.Tensor]:
-    """One tensor (2, 3) from each way to ask for memory as it is."""
+    """Return one tensor (2, 3) for each way to allocate uninitialized memory."""
     like = torch.zeros(2, 3, dtype=dtype)
     return [
         torch.empty(2, 3, dtype=dtype),

@@ -1,4 +1,4 @@
-"""The fast suite is a covering: every pair of parameters is in a case that stays in it, and no test is lost whole."""
+"""The fast suite covers every pair of parameter values, and runs every test at least once."""
 
 from itertools import product
 

@@ -1,4 +1,4 @@
-"""What the documents show is true: their Python runs, its output is the one shown, and their commands exist."""
+"""Documents are correct: their Python blocks run, print the output shown, and their commands exist."""
 
 import contextlib
 import doctest
@@ -21,18 +21,18 @@ LOOSELY = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
 def examples(markdown: str) -> list[tuple[int, str, str | None]]:
-    """(line, code, output) of each Python block; output is the `text` block right after it, or None."""
-    found = []
+    """Return (line, code, output) of each Python block; output is the `text` block right after it, or None."""
+    blocks = []
     for match in FENCE.finditer(markdown):
         if match["language"] == "python":
             output = OUTPUT.match(match["rest"])
             line = markdown.count("\n", 0, match.start("body"))
-            found.append((line, match["body"], output and output["body"]))
-    return found
+            blocks.append((line, match["body"], output and output["body"]))
+    return blocks
 
 
 def run(markdown: str, name: str) -> None:
-    """Run a document's Python blocks one after the other in one namespace, as a reader would."""
+    """Run the Python blocks of a document in order, in one namespace."""
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for line, code, expected in examples(markdown):
         printed = io.StringIO()
@@ -75,14 +75,14 @@ def test_blocks_share_a_namespace_and_may_elide() -> None:
 
 
 def commands(markdown: str) -> list[list[str]]:
-    """The arguments of each `cynosure` command in a document's blocks of shell."""
+    """Return the arguments of each `cynosure` command in the shell blocks of a document."""
     blocks = [match["body"] for match in FENCE.finditer(markdown) if match["language"] in ("sh", "console")]
     calls = re.findall(r"^(?:\$ )?(?:.*\| |torchrun .* -m )?cynosure (.*)$", "".join(blocks), re.MULTILINE)
     return [shlex.split(call, comments=True) for call in calls]
 
 
 def parse(arguments: list[str]) -> None:
-    """Let the command line read arguments, and do nothing with them."""
+    """Parse arguments with the command line, without running anything."""
     from cynosure.cli.app import app
 
     group = typer.main.get_command(app)
@@ -131,7 +131,7 @@ def test_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def verbs(command: Any, path: str = "cynosure") -> dict[str, str]:
-    """The help text of every command below `command`, by what one types to run it."""
+    """Return the help text of every command below `command`, by the words that run it."""
     below = getattr(command, "commands", None)
     if below is None:
         return {path: command.help or ""}
@@ -139,7 +139,7 @@ def verbs(command: Any, path: str = "cynosure") -> dict[str, str]:
 
 
 def undocumented(verbs: dict[str, str], documents: str) -> list[str]:
-    """The commands that have no help text or that the documents do not mention."""
+    """Return the commands that lack a help text or that the documents do not mention."""
     return [path for path, text in verbs.items() if not text.strip() or path not in documents]
 
 
@@ -154,9 +154,9 @@ def test_every_command_is_documented() -> None:
 def test_every_benchmark_is_documented() -> None:
     from benchmarks.commands import app
 
-    found = verbs(typer.main.get_command(app), "python -m benchmarks")
-    assert {"python -m benchmarks loss", "python -m benchmarks score", "python -m benchmarks train"} <= set(found)
-    assert undocumented(found, (ROOT / "benchmarks" / "README.md").read_text()) == []
+    benchmarks = verbs(typer.main.get_command(app), "python -m benchmarks")
+    assert {"python -m benchmarks loss", "python -m benchmarks score", "python -m benchmarks train"} <= set(benchmarks)
+    assert undocumented(benchmarks, (ROOT / "benchmarks" / "README.md").read_text()) == []
 
 
 def test_an_undocumented_command_is_found() -> None:
@@ -179,5 +179,5 @@ def test_the_documents_use_the_words_of_the_glossary() -> None:
 
 def test_a_word_that_is_out_is_found() -> None:
     text = "A `body` in code.\n\n```sh\nbody\n```\n\nThe matrix\nproducts of the Body, [here](body.md).\n"
-    found = [(line, word) for line, word, _ in wrong_words(text, glossary())]
-    assert found == [(7, "matrix products"), (8, "Body")]
+    places = [(line, word) for line, word, _ in wrong_words(text, glossary())]
+    assert places == [(7, "matrix products"), (8, "Body")]

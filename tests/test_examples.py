@@ -1,4 +1,4 @@
-"""Every example does what it says, started as its docstring says."""
+"""Every example works when started as its docstring says."""
 
 import ast
 import os
@@ -17,12 +17,12 @@ LAUNCH = {
 
 
 def commands() -> list[tuple[Path, list[str]]]:
-    """(example, words of one of the commands in its docstring) of all examples."""
-    found = []
+    """Return (example, words of a command in its docstring) for all examples."""
+    starts = []
     for example in sorted((ROOT / "examples").glob("*.py")):
         lines = (ast.get_docstring(ast.parse(example.read_text())) or "").splitlines()[1:]
-        found += [(example, line.split("#")[0].split()) for line in lines if line.strip().startswith(tuple(LAUNCH))]
-    return found
+        starts += [(example, line.split("#")[0].split()) for line in lines if line.strip().startswith(tuple(LAUNCH))]
+    return starts
 
 
 def test_every_example_says_how_to_start_it() -> None:
@@ -44,7 +44,7 @@ def test_the_loss_falls_and_no_logits_are_made(example: Path, words: list[str], 
     assert done.returncode == 0, done.stderr
     losses = [float(value) for value in re.findall(r"(?:step \d+: |'loss': )(\d+\.\d+)", done.stdout)]
     assert len(losses) >= 2, done.stdout
-    if example.stem != "sft":  # which trains on one thing after another
+    if example.stem != "sft":  # it trains on two data sets in turn
         assert losses[-1] < losses[0], done.stdout
     assert "full logits" not in done.stderr
     assert "nothing" in done.stdout or "made by" not in done.stdout

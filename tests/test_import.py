@@ -1,4 +1,4 @@
-"""Importing is cheap, and a missing extra is named in one line. Each check runs in an interpreter of its own."""
+"""Importing is cheap, and one line names a missing extra. Each check runs in a new interpreter."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-# Parts of torch that cost seconds and that `import torch` leaves out.
+# Slow parts of torch that `import torch` does not load.
 HEAVY_TORCH = ("torch._dynamo", "torch._inductor", "torch.onnx", "torch.utils.tensorboard")
 
 LM = "of the extra 'lm': in a clone of cynosure, pip install '.[lm]'\n"
@@ -45,7 +45,7 @@ def python(code: str, path: Path | None = None) -> subprocess.CompletedProcess[s
 
 
 def brings(statement: str, path: Path | None = None) -> set[str]:
-    """What `statement` imports beyond the standard library and what `import torch` has brought already."""
+    """Return what a statement imports besides the standard library and what `import torch` has loaded."""
     done = python(NEW_MODULES.format(statement=statement), path)
     assert done.returncode == 0, done.stderr
     return set(done.stdout.split())
@@ -71,7 +71,7 @@ def test_import_alone_leaves_torch_out() -> None:
 
 
 def without(blocked: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command line where one package is not installed."""
+    """Run the command line as if one package were not installed."""
     return python(WITHOUT.format(blocked={blocked}, arguments=list(arguments)))
 
 

@@ -1,4 +1,4 @@
-"""What a test leaves in the process is gone before the next one, in either order."""
+"""What a test changes in the process is restored before the next test, in any order."""
 
 import logging
 import os
@@ -22,7 +22,7 @@ from cynosure.loss.matmul import choice, trials
 from cynosure.loss.matmul.rivals import Gemm
 from tests.isolation import isolated
 
-# What to read, and how to change it.
+# name: (function that reads the state, function that changes it)
 CHANGES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "environment, a variable more": (lambda: dict(os.environ), lambda: os.environ.update(CYNOSURE_LEFT="1")),
     "environment, a variable less": (lambda: dict(os.environ), lambda: os.environ.pop("PATH")),

@@ -1,4 +1,4 @@
-"""Arrows point downwards only: each wing of the package imports what stands before it on the data's path."""
+"""Imports point downwards only: each room of the package imports only rooms before it in ORDER."""
 
 import ast
 from collections.abc import Iterator
@@ -12,19 +12,19 @@ import cynosure
 
 PACKAGE = Path(__file__).parents[1] / "src" / "cynosure"
 ORDER = ("system", "loss", "patching", "text", "models", "auditing", "measure", "training", "cli")
-OUTSIDE = ("benchmarks", "tests")  # of the clone alone
-GROUND = {"system", "loss", "text"}  # import no other wing but system
-# Statistics need no model; nor does what is stored, or made of that.
+OUTSIDE = ("benchmarks", "tests")  # in the clone, but not in the package
+GROUND = {"system", "loss", "text"}  # import no other room except system
+# Statistics, stored results and everything derived from them need no model.
 MODEL_FREE = (
     *("measure/storage/", "measure/statistics/", "measure/results/"),
     *(f"measure/comparison/{name}.py" for name in ("align", "tally", "excerpts", "compare", "comparison", "gate")),
 )
 
-# Imports of what another wing does not offer: `system` has no `__init__.pyi`, everybody imports its modules.
+# Maximum number of imports that bypass another room's `__init__.pyi`. `system` has none: all import its modules.
 MOST_INNER = 15
 
-# Rooms of the loss, and the modules of it that each imports beside its own.
-ROOMS = {
+# Folders of loss/, and the modules of loss/ that each may import besides its own.
+FOLDERS = {
     "backends": {"native", "options", "pieces", "sizes", "targets", "tensors"},
     "matmul": {"native", "tensors"},
     "native": set(),
@@ -32,7 +32,7 @@ ROOMS = {
 
 
 def imported(tree: ast.AST, package: tuple[str, ...]) -> Iterator[tuple[int, str]]:
-    """(line, dotted name) of every import in a module of `package`, also in functions and by import_module("...")."""
+    """Yield (line, dotted name) of each import in a module of `package`, also in functions or by import_module("x")."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -46,8 +46,8 @@ def imported(tree: ast.AST, package: tuple[str, ...]) -> Iterator[tuple[int, str
                 yield node.lineno, str(node.args[0].value)
 
 
-def complaint(wing: str, name: str) -> str | None:
-    """Why a module of `wing` may not import `name`, or None when it may."""
+def complaint(room: str, name: str) -> str | None:
+    """Return why a module of `room` may not import `name`; None if it may."""
     parts = name.split(".")
     if parts[0] in OUTSIDE:
         return f"imports {name}: {parts[0]}/ is not installed with the package"
@@ -55,76 +55,76 @@ def complaint(wing: str, name: str) -> str | None:
         return None
     target = parts[1] if len(parts) > 1 else ""
     if target not in ORDER:
-        return f"imports {name}: the index is for users, import the wing itself"
-    if target == wing:
+        return f"imports {name}: the index is for users, import from its room"
+    if target == room:
         return None
-    if wing in GROUND and target != "system":
-        return f"imports {name}: {wing}/ imports no other wing"
-    if ORDER.index(target) > ORDER.index(wing):
-        return f"imports {name}: {target}/ stands after {wing}/"
+    if room in GROUND and target != "system":
+        return f"imports {name}: {room}/ imports no other room"
+    if ORDER.index(target) > ORDER.index(room):
+        return f"imports {name}: {target}/ stands after {room}/"
     return None
 
 
-def room_complaint(room: str, name: str) -> str | None:
-    """Why a module in a room of the loss may not import `name`, or None when it may."""
+def folder_complaint(folder: str, name: str) -> str | None:
+    """Return why a module in a folder of loss/ may not import `name`; None if it may."""
     parts = name.split(".")
-    if room not in ROOMS or parts[:2] != ["cynosure", "loss"] or {room, *ROOMS[room]} & {*parts[2:3]}:
+    if folder not in FOLDERS or parts[:2] != ["cynosure", "loss"] or {folder, *FOLDERS[folder]} & {*parts[2:3]}:
         return None
-    return f"imports {name}: of loss/ {room}/ imports only {', '.join(sorted(ROOMS[room])) or 'itself'}"
+    return f"imports {name}: of loss/ {folder}/ imports only {', '.join(sorted(FOLDERS[folder])) or 'itself'}"
 
 
 def violations(package: Path) -> list[str]:
-    """One line for every import in the package that points the wrong way."""
-    found = []
+    """Return one line for every import in the package that points the wrong way."""
+    complaints = []
     for file in sorted([*package.rglob("*.py"), *package.rglob("*.pyi")]):
         path = file.relative_to(package)
         if len(path.parts) == 1:
-            continue  # the index and __main__ stand above all wings
-        wing = path.parts[0]
-        if wing not in ORDER:
-            found.append(f"{path}: {wing}/ is not one of {', '.join(ORDER)}")
+            continue  # the index and __main__ are above all rooms
+        room = path.parts[0]
+        if room not in ORDER:
+            complaints.append(f"{path}: {room}/ is not one of {', '.join(ORDER)}")
             continue
         for line, name in imported(ast.parse(file.read_text()), ("cynosure", *path.parts[:-1])):
-            why = complaint(wing, name)
+            why = complaint(room, name)
             if why is None and path.as_posix().startswith(MODEL_FREE) and name.startswith("cynosure.models"):
                 why = f"imports {name}: statistics need no model"
-            if why is None and wing == "loss":
-                why = room_complaint(path.parts[1], name)
+            if why is None and room == "loss":
+                why = folder_complaint(path.parts[1], name)
             if why:
-                found.append(f"{path}:{line}: {why}")
-    return found
+                complaints.append(f"{path}:{line}: {why}")
+    return complaints
 
 
-def is_inner(package: Path, wing: str, name: str) -> bool:
-    """Whether `name` is a module inside another wing, or is imported from one."""
+def is_inner(package: Path, room: str, name: str) -> bool:
+    """Whether `name` is a module inside another room, or is imported from one."""
     parts = name.split(".")
-    if parts[0] != "cynosure" or len(parts) < 3 or parts[1] in (wing, "system"):
+    if parts[0] != "cynosure" or len(parts) < 3 or parts[1] in (room, "system"):
         return False
     module = package.joinpath(*parts[1:3])
     return len(parts) > 3 or module.is_dir() or module.with_suffix(".py").is_file()
 
 
 def inner_imports(package: Path) -> list[str]:
-    """One line for every import statement that reaches past what another wing offers in its `__init__.pyi`."""
-    found = {}
+    """Return one line for every import statement that bypasses another room's `__init__.pyi`."""
+    lines = {}
     for file in sorted(package.rglob("*.py")):
         path = file.relative_to(package)
-        wing = path.parts[0]
+        room = path.parts[0]
         if len(path.parts) == 1:
             continue
         for line, name in imported(ast.parse(file.read_text()), ("cynosure", *path.parts[:-1])):
-            if is_inner(package, wing, name):
-                found[path, line] = f"{path}:{line}: imports {name}"
-    return list(found.values())
+            if is_inner(package, room, name):
+                lines[path, line] = f"{path}:{line}: imports {name}"
+    return list(lines.values())
 
 
 def test_imports_point_downwards() -> None:
     assert violations(PACKAGE) == []
 
 
-def test_few_imports_reach_inside_another_wing() -> None:
-    found = inner_imports(PACKAGE)
-    assert len(found) <= MOST_INNER, "import these from the wing, whose __init__.pyi lists them:\n" + "\n".join(found)
+def test_few_imports_reach_inside_another_room() -> None:
+    inner = inner_imports(PACKAGE)
+    assert len(inner) <= MOST_INNER, "import these from the room, whose __init__.pyi lists them:\n" + "\n".join(inner)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_few_imports_reach_inside_another_wing() -> None:
         ("from cynosure.system.escapes import visible\nfrom cynosure.models.head import Head", 0),
     ],
 )
-def test_an_import_inside_another_wing_is_counted(code: str, inner: int, tmp_path: Path) -> None:
+def test_an_import_inside_another_room_is_counted(code: str, inner: int, tmp_path: Path) -> None:
     for name in ("loss/linear.py", "models/splitting.py", "text/chat.py"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).touch()
@@ -206,7 +206,7 @@ def test_no_public_name_hides_a_module() -> None:
 
 
 def shared_names(trees: dict[str, ast.Module]) -> dict[str, list[str]]:
-    """The classes of one name that several places define."""
+    """Return the class names that several files define, with the files."""
     homes: dict[str, list[str]] = {}
     for file, tree in trees.items():
         for node in ast.walk(tree):
@@ -216,7 +216,7 @@ def shared_names(trees: dict[str, ast.Module]) -> dict[str, list[str]]:
 
 
 def test_each_class_has_a_name_of_its_own() -> None:
-    """So that a traceback or a search says which one is meant."""
+    """Otherwise a traceback or a search would not say which class is meant."""
     assert shared_names({str(file): ast.parse(file.read_text()) for file in PACKAGE.rglob("*.py")}) == {}
 
 

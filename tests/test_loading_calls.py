@@ -1,4 +1,4 @@
-"""Every call that loads something of Hugging Face's says whether code that comes with it may run."""
+"""Every call that loads from Hugging Face says whether custom code may run."""
 
 import ast
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ LOADING = ("from_pretrained", "from_config", "get_class_from_dynamic_module")
 
 
 def silent_calls(source: str) -> Iterator[int]:
-    """The lines of loading calls that leave `trust_remote_code` out, and so let transformers ask on standard input."""
+    """Yield the lines of loading calls without `trust_remote_code`: transformers would ask on standard input."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call):
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
@@ -21,8 +21,8 @@ def silent_calls(source: str) -> Iterator[int]:
 
 def test_every_loading_call_says_whether_code_may_run() -> None:
     paths = sorted(SOURCES.rglob("*.py"))
-    found = [f"{path}:{line}" for path in paths for line in silent_calls(path.read_text(encoding="utf-8"))]
-    assert not found
+    silent = [f"{path}:{line}" for path in paths for line in silent_calls(path.read_text(encoding="utf-8"))]
+    assert not silent
     assert sum("trust_remote_code=" in path.read_text(encoding="utf-8") for path in paths) > 5
 
 

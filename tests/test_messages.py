@@ -1,4 +1,4 @@
-"""Messages of the library name its own arguments; the command line makes its options of them."""
+"""Messages of the library name its arguments; the command line translates them to options."""
 
 import ast
 import inspect
@@ -15,13 +15,13 @@ from cynosure.cli.app import app
 from cynosure.text import as_documents
 
 SOURCES = Path(cynosure.__file__).parent
-ABOVE = ("cli",)  # which are the command line
+ABOVE = ("cli",)  # the command line itself
 OPTION = re.compile(r"(?:^|[\s(])--[a-z][a-z-]+")
-OTHERS = re.compile(r"--(no-deps|force-reinstall)\b|owner/name--")  # pip's, and of code on the hub
+OTHERS = re.compile(r"--(no-deps|force-reinstall)\b|owner/name--")  # of pip, and names of code on the hub
 
 
 def strings(source: str) -> Iterator[tuple[int, str]]:
-    """(line, text) of every string that is no docstring."""
+    """Yield (line, text) of every string that is not a docstring."""
     tree = ast.parse(source)
     documentation = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):
@@ -38,8 +38,8 @@ def library() -> Iterator[Path]:
 
 
 def test_no_message_of_the_library_names_an_option() -> None:
-    found = {str(path): options for path in library() if (options := options_in(path.read_text()))}
-    assert not found
+    named = {str(path): options for path in library() if (options := options_in(path.read_text()))}
+    assert not named
 
 
 def test_the_scan_sees_one() -> None:
@@ -48,17 +48,17 @@ def test_the_scan_sees_one() -> None:
 
 
 def test_every_named_argument_is_an_option() -> None:
-    """And a message in which an argument stands in backticks is one that the command line translates."""
+    """The command line also translates every argument that a message puts in backticks."""
     command = typer.main.get_command(app)
     parameters = [parameter for verb in command.commands.values() for parameter in verb.params]  # type: ignore[attr-defined]
     flags = {flag for parameter in parameters for flag in parameter.opts}
     for name in common.NAMED:
         assert common.as_options(f"`{name}`") in flags
     named = {
-        found[1]
+        match[1]
         for path in library()
         for _, text in strings(path.read_text())
-        for found in re.finditer(r"`([a-z_]+)(?:=|`)", text)
+        for match in re.finditer(r"`([a-z_]+)(?:=|`)", text)
     }
     assert named <= set(common.NAMED)
     assert len(named) > 15

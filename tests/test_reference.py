@@ -1,4 +1,4 @@
-"""The reference covers the code: every command, option and public name; the picture has the published numbers."""
+"""The reference covers every command, option and public name; the chart shows the published numbers."""
 
 import inspect
 import os
@@ -22,7 +22,7 @@ PAGES = "".join(path.read_text() for path in [ROOT / "README.md", *sorted((ROOT 
 
 
 def options() -> Iterator[tuple[str, str]]:
-    """(command, option) of the command line."""
+    """Yield (command, option) of the command line."""
     for name, command in typer.main.get_command(app).commands.items():
         for parameter in getattr(command, "params", ()):
             for option in parameter.opts:
@@ -45,7 +45,7 @@ def test_the_command_line_reference_is_what_its_script_writes() -> None:
 
 
 def undocumented(api: str) -> list[str]:
-    """The names at the top, and those that documents import from a room, which no page of the API reference shows."""
+    """Return public names, and names that documents import, which no page of the API reference shows."""
     shown = {path.rpartition(".")[2] for path in re.findall(r"^::: (cynosure\.[\w.]+)$", api, re.MULTILINE)}
     imported = re.findall(r"^from cynosure\.\w+ import ([\w, ]+)$", PAGES, re.MULTILINE)
     public = {*cynosure.__all__, *(name.strip() for names in imported for name in names.split(","))}
@@ -85,7 +85,7 @@ def test_the_shell_completes_commands_options_and_values(words: str, completed: 
 
 
 def without_arguments(names: dict[str, object]) -> list[str]:
-    """Parameters of functions that the `Args` of their docstrings do not describe."""
+    """Return the parameters of functions that the `Args` of their docstrings do not describe."""
     missing = []
     for name, function in names.items():
         if inspect.isfunction(function):

@@ -1,11 +1,11 @@
-"""What puts a model on the loss, or audits it, needs torch and transformers alone."""
+"""`patch`, `audit` and the losses need only torch and transformers."""
 
 import subprocess
 import sys
 
 BLOCKED = ("accelerate", "altair", "datasets", "numpy", "pandas", "peft", "pyarrow", "rich", "tqdm", "trl", "typer")
 
-# The packages are absent to cynosure; torch and transformers may still find the ones that they use themselves.
+# The packages are hidden from cynosure only: torch and transformers may use them.
 ALONE = f"""
 import sys
 

@@ -1,4 +1,4 @@
-"""Tiny models and tokenizers, made on the spot."""
+"""Tiny models and tokenizers, created by code."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 
 
 def byte_tokenizer(*, adds_bos: bool = False, special: dict[str, str] | None = None) -> Any:
-    """One token a byte, spelled as GPT-2 does, and a few merges."""
+    """Return a tokenizer with one token per byte, spelled as in GPT-2, and a few merges."""
     alphabet = list(byte_alphabet())
     merges = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("Ã", "©")]
     names = [*(special if special is not None else SPECIAL).values(), *alphabet, *("".join(pair) for pair in merges)]
@@ -28,7 +28,7 @@ def byte_tokenizer(*, adds_bos: bool = False, special: dict[str, str] | None = N
 
 
 def piece_tokenizer(*, dummy_prefix: bool) -> Any:
-    """Sentencepiece as in Llama 2: `▁` for a space, bytes as `<0xNN>` where there is no piece."""
+    """Return a SentencePiece tokenizer as in Llama 2: `▁` for a space, `<0xNN>` for bytes without a piece."""
     pieces = [
         "<unk>",
         "<s>",
@@ -47,7 +47,7 @@ def piece_tokenizer(*, dummy_prefix: bool) -> Any:
 
 
 def word_tokenizer(*, lowercase: bool) -> Any:
-    """WordPiece as in BERT: space is thrown away, known by offsets alone."""
+    """Return a WordPiece tokenizer as in BERT: spaces are dropped, and only offsets show them."""
     words = ["[UNK]", "the", "The", "cat", "##s", "sat", "."]
     tokenizer = Tokenizer(kinds.WordPiece(vocab={word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase() if lowercase else None
@@ -56,7 +56,7 @@ def word_tokenizer(*, lowercase: bool) -> Any:
 
 
 def tiny_model(kind: str = "Llama", seed: int = 0, spread: float = 0.5, **options: Any) -> Any:
-    """A causal model of a known family with random weights, small enough for any test."""
+    """Return a causal model of a known family with random weights, small enough for any test."""
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "vocab_size": 300}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 64}
     if kind == "GPT2":

@@ -71,7 +71,7 @@ def test_whoever_is_right_gets_a_figure(report: BenchmarkReport, name: str, case
     [
         ("wrong_when_large", "red", "with 300 tokens dweight is off by 1.0e-05, allowed"),
         ("slow", "cut off", "cut off after 10 s with 300 tokens"),
-        ("crash", "failed", "of getting ready for 256 tokens: ended by SIGABRT"),
+        ("crash", "failed", "of building for 256 tokens: ended by SIGABRT"),
         ("unavailable", "missing", "needs a GPU"),
     ],
 )

@@ -73,7 +73,7 @@ def test_the_first_step() -> None:
     shown.step(step(1))
     lines = drawn(shown)
     holds(lines, f"step 1/{STEPS:,}", "123,456 tokens, 12.4% padding", "11.4999", "98,765.4", "12.345", "1234.56")
-    holds(lines, "1.2e-03", "1,234,567", "of peak", "objective", "11.5099", "left", "smoothed loss")
+    holds(lines, "1.2e-03", "1,234,567", "MFU", "objective", "11.5099", "ETA", "smoothed loss")
     assert "\u2026" not in "".join(lines)
 
 

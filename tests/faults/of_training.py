@@ -45,7 +45,7 @@ TRAINING = [
           "a damaged checkpoint is resumed", "training/test_damage.py"),
     Fault("separator-bytes", DATA, "widths[separator] = 0", "widths[separator] = 1",
           "what opens documents has bytes", "training/test_data.py training"),
-    Fault("unigram-unsmoothed", DATA, "(known + 1) / (known.sum() + 256)", "(known + 1) / (known.sum() + 1)",
+    Fault("unigram-unsmoothed", DATA, "(train_counts.sum() + 256)", "(train_counts.sum() + 1)",
           "the byte-unigram model's probabilities", "training/test_data.py"),
     Fault("lora-alpha", "training/lora.py", "lora_alpha=ALPHA * rank", "lora_alpha=ALPHA",
           "updates of a higher rank are smaller", "training/test_fine_tuning.py"),

@@ -118,7 +118,7 @@ def test_chats_are_made_to_fit_the_row_that_is_chosen(tmp_path: Path) -> None:
 def test_a_chat_in_which_nothing_counts_is_left_out_and_counted(tmp_path: Path) -> None:
     data = written(tmp_path, chats(say("only asked"), say("a", "b")))
     assert data.facts.train_documents == 1
-    assert "1 chat in which no turn counts: left out" in data.facts.notes
+    assert "1 chat without a turn to predict: left out" in data.facts.notes
 
 
 def test_a_chat_is_held_out_and_shortened_by_whole_exchanges(tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def test_it_goes_on_to_the_same_weights(run: Command, whole: Path, copied: Path)
     done = run("train", "--out", copied, "--resume")
     assert done.status == 0, done.err
     assert f"note: {path} does not match its SHA-256: going back to the checkpoint of step 3" in done.err
-    assert "going on at step 3" in done.err
+    assert "resuming at step 3" in done.err
     assert_same(whole, copied)
     assert set(RunFolder(copied).checkpoints) == set(RunFolder(whole).checkpoints)
 
@@ -229,7 +229,7 @@ def test_other_threads_go_on_to_rounding_which_is_said(whole: Path, copied: Path
         notes = stopped_at(8, copied, resume=True)
     finally:
         torch.set_num_threads(threads)
-    assert f"the run goes on to rounding, not bit for bit: {threads + 1} threads instead of {threads}" in notes
+    assert f"the run resumes up to rounding, not bit for bit: {threads + 1} threads instead of {threads}" in notes
     for ours, theirs in zip(timeless(copied), timeless(whole)[:8], strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-5)
 
@@ -242,7 +242,7 @@ def test_another_torch_is_said(linked: Path) -> None:
     found.put_manifest(manifest | {"environment": manifest["environment"] | {"torch": "2.6.0"}})
     TrainingRun(found, watcher, Workers(), (), Consent())
     (note,) = watcher.notes
-    assert note.startswith("the run goes on to rounding, not bit for bit: torch ")
+    assert note.startswith("the run resumes up to rounding, not bit for bit: torch ")
     assert note.endswith(" instead of 2.6.0")
 
 
@@ -278,7 +278,7 @@ def test_the_best_model_is_a_sound_one(tmp_path: Path) -> None:
     assert trained(found.path, watcher, resume=True, **ruin).best_step == second
     place = found.checkpoint(best) / "model.safetensors"
     assert (
-        f"{place} does not match its SHA-256: the model is that of step {second}, the best of the others"
+        f"{place} does not match its SHA-256: the model is from step {second}, the best of the other checkpoints"
         in watcher.notes
     )
     taken = (found.path / "model" / "model.safetensors").read_bytes()

@@ -24,7 +24,7 @@ from tests.training.test_damage import whole as whole
 pytestmark = pytest.mark.filterwarnings("ignore")  # Trainer's own
 
 STEP = 6
-WAY_OUT = "and resuming goes on from the checkpoint before it"
+WAY_OUT = "to resume from the checkpoint before it"
 
 
 class Bomb:
@@ -94,14 +94,14 @@ def changed(*path: str, to: Any) -> Callable[[dict[str, Any]], None]:
 
 
 MANIFESTS = [
-    (changed("plan", to=[1]), "plan: [1] is no object"),
+    (changed("plan", to=[1]), "plan: [1] is not an object"),
     (changed("plan", "steps", to="12"), "plan: steps is '12', not int"),
     (changed("plan", "steps", to=True), "plan: steps is True, not int"),
     (changed("plan", "steps", to=0), "plan: steps is 0, not at least 1"),
     (changed("plan", "validate_steps", to=0), "plan: validate_steps is 0, not at least 1"),
-    (changed("plan", "micro_rows", to=3), "plan: its micro-batches do not make up its batch of 128 tokens"),
+    (changed("plan", "micro_rows", to=3), "plan: its micro-batches do not add up to its batch of 128 tokens"),
     (changed("plan", "learning_rate", to=...), "plan: learning_rate is missing"),
-    (changed("plan", "pace", to=1), "plan: pace is not known here"),
+    (changed("plan", "pace", to=1), "plan: pace is unknown"),
     (changed("settings", "seed", to=None), "settings: seed is None, not int"),
     (changed("settings", "preset", to="huge"), "settings: unknown preset"),
     (changed("settings", "dtype", to=["float32"]), "settings: dtype is ['float32'], not str"),
@@ -110,7 +110,7 @@ MANIFESTS = [
     (changed("products", "float32", to=1), "products is {'float32': 1"),
     (changed("device", to=...), "device is missing"),
     (changed("corpus", to=None), "corpus is None, not dict"),
-    (changed("checkpoints", to={"last": "0"}), "checkpoints: its names are no steps"),
+    (changed("checkpoints", to={"last": "0"}), "checkpoints: its names are not steps"),
     (changed("checkpoints", to={"6": 6}), "checkpoints is {'6': 6}"),
     (changed("data_sha256", to=3), "data_sha256 is 3"),
 ]
@@ -135,7 +135,7 @@ def test_data_of_another_run(copied: Path) -> None:
     ids, valid = (data / "ids.int32").read_bytes(), (data / "valid.jsonl").read_text().splitlines(keepends=True)
     (data / "ids.int32").write_bytes(ids[:-8])
     forged(copied)
-    with pytest.raises(Damaged, match=r"documents.npz cannot be read: there are 1,476 tokens, and 1,478 were written"):
+    with pytest.raises(Damaged, match=r"documents.npz cannot be read: expected 1,478 tokens, got 1,476"):
         run(copied, resume=True)
     (data / "ids.int32").write_bytes(ids[:-3])
     forged(copied)
@@ -158,9 +158,7 @@ def test_a_run_of_an_earlier_version_goes_on(whole: Path, copied: Path, tmp_path
     torch.save(Bomb(tmp_path / "trace"), folder.checkpoint(STEP) / "training_args.bin")
     run(copied, watcher, resume=True)
     assert not (tmp_path / "trace").exists()
-    assert (
-        f"{copied} is of an earlier version that kept no digests: damage to its files may go unnoticed" in watcher.notes
-    )
+    assert f"{copied} is from an earlier version, which kept no digests: damage may go unnoticed" in watcher.notes
     assert_same(whole, copied)
     assert folder.kept.keys() == RunFolder(whole).kept.keys()
     assert None not in folder.kept.values()
@@ -203,7 +201,7 @@ def test_damage_that_shows_without_digests(stopped: Path, tmp_path: Path, loadin
 def test_the_state_of_another_step(stopped: Path) -> None:
     place = RunFolder(stopped).checkpoint(STEP)
     loop.check_state(place, STEP)
-    with pytest.raises(Damaged, match=r"trainer_state.json cannot be read: it is of step 6; remove .*step-000006, and"):
+    with pytest.raises(Damaged, match=r"trainer_state.json cannot be read: it is of step 6; remove .*step-000006 to"):
         loop.check_state(place, STEP + 3)
 
 

@@ -98,7 +98,7 @@ def test_a_finished_run_stays_as_it_is(whole: Path) -> None:
 def test_another_text_or_setting_is_not_its_own(whole: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="started with seed 0, not 1: leave it out"):
         cynosure.train([], whole, cynosure.TrainSettings(seed=1), resume=True)
-    with pytest.raises(ValueError, match="holds another run: `resume=True`"):
+    with pytest.raises(ValueError, match="holds another run: give `resume=True`"):
         cynosure.train(documents(), whole, cynosure.TrainSettings(**SETTINGS))
     with pytest.raises(FileNotFoundError, match="no training run to resume"):
         cynosure.train([], tmp_path, resume=True)

@@ -64,7 +64,7 @@ def test_defaults() -> None:
     [
         ({"preset": "huge"}, "expected one of tiny, small, base"),
         ({"preset": "tiny", "init": "x"}, "not both"),
-        ({"lora": 4}, "name one with `init`"),
+        ({"lora": 4}, "give one as `init`"),
         ({"init": "x", "vocab_size": 300}, "its own tokenizer"),
         ({"tokenizer": "x", "vocab_size": 300}, "not both"),
         ({"schedule": "linear"}, "expected one of cosine, wsd"),
@@ -80,7 +80,7 @@ def test_defaults() -> None:
         ({"z_loss": -1.0}, "z_loss must be at least 0"),
         ({"warmup": float("nan")}, "warmup must be"),
         ({"row_tokens": 100, "batch_tokens": 250}, "`batch_tokens=200` or `batch_tokens=300`"),
-        ({"row_tokens": 100, "batch_tokens": 400, "micro_rows": 3}, "give 1, 2, 4"),
+        ({"row_tokens": 100, "batch_tokens": 400, "micro_rows": 3}, "expected one of 1, 2, 4"),
         ({"init": "x", "row_tokens": 4096, "batch_tokens": 4096}, "longer than the 2,048 positions of x"),
     ],
 )

@@ -91,7 +91,7 @@ def test_damage_to_a_part_is_found(runs: Path, tmp_path: Path) -> None:
         with pytest.raises(Damaged, match=re.escape(f"{path} does not match its SHA-256")):
             RunFolder(out).check(N_STEPS)
         old(out)
-        with pytest.raises(Damaged, match=rf"optimizer.* cannot be read: .*; remove {part.parents[1]}, and resuming"):
+        with pytest.raises(Damaged, match=rf"optimizer.* cannot be read: .*; remove {part.parents[1]} to resume"):
             run(out, resume=True)
         shutil.rmtree(out)
         shutil.copytree(runs / "whole", out)

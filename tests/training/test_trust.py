@@ -34,7 +34,7 @@ def test_a_model_with_code_of_its_own(coded: Path, ran: Path, tmp_path: Path) ->
     assert RunFolder(trained.folder).manifest["code"] == {"model": f"sha256:{code_sha256(coded)}"}
     assert "trust_remote_code" not in json.dumps(RunFolder(trained.folder).manifest)  # a folder agrees to nothing
     ran.unlink()
-    with pytest.raises(ValueError, match="started with Python code of its model's own: give `trust_remote_code=True`"):
+    with pytest.raises(ValueError, match="started with the model's own Python code: give `trust_remote_code=True`"):
         train(trained.folder, resume=True)
     assert not ran.exists()
     again = train(trained.folder, resume=True, trust_remote_code=True)

@@ -180,7 +180,8 @@ def test_what_is_told_of_those_too_long() -> None:
     told = {"fill": 0.9912, "cut_prompts": 12, "cut_completions": 1, "split": 0, "dropped": 0}
     assert kept_whole(told) == (
         "documents are kept whole: rows are 99.1% full, the rest is padding; longer than a row, and so changed "
-        "(--row-tokens makes rows longer): 12 cut at the beginning of the prompt, 1 cut at the end of the completion"
+        "(increase --row-tokens to avoid this): 12 cut at the beginning of the prompt, "
+        "1 cut at the end of the completion"
     )
     assert kept_whole(told | {"cut_prompts": 0, "cut_completions": 0}).endswith("the rest is padding")
 
@@ -239,7 +240,7 @@ def test_how_a_run_packs(tiny_folder: Path, tmp_path: Path) -> None:
         assert kept["strategy"] == strategy
         assert (kept["split"] > 0) == (name == "kept")
         assert (kept["dropped"] > 0) == (name == "prompts")
-    with pytest.raises(ValueError, match=r"overlong 'drop' is for documents that are kept whole, and none of these"):
+    with pytest.raises(ValueError, match=r"overlong 'drop' is for documents that are kept whole, and these are not"):
         cynosure.train(plain, tmp_path / "refused", settings_of(tiny_folder, overlong="drop"))
     with pytest.raises(ValueError, match=r"text \d+: it has \d+ tokens, more than a row of 32 .* or `overlong='drop'`"):
         cynosure.train(pairs(), tmp_path / "refused", settings_of(tiny_folder, overlong="error"))

@@ -17,7 +17,7 @@ from tests.training.test_resume import assert_same
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Trainer's own
 ROOT = Path(__file__).parents[2]
-NOTE = "the processes are {}, and were {} when the run was started: it goes on to rounding, not bit for bit"
+NOTE = "the run has {} processes and was started with {}: it resumes up to rounding, not bit for bit"
 
 
 def two_processes(folder: Path, phase: str) -> subprocess.CompletedProcess[str]:

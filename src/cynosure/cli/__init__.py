@@ -1,1 +1,1 @@
-"""The command line: one thin module a verb, each the twin of one library call."""
+"""The command line: one thin module per command, each for one call of the library."""

@@ -63,7 +63,7 @@ def main(app: typer.Typer = app, name: str = "cynosure") -> None:
             common.complain(f"a library ended the process: {stop.code}")
             sys.exit(2)
         raise
-    except BrokenPipeError:  # the reader closed the pipe: no failure of ours, but a failed gate stays one
+    except BrokenPipeError:  # the reader closed the pipe: not our failure, but a failed gate still counts
         drop_output()
         sys.exit(1 if common.settings.failed else 0)
     except KeyboardInterrupt:
@@ -79,7 +79,7 @@ def main(app: typer.Typer = app, name: str = "cynosure") -> None:
 
 
 def interrupted() -> str:
-    """The message of an interrupted command: whether it can be resumed."""
+    """Return the message of an interrupted command: whether and how to resume it."""
     kept = common.settings.kept_in
     if kept is None:
         return "interrupted"
@@ -127,7 +127,7 @@ def drop_output() -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """What is wrong and where, in one line. Errors that no input explains show their type."""
+    """Return what is wrong and where, in one line; unexpected errors show their type."""
     if hasattr(error, "format_message"):  # raised by the command-line parser
         context = getattr(error, "ctx", None)
         return f"{error.format_message()} (see {context.command_path if context else 'cynosure'} --help)"

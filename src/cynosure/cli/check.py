@@ -90,7 +90,7 @@ def numbers(check: "Check") -> dict[str, Any]:
 
 
 def padded_batch(tokenizer: Any, ids: list[int]) -> "dict[str, Tensor]":
-    """Two rows as a data collator builds them: the beginning of a text, and a shorter beginning with padding."""
+    """Return two rows as a data collator builds them: the beginning of a text, and a shorter one with padding."""
     import torch
 
     from cynosure.text import adds_bos, prefix_token

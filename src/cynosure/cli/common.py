@@ -18,7 +18,7 @@ import typer
 from cynosure.system.escapes import visible
 
 COLUMNS = 80  # of output that is not a terminal
-# Arguments as the library's messages name them: `bad_rows`, `bad_rows='skip'`. `as_options` makes options of them.
+# Arguments as the library's messages name them: `bad_rows`, `bad_rows='skip'`. `as_options` translates them to options.
 NAMED = (
     "allow_unused_weights", "bad_rows", "batch_tokens", "bos", "chat", "column", "device", "errors", "init",
     "keep_documents_whole", "learning_rate", "lora", "out", "overlong", "preset", "resume", "revision", "row_tokens",
@@ -26,7 +26,7 @@ NAMED = (
 )  # fmt: skip
 SHORT = {"learning_rate": "lr", "vocab_size": "vocab"}
 ARGUMENT = re.compile(rf"`({'|'.join(NAMED)})(?:=([^`]*))?`")
-NOT_ASCII = re.compile(r"[^\n -~]")  # nor a line end
+NOT_ASCII = re.compile(r"[^\n -~]")  # line ends are kept
 
 
 @dataclass
@@ -125,20 +125,20 @@ AllowUnusedWeights = Annotated[
 
 
 def shown_examples(commands: Sequence[str]) -> str:
-    """Example commands as the end of a help text; \\b keeps their line breaks."""
+    """Format example commands for the end of a help text; \\b keeps their line breaks."""
     return "\n  ".join(["\b\nExamples:", *commands])
 
 
 def leads() -> bool:
-    """Whether this process is the one that prints, of those that torchrun may have started."""
+    """Whether this process is the one that prints: the first of those that torchrun may have started."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def as_options(message: str) -> str:
-    """A message of the library, with its arguments named as options of the command line.
+    """Replace the argument names in a message of the library by options of the command line.
 
-    >>> print(as_options("a: not UTF-8; `errors='replace'` reads it, `resume=True` goes on, or give another `out`"))
-    a: not UTF-8; --errors replace reads it, --resume goes on, or give another --out
+    >>> print(as_options("a: not UTF-8; `errors='replace'` reads it, `resume=True` resumes, or give another `out`"))
+    a: not UTF-8; --errors replace reads it, --resume resumes, or give another --out
     """
 
     def option(match: re.Match[str]) -> str:
@@ -150,10 +150,10 @@ def as_options(message: str) -> str:
 
 
 def width(file: TextIO) -> int:
-    """The columns of a file: $COLUMNS if set, else the terminal's, else 80."""
-    asked = os.environ.get("COLUMNS", "")
-    if asked.isdigit() and int(asked):
-        return int(asked)
+    """Return the number of columns of a file: $COLUMNS if set, else the terminal's, else 80."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdigit() and int(columns):
+        return int(columns)
     try:
         return os.get_terminal_size(file.fileno()).columns or COLUMNS
     except (OSError, ValueError):  # not a terminal, or without a file descriptor
@@ -161,14 +161,14 @@ def width(file: TextIO) -> int:
 
 
 def wrapped(text: str, width: int, indent: str = "") -> str:
-    """The text as lines broken between words, with control characters escaped; a longer word stays whole."""
+    """Wrap a text between words, with control characters escaped; longer words stay whole."""
     return "\n".join(
         textwrap.wrap(visible(text), width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
     )
 
 
 def as_note(text: str) -> str:
-    """The text as lines for stderr."""
+    """Wrap a text for stderr."""
     return wrapped(as_options(text), width(sys.stderr), "  ")
 
 
@@ -233,7 +233,7 @@ def print_json(value: Any) -> None:
 
 
 def json_escape(character: str) -> str:
-    r"""A character as an ASCII escape of JSON.
+    r"""Return a character as an ASCII escape of JSON.
 
     >>> print(json_escape("\x7f"), json_escape("\u202e"))
     \u007f \u202e

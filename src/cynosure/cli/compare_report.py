@@ -1,4 +1,4 @@
-"""A comparison as tables on a terminal, and as Markdown: the verdict first, then where it comes from."""
+"""Show a comparison as tables on a terminal or as Markdown: the verdict first, then its causes."""
 
 import re
 from collections.abc import Sequence
@@ -72,7 +72,7 @@ def show_segments(console: "Console", title: str, segments: list[dict[str, Any]]
 
 
 def markdown(comparison: "Comparison", verdicts: "Sequence[Verdict]") -> str:
-    """The verdict, metrics, gates and notes as GitHub Markdown."""
+    """Return the verdict, metrics, gates and notes as GitHub Markdown."""
     failed = sum(verdict.failed for verdict in verdicts)
     verdict = f" {failed} of {len(verdicts)} gates failed." if failed else ""
     lines = [
@@ -93,7 +93,7 @@ def markdown(comparison: "Comparison", verdicts: "Sequence[Verdict]") -> str:
 
 
 def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table."""
+    """Return a Markdown table."""
     return [
         f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
         for row in (head, ["---"] * len(head), *rows)
@@ -105,7 +105,7 @@ def code(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """The text with everything escaped that Markdown would render: links, images, HTML.
+    """Escape everything in a text that Markdown would render: links, images, HTML.
 
     >>> print(plain("<img src=x> *a* [b](c)"))
     \\<img src=x\\> \\*a\\* \\[b\\](c)

@@ -1,17 +1,17 @@
-"""A loss curve in the terminal."""
+"""Plot a loss curve in the terminal."""
 
 from itertools import pairwise
 
 from plotille import Canvas
 
 MARK = "o"
-SKIPPED = 0.02  # of the x axis: higher points before it are cut off
+SKIPPED = 0.02  # of the x axis at its start: higher points there are cut off
 
 Points = list[tuple[float, float]]  # (x, y), by x
 
 
 def curve(line: Points, marks: Points, columns: int, rows: int) -> list[str]:
-    """A line through points, and marks beside it, with the ends of both axes written at them.
+    """Return the plot of a line and of single marks, with the ends of both axes labelled.
 
     >>> for text in curve([(0, 3.0), (1, 2.5), (2, 1.0)], [(2, 2.0)], 6, 2):
     ...     print(text)
@@ -23,7 +23,7 @@ def curve(line: Points, marks: Points, columns: int, rows: int) -> list[str]:
     settled = [y for x, y in line if x >= min(last, first + SKIPPED * (last - first))]
     heights = [*settled, *(y for _, y in marks)]
     low, high = min(heights), max(heights)
-    # A dot wider than the values: the canvas leaves out its upper ends.
+    # One dot wider than the values, since the canvas excludes its upper bounds.
     right = last + max((last - first) / (2 * columns - 1), 1e-9)
     top = high + max((high - low) / (4 * rows - 1), 1e-9)
     canvas = Canvas(columns, rows, first, low, right, top)

@@ -38,7 +38,7 @@ def keep_stdin_for_texts() -> None:
 
 
 def main() -> None:
-    """Run the command line. Exit status 2 when a package is missing or broken."""
+    """Run the command line. Exit with status 2 if a package is missing or broken."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # run the clean-up of temporary and partial files
     keep_stdin_for_texts()
     try:
@@ -52,6 +52,6 @@ def main() -> None:
     except ImportError as error:
         line = missing("this command", error.name) if isinstance(error, ModuleNotFoundError) else None
         with suppress(OSError):
-            told = line or f"{type(error).__name__}: {visible(str(error))}: reinstall it"
-            print(f"cynosure: {told}", file=sys.stderr, flush=True)
+            message = line or f"{type(error).__name__}: {visible(str(error))}: reinstall it"
+            print(f"cynosure: {message}", file=sys.stderr, flush=True)
         sys.exit(2)

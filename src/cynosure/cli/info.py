@@ -1,4 +1,4 @@
-"""`cynosure info`: versions, devices and backends, with the reason where one is not available."""
+"""`cynosure info`: versions, devices and backends, with the reason if one is not available."""
 
 import os
 import platform
@@ -25,7 +25,7 @@ def info(format: common.Format = "table", quiet: common.Quiet = False, debug: co
 
 
 def gather() -> dict[str, Any]:
-    """Everything `info` shows, as plain values."""
+    """Return everything that `info` shows, as plain values."""
     import torch
 
     from cynosure.loss import choose_gemm
@@ -67,7 +67,7 @@ def installed(package: str) -> str | None:
 
 
 def packaged_status(name: str) -> str:
-    """The path of a packaged model, or how to install it."""
+    """Return the path of a packaged model, or how to install it."""
     from cynosure.models import packaged_parts
 
     try:

@@ -85,7 +85,7 @@ def show(prediction: "Prediction") -> None:
 
 
 def top_table(prediction: "Prediction") -> "Table":
-    """The most likely tokens, with their probabilities as numbers and as bars on one scale."""
+    """Return the most likely tokens, with their probabilities as numbers and as bars on one scale."""
     from rich.bar import Bar
 
     from cynosure.cli.screen import headed_table
@@ -101,7 +101,7 @@ def top_table(prediction: "Prediction") -> "Table":
 
 
 def truth_table(prediction: "Prediction") -> "Table":
-    """Each token of the truth, and their total when there are several."""
+    """Return each token of the truth, and their total if there are several."""
     from cynosure.cli.screen import headed_table
     from cynosure.measure import percent
     from cynosure.system.escapes import quoted

@@ -1,4 +1,4 @@
-"""The progress of scoring: a bar on a terminal, else a plain line every few seconds; nothing when quiet."""
+"""Show the progress of scoring: a bar on a terminal, else a line every few seconds; nothing if quiet."""
 
 import sys
 import time
@@ -11,14 +11,14 @@ from cynosure.cli import common
 if TYPE_CHECKING:
     from cynosure.measure import Progress
 
-LINE_SECONDS = 10  # between lines of progress where there is no terminal
+LINE_SECONDS = 10  # between lines of progress without a terminal
 
 
 @contextmanager
 def shown_progress(total: int | None, quiet: bool) -> Iterator["Callable[[Progress], None] | None"]:
     """Yield the function to call after every batch, or None to show nothing.
 
-    `total` is the number of bytes to score. Of several processes only the first shows progress.
+    `total` is the number of bytes to score. With several processes, only the first shows progress.
     """
     if quiet or not common.leads():
         yield None
@@ -30,7 +30,7 @@ def shown_progress(total: int | None, quiet: bool) -> Iterator["Callable[[Progre
 
 
 class ScoringTotals:
-    """Running totals of a scoring, and their wording."""
+    """Running totals of a scoring, and how they are shown."""
 
     def __init__(self, total: int | None) -> None:
         self.total, self.start = total, time.monotonic()

@@ -95,7 +95,7 @@ def score(
     common.show_notes(quiet)
     if protocol != "all":  # checked early: loading a model takes seconds
         default = PROTOCOLS[protocol].window if protocol in PROTOCOLS else 0
-        # Without --window the stride is capped here: the model may have fewer positions, which loading will tell.
+        # Without --window, cap the stride: the model may have fewer positions, which is checked after loading.
         check_protocol(protocol, window or default, stride if window or not stride else min(stride, default))
         check_bos(protocol, bos)
     sources = find_sources(texts, column=column)

@@ -1,7 +1,7 @@
-"""Tables and lines on stdout and stderr. Every printed string goes through `visible`, which escapes control characters.
+"""Print tables and lines on stdout and stderr. Every string goes through `visible`, which escapes control characters.
 
-Texts, file names, run folders and models come from outside: an escape sequence in them would command the terminal, and
-a line end could forge a line of our output.
+Texts, file names, run folders and models are untrusted: an escape sequence in them could control the terminal, and a
+line end could forge a line of our output.
 """
 
 import re
@@ -50,7 +50,7 @@ class Console(rich.console.Console):
         raise
 
     def render(self, *arguments: Any, **options: Any) -> Iterable[Segment]:
-        """The segments of Rich, with their texts escaped; Rich's own control codes stay."""
+        """Yield Rich's segments with escaped texts; Rich's own control codes stay."""
         for segment in super().render(*arguments, **options):
             yield segment if segment.control else Segment(as_lines(segment.text), segment.style)
 
@@ -69,7 +69,7 @@ class Table(rich.table.Table):
 
 
 def least_width(shown: Any) -> int:
-    """The width below which a table would be cut; 0 for anything else."""
+    """Return the width below which a table would be cut; 0 for anything else."""
     if isinstance(shown, rich.console.Group):
         return max(map(least_width, shown.renderables), default=0)
     if not isinstance(shown, rich.table.Table):
@@ -86,22 +86,22 @@ def least_width(shown: Any) -> int:
 
 
 def as_lines(text: str) -> str:
-    """The text with control characters escaped, except for line ends, which Rich inserts itself."""
+    """Escape control characters in a text, except for line ends, which Rich inserts itself."""
     return "\n".join(map(visible, text.split("\n")))
 
 
 def stdout() -> Console:
-    """The console for tables."""
+    """Return the console for tables."""
     return Console(width=common.width(sys.stdout))
 
 
 def stderr() -> Console:
-    """The console for progress."""
+    """Return the console for progress."""
     return Console(stderr=True)
 
 
 def plain_table(*styles: str) -> Table:
-    """A table without a header, one column per style; > in front aligns right. Only the last column is wrapped."""
+    """Return a table without a header, one column per style; > in front aligns right. Only the last column wraps."""
     table = Table(show_header=False)
     for style in styles:
         table.add_column(justify="right" if style.startswith(">") else "left", style=style.lstrip(">"))
@@ -111,7 +111,7 @@ def plain_table(*styles: str) -> Table:
 
 
 def headed_table(*names: str) -> Table:
-    """A table with these column names. The first is left-aligned, others right; < or > before a name overrides that."""
+    """Return a table with these columns. The first is left-aligned, others right; < or > in front overrides that."""
     table = Table()
     for i, name in enumerate(names):
         left = name.startswith("<") or (i == 0 and not name.startswith(">"))

@@ -1,4 +1,4 @@
-"""The scores of a run as tables: the loss, the same in other units, then where the loss comes from."""
+"""Show the scores of a run as tables: the loss, the loss in other units, then where the loss comes from."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -45,7 +45,7 @@ def show(scores: "Scores") -> None:
 
 
 def counts(scores: "Scores", values: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """(name, value, explanation) of the counts, the effective sample size and calibration."""
+    """Yield (name, value, explanation) of the counts, the effective sample size and the calibration."""
     covering = [counted(values[f"{what}s"], what) for what in ("byte", "word") if values[f"{what}s"] is not None]
     yield "tokens scored", f"{values['tokens']:,}", ", ".join([*covering, f"{number(values['nats'], 1)} nats"])
     reasons: dict[str, int] = {}
@@ -123,12 +123,12 @@ def show_costliest(console: "Console", values: dict[str, Any]) -> None:
 
 
 def shortened(text: str) -> str:
-    """The beginning of a text, in quotes."""
+    """Return the beginning of a text, in quotes."""
     return quoted(visible(text)[:SHOWN_CHARS])
 
 
 def in_context(part: dict[str, Any]) -> "Text":
-    """A costly part, highlighted in the surrounding text; brackets mark it where colours are lost."""
+    """Highlight a costly part in its surrounding text; brackets mark it where colours are lost."""
     from rich.text import Text
 
     text = Text(f"...{visible(part['before'])[-BEFORE:]}[")
@@ -138,7 +138,7 @@ def in_context(part: dict[str, Any]) -> "Text":
 
 
 def show_protocols(by_protocol: "dict[str, Scores | str]") -> None:
-    """Print a comparison of all protocols, and a sentence on each; a str is the reason why one does not apply."""
+    """Print a comparison of all protocols, and a sentence on each. A str is the reason why one does not apply."""
     from cynosure.text import PROTOCOLS
 
     console = stdout()
@@ -152,14 +152,14 @@ def show_protocols(by_protocol: "dict[str, Scores | str]") -> None:
         if isinstance(scores, str):
             losses.add_row(name)
             continue
-        context, setting, figures = scores.statistics.context, scores.setting, scores.figures
+        context, setting, metrics = scores.statistics.context, scores.setting, scores.figures
         losses.add_row(
             name,
             f"{scores.tokens:,}",
             "" if scores.n_bytes is None else f"{scores.n_bytes:,}",
-            number(figures["nats_per_token"].value, 4),
-            number(figures["token_perplexity"].value),
-            "" if figures["bits_per_byte"].value is None else number(figures["bits_per_byte"].value, 4),
+            number(metrics["nats_per_token"].value, 4),
+            number(metrics["token_perplexity"].value),
+            "" if metrics["bits_per_byte"].value is None else number(metrics["bits_per_byte"].value, 4),
         )
         span = f"{context.least:,} to {context.most:,}"
         windows.add_row(name, f"{setting.window:,}", f"{setting.stride:,}", span, f"{context.mean:,.0f}")

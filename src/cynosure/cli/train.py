@@ -83,7 +83,7 @@ def train(
     given = {name: value for name, value in settings.items() if value is not None and value is not False}
     if held_out and not resume:
         given.setdefault("hold_out", 0.0)
-    asked = TrainSettings(**given)
+    train_settings = TrainSettings(**given)
     from cynosure.measure import Corpus
 
     reading: dict[str, Any] = {"column": column, "errors": errors, "split_at": split_at, "bad_rows": bad_rows}
@@ -101,7 +101,7 @@ def train(
     training: dict[str, Any] = {"valid": apart, "resume": resume, "report_to": tuple(report_to or ()), **consent}
     try:
         with shown_training(quiet) as watcher:
-            trained = run(corpus, out, asked, watcher=watcher, **training)
+            trained = run(corpus, out, train_settings, watcher=watcher, **training)
     except Diverged as error:
         common.complain(str(error))
         raise typer.Exit(1) from None

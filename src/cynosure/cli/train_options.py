@@ -1,4 +1,4 @@
-"""The options of `cynosure train` that set fields of `TrainSettings`, generated from these fields."""
+"""The options of `cynosure train` for the fields of `TrainSettings`, generated from these fields."""
 
 import re
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def count(text: str) -> int:
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     """Replace the `**settings` of a command by one option for each field of `TrainSettings`.
 
-    An option that was not given is None, because an explicit default differs from one left open.
+    An option that was not given is None, because an explicit default differs from an open field.
     """
     types = get_type_hints(TrainSettings)
     options = [parameter(field, types[field.name]) for field in fields(TrainSettings)]
@@ -42,7 +42,7 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def parameter(field: "Field[Any]", kind: Any) -> Parameter:
-    """The option of one setting, as typer reads it."""
+    """Return the option of a setting, as typer expects it."""
     setting: Option = field.metadata["option"]
     flag = "--" + SHORT.get(field.name, field.name).replace("_", "-")
     more: dict[str, Any] = {"help": as_options(setting.help + default(field)), "show_default": False}
@@ -57,7 +57,7 @@ def parameter(field: "Field[Any]", kind: Any) -> Parameter:
 
 
 def default(field: "Field[Any]") -> str:
-    """The default of a setting as the help text shows it; empty for None and for flags."""
+    """Return the default of a setting for the help text; empty for None and for flags."""
     value = field.metadata["option"].shown or field.default
     if value is None or value is False:
         return ""

@@ -1,4 +1,4 @@
-"""How a training reads as it goes: a live picture on a terminal, plain lines elsewhere, errors alone when quiet."""
+"""Show the progress of a training: a live picture on a terminal, plain lines elsewhere, only errors when quiet."""
 
 import math
 import re
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     from cynosure.measure import Say
     from cynosure.training import TrainingPlan
 
-RATE_STEPS = 20  # over which the rate is told
-CURVE_ROWS, CURVE_COLUMNS = 12, 78  # at most
-LEAST_ROWS = 3  # of the curve
-AXIS_COLUMNS = 8  # left of the curve
-SAMPLE_LINES = 2  # of each text that the model writes
+SPEED_STEPS = 20  # steps over which the speed is averaged
+CURVE_ROWS, CURVE_COLUMNS = 12, 78  # maximum size
+LEAST_ROWS = 3  # minimum of the curve
+AXIS_COLUMNS = 8  # to the left of the curve
+SAMPLE_LINES = 2  # per sample of the model
 WHITESPACE = re.compile(r"\s+")
-MOST_POINTS = 400  # of the curve
+MOST_POINTS = 400  # maximum of the curve
 
 
 class Display(Watcher):
-    """What both ways of showing share: the state of a training, and how its figures read."""
+    """The state of a training, and how its metrics read; both displays share it."""
 
     def __init__(self) -> None:
         self.plan: TrainingPlan | None = None
@@ -44,21 +44,21 @@ class Display(Watcher):
 
     def begin(self, plan: "TrainingPlan", facts: Figures) -> None:
         self.plan, self.facts, self.begun = plan, facts, time.monotonic()
-        told = facts["facts"]
-        for note in told["notes"]:
+        statistics = facts["facts"]
+        for note in statistics["notes"]:
             self.note(note)
-        at = f", going on at step {facts['resumed_at']:,}" if facts["resumed_at"] else ""
-        texts = f"{counted(told['train_documents'], 'document')} of {told['train_tokens']:,} tokens"
-        packing = facts.get("packing", {"strategy": "stream", "epoch_tokens": told["train_tokens"]})
+        at = f", resuming at step {facts['resumed_at']:,}" if facts["resumed_at"] else ""
+        texts = f"{counted(statistics['train_documents'], 'document')} of {statistics['train_tokens']:,} tokens"
+        packing = facts.get("packing", {"strategy": "stream", "epoch_tokens": statistics["train_tokens"]})
         epochs = plan.tokens / packing["epoch_tokens"]
         parts = f", {plan.accumulation} times {plan.micro_rows} in each of {plan.processes}"
         self.say(
-            f"{facts['parameters'] / 1e6:.1f}M parameters, {facts['n_classes']:,} tokens of vocabulary, products in "
-            f"{facts['dtype']}; {texts} to train on, {told['valid_documents']:,} held out"
+            f"{facts['parameters'] / 1e6:.1f}M parameters, vocabulary of {facts['n_classes']:,} tokens, matmuls in "
+            f"{facts['dtype']}; {texts} to train on, {statistics['valid_documents']:,} held out"
         )
         self.say(
             f"{plan.steps:,} steps of {plan.batch_tokens:,} tokens ({plan.batch_rows} rows of {plan.row_tokens:,}"
-            f"{parts if plan.micro_rows < plan.batch_rows else ''}), {epochs:.1f} times through the text{at}"
+            f"{parts if plan.micro_rows < plan.batch_rows else ''}), {epochs:.1f} epochs{at}"
         )
         if packing["strategy"] == "whole":
             self.say(kept_whole(packing))
@@ -81,49 +81,49 @@ class Display(Watcher):
 
     @property
     def tokens_per_second(self) -> float:
-        last = self.steps[-RATE_STEPS:]
+        last = self.steps[-SPEED_STEPS:]
         return len(last) / float(sum(1 / line["tokens_per_second"] for line in last))
 
     @property
     def padded(self) -> str:
-        """The share of the tokens that is padding, in words; nothing where rows are full."""
+        """The percentage of padding tokens, in words; empty if rows are full."""
         fill = self.facts.get("packing", {"fill": 1.0})["fill"]
         return f", {1 - fill:.1%} padding" if fill < 1 else ""
 
     @property
     def peak_share(self) -> float:
-        """Of what the machine's matrix products do, what the training's own come to."""
+        """The training's FLOP/s as a fraction of the machine's peak in matmuls."""
         return float(self.tokens_per_second * self.facts["flops_per_token"] / self.facts["peak_flops"])
 
     @property
     def seconds_left(self) -> float:
-        """By the clock, so that validations and checkpoints are counted as they have come so far."""
+        """The remaining time by the clock, which includes validations and checkpoints."""
         assert self.plan is not None
         done = len(self.steps)
         left = self.plan.steps - self.steps[-1]["step"]
         return float(left * (time.monotonic() - self.begun) / done)
 
-    def figures(self) -> dict[str, str]:
-        """The last step in words."""
+    def shown_metrics(self) -> dict[str, str]:
+        """Return the metrics of the last step, as they are shown."""
         now = self.steps[-1]
-        found = {
+        shown = {
             "loss": f"{now['loss']:.4f}",
             "smoothed": f"{now['smoothed']:.4f}",
             "perplexity": "" if now["perplexity"] is None else f"{now['perplexity']:,.1f}",
             "bits/byte": "" if now["bits_per_byte"] is None else f"{now['bits_per_byte']:.3f}",
-            "gradient": f"{now['grad_norm']:.2f}",
-            "rate": f"{now['learning_rate']:.1e}",
+            "grad norm": f"{now['grad_norm']:.2f}",
+            "lr": f"{now['learning_rate']:.1e}",
             "tokens/s": f"{self.tokens_per_second:,.0f}",
-            "of peak": f"{self.peak_share:.0%}",
-            "left": clock(self.seconds_left),
+            "MFU": f"{self.peak_share:.0%}",
+            "ETA": clock(self.seconds_left),
         }
         if "objective" in now:
-            found["objective"] = f"{now['objective']:.4f}"
-        return {name: value for name, value in found.items() if value}
+            shown["objective"] = f"{now['objective']:.4f}"
+        return {name: value for name, value in shown.items() if value}
 
 
 class Lines(Display):
-    """A line every few seconds, and one for each validation."""
+    """Prints a line every few seconds, and one for each validation."""
 
     last = 0.0
 
@@ -134,8 +134,8 @@ class Lines(Display):
         if now - self.last < LINE_SECONDS and figures["step"] != self.plan.steps:
             return
         self.last = now
-        told = ", ".join(f"{name} {value}" for name, value in self.figures().items())
-        common.say(f"step {figures['step']:,}/{self.plan.steps:,}: {told}")
+        shown = ", ".join(f"{name} {value}" for name, value in self.shown_metrics().items())
+        common.say(f"step {figures['step']:,}/{self.plan.steps:,}: {shown}")
 
     def validation(self, figures: Figures, samples: list[Figures]) -> None:
         super().validation(figures, samples)
@@ -143,7 +143,7 @@ class Lines(Display):
 
 
 class Picture(Display):
-    """Figures, the curve and what the model writes, drawn anew after every step."""
+    """Draws metrics, the curve and samples of the model again after every step."""
 
     def __init__(self, live: "Live") -> None:
         super().__init__()
@@ -162,11 +162,11 @@ class Picture(Display):
             self.live.update(self.picture())
 
     def scoring(self, n_bytes: int) -> AbstractContextManager["Say | None"]:
-        self.live.stop()  # its last picture stays, and the bar comes below it
+        self.live.stop()  # the last picture stays, above the progress bar
         return super().scoring(n_bytes)
 
     def picture(self) -> "RenderableType":
-        """All of it, as many lines as the terminal has: the curve takes what the rest leaves."""
+        """Return the whole picture; the curve takes the lines that the rest leaves free."""
         from rich.console import Group
         from rich.text import Text
 
@@ -174,13 +174,13 @@ class Picture(Display):
         title = Text("smoothed loss, and o held out, in nats/token, against million tokens", "dim")
         above, below = [self.head(), self.metrics(), title], [*self.best(), *self.written()]
         taken = sum(len(console.render_lines(part)) for part in (*above, *below))
-        rows = max(LEAST_ROWS, min(CURVE_ROWS, console.height - 2 - taken))  # less the axis and the cursor's line
+        rows = max(LEAST_ROWS, min(CURVE_ROWS, console.height - 2 - taken))  # the axis and the cursor take two
         columns = min(CURVE_COLUMNS, console.width - AXIS_COLUMNS)
         lines = (Text(line, no_wrap=True) for line in drawn(self.steps, self.validations, columns, rows))
         return Group(*above, *lines, *below)
 
     def head(self) -> "RenderableType":
-        """How far it is."""
+        """Return the progress: steps, a bar and tokens."""
         from rich.progress_bar import ProgressBar
         from rich.table import Table
 
@@ -194,21 +194,21 @@ class Picture(Display):
         return head
 
     def metrics(self) -> "RenderableType":
-        """The last step, in two lines of names and values."""
+        """Return the metrics of the last step, in two rows of names and values."""
         from rich.table import Table
 
-        found = list(self.figures().items())
-        half = -(-len(found) // 2)
+        metrics = list(self.shown_metrics().items())
+        half = -(-len(metrics) // 2)
         table = Table.grid(padding=(0, 1), expand=True)
         for _ in range(half):
             table.add_column(justify="right", no_wrap=True)
-        for part in (found[:half], found[half:]):
+        for part in (metrics[:half], metrics[half:]):
             table.add_row(*(name for name, _ in part), style="dim")
             table.add_row(*(value for _, value in part))
         return table
 
     def best(self) -> "list[RenderableType]":
-        """The last validation and the best."""
+        """Return a table of the last and the best validation."""
         from rich.table import Table
 
         if not self.validations:
@@ -222,7 +222,7 @@ class Picture(Display):
         return [table]
 
     def written(self) -> "list[RenderableType]":
-        """The beginning of each text that the model writes."""
+        """Return the beginning of each sample of the model."""
         from rich.console import Group
         from rich.text import Text
 
@@ -241,20 +241,20 @@ class Picture(Display):
 
 
 def kept_whole(packing: Figures) -> str:
-    """How documents were packed that are kept whole, and what became of those longer than a row."""
-    found = (
+    """Describe how whole documents were packed, and what happened to those longer than a row."""
+    kinds = (
         ("cut_prompts", "cut at the beginning of the prompt"),
         ("cut_completions", "cut at the end of the completion"),
         ("split", "split into rows"),
         ("dropped", "left out"),
     )
-    overlong = ", ".join(f"{packing[name]:,} {words}" for name, words in found if packing[name])
-    rest = f"; longer than a row, and so changed (--row-tokens makes rows longer): {overlong}" if overlong else ""
+    overlong = ", ".join(f"{packing[name]:,} {words}" for name, words in kinds if packing[name])
+    rest = f"; longer than a row, and so changed (increase --row-tokens to avoid this): {overlong}" if overlong else ""
     return f"documents are kept whole: rows are {packing['fill']:.1%} full, the rest is padding{rest}"
 
 
 def drawn(steps: list[Figures], validations: list[Figures], columns: int, rows: int) -> list[str]:
-    """Smoothed loss against tokens, and the validations on it."""
+    """Return a plot of the smoothed loss against tokens, with the validations as marks."""
     thinned = steps[:: -(-len(steps) // MOST_POINTS)]
     line = [(line["tokens"] / 1e6, line["smoothed"]) for line in thinned]
     marks = [(line["tokens"] / 1e6, mean_loss(line)) for line in validations if mean_loss(line) < math.inf]
@@ -262,17 +262,17 @@ def drawn(steps: list[Figures], validations: list[Figures], columns: int, rows: 
 
 
 def mean_loss(validation: Figures) -> float:
-    """In nats; infinite where a token was impossible."""
+    """Return the loss of a validation in nats per token; infinite if a token had probability 0."""
     value = validation["nats_per_token"]["value"]
     return math.inf if value is None else float(value)
 
 
-def validation_cells(figures: Figures) -> list[str]:
-    """A validation in the columns of a table; nothing where a value is not known."""
-    nats, bits, calibration = figures["nats_per_token"], figures["bits_per_byte"], figures["calibration"]
-    perplexity = figures["token_perplexity"]["value"]
+def validation_cells(validation: Figures) -> list[str]:
+    """Return a validation as the cells of a table; unknown values are empty."""
+    nats, bits, calibration = validation["nats_per_token"], validation["bits_per_byte"], validation["calibration"]
+    perplexity = validation["token_perplexity"]["value"]
     return [
-        f"{figures['step']:,}",
+        f"{validation['step']:,}",
         "infinite" if nats["value"] is None else f"{nats['value']:.4f}",
         ends(nats),
         "" if perplexity is None else f"{perplexity:,.1f}",
@@ -282,33 +282,33 @@ def validation_cells(figures: Figures) -> list[str]:
     ]
 
 
-def ends(figure: Figures) -> str:
-    """The interval of a metric in few characters."""
-    if figure["low"] is None:
+def ends(metric: Figures) -> str:
+    """Return the interval of a metric in few characters."""
+    if metric["low"] is None:
         return ""
-    digits = 3 if figure["high"] < 10 else 2
-    return f"{figure['low']:.{digits}f}-{figure['high']:.{digits}f}"
+    digits = 3 if metric["high"] < 10 else 2
+    return f"{metric['low']:.{digits}f}-{metric['high']:.{digits}f}"
 
 
-def held_out(figures: Figures) -> str:
-    """A validation in words."""
-    nats, bits = figures["nats_per_token"], figures["bits_per_byte"]
+def held_out(validation: Figures) -> str:
+    """Describe a validation."""
+    nats, bits = validation["nats_per_token"], validation["bits_per_byte"]
     if nats["value"] is None:
-        return "the loss is infinite: the model gave a token no probability at all"
-    told = f"{nats['value']:.4f} nats/token{interval(nats)}"
-    if (perplexity := figures["token_perplexity"]["value"]) is not None:
-        told += f", perplexity {perplexity:,.1f}"
+        return "the loss is infinite: the model gave a token probability 0"
+    text = f"{nats['value']:.4f} nats/token{interval(nats)}"
+    if (perplexity := validation["token_perplexity"]["value"]) is not None:
+        text += f", perplexity {perplexity:,.1f}"
     if bits["value"] is not None:
-        told += f", {bits['value']:.3f} bits/byte{interval(bits)}"
-    return told + (f", ECE {figures['calibration']['ece']:.3f}" if figures["calibration"] else "")
+        text += f", {bits['value']:.3f} bits/byte{interval(bits)}"
+    return text + (f", ECE {validation['calibration']['ece']:.3f}" if validation["calibration"] else "")
 
 
-def interval(figure: Figures) -> str:
-    return "" if figure["low"] is None else f" ({figure['low']:.3f} to {figure['high']:.3f})"
+def interval(metric: Figures) -> str:
+    return "" if metric["low"] is None else f" ({metric['low']:.3f} to {metric['high']:.3f})"
 
 
 def clock(seconds: float) -> str:
-    """Hours, minutes and seconds.
+    """Format seconds as hours, minutes and seconds.
 
     >>> clock(59), clock(3725)
     ('0:59', '1:02:05')
@@ -320,7 +320,7 @@ def clock(seconds: float) -> str:
 
 @contextmanager
 def shown_training(quiet: bool) -> Iterator[Watcher]:
-    """Whoever watches a training: of several processes only the first shows anything."""
+    """Yield the display of a training. With several processes, only the first shows anything."""
     if quiet or not common.leads():
         yield Watcher()
     elif sys.stderr.isatty():

@@ -1,1 +1,1 @@
-"""Helpers that every room uses. It imports no other room of cynosure."""
+"""Helpers that every room uses. They import no other room of cynosure."""

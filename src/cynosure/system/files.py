@@ -13,7 +13,7 @@ BLOCK_BYTES = 1 << 20  # read at once
 
 
 def sha256(*paths: Path) -> str:
-    """SHA-256 of the concatenated files, in hexadecimal; takes about a second per gigabyte."""
+    """Return the SHA-256 of the concatenated files, in hexadecimal; takes about a second per gigabyte."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
@@ -23,7 +23,7 @@ def sha256(*paths: Path) -> str:
 
 
 def flush(path: Path) -> None:
-    """Flush a file or folder to disk, so that a later rename leaves it whole even after a power failure."""
+    """Flush a file or folder to disk, so that it is whole after a later rename, even after a power failure."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -32,7 +32,7 @@ def flush(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a folder, a file or a link, if there is one."""
+    """Remove a folder, a file or a link, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

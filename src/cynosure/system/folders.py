@@ -22,13 +22,13 @@ SYSTEM_FILES = re.compile(r"\.DS_Store|\.gitignore|\.gitkeep|\.nfs[0-9a-f]+|lost
 NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}
 READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 NOT_A_FILE = {errno.ELOOP, errno.EMLINK, errno.EISDIR, errno.ENXIO}  # what opening a link, folder or socket raises
-TRIES = 100  # to take the lock while other processes keep removing its file
+TRIES = 100  # at taking the lock, while other processes keep removing its file
 
 log = logging.getLogger("cynosure")
 
 
 def first_foreign(folder: Path, is_ours: Callable[[str], bool]) -> str | None:
-    """The first name in a folder that is not ours; hidden files count, those of `SYSTEM_FILES` do not."""
+    """Return the first name in a folder that is not ours. Hidden files count, those of `SYSTEM_FILES` do not."""
     names = sorted(os.listdir(folder))
     return next((name for name in names if not (name == LOCK or SYSTEM_FILES.fullmatch(name) or is_ours(name))), None)
 
@@ -73,7 +73,7 @@ def locked(folder: Path, doing: str, check: Callable[[], None]) -> Iterator[bool
 
 
 def take_lock(folder: Path, doing: str) -> int | None:
-    """An open file that holds the lock of a folder; None if the folder is read-only."""
+    """Return an open file that holds the lock of a folder; None if the folder is read-only."""
     busy = ValueError(f"another process is {doing} {folder}: wait for it, or give another `out`")
     for _ in range(TRIES):
         try:
@@ -81,7 +81,7 @@ def take_lock(folder: Path, doing: str) -> int | None:
             handle = open_lock(folder / LOCK)
         except FileNotFoundError:  # another process has just removed the folder
             continue
-        except FileExistsError:  # the same, while mkdir looked whether it is a folder
+        except FileExistsError:  # it was removed while mkdir checked that it is a folder
             if folder.exists() and not folder.is_dir():
                 raise
             continue

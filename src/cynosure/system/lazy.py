@@ -11,7 +11,7 @@ from cynosure.system.extras import missing
 
 
 def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """The `__getattr__`, `__dir__` and `__all__` of a package, whose `__init__.pyi` imports its public names.
+    """Return `__getattr__`, `__dir__` and `__all__` for a package, whose `__init__.pyi` imports its public names.
 
     Type checkers and editors read the same stub, so every name is listed once. `package` and `file` are the `__name__`
     and `__file__` of the package.
@@ -31,9 +31,9 @@ def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], 
         try:
             value = getattr(import_module(homes[name]), name)
         except ModuleNotFoundError as error:
-            if (told := missing(f"{package}.{name}", error.name)) is None:
+            if (message := missing(f"{package}.{name}", error.name)) is None:
                 raise
-            raise ModuleNotFoundError(told, name=error.name) from error
+            raise ModuleNotFoundError(message, name=error.name) from error
         setattr(sys.modules[package], name, value)  # later uses skip this function
         return value
 

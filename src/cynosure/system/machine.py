@@ -6,9 +6,9 @@ from pathlib import Path
 
 
 def cache_directory() -> Path:
-    """`$CYNOSURE_CACHE`, else `$XDG_CACHE_HOME/cynosure`, else `~/.cache/cynosure`.
+    """Return `$CYNOSURE_CACHE`, else `$XDG_CACHE_HOME/cynosure`, else `~/.cache/cynosure`.
 
-    Raises FileNotFoundError where the user has no home directory.
+    Raises FileNotFoundError if the user has no home directory.
     """
     chosen = os.environ.get("CYNOSURE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "cynosure")
     try:
@@ -20,7 +20,7 @@ def cache_directory() -> Path:
 
 
 def cpu_name() -> str:
-    """The processor's name as the system reports it, with family and model: a virtual machine's name says little."""
+    """Return the processor's name, with family and model: the name alone says little in a virtual machine."""
     about = cpu_about()
     if "model name" not in about:
         return platform.processor() or platform.machine()
@@ -28,7 +28,7 @@ def cpu_name() -> str:
 
 
 def memory_bytes() -> int | None:
-    """Bytes of memory of this machine; None if the system does not report them."""
+    """Return the bytes of memory of this machine; None if the system does not report them."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -36,12 +36,12 @@ def memory_bytes() -> int | None:
 
 
 def cpu_vendor() -> str:
-    """The processor's vendor, such as `GenuineIntel`; empty if the system does not report it."""
+    """Return the processor's vendor, e.g. `GenuineIntel`; empty if the system does not report it."""
     return cpu_about().get("vendor_id", "")
 
 
 def cpu_about() -> dict[str, str]:
-    """Fields of the first processor in /proc/cpuinfo; empty on systems other than Linux."""
+    """Return the fields of the first processor in /proc/cpuinfo; empty on systems other than Linux."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

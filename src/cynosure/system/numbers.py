@@ -2,11 +2,11 @@
 
 import math
 
-VAST = 1e9  # numbers from here on are written as powers of ten
+VAST = 1e9  # larger numbers are written in scientific notation
 
 
 def finite(x: float | None) -> float | None:
-    """The number, or None where it is not finite: JSON has no infinity and no NaN.
+    """Return the number, or None if it is not finite: JSON has no infinity and no NaN.
 
     >>> finite(1.5), finite(math.inf), finite(None)
     (1.5, None, None)
@@ -15,7 +15,7 @@ def finite(x: float | None) -> float | None:
 
 
 def counted(number: int, noun: str) -> str:
-    """A number and its noun.
+    """Return a number with its noun.
 
     >>> counted(1, "document"), counted(2000, "document")
     ('1 document', '2,000 documents')
@@ -24,7 +24,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def plural(number: int, noun: str) -> str:
-    """A noun in the singular or plural, as the number demands.
+    """Return a noun in the singular or plural, depending on the number.
 
     >>> plural(1, "byte"), plural(0, "byte")
     ('byte', 'bytes')
@@ -33,7 +33,7 @@ def plural(number: int, noun: str) -> str:
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """A number with this many digits after the point; a vast one as a power of ten.
+    """Format a number with this many digits after the point, or a vast one in scientific notation.
 
     >>> number(1234.5), number(None), number(257_914_625_571_280.12)
     ('1,234.50', 'unknown', '2.579e+14')

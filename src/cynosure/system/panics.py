@@ -11,18 +11,18 @@ ONE_AT_A_TIME = threading.Lock()
 
 
 def is_panic(error: BaseException) -> bool:
-    """Whether a library written in Rust panicked; pyo3 makes that a BaseException, and exports no name for it."""
+    """Whether a library written in Rust panicked: pyo3 raises a BaseException whose class it does not export."""
     return type(error).__name__ == "PanicException"
 
 
 def is_failure(error: BaseException) -> bool:
-    """Whether something failed, in Python or in Rust; anything else, such as KeyboardInterrupt, ends the program."""
+    """Whether an error is a failure of Python or Rust code; any other, e.g. KeyboardInterrupt, ends the program."""
     return isinstance(error, Exception) or is_panic(error)
 
 
 @cache
 def written() -> int:
-    """A temporary file that replaces file descriptor 2; one per process, since creating one is slow."""
+    """Return a temporary file that replaces file descriptor 2; one per process, since creating one is slow."""
     handle, path = tempfile.mkstemp()
     with suppress(OSError):  # Windows removes it when the process ends
         os.unlink(path)

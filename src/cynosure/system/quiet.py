@@ -1,4 +1,4 @@
-"""Transformers without its messages."""
+"""Hide the messages of transformers."""
 
 import io
 import logging
@@ -9,14 +9,14 @@ from typing import Any
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Without what transformers logs, and its progress bars; one bar ignores the setting, so stderr is kept from it."""
+    """Hide logs and progress bars of transformers. One bar ignores its settings, so stderr is redirected too."""
     with calm_transformers(logging.CRITICAL), redirect_stderr(io.StringIO()):
         yield
 
 
 @contextmanager
 def calm_transformers(verbosity: int = logging.ERROR) -> Iterator[None]:
-    """Hide the warnings of transformers, and those of its progress bars that can be switched off."""
+    """Hide warnings of transformers, and the progress bars that can be switched off."""
     from transformers.utils import logging as module
 
     theirs: Any = module

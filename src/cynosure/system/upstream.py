@@ -57,7 +57,7 @@ COLLECTIVES = "torch.distributed._functional_collectives"
 
 
 def without_compiler(function: Any, told: str) -> Any:
-    """A function that torch.compile never traces; full graphs are told why.
+    """Return a function that torch.compile never traces; errors of full graphs show the reason `told`.
 
     `torch.compiler.disable` does the same but loads the compiler at once, a second that most users never need.
     """
@@ -92,7 +92,7 @@ def assert_later(ok: Tensor, message: str) -> None:
 
 
 def storage_id(x: Tensor) -> int:
-    """What tensors that share memory have in common, also where its address is 0."""
+    """Return what tensors that share memory have in common, even if its address is 0."""
     number: int = x.untyped_storage()._cdata
     return number
 
@@ -103,33 +103,33 @@ def is_zero_tensor(x: Tensor) -> bool:
 
 
 def coo_parts(x: Tensor) -> dict[str, Tensor]:
-    """Indices and values of a sparse COO tensor; the public methods refuse one that is not coalesced."""
+    """Return indices and values of a sparse COO tensor; the public methods refuse one that is not coalesced."""
     return {"indices": x._indices(), "values": x._values()}
 
 
 def times_changed(x: Tensor) -> int:
-    """How often a tensor has been changed in place."""
+    """Return how often a tensor has been changed in place."""
     return x._version
 
 
 def backward_hooks(x: Tensor) -> dict[int, Any]:
-    """The hooks that `register_hook` has added to a tensor."""
+    """Return the hooks that `register_hook` has added to a tensor."""
     return dict(x._backward_hooks or {})
 
 
 def has_backward_hook(module: nn.Module) -> bool:
-    """Whether a module, or all modules, have a hook that is given the gradient of the output."""
+    """Whether a module, or all modules, have a hook that receives the gradient of the output."""
     everywhere = nn.modules.module._global_backward_hooks or nn.modules.module._global_backward_pre_hooks
     return bool(everywhere or module._backward_hooks or module._backward_pre_hooks)
 
 
 def own_weight(module: nn.Module) -> Tensor | None:
-    """A module's weight if it is a parameter, not one that a property computes: that may change the module."""
+    """Return a module's weight if it is a parameter; computing one from a property may change the module."""
     return module._parameters.get("weight")
 
 
 def parametrized_values() -> dict[Any, Any]:
-    """What `parametrize.cached` keeps. The dictionary is rebound, so it is read each time."""
+    """Return what `parametrize.cached` keeps. The dictionary is rebound, so it is read each time."""
     return parametrize._cache
 
 
@@ -155,6 +155,6 @@ def has_fast_bfloat16() -> bool:
 
 
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`F.linear` by oneDNN, where `F.linear` itself takes MKL: see models/cpu.py."""
+    """Compute `F.linear` with oneDNN where `F.linear` itself would use MKL: see models/cpu.py."""
     result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return result

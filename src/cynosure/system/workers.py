@@ -11,11 +11,11 @@ from typing import Any
 import torch.distributed as dist
 
 LET_GO_SECONDS = 0.2  # see `leave`
-PATIENCE = timedelta(days=7)  # the others may be at work for long; torchrun ends us all when one of them dies
+PATIENCE = timedelta(days=7)  # others may work for long; torchrun ends all processes if one dies
 
 
 class Workers:
-    """This process among its fellows. They share the units of work, and meet to agree and when all are done."""
+    """This process among the processes of a run. They split the work, exchange values and wait for each other."""
 
     def __init__(self) -> None:
         self.rank, self.count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -29,11 +29,11 @@ class Workers:
         return self.rank == 0
 
     def shares(self, unit: int) -> bool:
-        """Whether a unit of work is this process's."""
+        """Whether this process does a unit of work."""
         return unit % self.count == self.rank
 
     def told(self, value: Any) -> Any:
-        """The leader's value, in every process."""
+        """Broadcast the leader's value to every process."""
         if self.count == 1:
             return value
         values = [value]
@@ -42,19 +42,19 @@ class Workers:
         return values[0]
 
     def meet(self) -> None:
-        """Wait until every process is here."""
+        """Wait for all processes."""
         if self.count > 1:
             with together():
                 dist.barrier()
 
 
 def leave() -> None:
-    """Destroy the process group before the process ends, once gloo's threads have let go of their tensors.
+    """Destroy the process group before the process ends, after gloo's threads have dropped their tensors.
 
-    Such a thread reports that a collective is done before it drops its tensors, for which it needs the GIL. Before
-    Python 3.14 the GIL of an interpreter that shuts down ends the thread, and C++ aborts the process: "terminate called
-    without an active exception". `destroy_process_group` joins the threads only if nothing else holds the group, but
-    DDP, FSDP2 and default arguments of `torch.distributed.nn.functional` do.
+    Such a thread reports a collective as done before it drops its tensors, for which it needs the GIL. Before Python
+    3.14 an interpreter that shuts down ends the waiting thread, and C++ aborts the process: "terminate called without
+    an active exception". `destroy_process_group` joins the threads only if nothing else holds the group, but DDP, FSDP2
+    and default arguments of `torch.distributed.nn.functional` do.
     """
     if dist.is_initialized():
         time.sleep(LET_GO_SECONDS)
@@ -63,7 +63,7 @@ def leave() -> None:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Among processes that are all alive; ConnectionError when one is not, or no longer."""
+    """Raise ConnectionError if another process has ended."""
     try:
         yield
     except RuntimeError as error:

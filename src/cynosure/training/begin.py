@@ -1,4 +1,4 @@
-"""The beginning of a run: data, plan and manifest of a new one, or an old one as it was at its last checkpoint."""
+"""Prepare a run: write the data, plan and manifest of a new one, or restore one to its last checkpoint."""
 
 import platform
 from collections.abc import Iterable
@@ -42,14 +42,14 @@ from cynosure.training.whole import TooLong, WholePacked, row_for
 
 
 class Consent(NamedTuple):
-    """What a user agrees to each time a model is loaded; a run's folder does not say it for them."""
+    """Permissions that the user gives in each call; they are never read from a run's folder."""
 
     trust_remote_code: bool = False
     allow_unused_weights: bool = False
 
 
 def load_init(settings: TrainSettings, consent: Consent) -> LanguageModel:
-    """The model that a run begins with, in float32 on the CPU."""
+    """Load the model that the run starts from, in float32 on the CPU."""
     assert settings.init is not None
     if Path(settings.init).is_absolute() and not Path(settings.init).exists():
         raise FileNotFoundError(
@@ -62,7 +62,7 @@ def begin(
     folder: RunFolder, texts: Corpus, valid: Corpus, settings: TrainSettings | None, resume: bool, watcher: Watcher,
     processes: int, consent: Consent,
 ) -> None:  # fmt: skip
-    """Make the folder what the run goes on from: new, or as it was at its last checkpoint."""
+    """Prepare the folder: begin a new run, or restore an existing one to its last checkpoint."""
     if resume:
         manifest = folder.manifest
         check_same(folder, manifest, texts, valid, settings)
@@ -70,8 +70,8 @@ def begin(
         go_back(folder, manifest, watcher)
         if manifest["plan"]["processes"] != processes:
             watcher.note(
-                f"the processes are {processes}, and were {manifest['plan']['processes']} when the run was started: it "
-                "goes on to rounding, not bit for bit, and dropout draws other random numbers"
+                f"the run has {processes} processes and was started with {manifest['plan']['processes']}: it resumes "
+                "up to rounding, not bit for bit, and dropout draws other random numbers"
             )
     else:
         folder.check_free()
@@ -83,17 +83,15 @@ def begin(
 
 
 def go_back(folder: RunFolder, manifest: Figures, watcher: Watcher) -> None:
-    """Take a run back to its last sound checkpoint, or to the first step where it never kept one.
+    """Restore a run to its last intact checkpoint, or to its start if it has kept none.
 
-    Raises Damaged where its data is not as it was written, or no checkpoint is.
+    Raises Damaged if its data is damaged, or if it has kept checkpoints and none is intact.
     """
     if DATA_DIGESTS in manifest:
         check_files(folder / DATA, manifest[DATA_DIGESTS])
     kept = folder.kept
     if DATA_DIGESTS not in manifest or None in kept.values():
-        watcher.note(
-            f"{folder.path} is of an earlier version that kept no digests: damage to its files may go unnoticed"
-        )
+        watcher.note(f"{folder.path} is from an earlier version, which kept no digests: damage may go unnoticed")
     step, wrong = first_sound(folder, sorted(kept, reverse=True), folder.check) if kept else (0, [])
     for what in wrong:
         watcher.note(f"{what}: going back to the checkpoint of step {step:,}")
@@ -103,27 +101,27 @@ def go_back(folder: RunFolder, manifest: Figures, watcher: Watcher) -> None:
 def check_same(
     folder: RunFolder, manifest: Figures, texts: Corpus, valid: Corpus, settings: TrainSettings | None
 ) -> None:
-    """ValueError where texts or settings that are given are not those of the run."""
+    """Raise ValueError if texts or settings are given that differ from those of the run."""
     begun = TrainSettings.of_json(manifest["settings"]).rooted()
     for name, given in settings.rooted().given.items() if settings else ():
         own = getattr(begun, name)
-        if own is None:  # left open, and settled by the plan
+        if own is None:  # the plan chose it
             own = manifest["plan"].get(name)
         if given != own:
             raise ValueError(
-                f"{folder.path} was started with {name} {own}, not {given}: leave it out to go on with that"
+                f"{folder.path} was started with {name} {own}, not {given}: leave it out to resume the run"
             )
     for name, corpus in (("corpus", texts), ("valid", valid)):
         if corpus.origin.get("texts") and (what := difference({name: manifest[name]}, {name: corpus.origin})):
-            raise ValueError(f"{folder.path} was started on other texts: {what}; leave them out, it has its own")
+            raise ValueError(f"{folder.path} was started on other texts: {what}; leave them out: the run has a copy")
 
 
 def check_code(folder: RunFolder, manifest: Figures, consent: Consent) -> None:
-    """ValueError where a run was started with trusted code, and that is not trusted again or not the same."""
+    """Raise ValueError if a run was started with trusted code that is not trusted now, or has changed."""
     kept, settings = manifest.get("code"), TrainSettings.of_json(manifest["settings"])
     if kept and not consent.trust_remote_code:
         raise ValueError(
-            f"{folder.path} was started with Python code of its model's own: give `trust_remote_code=True` again"
+            f"{folder.path} was started with the model's own Python code: give `trust_remote_code=True` again"
         )
     if consent.trust_remote_code and (what := difference({"code": kept or {}}, {"code": code_of(settings)})):
         raise ValueError(
@@ -132,7 +130,7 @@ def check_code(folder: RunFolder, manifest: Figures, consent: Consent) -> None:
 
 
 def code_of(settings: TrainSettings) -> dict[str, str]:
-    """The pins of the code of the model or tokenizer that a run begins with."""
+    """Return the pins of the custom code of the model or tokenizer that a run starts from."""
     model = locate(settings.init)[0] if settings.init else None
     return find_code(model, find_tokenizer(settings.tokenizer) if settings.tokenizer else None)
 
@@ -141,7 +139,7 @@ def begin_anew(
     folder: RunFolder, texts: Corpus, valid: Corpus, settings: TrainSettings, processes: int, consent: Consent,
     watcher: Watcher,
 ) -> None:  # fmt: skip
-    """Data, plan and manifest of a new run; the manifest last, for it is what makes a folder a run."""
+    """Write the data, plan and manifest of a new run. The manifest comes last: it makes the folder a run."""
     documents = texts.documents if texts.known else list(texts.documents)
     held_out = list(valid.documents)
     division = Division(documents, settings.hold_out, held_out)
@@ -149,18 +147,18 @@ def begin_anew(
         raise ValueError("no text to train on: every document is empty")
     if not any(document.text for document in division.train()):
         raise ValueError("no text to train on: every document is in `valid` as well")
-    started = load_init(settings, consent) if settings.init else None
-    if started is not None:
-        for note in started.notes:
+    initial = load_init(settings, consent) if settings.init else None
+    if initial is not None:
+        for note in initial.notes:
             watcher.note(note)
-        check_trainable(started.model)
+        check_trainable(initial.model)
     folder.clear_begun()
     with folder.replacing(DATA) as place:
-        tokenizer = tokenizer_of(settings, division, started, consent)
-        most = started.max_positions if started else None
-        row_sizes = settings.row_sizes(most, processes)
+        tokenizer = tokenizer_of(settings, division, initial, consent)
+        max_positions = initial.max_positions if initial else None
+        row_sizes = settings.row_sizes(max_positions, processes)
         data, row_tokens = write_to_fit(place, division, tokenizer, settings, row_sizes, (*texts.notes, *valid.notes))
-        model = started.model if started else new_model(
+        model = initial.model if initial else new_model(
             settings.size, data.tokenizer(consent.trust_remote_code), 8, settings.seed
         )  # fmt: skip
         check_tokens(data, model, tokenizer)
@@ -168,9 +166,9 @@ def begin_anew(
         kind = find_device(settings.device).type
         packing = packed_anew(data, division, settings, row_tokens).packing
         sized = replace(settings, row_tokens=row_tokens)
-        plan = make_plan(sized, n_parameters, packing.epoch_tokens, most, processes, kind)
-        if (said := regimes_note(read_regimes(model), plan.row_tokens)) is not None:
-            watcher.note(said)
+        plan = make_plan(sized, n_parameters, packing.epoch_tokens, max_positions, processes, kind)
+        if (warning := regimes_note(read_regimes(model), plan.row_tokens)) is not None:
+            watcher.note(warning)
     code = code_of(settings) if consent.trust_remote_code else {}
     folder.put_manifest({
         "cynosure": __version__,
@@ -186,7 +184,7 @@ def begin_anew(
         "dtype": chosen_dtype(settings),
         "environment": environment(),
         DATA_DIGESTS: digests_of(folder / DATA),
-        "init_sha256": weights_digest(started.model) if started else None,
+        "init_sha256": weights_digest(initial.model) if initial else None,
         KEPT: {},
     } | ({"code": code} if code else {}))  # fmt: skip
 
@@ -194,9 +192,10 @@ def begin_anew(
 def write_to_fit(
     place: Path, division: Division, tokenizer: Any, settings: TrainSettings, row_sizes: list[int], notes: Iterable[str]
 ) -> tuple[Data, int]:
-    """Write the data of a new run, and choose the tokens of a row: the first size, or what suits whole documents.
+    """Write the data of a new run, and return it with the row length in tokens.
 
-    Chats that are longer than such a row are written anew without their first exchanges.
+    A stream takes the first of `row_sizes`, whole documents take the size that suits them. Chats longer than a row are
+    written again without their first exchanges.
     """
     how = Reading.of(settings)
     data = write_data(place, division, tokenizer, how, notes)
@@ -210,7 +209,7 @@ def write_to_fit(
 
 
 def packed_anew(data: Data, division: Division, settings: TrainSettings, row_tokens: int) -> Packed | WholePacked:
-    """The rows of a new run. ValueError where there are none, or for a document that `overlong` refuses."""
+    """Return the rows of a new run. Raises ValueError if it has none, or if `overlong` refuses a document."""
     texts = data.tokenised()
     strategy = strategy_for(texts, settings)
     try:
@@ -223,50 +222,49 @@ def packed_anew(data: Data, division: Division, settings: TrainSettings, row_tok
 
 
 def regimes_note(regimes: Regimes, row_tokens: int) -> str | None:
-    """What to say of rows so long that one document may change the rotary positions of the others in its batch."""
+    """Return a note on rows so long that a document may change the rotary positions of others in its batch."""
     if not regimes.of(row_tokens):
         return None
     edge = regimes.edges[0]
     return (
-        f"a document of more than {edge:,} tokens changes the rotary positions of all others in its batch, as the "
-        f"model has it: `row_tokens={edge}` keeps them as they are alone"
+        f"with this model, a document of more than {edge:,} tokens changes the rotary positions of all others in its "
+        f"batch: `row_tokens={edge}` avoids that"
     )
 
 
 def chosen_dtype(settings: TrainSettings) -> str:
-    """The dtype of products: as asked for, or bfloat16 where the hardware is fast at it."""
+    """Return the dtype of matmuls: the setting, or for auto bfloat16 where the hardware is fast at it."""
     if settings.dtype != "auto":
         return settings.dtype
     kind, fast = find_device(settings.device).type, False
     if kind == "cpu":
-        has = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-        fast = has and has_fast_bfloat16()
+        fast = torch.backends.cpu.get_cpu_capability().startswith("AVX512") and has_fast_bfloat16()
     elif kind == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     return "bfloat16" if fast else "float32"
 
 
 def check_trainable(model: Any) -> None:
-    """ValueError where a model cannot be put on our loss, or does not keep the documents of a row apart."""
+    """Raise ValueError if the fused loss does not fit the model, or packed documents attend to each other."""
     check_apart(model, embedding_rows(model) or model.config.get_text_config().vocab_size)
     Patch.on(model).leave()
 
 
-def tokenizer_of(settings: TrainSettings, division: Division, started: LanguageModel | None, consent: Consent) -> Any:
-    """The model's own, the one that is named, or one made of the text."""
-    if started is not None:
-        return started.tokenizer
+def tokenizer_of(settings: TrainSettings, division: Division, initial: LanguageModel | None, consent: Consent) -> Any:
+    """Return the tokenizer of the initial model, the one named in the settings, or one trained on the text."""
+    if initial is not None:
+        return initial.tokenizer
     if settings.tokenizer is None:
         return make_vocabulary(division, settings.size, settings.vocab_size)
     return load_tokenizer(find_tokenizer(settings.tokenizer), None, consent.trust_remote_code)
 
 
 def check_tokens(data: Data, model: Any, tokenizer: Any) -> None:
-    """ValueError for tokens that the model has no embedding of."""
+    """Raise ValueError for token ids that the model has no embedding for."""
     ids = data.tokenised().ids
-    ends = torch.tensor([int(ids.min()), int(ids.max())] if len(ids) else [])
+    extremes = torch.tensor([int(ids.min()), int(ids.max())] if len(ids) else [])
     try:
-        check_ids(ends, embedding_rows(model), "the model's embedding", tokenizer)
+        check_ids(extremes, embedding_rows(model), "the model's embedding", tokenizer)
     except ValueError as error:
         raise ValueError(f"{data.folder / TOKENS}: {error}") from error
 

@@ -1,4 +1,4 @@
-"""The curves of a run: loss and bits per byte against tokens, as a picture for the screen and one for paper."""
+"""Plot the curves of a run, loss and bits per byte against tokens, as SVG and PNG."""
 
 import io
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 from cynosure.system.files import write_whole
 from cynosure.training.folder import METRICS, VALIDATION, RunFolder
 
-MOST_POINTS = 1000  # of a curve: more are not seen
+MOST_POINTS = 1000  # per curve: more would not be visible
 SIZE = {"width": 420, "height": 260}
-PIXELS = 2.0  # of the PNG, to one of the SVG
-LEAST_SHARE = 0.02  # of the run, whose losses are off the scale of all that follows
+PIXELS = 2.0  # of the PNG per unit of the SVG
+SKIPPED = 0.02  # of the run: the first losses would flatten the rest of the curve
 
 
 def draw_curves(folder: RunFolder) -> None:
-    """Write `curves.svg` and `curves.png` from the lines of a run; nothing before the second step."""
+    """Write `curves.svg` and `curves.png` of a run that has at least two steps."""
     steps, validations = folder.lines(METRICS), folder.lines(VALIDATION)
     if len(steps) < 2:
         return
@@ -26,37 +26,39 @@ def draw_curves(folder: RunFolder) -> None:
 
 
 def panels(steps: list[dict[str, Any]], validations: list[dict[str, Any]]) -> Any:
-    """Loss to the left, bits per byte to the right where they are known."""
+    """Return a chart of the loss, with bits per byte to its right if they are known."""
     import altair as alt
 
     thinned = steps[:: -(-len(steps) // MOST_POINTS)]
-    late = [line for line in thinned if line["tokens"] >= LEAST_SHARE * steps[-1]["tokens"]]
+    late = [line for line in thinned if line["tokens"] >= SKIPPED * steps[-1]["tokens"]]
     left = panel(late, validations, "nats_per_token", "loss", "nats/token")
     if not any(line["bits_per_byte"] for line in steps):
         return left
     return alt.hconcat(left, panel(late, validations, "bits_per_byte", "bits_per_byte", "bits/byte"))
 
 
-def panel(steps: list[dict[str, Any]], validations: list[dict[str, Any]], figure: str, name: str, title: str) -> Any:
-    """One quantity: of each step, and of each validation with its interval."""
+def panel(
+    steps: list[dict[str, Any]], validations: list[dict[str, Any]], held_out_name: str, name: str, title: str
+) -> Any:
+    """Return a chart of one metric: a line for the steps, and a mark with its interval for each validation."""
     import altair
 
     alt: Any = altair
     trained = [{"tokens": line["tokens"], "value": line[name], "of": "training"} for line in steps if line[name]]
     if name == "loss":
         trained += [{"tokens": line["tokens"], "value": line["smoothed"], "of": "smoothed"} for line in steps]
-    found = [
-        {"tokens": line["tokens"], "of": "held out"} | line[figure]
+    validated = [
+        {"tokens": line["tokens"], "of": "held out"} | line[held_out_name]
         for line in validations
-        if line[figure]["value"] is not None
+        if line[held_out_name]["value"] is not None
     ]
     kinds = ["training", "smoothed", "held out"]
     colour = alt.Color("of:N", title=None, scale=alt.Scale(domain=kinds, range=["#c8d3df", "#3b6ea5", "#c2571a"]))
     x = alt.X("tokens:Q", title="tokens", axis=alt.Axis(format="~s"))
     y = alt.Y("value:Q", title=title, scale=alt.Scale(zero=False))
     layers = [alt.Chart(alt.Data(values=trained)).mark_line(strokeWidth=1.2).encode(x=x, y=y, color=colour)]
-    if found:
-        base = alt.Chart(alt.Data(values=found)).encode(x=x, color=colour)
+    if validated:
+        base = alt.Chart(alt.Data(values=validated)).encode(x=x, color=colour)
         layers.append(base.mark_line(point=True).encode(y=y))
         layers.append(base.mark_rule().encode(y=alt.Y("low:Q", title=title), y2="high:Q"))
     return alt.layer(*layers).properties(title=title, **SIZE)

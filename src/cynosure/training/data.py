@@ -1,4 +1,4 @@
-"""The data of a run: texts divided, a vocabulary made or taken, and everything as tokens on disk."""
+"""The data of a run: divide the texts, train or load a tokenizer, and store everything as tokens."""
 
 import json
 import logging
@@ -24,41 +24,41 @@ from cynosure.training.vocabulary import train_tokenizer
 from cynosure.training.whole import WholePacked
 
 DOCUMENTS, VALID, TOKENIZER = "documents.npz", "valid.jsonl", "tokenizer"
-TOKENS = "ids.int32"  # in no folder but a run's
-PREDICTED = "predicted.bool"  # of each token
-LEAST_BYTES = 512  # of each document validated on: less tells how texts begin, and no more
+TOKENS = "ids.int32"  # marks a folder as the data of a run
+PREDICTED = "predicted.bool"  # one value per token
+LEAST_BYTES = 512  # per validation document: fewer would only cover how texts begin
 
 log = logging.getLogger("cynosure")
 
 
 class Facts(NamedTuple):
-    """Of the texts, in numbers."""
+    """Statistics of the texts."""
 
     train_documents: int
     train_tokens: int
     train_bytes: int
     valid_documents: int
     valid_bytes: int
-    bytes_known: bool  # whether the bytes that tokens spell are the text's
-    unigram_bits_per_byte: float | None  # of what is held out, by how often each byte is in what is trained on
+    bytes_known: bool  # whether the tokens decode to as many bytes as the text has
+    unigram_bits_per_byte: float | None  # of the held-out text, under the training text's byte frequencies
     notes: tuple[str, ...]
 
 
 class Data(NamedTuple):
-    """The folder of a run's data, and what is in it."""
+    """The data folder of a run, and the statistics of its texts."""
 
     folder: Path
     facts: Facts
 
     def tokenised(self) -> Tokenised:
-        """What is trained on; the ids stay on disk. Raises Damaged where files are not those of one run's texts."""
+        """Return the training texts; ids stay on disk. Raises Damaged if the files do not fit together."""
         with reading(self.folder / TOKENS):
             ids = np.memmap(self.folder / TOKENS, dtype=np.int32, mode="r")
         with reading(self.folder / DOCUMENTS), np.load(self.folder / DOCUMENTS) as kept:
-            found = self.earlier(ids, kept) if "first_predicted" in kept else self.now(ids, kept)
-            if wrong := disagreement(found, self.facts):
+            texts = self.earlier(ids, kept) if "first_predicted" in kept else self.now(ids, kept)
+            if wrong := disagreement(texts, self.facts):
                 raise ValueError(wrong)
-        return found
+        return texts
 
     def now(self, ids: NDArray[np.int32], kept: Any) -> Tokenised:
         with reading(self.folder / PREDICTED):
@@ -69,7 +69,7 @@ class Data(NamedTuple):
         return Tokenised(ids, kept["edges"], predicted, prompted, Separators(opening, ending), chats)
 
     def earlier(self, ids: NDArray[np.int32], kept: Any) -> Tokenised:
-        """From a version that kept of each document the first token predicted, and laid all into a stream."""
+        """Read data of a version that packed a stream and stored each document's first predicted token."""
         edges, first = kept["edges"], kept["first_predicted"]
         within = np.arange(len(ids)) - np.repeat(edges[:-1], np.diff(edges))
         predicted = within >= np.repeat(first, np.diff(edges))
@@ -78,14 +78,14 @@ class Data(NamedTuple):
         return Tokenised(ids, edges, predicted, first > 1, Separators(None, None), np.zeros(len(first), np.bool_))
 
     def valid(self) -> list[Document]:
-        """What is held out. Raises Damaged, with the number of the line, for one that is no document."""
+        """Return the held-out documents. Raises Damaged, naming the line, if one is not a document."""
         path = self.folder / VALID
         with reading(path):
             data = path.read_bytes()
         if data and not data.endswith(b"\n"):
             raise Damaged(f"{path} is cut off in its last line")
         kinds = get_type_hints(Document)
-        chat = {name: kinds.pop(name) for name in ("messages", "tools")}  # which earlier versions did not write
+        chat = {name: kinds.pop(name) for name in ("messages", "tools")}  # missing in earlier versions
         lines: list[dict[str, Any]] = [dict.fromkeys(chat) | line for line in parse_lines(path, data, kinds)]
         for number, line in enumerate(lines, 1):
             if wrong := misfit(line, chat):
@@ -93,72 +93,73 @@ class Data(NamedTuple):
         return [Document(**{name: line[name] for name in Document._fields}) for line in lines]
 
     def tokenizer(self, trust_remote_code: bool = False) -> Any:
-        """Raises Damaged where it cannot be read."""
+        """Load the tokenizer of the run. Raises Damaged if it cannot be read."""
         with reading(self.folder / TOKENIZER):
             return load_tokenizer(self.folder / TOKENIZER, None, trust_remote_code)
 
 
 def disagreement(texts: Tokenised, facts: Facts) -> str | None:
-    """Why these are not the documents that the facts tell of, in words; None where they are."""
+    """Return how the arrays contradict the facts, in words; None if they agree."""
     edges, prompted, chats = texts.edges, texts.prompted, texts.chats
     if edges.dtype != np.int64 or prompted.dtype != np.bool_ or edges.ndim != 1 or len(edges) != len(prompted) + 1:
-        return "its arrays are not of documents"
+        return "its arrays do not describe documents"
     if chats.dtype != np.bool_ or chats.shape != prompted.shape:
-        return "its arrays are not of documents"
+        return "its arrays do not describe documents"
     if len(texts.ids) != facts.train_tokens or len(prompted) != facts.train_documents:
-        return f"there are {len(texts.ids):,} tokens, and {facts.train_tokens:,} were written"
+        return f"expected {facts.train_tokens:,} tokens, got {len(texts.ids):,}"
     if edges[0] != 0 or edges[-1] != len(texts.ids) or (np.diff(edges) < 0).any():
-        return f"its documents do not make up the {len(texts.ids):,} tokens in {TOKENS}"
+        return f"its documents do not add up to the {len(texts.ids):,} tokens in {TOKENS}"
     if len(texts.predicted) != len(texts.ids):
-        return f"{PREDICTED} is of {len(texts.predicted):,} tokens, not {len(texts.ids):,}"
+        return f"{PREDICTED} has {len(texts.predicted):,} tokens, not {len(texts.ids):,}"
     return None
 
 
 def strategy_for(texts: Tokenised, settings: TrainSettings) -> str:
-    """How these are packed. ValueError where `overlong` is asked for and would do nothing."""
+    """Return how to pack the texts, "whole" or "stream". Raises ValueError if `overlong` would have no effect."""
     if settings.keep_documents_whole or texts.prompted.any():
         return "whole"
     if settings.overlong != "cut":
         raise ValueError(
-            f"overlong {settings.overlong!r} is for documents that are kept whole, and none of these has a prompt: "
+            f"overlong {settings.overlong!r} is for documents that are kept whole, and these are not: "
             "give `keep_documents_whole=True`, or leave `overlong` out"
         )
     return "stream"
 
 
 def pack(texts: Tokenised, row_tokens: int, settings: TrainSettings, strategy: str) -> Packed | WholePacked:
-    """The rows of a run. Raises ValueError where there are none, TooLong for a document that `overlong` refuses."""
+    """Return the rows of a run. Raises ValueError if it has none, TooLong for a document that `overlong` refuses."""
     if strategy == "stream":
         return Packed(texts, row_tokens, settings.seed)
     return WholePacked(texts, row_tokens, settings.seed, settings.overlong)
 
 
 class Reading(NamedTuple):
-    """How what is trained on is read."""
+    """How to read the training documents."""
 
-    parse_special: bool = False  # as of `tokenize`
-    chat: str = "assistant"  # whose turns of a chat are predicted
-    row_tokens: int | None = None  # a chat of more is left its last exchanges; None where it keeps all
+    parse_special: bool = False  # as for `tokenize`
+    chat: str = "assistant"  # chat turns to predict: the assistant's, or all
+    row_tokens: int | None = None  # longer chats lose their first exchanges; None keeps all
 
     @classmethod
     def of(cls, settings: TrainSettings) -> "Reading":
+        """Return how these settings read documents."""
         return cls(settings.special == "parse", settings.chat)
 
     def trains(self, document: Document) -> bool:
-        """Whether anything in a document is to be predicted."""
+        """Whether anything in a document is predicted."""
         counting = document.messages is None or any(counts(message, self.chat) for message in document.messages)
         return bool(document.text) and counting
 
 
 def trained_on(division: Division, number: int, how: Reading) -> Document:
-    """The document that is so many-th of those trained on, from 0."""
+    """Return the training document of this number, counted from 0."""
     return next(islice(filter(how.trains, division.train()), number, None))
 
 
 def write_data(folder: Path, division: Division, tokenizer: Any, how: Reading, notes: Iterable[str] = ()) -> Data:
-    """Write the data of a run into a new folder. OSError where there is no room.
+    """Write the data of a run into a new folder. Raises OSError if the disk is full.
 
-    `notes` are kept with those that are found here.
+    The facts keep `notes`, followed by those found here.
     """
     folder.mkdir(parents=True)
     with (folder / TOKENS).open("wb") as ids, (folder / PREDICTED).open("wb") as predicted:
@@ -166,19 +167,20 @@ def write_data(folder: Path, division: Division, tokenizer: Any, how: Reading, n
         for document in division.train():
             writer.add(document)
     np.savez(folder / DOCUMENTS, **writer.arrays())
-    n_valid, asked = write_valid(folder / VALID, division.valid())
+    n_valid, n_valid_bytes = write_valid(folder / VALID, division.valid())
     tokenizer.save_pretrained(folder / TOKENIZER)
     n_bytes = writer.n_bytes
-    found = Facts(
+    facts = Facts(
         train_documents=len(writer.lengths), train_tokens=sum(writer.lengths), train_bytes=int(n_bytes.sum()),
-        valid_documents=n_valid, valid_bytes=int(asked.sum()), bytes_known=int(n_bytes.sum()) == writer.n_spelled,
-        unigram_bits_per_byte=unigram_bits(n_bytes, asked), notes=(*notes, *division.notes, *writer.notes()),
+        valid_documents=n_valid, valid_bytes=int(n_valid_bytes.sum()),
+        bytes_known=int(n_bytes.sum()) == writer.n_spelled,
+        unigram_bits_per_byte=unigram_bits(n_bytes, n_valid_bytes), notes=(*notes, *division.notes, *writer.notes()),
     )  # fmt: skip
-    return Data(folder, found)
+    return Data(folder, facts)
 
 
 class Writer:
-    """Writes the tokens of documents, one document at a time, and counts what is in them."""
+    """Writes documents as tokens, one at a time, and counts what they contain."""
 
     def __init__(self, tokenizer: Any, how: Reading, ids: BinaryIO, predicted: BinaryIO) -> None:
         self.tokenizer, self.how, self.ids, self.predicted = tokenizer, how, ids, predicted
@@ -186,13 +188,13 @@ class Writer:
         self.lengths: list[int] = []
         self.prompted: list[bool] = []
         self.chats: list[bool] = []
-        self.n_bytes = np.zeros(256, np.int64)  # of each byte
-        self.n_spelled = 0  # bytes, by the tokens
-        self.strings: Counter[str] = Counter()  # that are special tokens
-        self.n_cut = self.n_silent = 0  # chats that lost exchanges, and in which nothing counts
+        self.n_bytes = np.zeros(256, np.int64)  # by byte value
+        self.n_spelled = 0  # bytes that the tokens decode to
+        self.strings: Counter[str] = Counter()  # of special tokens in the texts
+        self.n_cut = self.n_silent = 0  # chats that lost exchanges; chats without a turn to predict
 
     def add(self, document: Document) -> None:
-        """A document without text is passed over, and so is a chat in which no turn counts."""
+        """Write a document, unless it is empty or a chat without a turn to predict."""
         if not self.how.trains(document):
             self.n_silent += bool(document.text)
             return
@@ -214,7 +216,7 @@ class Writer:
         self.n_bytes += byte_counts(document.text)
 
     def fitted(self, document: Document) -> tuple[Document, Ints, NDArray[np.bool_]]:
-        """A chat and its tokens, as many of its last exchanges as a row has room for, at least one."""
+        """Return a chat and its tokens, without the first exchanges that a row has no room for; one stays."""
         chat, parse_special = self.how.chat, self.how.parse_special
         whole = document
         ids, predicted = chat_ids(self.tokenizer, document, chat, parse_special=parse_special)
@@ -228,54 +230,54 @@ class Writer:
         return document, ids, predicted
 
     def arrays(self) -> dict[str, Any]:
-        """What is known of the documents, by name."""
+        """Return what is stored about the documents besides their tokens, by name."""
         edges = np.append(0, np.cumsum(np.array(self.lengths, np.int64)))
         kept: dict[str, Any] = {"edges": edges}
         kept |= {name: np.array(getattr(self, name), np.bool_) for name in ("prompted", "chats")}
         return kept | {name: -1 if token is None else token for name, token in self.separators._asdict().items()}
 
     def notes(self) -> Iterator[str]:
-        """What a user must know of them."""
+        """Yield what a user should know about the texts."""
         yield from read_as(self.strings, "parse" if self.how.parse_special else "text")
         yield from split_hint(self.strings)
         if self.n_silent:
-            yield f"{counted(self.n_silent, 'chat')} in which no turn counts: left out"
+            yield f"{counted(self.n_silent, 'chat')} without a turn to predict: left out"
         if self.n_cut:
             yield (
                 f"{counted(self.n_cut, 'chat')} longer than a row of {self.how.row_tokens:,} tokens: the first "
-                "exchanges are left out; `row_tokens` makes longer rows"
+                "exchanges are left out; raise `row_tokens` to keep more"
             )
 
 
 def write_valid(path: Path, documents: Iterable[Document]) -> tuple[int, Ints]:
-    """The documents held out, and the number of each byte in them (256,)."""
-    number, found = 0, np.zeros(256, np.int64)
+    """Write the held-out documents, and return how many there are and their byte counts (256,)."""
+    n_documents, n_bytes = 0, np.zeros(256, np.int64)
     with path.open("w", encoding="utf-8") as file:
         for document in documents:
             if document.text:
                 file.write(json.dumps(document._asdict()) + "\n")
-                number, found = number + 1, found + byte_counts(document.text)
-    return number, found
+                n_documents, n_bytes = n_documents + 1, n_bytes + byte_counts(document.text)
+    return n_documents, n_bytes
 
 
 def byte_counts(text: str) -> Ints:
-    """How often each byte is in a text, (256,)."""
+    """Return how often each byte value occurs in a text, (256,)."""
     return np.bincount(np.frombuffer(text.encode(), np.uint8), minlength=256)
 
 
-def unigram_bits(known: Ints, asked: Ints) -> float | None:
-    """Bits a byte of a text by the frequency of each byte in another, to which one of each is added (Laplace).
+def unigram_bits(train_counts: Ints, valid_counts: Ints) -> float | None:
+    """Return the bits per byte of held-out text under the training text's byte frequencies, each plus one (Laplace).
 
     >>> round(unigram_bits(np.array([3] + [0] * 255), np.array([1] * 256)), 4)
     8.009
     """
-    probabilities = (known + 1) / (known.sum() + 256)
-    n_bytes = int(asked.sum())
-    return float(-(asked * np.log2(probabilities)).sum() / n_bytes) if n_bytes else None
+    probabilities = (train_counts + 1) / (train_counts.sum() + 256)
+    n_bytes = int(valid_counts.sum())
+    return float(-(valid_counts * np.log2(probabilities)).sum() / n_bytes) if n_bytes else None
 
 
 def token_widths(tokenizer: Any) -> NDArray[np.int64]:
-    """How many bytes each token stands for, (V,); what opens and ends documents for none, nor what is no token."""
+    """Return how many bytes each token decodes to, (V,): 0 for document separators and unused ids."""
     known = sorted(set(tokenizer.get_vocab().values()))
     widths: Ints = np.zeros(known[-1] + 1, np.int64)
     widths[known] = [len(piece) for piece in spell(tokenizer, known)]
@@ -286,35 +288,36 @@ def token_widths(tokenizer: Any) -> NDArray[np.int64]:
 
 
 def make_vocabulary(division: Division, preset: Preset, vocab_size: int | None) -> Any:
-    """A tokenizer of the text to train on.
+    """Train a tokenizer on the training text.
 
-    ValueError where a size was asked for that the text does not support; the preset's own is cut down to what it does.
+    If the text supports fewer tokens, the preset's size is reduced; a given `vocab_size` raises ValueError.
     """
-    wanted = vocab_size or preset.vocab_size
-    log.info("training a tokenizer of %s tokens on the text", f"{wanted:,}")
-    tokenizer = train_tokenizer(map(plain, division.train()), wanted)
-    if len(tokenizer) < wanted:
-        found = f"the text to train on supports a vocabulary of {len(tokenizer):,} tokens"
+    size = vocab_size or preset.vocab_size
+    log.info("training a tokenizer of %s tokens on the text", f"{size:,}")
+    tokenizer = train_tokenizer(map(plain, division.train()), size)
+    if len(tokenizer) < size:
+        supported = f"the training text supports a vocabulary of {len(tokenizer):,} tokens"
         if vocab_size is not None:
-            raise ValueError(f"{found}, not {wanted:,}: give `vocab_size={len(tokenizer)}`, or more text")
-        log.info("%s, not the %s of this size", found, f"{wanted:,}")
+            raise ValueError(f"{supported}, not {size:,}: give `vocab_size={len(tokenizer)}`, or more text")
+        log.info("%s, not the %s of this preset", supported, f"{size:,}")
     return tokenizer
 
 
 def plain(document: Document) -> str:
-    """A document's text. ValueError for a chat, of which a new vocabulary knows nothing."""
+    """Return a document's text. Raises ValueError for a chat: a new vocabulary has no chat template."""
     if document.messages is not None:
         raise ValueError(
             f"{document.name} is a chat, and a new vocabulary has no chat template: give `tokenizer` or `init` of a "
-            "model of chats"
+            "chat model"
         )
     return document.text
 
 
 def shortened(documents: list[Document], n_bytes: float) -> list[Document]:
-    """The beginnings of documents, about so many bytes beside their prompts: of each as much, or a shorter one's whole.
+    """Return the beginnings of documents, with about `n_bytes` in total besides their prompts.
 
-    Of very many documents every second, fourth and so on, so that it is enough of each to tell something.
+    All get the same number of bytes; shorter documents stay whole. Where that number is too small to be informative,
+    every second document is left out, repeatedly.
     """
     most = share(documents, n_bytes)
     while most is not None and most < LEAST_BYTES and len(documents) > 1:
@@ -324,7 +327,7 @@ def shortened(documents: list[Document], n_bytes: float) -> list[Document]:
 
 
 def share(documents: list[Document], n_bytes: float) -> float | None:
-    """How many bytes of each document make so many in all; None where all of them are no more."""
+    """Return how many bytes of each document add up to `n_bytes`; None if all documents have no more."""
     sizes = sorted(len(document.text[document.n_prompt_chars :].encode()) for document in documents)
     left = n_bytes
     for n_done, size in enumerate(sizes):
@@ -336,9 +339,9 @@ def share(documents: list[Document], n_bytes: float) -> float | None:
 
 
 def beginning(document: Document, n_bytes: int) -> Document:
-    """The prompt of a document, and at most so many bytes of the rest, to the end of a character.
+    """Return a document's prompt and at most `n_bytes` of the rest, cut between characters.
 
-    Of a chat the exchanges that begin in these, at least one.
+    A chat keeps the exchanges that begin within `n_bytes`, at least one.
     """
     if document.messages is not None:
         begins = exchanges(document.messages)[1:]

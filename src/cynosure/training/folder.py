@@ -1,4 +1,4 @@
-"""The folder of a training run: what it is, its figures line by line, and its checkpoints, each whole or absent."""
+"""The folder of a run: manifest, metrics line by line, and checkpoints, each whole or absent."""
 
 import errno
 import json
@@ -32,29 +32,29 @@ from cynosure.training.manifest import KEPT, read_manifest, sealed
 
 MANIFEST = "train.json"
 METRICS, VALIDATION, SAMPLES = "metrics.jsonl", "validation.jsonl", "samples.jsonl"
-FIGURE = {"value": float | None}
-LINES: dict[str, dict[str, Any]] = {  # and what a resumed run reads of each line
+METRIC = {"value": float | None}
+LINES: dict[str, dict[str, Any]] = {  # fields that a resumed run reads, and their types
     METRICS: {
         "step": int, "tokens": int, "loss": float, "smoothed": float, "seconds": float, "bits_per_byte": float | None,
     },
-    VALIDATION: {"step": int, "tokens": int, "nats_per_token": FIGURE, "bits_per_byte": FIGURE},
+    VALIDATION: {"step": int, "tokens": int, "nats_per_token": METRIC, "bits_per_byte": METRIC},
     SAMPLES: {"step": int},
 }  # fmt: skip
 DATA, CHECKPOINTS, VALIDATIONS, SCORES, MODEL = "data", "checkpoints", "validation", "scores", "model"
-PARTIAL = ".partial"  # what is being written
-LEFTOVER = re.compile(r"train\.json\.[0-9a-f]+\.partial")  # of `write_whole`
+PARTIAL = ".partial"  # holds folders until they are complete
+LEFTOVER = re.compile(r"train\.json\.[0-9a-f]+\.partial")  # from an interrupted `write_whole`
 STEP = re.compile(r"step-(\d{6,})")
-DIGESTS = "digests.json"  # in a checkpoint: of its files, and of the lines that came before it
+DIGESTS = "digests.json"  # in a checkpoint: of its files, and of the lines before it
 DIGESTED = {"files": dict[str, str], "lines": dict}
-N_LAST = 2  # checkpoints that stay, beside the best
-# Of a checkpoint, what no user of its model needs.
+N_LAST = 2  # checkpoints to keep besides the best
+# Files of a checkpoint that only training needs.
 TRAINING_ONLY = (
     "optimizer", "optimizer.pt", "scheduler.pt", "training_args.bin", "trainer_state.json", "rng_state*", DIGESTS,
 )  # fmt: skip
 
 
 class RunFolder:
-    """A run on disk."""
+    """A training run on disk."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -68,7 +68,7 @@ class RunFolder:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What the run is. FileNotFoundError where there is none, Damaged where it is not as it was written."""
+        """What the run is. Raises FileNotFoundError if it is missing, Damaged if it is damaged."""
         if not self.exists:
             if (self / CHECKPOINTS).exists():
                 raise FileNotFoundError(f"{self / MANIFEST} is missing; {WAY_OUT}")
@@ -76,20 +76,20 @@ class RunFolder:
         return read_manifest(self / MANIFEST)
 
     def check_free(self) -> None:
-        """ValueError where the folder holds anything that beginning a run would mix with."""
+        """Raise ValueError if the folder holds anything that a new run would mix with."""
         if self.exists:
-            raise ValueError(f"{self.path} holds another run: `resume=True` goes on with that, or give another `out`")
+            raise ValueError(f"{self.path} holds another run: give `resume=True` to resume it, or another `out`")
         self.check_own()
 
     def check_own(self) -> None:
-        """ValueError where the path is neither the folder of a training run, nor an empty one, nor free.
+        """Raise ValueError unless the path is free, an empty folder or the folder of a training run.
 
-        Beside a manifest any file may stand. Without one, any other file makes the folder someone else's, hidden ones
-        too, except those of `SYSTEM_FILES` and what a run that never began has left.
+        The folder of a run may hold other files. Without a manifest, any file makes the folder foreign, hidden files
+        included. The exceptions are `SYSTEM_FILES` and the remains of a run that never began.
         """
         check_is_folder(self.path)
         if self.exists:
-            read_manifest(self / MANIFEST)  # raises for what is not a run's
+            read_manifest(self / MANIFEST)  # raises if it is not the manifest of a run
         elif self.path.is_dir():
             begun = [path.name for path in self.begun]
             if other := first_foreign(self.path, lambda name: name in begun or bool(LEFTOVER.fullmatch(name))):
@@ -97,25 +97,25 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[bool]:
-        """Keep the folder for this process alone, as `cynosure.system.folders.locked` does."""
+        """Lock the folder for this process, as `cynosure.system.folders.locked` does."""
         with locked(self.path, "training in", self.check_own) as writable:
             yield writable
 
     @property
     def begun(self) -> list[Path]:
-        """All that a run can have left which was stopped before its manifest; never a folder of another's."""
+        """Everything that a run may have left before its manifest, and no folder of another program."""
         partial, data = self / PARTIAL, self / DATA
         inside = is_folder(partial) and all(path.name == DATA and is_data(path) for path in partial.iterdir())
         return [*([partial] if inside else []), *([data] if is_data(data) else [])]
 
     def clear_begun(self) -> None:
-        """Remove what a run that never began has left."""
+        """Remove the remains of a run that never began."""
         for path in self.begun:
             shutil.rmtree(path, ignore_errors=True)
 
     @contextmanager
     def dropped_unless_prepared(self) -> Iterator[None]:
-        """Remove the manifest and data of a run that was begun just now and cannot take its first step."""
+        """Remove the manifest and data of a new run if it fails before its first step."""
         try:
             yield
         except BaseException:
@@ -131,7 +131,7 @@ class RunFolder:
         self.put(MANIFEST, sealed(values))
 
     def append(self, name: str, values: dict[str, Any]) -> None:
-        """Add a line. A disk that fills up in the middle of one costs that line alone."""
+        """Append a line. If the disk fills up meanwhile, only this line is lost."""
         try:
             with (self / name).open("a", encoding="utf-8") as file:
                 file.write(line_of(values))
@@ -139,7 +139,7 @@ class RunFolder:
             raise OSError(error.errno, error.strerror, str(self / name)) from error
 
     def lines(self, name: str) -> list[dict[str, Any]]:
-        """The whole lines of a file; one that was cut off at the end is not. Raises Damaged for any other bad one."""
+        """Return the complete lines of a file, without one cut off at the end. Raises Damaged for other bad lines."""
         try:
             data = (self / name).read_bytes()
         except FileNotFoundError:
@@ -147,23 +147,23 @@ class RunFolder:
         return parse_lines(self / name, data, LINES[name])
 
     def lines_up_to(self, step: int, name: str) -> list[dict[str, Any]]:
-        """The lines of a file up to a step. Raises Damaged where a bad one may be among them."""
-        found: list[dict[str, Any]] = []
+        """Return the lines of a file up to a step. Raises Damaged if a bad line may be among them."""
+        lines: list[dict[str, Any]] = []
         try:
             for line in each_line(self / name, (self / name).read_bytes(), LINES[name]):
-                found.append(line)
+                lines.append(line)
         except FileNotFoundError:
             return []
         except Damaged:
-            if not found or found[-1]["step"] < step:
+            if not lines or lines[-1]["step"] < step:
                 raise
-        return [line for line in found if line["step"] <= step]
+        return [line for line in lines if line["step"] <= step]
 
     @property
     def kept(self) -> dict[int, str | None]:
-        """The checkpoints that the run has kept, by step in order: the SHA-256 of each one's digests.
+        """The checkpoints that the run has kept, by step: the SHA-256 of each one's digests.
 
-        None in its place for those of an earlier version, which kept no digests.
+        It is None for a checkpoint of an earlier version, which kept no digests.
         """
         manifest = self.manifest if self.exists else {}
         if KEPT in manifest:
@@ -173,20 +173,20 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> dict[int, Path]:
-        """Those that are there, by step in order."""
+        """The folders of the kept checkpoints that exist, by step."""
         return {step: path for step in sorted(self.kept) if (path := self.checkpoint(step)).is_dir()}
 
     def checkpoint(self, step: int) -> Path:
-        """Where the one of a step is."""
+        """Return the path for the checkpoint of a step."""
         return self / CHECKPOINTS / f"step-{step:06d}"
 
     def best_first(self, steps: Collection[int]) -> list[int]:
-        """Those of the steps that were validated, by their losses, the first of several that are the same before."""
+        """Return those of the steps that were validated, by loss; of equal losses the earliest comes first."""
         rows = [(row["nats_per_token"]["value"], row["step"]) for row in self.lines(VALIDATION)]
         return [step for _, step in sorted(row for row in rows if row[0] is not None and row[1] in steps)]
 
     def check(self, step: int) -> None:
-        """Raises Damaged where a checkpoint, or any line before it, is not as it was written."""
+        """Raise Damaged if a checkpoint, or any line before it, is damaged."""
         digests = self.check_checkpoint(step)
         for name, known in digests.get("lines", {}).items():
             check_beginning(self / name, known["bytes"], known["sha256"])
@@ -194,10 +194,10 @@ class RunFolder:
             self.lines_up_to(step, name)
 
     def check_checkpoint(self, step: int) -> dict[str, Any]:
-        """A checkpoint's digests. Raises Damaged where it differs from them, or, without any, lacks a part."""
+        """Return a checkpoint's digests. Raises Damaged if it differs from them or, without any, lacks a part."""
         place = self.checkpoint(step)
         if not place.is_dir():
-            raise Damaged(f"{place} is {'no folder' if place.exists() else 'missing'}")
+            raise Damaged(f"{place} is {'not a folder' if place.exists() else 'missing'}")
         if digests := self.digests(step):
             check_files(place, digests["files"], beside=[DIGESTS])
         else:
@@ -205,21 +205,21 @@ class RunFolder:
         return digests
 
     def digests(self, step: int) -> dict[str, Any]:
-        """Of the files of a checkpoint, and of the lines before it; none where an earlier version wrote it."""
+        """Return the digests of a checkpoint and of the lines before it; {} if an earlier version wrote it."""
         known, path = self.kept[step], self.checkpoint(step) / DIGESTS
         if known is None:
             return {}
         check_file(path, known)
         with reading(path):
-            found: dict[str, Any] = json.loads(path.read_bytes())
+            digests: dict[str, Any] = json.loads(path.read_bytes())
         line = {"bytes": int, "sha256": str}
-        wrong = misfit(found, DIGESTED) or misfit(found["lines"], dict.fromkeys(found["lines"], line))
-        if wrong or not found["lines"].keys() <= LINES.keys():
-            raise Damaged(f"{path} is damaged: {wrong or 'it names other files'}")
-        return found
+        wrong = misfit(digests, DIGESTED) or misfit(digests["lines"], dict.fromkeys(digests["lines"], line))
+        if wrong or not digests["lines"].keys() <= LINES.keys():
+            raise Damaged(f"{path} is damaged: {wrong or 'it names unknown files'}")
+        return digests
 
     def rewind(self, step: int) -> None:
-        """Forget what came after a checkpoint: lines, half-written things, and that there were later checkpoints."""
+        """Remove what came after a checkpoint: lines, partial folders, and later checkpoints in the manifest."""
         remove(self / PARTIAL)
         known = self.digests(step).get("lines") if step in self.kept else None
         for name in filter(lambda name: (self / name).exists(), LINES):
@@ -235,24 +235,24 @@ class RunFolder:
         self.remember({kept: digest for kept, digest in self.kept.items() if kept <= step})
 
     def remember(self, kept: dict[int, str | None]) -> None:
-        """Let the manifest say which checkpoints there are."""
+        """Record in the manifest which checkpoints exist."""
         if self.exists and kept != self.kept:
             self.put_manifest(self.manifest | {KEPT: {str(step): kept[step] for step in sorted(kept)}})
 
-    def keep(self, made: Path, step: int) -> None:
-        """Put a checkpoint that is whole in its place, and let go of those that are neither best nor among the last.
+    def keep(self, partial: Path, step: int) -> None:
+        """Move a complete checkpoint into place, and remove those that are neither the best nor among the last.
 
-        A damaged one stays where it is until it is made again.
+        A damaged checkpoint stays in place until its step is saved again.
         """
         lines = {name: self / name for name in LINES if (self / name).exists()}
         written = {name: {"bytes": path.stat().st_size, "sha256": digest_of(path)} for name, path in lines.items()}
-        self.write_digests(made, written)
-        flush_files(made)
+        self.write_digests(partial, written)
+        flush_files(partial)
         place = self.checkpoint(step)
         place.parent.mkdir(exist_ok=True)
         remove(place)
-        digest = digest_of(made / DIGESTS)
-        made.rename(place)
+        digest = digest_of(partial / DIGESTS)
+        partial.rename(place)
         flush(place.parent)
         kept = self.kept | {step: digest}
         stay = {*sorted(kept)[-N_LAST:], *self.best_first(kept)[:1]}
@@ -260,27 +260,27 @@ class RunFolder:
         for old in kept.keys() - stay:
             remove(self.checkpoint(old))
 
-    def write_digests(self, made: Path, lines: dict[str, Any]) -> None:
-        """Add to a checkpoint the digests of its files and of the lines that came before it."""
-        text = json.dumps({"files": digests_of(made), "lines": lines}, indent=1) + "\n"
-        write_whole(made / DIGESTS, text.encode())
+    def write_digests(self, checkpoint: Path, lines: dict[str, Any]) -> None:
+        """Write into a checkpoint the digests of its files and of the lines before it."""
+        text = json.dumps({"files": digests_of(checkpoint), "lines": lines}, indent=1) + "\n"
+        write_whole(checkpoint / DIGESTS, text.encode())
 
     @contextmanager
     def replacing(self, name: str) -> Iterator[Path]:
-        """A new folder to fill, which takes the place of the one of that name when it is whole."""
-        made = self / PARTIAL / name
-        shutil.rmtree(made, ignore_errors=True)
-        made.parent.mkdir(parents=True, exist_ok=True)
-        with whole_or_nothing(made):
-            yield made
-            flush_files(made)
+        """Yield an empty folder to fill, which replaces the folder of this name when it is complete."""
+        partial = self / PARTIAL / name
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        with whole_or_nothing(partial):
+            yield partial
+            flush_files(partial)
         shutil.rmtree(self / name, ignore_errors=True)
-        made.rename(self / name)
+        partial.rename(self / name)
         shutil.rmtree(self / PARTIAL, ignore_errors=True)
 
 
 def is_folder(path: Path) -> bool:
-    """Whether there is a folder at a path, and not a link to one."""
+    """Whether a path is a folder, and not a link to one."""
     return path.is_dir() and not path.is_symlink()
 
 
@@ -290,9 +290,9 @@ def is_data(path: Path) -> bool:
 
 
 def first_sound(folder: RunFolder, steps: Iterable[int], check: Callable[[int], object]) -> tuple[int, list[str]]:
-    """The first of these checkpoints that is as it was written, and what is wrong with those before it.
+    """Return the first of these checkpoints that is intact, and what is wrong with those before it.
 
-    Raises Damaged where none is.
+    Raises Damaged if none is intact.
     """
     wrong: list[str] = []
     for step in steps:
@@ -302,7 +302,7 @@ def first_sound(folder: RunFolder, steps: Iterable[int], check: Callable[[int], 
             wrong.append(error.what)
         else:
             return step, wrong
-    raise Damaged(f"no checkpoint in {folder / CHECKPOINTS} is sound: {'; '.join(wrong)}")
+    raise Damaged(f"no checkpoint in {folder / CHECKPOINTS} is intact: {'; '.join(wrong)}")
 
 
 def line_of(values: dict[str, Any]) -> str:
@@ -310,23 +310,23 @@ def line_of(values: dict[str, Any]) -> str:
 
 
 @contextmanager
-def whole_or_nothing(made: Path) -> Iterator[None]:
-    """What fails to be written is removed; OSError with the reason, whatever the library that wrote raises."""
+def whole_or_nothing(partial: Path) -> Iterator[None]:
+    """Remove what could not be written completely; raise OSError with the reason, whatever the library raised."""
     try:
         yield
     except OSError as error:
-        shutil.rmtree(made, ignore_errors=True)
-        raise OSError(error.errno or errno.EIO, error.strerror or str(error), error.filename or str(made)) from error
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), error.filename or str(partial)) from error
     except Exception as error:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
         reason = " ".join(str(error).split())
         full = next((code for code in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT) if os.strerror(code) in reason), None)
         if full is None and not any(sign in reason for sign in ("PytorchStreamWriter", "I/O error")):
             raise
-        raise OSError(full or errno.EIO, os.strerror(full) if full else reason, str(made)) from error
+        raise OSError(full or errno.EIO, os.strerror(full) if full else reason, str(partial)) from error
 
 
 def flush_files(folder: Path) -> None:
-    """Every file in a folder, before it is renamed."""
+    """Flush every file in a folder to disk, before the folder is renamed."""
     for path in files_in(folder):
         flush(path)

@@ -1,4 +1,4 @@
-"""Whether the files of a run are as they were written: SHA-256 digests, and the kinds of values in JSON."""
+"""Check that the files of a run are undamaged: SHA-256 digests, and types of values in JSON."""
 
 import hashlib
 import json
@@ -14,18 +14,18 @@ from safetensors import safe_open
 
 from cynosure.system.files import sha256
 
-# What Trainer needs of a checkpoint to go on exactly; a part that is missing is made anew in silence.
+# What Trainer needs to resume exactly: it silently replaces a missing part by a new one.
 PARTS = ("*model*.safetensors", "optimizer*", "scheduler.pt", "rng_state*.pth", "trainer_state.json")
 WAY_OUT = "restore it from a copy, or train again with another `out`"
 
 
 def way_out_of(checkpoint: Path) -> str:
-    """What to do about a checkpoint that was not found to be damaged, and yet cannot be read."""
-    return f"remove {checkpoint}, and resuming goes on from the checkpoint before it"
+    """Return what to do about a checkpoint that matches its digests and still cannot be read."""
+    return f"remove {checkpoint} to resume from the checkpoint before it"
 
 
 class Damaged(ValueError):
-    """A file of a run is not as it was written: `what` names the file and what is wrong, and the message a way out."""
+    """A file of a run is damaged: `what` names the file and the damage; the message adds a way out."""
 
     def __init__(self, what: str, way_out: str = WAY_OUT) -> None:
         super().__init__(f"{what}; {way_out}")
@@ -33,9 +33,9 @@ class Damaged(ValueError):
 
 
 def digest_of(path: Path) -> str:
-    """The SHA-256 of a file. Raises Damaged where there is no file, or none that can be read."""
+    """Return the SHA-256 of a file. Raises Damaged if it is missing or cannot be read."""
     if not path.is_file():
-        raise Damaged(f"{path} is {'no file' if path.exists() else 'missing'}")
+        raise Damaged(f"{path} is {'not a file' if path.exists() else 'missing'}")
     try:
         return sha256(path)
     except OSError as error:
@@ -43,7 +43,7 @@ def digest_of(path: Path) -> str:
 
 
 def digests_of(folder: Path) -> dict[str, str]:
-    """The SHA-256 of every file in a folder and in those below it, by its path in the folder."""
+    """Return the SHA-256 of every file below a folder, by its relative path."""
     return {path.relative_to(folder).as_posix(): digest_of(path) for path in files_in(folder)}
 
 
@@ -52,13 +52,13 @@ def files_in(folder: Path) -> list[Path]:
 
 
 def check_file(path: Path, digest: str) -> None:
-    """Raises Damaged for a file with another SHA-256."""
+    """Raise Damaged if a file does not have this SHA-256."""
     if digest_of(path) != digest:
         raise Damaged(f"{path} does not match its SHA-256")
 
 
 def check_files(folder: Path, digests: dict[str, str], beside: Iterable[str] = ()) -> None:
-    """Raises Damaged unless a folder holds these files, as they were, and no others but hidden ones and `beside`."""
+    """Raise Damaged unless a folder holds these files, unchanged, and no others except hidden ones and `beside`."""
     for name, digest in digests.items():
         check_file(folder / name, digest)
     for path in files_in(folder):
@@ -68,7 +68,7 @@ def check_files(folder: Path, digests: dict[str, str], beside: Iterable[str] = (
 
 
 def check_complete(checkpoint: Path) -> None:
-    """Raises Damaged unless a checkpoint without digests has all of its parts, each of which can be read."""
+    """Raise Damaged unless a checkpoint without digests has all its parts, and each can be read."""
     for part in PARTS:
         if not any(checkpoint.glob(part)):
             raise Damaged(f"{checkpoint / part} is missing")
@@ -91,9 +91,9 @@ def check_complete(checkpoint: Path) -> None:
 
 
 def check_ranks(checkpoint: Path) -> None:
-    """Raises Damaged where random numbers of one of several processes are missing; those of the last may, unnoticed.
+    """Raise Damaged if the random state of one of several processes is missing, unless it is the last.
 
-    One process writes no number into the name, so that there are two numbers at least.
+    A single process writes no rank into the file name, so numbered files mean at least two processes.
     """
     ranks = {int(path.stem.rpartition("_")[2]) for path in checkpoint.glob("rng_state_[0-9]*.pth")}
     for rank in range(max(2, 1 + max(ranks)) if ranks else 0):
@@ -102,7 +102,7 @@ def check_ranks(checkpoint: Path) -> None:
 
 
 def check_beginning(path: Path, n_bytes: int, digest: str) -> None:
-    """Raises Damaged unless a file of lines begins with the bytes that had this digest; it names the line if it can."""
+    """Raise Damaged unless a file of lines begins with the bytes of this digest; it names the line if it can."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -116,15 +116,15 @@ def check_beginning(path: Path, n_bytes: int, digest: str) -> None:
 
 
 def parse_lines(path: Path, data: bytes, kinds: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-    """The whole lines of a file, a JSON object each; one that was cut off at the end is left out.
+    """Return the complete lines of a file, one JSON object each; one cut off at the end is left out.
 
-    Raises Damaged, with the number of the line, where one is no object or lacks a value of these kinds.
+    Raises Damaged, with the line number, if a line is not an object or lacks a value of these types.
     """
     return list(each_line(path, data, kinds))
 
 
 def each_line(path: Path, data: bytes, kinds: dict[str, Any] | None = None) -> Iterator[dict[str, Any]]:
-    """The same one by one, until one is damaged."""
+    """Yield the lines that `parse_lines` returns, up to the first damaged one."""
     for number, line in enumerate(data.split(b"\n")[:-1], 1):
         try:
             values = json.loads(line)
@@ -136,7 +136,7 @@ def each_line(path: Path, data: bytes, kinds: dict[str, Any] | None = None) -> I
 
 
 def misfit(values: Any, kinds: dict[str, Any]) -> str | None:
-    """The first value of a JSON object that is missing or of another kind than it should be, in words.
+    """Describe the first value of a JSON object that is missing or of the wrong type; None if all fit.
 
     >>> misfit({"step": 3, "loss": "low"}, {"step": int, "loss": float | None})
     "loss is 'low', not float | None"
@@ -144,7 +144,7 @@ def misfit(values: Any, kinds: dict[str, Any]) -> str | None:
     'loss is missing'
     """
     if not isinstance(values, dict):
-        return f"{shortened(values)} is no object"
+        return f"{shortened(values)} is not an object"
     for name, kind in kinds.items():
         if name not in values:
             return f"{name} is missing"
@@ -157,7 +157,7 @@ def misfit(values: Any, kinds: dict[str, Any]) -> str | None:
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Whether a value from JSON is of a kind, as type hints write it; an integer is a float too, a bool no integer."""
+    """Whether a JSON value has a type, given as a type hint. An int is also a float; a bool is not an int."""
     if isinstance(kind, UnionType):
         return any(fits(value, one) for one in get_args(kind))
     if kind is Any:
@@ -176,7 +176,7 @@ def shortened(value: Any) -> str:
 
 @contextmanager
 def reading(path: Path, way_out: str = WAY_OUT) -> Iterator[None]:
-    """Whatever a library raises for a file that it cannot read becomes Damaged, with the file's name."""
+    """Turn anything that a library raises for an unreadable file into Damaged, which names the file."""
     try:
         yield
     except (Damaged, MemoryError, torch.OutOfMemoryError):
@@ -186,7 +186,7 @@ def reading(path: Path, way_out: str = WAY_OUT) -> Iterator[None]:
 
 
 def reason_of(error: BaseException) -> str:
-    """The first sentence of an error."""
+    """Return the first sentence of an error."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     line = str(error).strip().partition("\n")[0].partition(". ")[0].rstrip(".: ")

@@ -1,4 +1,4 @@
-"""Hugging Face's Trainer on packed rows: the exact token mean, its figures line by line, checkpoints that are whole."""
+"""Hugging Face's Trainer on packed rows: exact means over tokens, metrics per step, and whole checkpoints."""
 
 import time
 from collections.abc import Callable
@@ -27,13 +27,13 @@ from cynosure.training.sharding import is_sharded, load_optimizer, load_weights,
 from cynosure.training.watch import Diverged, Figures, Smoothed, Watcher, odd_beginning, what_is_wrong
 from cynosure.training.whole import WholePacked
 
-Validate = Callable[[int, int], Figures]  # (step, tokens so far) -> what was found
-LARGE_BATCH = 32768  # tokens: gradients of smaller ones are noisier, and their squares are averaged over more steps
-SLOW, FAST = 0.99, 0.95
+Validate = Callable[[int, int], Figures]  # (step, tokens so far) -> metrics
+LARGE_BATCH = 32768  # tokens: smaller batches have noisier gradients, so their squares are averaged over more steps
+SLOW, FAST = 0.99, 0.95  # beta2 of AdamW
 
 
 class Rows(Dataset[dict[str, Tensor]]):
-    """The rows of a whole training, in the order in which they are trained on."""
+    """All rows of a training, in training order."""
 
     def __init__(self, packed: Packed | WholePacked, n_rows: int) -> None:
         self.packed, self.n_rows = packed, n_rows
@@ -51,30 +51,30 @@ class Rows(Dataset[dict[str, Tensor]]):
 
 
 def collate(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Rows as a batch. Labels stand where they are predicted, which transformers calls `shift_labels`."""
+    """Stack rows into a batch. Their labels are shifted already, which transformers calls `shift_labels`."""
     batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
     return batch | {"shift_labels": batch["labels"]}
 
 
 class Job(NamedTuple):
-    """What a training run knows besides its model and its rows."""
+    """What a training needs besides its model and its rows."""
 
     settings: TrainSettings
     plan: TrainingPlan
     folder: RunFolder
     watcher: Watcher
     validate: Validate | None
-    widths: NDArray[np.int64] | None  # bytes of each token; None where they are not known
-    fresh: bool  # the model has learnt nothing yet
+    widths: NDArray[np.int64] | None  # bytes of each token; None if unknown
+    fresh: bool  # the model is untrained
 
 
 class Training(Trainer):
-    """A training run. Everything that Trainer does stays its own: devices, processes, schedule, reporting."""
+    """A Trainer on packed rows and the fused loss. Devices, processes, schedule and reporting stay Trainer's."""
 
     def __init__(self, model: Any, tokenizer: Any, rows: Rows, arguments: TrainingArguments, job: Job) -> None:
-        asked = rows if job.validate else None  # which Trainer wants to see, and does not look at
-        arguments.save_only_model = is_sharded(model)  # Trainer refuses to keep such a model's optimiser: we do it
-        super().__init__(model, arguments, collate, rows, eval_dataset=asked, processing_class=tokenizer)
+        eval_rows = rows if job.validate else None  # Trainer requires a data set; our validation ignores it
+        arguments.save_only_model = is_sharded(model)  # Trainer cannot save a sharded optimizer: we do
+        super().__init__(model, arguments, collate, rows, eval_dataset=eval_rows, processing_class=tokenizer)
         arguments.save_only_model = False
         self.remove_callback(PrinterCallback)
         self.settings, self.plan, self.folder, self.watcher, self.validate, widths, self.fresh = job
@@ -83,9 +83,9 @@ class Training(Trainer):
         self.patched = Patch.on(self.model)
         self.patched.objective = Objective(self.settings.z_loss, self.settings.label_smoothing)
         if not self.model_accepts_loss_kwargs:
-            raise ValueError(f"{type(model).__name__} cannot be told how many tokens a whole batch has")
+            raise ValueError(f"{type(model).__name__} takes no num_items_in_batch, which the mean of a batch needs")
         before = self.folder.lines(METRICS)
-        # Of a step, in this process: nats and objective as shares of the token mean, tokens, bytes.
+        # Of this step and process: its shares of the mean loss and objective, its tokens, its bytes.
         self.sums = torch.zeros(4, dtype=torch.float64)
         self.smoothed = Smoothed(line["loss"] for line in before)
         self.batch: list[dict[str, Tensor]] = []
@@ -93,19 +93,19 @@ class Training(Trainer):
         self.started = self.last - (before[-1]["seconds"] if before else 0.0)
 
     def get_decay_parameter_names(self, model: Any) -> list[str]:
-        """Matrices alone; gains and biases are left to grow."""
+        """Return the names of all matrices: gains and biases do not decay."""
         return [name for name, parameter in model.named_parameters() if parameter.ndim > 1]
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """Trainer's own; the batch is remembered, in case it is the one that goes wrong."""
-        found = super().get_batch_samples(*args, **kwargs)
-        self.batch = found[0]
-        return found
+        """Call Trainer's method and remember the batch, in case the loss diverges on it."""
+        samples = super().get_batch_samples(*args, **kwargs)
+        self.batch = samples[0]
+        return samples
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Trainer's own, of our objective; the plain loss is kept beside it."""
+        """Return the objective as Trainer computes it; the plain loss is added to the sums of this step."""
         loss: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         targets = inputs["shift_labels"]
         counted = targets[targets >= 0]
@@ -119,27 +119,27 @@ class Training(Trainer):
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """After every step: its line of metrics, to the run's folder, to whoever watches, and to Trainer's reporters.
+        """Write the metrics of a step to the run's folder, and pass them to the watcher and Trainer's reporters.
 
-        Raises Diverged where the loss diverges; nothing has been saved since then.
+        Raises Diverged if the loss diverges; nothing has been saved since then.
         """
         if "learning_rate" not in logs:
-            return  # Trainer's summary of the end
-        figures = self.figures(logs["grad_norm"], logs["learning_rate"])
-        wrong = what_is_wrong(figures["loss"], figures["grad_norm"], self.smoothed.value, self.settings.spike)
+            return  # Trainer's summary at the end
+        metrics = self.metrics(logs["grad_norm"], logs["learning_rate"])
+        wrong = what_is_wrong(metrics["loss"], metrics["grad_norm"], self.smoothed.value, self.settings.spike)
         if wrong:
             self.stop(wrong)
         if self.state.global_step == 1:
-            odd = odd_beginning(self.patched.model, figures["loss"], self.n_classes, self.fresh)
+            odd = odd_beginning(self.patched.model, metrics["loss"], self.n_classes, self.fresh)
             if odd:
                 self.watcher.note(odd)
-        self.smoothed.add(figures["loss"])
-        figures["smoothed"] = figures["loss"] if self.smoothed.value is None else self.smoothed.value
+        self.smoothed.add(metrics["loss"])
+        metrics["smoothed"] = metrics["loss"] if self.smoothed.value is None else self.smoothed.value
         if self.args.should_save:
-            self.folder.append(METRICS, figures)
-        self.watcher.step(figures)
+            self.folder.append(METRICS, metrics)
+        self.watcher.step(metrics)
         shown = {
-            name: value for name, value in figures.items() if value is not None and name not in ("step", "seconds")
+            name: value for name, value in metrics.items() if value is not None and name not in ("step", "seconds")
         }
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, shown)
 
@@ -147,10 +147,10 @@ class Training(Trainer):
     def n_classes(self) -> int:
         return int(self.patched.model.get_output_embeddings().weight.shape[0])
 
-    def figures(self, grad_norm: float, learning_rate: float) -> Figures:
-        """Of the step that was just made, over all processes. The last two are of the clock, and never the same.
+    def metrics(self, grad_norm: float, learning_rate: float) -> Figures:
+        """Return the metrics of the last step, over all processes.
 
-        `tokens` are those of all rows so far, padding included; the other counts are of this step.
+        `tokens` counts all rows so far, with padding; other counts are of this step. The last two depend on the clock.
         """
         local, self.sums = self.sums, torch.zeros_like(self.sums)
         if self.accelerator.num_processes > 1:
@@ -176,7 +176,7 @@ class Training(Trainer):
         }
 
     def stop(self, why: str) -> None:
-        """Save the batch that did it, and raise."""
+        """Save the batch that diverged, and raise Diverged."""
         step, rank = self.state.global_step, self.args.process_index
         name = f"diverged-{step:06d}{f'-process-{rank}' if self.args.world_size > 1 else ''}.json"
         decode = self.tokenizer.decode
@@ -184,28 +184,28 @@ class Training(Trainer):
         ids = [row.tolist() for batch in self.batch for row in batch["input_ids"]]
         self.folder.put(name, {"step": step, "why": why, "texts": texts, "input_ids": ids})
         last = next(reversed(self.folder.checkpoints.values()), None)
-        way_on = "there was no checkpoint yet: begin again with a lower `learning_rate`"
+        way_on = "there is no checkpoint yet: start again with a lower `learning_rate`"
         if last:
             again = str(self.settings.init if self.settings.lora else last)
-            way_on = f"the last good checkpoint is {last}: go on with `init={again!r}` and a lower `learning_rate`"
+            way_on = f"the last good checkpoint is {last}: start from `init={again!r}` with a lower `learning_rate`"
         raise Diverged(f"training diverged at step {step:,}: {why}; the batch is in {self.folder / name}; {way_on}")
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Our validation in the place of Trainer's evaluation."""
+        """Run our validation instead of Trainer's evaluation."""
         assert self.validate is not None
         step = self.state.global_step
         self.patched.model.eval()
-        found = self.validate(step, step * self.plan.batch_tokens)
-        self.last = time.perf_counter()  # the next step is not charged with it
-        metrics = {"eval_loss": found["nats_per_token"]["value"]}
-        if found["bits_per_byte"]["value"] is not None:
-            metrics["eval_bits_per_byte"] = found["bits_per_byte"]["value"]
+        validation = self.validate(step, step * self.plan.batch_tokens)
+        self.last = time.perf_counter()  # the next step's time excludes the validation
+        metrics = {"eval_loss": validation["nats_per_token"]["value"]}
+        if validation["bits_per_byte"]["value"] is not None:
+            metrics["eval_bits_per_byte"] = validation["bits_per_byte"]["value"]
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Trainer's own, of a model that is there to be used."""
+        """Save the model for its users, with its cache of keys and values on."""
         config = self.patched.model.config
         config.use_cache = True
         try:
@@ -215,7 +215,7 @@ class Training(Trainer):
             config.use_cache = False
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Trainer's own where there is an adapter; else it would pass over weights that are saved by other names."""
+        """Load the weights, with Trainer only if they are an adapter: it skips those saved under other names."""
         place = Path(resume_from_checkpoint)
         if self.settings.lora is None:
             load_weights(self.model, place)
@@ -224,7 +224,7 @@ class Training(Trainer):
                 super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """Trainer's own, but of a sharded model, of which it would keep the leader's part alone."""
+        """Save both, without Trainer if the model is sharded: it saves only the leader's part."""
         if not self.settings.fsdp:
             super()._save_optimizer_and_scheduler(output_dir)
             return
@@ -234,7 +234,7 @@ class Training(Trainer):
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Trainer's own would go on without those whose files are missing."""
+        """Load both, or raise: Trainer silently continues without missing files."""
         if checkpoint is None:
             return
         place = Path(checkpoint)
@@ -247,13 +247,13 @@ class Training(Trainer):
         self.lr_scheduler.load_state_dict(tensors_in(place / SCHEDULER_NAME))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Trainer's own would go on without the random numbers of a checkpoint that has none."""
+        """Load the random state, or raise: Trainer silently continues without a missing one."""
         if checkpoint is None:
             return
         number = f"_{self.args.process_index}" if self.args.world_size > 1 else ""
         path = Path(checkpoint) / f"rng_state{number}.pth"
         with reading(path, way_out_of(path.parent)):
-            if not any(path.parent.glob("rng_state*.pth")):  # another number of processes has others
+            if not any(path.parent.glob("rng_state*.pth")):  # another number of processes wrote other names
                 raise FileNotFoundError("it is missing")
             super()._load_rng_state(checkpoint)
 
@@ -261,17 +261,17 @@ class Training(Trainer):
         return str(self.folder / PARTIAL)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Trainer's own, written beside and renamed."""
-        made = Path(self._get_output_dir(trial))
+        """Save a checkpoint as Trainer does, but in a temporary place, from which it is renamed."""
+        partial = Path(self._get_output_dir(trial))
         if self.args.should_save:
-            made.mkdir(exist_ok=True)
+            partial.mkdir(exist_ok=True)
         self.accelerator.wait_for_everyone()
-        with whole_or_nothing(made):
+        with whole_or_nothing(partial):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 step = self.state.global_step
-                checkpoint = made / f"checkpoint-{step}"
+                checkpoint = partial / f"checkpoint-{step}"
                 if self.settings.lora is not None:
                     name_base(checkpoint, self.settings, self.folder.manifest.get("init_sha256"))
                 self.folder.keep(checkpoint, step)
@@ -280,7 +280,7 @@ class Training(Trainer):
 
 
 def tensors_in(path: Path) -> Any:
-    """What a file of torch's holds, nothing but tensors and numbers: no code in it is run. Raises Damaged."""
+    """Load a torch file of tensors and numbers. Raises Damaged for anything else: no code in it is run."""
     with reading(path, way_out_of(path.parent)):
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -289,7 +289,7 @@ def tensors_in(path: Path) -> Any:
 
 
 def check_state(checkpoint: Path, step: int) -> None:
-    """Raises Damaged unless Trainer's state in a checkpoint is of this step."""
+    """Raise Damaged unless Trainer's state in a checkpoint is of this step."""
     path = checkpoint / TRAINER_STATE_NAME
     with reading(path, way_out_of(checkpoint)):
         state = TrainerState.load_from_json(str(path))
@@ -301,17 +301,17 @@ def arguments_of(
     settings: TrainSettings, plan: TrainingPlan, folder: RunFolder, *, bfloat16: bool, cpu: bool,
     report_to: tuple[str, ...], validated: bool,
 ) -> TrainingArguments:  # fmt: skip
-    """Trainer's arguments: AdamW, the schedule, clipping, one line of figures a step."""
+    """Return the arguments of Trainer: AdamW, the schedule, clipping, one line of metrics per step."""
     schedule = {"cosine": ("cosine", {}), "wsd": ("warmup_stable_decay", {"num_decay_steps": plan.decay_steps})}
     kind, options = schedule[settings.schedule]
-    made = TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder.path),
         max_steps=plan.steps,
         per_device_train_batch_size=plan.micro_rows,
         gradient_accumulation_steps=plan.accumulation,
-        train_sampling_strategy="sequential",  # the rows are in their order already
+        train_sampling_strategy="sequential",  # the rows are in order already
         remove_unused_columns=False,
-        use_cache=False,  # with one, the models of transformers do not keep the documents of a row apart
+        use_cache=False,  # with a cache, transformers does not keep the documents of a row apart
         optim="adamw_torch_fused",
         adam_beta2=SLOW if plan.batch_tokens < LARGE_BATCH else FAST,
         learning_rate=plan.learning_rate,
@@ -337,7 +337,7 @@ def arguments_of(
         ddp_backend="gloo" if cpu and plan.processes > 1 else None,
         seed=settings.seed,
     )
-    # One accelerator a process: of several, Trainer would go through a multiple of the batch by DataParallel.
-    if made.n_gpu > 1:
-        made._n_gpu = 1
-    return made
+    # One device per process: with several, Trainer would use DataParallel and multiply the batch.
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
+    return arguments

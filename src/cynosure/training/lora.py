@@ -1,4 +1,4 @@
-"""Low-rank updates of a model that is there (Hu et al. 2021), by PEFT; and the model that a run leaves behind."""
+"""LoRA (Hu et al. 2021) with PEFT, and the final model of a run."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ ALPHA = 2  # times the rank
 
 
 def with_updates(model: Any, rank: int, seed: int) -> Any:
-    """The model with updates of this rank to every linear layer but its head, which alone are trained."""
+    """Return the model with LoRA updates on every linear layer except the head; only these are trained."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=ALPHA * rank, target_modules="all-linear")
@@ -29,25 +29,25 @@ def with_updates(model: Any, rank: int, seed: int) -> Any:
 
 
 def keep_model(folder: RunFolder, checkpoint: Path, settings: TrainSettings, consent: Consent) -> None:
-    """Put the model of a checkpoint where users look for it, its updates worked in; they are kept beside it."""
-    with folder.replacing(MODEL if settings.lora is None else ADAPTER) as made:
-        shutil.copytree(checkpoint, made, ignore=shutil.ignore_patterns(*TRAINING_ONLY))
+    """Copy the model of a checkpoint to `model`. LoRA updates are merged into it, and stay in `adapter` too."""
+    with folder.replacing(MODEL if settings.lora is None else ADAPTER) as partial:
+        shutil.copytree(checkpoint, partial, ignore=shutil.ignore_patterns(*TRAINING_ONLY))
     if settings.lora is None:
         return
     from peft import PeftModel
 
     from cynosure.system.quiet import quiet_transformers
 
-    started = load_init(settings, consent)
-    merged = PeftModel.from_pretrained(started.model, folder / ADAPTER, trust_remote_code=False).merge_and_unload()
-    with folder.replacing(MODEL) as made:
+    initial = load_init(settings, consent)
+    merged = PeftModel.from_pretrained(initial.model, folder / ADAPTER, trust_remote_code=False).merge_and_unload()
+    with folder.replacing(MODEL) as partial:
         with quiet_transformers():
-            merged.save_pretrained(made)
-        started.tokenizer.save_pretrained(made)
+            merged.save_pretrained(partial)
+        initial.tokenizer.save_pretrained(partial)
 
 
 def name_base(adapter: Path, settings: TrainSettings, digest: str | None) -> None:
-    """Let an adapter's folder say what it is for: the name that --init was given, and the digest of those weights."""
+    """Record in an adapter's folder its base model: the name given as `init`, and the digest of its weights."""
     path = adapter / ADAPTER_CONFIG
     values = json.loads(path.read_bytes()) | {BASE: settings.init}
     write_whole(path, (json.dumps(values, indent=2) + "\n").encode())

@@ -1,4 +1,4 @@
-"""How fast the machine multiplies matrices, and how much of that a training could use."""
+"""Measure how fast the machine multiplies matrices, and count the operations of a training."""
 
 import time
 from typing import Any
@@ -8,14 +8,14 @@ import torch
 from cynosure.loss import choose_gemm
 from cynosure.loss.linear import matmul
 
-SIZES, RUNS = {"cpu": 1536}, 5  # of square matrices: large enough to keep all of it busy
+SIZES, RUNS = {"cpu": 1536}, 5  # of square matrices, large enough to keep the whole device busy
 SIZE_ELSEWHERE = 8192
-FORWARD_BACKWARD = 6  # operations a parameter and token: two forward, four backward
-FORWARD_AND_STATES = 4  # where the weights themselves are not trained
+FORWARD_BACKWARD = 6  # operations per parameter and token: two forward, four backward
+FORWARD_AND_STATES = 4  # without gradients of the weights
 
 
 def peak_flops(dtype: torch.dtype, device: torch.device) -> float:
-    """Floating-point operations a second of large matrix products, by a short trial: the best of a few."""
+    """Measure the FLOP/s of large matmuls: the best of a few short runs."""
     size = SIZES.get(device.type, SIZE_ELSEWHERE)
     a, b = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
     out = torch.empty_like(a)
@@ -32,9 +32,9 @@ def peak_flops(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def flops_per_token(model: Any, row_tokens: int) -> float:
-    """Operations that training takes a token: those of the matrices, the head among them, and of causal attention.
+    """Return the operations per training token: those of the matrices, the head included, and of causal attention.
 
-    As PaLM's report counts them (Chowdhery et al. 2022, appendix B), attention to half of a row on average.
+    Counted as for PaLM (Chowdhery et al. 2022, appendix B), with attention to half a row on average.
     """
     config = model.config.get_text_config()
     head = model.get_output_embeddings().weight

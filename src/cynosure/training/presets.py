@@ -1,17 +1,17 @@
-"""Models to train from nothing: Llama's architecture in three sizes."""
+"""Presets of new models: Llama's architecture in three sizes."""
 
 from typing import Any, NamedTuple
 
 
 class Preset(NamedTuple):
-    """A size, and what suits it."""
+    """A model size, and the training defaults that suit it."""
 
     hidden_size: int
     n_layers: int
     n_heads: int
     intermediate_size: int
     vocab_size: int
-    tied: bool  # the embedding is the head too
+    tied: bool  # the head shares the weight of the embedding
     row_tokens: int
     batch_tokens: int
     learning_rate: float
@@ -25,22 +25,22 @@ PRESETS = {
 
 
 def find_preset(name: str) -> Preset:
-    """The preset of that name; ValueError for another."""
+    """Return the preset of this name. Raises ValueError if there is none."""
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}: expected one of {', '.join(PRESETS)}")
     return PRESETS[name]
 
 
 def new_model(preset: Preset, tokenizer: Any, row_tokens: int, seed: int) -> Any:
-    """A transformers model of random float32 weights; the same for the same seed.
+    """Return a transformers model with random float32 weights, which depend only on the seed.
 
-    What each layer adds begins smaller the more layers there are, by sqrt(2 layers) (Radford et al. 2019).
+    The output projections in each layer start smaller by sqrt(2 n_layers) (Radford et al. 2019).
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=max(tokenizer.get_vocab().values()) + 1,  # more than its length where numbers are left out
+        vocab_size=max(tokenizer.get_vocab().values()) + 1,  # larger than its length if it skips ids
         hidden_size=preset.hidden_size,
         intermediate_size=preset.intermediate_size,
         num_hidden_layers=preset.n_layers,

@@ -1,4 +1,4 @@
-"""A training run from texts to a model: begun or gone on with, watched, validated, and left whole at any moment."""
+"""Train on texts: start or resume a run, validate it, and keep its folder whole at every moment."""
 
 import os
 import re
@@ -27,23 +27,32 @@ from cynosure.training.settings import TrainingPlan, TrainSettings, shared_anew
 from cynosure.training.watch import Figures, Watcher
 
 Texts: TypeAlias = Corpus | Iterable[str | Path | Document]
-LOST = re.compile(r"\bgloo\b|NCCL|Connection (reset|closed|refused)")  # what PyTorch says where a process is gone
+LOST = re.compile(r"\bgloo\b|NCCL|Connection (reset|closed|refused)")  # in PyTorch's messages when a process is gone
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The result of a training."""
+    """The result of a training.
+
+    Attributes:
+        folder: the folder of the run.
+        plan: sizes, steps and learning rate of the training.
+        parameters: number of parameters of the model.
+        best_step: the step with the lowest validation loss, whose model is kept; None without validation.
+        scores: the best model's scores on all held-out texts; None if nothing is held out.
+        unigram_bits_per_byte: bits per byte of the same texts under the training text's byte frequencies.
+    """
 
     folder: Path
     plan: TrainingPlan
     parameters: int
     best_step: int | None
-    scores: Scores | None  # of the best model on everything held out; None where nothing is
-    unigram_bits_per_byte: float | None  # of the same, by the frequencies of bytes in the training text alone
+    scores: Scores | None
+    unigram_bits_per_byte: float | None
 
     @property
     def model_folder(self) -> Path:
-        """The best model, as transformers and every tool that builds on it load it."""
+        """The folder of the best model, in the format of transformers."""
         return self.folder / MODEL
 
 
@@ -60,36 +69,35 @@ def train(
     allow_unused_weights: bool = False,
     **reading: Any,
 ) -> Trained:
-    """Train a model on texts, from nothing or from an existing model, into the folder `out`.
+    """Train a model on texts, from random weights or from an existing model.
 
-    Under torchrun the processes share every batch. The folder has `train.json`, the data as tokens, `metrics.jsonl`,
-    `validation.jsonl`, `samples.jsonl`, checkpoints, the scores of what is held out, `curves.svg` and `curves.png`,
-    and the best model in `model`.
+    The folder `out` gets `train.json`, the data as tokens, `metrics.jsonl`, `validation.jsonl`, `samples.jsonl`,
+    checkpoints, the scores on held-out texts, `curves.svg` and `curves.png`, and the best model in `model`. Under
+    torchrun every batch is split among the processes.
 
     Args:
-        texts: as `score` takes them.
-        out: the folder of the run.
-        settings: what is trained, and how.
-        valid: texts that are held out besides the share that the settings hold out.
-        resume: continue the run in the folder from its last checkpoint, to the same weights bit for bit if the machine
-            and the number of threads and processes are the same. Texts and settings that are given again must be its
-            own.
-        watcher: is told how the training goes.
+        texts: texts to train on, as for `score`.
+        out: folder of the run: a new or empty one, or the one to resume.
+        settings: what to train, and how.
+        valid: texts to validate on, besides the share that the settings hold out.
+        resume: continue the run in `out` from its last checkpoint. If the machine and the numbers of threads and
+            processes are the same, the weights are bit for bit those of an uninterrupted run. Texts and settings may be
+            left out; those given must be the run's own.
+        watcher: follows the training.
         report_to: reporters of Trainer, such as "tensorboard".
-        trust_remote_code: as of `load`; to resume it is given again.
-        allow_unused_weights: as of `load`; to resume it is given again.
-        reading: how texts are read, as of `score`.
+        trust_remote_code: as for `load`; give it again to resume.
+        allow_unused_weights: as for `load`; give it again to resume.
+        reading: how to read texts, as for `score`.
 
     Returns:
-        The folder, the plan, and the scores of the best model on everything held out.
+        The folder, the plan, and the scores of the best model on all held-out texts.
 
     Raises:
-        ValueError, FileNotFoundError: before anything is written: settings or texts that make no training, a folder
-            that holds anything else or that another process trains in, or a run whose files are damaged so that it
-            cannot go on.
-        ConnectionError: another of the processes ended.
+        ValueError, FileNotFoundError: before anything is written. Settings or texts cannot be trained on, the folder
+            holds anything else or is in use by another process, or the run is too damaged to resume.
+        ConnectionError: another process of the run ended.
         Diverged: the loss diverged.
-        OSError: there is no room.
+        OSError: the disk is full.
     """
     folder, watcher = RunFolder(Path(out)), watcher or Watcher()
     if asked_to_shard():
@@ -113,7 +121,7 @@ def train(
 
 
 def find(folder: RunFolder, texts: Corpus, valid: Corpus, settings: TrainSettings | None) -> Trained:
-    """The finished run in a folder that cannot be written. ValueError where it is unfinished or another is meant."""
+    """Return the finished run of a read-only folder. Raises ValueError if it is unfinished, or another is meant."""
     manifest, steps = folder.manifest, folder.checkpoints
     check_same(folder, manifest, texts, valid, settings)
     plan, facts = TrainingPlan(**manifest["plan"]), Facts(**manifest["facts"])
@@ -123,20 +131,20 @@ def find(folder: RunFolder, texts: Corpus, valid: Corpus, settings: TrainSetting
         scores = open_run(folder / SCORES) if facts.valid_documents else None
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(
-            f"{folder.path} is unfinished and cannot be written: copy it to a folder that can, and go on there"
+            f"{folder.path} is unfinished and cannot be written: copy it to a writable folder, and resume it there"
         ) from error
     best = next(iter(folder.best_first(folder.kept)), None)
     return Trained(folder.path, plan, manifest["parameters"], best, scores, facts.unigram_bits_per_byte)
 
 
 def as_corpus(texts: Texts, **reading: Any) -> Corpus:
-    """The corpus itself, or that of texts, read at once: they are gone through several times."""
+    """Return texts as a corpus, read into memory, since they are passed over several times. A corpus stays as it is."""
     corpus = Corpus.of_texts(texts, **reading)
     return corpus if corpus is texts else corpus._replace(documents=list(corpus.documents))
 
 
 def new_workers(device: str) -> Workers:
-    """The processes; Accelerate is asked first, which knows what an accelerator's talk through."""
+    """Return the processes of the run. Accelerate starts first, because it knows the accelerator's backend."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         from accelerate import PartialState
 
@@ -145,7 +153,7 @@ def new_workers(device: str) -> Workers:
 
 
 def check_reporters(report_to: tuple[str, ...]) -> None:
-    """ValueError for a name that is no reporter of Trainer's."""
+    """Raise ValueError for a name that is not a reporter of Trainer."""
     from transformers.integrations import integration_utils
 
     find: Any = integration_utils.get_reporting_integration_callbacks
@@ -153,32 +161,32 @@ def check_reporters(report_to: tuple[str, ...]) -> None:
 
 
 def asked_to_shard() -> bool:
-    """Whether Accelerate was started to shard the model. It shall not do so again: we let transformers do it."""
+    """Whether Accelerate was launched to shard the model. It must not shard too, so its variable is removed."""
     return os.environ.pop("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
 
 
 @contextmanager
 def among_the_living() -> Iterator[None]:
-    """ConnectionError, in one sentence, where training stops because another process has ended."""
+    """Raise ConnectionError, in one sentence, if training stops because another process has ended."""
     try:
         yield
     except RuntimeError as error:
         if not LOST.search(str(error)):
             raise
         raise ConnectionError(
-            "another process of this run has ended: what it said tells why; the same with `resume=True` goes on "
-            "from the last checkpoint"
+            "another process of this run has ended: see its error message; `resume=True` resumes from the last "
+            "checkpoint"
         ) from error
 
 
 class TrainingRun:
-    """A run whose folder is ready, in one of its processes."""
+    """A run whose folder is prepared, in one of its processes."""
 
     def __init__(
         self, folder: RunFolder, watcher: Watcher, workers: Workers, report_to: tuple[str, ...], consent: Consent
     ) -> None:
         self.folder, self.workers, self.report_to, self.consent = folder, workers, report_to, consent
-        self.watcher = watcher if workers.leads else Watcher()  # one of the processes speaks
+        self.watcher = watcher if workers.leads else Watcher()  # only one process reports
         self.manifest = folder.manifest
         self.settings = TrainSettings.of_json(self.manifest["settings"])
         self.data = Data(folder / DATA, Facts(**self.manifest["facts"]))
@@ -188,18 +196,18 @@ class TrainingRun:
         self.repeatable()
 
     def planned(self) -> TrainingPlan:
-        """The plan as it was kept; of other micro-batches where there are other processes now."""
+        """Return the stored plan, with other micro-batches if the number of processes has changed."""
         kept = TrainingPlan(**self.manifest["plan"])
         if kept.processes == self.workers.count:
             return kept
         return shared_anew(kept, self.settings, self.workers.count, self.device.type)
 
     def repeatable(self) -> None:
-        """Let products and threads be those that the run was started with; a note where they cannot."""
+        """Use the matmul providers that the run was started with, and note whatever else has changed."""
         missing = settle(self.manifest["products"]) if self.device.type == "cpu" else []
         begun = self.manifest["environment"]
         now: dict[str, Any] = environment()
-        why = [f"{', '.join(missing)} is not here"] if missing else []
+        why = [f"without {', '.join(missing)}"] if missing else []
         if begun["threads"] != now["threads"]:
             why.append(f"{now['threads']} threads instead of {begun['threads']}")
         if begun["torch"] != now["torch"]:
@@ -207,10 +215,10 @@ class TrainingRun:
         if self.manifest["device"] != self.device.type:
             why.append(f"on {self.device.type} instead of {self.manifest['device']}")
         if why:
-            self.watcher.note(f"the run goes on to rounding, not bit for bit: {', '.join(why)}")
+            self.watcher.note(f"the run resumes up to rounding, not bit for bit: {', '.join(why)}")
 
     def model(self) -> Any:
-        """The model as it is before its first step."""
+        """Return the model as it is before the first step."""
         settings = self.settings
         if settings.init is None:
             return new_model(settings.size, self.tokenizer, self.plan.row_tokens, settings.seed)
@@ -228,7 +236,7 @@ class TrainingRun:
         return with_updates(model, settings.lora, settings.seed)
 
     def prepared(self) -> Any:
-        """The Trainer of this run, before its first step."""
+        """Return the Trainer of this run, ready for training."""
         from cynosure.training.loop import Job, Rows, Training, arguments_of
 
         plan, folder, settings = self.plan, self.folder, self.settings
@@ -265,7 +273,7 @@ class TrainingRun:
             training.train(resume_from_checkpoint=None if last is None else str(folder.checkpoint(last)))
 
     def validator(self, model: Any) -> Any:
-        """What scores the model as training goes on; None where nothing is held out."""
+        """Return the Validator of this run; None if nothing is held out."""
         from cynosure.training.validate import Validator
 
         documents = shortened(self.data.valid(), self.validation_bytes())
@@ -275,7 +283,7 @@ class TrainingRun:
         ) if documents else None  # fmt: skip
 
     def running(self, training: Any) -> Figures:
-        """What a display needs besides the manifest."""
+        """Return what a display needs besides the manifest."""
         from cynosure.training.peak import flops_per_token, peak_flops
 
         dtype = getattr(torch, self.manifest["dtype"])
@@ -287,12 +295,12 @@ class TrainingRun:
         }
 
     def validation_bytes(self) -> float:
-        """About so many bytes are the tokens that a validation may have."""
+        """Return about how many bytes the tokens of a validation have."""
         facts = self.data.facts
         return self.settings.validate_tokens * facts.train_bytes / max(1, facts.train_tokens)
 
     def finish(self) -> Trained:
-        """Keep the best model apart, score it on everything held out, and draw the curves."""
+        """Store the best model, score it on all held-out texts, and draw the curves."""
         folder, best = self.folder, self.workers.told(self.best() if self.workers.leads else None)
         if self.workers.leads:
             from cynosure.training.lora import keep_model
@@ -321,11 +329,11 @@ class TrainingRun:
         return Trained(folder.path, self.plan, self.manifest["parameters"], validated, scores, baseline)
 
     def best(self) -> int:
-        """The step of the best checkpoint that is as it was written; the last one where none was validated."""
+        """Return the step of the best intact checkpoint, or of the last one if none was validated."""
         folder, kept = self.folder, self.folder.kept
         validated = folder.best_first(kept)
         others = sorted(kept.keys() - set(validated), reverse=True)
         step, wrong = first_sound(folder, [*validated, *others], folder.check_checkpoint)
         for what in wrong:
-            self.watcher.note(f"{what}: the model is that of step {step:,}, the best of the others")
+            self.watcher.note(f"{what}: the model is from step {step:,}, the best of the other checkpoints")
         return step

@@ -1,4 +1,4 @@
-"""What a training is asked to be, and the plan that follows from it."""
+"""The settings of a training, and the plan derived from them."""
 
 import math
 import os
@@ -13,36 +13,43 @@ from cynosure.training.presets import Preset, find_preset
 SCHEDULES = ("cosine", "wsd")
 DTYPES = ("auto", "float32", "bfloat16")
 TOKENS = "tokens"  # the unit of settings that people write as 500k or 20M
-EPOCHS = 4  # from scratch, at most by default: further ones teach little (Muennighoff et al. 2023)
-TOKENS_A_PARAMETER = 20  # from scratch, by default (Hoffmann et al. 2022)
-MICRO_TOKENS = {"cpu": 4096}  # that go through the model at once
+EPOCHS = 4  # at most, by default, for a new model: more teach little (Muennighoff et al. 2023)
+TOKENS_A_PARAMETER = 20  # by default, for a new model (Hoffmann et al. 2022)
+MICRO_TOKENS = {"cpu": 4096}  # per forward pass, at most by default
 MICRO_TOKENS_ELSEWHERE = 16384
-VALIDATIONS = 10  # of a run, by default
+VALIDATIONS = 10  # per run, by default
 FINE_TUNING = {"row_tokens": 512, "batch_tokens": 4096}
-WHOLE_ROWS = (512, 1024, 2048)  # of which fine-tuning takes what suits documents that are kept whole
+WHOLE_ROWS = (512, 1024, 2048)  # row lengths to choose from when fine-tuning on whole documents
 LEARNING_RATES = {"full": 2e-5, "lora": 2e-4}  # of fine-tuning
 
 
 class Option(NamedTuple):
-    """What a setting means. The command line makes its options from these."""
+    """What a setting means; the command line generates its options from this."""
 
     help: str
-    shown: str | None = None  # the default in words, where None or the text decides it
+    shown: str | None = None  # the default in words, if the field's value does not tell it
     choices: tuple[str, ...] = ()
     unit: str = ""
     metavar: str = ""
 
 
 def option(default: Any, help: str, **more: Any) -> Any:
-    """A field of `TrainSettings`, with its `Option`."""
+    """Return a field of `TrainSettings`, with its `Option`."""
     return field(default=default, metadata={"option": Option(help, **more)})
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """What is trained, and how. None means the default of the preset, the model or the text.
+    """What to train, and how. None means the default of the preset, the model or the texts.
 
-    `cynosure train --help` explains every setting. Raises ValueError, naming the setting, for what makes no sense.
+    `cynosure train --help` explains every setting.
+
+    Raises:
+        ValueError: a setting has an invalid value or contradicts another; the message names it.
+
+    Example:
+        >>> TrainSettings(init="smollm2", tokens=1_000_000).given
+        {'init': 'smollm2', 'tokens': 1000000}
     """
 
     preset: str | None = option(
@@ -101,24 +108,24 @@ class TrainSettings:
     seed: int = option(0, "Random seed of the initial weights and the order of the texts.")
 
     def __new__(cls, *args: Any, **options: Any) -> "TrainSettings":
-        """Keep which fields were given, for a default that was asked for is not one that was left open."""
-        made = super().__new__(cls)
+        """Remember which fields were given: an explicit default differs from an open field."""
+        settings = super().__new__(cls)
         names = (*(field.name for field in fields(cls)[: len(args)]), *options)
-        object.__setattr__(made, "_names_given", names)
-        return made
+        object.__setattr__(settings, "_names_given", names)
+        return settings
 
     @property
     def given(self) -> dict[str, Any]:
-        """The fields that were given when this was made, defaults too; None stands for an open field."""
+        """The fields that were given, explicit defaults included; a field given as None is open."""
         values: tuple[str, ...] = self.__dict__.get("_names_given", ())
         return {name: getattr(self, name) for name in values if getattr(self, name) is not None}
 
     def with_(self, **changes: Any) -> "TrainSettings":
-        """These with changes, which count as given too."""
+        """Return these settings with changes, which count as given too."""
         return type(self)(**(self.given | changes))
 
     def rooted(self) -> "TrainSettings":
-        """These with absolute paths of folders and files, so that they mean the same from any folder."""
+        """Return these settings with absolute paths, so that they mean the same in any working directory."""
         changes = {name: absolute(value) for name in ("init", "tokenizer") if (value := getattr(self, name))}
         return self.with_(**changes)
 
@@ -128,17 +135,19 @@ class TrainSettings:
             if self.init is not None:
                 raise ValueError("give `preset` or `init`, not both")
         if self.init is None and self.lora is not None:
-            raise ValueError("lora updates an existing model: name one with `init`")
+            raise ValueError("lora needs an existing model: give one as `init`")
         if self.fsdp and self.lora is not None:
-            raise ValueError("fsdp shards what is trained, and lora trains little: give one of the two")
+            raise ValueError(
+                "fsdp and lora cannot be combined, since lora trains too little to shard: give one of the two"
+            )
         if self.init is not None and (self.tokenizer is not None or self.vocab_size is not None):
             raise ValueError("the model of `init` has its own tokenizer: leave `tokenizer` and `vocab_size` out")
         if self.tokenizer is not None and self.vocab_size is not None:
-            raise ValueError("a vocabulary is made of the text or taken from `tokenizer`, not both")
+            raise ValueError("give `tokenizer` or `vocab_size`, not both: the latter is the size of a new tokenizer")
         if self.device.partition(":")[2] not in ("", "0"):
             raise ValueError(
-                f"Trainer takes the first accelerator that it sees: instead of `device={self.device!r}` set "
-                f"CUDA_VISIBLE_DEVICES, and torchrun trains on several"
+                f"Trainer uses the first visible accelerator: instead of `device={self.device!r}` set "
+                f"CUDA_VISIBLE_DEVICES, or use torchrun for several"
             )
         for name, choices in ((each.name, each.metadata["option"].choices) for each in fields(self)):
             if choices and getattr(self, name) not in choices:
@@ -181,7 +190,7 @@ class TrainSettings:
         return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
     def row_sizes(self, max_positions: int | None, processes: int) -> list[int]:
-        """Tokens of a row: as asked for, or those that suit model and batch, for whole documents to choose from."""
+        """Return the possible row lengths: the given one, or those that suit the model and the batch."""
         sizes = self.sizes(max_positions)
         if self.row_tokens is not None or self.init is None:
             return [sizes["row_tokens"]]
@@ -190,38 +199,38 @@ class TrainSettings:
         return fitting or [sizes["row_tokens"]]
 
     def sizes(self, max_positions: int | None) -> dict[str, Any]:
-        """Tokens of a row and of a batch, and the learning rate: as asked for, or as suits the model.
+        """Return tokens per row and per batch, and the learning rate: as given, or what suits the model.
 
-        ValueError for a row that the model has no positions for.
+        Raises ValueError if a row is longer than the positions of the model.
         """
         if self.init is None:
             preset = self.size._asdict()
             default = {name: preset[name] for name in ("row_tokens", "batch_tokens", "learning_rate")}
         else:
             row = min(FINE_TUNING["row_tokens"], max_positions or FINE_TUNING["row_tokens"])
-            rate = LEARNING_RATES["lora" if self.lora else "full"]
-            default = {**FINE_TUNING, "row_tokens": row, "learning_rate": rate}
-        asked = {name: getattr(self, name) for name in default if getattr(self, name) is not None}
-        found = default | asked
-        row = found["row_tokens"]
+            learning_rate = LEARNING_RATES["lora" if self.lora else "full"]
+            default = {**FINE_TUNING, "row_tokens": row, "learning_rate": learning_rate}
+        chosen = {name: getattr(self, name) for name in default if getattr(self, name) is not None}
+        sizes = default | chosen
+        row = sizes["row_tokens"]
         if max_positions is not None and row > max_positions:
             raise ValueError(f"rows of {row:,} tokens are longer than the {max_positions:,} positions of {self.init}")
-        if "batch_tokens" not in asked:  # the whole rows nearest to it
-            found["batch_tokens"] = max(1, round(found["batch_tokens"] / found["row_tokens"])) * found["row_tokens"]
-        return found
+        if "batch_tokens" not in chosen:  # round to whole rows
+            sizes["batch_tokens"] = max(1, round(sizes["batch_tokens"] / sizes["row_tokens"])) * sizes["row_tokens"]
+        return sizes
 
 
 class TrainingPlan(NamedTuple):
-    """How a training goes: derived from settings, model and text, and kept with the run."""
+    """The numbers of a training, derived from settings, model and texts, and stored with the run."""
 
     row_tokens: int
     batch_tokens: int
     micro_rows: int
-    accumulation: int  # micro-batches of a process in a step
+    accumulation: int  # micro-batches per step and process
     processes: int
     steps: int
     warmup_steps: int
-    decay_steps: int  # at the end of `wsd`
+    decay_steps: int  # at the end of the `wsd` schedule
     validate_steps: int  # between validations
     learning_rate: float
 
@@ -237,9 +246,9 @@ class TrainingPlan(NamedTuple):
 def make_plan(
     settings: TrainSettings, n_parameters: int, epoch_tokens: int, max_positions: int | None, processes: int, kind: str
 ) -> TrainingPlan:
-    """Settle what was left open; `kind` is the device's, and an epoch's tokens include padding.
+    """Derive the plan. `kind` is the type of the device; `epoch_tokens` includes padding.
 
-    Raises ValueError for sizes that do not fit each other.
+    Raises ValueError for sizes that do not divide each other.
     """
     sizes = settings.sizes(max_positions)
     row, batch = sizes["row_tokens"], sizes["batch_tokens"]
@@ -259,7 +268,9 @@ def make_plan(
     micro = settings.micro_rows or largest_part(share, MICRO_TOKENS.get(kind, MICRO_TOKENS_ELSEWHERE) // row)
     if share % micro:
         parts = ", ".join(str(part) for part in range(1, share + 1) if share % part == 0)
-        raise ValueError(f"{share} rows of a batch cannot be cut into micro-batches of {micro}: give {parts}")
+        raise ValueError(
+            f"{share} rows of a process cannot be split into micro-batches of {micro}: expected one of {parts}"
+        )
     default = epoch_tokens if settings.init else min(TOKENS_A_PARAMETER * n_parameters, EPOCHS * epoch_tokens)
     steps = max(1, -(-(settings.tokens or default) // batch))
     every = -(-steps // VALIDATIONS) if settings.validate_every is None else -(-settings.validate_every // batch)
@@ -271,7 +282,7 @@ def make_plan(
 
 
 def shared_anew(plan: TrainingPlan, settings: TrainSettings, processes: int, kind: str) -> TrainingPlan:
-    """The plan for another number of processes: the same batches. ValueError where they cannot share its rows."""
+    """Return the plan for another number of processes, with the same batches, or raise ValueError."""
     kept = replace(settings, row_tokens=plan.row_tokens, batch_tokens=plan.batch_tokens, micro_rows=None)
     new = make_plan(kept, 1, 1, None, processes, kind)
     share = new.micro_rows * new.accumulation
@@ -280,7 +291,7 @@ def shared_anew(plan: TrainingPlan, settings: TrainSettings, processes: int, kin
 
 
 def largest_part(n: int, most: int) -> int:
-    """The largest divisor of n that is at most `most`, and at least 1.
+    """Return the largest divisor of n that is at most `most`, and at least 1.
 
     >>> largest_part(12, 5), largest_part(7, 5)
     (4, 1)
@@ -289,6 +300,6 @@ def largest_part(n: int, most: int) -> int:
 
 
 def absolute(name: str) -> str:
-    """The absolute path of a folder or file that is there; any other name, such as a hub id, stays as it is."""
+    """Return the absolute path of an existing folder or file; other names, such as hub ids, stay unchanged."""
     path = Path(name).expanduser()
     return os.path.abspath(path) if name not in PACKAGED and path.exists() else name

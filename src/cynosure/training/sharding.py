@@ -1,4 +1,4 @@
-"""Every weight of a model shared out among the processes: PyTorch's FSDP2, as transformers applies it."""
+"""Shard the weights of a model over the processes: PyTorch's FSDP2, as transformers applies it."""
 
 import copy
 import os
@@ -15,8 +15,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from cynosure.models import load
 from cynosure.training.integrity import Damaged, reading, reason_of, way_out_of
 
-OPTIMIZER = "optimizer"  # the folder in a checkpoint to which each process writes its part
-METADATA = ".metadata"  # in it: a pickle of what each part holds
+OPTIMIZER = "optimizer"  # folder in a checkpoint; each process writes its part there
+METADATA = ".metadata"  # file in that folder: a pickle that describes the parts
 FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 DESCRIBING = {
     *(("torch", name) for name in ("Size", "float32", "int64", "device")),
@@ -31,10 +31,10 @@ DESCRIBING = {
 
 
 def shard(model: Any, device: torch.device) -> Any:
-    """The model, of whose weights each process keeps its part from now on; every process must call this.
+    """Return the model with its weights sharded: each process keeps its part. Every process must call this.
 
-    Its layers are gathered one after another when they are needed. ValueError for a device that transformers would not
-    put them on, ImportError where it is too old to.
+    Layers are gathered one after another when they are needed. Raises ValueError for a device that transformers would
+    not use, ImportError if transformers is too old.
     """
     try:
         from transformers.distributed.configuration_utils import DistributedConfig
@@ -43,7 +43,7 @@ def shard(model: Any, device: torch.device) -> Any:
         raise ImportError("fsdp needs transformers 5.23 or newer: pip install -U transformers") from error
     kind = torch.accelerator.current_accelerator()
     if device.type != (kind.type if kind else "cpu"):
-        raise ValueError(f"fsdp shares weights among the accelerators of this machine, not on {device.type}")
+        raise ValueError(f"fsdp shards weights over the accelerators of this machine, not on {device.type}")
     names = {module: general(name) for name, module in model.named_modules()}
     model.fsdp_plan = {names[module]: "free_full_weight" for module in gathered_apart(model)}
     config, _, mesh = model.prepare_distribute_model(DistributedConfig(fsdp_size=dist.get_world_size()))
@@ -51,10 +51,10 @@ def shard(model: Any, device: torch.device) -> Any:
 
 
 def gathered_apart(model: Any) -> list[Any]:
-    """What is gathered by itself when it is needed; all else is gathered together, for the whole of a step.
+    """Return the modules that are gathered one by one when needed; the others are gathered for a whole step.
 
-    transformers' own plans name the layers of some architectures alone, and fail where the head is tied. An embedding
-    that is the head too it leaves out.
+    transformers' own plans name only the layers of some architectures, and fail if the head is tied. They also leave
+    out an embedding that is tied to the head.
     """
     layers = [module for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())]
     return [*layers, model.get_input_embeddings()]
@@ -65,24 +65,25 @@ def is_sharded(model: Any) -> bool:
 
 
 def whole(model: Any) -> Any:
-    """A copy of a sharded model that has all its weights, in every process; every process must call this."""
+    """Return a copy of a sharded model with all its weights. Every process must call this."""
     weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
     config = copy.deepcopy(model.config)
     del config.distributed_config
-    found = type(model).from_pretrained(
+    gathered = type(model).from_pretrained(
         None, config=config, state_dict=weights, dtype=torch.float32, trust_remote_code=False
     )
-    found.generation_config = model.generation_config
-    return found.to(model.device).eval()
+    gathered.generation_config = model.generation_config
+    return gathered.to(model.device).eval()
 
 
 def load_weights(model: Any, checkpoint: Path) -> None:
-    """Give a model, sharded or not, the weights of one in Hugging Face's format; every process must call this.
+    """Load the weights of a checkpoint in Hugging Face's format. Every process must call this.
 
-    By transformers' own loading: what is saved may be named and cut otherwise than what is trained, as experts are.
+    transformers does the loading: names and shapes on disk may differ from those in training, as for experts.
     """
     kind: Any = type(model)
-    trusted = kind.__module__.startswith("transformers_modules.")  # as it was loaded; a checkpoint's code is not
+    # The model's code was trusted when it was loaded; a checkpoint's code never is.
+    trusted = kind.__module__.startswith("transformers_modules.")
     with reading(checkpoint, way_out_of(checkpoint)):
         if trusted:
             weights = kind.from_pretrained(checkpoint, dtype=torch.float32, trust_remote_code=False).state_dict()
@@ -95,16 +96,16 @@ def load_weights(model: Any, checkpoint: Path) -> None:
 
 
 def save_optimizer(model: Any, optimizer: Any, checkpoint: Path) -> None:
-    """Each process writes its part; every process must call this."""
+    """Save this process's part of the optimizer. Every process must call this."""
     from transformers.distributed.checkpoint import save_optimizer_distributed
 
     save_optimizer_distributed(model, optimizer, str(checkpoint / OPTIMIZER))
 
 
 def load_optimizer(model: Any, optimizer: Any, checkpoint: Path) -> None:
-    """As many processes as there are now read what was written by as many as there were.
+    """Load the optimizer, also one that another number of processes wrote. Every process must call this.
 
-    Raises Damaged where it cannot be read; no code that is in it is run.
+    Raises Damaged if it cannot be read. Code in its files is never run.
     """
     from torch.distributed.checkpoint.api import CheckpointException
     from transformers.distributed.checkpoint import load_optimizer_distributed
@@ -115,14 +116,14 @@ def load_optimizer(model: Any, optimizer: Any, checkpoint: Path) -> None:
     try:
         with tensors_alone():
             load_optimizer_distributed(model, optimizer, str(place))
-    except CheckpointException as error:  # which is no Exception
+    except CheckpointException as error:  # derives from BaseException
         reason = next((reason_of(failure) for failure, _ in error.failures.values()), "unknown")
         raise Damaged(f"{place} cannot be read: {reason}", way_out_of(checkpoint)) from error
 
 
 @contextmanager
 def tensors_alone() -> Iterator[None]:
-    """Let torch.load run no code, whatever its callers ask for: PyTorch's own reading of parts asks for it."""
+    """Make torch.load run no code, whatever its caller asks for: PyTorch's reader of the parts would run it."""
     before = os.environ.get(FORCED)
     os.environ[FORCED] = "1"
     try:
@@ -135,7 +136,7 @@ def tensors_alone() -> Iterator[None]:
 
 
 class Plain(pickle.Unpickler):
-    """Reads a pickle that only describes tensors. PyTorch would run any code in the one it is about to read."""
+    """Unpickles only descriptions of tensors. PyTorch would run any code in the file that it reads next."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in DESCRIBING:
