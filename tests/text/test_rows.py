@@ -226,7 +226,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path, caplog: pytest.LogCaptureF
     corpus = Corpus.of_sources(find_sources([str(file)]))
     with_mark, without = (score(tiny(), texts).to_json() for texts in (corpus, ["the cat sat"]))
     assert (with_mark["bytes"], with_mark["nats"]) == (without["bytes"], without["nats"])
-    assert "a.txt begins with a byte order mark, which is no part of the text" in caplog.text
+    assert "a.txt begins with a byte order mark, which is not part of the text" in caplog.text
     file.write_bytes(b"\xef\xbb\xbfab\xff")
     with pytest.raises(ValueError, match="byte 0xff at offset 5"):
         read(file)
