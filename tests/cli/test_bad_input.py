@@ -64,7 +64,7 @@ def test_a_short_document_is_counted_and_listed(run: Run, tmp_path: Path, text: 
     assert done.status == 0
     values = json.loads(done.out)
     assert (values["documents"], values["unscored_documents"]) == (1, [str(tmp_path / "one.txt")])
-    assert "1 document has no token to guess and is left out" in done.err
+    assert "1 document has no token to predict and is left out" in done.err
     refused(run("score", tmp_path / "model", tmp_path / "one.txt"), "nothing to score", "one.txt")
 
 

@@ -75,7 +75,7 @@ def test_stories_are_split_and_the_hint_says_how(run: Run, tiny_folder: Path, tm
     file = tmp_path / "stories.txt"
     file.write_text(STORIES.replace("<|endoftext|>", "<s>"))
     done = run("score", tiny_folder, file, "--format", "json")
-    assert "where '<s>' stands between documents of a text file, --split-at '<s>' reads each" in done.err
+    assert "if '<s>' separates documents in a text file, read them with --split-at '<s>'" in done.err
     done = run("score", tiny_folder, file, "--split-at", "<s>", "--format", "json")
     found = json.loads(done.out)
     assert (found["documents"], found["special_strings"]) == (40, 0)

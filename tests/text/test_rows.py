@@ -79,7 +79,7 @@ def test_faults_in_json_are_named_by_line(tmp_path: Path) -> None:
         '[\n{"text": "a"}\n{"text": "b"}\n]': r"line 3 is not JSON: Expecting ',' delimiter at column 1",
         '[\n{"text": "a"},\n{"text": "b': r"line 3 is not JSON: Unterminated string at column 10",
         '[\n{"text": "a"},\n]': r"line 3 is not JSON: Expecting value at column 1",
-        '["a"]\n["b"]\n': r"line 2 goes on after its array: give one array, or one row a line",
+        '["a"]\n["b"]\n': r"line 2 continues after its array: give one array, or one row per line",
         '[{"text": "a"},\n{"text": null}]': r"line 2: .*a\.json:1: column 'text' is null, expected a string",
         '{"text": "a"}\n{"text": oops}\n': r"line 2 is not JSON: Expecting value at column 10",
         '{\n"text": 5}': r"a\.json:1: column 'text' is a float, expected a string",

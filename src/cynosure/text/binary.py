@@ -103,7 +103,7 @@ def check_text(head: bytes, name: str) -> None:
     if kind is None or kind == "binary data":  # the option `errors` covers the latter
         return
     if kind in ENDINGS:
-        way_out = f"let its name end in {ENDINGS[kind]}"
+        way_out = f"rename it so that it ends in {ENDINGS[kind]}"
     elif kind.startswith("UTF-"):
         way_out = f"convert it: iconv -f {kind.partition(' ')[0]} -t UTF-8"
     else:

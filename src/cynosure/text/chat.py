@@ -47,7 +47,7 @@ class TokenRun(NamedTuple):
             stops = edges[self.start] + account.stops
             return np.append(edges[self.start], stops[:-1])[: len(stops)], stops
         if self.own.spans is None and len(self.own.ids):
-            raise ValueError(f"the turns of a chat cannot be told apart: {self.own.drift}")
+            raise ValueError(f"the turns of a chat cannot be separated: {self.own.drift}")
         spans = self.start + (np.zeros((0, 2), np.int64) if self.own.spans is None else self.own.spans)
         return edges[spans[:, 0]], edges[spans[:, 1]]
 
@@ -59,18 +59,18 @@ def turns(
     """Tokenize a chat as the tokenizer's template writes it.
 
     Args:
-        tokenizer: A transformers tokenizer with a chat template.
-        messages: The messages of the chat.
-        tools: The tools that the assistant may call, as the template takes them.
-        chat: Which turns count: `"assistant"`, or `"all"`.
-        parse_special: Read strings in a message that are special tokens as those tokens, not as text. The special
+        tokenizer: a transformers tokenizer with a chat template.
+        messages: the messages of the chat.
+        tools: the tools that the assistant may call, as the template takes them.
+        chat: which turns count: `"assistant"`, or `"all"`.
+        parse_special: read strings in a message that are special tokens as those tokens, not as text. The special
             tokens of the template are always read as tokens.
 
     Returns:
         The tokens, the bytes they cover, and which of them belong to turns that count.
 
     Raises:
-        ValueError: The template refuses or rewrites the messages, or the tokens cannot be located in the chat.
+        ValueError: the template refuses or rewrites the messages, or the tokens cannot be located in the chat.
     """
     whole = written(tokenizer, messages, tools)
     spoken = (whole.text[span.start : span.stop] for span in whole.said)
@@ -167,8 +167,8 @@ def apart(tokenizer: Any, whole: Written) -> Iterator[TokenRun]:
     ids = np.concatenate([run.own.ids for run in divided(tokenizer, Written(bare, [], []))])
     if ids.tolist() != list(call(tokenizer, bare, add_special_tokens=False, verbose=False).input_ids):
         raise ValueError(
-            "a message holds a string that is a special token, and in a chat this tokenizer cannot read it as the "
-            "characters it is: `special='parse'` reads it as that token"
+            "a message contains a string that is a special token, and in a chat this tokenizer cannot read it as text: "
+            "`special='parse'` reads it as that token"
         )
     yield from divided(tokenizer, whole)
 

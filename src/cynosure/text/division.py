@@ -32,9 +32,9 @@ class Division:
         """Split the documents.
 
         Args:
-            documents: The documents to split.
-            share: The share of the distinct documents to hold out, from 0 to 0.5.
-            apart: More documents to hold out. Their copies in `documents` are not trained on.
+            documents: the documents to split.
+            share: the share of the distinct documents to hold out, from 0 to 0.5.
+            apart: more documents to hold out. Their copies in `documents` are not trained on.
 
         Raises:
             ValueError: `share` is not from 0 to 0.5.

@@ -27,12 +27,12 @@ class Document(NamedTuple):
     holds only the texts of the messages.
 
     Attributes:
-        name: Where the document came from, for example `a.jsonl:3`.
-        text: The text.
-        n_prompt_chars: Length of the prompt that the text begins with. It is given; the rest is scored.
-        n_replaced: Number of U+FFFD characters that replace what was not UTF-8.
-        messages: The messages of a chat, or None.
-        tools: The tools of a chat, or None.
+        name: where the document came from, for example `a.jsonl:3`.
+        text: the text.
+        n_prompt_chars: length of the prompt that the text begins with. It is given; the rest is scored.
+        n_replaced: number of U+FFFD characters that replace what was not UTF-8.
+        messages: the messages of a chat, or None.
+        tools: the tools of a chat, or None.
     """
 
     name: str
@@ -70,19 +70,19 @@ def read_documents(
     `messages` with its tools in `tools`.
 
     Args:
-        sources: The sources, as `find_sources` returns them.
-        column: The column that holds the text or chat. Default: the columns above.
+        sources: the sources, as `find_sources` returns them.
+        column: the column that holds the text or chat. Default: the columns above.
         errors: `"strict"` raises an error for bytes that are not UTF-8, and for a NUL byte in a text file; `"replace"`
             puts U+FFFD in the place of what is not UTF-8.
-        limit: Maximum number of documents.
-        splits: The splits of a dataset to look for if its name has none.
-        split_at: A string that separates the documents of a text file, which are named `name#1` and so on. Documents
+        limit: maximum number of documents.
+        splits: the splits of a dataset to look for if its name has none.
+        split_at: a string that separates the documents of a text file, which are named `name#1` and so on. Documents
             of white space alone are left out.
         bad_rows: `"stop"` raises an error for a row without a document; `"skip"` leaves it out.
-        skip: With `bad_rows="skip"`, called with what is wrong with each bad row.
+        skip: with `bad_rows="skip"`, called with what is wrong with each bad row.
 
     Raises:
-        ValueError: An option is wrong; a text is not UTF-8; a row, or every row of a table, has no document. The
+        ValueError: an option is wrong; a text is not UTF-8; a row, or every row of a table, has no document. The
             message names the file and the byte or line.
     """
     if errors not in ("strict", "replace"):
@@ -92,7 +92,7 @@ def read_documents(
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1 document, got {limit}")
     if split_at == "":
-        raise ValueError("split_at must not be empty: give a string that stands between documents")
+        raise ValueError("split_at must not be empty: give the string that separates documents")
     on_bad_row = (skip or ignore) if bad_rows == "skip" else None
     rules = Rules(column or COLUMN, column is not None, errors == "strict", splits, split_at, on_bad_row)
     return islice((document for source in sources for document in read(source, rules)), limit)
@@ -127,8 +127,7 @@ def read_text(file: Any, source: Source, rules: Rules) -> Iterator[Document]:
     for data in parted(utf8_pieces(file, name), mark):
         if rules.strict and (at := data.find(0)) >= 0:
             raise ValueError(
-                f"{name} looks binary: a NUL byte at offset {offset + at}; "
-                "`errors='replace'` reads it as text all the same"
+                f"{name} looks binary: a NUL byte at offset {offset + at}; `errors='replace'` reads it as text anyway"
             )
         text, n_replaced = decode(data, name, rules.strict, offset)
         if not offset and text.startswith("\ufeff"):

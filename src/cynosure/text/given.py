@@ -23,16 +23,16 @@ def as_documents(
     DataFrame yields its rows.
 
     Args:
-        texts: The texts.
-        column: As in `read_documents`.
-        errors: As in `read_documents`.
-        split_at: As in `read_documents`, for text files named by a Path.
-        bad_rows: As in `read_documents`, also for items of the wrong type.
-        skip: As in `read_documents`.
+        texts: the texts.
+        column: as in `read_documents`.
+        errors: as in `read_documents`.
+        split_at: as in `read_documents`, for text files named by a Path.
+        bad_rows: as in `read_documents`, also for items of the wrong type.
+        skip: as in `read_documents`.
 
     Raises:
-        TypeError: An item is of the wrong type. The message names its place.
-        ValueError: A row has no text, or an option is wrong.
+        TypeError: an item is of the wrong type. The message names its place.
+        ValueError: a row has no text, or an option is wrong.
 
     Example:
         >>> rows = [{"prompt": "2 + 2 =", "completion": " 4"}, "The end."]

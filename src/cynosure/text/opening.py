@@ -39,10 +39,10 @@ def settle_bos(tokenizer: Any, rules: Protocol, bos: str, name: str) -> str:
     """Decide which windows begin with BOS, or with EOS if there is no BOS.
 
     Args:
-        tokenizer: A transformers tokenizer.
-        rules: The protocol.
-        bos: One of `BOS`; `"auto"` decides by the protocol and the tokenizer.
-        name: The model's name, for errors.
+        tokenizer: a transformers tokenizer.
+        rules: the protocol.
+        bos: one of `BOS`; `"auto"` decides by the protocol and the tokenizer.
+        name: the model's name, for errors.
 
     Returns:
         `"every"`, `"first"` (the first window of each text) or `"none"`.

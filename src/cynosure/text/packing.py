@@ -60,11 +60,11 @@ def document_ids(
     """Tokenize a document for packing.
 
     Args:
-        tokenizer: A transformers tokenizer.
-        separators: The tokens that open and end a document.
-        text: The document.
-        n_prompt_chars: Length of its prompt, whose tokens are not predicted.
-        parse_special: As in `tokenize`.
+        tokenizer: a transformers tokenizer.
+        separators: the tokens that open and end a document.
+        text: the document.
+        n_prompt_chars: length of its prompt, whose tokens are not predicted.
+        parse_special: as in `tokenize`.
 
     Returns:
         The n token ids with separators, (n,), and whether to predict each, (n,). An opening token that is also the

@@ -49,17 +49,17 @@ def find_sources(names: Sequence[str | Path], *, column: str | None = None, data
     itself is an error. A file that is found several times is read once.
 
     Args:
-        names: Files, folders, globs, `-` for standard input, or datasets (`name`, `name:config` or
+        names: files, folders, globs, `-` for standard input, or datasets (`name`, `name:config` or
             `name:config:split`). A Path is a file or folder, never `-`, a glob or a dataset.
-        column: The column that holds the text, to recognize `.json` files.
-        datasets: Whether a name may be a dataset.
+        column: the column that holds the text, to recognize `.json` files.
+        datasets: whether a name may be a dataset.
 
     Returns:
         The sources, in order.
 
     Raises:
-        FileNotFoundError: A name matches nothing.
-        ValueError: A name is something that cannot be a text.
+        FileNotFoundError: a name matches nothing.
+        ValueError: a name is something that cannot be a text.
     """
     found: dict[Any, Source] = {}  # by identity
     left_out: dict[str, str] = {}  # the reason, by name
@@ -219,7 +219,7 @@ def folders_below(folder: Path) -> Iterator[Path]:
         facts = here.stat()
         first = known.setdefault((facts.st_dev, facts.st_ino), here)
         if first is not here:
-            log.info("%s is the same folder as %s and read once", here, first)
+            log.info("%s is the same folder as %s and is read once", here, first)
             continue
         yield here
         below = [entry for entry in entries(here) if os.path.isdir(entry.path)]

@@ -109,8 +109,8 @@ def read_as(strings: Mapping[str, int], special: str) -> Iterator[str]:
     if number:
         what = "string that is a special token" if number == 1 else "strings that are special tokens"
         how = {
-            "text": "read as the characters they are (`special='parse'` reads them as tokens)",
-            "parse": "read as those tokens (`special='text'` reads them as the characters they are)",
+            "text": "read as text (`special='parse'` reads them as tokens)",
+            "parse": "read as those tokens (`special='text'` reads them as text)",
         }
         yield f"the texts hold {number:,} {what}, such as {next(iter(strings))!r}: {how[special]}"
 
@@ -118,9 +118,9 @@ def read_as(strings: Mapping[str, int], special: str) -> Iterator[str]:
 def split_hint(strings: Mapping[str, int]) -> Iterator[str]:
     """Say in a sentence how to split texts if a string occurs so often that it may separate documents.
 
-    >>> list(split_hint({"</s>": 1, "<|endoftext|>": 2}))[0][63:]
-    "`split_at='<|endoftext|>'` reads each of them apart"
+    >>> list(split_hint({"</s>": 1, "<|endoftext|>": 2}))[0]
+    "if '<|endoftext|>' separates documents in a text file, read them with `split_at='<|endoftext|>'`"
     """
     most = max(strings, key=strings.__getitem__, default=None)
     if most is not None and strings[most] >= OFTEN:
-        yield f"where {most!r} stands between documents of a text file, `split_at={most!r}` reads each of them apart"
+        yield f"if {most!r} separates documents in a text file, read them with `split_at={most!r}`"

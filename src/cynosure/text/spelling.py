@@ -30,8 +30,8 @@ def spell(tokenizer: Any, ids: list[int]) -> list[bytes]:
     """Return the bytes of each token.
 
     Args:
-        tokenizer: A transformers tokenizer.
-        ids: Token ids.
+        tokenizer: a transformers tokenizer.
+        ids: token ids.
 
     Returns:
         The bytes of each id, in order. A special token has the bytes of its name.

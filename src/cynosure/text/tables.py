@@ -33,11 +33,11 @@ def read_rows(kind: str, name: str, wanted: Sequence[str], strict: bool, splits:
     """Read the rows of a table, one at a time.
 
     Args:
-        kind: The kind of source: json, jsonl, csv, tsv, parquet or dataset.
-        name: The file or dataset.
-        wanted: The columns to read from Parquet; the first also names the texts of a JSON array of strings.
-        strict: Raise an error for bytes that are not UTF-8.
-        splits: The splits of a dataset to look for if its name has none.
+        kind: the kind of source: json, jsonl, csv, tsv, parquet or dataset.
+        name: the file or dataset.
+        wanted: the columns to read from Parquet; the first also names the texts of a JSON array of strings.
+        strict: raise an error for bytes that are not UTF-8.
+        splits: the splits of a dataset to look for if its name has none.
     """
     if kind == "parquet":
         yield from read_parquet(name, wanted)
@@ -88,7 +88,9 @@ def read_json(chunks: Iterator[str], name: str, column: str) -> Iterator[TableRo
             row = {column: element} if isinstance(element, str) else element
             yield TableRow(f"{name}:{number}", row, line=line)
         if values.next():
-            raise ValueError(f"{name} line {values.line()} goes on after its array: give one array, or one row a line")
+            raise ValueError(
+                f"{name} line {values.line()} continues after its array: give one array, or one row per line"
+            )
         return
     while values.next():
         place = f"{name}:{values.line()}"
@@ -147,7 +149,7 @@ def read_parquet(name: str, wanted: Sequence[str]) -> Iterator[TableRow]:
             for number, row in enumerate(rows):
                 yield TableRow(f"{name}:{number}", row, columns)
     except (pyarrow.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{name} is not a sound Parquet file: {error}") from error
+        raise ValueError(f"{name} is not a valid Parquet file: {error}") from error
 
 
 def raw_rows(batch: Any) -> list[dict[str, Any]]:

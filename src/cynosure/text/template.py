@@ -128,7 +128,7 @@ def located(text: str, fixed: Sequence[str], parts: Sequence[Part]) -> Iterator[
 
 def rewritten(part: Part | None) -> str:
     where = "this chat" if part is None else f"message {part.message} ({part.text.strip()[:40]!r})"
-    return f"the chat template rewrites {where}, so that what is said cannot be told from what the template adds"
+    return f"the chat template rewrites {where}, so its text cannot be separated from what the template adds"
 
 
 def forms(text: str) -> list[str]:

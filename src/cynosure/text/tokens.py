@@ -61,19 +61,19 @@ def tokenize(
     drops, normalizes or reads as an unknown token is drift.
 
     Args:
-        tokenizer: A transformers tokenizer.
-        text: The text.
-        n_prompt_chars: Length of the prompt that the text begins with. The prompt is tokenized together with the rest,
+        tokenizer: a transformers tokenizer.
+        text: the text.
+        n_prompt_chars: length of the prompt that the text begins with. The prompt is tokenized together with the rest,
             or separately if a token would span both.
-        special: Add special tokens, such as BOS, as the tokenizer does by default.
-        parse_special: Read strings in the text that are special tokens as those tokens, not as text. Other added
+        special: add special tokens, such as BOS, as the tokenizer does by default.
+        parse_special: read strings in the text that are special tokens as those tokens, not as text. Other added
             tokens are always read as tokens.
 
     Returns:
         The tokens; `drift` says why if their bytes are not the text's.
 
     Raises:
-        ValueError: The prompt is longer than the text, or the tokenizer fails.
+        ValueError: the prompt is longer than the text, or the tokenizer fails.
 
     Example:
         >>> from transformers import ByT5Tokenizer

@@ -59,7 +59,7 @@ def opened(name: str) -> Iterator[IO[bytes]]:
     except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
         if not packing or getattr(error, "errno", None) is not None:  # an error of the file system
             raise
-        raise ValueError(f"{name} is not a whole {PACKED[packing]} file: {error}") from error
+        raise ValueError(f"{name} is not a complete {PACKED[packing]} file: {error}") from error
 
 
 def utf8_pieces(file: Any, name: str, whole_lines: bool = True) -> Iterator[bytes]:
@@ -78,7 +78,9 @@ def utf8_pieces(file: Any, name: str, whole_lines: bool = True) -> Iterator[byte
         for piece in wrapper if whole_lines else iter(lambda: wrapper.read(PIECE), ""):
             yield piece.encode()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{name} is not {encoding.upper()}, which its byte order mark says: {error.reason}") from error
+        raise ValueError(
+            f"{name} is not {encoding.upper()}, although its byte order mark says so: {error.reason}"
+        ) from error
     finally:
         wrapper.detach()  # the caller closes the file
 

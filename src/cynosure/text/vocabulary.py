@@ -12,8 +12,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
     """Train a transformers tokenizer on texts. It splits text into words as GPT-2's does.
 
     Args:
-        texts: The texts.
-        vocab_size: Maximum number of tokens, at least 257. It has fewer if no pair of tokens is left to merge.
+        texts: the texts.
+        vocab_size: maximum number of tokens, at least 257. It has fewer if no pair of tokens is left to merge.
 
     Returns:
         The tokenizer.

@@ -14,14 +14,14 @@ def one_text(given: str) -> str:
     """Return the words as given, or the first document of the file, folder, glob, pipe or standard input so named.
 
     Args:
-        given: Words, or a name.
+        given: words, or a name.
 
     Returns:
         The text.
 
     Raises:
         FileNotFoundError: `given` looks like a file name, but there is no such file.
-        ValueError: The file has no document.
+        ValueError: the file has no document.
 
     Example:
         >>> one_text("The capital of France is")

@@ -58,8 +58,8 @@ class Totals:
     def as_printed(self, scores: "Scores") -> "Totals":
         """Return the sums of Hugging Face's page as printed, which weighs each window's mean by its labels minus one.
 
-        The weight is too small only for a window whose n labels do not include its first position, since its mean has
-        n terms.
+        That weight is right if the first position has a label, since nothing predicts it. Any other window has as many
+        terms as labels, so its weight is one too small.
         """
         sums = scores.statistics.windows.sums()
         number, n_terms = sums.keys & 0xFFFFFFFF, sums.counts("tokens")

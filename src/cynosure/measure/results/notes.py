@@ -20,7 +20,7 @@ def notes(statistics: Statistics, intervals: Intervals) -> Iterator[str]:
         names = ", ".join(fact.name for fact in empty[:3])
         more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
         has, is_ = ("has", "is") if len(empty) == 1 else ("have", "are")
-        yield f"{counted(len(empty), 'document')} {has} no token to guess and {is_} left out: {names}{more}"
+        yield f"{counted(len(empty), 'document')} {has} no token to predict and {is_} left out: {names}{more}"
     replaced: list[DocumentFacts] = [fact for fact in statistics.facts.values() if fact.n_replaced]
     if replaced:
         total = sum(fact.n_replaced for fact in replaced)

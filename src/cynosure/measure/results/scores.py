@@ -105,7 +105,7 @@ class Scores:
         self.statistics.check_account()
         if self.statistics.sums.tokens == 0:
             names = ", ".join(fact.name for fact in self.statistics.unscored()[:3])
-            raise DoesNotApply(f"nothing to score: no token to guess in {names or 'the texts given'}")
+            raise DoesNotApply(f"nothing to score: no token to predict in {names or 'the texts given'}")
 
     def keep(self) -> None:
         """Read the tokens into memory, because the store will be removed."""

@@ -132,7 +132,7 @@ def facts(comparison: "Comparison") -> Iterator[tuple[str, str, str]]:
         ends = f"99th percentile {number(divergence.p99, 4)}, most {number(divergence.max, 4)}"
         yield "its median", number(divergence.median, 5), ends
     if agreement is not None:
-        yield "top-1 agreement", f"{agreement.top1_agreement:.2%}", "the same token is likeliest to both"
+        yield "top-1 agreement", f"{agreement.top1_agreement:.2%}", "both have the same likeliest token"
         flips = f"right to wrong {agreement.right_to_wrong:.2%}, wrong to right {agreement.wrong_to_right:.2%}"
         yield "flip rate", f"{agreement.flip_rate:.2%}", flips
     if sum(wins.values()) > 1:
