@@ -70,14 +70,14 @@ def find_sources(names: Sequence[str | Path], *, column: str | None = None, data
             why = "it is named twice" if source.name == known.name else f"{source.name} is the same file"
             log.info("%s is read once: %s", known.name, why)
     if left_out:
-        log.info(told_left_out(left_out))
+        log.info(describe_left_out(left_out))
     return list(found.values())
 
 
-def told_left_out(left_out: dict[str, str]) -> str:
+def describe_left_out(left_out: dict[str, str]) -> str:
     """Describe the files that are left out in one sentence.
 
-    >>> told_left_out({"d/a.png": "binary", "d/b.pt": "binary", "d/config.json": "no table"})
+    >>> describe_left_out({"d/a.png": "binary", "d/b.pt": "binary", "d/config.json": "no table"})
     '3 files are left out: 2 binary (d/a.png, d/b.pt), 1 no table (d/config.json)'
     """
     parts = []
@@ -176,7 +176,9 @@ def members(name: str | Path, paths: Iterable[Path], column: str | None, left_ou
             unfit[str(path)] = why
     if not sources:
         shown = repr(str(name))
-        why = f"no text in {shown}: {told_left_out(unfit)}" if unfit else f"no files in {shown}{hint_for_words(name)}"
+        why = (
+            f"no text in {shown}: {describe_left_out(unfit)}" if unfit else f"no files in {shown}{hint_for_words(name)}"
+        )
         raise FileNotFoundError(why)
     left_out |= unfit
     return sources

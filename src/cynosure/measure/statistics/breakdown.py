@@ -54,33 +54,33 @@ def by_document(statistics: Statistics) -> list[dict[str, Any]]:
     return rows(sums, labels, [told_per_byte([statistics.facts[key]]) for key in sums.keys.tolist()])
 
 
-def metrics(sums: Grouped, told: bool | list[bool]) -> list[dict[str, Any]]:
+def metrics(sums: Grouped, known: bool | list[bool]) -> list[dict[str, Any]]:
     """Return the sums of each group and the metrics computed from them.
 
-    `told` says whether metrics per byte are known, for all groups or for each. They cover the tokens that carry their
+    `known` says whether metrics per byte are known, for all groups or for each. They cover the tokens that carry their
     text.
     """
-    each = told if isinstance(told, list) else [told] * len(sums.keys)
+    each = known if isinstance(known, list) else [known] * len(sums.keys)
     return [
         {
             "tokens": group.tokens,
-            "bytes": group.n_bytes if known else None,
+            "bytes": group.n_bytes if per_byte else None,
             "nats": group.nats,
             "nats_per_token": group.nats_per_token,
-            "bits_per_byte": group._replace(nats=carried_nats).bits_per_byte if known else None,
+            "bits_per_byte": group._replace(nats=carried_nats).bits_per_byte if per_byte else None,
             "top1_accuracy": group.accuracy,
         }
-        for group, carried_nats, known in zip(sums.token_sums(), sums.carried_nats.tolist(), each, strict=True)
+        for group, carried_nats, per_byte in zip(sums.token_sums(), sums.carried_nats.tolist(), each, strict=True)
     ]
 
 
-def rows(sums: Grouped, labels: list[dict[str, Any]], told: bool | list[bool]) -> list[dict[str, Any]]:
+def rows(sums: Grouped, labels: list[dict[str, Any]], known: bool | list[bool]) -> list[dict[str, Any]]:
     """Return the label of each group with its metrics as plain values."""
     nats = sums.amount("nats")
     share = nats / nats.sum() if nats.sum() else nats
     return [
         label | {name: finite(x) for name, x in group.items()} | {"share_of_nats": part}
-        for label, group, part in zip(labels, metrics(sums, told), share.tolist(), strict=True)
+        for label, group, part in zip(labels, metrics(sums, known), share.tolist(), strict=True)
     ]
 
 

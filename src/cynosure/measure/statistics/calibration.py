@@ -80,7 +80,7 @@ class Calibration:
     count: Ints = field(default_factory=lambda: np.zeros(N_CELLS, np.int64))  # tokens in each cell of confidence
     correct: Ints = field(default_factory=lambda: np.zeros(N_CELLS, np.int64))
     confidence: Sums = field(default_factory=lambda: Sums.zeros(N_CELLS))
-    figures: Sums = field(default_factory=lambda: Sums.zeros(3 + len(TEMPERATURES)))  # brier, nll, entropy, tempered
+    sums: Sums = field(default_factory=lambda: Sums.zeros(3 + len(TEMPERATURES)))  # brier, nll, entropy, tempered
     impossible: int = 0
 
     def update(
@@ -112,13 +112,13 @@ class Calibration:
             )
         if len(confidence) and not (confidence.min() >= 0 and confidence.max() <= 1 + 1e-6):
             raise ValueError(f"confidence must be in [0, 1], got {confidence.min()} to {confidence.max()}")
-        figures = np.stack([brier, nll, entropy, *nll_at_temperature.T])
-        kept = ~np.isposinf(figures).any(axis=0)
+        values = np.stack([brier, nll, entropy, *nll_at_temperature.T])
+        kept = ~np.isposinf(values).any(axis=0)
         cell = np.clip(np.searchsorted(EDGES, confidence[kept], side="right") - 1, 0, N_CELLS - 1)
         self.count = self.count + np.bincount(cell, minlength=N_CELLS)
         self.correct = self.correct + np.bincount(cell[correct[kept]], minlength=N_CELLS)
         self.confidence = self.confidence + Sums.of(confidence[kept], cell, N_CELLS)
-        self.figures = self.figures + Sums.columns(figures[:, kept].T)
+        self.sums = self.sums + Sums.columns(values[:, kept].T)
         self.impossible += int((~kept).sum())
 
     def __add__(self, other: "Calibration") -> "Calibration":
@@ -126,7 +126,7 @@ class Calibration:
             self.count + other.count,
             self.correct + other.correct,
             self.confidence + other.confidence,
-            self.figures + other.figures,
+            self.sums + other.sums,
             self.impossible + other.impossible,
         )
 
@@ -147,7 +147,7 @@ class Calibration:
             return None
         used = self.count > 0
         cells = _Cells(self.count[used].astype(float), self.correct[used].astype(float), self.confidence.values[used])
-        brier, nll, entropy, *tempered = (self.figures.values / n).tolist()
+        brier, nll, entropy, *tempered = (self.sums.values / n).tolist()
         best, recoverable = best_temperature(nll, entropy, np.array(tempered))
         bins = _bins(cells, np.flatnonzero(used), n_bins, binning)
         ece, debiased = _expected_errors(bins)
