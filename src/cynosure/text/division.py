@@ -16,7 +16,7 @@ class Division:
 
     A share of the distinct documents is held out, evenly spread, together with all their copies. Two documents are
     copies if they differ only in white space and letter case. With fewer than `1 / share` distinct documents, the end
-    of each is held out instead, from the beginning of a line, and copies are left out of both sets.
+    of each is held out instead, from the beginning of a line. Copies are then left out of both sets.
 
     `documents` is iterated once here and once for each set, and must yield the same documents every time.
 

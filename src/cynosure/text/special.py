@@ -69,9 +69,9 @@ def special_strings(tokenizer: Any, text: str) -> list[str]:
 def spelled_out(tokenizer: Any, ids: list[int]) -> list[tuple[int, list[int]]]:
     """Return the places of special tokens in `ids`, each with the ids that spell it as text.
 
-    Unigram, WordLevel and WordPiece have special tokens in their vocabularies, and use one for its characters in a text
-    even if told not to look for special tokens. Given the characters in two parts, Unigram does not; the others have
-    only the unknown token then. Empty for a slow tokenizer.
+    Unigram, WordLevel and WordPiece have special tokens in their vocabularies. They use one for its characters in a
+    text even with `split_special_tokens`. Given the characters in two parts, Unigram does not, and the others have only
+    the unknown token. Empty for a slow tokenizer.
     """
     known, unknown = strings_of(tokenizer).ids, tokenizer.unk_token_id
     places = [place for place, id_ in enumerate(ids) if id_ in known] if tokenizer.is_fast else []

@@ -83,8 +83,8 @@ def write(tokenizer: Any, messages: Sequence[Message], tools: Any = None, *, ope
 def written(tokenizer: Any, messages: Sequence[Message], tools: Any = None) -> Written:
     """Write a chat with the tokenizer's template, and locate what each message says.
 
-    The chat is written a second time with marks in place of the texts, so that no text is mistaken for another or for
-    the template's. If an assistant's message has tool calls, reasoning or several texts, its whole turn counts as said.
+    The chat is written a second time with marks in place of the texts. So no text is mistaken for another or for the
+    template's. If an assistant's message has tool calls, reasoning or several texts, its whole turn counts as said.
     Raises ValueError if the template rewrites a text.
     """
     text = write(tokenizer, messages, tools)

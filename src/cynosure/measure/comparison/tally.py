@@ -58,8 +58,9 @@ class Tally:
     def cells(self) -> tuple[Ints, Floats]:
         """Return the keys (C,) of all cells, (document << 32) + number, and their sums (7, C).
 
-        The sums are B - A without infinite values, bytes, nats of A, nats of B, tokens of A, and how many of those are
-        right in A and in B (0 if the tokens differ). A segment belongs to the cell of its first byte.
+        The sums are: B - A without infinite values, bytes, nats of A, nats of B, tokens of A, tokens that are right in
+        A, and those that are right in B. The last two are 0 if the tokens differ. A segment belongs to the cell of its
+        first byte.
         """
         last, sums = grouped(self.open[0], list(self.open[1]))
         keys, cells = np.concatenate([*self.keys, last]), np.concatenate([*self.sums, sums], axis=1)

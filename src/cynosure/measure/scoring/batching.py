@@ -55,10 +55,10 @@ APART = (
 class Batching:
     """Decides which rows go through a model together, so that they do not change each other.
 
-    If rotary positions depend on the longest row, only rows of one regime are batched. Every model is also tested: once
-    for each power of two of the longest row's length, the start of the batch's shortest row is run alone too, and if it
-    is much shorter than the longest also that of a row in the middle. If one differs, only rows of equal length are
-    batched, which is tested as well. As a last resort each row goes alone.
+    If rotary positions depend on the longest row, only rows of one regime are batched. Every model is also tested, once
+    for each power of two of the longest row's length. The start of the batch's shortest row is then run alone too. If
+    it is much shorter than the longest, so is the start of a row in the middle. If the results differ, only rows of
+    equal length are batched, which is tested as well. As a last resort each row goes alone.
     """
 
     def __init__(self, regimes: Regimes) -> None:

@@ -257,8 +257,8 @@ def _too_narrow(n_documents: int, length: int, n_base: int) -> str | None:
 def block_length(y: Floats, x: Floats, document: Ints) -> int:
     """Choose the length, in base blocks, of the blocks to resample, automatically as in Politis and White (2004).
 
-    This is their rule for the circular block bootstrap, as corrected by Patton, Politis and White (2009), on the series
-    r = y - (sum y / sum x) x of base blocks (m,) in the order of the text. Autocovariances are taken only inside
+    This is their rule for the circular block bootstrap, as corrected by Patton, Politis and White (2009). The series is
+    r = y - (sum y / sum x) x of base blocks (m,), in the order of the text. Autocovariances are taken only inside
     documents. The length is at least 1, at most the longest document, and leaves at least 20 blocks. Raises ValueError
     if the documents are not in order.
 

@@ -222,8 +222,8 @@ def _expected_errors(bins: tuple[Bin, ...]) -> tuple[float, float]:
 def _smooth(cells: _Cells) -> tuple[float, tuple[tuple[float, float], ...]]:
     """Return the smECE of Blasiok and Nakkiran (2023), and the reliability curve at its bandwidth.
 
-    smECE_s is the integral over [0, 1] of |sum over tokens of K_s (correct - confidence)| / n, where K_s is a Gaussian
-    of width s reflected at 0 and 1. It falls as s grows; smECE is the s that equals it, so there is no width to choose.
+    smECE_s is the integral over [0, 1] of |sum over tokens of K_s (correct - confidence)| / n. K_s is a Gaussian of
+    width s reflected at 0 and 1. It falls as s grows; smECE is the s that equals it, so there is no width to choose.
     The curve has points only where there are enough tokens.
     """
     at = np.minimum((GRID * cells.confidence / cells.tokens).astype(np.int64), GRID - 1)
@@ -250,8 +250,8 @@ def best_temperature(nll: float, entropy: float, nll_at_temperature: Floats) -> 
     """Return the temperature with the lowest mean nll, and how many nats / token that is below the nll at 1.
 
     The mean nll is known at 1 and at TEMPERATURES. As a function of x = log T the curve is
-    nll - (nll - entropy) x + x^2 p(x). Its slope at T = 1 is exact, because d nll / d(1 / T) = nll - entropy there, and
-    the polynomial p makes it pass through all other points. The minimum is searched between the ends of TEMPERATURES.
+    nll - (nll - entropy) x + x^2 p(x). Its slope at T = 1 is exact, because d nll / d(1 / T) = nll - entropy there. The
+    polynomial p makes it pass through all other points. The minimum is searched between the ends of TEMPERATURES.
 
     >>> tempered = [1.0 + math.log(t / 1.3) ** 2 for t in TEMPERATURES]
     >>> nll, slope = 1.0 + math.log(1.3) ** 2, -2 * math.log(1.3)
