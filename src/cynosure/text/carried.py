@@ -14,7 +14,7 @@ class Carried(NamedTuple):
     """The bytes that each of the N tokens of a text covers, and which tokens lose some of theirs."""
 
     stops: Ints  # (N,): the end of each token's bytes; they begin where those of the token before end
-    lost: NDArray[np.bool_]  # (N,): the token spells something else than its bytes
+    lost: NDArray[np.bool_]  # (N,): the token spells something other than its bytes
 
     @classmethod
     def of(cls, pieces: list[bytes], lost: list[bool] | None = None) -> "Carried":
@@ -34,7 +34,7 @@ class Carried(NamedTuple):
 
 
 def followed(spelled: list[bytes], data: bytes) -> Pieces | None:
-    """Align the tokens with a text some of whose characters have no token; a space may be put before the text.
+    """Align tokens with a text in which some characters have no token. A space may have been put before the text.
 
     Returns None if the text does not contain the bytes of the tokens in this order.
 

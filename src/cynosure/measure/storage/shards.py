@@ -60,7 +60,7 @@ def parse(stored: pa.Schema) -> tuple[tuple[DocumentFacts, ...], Label]:
     facts = tuple(DocumentFacts(**fact) for fact in meta["documents"])
     label = Label(meta.get("run"), meta.get("number"), meta["seconds"])
     if not all(isinstance(getattr(fact, name), kind) for fact in facts for name, kind in KINDS.items()):
-        raise TypeError("its documents are not described as ours are")
+        raise TypeError("its documents have fields of unknown types")
     if not isinstance(label.run, str | None) or not isinstance(label.number, int | None):
         raise TypeError("it names neither its run nor its number")
     if not isinstance(label.seconds, int | float) or not 0 <= label.seconds < math.inf:

@@ -20,7 +20,7 @@ from cynosure.system.folders import LOCK, SYSTEM_FILES, check_is_folder, first_f
 SUMMARY = "summary.json"
 SHARD = re.compile(r"tokens-(?P<number>[0-9]{6,})-(?P<digest>[0-9a-f]{16})\.parquet")
 PARTIAL = re.compile(r"(manifest|summary|tokens-\d+-[0-9a-f]+)\.(json|parquet)\.[0-9a-f]+\.partial")  # by `write_whole`
-AGAIN = "score the same again, which scores that part anew"
+AGAIN = "score the same again, which redoes that part"
 
 log = logging.getLogger("cynosure")
 
