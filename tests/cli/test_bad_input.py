@@ -64,7 +64,7 @@ def test_a_short_document_is_counted_and_listed(run: Run, tmp_path: Path, text: 
     assert done.status == 0
     values = json.loads(done.out)
     assert (values["documents"], values["unscored_documents"]) == (1, [str(tmp_path / "one.txt")])
-    assert "1 document has no token to guess and is left out" in done.err
+    assert "1 document has no token to predict and is left out" in done.err
     refused(run("score", tmp_path / "model", tmp_path / "one.txt"), "nothing to score", "one.txt")
 
 
@@ -135,7 +135,7 @@ def test_runs(run: Run, tiny_folder: Path, tmp_path: Path, text: Path) -> None:
         refused(run("score", tiny_folder, text, "--out", folder), "manifest.json is", "give another folder")
         assert (folder / "manifest.json").read_bytes() == data.encode("latin-1")
     (folder / "manifest.json").write_text(known)
-    refused(run("summary", folder), "manifest.json is of no run known here")
+    refused(run("summary", folder), "manifest.json is not the manifest of a run")
 
 
 def test_a_damaged_and_an_unfinished_run(run: Run, tiny_folder: Path, tmp_path: Path, text: Path) -> None:
@@ -153,7 +153,7 @@ def test_a_damaged_and_an_unfinished_run(run: Run, tiny_folder: Path, tmp_path: 
     for key in ("units", "shards", "manifest_sha256"):  # as an earlier version left it
         del manifest[key]
     (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
-    refused(run("summary", tmp_path / "run"), "is unfinished", "score the same again to go on")
+    refused(run("summary", tmp_path / "run"), "is unfinished", "score the same again to continue")
 
 
 @contextmanager

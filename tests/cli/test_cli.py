@@ -114,7 +114,7 @@ def test_score_as_a_table(run, tiny_folder: Path, text: Path) -> None:
 def test_quiet_leaves_stderr_empty(run, tiny_folder: Path, text: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty.txt"
     empty.touch()
-    assert "has no token to guess and is left out" in run("score", tiny_folder, text, empty).err
+    assert "has no token to predict and is left out" in run("score", tiny_folder, text, empty).err
     assert run("score", tiny_folder, text, empty, "--quiet").err == ""
 
 
@@ -170,7 +170,7 @@ def test_errors_are_one_line_and_status_2(run, tiny_folder: Path, text: Path, tm
     cases: list[tuple[list[object], str]] = [
         (["score", tiny_folder, "no-such.txt"], "no such text: 'no-such.txt'"),
         (["score", tiny_folder, latin], "not UTF-8: byte 0xe9 at offset 2"),
-        (["score", tiny_folder, empty], f"nothing to score: no token to guess in {empty}"),
+        (["score", tiny_folder, empty], f"nothing to score: no token to predict in {empty}"),
         (["score", "./nowhere", text], "no such model folder"),
         (["score", tiny_folder, text, "--window", 65], "window 65 is more than the 64 positions of tiny-llama"),
         (["score", tiny_folder, text, "--window", 0], "window must be at least 1"),

@@ -58,10 +58,10 @@ def test_words_that_are_files(
     Path("data").mkdir()
     Path("data/a.txt").write_text("a")
     assert one_text("Paris") == "is a city"
-    assert "Paris is a file here and is read" in caplog.text
+    assert "Paris is read, because it is a file here" in caplog.text
     assert one_text("data") == "a"
     assert one_text("data/*.txt") == "a"
-    assert "of data the first document is read, data/a.txt" in caplog.text
+    assert "only the first document of data is read, data/a.txt" in caplog.text
     for words in ("London", "What is this?", "a [b] *", "", " ", "3.14", "x" * 300, "see a.txt for more"):
         assert one_text(words) == words
 
@@ -75,7 +75,7 @@ def test_stories_are_split_and_the_hint_says_how(run: Run, tiny_folder: Path, tm
     file = tmp_path / "stories.txt"
     file.write_text(STORIES.replace("<|endoftext|>", "<s>"))
     done = run("score", tiny_folder, file, "--format", "json")
-    assert "where '<s>' stands between documents of a text file, --split-at '<s>' reads each" in done.err
+    assert "if '<s>' separates documents in a text file, read them with --split-at '<s>'" in done.err
     done = run("score", tiny_folder, file, "--split-at", "<s>", "--format", "json")
     found = json.loads(done.out)
     assert (found["documents"], found["special_strings"]) == (40, 0)

@@ -75,7 +75,7 @@ def test_texts_runs_and_options_that_are_wrong(tmp_path: Path) -> None:
         ("compare", "a", "b", "no-such.txt"): "no such text: 'no-such.txt'",
         ("compare", "a", "b", "--fail-if", "odd > 1"): "odd",
         ("score", "smollm2", "no-such.txt"): "no such text: 'no-such.txt'",
-        ("score", "smollm2", str(text), "--out", str(tmp_path)): "is no run: it holds text.txt",
+        ("score", "smollm2", str(text), "--out", str(tmp_path)): "is not a run: it holds text.txt",
         ("score", "smollm2", str(text), "--protocol", "odd"): "odd",
         ("predict", "smollm2", "no-such.txt"): "there is no file 'no-such.txt'",
         ("predict", "smollm2", "text", "--dtype", "odd"): "unknown dtype 'odd'",

@@ -132,7 +132,7 @@ def test_resamples_without_variance_break_nothing() -> None:
 
 
 def test_bad_sums_are_refused() -> None:
-    with pytest.raises(ValueError, match="x adds up to nothing"):
+    with pytest.raises(ValueError, match="x sums to 0"):
         interval(np.ones(3), np.zeros(3))
     with pytest.raises(ValueError, match=r"one y and one x for each cluster, got \(3,\) and \(2,\)"):
         interval(np.ones(3), np.ones(2))
@@ -276,9 +276,9 @@ def one_document(n_base: int, correlation: float = 0.0) -> tuple[np.ndarray, np.
 def test_it_is_said_where_an_interval_is_likely_too_narrow() -> None:
     unequal = np.stack([np.ones(40), np.append(np.ones(39), 300)], axis=1)
     assert choose(unequal)[0].optimistic == (
-        "The intervals are likely too narrow: 40 documents of such unequal size count as 1.3."
+        "The intervals are likely too narrow: 40 documents of unequal size count as only 1.3."
     )
-    assert "19 blocks to resample, and 20 are enough" in choose(*one_document(19))[0].optimistic
+    assert "19 blocks to resample, and at least 20 are needed" in choose(*one_document(19))[0].optimistic
     assert "more text than blocks of 16 tokens hold" in choose(*one_document(30))[0].optimistic
     assert "more text than blocks of 800 tokens hold" in choose(*one_document(1000, 0.998))[0].optimistic
     assert choose(*one_document(1000))[0].optimistic is None
@@ -290,7 +290,9 @@ def test_one_block_that_costs_nearly_all_is_said_and_no_loss_is_below_zero() -> 
     method, sums = choose(base.sum(axis=0)[None], base, np.zeros(100, dtype=int))
     share = sums[:, 0].max() / sums[:, 0].sum()
     assert share > 0.4
-    assert method.optimistic == f"The intervals tell little: one of {len(sums)} blocks holds {share:.0%} of the nats."
+    assert (
+        method.optimistic == f"The intervals are unreliable: one of {len(sums)} blocks holds {share:.0%} of the nats."
+    )
     found, _ = choose((base * [-1, 1]).sum(axis=0)[None], base * [-1, 1], np.zeros(100, dtype=int))
     assert "of the nats" not in (found.optimistic or "")
     nats = np.array([1.0, 2, 0, 0, 0, 3])

@@ -280,7 +280,7 @@ def test_runs_of_earlier_versions_are_read_and_told_apart(tmp_path: Path) -> Non
     relabelled(tmp_path / "old")
     assert open_run(tmp_path / "old").setting.bos is None
     (note,) = (note for note in compare(tmp_path / "old", tmp_path / "new").notes if "BOS" in note)
-    assert note == "BOS stands before each document's first window alone in A, and before every window in B"
+    assert note == "BOS begins only each document's first window in A, and every window in B"
 
 
 def relabelled(folder: Path) -> None:

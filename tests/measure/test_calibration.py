@@ -208,7 +208,7 @@ def test_parts_merge_to_the_same_bits_in_any_order() -> None:
     for _ in range(3):
         merged = sum(chance.sample(parts, len(parts)), Calibration())
         assert merged.compute() == whole.compute()
-        assert (merged.confidence, merged.figures) == (whole.confidence, whole.figures)
+        assert (merged.confidence, merged.sums) == (whole.confidence, whole.sums)
     updated = Calibration()
     logit_parts = scored(logits[:450], target[:450]) + scored(logits[450:], target[450:])
     assert (updated + logit_parts).compute() == whole.compute()

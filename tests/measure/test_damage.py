@@ -187,12 +187,12 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str, str]] = {
         lambda folder: (folder / "manifest.json").write_text("[" * 10**5), "is not JSON", "is not JSON",
     ),
     "a shard under another number": (lambda folder: rename(folder, 1, 2), "lacks 1 of", "is shard 1, not 2"),
-    "a shard beyond the last": (lambda folder: rename(folder, 1, 99), "is none of the run's", "is none of the run's"),
+    "a shard beyond the last": (lambda folder: rename(folder, 1, 99), "is not one of the", "is not one of the"),
     "a shard twice, both whole": (beside(1, seconds=1.0), SAME, SAME),
     "a shard twice, one damaged": (damage, SAME, SAME),
     "a shard computed again": (instead(1, seconds=1.0), "is not the shard that the run was finished with", SAME),
-    "a shard of another run": (of_another_run, "is not the shard that the run was finished", "is of another run than"),
-    "a shard of no run": (instead(1, run=None), "is not the shard that the run was finished", "is of another run than"),
+    "a shard of another run": (of_another_run, "is not the shard that the run was finished", "belongs to another run"),
+    "a shard of no run": (instead(1, run=None), "is not the shard that the run was finished", "belongs to another run"),
     "a Parquet file of another program": (
         instead(1, cynosure=None), "is not the shard that the run was finished", "is not a shard of cynosure",
     ),
@@ -233,7 +233,7 @@ def test_an_unfinished_run_takes_no_shard_of_another(model: LanguageModel, whole
     other = tmp_path / "other"
     score(tiny(seed=1), FEW, out=other, **OPTIONS)
     strange = Path(shutil.copy(shards_of(other)[n_done], folder))
-    with pytest.raises(ValueError, match=f"{strange} is of another run than its folder: move it out"):
+    with pytest.raises(ValueError, match=f"{strange} belongs to another run than its folder: move it out"):
         score(model, FEW, out=folder, **OPTIONS)
     strange.unlink()
     shutil.copy(shards_of(whole)[n_done], strange.with_name(shards_of(whole)[n_done].name))  # its own, made elsewhere

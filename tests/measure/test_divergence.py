@@ -314,7 +314,7 @@ def test_compare_errors_are_one_line_and_status_2(run: Any, runs: Path, tiny_fol
     cases: list[tuple[list[object], str]] = [
         ([a, runs / "nowhere"], "nowhere has no manifest.json"),
         ([a, runs / "other"], "document 1 is not the same text in both"),
-        ([a, b, "--fail-if", "bits > 1"], "'bits > 1' is no gate: a gate is METRIC > NUMBER"),
+        ([a, b, "--fail-if", "bits > 1"], "'bits > 1' is not a gate: a gate is METRIC > NUMBER"),
         ([a, b, "--junit", "x.xml"], "--junit has no gates to write: add --fail-if"),
         ([a, b, "--markdown", runs / "nowhere" / "x.md"], "--markdown: no such folder"),
         ([a, b, "--window", 8], "--window needs TEXT: without it, A and B are runs"),

@@ -91,8 +91,8 @@ def test_runs_of_all_protocols_are_in_folders_of_their_own(run: Run, tiny_folder
     (out / "sliding" / "manifest.json").write_text("{")
     before = state(out)
     refused(run(*command), f"{out}/sliding/manifest.json is not JSON", "restore it from a copy")
-    refused(run("score", tiny_folder, text, "--out", out), f"{out} is no run: it holds blocks")
-    with pytest.raises(ValueError, match="holds runs, which is no run of a protocol: give another `out`"):
+    refused(run("score", tiny_folder, text, "--out", out), f"{out} is not a run: it holds blocks")
+    with pytest.raises(ValueError, match="holds runs, which is not a run of a protocol: give another `out`"):
         score_all(split(tiny()), Corpus(FEW, {}), window=16, out=text.parent)
     assert state(out) == before
 
@@ -276,7 +276,7 @@ def test_texts_that_have_no_digest_are_read_again_where_nothing_can_be_written(
     with read_only(tmp_path / "half"), pytest.raises(ValueError, match="is unfinished and cannot be written: copy it"):
         score(model, DOCUMENTS, out=tmp_path / "half", **OPTIONS)
     (tmp_path / "empty").mkdir()
-    with read_only(tmp_path / "empty"), pytest.raises(ValueError, match="cannot be written, and holds no run"):
+    with read_only(tmp_path / "empty"), pytest.raises(ValueError, match="cannot be written and holds no run"):
         score(model, DOCUMENTS, out=tmp_path / "empty", **OPTIONS)
 
 

@@ -245,14 +245,10 @@ def test_a_comparison_shows_itself(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_models_are_compared_on_texts(tmp_path: Path) -> None:
-    with pytest.raises(
-        TypeError, match=r"^A is a LanguageModel and no run: models are compared on texts, which are to"
-    ):
+    with pytest.raises(TypeError, match=r"^A is a LanguageModel, not a run: to compare models, give texts as well"):
         cynosure.compare(tiny(), tiny())
     run = score(tiny(), TEXTS, window=32)
-    with pytest.raises(
-        FileNotFoundError, match=r"not a run: smollm2 .*; models are compared on texts, which are to be"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"not a run: smollm2 .*; to compare models, give texts as well"):
         cynosure.compare(run, "smollm2")
 
 
@@ -266,7 +262,7 @@ def test_compare_takes_runs_scores_and_models(tmp_path: Path) -> None:
     )
     assert models.divergence is not None
     assert runs.divergence is None
-    with pytest.raises(TypeError, match="window is of models and texts"):
+    with pytest.raises(TypeError, match="window: only for comparing models on texts"):
         cynosure.compare(a, b, window=32)
 
 

@@ -46,7 +46,7 @@ def test_a_gate_is_read(text: str, expected: tuple[Any, ...]) -> None:
      "bits_per_byte > 1% or top1_accuracy < 0"],
 )  # fmt: skip
 def test_what_is_no_gate_is_told_what_one_is(text: str) -> None:
-    with pytest.raises(ValueError, match="is no gate: a gate is METRIC > NUMBER or METRIC < NUMBER") as error:
+    with pytest.raises(ValueError, match="is not a gate: a gate is METRIC > NUMBER or METRIC < NUMBER") as error:
         Gate.parse(text)
     for name in ("bits_per_byte", "nats_per_token", "token_perplexity", "top1_accuracy", "%"):
         assert name in str(error.value)
@@ -54,7 +54,7 @@ def test_what_is_no_gate_is_told_what_one_is(text: str) -> None:
 
 
 def test_of_a_perplexity_only_the_ratio_is_judged() -> None:
-    with pytest.raises(ValueError, match="only the ratio has an interval, so give a percentage"):
+    with pytest.raises(ValueError, match="only the ratio of perplexities has an interval, so give a percentage"):
         Gate.parse("token_perplexity > 0.5")
 
 
@@ -126,7 +126,10 @@ def test_an_infinite_loss_fails_the_gate_of_its_side() -> None:
 def test_a_share_of_nothing_is_not_proven() -> None:
     none, some = (made([token._replace(argmax=argmax) for token in tokens_of(b"a" * 200, 1.0)]) for argmax in (9, 3))
     judged = Gate.parse("top1_accuracy > 1%").judge(compare(none, some))
-    assert (judged.status, judged.message) == ("not proven", "top1_accuracy is 0 in A, of which nothing is a share")
+    assert (judged.status, judged.message) == (
+        "not proven",
+        "top1_accuracy is 0 in A, so there is no change relative to A",
+    )
 
 
 VERDICTS = [

@@ -84,7 +84,7 @@ def test_float64_figures_are_not_narrowed() -> None:
     logits, seen = hidden.double() @ HEAD.double().T, target != -100
     truth = cross_entropy(logits[seen], target[seen]).item()
     assert meter.compute()["nats_per_token"] == pytest.approx(truth, rel=1e-11)
-    tempered = meter.calibration.figures.values[3:] / int(seen.sum())
+    tempered = meter.calibration.sums.values[3:] / int(seen.sum())
     for value, temperature in zip(tempered.tolist(), meter.temperatures, strict=True):
         expected = cross_entropy(logits[seen] / temperature, target[seen]).item()
         assert value == pytest.approx(expected, rel=1e-11)

@@ -170,9 +170,9 @@ def test_empty_documents_are_left_out_and_said(model: LanguageModel) -> None:
     scores = score(model, [Document("nothing", ""), *DOCUMENTS], window=16)
     without = score(model, DOCUMENTS, window=16)
     assert (scores.nats, scores.tokens, scores.documents) == (without.nats, without.tokens, 4)
-    assert "1 document has no token to guess and is left out: nothing" in scores.notes
+    assert "1 document has no token to predict and is left out: nothing" in scores.notes
     assert scores.to_json()["unscored_documents"] == ["nothing"]
-    with pytest.raises(ValueError, match="nothing to score: no token to guess in nothing"):
+    with pytest.raises(ValueError, match="nothing to score: no token to predict in nothing"):
         score(model, [Document("nothing", "")])
     with pytest.raises(ValueError, match="nothing to score"):
         score(model, [])

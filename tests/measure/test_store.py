@@ -121,7 +121,7 @@ def test_a_run_goes_on_with_the_threads_that_it_was_begun_with(
         assert (used, torch.get_num_threads()) == ({1}, 2)
     finally:
         torch.set_num_threads(was)
-    assert f"{tmp_path} was started with 1 CPU thread(s): going on with as many, not with 2" in caplog.messages
+    assert f"{tmp_path} was started with 1 CPU thread(s): continuing with as many, not with 2" in caplog.messages
 
 
 def test_a_damaged_shard_is_noticed_and_scored_again(model: LanguageModel, whole: Scores, tmp_path: Path) -> None:
@@ -157,10 +157,10 @@ def test_another_run_is_refused_and_the_difference_named(model: LanguageModel, w
         (model, DOCUMENTS, {"stride": 1}, "its setting.stride is 16, and now it is 1"),
         (model, DOCUMENTS, {"protocol": "rolling"}, "its setting.protocol is sliding, and now it is rolling"),
         (model, DOCUMENTS, {"batch_tokens": 32}, "its cutting.batch_tokens is 64, and now it is 32"),
-        (model, [*DOCUMENTS[:-1], Document("doc11", "the other")], {}, "its text has changed, doc11 was another"),
-        (model, DOCUMENTS[:-1], {}, "its text has changed, doc11 was another"),
+        (model, [*DOCUMENTS[:-1], Document("doc11", "the other")], {}, "its text has changed, doc11 was different"),
+        (model, DOCUMENTS[:-1], {}, "its text has changed, doc11 was different"),
         (model, [*DOCUMENTS[:-1], DOCUMENTS[-1]._replace(n_prompt_chars=3)], {}, "its text has changed, doc11 was"),
-        (model, [*DOCUMENTS, Document("new", "text")], {}, "its text has changed, new was another"),
+        (model, [*DOCUMENTS, Document("new", "text")], {}, "its text has changed, new was different"),
     ]
     for other, documents, options, message in cases:
         with pytest.raises(ValueError, match=f"holds another run: {message}"):
@@ -237,7 +237,7 @@ def test_a_run_of_which_nothing_is_scored_gives_way(model: LanguageModel, whole:
 
 def test_a_folder_of_something_else_is_left_alone(model: LanguageModel, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt.partial").write_text("mine")
-    with pytest.raises(ValueError, match=r"is no run: it holds thesis.txt.partial and no manifest.json"):
+    with pytest.raises(ValueError, match=r"is not a run: it holds thesis.txt.partial and no manifest.json"):
         score(model, DOCUMENTS, out=tmp_path, **OPTIONS)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt.partial"]
     killed = tmp_path / "run" / "manifest.json.123.partial"  # what a kill during the first write leaves
@@ -254,7 +254,7 @@ def test_folders_that_are_no_runs(tmp_path: Path, model: LanguageModel) -> None:
     with pytest.raises(ValueError, match="is not JSON"):
         open_run(tmp_path)
     (tmp_path / "manifest.json").write_text('{"units": 0}')
-    with pytest.raises(ValueError, match="of no run known here: give another folder"):
+    with pytest.raises(ValueError, match="is not the manifest of a run: give another folder"):
         open_run(tmp_path)
 
 

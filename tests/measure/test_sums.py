@@ -104,7 +104,7 @@ def test_sums_that_do_not_fit_together_are_refused() -> None:
         Sums.zeros(1) + Sums.zeros(2)
     with pytest.raises(ValueError, match="2 values and 1 groups"):
         Sums.of(np.ones(2), np.zeros(1, dtype=int))
-    with pytest.raises(ValueError, match="a total is of one group"):
+    with pytest.raises(ValueError, match="a total needs a single group"):
         _ = Sums.zeros(2).total
 
 

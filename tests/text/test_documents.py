@@ -121,7 +121,7 @@ def test_tables_without_text(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a\.parquet:0: no column 'text', only body; name another with `column`"):
         read(tmp_path / "a.parquet")
     (tmp_path / "b.parquet").write_text("PAR?")
-    with pytest.raises(ValueError, match=r"b\.parquet is not a sound Parquet file"):
+    with pytest.raises(ValueError, match=r"b\.parquet is not a valid Parquet file"):
         read(tmp_path / "b.parquet")
 
 
@@ -142,7 +142,7 @@ def test_packed_lines_are_read_as_lines(tmp_path: Path) -> None:
         read(file)
     for broken in (gzip.compress(b'{"text": "one"}' * 99)[:-20], b"plain"):
         file.write_bytes(broken)
-        with pytest.raises(ValueError, match=r"a\.jsonl\.gz is not a whole gzip file"):
+        with pytest.raises(ValueError, match=r"a\.jsonl\.gz is not a complete gzip file"):
             read(file)
 
 
@@ -229,7 +229,7 @@ def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
     data = bytearray(table.read_bytes())
     data[30:60] = b"\xff" * 30
     table.write_bytes(data)
-    with pytest.raises(ValueError, match=r"a\.parquet is not a sound Parquet file: "):
+    with pytest.raises(ValueError, match=r"a\.parquet is not a valid Parquet file: "):
         read(table)
 
 

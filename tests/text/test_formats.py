@@ -69,7 +69,7 @@ def test_texts_are_unpacked_and_decoded(tmp_path: Path, packing: str, encoding: 
 def test_packed_files_that_are_cut_short_are_named(tmp_path: Path, packing: str) -> None:
     file = tmp_path / f"a.txt{packing}"
     file.write_bytes(PACK[packing](os.urandom(3000).hex().encode())[:-30])
-    with pytest.raises(ValueError, match=r"a\.txt\.\w+ is not a whole \w+ file"):
+    with pytest.raises(ValueError, match=r"a\.txt\.\w+ is not a complete \w+ file"):
         read(file)
 
 

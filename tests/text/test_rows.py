@@ -79,7 +79,7 @@ def test_faults_in_json_are_named_by_line(tmp_path: Path) -> None:
         '[\n{"text": "a"}\n{"text": "b"}\n]': r"line 3 is not JSON: Expecting ',' delimiter at column 1",
         '[\n{"text": "a"},\n{"text": "b': r"line 3 is not JSON: Unterminated string at column 10",
         '[\n{"text": "a"},\n]': r"line 3 is not JSON: Expecting value at column 1",
-        '["a"]\n["b"]\n': r"line 2 goes on after its array: give one array, or one row a line",
+        '["a"]\n["b"]\n': r"line 2 continues after its array: give one array, or one row per line",
         '[{"text": "a"},\n{"text": null}]': r"line 2: .*a\.json:1: column 'text' is null, expected a string",
         '{"text": "a"}\n{"text": oops}\n': r"line 2 is not JSON: Expecting value at column 10",
         '{\n"text": 5}': r"a\.json:1: column 'text' is a float, expected a string",
@@ -226,7 +226,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path, caplog: pytest.LogCaptureF
     corpus = Corpus.of_sources(find_sources([str(file)]))
     with_mark, without = (score(tiny(), texts).to_json() for texts in (corpus, ["the cat sat"]))
     assert (with_mark["bytes"], with_mark["nats"]) == (without["bytes"], without["nats"])
-    assert "a.txt begins with a byte order mark, which is no part of the text" in caplog.text
+    assert "a.txt begins with a byte order mark, which is not part of the text" in caplog.text
     file.write_bytes(b"\xef\xbb\xbfab\xff")
     with pytest.raises(ValueError, match="byte 0xff at offset 5"):
         read(file)

@@ -56,7 +56,7 @@ def write_binaries(folder: Path) -> dict[str, str]:
     (folder / "o.tar.gz").write_bytes(gzip.compress(b"a.txt".ljust(257, b"\0") + b"ustar\x0000"))
     return {
         "a.safetensors": "safetensors", "b.pt": "PyTorch checkpoint", "c.npy": "NumPy array", "d.npz": "NumPy archive",
-        "e.pkl": "pickle", "f.db": "SQLite", "g.so": "ELF", "h.docx": "Word", "i.txt": "gzip.*let its name end in .gz",
+        "e.pkl": "pickle", "f.db": "SQLite", "g.so": "ELF", "h.docx": "Word", "i.txt": "gzip.*so that it ends in .gz",
         "j.png": "PNG", "k.jpg": "JPEG", "l.pdf": "PDF", "m.gguf": "GGUF", "n.txt": "UTF-16BE.*iconv -f UTF-16BE",
         "o.tar.gz": "tar archive",
     }  # fmt: skip

@@ -135,7 +135,7 @@ def test_protocols_read_them_as_their_peers_do() -> None:
         special = "text" if name in ("sliding", "llama-cpp") else "parse"
         assert (values["special"], values["special_strings"]) == (special, 9)
         (note,) = (note for note in values["notes"] if "special" in note)
-        how = {"text": "read as the characters they are", "parse": "read as those tokens"}[special]
+        how = {"text": "read as text", "parse": "read as those tokens"}[special]
         assert note.startswith(f"the texts hold 9 strings that are special tokens, such as '<s>': {how}")
         left_out = sum(part["byte_end"] - part["byte_start"] for part in values["excluded"])
         if values["bytes"] is not None:

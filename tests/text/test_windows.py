@@ -130,7 +130,7 @@ def test_strides(protocol: str, window: int, stride: int | None, expected: int) 
         ("llama-cpp", 2, None, "window must be at least 3 for llama-cpp, got 2"),
         ("sliding", 8, 9, "stride must be from 1 to the window, 8, got 9"),
         ("strided", 8, 0, "stride must be from 1 to the window, 8, got 0"),
-        ("rolling", 8, 4, "rolling has no stride but its window, 8"),
+        ("rolling", 8, 4, "the stride of rolling is always its window, 8"),
     ],
 )
 def test_what_makes_no_sense(protocol: str, window: int, stride: int | None, message: str) -> None:

@@ -96,7 +96,7 @@ def test_input_that_makes_no_training(run: Run, texts: Path, tmp_path: Path) -> 
     options = ["--preset", "tiny", "--vocab", "258", "--quiet"]
     refused(run("train", empty, "--out", out, *OPTIONS), "no files in")
     refused(run("train", blank, "--out", out, *OPTIONS), "every document is empty")
-    refused(run("train", short, "--out", out, *options, "--hold-out", "0"), "less than one row of 256", "--row-tokens")
+    refused(run("train", short, "--out", out, *options, "--hold-out", "0"), "fewer than one row of 256", "--row-tokens")
     refused(
         run("train", short, "--out", out, "--preset", "tiny", "--vocab", "5000", "--quiet"),
         "supports a vocabulary of", "not 5,000: give --vocab", "or more text",

@@ -55,7 +55,7 @@ def test_special_tokens_in_a_text(tmp_path: Path, parse: bool) -> None:
     ids = data.tokenised().ids.tolist()
     assert (ids.count(0), ids.count(1)) == ((3, 3) if parse else (2, 2))
     (note,) = (note for note in data.facts.notes if "special" in note)
-    how = "read as those tokens" if parse else "read as the characters they are"
+    how = "read as those tokens" if parse else "read as text"
     assert note.startswith(f"the texts hold 2 strings that are special tokens, such as '</s>': {how}")
     assert data.facts.bytes_known is not parse
 

@@ -45,7 +45,7 @@ def test_each_token_is_predicted_once_an_epoch(lengths: list[int], row: int, sha
     """Over three epochs of a stream that rows need not divide, the seams between epochs included."""
     texts = tokenised(lengths, shared)
     if len(texts.ids) < row:
-        with pytest.raises(ValueError, match="less than one row"):
+        with pytest.raises(ValueError, match="fewer than one row"):
             Packed(texts, row, seed)
         return
     packed, n_tokens = Packed(texts, row, seed), len(texts.ids)

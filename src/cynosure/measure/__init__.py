@@ -1,4 +1,4 @@
-"""Measuring: a model's loss on texts, token by token, and the metrics computed from it."""
+"""Measure a model's loss on texts, token by token, and compute metrics from it."""
 
 from cynosure.system.lazy import attach
 

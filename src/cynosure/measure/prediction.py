@@ -1,4 +1,4 @@
-"""Next-token probabilities, and the loss of a given continuation."""
+"""Predict the next token, and measure the loss of a given continuation."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -18,7 +18,7 @@ SURE = 0.5
 
 @dataclass(frozen=True)
 class Candidate:
-    """A token the model may expect next."""
+    """A token that may come next, with its probability."""
 
     id: int
     token: str
@@ -42,17 +42,17 @@ class Surprise:
 
     @property
     def is_first_guess(self) -> bool:
-        """Whether the likeliest token came; of equally likely ones the first is the guess, as for top-1 accuracy."""
+        """Whether this token was the likeliest. Among equally likely ones the first counts, as in top-1 accuracy."""
         return self.id == self.expected.id
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; None for a loss without end."""
+        """Return plain values; None for an infinite loss."""
         return asdict(self) | {"nll_nats": finite(self.nll_nats), "nll_bits": finite(self.nll_bits)}
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The top of a model's distribution after a text, and the loss of the truth if that was given."""
+    """The likeliest tokens after a text, and the loss of the truth if one was given."""
 
     model: str
     text: str
@@ -63,7 +63,7 @@ class Prediction:
 
     @property
     def nll_nats(self) -> float:
-        """The loss of the whole truth: of its tokens one after another, added."""
+        """The loss of the whole truth: the sum over its tokens."""
         return math.fsum(token.nll_nats for token in self.truth)
 
     @property
@@ -77,15 +77,15 @@ class Prediction:
 
     @property
     def perplexity(self) -> float:
-        """What the loss would mean as the perplexity of a text whose tokens all had it."""
+        """The perplexity of the truth: e to the mean loss of its tokens."""
         return perplexity(self.nll_nats / len(self.truth))
 
     def reading(self) -> str:
-        """One plain sentence for someone who has never read a loss."""
+        """Explain the loss in plain words for someone new to it."""
         return read_surprise(self.truth, self.nll_nats)
 
     def to_json(self) -> dict[str, Any]:
-        """The prediction as plain values; `truth` is None where none was given."""
+        """Return the prediction as plain values; `truth` is None if none was given."""
         truth = None
         if self.truth:
             truth = {
@@ -101,7 +101,7 @@ class Prediction:
 
 
 def read_surprise(truth: tuple[Surprise, ...], nll_nats: float) -> str:
-    """Sure and right, unsure, or sure and wrong: the reading of the token that cost most."""
+    """Explain the token that cost most: the model was sure and right, unsure, or sure and wrong."""
     worst = max(truth, key=lambda token: token.nll_nats)
     came, likely = quoted(worst.token), quoted(worst.expected.token)
     p, best = percent(worst.probability), percent(worst.expected.probability)
@@ -124,7 +124,7 @@ def read_surprise(truth: tuple[Surprise, ...], nll_nats: float) -> str:
 
 
 def percent(p: float) -> str:
-    """A probability for reading.
+    """Format a probability.
 
     >>> percent(0.6184), percent(0.00012), percent(3e-9)
     ('61.8%', '0.012%', '< 0.0001%')
@@ -137,14 +137,14 @@ def percent(p: float) -> str:
 def predict(
     model: LanguageModel, text: str, *, truth: str | None = None, top: int = 10, special: str = "text"
 ) -> Prediction:
-    """The likeliest next tokens after a text, and the loss of a given continuation.
+    """Return the likeliest next tokens after a text, and the loss of a given continuation.
 
     Args:
         model: a model that `load` returned.
         text: the text so far.
-        truth: a continuation; its loss is given token by token.
+        truth: a continuation, whose loss is returned token by token.
         top: number of likeliest tokens to list.
-        special: strings that are special tokens, such as `<|endoftext|>`, are read as `text`, or with `parse` as those
+        special: how to read strings that are special tokens, such as `<|endoftext|>`: as `text`, or `parse`d as those
             tokens.
 
     Returns:
@@ -189,9 +189,9 @@ def predict(
 def split_tokens(
     model: LanguageModel, text: str, truth: str | None, parse_special: bool
 ) -> tuple[list[int], list[int]]:
-    """The tokens of the text, led by the prefix, and those of the truth as they follow it.
+    """Return the tokens of the text, after the prefix token, and those of the truth.
 
-    Both are tokenized together, as they would be in a document; where a token spans the seam, apart.
+    Both are tokenized together, as in a document, or separately if a token would span both.
     """
 
     def read(part: str) -> list[int]:
@@ -210,7 +210,7 @@ def split_tokens(
 
 
 def candidates(model: LanguageModel, stats: TokenStats, row: int) -> tuple[Candidate, ...]:
-    """The listed tokens of one position, likeliest first."""
+    """Return the likeliest tokens at one position, in order."""
     ids = stats.top_ids[row].cpu().numpy()
     probabilities = stats.top_logprobs[row].exp().tolist()
     return tuple(map(Candidate, ids.tolist(), token_texts(model.tokenizer, ids), probabilities))

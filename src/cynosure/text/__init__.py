@@ -1,4 +1,4 @@
-"""Text: read from files, turned into tokens and the bytes they cover, cut into windows."""
+"""Read text from files, tokenize it, account for its bytes and cut it into windows."""
 
 from cynosure.system.lazy import attach
 

@@ -1,10 +1,10 @@
-"""Files that hold no text, told by the bytes they begin with."""
+"""Recognize binary files by their first bytes."""
 
 import codecs
 
 from cynosure.text.unpacking import BOMS
 
-HEAD = 8192  # bytes of a file that are looked at
+HEAD = 8192  # bytes of a file to look at
 MAGIC = (
     (b"\x89PNG\r\n\x1a\n", "a PNG image"), (b"\xff\xd8\xff", "a JPEG image"), (b"GIF8", "a GIF image"),
     (b"BM", "a BMP image"), (b"II*\0", "a TIFF image"), (b"MM\0*", "a TIFF image"), (b"%PDF-", "a PDF document"),
@@ -22,8 +22,8 @@ MAGIC = (
 ENDINGS = {
     "a Parquet table": ".parquet", "gzip-compressed data": ".gz", "bzip2-compressed data": ".bz2",
     "xz-compressed data": ".xz", "Zstandard-compressed data": ".zst",
-}  # of kinds that are read under that ending  # fmt: skip
-HOLD_TEXT = ("ocument", "Word", "workbook", "presentation", "book")  # parts of what such kinds are called
+}  # of the kinds that can be read if the file name has this ending  # fmt: skip
+HOLD_TEXT = ("ocument", "Word", "workbook", "presentation", "book")  # in the names of kinds that contain text
 IN_ZIP = (
     (b"word/", "a Word document"), (b"xl/", "an Excel workbook"), (b"ppt/", "a PowerPoint presentation"),
     (b"application/epub", "an EPUB book"), (b"application/vnd.oasis", "an OpenDocument file"),
@@ -32,7 +32,7 @@ IN_ZIP = (
 
 
 def binary_kind(head: bytes) -> str | None:
-    r"""What a file is that begins so, where it is no text; None where it may be one.
+    r"""Return what kind of binary file begins with these bytes; None if it may be text.
 
     >>> binary_kind(b"PK\x03\x04 word/document.xml \xff"), binary_kind(b"GGUF is a format"), binary_kind(b"a\0bcd")
     ('a Word document', None, 'binary data')
@@ -48,7 +48,7 @@ def binary_kind(head: bytes) -> str | None:
 
 
 def unmarked_kind(head: bytes) -> str | None:
-    """The same of kinds that do not begin with bytes of their own."""
+    """Do the same for the kinds that have no magic number at their start."""
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 28:
         return "a safetensors file"
     if head[4:8] == b"ftyp":
@@ -66,14 +66,14 @@ def unmarked_kind(head: bytes) -> str | None:
 
 
 def wide_encoding(head: bytes) -> str | None:
-    r"""The encoding of two or four bytes a unit in which a file is printable text, most of it Latin; None without one.
+    r"""Return the UTF-16 or UTF-32 encoding in which a file is printable, mostly Latin text; None if there is none.
 
     >>> wide_encoding(b"a\0b\0"), wide_encoding(b"a\0b"), wide_encoding(b"a\0\0\0")
     ('UTF-16LE', None, 'UTF-32LE')
     """
     for name, unit in (("UTF-32LE", 4), ("UTF-32BE", 4), ("UTF-16LE", 2), ("UTF-16BE", 2)):
         try:
-            text = codecs.getincrementaldecoder(name)().decode(head)  # whose last character may be cut
+            text = codecs.getincrementaldecoder(name)().decode(head)  # the last character may be cut
         except UnicodeDecodeError:
             continue
         n_latin = sum(character < "\u0100" for character in text)
@@ -84,12 +84,12 @@ def wide_encoding(head: bytes) -> str | None:
 
 
 def is_latin(head: bytes) -> bool:
-    """Whether it may be text in an encoding of one byte a character: ASCII letters at its start then mean nothing."""
+    """Whether the bytes may be text in a single-byte encoding. Then ASCII letters at its start are no magic number."""
     return not any(byte < 32 and byte not in b"\t\n\f\r\x1b" for byte in head)
 
 
 def is_text(head: bytes) -> bool:
-    """Whether the beginning of a file is UTF-8 without a NUL; its last character may be cut."""
+    """Whether the beginning of a file is UTF-8 without a NUL. Its last character may be cut."""
     try:
         codecs.getincrementaldecoder("utf-8")().decode(head)
     except UnicodeDecodeError:
@@ -98,12 +98,12 @@ def is_text(head: bytes) -> bool:
 
 
 def check_text(head: bytes, name: str) -> None:
-    """ValueError for a file that is none of text, and what it is, with a way out."""
+    """Raise ValueError for a binary file, with its kind and what to do."""
     kind = binary_kind(head)
-    if kind is None or kind == "binary data":  # of which --errors says what is done
+    if kind is None or kind == "binary data":  # the option `errors` covers the latter
         return
     if kind in ENDINGS:
-        way_out = f"let its name end in {ENDINGS[kind]}"
+        way_out = f"rename it so that it ends in {ENDINGS[kind]}"
     elif kind.startswith("UTF-"):
         way_out = f"convert it: iconv -f {kind.partition(' ')[0]} -t UTF-8"
     else:

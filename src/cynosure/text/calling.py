@@ -1,14 +1,14 @@
-"""A tokenizer's own call, whatever its file makes the library do."""
+"""Call a tokenizer and report its failures, Rust panics included, as ValueError."""
 
 from typing import Any
 
 from cynosure.system.panics import is_failure, quiet_panic
 
-SHOWN_CHARS = 40  # of a text that cannot be read
+SHOWN_CHARS = 40  # of a text that the tokenizer cannot read
 
 
 def added_tokens(tokenizer: Any) -> dict[int, Any]:
-    """The tokens by id that were added to a tokenizer's vocabulary. ValueError where it does not list them."""
+    """Return the tokens added to a tokenizer's vocabulary, by id. Raise ValueError if it does not list them."""
     tokens = getattr(tokenizer, "added_tokens_decoder", None)
     if not isinstance(tokens, dict):
         name = type(tokenizer).__name__
@@ -17,7 +17,7 @@ def added_tokens(tokenizer: Any) -> dict[int, Any]:
 
 
 def call(tokenizer: Any, text: str, **options: Any) -> Any:
-    """What a tokenizer's own call returns. ValueError where it fails, or where its Rust library panics."""
+    """Call the tokenizer. Raise ValueError if it fails or its Rust library panics."""
     try:
         with quiet_panic():
             return tokenizer(text, **options)

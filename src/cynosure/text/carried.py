@@ -1,4 +1,4 @@
-"""Which tokens of a text carry their bytes, where together they do not spell the text."""
+"""Find which tokens carry their bytes if together they do not spell the text."""
 
 from typing import Any, NamedTuple
 
@@ -7,36 +7,36 @@ from numpy.typing import NDArray
 
 from cynosure.text.spelling import Ints
 
-Pieces = tuple[list[bytes], list[bool]]  # the bytes of a text that each token covers, and whether it loses some
+Pieces = tuple[list[bytes], list[bool]]  # the bytes of the text that each token covers, and whether it loses some
 
 
 class Carried(NamedTuple):
-    """The bytes of a text's tokens, (N,): where those of each end, which begin where those before end, and whether the
-    token spells something else than these bytes, so that text is lost.
-    """
+    """The bytes that each of the N tokens of a text covers, and which tokens lose some of theirs."""
 
-    stops: Ints
-    lost: NDArray[np.bool_]
+    stops: Ints  # (N,): the end of each token's bytes; they begin where those of the token before end
+    lost: NDArray[np.bool_]  # (N,): the token spells something other than its bytes
 
     @classmethod
     def of(cls, pieces: list[bytes], lost: list[bool] | None = None) -> "Carried":
-        """Of tokens that cover these bytes of a text; none is lost if nothing else is said."""
+        """Make the record from the bytes that each token covers. By default no token loses any."""
         n_bytes = np.fromiter(map(len, pieces), np.int64, len(pieces))
         return cls(np.cumsum(n_bytes, out=n_bytes), np.array(lost or [False] * len(pieces), np.bool_))
 
     def then(self, other: "Carried") -> "Carried":
-        """The tokens of this text and of one that follows on it."""
+        """Append the tokens of the text that follows this one."""
         length = self.stops[-1] if len(self.stops) else 0
         return Carried(np.append(self.stops, length + other.stops), np.append(self.lost, other.lost))
 
     @property
     def n_lost(self) -> int:
-        """Bytes of the tokens that do not carry theirs."""
+        """Number of bytes covered by tokens that do not carry them."""
         return int(np.diff(self.stops, prepend=0)[self.lost].sum())
 
 
 def followed(spelled: list[bytes], data: bytes) -> Pieces | None:
-    """The tokens of a text of which some characters have none, with or without a space put before it.
+    """Align tokens with a text in which some characters have no token. A space may have been put before the text.
+
+    Returns None if the text does not contain the bytes of the tokens in this order.
 
     >>> followed([b"a", b" cat"], b"a! cat"), followed([b" a", b"b"], b"a!b!")
     (([b'a', b'! cat'], [False, True]), ([b'a', b'!b!'], [False, True]))
@@ -49,7 +49,7 @@ def followed(spelled: list[bytes], data: bytes) -> Pieces | None:
 
 
 def subsequence(parts: list[bytes], data: bytes) -> list[bytes] | None:
-    """The data cut behind the last byte of each part; None where it lacks their bytes, in this order."""
+    """Cut the data after the last byte of each part; None if it lacks their bytes in this order."""
     pieces, at = [], 0
     for part in parts:
         begin = at
@@ -66,7 +66,7 @@ def subsequence(parts: list[bytes], data: bytes) -> list[bytes] | None:
 
 
 def matched(tokenizer: Any, spelled: list[bytes], pieces: list[bytes]) -> Pieces:
-    """The tokens with these bytes of a text: one that does not spell them, be it but for a space, loses text."""
+    """Mark the tokens that lose text: those that do not spell their bytes, one space aside."""
     model = tokenizer.backend_tokenizer.model
     prefix = (getattr(model, "continuing_subword_prefix", None) or "").encode()
     suffix = (getattr(model, "end_of_word_suffix", None) or "").encode()

@@ -1,4 +1,4 @@
-"""The tokens of a chat, the bytes of what is said that each one covers, and which of them are to be predicted."""
+"""Tokenize chats: the bytes of the messages that each token covers, and which tokens to predict."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -14,26 +14,22 @@ from cynosure.text.special import special_strings, strings_of
 from cynosure.text.template import Span, Written, written
 from cynosure.text.tokens import Ints, Own, Tokens, account, begins_character, encode_whole
 
-COUNTED, OTHER_TURN, TEMPLATE = range(3)  # what a token is of
+COUNTED, OTHER_TURN, TEMPLATE = range(3)  # where a token belongs
 
 Bools = NDArray[np.bool_]
 
 
 class Turns(NamedTuple):
-    """The tokens of a chat as its template writes it.
+    """The N tokens of a chat as its template writes it."""
 
-    `text` is what the messages say, end to end; the tokens cover its bytes, those of the template none. `kinds` (N,)
-    says what each token is of, and `ends` (N,) which ones end a turn that counts.
-    """
-
-    text: str
-    tokens: Tokens
-    kinds: NDArray[np.int8]
-    ends: Bools
+    text: str  # the texts of the messages, end to end
+    tokens: Tokens  # they cover the bytes of `text`; tokens of the template cover none
+    kinds: NDArray[np.int8]  # (N,): COUNTED, OTHER_TURN or TEMPLATE
+    ends: Bools  # (N,): the token ends a turn that counts
 
 
 class TokenRun(NamedTuple):
-    """Neighbouring tokens of a chat, between special tokens or one of these, and their characters in it."""
+    """One special token of a chat, or the tokens between two of them, with their characters `start` to `stop`."""
 
     own: Own
     start: int
@@ -41,17 +37,17 @@ class TokenRun(NamedTuple):
 
     @property
     def lost(self) -> Bools:
-        """Which tokens do not carry their text."""
+        """Which tokens lose some of their text."""
         account = self.own.account
         return np.zeros(len(self.own.ids), np.bool_) if account is None else account.lost
 
     def extents(self, edges: Ints) -> tuple[Ints, Ints]:
-        """Where each token begins and ends, in bytes; `edges` are those of the chat's characters."""
+        """Return where each token begins and ends, in bytes; `edges` are the byte offsets of the chat's characters."""
         if (account := self.own.account) is not None:
             stops = edges[self.start] + account.stops
             return np.append(edges[self.start], stops[:-1])[: len(stops)], stops
         if self.own.spans is None and len(self.own.ids):
-            raise ValueError(f"the turns of a chat cannot be told apart: {self.own.drift}")
+            raise ValueError(f"the turns of a chat cannot be separated: {self.own.drift}")
         spans = self.start + (np.zeros((0, 2), np.int64) if self.own.spans is None else self.own.spans)
         return edges[spans[:, 0]], edges[spans[:, 1]]
 
@@ -60,11 +56,21 @@ def turns(
     tokenizer: Any, messages: Sequence[Message], tools: Any = None, *, chat: str = "assistant",
     parse_special: bool = False,
 ) -> Turns:  # fmt: skip
-    """The tokens of a chat; the turns that count are the assistant's, or with `chat="all"` everybody's.
+    """Tokenize a chat as the tokenizer's template writes it.
 
-    The template's own special tokens are read as such; strings in a message that are special tokens are the characters
-    they are, or with `parse_special` those tokens. Raises ValueError as `written` does, and where it cannot be told
-    which token is where.
+    Args:
+        tokenizer: a transformers tokenizer with a chat template.
+        messages: the messages of the chat.
+        tools: the tools that the assistant may call, as the template takes them.
+        chat: which turns count: `"assistant"`, or `"all"`.
+        parse_special: read strings in a message that are special tokens as those tokens, not as text. The special
+            tokens of the template are always read as tokens.
+
+    Returns:
+        The tokens, the bytes they cover, and which of them belong to turns that count.
+
+    Raises:
+        ValueError: the template refuses or rewrites the messages, or the tokens cannot be located in the chat.
     """
     whole = written(tokenizer, messages, tools)
     spoken = (whole.text[span.start : span.stop] for span in whole.said)
@@ -76,7 +82,7 @@ def turns(
 
 
 def turns_of(tokenizer: Any, document: Document, chat: str, *, parse_special: bool = False) -> Turns:
-    """The same of a document that is a chat, which errors name."""
+    """Tokenize a document that is a chat. Errors name the document."""
     try:
         return turns(tokenizer, document.messages or [], document.tools, chat=chat, parse_special=parse_special)
     except ValueError as error:
@@ -86,9 +92,9 @@ def turns_of(tokenizer: Any, document: Document, chat: str, *, parse_special: bo
 def laid_out(
     whole: Written, runs: Sequence[TokenRun], counted: Sequence[Span], ended: Sequence[Span], strings: tuple[str, ...]
 ) -> Turns:
-    """What is said, what of it counts and what ends it, laid over the tokens."""
+    """Map the spans that are said, that count and that end a turn to the tokens of the chat."""
     data = np.frombuffer(whole.text.encode(), np.uint8)
-    edges = np.append(np.flatnonzero(begins_character(data.tobytes())), len(data))  # of characters, in bytes
+    edges = np.append(np.flatnonzero(begins_character(data.tobytes())), len(data))  # byte offsets of characters
     said = covered(edges, whole.said)
     extents = [run.extents(edges) for run in runs]
     starts, stops = (np.concatenate([np.zeros(0, np.int64), *parts]) for parts in zip(*extents, strict=True))
@@ -112,7 +118,7 @@ def laid_out(
 
 
 def covered(edges: Ints, spans: Sequence[Span]) -> Bools:
-    """Which bytes of a chat these spans of characters hold."""
+    """Return which bytes of a chat lie within these spans of characters."""
     mask = np.zeros(int(edges[-1]), np.bool_)
     for span in spans:
         mask[edges[span.start] : edges[span.stop]] = True
@@ -120,14 +126,14 @@ def covered(edges: Ints, spans: Sequence[Span]) -> Bools:
 
 
 def within(mask: Bools, starts: Ints, stops: Ints) -> Ints:
-    """How many bytes of the mask are between each start and stop."""
+    """Count the bytes of the mask between each start and stop."""
     before: Ints = np.append(0, np.cumsum(mask))
-    found: Ints = before[stops] - before[starts]
-    return found
+    n_bytes: Ints = before[stops] - before[starts]
+    return n_bytes
 
 
 def as_called(tokenizer: Any, text: str) -> Iterator[TokenRun]:
-    """The tokens of a chat in the tokenizer's own call; without offsets in one run."""
+    """Tokenize a chat in one call, special tokens included. A tokenizer without offsets yields a single run."""
     encoded = call(tokenizer, text, add_special_tokens=False, verbose=False)
     ids: list[int] = list(encoded.input_ids)
     if not tokenizer.is_fast:
@@ -147,27 +153,28 @@ def as_called(tokenizer: Any, text: str) -> Iterator[TokenRun]:
 
 
 def run(tokenizer: Any, ids: list[int], text: str, spans: Ints, at: int) -> TokenRun:
-    """The tokens that stand between special tokens, of the text from `at` on; `spans` are in the chat."""
+    """Account for the tokens of a text that begins at `at` in the chat; `spans` are offsets in the chat."""
     return TokenRun(account(tokenizer, ids, text, lambda: spans - at), at, at + len(text))
 
 
 def apart(tokenizer: Any, whole: Written) -> Iterator[TokenRun]:
-    """The tokens of a chat in which the template's special tokens alone are such.
+    """Tokenize a chat so that only the template's special tokens are read as special tokens.
 
-    What stands between them is read by itself. ValueError where a tokenizer reads chats otherwise.
+    The text between two of them is tokenized by itself. Raises ValueError if the tokenizer itself reads chats
+    differently.
     """
     bare = "a".join(unsaid(whole))
     ids = np.concatenate([run.own.ids for run in divided(tokenizer, Written(bare, [], []))])
     if ids.tolist() != list(call(tokenizer, bare, add_special_tokens=False, verbose=False).input_ids):
         raise ValueError(
-            "a message holds a string that is a special token, and in a chat this tokenizer cannot read it as the "
-            "characters it is: `special='parse'` reads it as that token"
+            "a message contains a string that is a special token, and in a chat this tokenizer cannot read it as text: "
+            "`special='parse'` reads it as that token"
         )
     yield from divided(tokenizer, whole)
 
 
 def unsaid(whole: Written) -> Iterator[str]:
-    """What the template adds before, between and behind what is said."""
+    """Yield what the template adds before, between and after the messages."""
     at = 0
     for span in whole.said:
         yield whole.text[at : span.start]
@@ -176,7 +183,7 @@ def unsaid(whole: Written) -> Iterator[str]:
 
 
 def divided(tokenizer: Any, whole: Written) -> Iterator[TokenRun]:
-    """The special tokens that are not said, and what stands between them."""
+    """Yield the template's special tokens, and the tokens of the text between them."""
     at, text = 0, whole.text
     for start, string in strings_of(tokenizer).found(text):
         stop = start + len(string)

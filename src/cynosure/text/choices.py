@@ -1,5 +1,5 @@
-"""How texts can be read: the values of the options, by the option's name."""
+"""The values of the options for reading texts, by option."""
 
-CHAT = ("assistant", "all")  # the turns that are predicted
-OVERLONG = ("cut", "drop", "error")  # documents longer than a row, where documents are kept whole
-SPECIAL = ("text", "parse")  # what strings that are special tokens become
+CHAT = ("assistant", "all")  # the turns to predict
+OVERLONG = ("cut", "drop", "error")  # what to do with a document longer than a row, if documents are kept whole
+SPECIAL = ("text", "parse")  # how to read strings that are special tokens

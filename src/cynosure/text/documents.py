@@ -1,4 +1,4 @@
-"""Documents: the texts that are read from sources, whole files or the rows of tables."""
+"""Read documents from sources: whole text files or the rows of tables."""
 
 import io
 import logging
@@ -14,18 +14,25 @@ from cynosure.text.sources import TEXTS, Source
 from cynosure.text.tables import COLUMN, MESSAGES, PAIR, TOOLS, TableRow, read_rows
 from cynosure.text.unpacking import NotUTF8, decode, opened, utf8_pieces
 
-MEASURED, TRAINED = ("test", "validation"), ("train",)  # splits of a dataset, the first that it has
+MEASURED, TRAINED = ("test", "validation"), ("train",)  # splits of a dataset: the first that exists is read
 BAD_ROWS = ("stop", "skip")
 
 log = logging.getLogger("cynosure")
 
 
 class Document(NamedTuple):
-    """A text and the place it came from.
+    """A text and where it came from.
 
-    Its first `n_prompt_chars` characters are given and the rest is scored; `n_replaced` of its characters are U+FFFD in
-    the place of what was not UTF-8. Of a chat there are the `messages`, with the `tools` they may call, which the
-    tokenizer's template turns into a text; `text` is what they say.
+    A chat has `messages`, and `tools` that they may call. The tokenizer's template turns them into a text; `text`
+    holds only the texts of the messages.
+
+    Attributes:
+        name: where the document came from, for example `a.jsonl:3`.
+        text: the text.
+        n_prompt_chars: length of the prompt that the text begins with. It is given; the rest is scored.
+        n_replaced: number of U+FFFD characters that replace what was not UTF-8.
+        messages: the messages of a chat, or None.
+        tools: the tools of a chat, or None.
     """
 
     name: str
@@ -36,19 +43,19 @@ class Document(NamedTuple):
     tools: list[Any] | None = None
 
     def with_messages(self, messages: list[Message]) -> "Document":
-        """The same chat with other messages."""
+        """Return the document with other messages, and their text."""
         return self._replace(messages=messages, text=plain_text(messages))
 
 
 class Rules(NamedTuple):
-    """How documents are read: which column holds the text, what becomes of bytes that are not UTF-8, which split."""
+    """The options of reading documents."""
 
-    column: str
-    named: bool  # the column was asked for
-    strict: bool
-    splits: tuple[str, ...] = MEASURED
-    split_at: str | None = None  # between the documents of a text file
-    skip: Callable[[str], None] | None = None  # told of each row that is left out; without it such a row stops all
+    column: str  # that holds the text
+    named: bool  # the user named the column
+    strict: bool  # bytes that are not UTF-8 are an error
+    splits: tuple[str, ...] = MEASURED  # of a dataset
+    split_at: str | None = None  # the string between the documents of a text file
+    skip: Callable[[str], None] | None = None  # called for each bad row; without it a bad row is an error
 
 
 def read_documents(
@@ -56,18 +63,27 @@ def read_documents(
     splits: tuple[str, ...] = MEASURED, split_at: str | None = None, bad_rows: str = "stop",
     skip: Callable[[str], None] | None = None,
 ) -> Iterator[Document]:  # fmt: skip
-    """The documents of some sources, one at a time, at most `limit` of them; line ends and all else as they stand.
+    """Read the documents of some sources, one at a time, without changing their text.
 
-    Text is UTF-8. With `errors="strict"` anything else, and a NUL byte in a text file, raises ValueError naming file
-    and byte; `"replace"` puts U+FFFD in the place of the former. A JSON, JSON Lines, CSV, TSV or Parquet file and
-    a dataset hold one document a row, in the column `text` or the one named, or without such a column in two:
-    `completion` is scored given `prompt`; or a chat in the column `messages`, or the one named, and in `tools` what may
-    be called. `splits` are those of a dataset that are looked for where its name has none.
+    A text file is one document. Each row of a JSON, JSON Lines, CSV, TSV or Parquet file and of a dataset is one
+    document: a text in the column `text`, a prompt and its completion in `prompt` and `completion`, or a chat in
+    `messages` with its tools in `tools`.
 
-    A text file is one document, or with `split_at` what stands between places of that string: `name#1` and so on,
-    without those of white space alone. A row that holds no document raises ValueError naming file and line, or with
-    `bad_rows="skip"` is left out: `skip` is called with what is wrong. Where no row of a table is a document, the first
-    one's fault is raised all the same.
+    Args:
+        sources: the sources, as `find_sources` returns them.
+        column: the column that holds the text or chat. Default: the columns above.
+        errors: `"strict"` raises an error for bytes that are not UTF-8, and for a NUL byte in a text file; `"replace"`
+            puts U+FFFD in the place of what is not UTF-8.
+        limit: maximum number of documents.
+        splits: the splits of a dataset to look for if its name has none.
+        split_at: a string that separates the documents of a text file, which are named `name#1` and so on. Documents
+            of white space alone are left out.
+        bad_rows: `"stop"` raises an error for a row without a document; `"skip"` leaves it out.
+        skip: with `bad_rows="skip"`, called with what is wrong with each bad row.
+
+    Raises:
+        ValueError: an option is wrong; a text is not UTF-8; a row, or every row of a table, has no document. The
+            message names the file and the byte or line.
     """
     if errors not in ("strict", "replace"):
         raise ValueError(f"errors must be 'strict' or 'replace', got {errors!r}")
@@ -76,9 +92,9 @@ def read_documents(
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1 document, got {limit}")
     if split_at == "":
-        raise ValueError("split_at must not be empty: give a string that stands between documents")
-    told = (skip or ignore) if bad_rows == "skip" else None
-    rules = Rules(column or COLUMN, column is not None, errors == "strict", splits, split_at, told)
+        raise ValueError("split_at must not be empty: give the string that separates documents")
+    on_bad_row = (skip or ignore) if bad_rows == "skip" else None
+    rules = Rules(column or COLUMN, column is not None, errors == "strict", splits, split_at, on_bad_row)
     return islice((document for source in sources for document in read(source, rules)), limit)
 
 
@@ -87,7 +103,7 @@ def ignore(what: str) -> None:
 
 
 def check_split_at(sources: Sequence[Source], split_at: str | None) -> None:
-    """ValueError for a string where there are no texts to split at it."""
+    """Raise ValueError if `split_at` is given but no source is a text file."""
     if split_at is not None and sources and not any(source.kind in TEXTS for source in sources):
         raise ValueError(f"`split_at` splits text files, and the rows of {sources[0].name} are documents already")
 
@@ -103,7 +119,7 @@ def read(source: Source, rules: Rules) -> Iterator[Document]:
 
 
 def read_text(file: Any, source: Source, rules: Rules) -> Iterator[Document]:
-    """The document that a text file is, or those it is split into."""
+    """Read a text file as one document, or as those that `split_at` separates."""
     name = source.name
     check_text(file.peek(1), name)
     offset, n_kept = 0, 0
@@ -111,12 +127,11 @@ def read_text(file: Any, source: Source, rules: Rules) -> Iterator[Document]:
     for data in parted(utf8_pieces(file, name), mark):
         if rules.strict and (at := data.find(0)) >= 0:
             raise ValueError(
-                f"{name} looks binary: a NUL byte at offset {offset + at}; "
-                "`errors='replace'` reads it as text all the same"
+                f"{name} looks binary: a NUL byte at offset {offset + at}; `errors='replace'` reads it as text anyway"
             )
         text, n_replaced = decode(data, name, rules.strict, offset)
         if not offset and text.startswith("\ufeff"):
-            log.info("%s begins with a byte order mark, which is no part of the text", name)
+            log.info("%s begins with a byte order mark, which is not part of the text", name)
             text = text[1:]
         offset += len(data) + len(mark or b"")
         if mark is None:
@@ -127,7 +142,7 @@ def read_text(file: Any, source: Source, rules: Rules) -> Iterator[Document]:
 
 
 def parted(pieces: Iterator[bytes], mark: bytes | None) -> Iterator[bytes]:
-    """What stands between places of `mark`, which may lie across pieces; without one all."""
+    """Split the data at `mark`, which may lie across pieces; without a mark, join the pieces."""
     if mark is None:
         yield b"".join(pieces)
         return
@@ -143,7 +158,7 @@ def parted(pieces: Iterator[bytes], mark: bytes | None) -> Iterator[bytes]:
 
 
 def read_table(source: Source, rules: Rules) -> Iterator[Document]:
-    first_fault, n_found = None, 0
+    first_fault, n_documents = None, 0
     for row in read_rows(source.kind, source.name, (rules.column, *PAIR, MESSAGES, TOOLS), rules.strict, rules.splits):
         try:
             document = table_document(row, rules)
@@ -155,14 +170,14 @@ def read_table(source: Source, rules: Rules) -> Iterator[Document]:
             first_fault = first_fault or error
             rules.skip(str(error))
         else:
-            n_found += 1
+            n_documents += 1
             yield document
-    if first_fault and not n_found:
+    if first_fault and not n_documents:
         raise ValueError(f"no row of {source.name} is a document: {first_fault}") from first_fault
 
 
 def table_document(row: TableRow, rules: Rules) -> Document:
-    """The document in a row of a table. ValueError, with the row's line, where there is none."""
+    """Return the document in a row of a table. Raise ValueError, with the row's line, if it has none."""
     if row.fault is not None:
         raise ValueError(row.fault)
     try:
@@ -176,7 +191,7 @@ def table_document(row: TableRow, rules: Rules) -> Document:
 
 
 def row_document(name: str, row: Any, rules: Rules, columns: Sequence[str] | None = None) -> Document:
-    """The document in a row: a text, a prompt and its completion, or a chat."""
+    """Return the document in a row: a text, a prompt and its completion, or a chat."""
     values = row if isinstance(row, dict) else {}
     if isinstance(values.get(rules.column), str | bytes):
         text, n_replaced = well_formed(name, values[rules.column], rules)
@@ -194,7 +209,7 @@ def row_document(name: str, row: Any, rules: Rules, columns: Sequence[str] | Non
 
 
 def chat_in(name: str, values: dict[str, Any], rules: Rules) -> list[Message] | None:
-    """The messages in a row; None where it has no column of them. Those of a prompt do not count."""
+    """Return the messages in a row; None if no column holds messages. Messages of a prompt get weight 0."""
     if rules.named:
         column = rules.column
         return messages_in(name, column, values[column]) if is_list(values.get(column)) else None
@@ -210,16 +225,16 @@ def chat(name: str, messages: list[Message], tools: Any, rules: Rules) -> Docume
 
     def clean(text: str) -> str:
         nonlocal n_replaced
-        found, number = well_formed(name, text, rules)
+        cleaned, number = well_formed(name, text, rules)
         n_replaced += number
-        return found
+        return cleaned
 
-    cleaned = [with_texts(message, clean) for message in messages]
-    return Document(name, plain_text(cleaned), 0, n_replaced, cleaned, without_null(tools) or None)
+    messages = [with_texts(message, clean) for message in messages]
+    return Document(name, plain_text(messages), 0, n_replaced, messages, without_null(tools) or None)
 
 
 def well_formed(name: str, text: str | bytes, rules: Rules) -> tuple[str, int]:
-    """A text and the U+FFFD put in it: a lone surrogate, which JSON can smuggle in, is not UTF-8 either."""
+    """Return a text in valid UTF-8, and the number of U+FFFD put in. JSON can contain lone surrogates."""
     if isinstance(text, bytes):
         return decode(text, name, rules.strict)
     try:

@@ -1,4 +1,4 @@
-"""Texts as Python programs hold them, one document after another."""
+"""Read documents from Python objects: strings, paths, rows and data frames."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,16 +16,28 @@ def as_documents(
     texts: Iterable[Any], *, column: str | None = None, errors: str = "strict", split_at: str | None = None,
     bad_rows: str = "stop", skip: Callable[[str], None] | None = None,
 ) -> Iterator[Document]:  # fmt: skip
-    """The documents in an iterable of texts, which is read one at a time; in a pandas DataFrame they are the rows.
+    """Yield the documents in an iterable of texts, one at a time.
 
-    A str is a text and never a name, a Path what its file or folder holds, a dict a row: its text is `text` (or the
-    `column` that is named), or `prompt` with `completion`, which is scored given the former. Options as of
-    `read_documents`; `split_at` is for the text files of Paths. Raises TypeError, which names the place, for anything
-    else, ValueError for a row without a text; with `bad_rows="skip"` both are left out, and `skip` is called with why.
+    A str is a text, never a name. A Path stands for its file, or for the files of its folder. A dict is a row of a
+    table, read as `read_documents` reads it: its text is in `text`, or in `prompt` and `completion`. A pandas
+    DataFrame yields its rows.
 
-    >>> rows = [{"prompt": "2 + 2 =", "completion": " 4"}, "The end."]
-    >>> [document.text for document in as_documents(rows)]
-    ['2 + 2 = 4', 'The end.']
+    Args:
+        texts: the texts.
+        column: as in `read_documents`.
+        errors: as in `read_documents`.
+        split_at: as in `read_documents`, for text files named by a Path.
+        bad_rows: as in `read_documents`, also for items of the wrong type.
+        skip: as in `read_documents`.
+
+    Raises:
+        TypeError: an item is of the wrong type. The message names its place.
+        ValueError: a row has no text, or an option is wrong.
+
+    Example:
+        >>> rows = [{"prompt": "2 + 2 =", "completion": " 4"}, "The end."]
+        >>> [document.text for document in as_documents(rows)]
+        ['2 + 2 = 4', 'The end.']
     """
     if isinstance(texts, str | bytes | Path | Document):
         raise TypeError(f"texts must be a list of texts, paths or documents, got one {type(texts).__name__}")
@@ -35,7 +47,7 @@ def as_documents(
     if not isinstance(texts, Iterable):
         raise TypeError(f"texts must be a list of texts, paths or documents, got {texts!r}")
     reading: dict[str, Any] = {"column": column, "errors": errors, "split_at": split_at, "bad_rows": bad_rows}
-    read_documents([], **reading)  # raises for options that make no sense
+    read_documents([], **reading)  # checks the options
     rules = Rules(column or COLUMN, column is not None, errors == "strict")
     for number, item in enumerate(rows_of(texts)):
         if isinstance(item, Path):
@@ -53,7 +65,7 @@ def as_documents(
 
 
 def rows_of(texts: Any) -> Iterator[Any]:
-    """What is in the texts: the rows of a DataFrame, which itself would give the names of its columns."""
+    """Iterate the texts. A DataFrame yields its rows: iterating it directly would yield its column names."""
     if hasattr(texts, "iterrows"):
         columns = [str(name) for name in texts.columns]
         yield from (dict(zip(columns, row, strict=True)) for row in texts.itertuples(index=False, name=None))
@@ -62,7 +74,7 @@ def rows_of(texts: Any) -> Iterator[Any]:
 
 
 def document_of(item: Any, number: int, rules: Rules) -> Document:
-    """The document that an item of texts is."""
+    """Turn one item of the texts into a document."""
     if isinstance(item, Document):
         return item
     if isinstance(item, str):

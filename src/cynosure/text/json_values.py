@@ -1,4 +1,4 @@
-"""JSON values out of a file that is read as they are taken: of the file, one value and a chunk are in memory."""
+"""Read JSON values one at a time: only one value and one chunk of the file are in memory."""
 
 import json
 import re
@@ -9,11 +9,11 @@ CHUNK = 1 << 16  # characters
 DECODER = json.JSONDecoder(parse_int=float)  # int() refuses more than 4,300 digits
 SPACE = re.compile(r"[ \t\r\n]*")
 OF_NUMBERS = re.compile(r"[-+.eE\d]*")
-LONGEST_WORD = len("-Infinity")  # or an escape: a fault so near the end may be a value that is cut there
+LONGEST_WORD = len("-Infinity")  # an error this close to the end of a chunk may be a value that the chunk cuts
 
 
 def parse_json(text: str, place: str) -> Any:
-    """One JSON value. ValueError with the place where it is none."""
+    """Parse one JSON value. Raise ValueError, with the place, if it is not JSON."""
     try:
         return json.loads(text, parse_int=float)
     except json.JSONDecodeError as error:
@@ -27,7 +27,7 @@ def reason(error: json.JSONDecodeError) -> str:
 
 
 class Values:
-    """The values in chunks of a text, one after another or the elements of an array.
+    """The JSON values in a text that comes in chunks: one after another, or the elements of an array.
 
     >>> values = Values(iter(['[{"a": [1', '2]}, tr', 'ue] ']), "a.json")
     >>> values.next(), list(values.elements()), values.next()
@@ -36,24 +36,27 @@ class Values:
 
     def __init__(self, chunks: Iterator[str], name: str) -> None:
         self.chunks, self.name = chunks, name
-        self.text, self.at = "", 0  # what is in memory, and how much of it is taken
+        self.text, self.at = "", 0  # what is in memory, and how much of it has been read
         self.lines_before = 0
 
     def more(self) -> bool:
-        """Read at least as much as is left in memory, so that a long value is not tried too often; False at the end."""
-        least, found = max(CHUNK, len(self.text) - self.at), []
+        """Read more chunks; return False at the end of the text.
+
+        Read at least as much as is left in memory, so that a long value is not parsed too often.
+        """
+        least, chunks = max(CHUNK, len(self.text) - self.at), []
         for chunk in self.chunks:
-            found.append(chunk)
+            chunks.append(chunk)
             least -= len(chunk)
             if least <= 0:
                 break
-        if found:
+        if chunks:
             self.lines_before += self.text.count("\n", 0, self.at)
-            self.text, self.at = self.text[self.at :] + "".join(found), 0
-        return bool(found)
+            self.text, self.at = self.text[self.at :] + "".join(chunks), 0
+        return bool(chunks)
 
     def next(self) -> str:
-        """The next character that is no white space, which is not taken; empty at the end."""
+        """Skip white space and return the next character without consuming it; empty at the end."""
         while True:
             self.at = SPACE.match(self.text, self.at).end()  # type: ignore[union-attr]
             if self.at < len(self.text):
@@ -62,11 +65,11 @@ class Values:
                 return ""
 
     def line(self, at: int | None = None) -> int:
-        """The number of the line of a place in memory, by default of the next character."""
+        """Return the line number of a place in memory, by default of the next character."""
         return 1 + self.lines_before + self.text.count("\n", 0, self.at if at is None else at)
 
     def take(self) -> Any:
-        """The next value. ValueError where there is none."""
+        """Read the next value. Raise ValueError if it is not JSON."""
         while True:
             try:
                 value, end = DECODER.raw_decode(self.text, self.at)
@@ -78,12 +81,12 @@ class Values:
                 raise ValueError(f"{self.name} line {self.line()} is JSON nested too deeply to be read") from error
             else:
                 after = OF_NUMBERS.match(self.text, end).end()  # type: ignore[union-attr]
-                if after < len(self.text) or not self.more():  # a number may go on
+                if after < len(self.text) or not self.more():  # a number may continue in the next chunk
                     self.at = end
                     return value
 
     def elements(self) -> Iterator[tuple[Any, int]]:
-        """The elements of the array that comes next, and the number of the line where each begins."""
+        """Yield the elements of the array that comes next, each with the number of the line where it begins."""
         self.at += 1
         if self.next() == "]":
             self.at += 1
@@ -100,7 +103,7 @@ class Values:
                 return
 
     def skip_line(self) -> None:
-        """Pass over the rest of a line."""
+        """Skip the rest of the line."""
         while (end := self.text.find("\n", self.at)) < 0:
             self.at = len(self.text)
             if not self.more():

@@ -1,21 +1,21 @@
-"""Messages: what a row of a chat holds, and the texts in them."""
+"""Read the messages of a chat from a row, and the texts in them."""
 
 from collections.abc import Callable
 from typing import Any
 
-Message = dict[str, Any]  # as a chat template takes it: `role`, `content` and what else there is
+Message = dict[str, Any]  # as a chat template takes it: `role`, `content` and any other keys
 
-FIELDS = ("reasoning_content", "reasoning", "thinking", "content")  # that hold text, in the order of being said
-WEIGHT = "weight"  # 0 for a message that is not counted, whoever says it
+FIELDS = ("reasoning_content", "reasoning", "thinking", "content")  # that hold text, in the order of templates
+WEIGHT = "weight"  # 0 for a message that never counts, whatever its role
 EXPECTED = "expected a list of messages, each a dict with a role and a content"
 
 
 def messages_in(name: str, column: str, value: Any) -> list[Message]:
-    """The messages in a cell, without what is null in them. ValueError, with the place, for what are none."""
+    """Return the messages in a cell, without null values. Raise ValueError, with the place, if it has none."""
     value = value.tolist() if is_array(value) else value
     if not isinstance(value, list) or not value:
-        found = "null" if value is None else "an empty list" if value == [] else type(value).__name__
-        raise ValueError(f"{name} has {found} in its column {column!r}: {EXPECTED}")
+        shown = "null" if value is None else "an empty list" if value == [] else type(value).__name__
+        raise ValueError(f"{name} has {shown} in its column {column!r}: {EXPECTED}")
     for number, message in enumerate(value):
         if wrong := misfit(message):
             raise ValueError(f"{name}, message {number} in its column {column!r}, {wrong}: {EXPECTED}")
@@ -23,7 +23,7 @@ def messages_in(name: str, column: str, value: Any) -> list[Message]:
 
 
 def is_array(value: Any) -> bool:
-    """Whether a value is a list as pandas holds it."""
+    """Whether a value is a one-dimensional array, which is how pandas stores a list."""
     return getattr(value, "ndim", 0) == 1
 
 
@@ -32,7 +32,7 @@ def is_list(value: Any) -> bool:
 
 
 def misfit(message: Any) -> str | None:
-    """What keeps a value from being a message, in words; None where nothing does."""
+    """Say why a value is not a message; None if it is one."""
     if not isinstance(message, dict):
         return f"is {type(message).__name__}"
     if not isinstance(message.get("role"), str):
@@ -46,7 +46,10 @@ def misfit(message: Any) -> str | None:
 
 
 def without_null(value: Any) -> Any:
-    """Arrow gives every dict of a column the keys of all of them, null where it has none; pandas makes lists arrays."""
+    """Drop null values and turn arrays into lists.
+
+    Arrow gives every dict of a column the keys of all others, with null values; pandas turns lists into arrays.
+    """
     value = value.tolist() if is_array(value) else value
     if isinstance(value, dict):
         return {key: without_null(x) for key, x in value.items() if x is not None or key == "content"}
@@ -54,56 +57,56 @@ def without_null(value: Any) -> Any:
 
 
 def with_texts(message: Message, change: Callable[[str], str]) -> Message:
-    """A message with every text in it changed.
+    """Return a message with every text in it changed.
 
     >>> with_texts({"role": "user", "content": [{"type": "text", "text": "Hi"}]}, str.upper)
     {'role': 'user', 'content': [{'type': 'text', 'text': 'HI'}]}
     """
-    found = dict(message)
+    changed = dict(message)
     for field in FIELDS:
         value = message.get(field)
         if isinstance(value, str):
-            found[field] = change(value)
+            changed[field] = change(value)
         elif isinstance(value, list):
-            found[field] = [
+            changed[field] = [
                 part | {"text": change(part["text"])}
                 if isinstance(part, dict) and isinstance(part.get("text"), str)
                 else part
                 for part in value
             ]
-    return found
+    return changed
 
 
 def texts_of(message: Message) -> list[str]:
-    """The texts in a message."""
-    found: list[str] = []
+    """Return the texts in a message."""
+    texts: list[str] = []
 
     def take(text: str) -> str:
-        found.append(text)
+        texts.append(text)
         return text
 
     with_texts(message, take)
-    return found
+    return texts
 
 
 def plain_text(messages: list[Message]) -> str:
-    """What the messages of a chat say, one below the other, whatever a template makes of them."""
+    """Join the texts of the messages with newlines, without the template."""
     return "\n".join(text for message in messages for text in texts_of(message))
 
 
 def counts(message: Message, chat: str) -> bool:
-    """Whether what a message says is to be predicted: the assistant's, or with `chat="all"` everybody's."""
+    """Whether to predict the texts of a message: the assistant's, or with `chat="all"` every message's."""
     return bool(message.get(WEIGHT, 1)) and (chat == "all" or message["role"] == "assistant")
 
 
 def exchanges(messages: list[Message]) -> list[int]:
-    """The places where an exchange begins: a user's message that follows on another's than a user's."""
+    """Return where exchanges begin: at a user's message that does not follow another user's message."""
     roles = [message["role"] for message in messages]
     return [i for i, role in enumerate(roles) if role == "user" and (not i or roles[i - 1] != "user")]
 
 
 def without_first_exchange(messages: list[Message]) -> list[Message] | None:
-    """A chat without its first exchange, but with what stands before it; None where there is one alone.
+    """Remove the first exchange but keep what comes before it; None if there are fewer than two exchanges.
 
     >>> asked, told = {"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}
     >>> len(without_first_exchange([{"role": "system", "content": "Be brief."}, asked, told, asked, told]))

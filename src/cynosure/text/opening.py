@@ -1,4 +1,4 @@
-"""What stands before a text: the token that opens it, and which of the windows begin with it."""
+"""Choose the token that opens a text, and the windows that begin with it."""
 
 from typing import Any
 
@@ -6,20 +6,20 @@ from cynosure.text.calling import call
 from cynosure.text.windows import Protocol
 
 BOS = ("auto", "every", "first", "none")
-PROBES = ("a", "the", "0", ".", "\u4e00")  # texts of which a vocabulary has some
+PROBES = ("a", "the", "0", ".", "\u4e00")  # every vocabulary has at least one of these
 
 
 def prefix_token(tokenizer: Any) -> int | None:
-    """The token that stands before a document so that its first token can be scored: BOS, else EOS, else none."""
+    """Return the token to put before a document so that its first token can be scored: BOS, else EOS, else None."""
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    found = bos if bos is not None else eos
-    return None if found is None else int(found)
+    prefix = bos if bos is not None else eos
+    return None if prefix is None else int(prefix)
 
 
 def adds_bos(tokenizer: Any) -> bool:
-    """Whether the tokenizer's own call puts the prefix token before a text: then the model expects it in every one.
+    """Whether the tokenizer itself puts the prefix token before a text, so that the model expects it in every window.
 
-    An EOS that follows the text alone, as T5's does, is none; nor is a CLS that is not BOS.
+    An EOS only after the text, as T5 has it, does not count; nor does a CLS that is not BOS.
     """
     prefix = prefix_token(tokenizer)
     wholes = (list(call(tokenizer, probe).input_ids) for probe in PROBES)
@@ -28,7 +28,7 @@ def adds_bos(tokenizer: Any) -> bool:
 
 
 def check_bos(protocol: str, bos: str) -> None:
-    """ValueError where windows cannot be asked to begin so."""
+    """Raise ValueError if `bos` is unknown or does not fit the protocol."""
     if bos not in BOS:
         raise ValueError(f"unknown bos {bos!r}: expected one of {', '.join(BOS)}")
     if bos != "auto" and protocol != "sliding":
@@ -36,9 +36,19 @@ def check_bos(protocol: str, bos: str) -> None:
 
 
 def settle_bos(tokenizer: Any, rules: Protocol, bos: str, name: str) -> str:
-    """Which windows begin with BOS (EOS where there is none): `every`, the `first` of each text, or `none`.
+    """Decide which windows begin with BOS, or with EOS if there is no BOS.
 
-    `bos` is what was asked for, `name` the model's. ValueError where it does not fit the protocol or the tokenizer.
+    Args:
+        tokenizer: a transformers tokenizer.
+        rules: the protocol.
+        bos: one of `BOS`; `"auto"` decides by the protocol and the tokenizer.
+        name: the model's name, for errors.
+
+    Returns:
+        `"every"`, `"first"` (the first window of each text) or `"none"`.
+
+    Raises:
+        ValueError: `bos` does not fit the protocol or the tokenizer.
     """
     check_bos(rules.name, bos)
     has_prefix, expected = prefix_token(tokenizer) is not None, adds_bos(tokenizer)

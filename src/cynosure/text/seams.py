@@ -1,15 +1,15 @@
-"""Seams: places where a long text can be cut so that the tokens of the pieces are the tokens of the whole.
+"""Find seams: places where a long text can be cut without changing its tokens.
 
-A tokenizer takes about 150 bytes of memory for each byte of the text it is given at once. A fast tokenizer finds added
-tokens, normalizes what lies between them, pre-tokenizes it, and gives each pre-token to its model alone. A cut at `at`
-changes nothing where each of these steps acts on both sides as it would without the cut:
+A tokenizer takes about 150 bytes of memory for each byte of text in a call. A fast tokenizer finds added tokens,
+normalizes the text between them, pre-tokenizes it, and gives each pre-token to its model separately. A cut changes
+nothing if each of these steps treats both sides as it would without the cut:
 
-- Added tokens: none holds or touches the cut, and none is kept from it by white space alone, which it may swallow.
-- Normalizer: there is none, or NFC (UAX #15, 9.1: what follows the cut begins with a character of combining class 0
-  that never composes with one before), or it replaces single characters (`Pairs`).
+- Added tokens: none contains or touches the cut, or is separated from it only by white space, which it may swallow.
+- Normalizer: there is none; or it is NFC (UAX #15, 9.1: the text after the cut begins with a character of combining
+  class 0 that never composes with one before it); or it replaces single characters (`Pairs`).
 - Pre-tokenizer and model: a pre-token ends at the cut (`Splits`), or no token of the vocabulary spans it (`Pairs`).
 
-Every seam is also tried: the text around it must have the same tokens in one piece and in two.
+Every seam is also tested: the text around it must have the same tokens in one piece and in two.
 """
 
 import json
@@ -24,14 +24,14 @@ from weakref import WeakKeyDictionary
 from cynosure.text.calling import added_tokens, call
 
 PIECE_CHARS = 1 << 18  # pieces are a little longer
-CONTEXT_CHARS = 200  # encoded on either side to try a seam
-MAX_TRIES = 10_000  # candidates for a seam: then the rest of the text is one piece
+CONTEXT_CHARS = 200  # encoded on either side to test a seam
+MAX_TRIES = 10_000  # candidates for a seam; after that the rest of the text is one piece
 WHOLE_BYTES = 150  # of memory for each byte of a text in one piece
-ANNOUNCED_BYTES = 2e9  # of memory: what needs more is announced
+ANNOUNCED_BYTES = 2e9  # of memory; a piece that needs more is announced
 
 log = logging.getLogger("cynosure")
 
-# Letters that every version of Unicode calls lower case or without case (Ll, Lo), and that NFC leaves alone: Latin,
+# Letters that are lower case or caseless (Ll, Lo) in every version of Unicode and that NFC does not change: Latin,
 # Greek, Cyrillic, Hebrew, Arabic, Devanagari, Thai, kana, CJK, Hangul.
 LETTER = "a-z\u03b1-\u03c9\u0430-\u044f\u05d0-\u05ea\u0621-\u063a\u0641-\u064a\u0915-\u0939\u0e01-\u0e2e"
 LETTER += "\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3"
@@ -43,7 +43,7 @@ NUMBER = f"(?<=[{LINE_END}]\n)(?=[0-9])"
 
 CONTRACTION = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-OF_LETTERS = {  # alternatives of which each matches a LETTER wherever there is one
+OF_LETTERS = {  # each of these alternatives matches a LETTER wherever it occurs
     r" ?\p{L}+",
     r"[^\r\n\p{L}\p{N}]?\p{L}+",
     r"[^\r\n\p{L}\p{N}]?+\p{L}+",
@@ -69,11 +69,11 @@ GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|
 class Splits(NamedTuple):
     """The seams of a pre-tokenizer that splits: before ` b` after a letter, before a letter or digit after `x\\n`.
 
-    Its pattern is made of alternatives of which none takes a space after a letter, or a letter or digit after a
-    newline, so no match spans the cut. A match to its left is the same without what follows: only `(?!\\S)` looks
-    ahead, and only from white space. Before the cut there is a letter, or one newline alone, which `\\s+` takes either
-    way. A match to its right is the same without what comes before: nothing looks behind. And the letter or digit
-    beside the cut is in a match, so a pre-token ends there.
+    None of the pattern's alternatives matches a space after a letter, or a letter or digit after a newline. So no
+    match spans the cut. A match to its left does not depend on what follows: only `(?!\\S)` looks ahead, and only from
+    white space, while before the cut is a letter, or a single newline, which `\\s+` matches either way. A match to its
+    right does not depend on what comes before, since nothing looks behind. The letter or digit beside the cut belongs
+    to a match, so a pre-token ends there.
     """
 
     kinds: frozenset[str]
@@ -88,15 +88,15 @@ class Splits(NamedTuple):
 class Pairs(NamedTuple):
     """The seams of a BPE that gets the whole text as one pre-token: between characters that no token joins.
 
-    BPE joins neighbours into tokens of the vocabulary. Where no token holds two characters side by side, none is ever
-    made across them, and what is joined on one side depends on that side alone. Both characters must be tokens, for
+    BPE merges neighbours into tokens of the vocabulary. If no token contains two characters side by side, no token
+    ever spans them, and the merges on one side depend on that side only. Both characters must be tokens, because
     unknown ones may be fused.
     """
 
-    replaced: dict[str, str]  # characters, by the normalizer
+    replaced: dict[str, str]  # characters that the normalizer replaces
     joined: frozenset[str]  # pairs of characters side by side in a token
     tokens: frozenset[str]  # of one character
-    before_space: bool  # a piece that begins otherwise would have a space put before it
+    before_space: bool  # cut only before a space: a piece that begins otherwise would get a space put before it
 
     def candidates(self, text: str, start: int) -> Iterator[int]:
         for at in range(max(start, 1), len(text) - 1):
@@ -115,12 +115,12 @@ class Seams(NamedTuple):
     """Where texts can be cut for a tokenizer."""
 
     places: Splits | Pairs
-    nfc: bool  # whether that is the normalizer
-    added: frozenset[str]  # added tokens as they are and as they are normalized
-    lengths: tuple[int, ...]  # of these
+    nfc: bool  # the normalizer is NFC
+    added: frozenset[str]  # added tokens, as they are and normalized
+    lengths: tuple[int, ...]  # of the added tokens
 
     def clear(self, text: str, at: int) -> bool:
-        """Whether no added token holds or touches the cut, in the text or in what it is normalized to."""
+        """Whether no added token contains or touches the cut, in the text or in the normalized text."""
         reach = max(self.lengths, default=0) + 1
         begin = max(0, at - reach)
         near, cut = self.places.normal(text[begin : at + reach]), at - begin
@@ -134,10 +134,10 @@ KNOWN: WeakKeyDictionary[Any, tuple[int, Seams | None]] = WeakKeyDictionary()
 
 
 def in_pieces(tokenizer: Any, text: str, reading: Mapping[str, bool] | None = None) -> Iterator[str]:
-    """A text in pieces that together have the tokens it has: one where it is short or no seam is known.
+    """Cut a text into pieces that together have its tokens. A short text, or one without a known seam, is one piece.
 
-    `reading` are options with which the tokenizer is called.
-    Only the first piece may have a space put before it. A piece that takes much memory is announced.
+    `reading` holds options for calling the tokenizer. Only the first piece may have a space put before it. A piece
+    that takes much memory is announced.
     """
     seams = seams_of(tokenizer) if len(text) > PIECE_CHARS else None
     start = 0
@@ -149,7 +149,7 @@ def in_pieces(tokenizer: Any, text: str, reading: Mapping[str, bool] | None = No
 
 
 def next_seam(tokenizer: Any, seams: Seams, text: str, start: int, reading: Mapping[str, bool] | None) -> int | None:
-    """The first place from `start` on where a text can be cut; None where there is none."""
+    """Return the first place from `start` on where a text can be cut; None if there is none."""
     candidates = islice(seams.places.candidates(text, start), MAX_TRIES)
     return next((at for at in candidates if seams.clear(text, at) and holds(tokenizer, text, at, reading)), None)
 
@@ -166,7 +166,7 @@ def holds(tokenizer: Any, text: str, at: int, reading: Mapping[str, bool] | None
 
 
 def announce(n_chars: int) -> None:
-    """Warn where so much text in one piece takes much memory."""
+    """Warn if tokenizing this many characters in one piece takes much memory."""
     if (n_bytes := WHOLE_BYTES * n_chars) > ANNOUNCED_BYTES:
         log.warning(
             "%s characters of a document must be tokenized in one piece, which takes about %.1f GB of memory: "
@@ -176,7 +176,7 @@ def announce(n_chars: int) -> None:
 
 
 def seams_of(tokenizer: Any) -> Seams | None:
-    """Where a tokenizer's texts can be cut; None where its structure proves nothing. Read once for a tokenizer."""
+    """Return where a tokenizer's texts can be cut; None if its structure proves nothing. Cached by tokenizer."""
     if not tokenizer.is_fast:
         return None
     size = len(tokenizer)
@@ -200,31 +200,31 @@ def read_seams(tokenizer: Any) -> Seams | None:
 
 
 def flat(part: Any, name: str) -> list[dict[str, Any]]:
-    """The steps of a normalizer or pre-tokenizer as its file has them, sequences within sequences laid out."""
+    """Return the steps of a normalizer or pre-tokenizer as its file lists them, with nested sequences flattened."""
     if part is None:
         return []
-    found: list[dict[str, Any]] = []
+    steps: list[dict[str, Any]] = []
     rest = [json.loads(part.__getstate__())]
     while rest:
         step = rest.pop(0)
         if step["type"] == "Sequence":
             rest = step[name] + rest
         else:
-            found.append(step)
-    return found
+            steps.append(step)
+    return steps
 
 
 def cut_by(stages: list[dict[str, Any]]) -> frozenset[str]:
-    """The kinds of seam at which one of these pre-tokenizers always splits, while those before it do not mind the cut.
+    """Return the kinds of seam at which one of these pre-tokenizers always splits, if the cut changes none before it.
 
-    After that stage both sides are pre-tokens of their own, whatever the others do.
+    After that stage the two sides are separate pre-tokens, whatever the later stages do.
     """
-    found: set[str] = set()
+    kinds: set[str] = set()
     possible = {WORD, LINE, NUMBER}
     for stage in stages:
         kind = stage["type"]
         if stage.get("add_prefix_space") or kind == "Metaspace":
-            possible &= {WORD}  # where a piece begins with a space, none is put before it
+            possible &= {WORD}  # no space is put before a piece that begins with one
         if kind == "Split":
             cuts = cut_by_split(stage)
         else:
@@ -236,14 +236,14 @@ def cut_by(stages: list[dict[str, Any]]) -> frozenset[str]:
             }.get(kind)
         if cuts is None:
             break
-        found |= cuts & possible
+        kinds |= cuts & possible
         if kind in ("ByteLevel", "Metaspace"):
-            break  # white space is spelled with other characters from here on
-    return frozenset(found)
+            break  # these replace white space by other characters
+    return frozenset(kinds)
 
 
 def cut_by_split(stage: dict[str, Any]) -> set[str] | None:
-    """The seams at which a Split by a pattern cuts; None where nothing is known of it."""
+    """Return the kinds of seam at which a Split by a pattern cuts; None if nothing is known about it."""
     pattern, how = stage["pattern"].get("Regex"), (stage["behavior"], stage["invert"])
     if pattern is None or how not in (("Isolated", False), ("Isolated", True), ("Removed", True)):
         return None
@@ -251,20 +251,20 @@ def cut_by_split(stage: dict[str, Any]) -> set[str] | None:
 
 
 def cut_by_pattern(pattern: str) -> set[str] | None:
-    """The seams at which a match of a pattern begins or ends; None where one of its alternatives is unknown.
+    """Return the kinds of seam at which a match of a pattern begins or ends; None for an unknown alternative.
 
     >>> cut_by_pattern(r"\\p{N}{1,3}") == {NUMBER}, cut_by_pattern(GPT2) == {WORD, LINE, NUMBER}
     (True, True)
     >>> cut_by_pattern(r"\\p{L}+ \\p{L}+")
     """
-    found = set(alternatives(pattern))
-    if not found <= OF_LETTERS | OF_DIGITS | OTHERS or (r"\s+(?!\S)" in found and r"\s+" not in found):
+    parts = set(alternatives(pattern))
+    if not parts <= OF_LETTERS | OF_DIGITS | OTHERS or (r"\s+(?!\S)" in parts and r"\s+" not in parts):
         return None
-    return ({WORD, LINE} if found & OF_LETTERS else set()) | ({NUMBER} if found & OF_DIGITS else set())
+    return ({WORD, LINE} if parts & OF_LETTERS else set()) | ({NUMBER} if parts & OF_DIGITS else set())
 
 
 def alternatives(pattern: str) -> Iterator[str]:
-    """A pattern cut at each `|` that is in no brackets.
+    """Split a pattern at each `|` outside brackets.
 
     >>> list(alternatives("(?i:a|b)|[|]c"))
     ['(?i:a|b)', '[|]c']
@@ -285,7 +285,7 @@ def alternatives(pattern: str) -> Iterator[str]:
 
 
 def read_pairs(tokenizer: Any, steps: list[dict[str, Any]], stages: list[dict[str, Any]]) -> Pairs | None:
-    """The seams of a tokenizer that gives its BPE the whole text; None for any other."""
+    """Return the seams of a tokenizer that gives its BPE the whole text; None for any other tokenizer."""
     from tokenizers.models import BPE
 
     model, before_space = tokenizer.backend_tokenizer.model, False
@@ -299,7 +299,7 @@ def read_pairs(tokenizer: Any, steps: list[dict[str, Any]], stages: list[dict[st
         if stage["type"] == "Metaspace" and not stage.get("split", True) and not replaced:
             replaced, before_space = {" ": stage["replacement"]}, stage["prepend_scheme"] != "never"
         elif stage["type"] != "Split" or stage["pattern"].get("String") not in replaced:
-            return None  # a split at what is no longer there does nothing
+            return None  # a split at a character that was replaced does nothing
     plain = isinstance(model, BPE) and not (model.dropout or model.ignore_merges)
     if not plain or model.end_of_word_suffix or model.continuing_subword_prefix:
         return None

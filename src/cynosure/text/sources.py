@@ -1,4 +1,4 @@
-"""Sources: the files, folders, globs, pipes and datasets that names stand for, not yet read."""
+"""Resolve names to sources: files, folders, globs, pipes and datasets, without reading them."""
 
 import errno
 import glob
@@ -21,39 +21,48 @@ KINDS = {
     ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet",
 }  # fmt: skip
 ONCE = ("pipe", "stdin")  # kinds that can be read only once
-TEXTS = ("text", *ONCE)  # kinds that are no tables
+TEXTS = ("text", *ONCE)  # kinds that are not tables
 DATASET = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:\w[\w.-]*){0,2}")
-EXTENSIONS = (*KINDS, ".txt", ".text", ".md", ".log", ".html", ".xml", ".py", ".tex", ".rst")  # of files, not of words
+EXTENSIONS = (*KINDS, ".txt", ".text", ".md", ".log", ".html", ".xml", ".py", ".tex", ".rst")  # that mark a file name
 WORDS = 'to score words, pipe them in: echo "some words" | cynosure score MODEL -'
-SHOWN = 80  # characters of a name that is not there
+SHOWN = 80  # characters of a missing name in an error
 LISTED = 5  # names in a note
 READ = "a file, a folder, a glob, '-' or a pipe"
-READ_PATH = "a file, a folder or a pipe"  # by a Path
+READ_PATH = "a file, a folder or a pipe"  # that a Path can stand for
 
 log = logging.getLogger("cynosure")
 
 
 class Source(NamedTuple):
-    """Something that holds documents. `n_bytes` is its size, None where that is not known beforehand."""
+    """Something that holds documents."""
 
     kind: str  # text, json, jsonl, csv, tsv, parquet, pipe, stdin, dataset
     name: str
-    n_bytes: int | None
+    n_bytes: int | None  # None if the size is unknown before reading
 
 
 def find_sources(names: Sequence[str | Path], *, column: str | None = None, datasets: bool = True) -> list[Source]:
-    """What each name stands for, without reading it: a file, the files of a folder or a glob, `-`, or a dataset.
+    """Resolve names to sources without reading them.
 
-    Folders and links to folders are walked in sorted order, each once; hidden files are left out. Of the files in a
-    folder or a glob, those that are binary and the `.json` files that have no row of text (in `column`, where it is
-    named) are left out with a note; a file that is named stops all where it is binary. A file that is found several
-    times is read once. A dataset is written `name`, `name:config` or `name:config:split`; without `datasets` no name is
-    one. A Path stands for what is there by that name, whatever the name: never for `-`, a glob or a dataset.
+    Folders, and links to folders, are walked in sorted order, each once. Hidden files are left out. Binary files, and
+    `.json` files without a row of text, are left out of a folder or a glob with a note; a binary file that is named
+    itself is an error. A file that is found several times is read once.
 
-    Raises FileNotFoundError for a name that stands for nothing, ValueError for what cannot be a text.
+    Args:
+        names: files, folders, globs, `-` for standard input, or datasets (`name`, `name:config` or
+            `name:config:split`). A Path is a file or folder, never `-`, a glob or a dataset.
+        column: the column that holds the text, to recognize `.json` files.
+        datasets: whether a name may be a dataset.
+
+    Returns:
+        The sources, in order.
+
+    Raises:
+        FileNotFoundError: a name matches nothing.
+        ValueError: a name is something that cannot be a text.
     """
-    found: dict[Any, Source] = {}
-    left_out: dict[str, str] = {}  # why, by name
+    found: dict[Any, Source] = {}  # by identity
+    left_out: dict[str, str] = {}  # the reason, by name
     sources = (source for name in names for source in expand(name, column, datasets, left_out))
     for number, source in enumerate(sources):
         known = found.setdefault(identity(source, number), source)
@@ -61,14 +70,14 @@ def find_sources(names: Sequence[str | Path], *, column: str | None = None, data
             why = "it is named twice" if source.name == known.name else f"{source.name} is the same file"
             log.info("%s is read once: %s", known.name, why)
     if left_out:
-        log.info(told_left_out(left_out))
+        log.info(describe_left_out(left_out))
     return list(found.values())
 
 
-def told_left_out(left_out: dict[str, str]) -> str:
-    """Files that are left out, in a sentence.
+def describe_left_out(left_out: dict[str, str]) -> str:
+    """Describe the files that are left out in one sentence.
 
-    >>> told_left_out({"d/a.png": "binary", "d/b.pt": "binary", "d/config.json": "no table"})
+    >>> describe_left_out({"d/a.png": "binary", "d/b.pt": "binary", "d/config.json": "no table"})
     '3 files are left out: 2 binary (d/a.png, d/b.pt), 1 no table (d/config.json)'
     """
     parts = []
@@ -81,13 +90,13 @@ def told_left_out(left_out: dict[str, str]) -> str:
 
 
 def total_bytes(sources: Sequence[Source]) -> int | None:
-    """The bytes of all sources, for showing progress; None where they are not known, as of compressed files."""
+    """Return the size of all sources in bytes, for progress; None if one is unknown or compressed."""
     sizes = [None if endings(source.name)[1] else source.n_bytes for source in sources]
     return None if None in sizes else sum(size for size in sizes if size is not None)
 
 
 def identity(source: Source, number: int) -> Any:
-    """The same for two sources that are one file, by whatever path; a dataset is taken as often as it is named."""
+    """Return a key that two sources share if they are the same file. Each mention of a dataset has its own key."""
     if source.kind == "dataset":
         return number
     if source.kind == "stdin":
@@ -124,7 +133,7 @@ def expand(name: str | Path, column: str | None, datasets: bool, left_out: dict[
 
 
 def path_kind(path: Path) -> str | None:
-    """What is at a path: `file`, `folder`, `pipe`, or in words what cannot be read; None where nothing is."""
+    """Return what is at a path: `file`, `folder`, `pipe`, or words for something unreadable; None if nothing is."""
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -132,7 +141,7 @@ def path_kind(path: Path) -> str | None:
     except OSError as error:
         if error.errno == errno.ELOOP:
             return "a link that leads back to itself"
-        if error.errno == errno.ENAMETOOLONG:  # words
+        if error.errno == errno.ENAMETOOLONG:  # words, not a name
             return None
         raise
     kinds = {
@@ -143,7 +152,7 @@ def path_kind(path: Path) -> str | None:
 
 
 def looks_like_file(name: str) -> bool:
-    """Whether a name that is not there was meant for a file, and not for words.
+    """Whether a name that does not exist was meant as a file name, not as words.
 
     >>> [looks_like_file(name) for name in ("data/a", "notes.txt", "a.jsonl.gz", "and/or not", "Paris", "The end.")]
     [True, True, True, False, False, False]
@@ -157,24 +166,26 @@ def hint_for_words(name: str | Path) -> str:
 
 
 def members(name: str | Path, paths: Iterable[Path], column: str | None, left_out: dict[str, str]) -> list[Source]:
-    """The texts and tables among the files of a folder or glob. FileNotFoundError when there are none."""
-    found, unfit = [], {}
+    """Return the texts and tables among the files of a folder or glob. Raise FileNotFoundError if there are none."""
+    sources, unfit = [], {}
     for path in paths:
         why = why_unfit(path, column)
         if why is None:
-            found.append(file_source(path))
+            sources.append(file_source(path))
         else:
             unfit[str(path)] = why
-    if not found:
+    if not sources:
         shown = repr(str(name))
-        why = f"no text in {shown}: {told_left_out(unfit)}" if unfit else f"no files in {shown}{hint_for_words(name)}"
+        why = (
+            f"no text in {shown}: {describe_left_out(unfit)}" if unfit else f"no files in {shown}{hint_for_words(name)}"
+        )
         raise FileNotFoundError(why)
     left_out |= unfit
-    return found
+    return sources
 
 
 def why_unfit(path: Path, column: str | None) -> str | None:
-    """Why a file of a folder is no text and no table of texts; None where it may be."""
+    """Say why a file of a folder is neither a text nor a table of texts; None if it may be one."""
     if (kind := path_kind(path)) != "file":
         return (kind or "gone").removeprefix("a ")
     if (binary := binary_kind(head_of(path))) is not None:
@@ -185,24 +196,24 @@ def why_unfit(path: Path, column: str | None) -> str | None:
 
 
 def head_of(path: Path) -> bytes:
-    """The beginning of a file, unpacked; nothing of a Parquet file, whose own reader tells what is wrong."""
+    """Return the beginning of a file, unpacked; empty for a Parquet file, whose reader reports what is wrong."""
     if file_source(path).kind == "parquet":
         return b""
     try:
         with opened(str(path)) as file:
             return file.read(HEAD)
-    except ValueError:  # its compression is damaged, which is told when it is read
+    except ValueError:  # damaged compression is reported when the file is read
         return b""
 
 
 def files_below(folder: Path) -> list[Path]:
-    """The files of a folder and of all below it, in order; no hidden ones."""
-    found = (entry for here in folders_below(folder) for entry in entries(here))
-    return sorted(Path(entry.path) for entry in found if not os.path.isdir(entry.path))
+    """Return the files of a folder and all folders below it, sorted, without hidden ones."""
+    below = (entry for here in folders_below(folder) for entry in entries(here))
+    return sorted(Path(entry.path) for entry in below if not os.path.isdir(entry.path))
 
 
 def folders_below(folder: Path) -> Iterator[Path]:
-    """A folder and those below it, links last, each once, also where links lead to it again or back."""
+    """Yield a folder and those below it, links last. Each is yielded once, even if links lead to it again."""
     known: dict[tuple[int, int], Path] = {}
     waiting = deque([folder])
     while waiting:
@@ -210,7 +221,7 @@ def folders_below(folder: Path) -> Iterator[Path]:
         facts = here.stat()
         first = known.setdefault((facts.st_dev, facts.st_ino), here)
         if first is not here:
-            log.info("%s is the same folder as %s and read once", here, first)
+            log.info("%s is the same folder as %s and is read once", here, first)
             continue
         yield here
         below = [entry for entry in entries(here) if os.path.isdir(entry.path)]
@@ -219,13 +230,13 @@ def folders_below(folder: Path) -> Iterator[Path]:
 
 
 def entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What is in a folder and not hidden, by name."""
-    with os.scandir(folder) as found:
-        return sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    """Return what is in a folder, sorted by name, without hidden files."""
+    with os.scandir(folder) as inside:
+        return sorted((entry for entry in inside if not entry.name.startswith(".")), key=lambda entry: entry.name)
 
 
 def globbed(pattern: str) -> Iterator[Path]:
-    """The files of a glob; `**` stands for any folders, and folders that match last are walked."""
+    """Yield the files of a glob. `**` matches any folders; a folder that matches the whole pattern is walked."""
     before, star, after = partition_at_stars(pattern)
     if not star:
         for path in map(Path, glob.glob(pattern)):
@@ -241,7 +252,7 @@ def globbed(pattern: str) -> Iterator[Path]:
 
 
 def partition_at_stars(pattern: str) -> tuple[str, str, str]:
-    """The part of a glob before its first `**`, that, and the part after it."""
+    """Split a glob into the part before its first `**`, the `**`, and the part after it."""
     parts = Path(pattern).parts
     at = parts.index("**") if "**" in parts else len(parts)
     return os.path.join("", *parts[:at]), "".join(parts[at : at + 1]), os.path.join("", *parts[at + 1 :])
@@ -255,7 +266,7 @@ def file_source(path: Path) -> Source:
 
 
 def source_digest(source: Source) -> str | None:
-    """The SHA-256 of a file, in hexadecimal; None for what is no file."""
+    """Return the SHA-256 of a file, in hexadecimal; None for a source that is not a file."""
     if source.kind in (*ONCE, "dataset"):
         return None
     return sha256(Path(source.name))

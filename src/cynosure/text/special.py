@@ -1,4 +1,4 @@
-"""Strings of a text that are special tokens to a tokenizer, such as `<|endoftext|>`: read as text, or as tokens."""
+"""Find strings in a text that are special tokens, such as `<|endoftext|>`, and read them as text or as tokens."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -8,16 +8,16 @@ from weakref import WeakKeyDictionary
 from cynosure.text.calling import added_tokens
 from cynosure.text.choices import SPECIAL
 
-OFTEN = 2  # times, from which on a string may be what stands between documents
+OFTEN = 2  # a string that occurs so many times may separate documents
 
 
 class Strings(NamedTuple):
-    """The special tokens of a tokenizer, as they are written."""
+    """The special tokens of a tokenizer, as strings."""
 
     contents: frozenset[str]
-    ids: dict[int, str]  # of those that stand for themselves alone, not for what is unknown
+    ids: dict[int, str]  # without the unknown token
     lengths: tuple[int, ...]  # the longest first
-    begins: re.Pattern[str] | None  # with what one may begin
+    begins: re.Pattern[str] | None  # matches the first character of each
 
     @classmethod
     def of(cls, tokenizer: Any) -> "Strings":
@@ -30,7 +30,7 @@ class Strings(NamedTuple):
         return cls(contents, ids, lengths, re.compile(f"[{begins}]") if begins else None)
 
     def found(self, text: str) -> Iterator[tuple[int, str]]:
-        """Those in a text and their places, in order, none of which overlap; of several in one place the longest."""
+        """Yield the place and content of each in a text, without overlaps. The longest at a place wins."""
         at = 0
         while self.begins and (match := self.begins.search(text, at)):
             at = match.start()
@@ -40,7 +40,7 @@ class Strings(NamedTuple):
             at += len(content or " ")
 
     def at(self, text: str, place: int) -> str:
-        """The longest that stands in this place of a text; empty where none does."""
+        """Return the longest one at this place of a text; empty if there is none."""
         candidates = (text[place : place + length] for length in self.lengths)
         return next((part for part in candidates if part in self.contents), "")
 
@@ -49,7 +49,7 @@ KNOWN: WeakKeyDictionary[Any, tuple[int, Strings]] = WeakKeyDictionary()
 
 
 def strings_of(tokenizer: Any) -> Strings:
-    """The special tokens of a tokenizer, read once."""
+    """Return the special tokens of a tokenizer, cached."""
     size = len(tokenizer)
     if tokenizer not in KNOWN or KNOWN[tokenizer][0] != size:
         KNOWN[tokenizer] = size, Strings.of(tokenizer)
@@ -57,7 +57,7 @@ def strings_of(tokenizer: Any) -> Strings:
 
 
 def special_strings(tokenizer: Any, text: str) -> list[str]:
-    """The strings in a text that are special tokens to a tokenizer.
+    """Return the strings in a text that are special tokens to a tokenizer.
 
     >>> from transformers import ByT5Tokenizer
     >>> special_strings(ByT5Tokenizer(), "the end</s> <pad>s")
@@ -67,40 +67,40 @@ def special_strings(tokenizer: Any, text: str) -> list[str]:
 
 
 def spelled_out(tokenizer: Any, ids: list[int]) -> list[tuple[int, list[int]]]:
-    """The places in ids of special tokens, and the ids that spell each of them.
+    """Return the places of special tokens in `ids`, each with the ids that spell it as text.
 
-    Unigram, WordLevel and WordPiece have their special tokens in their vocabularies, and take one where a text has its
-    characters, though they are told not to look for any. In two parts Unigram does not; the others have no token then
-    but the unknown one. Empty for a tokenizer in Python.
+    Unigram, WordLevel and WordPiece have special tokens in their vocabularies. They use one for its characters in a
+    text even with `split_special_tokens`. Given the characters in two parts, Unigram does not, and the others have only
+    the unknown token. Empty for a slow tokenizer.
     """
     known, unknown = strings_of(tokenizer).ids, tokenizer.unk_token_id
     places = [place for place, id_ in enumerate(ids) if id_ in known] if tokenizer.is_fast else []
-    found = []
+    spellings = []
     for place in places:
         content = known[ids[place]]
         parts = (tokenizer.backend_tokenizer.model.tokenize(part) for part in (content[:1], content[1:]) if part)
         tokens = [token for part in parts for token in part]
         if "".join(token.value for token in tokens) == content and len(tokens) > 1:
-            found.append((place, [token.id for token in tokens]))
+            spellings.append((place, [token.id for token in tokens]))
         elif unknown is not None:
-            found.append((place, [unknown]))
-    return found
+            spellings.append((place, [unknown]))
+    return spellings
 
 
 def as_unknown(tokenizer: Any, ids: list[int]) -> list[int]:
-    """The ids with the unknown token in place of special ones that no other tokens spell."""
+    """Replace special tokens that no other tokens spell by the unknown token."""
     unspelled = {place for place, spelling in spelled_out(tokenizer, ids) if spelling == [tokenizer.unk_token_id]}
     return [tokenizer.unk_token_id if place in unspelled else id_ for place, id_ in enumerate(ids)]
 
 
 def check_special(special: str) -> None:
-    """ValueError for a way of reading that there is not."""
+    """Raise ValueError if `special` is not one of `SPECIAL`."""
     if special not in SPECIAL:
         raise ValueError(f"unknown special {special!r}: expected one of {', '.join(SPECIAL)}")
 
 
 def read_as(strings: Mapping[str, int], special: str) -> Iterator[str]:
-    """In a sentence, how the strings in texts that are special tokens were read; `strings` counts each.
+    """Say in a sentence how strings that are special tokens were read; `strings` counts each of them.
 
     >>> list(read_as({"</s>": 2}, "text"))[0][:49]
     'the texts hold 2 strings that are special tokens,'
@@ -109,18 +109,18 @@ def read_as(strings: Mapping[str, int], special: str) -> Iterator[str]:
     if number:
         what = "string that is a special token" if number == 1 else "strings that are special tokens"
         how = {
-            "text": "read as the characters they are (`special='parse'` reads them as tokens)",
-            "parse": "read as those tokens (`special='text'` reads them as the characters they are)",
+            "text": "read as text (`special='parse'` reads them as tokens)",
+            "parse": "read as those tokens (`special='text'` reads them as text)",
         }
         yield f"the texts hold {number:,} {what}, such as {next(iter(strings))!r}: {how[special]}"
 
 
 def split_hint(strings: Mapping[str, int]) -> Iterator[str]:
-    """In a sentence, how to split texts where one string is so often in them that it may stand between documents.
+    """Say in a sentence how to split texts if a string occurs so often that it may separate documents.
 
-    >>> list(split_hint({"</s>": 1, "<|endoftext|>": 2}))[0][63:]
-    "`split_at='<|endoftext|>'` reads each of them apart"
+    >>> list(split_hint({"</s>": 1, "<|endoftext|>": 2}))[0]
+    "if '<|endoftext|>' separates documents in a text file, read them with `split_at='<|endoftext|>'`"
     """
     most = max(strings, key=strings.__getitem__, default=None)
     if most is not None and strings[most] >= OFTEN:
-        yield f"where {most!r} stands between documents of a text file, `split_at={most!r}` reads each of them apart"
+        yield f"if {most!r} separates documents in a text file, read them with `split_at={most!r}`"

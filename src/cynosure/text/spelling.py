@@ -1,4 +1,4 @@
-"""How tokens are spelled: the bytes that each token of a vocabulary stands for."""
+"""Spell tokens: the bytes that each token of a vocabulary stands for."""
 
 from collections.abc import Callable
 from functools import cache
@@ -15,26 +15,23 @@ Rule = Callable[[str], bytes]
 
 
 class Spelling(NamedTuple):
-    """How the tokens of a vocabulary spell bytes, and by id the tokens spelled so far.
-
-    Also the added tokens that are found before anything is normalized: reading them takes long in a large vocabulary.
-    """
+    """How the tokens of a vocabulary spell bytes. Cached, because reading a large vocabulary takes long."""
 
     rule: Rule
-    known: dict[int, bytes]
-    apart: dict[int, str]
+    known: dict[int, bytes]  # the tokens spelled so far
+    apart: dict[int, str]  # added tokens that are found before the text is normalized
 
 
-PROBE = " a§猫"  # which no normaliser changes and no vocabulary spells in two ways
+PROBE = " a§猫"  # no normalizer changes it, and no vocabulary spells it in two ways
 SPELLINGS: WeakKeyDictionary[Any, Spelling] = WeakKeyDictionary()
 
 
 def spell(tokenizer: Any, ids: list[int]) -> list[bytes]:
-    """The bytes of each token by the rule of its vocabulary.
+    """Return the bytes of each token.
 
     Args:
-        tokenizer: A tokenizer of transformers.
-        ids: Token ids.
+        tokenizer: a transformers tokenizer.
+        ids: token ids.
 
     Returns:
         The bytes of each id, in order. A special token has the bytes of its name.
@@ -46,7 +43,7 @@ def spell(tokenizer: Any, ids: list[int]) -> list[bytes]:
 
 
 def spelling_of(tokenizer: Any) -> Spelling:
-    """The spelling of a tokenizer, read once."""
+    """Return the spelling of a tokenizer, cached."""
     spelling = SPELLINGS.get(tokenizer)
     if spelling is None:
         spelling = SPELLINGS[tokenizer] = read_spelling(tokenizer)
@@ -54,7 +51,7 @@ def spelling_of(tokenizer: Any) -> Spelling:
 
 
 def read_spelling(tokenizer: Any) -> Spelling:
-    """The rule of a vocabulary, and its added tokens, which are written as they are."""
+    """Read the rule of a vocabulary. Added tokens spell their content."""
     tokens_added = added_tokens(tokenizer).items()
     apart = {id_: token.content for id_, token in tokens_added if not token.normalized}
     rule = rule_of(tokenizer)
@@ -63,7 +60,7 @@ def read_spelling(tokenizer: Any) -> Spelling:
 
 
 def rule_of(tokenizer: Any) -> Rule:
-    """How the tokens of a vocabulary, added ones aside, spell bytes."""
+    """Return the rule by which the tokens of a vocabulary, except added ones, spell bytes."""
     tokens = tokenizer.convert_ids_to_tokens(call(tokenizer, PROBE, add_special_tokens=False).input_ids)
 
     def spells(rule: Rule) -> bool:
@@ -75,7 +72,7 @@ def rule_of(tokenizer: Any) -> Rule:
 
 
 def decodes_bytes(tokenizer: Any) -> bool:
-    """Whether the tokenizer's decoder or pre-tokenizer spells as GPT-2's do, whatever its vocabulary lacks."""
+    """Whether the decoder or pre-tokenizer spells bytes like GPT-2's, even if the vocabulary lacks some."""
     if not tokenizer.is_fast:
         return False
     names = {byte: character for character, byte in byte_alphabet().items()}
@@ -88,20 +85,20 @@ def decodes_bytes(tokenizer: Any) -> bool:
 
 
 def token_texts(tokenizer: Any, ids: Ints) -> list[str]:
-    """How each token reads, one by one; bytes that are no characters of their own as `\\xNN`."""
+    """Return each token as text. Bytes that are not a whole character become `\\xNN`."""
     return [piece.decode("utf-8", "backslashreplace") for piece in spell(tokenizer, ids.tolist())]
 
 
 @cache
 def byte_alphabet() -> dict[str, int]:
-    """GPT-2's spelling of bytes as printable characters: which byte each character stands for."""
+    """Return GPT-2's alphabet: the byte that each printable character stands for."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
 
 
 def byte_level(token: str) -> bytes:
-    """A token of GPT-2's kind: one character a byte. A token of another kind as it is written.
+    """Spell a token in GPT-2's alphabet, one character per byte. Any other token spells its own text.
 
     >>> byte_level("Ġdog"), byte_level("ðŁĴ")
     (b' dog', b'\\xf0\\x9f\\x92')
@@ -114,7 +111,7 @@ def byte_level(token: str) -> bytes:
 
 
 def raw_bytes(token: str) -> bytes:
-    """A token of ByT5's kind: the character of each byte's number. A token of another kind as it is written.
+    """Spell a token as ByT5 does, one Latin-1 character per byte. Any other token spells its own text.
 
     >>> raw_bytes(" "), raw_bytes("\\xf0")
     (b' ', b'\\xf0')
@@ -126,7 +123,7 @@ def raw_bytes(token: str) -> bytes:
 
 
 def sentencepiece(token: str) -> bytes:
-    """A sentencepiece token: `▁` is a space, `<0xNN>` one byte, anything else as it is written.
+    """Spell a sentencepiece token: `▁` is a space, `<0xNN>` one byte, anything else its own text.
 
     >>> sentencepiece("▁dog"), sentencepiece("<0xF0>")
     (b' dog', b'\\xf0')

@@ -1,6 +1,6 @@
-"""Tables: the rows of JSON, JSON Lines, CSV, TSV and Parquet files and of datasets.
+"""Read the rows of tables: JSON, JSON Lines, CSV, TSV and Parquet files, and datasets.
 
-Bytes that are not UTF-8 stop a reading, or with `strict=False` are lone surrogates in the rows.
+Bytes that are not UTF-8 raise an error, or with `strict=False` become lone surrogates in the rows.
 """
 
 import csv
@@ -14,23 +14,31 @@ from cynosure.text.unpacking import NotUTF8, decoded, opened
 COLUMN = "text"
 PAIR = ("prompt", "completion")
 MESSAGES, TOOLS = "messages", "tools"
-OWN = (COLUMN, *PAIR, MESSAGES)  # columns that are found without being named
+OWN = (COLUMN, *PAIR, MESSAGES)  # columns that are read by default
 LOOKED_AT = 10  # rows of a file in a folder, to see whether it is a table of documents
 BARE_CR = "has a carriage return outside quotes: end rows with a line feed, or quote the cell"
 
 
 class TableRow(NamedTuple):
-    """A row and its place, or with `fault` what is wrong in a place where one should be."""
+    """A row of a table, or a place where a row could not be read."""
 
     place: str
     value: Any
-    columns: Sequence[str] | None = None  # all that the table has, where `value` lacks some
-    fault: str | None = None
-    line: int | None = None  # where the place does not tell it
+    columns: Sequence[str] | None = None  # all columns of the table, if `value` lacks some
+    fault: str | None = None  # why the row could not be read
+    line: int | None = None  # if `place` does not contain it
 
 
 def read_rows(kind: str, name: str, wanted: Sequence[str], strict: bool, splits: Sequence[str]) -> Iterator[TableRow]:
-    """The rows of a table, one at a time; of Parquet the `wanted` columns alone. `splits` are a dataset's."""
+    """Read the rows of a table, one at a time.
+
+    Args:
+        kind: the kind of source: json, jsonl, csv, tsv, parquet or dataset.
+        name: the file or dataset.
+        wanted: the columns to read from Parquet; the first also names the texts of a JSON array of strings.
+        strict: raise an error for bytes that are not UTF-8.
+        splits: the splits of a dataset to look for if its name has none.
+    """
     if kind == "parquet":
         yield from read_parquet(name, wanted)
     elif kind == "dataset":
@@ -46,7 +54,7 @@ def read_rows(kind: str, name: str, wanted: Sequence[str], strict: bool, splits:
 
 
 def holds_documents(name: str, column: str | None) -> bool:
-    """Whether one of the first rows of a JSON file has a column that documents are read from."""
+    """Whether one of the first rows of a JSON file has a column to read documents from."""
     wanted = OWN if column is None else (column,)
     try:
         rows = list(islice(read_rows("json", name, wanted, False, ()), LOOKED_AT))
@@ -58,7 +66,7 @@ def holds_documents(name: str, column: str | None) -> bool:
 
 
 def read_jsonl(lines: Iterator[str], name: str) -> Iterator[TableRow]:
-    """One JSON value a line; blank lines are passed over."""
+    """Read one JSON value per line. Blank lines are skipped."""
     for number, line in enumerate(lines, 1):
         if line.strip():
             place = f"{name}:{number}"
@@ -69,9 +77,10 @@ def read_jsonl(lines: Iterator[str], name: str) -> Iterator[TableRow]:
 
 
 def read_json(chunks: Iterator[str], name: str, column: str) -> Iterator[TableRow]:
-    """The elements of one array, a text among them as the `column` of a row; else values one after another, as lines.
+    """Read the elements of an array, or else values one after another, as lines.
 
-    A fault inside an array ends the reading: where the next element begins is not known. ValueError.
+    A string in an array becomes a row with this `column`. An error inside an array raises ValueError, because the
+    beginning of the next element is unknown.
     """
     values = Values(chunks, name)
     if values.next() == "[":
@@ -79,7 +88,9 @@ def read_json(chunks: Iterator[str], name: str, column: str) -> Iterator[TableRo
             row = {column: element} if isinstance(element, str) else element
             yield TableRow(f"{name}:{number}", row, line=line)
         if values.next():
-            raise ValueError(f"{name} line {values.line()} goes on after its array: give one array, or one row a line")
+            raise ValueError(
+                f"{name} line {values.line()} continues after its array: give one array, or one row per line"
+            )
         return
     while values.next():
         place = f"{name}:{values.line()}"
@@ -91,7 +102,7 @@ def read_json(chunks: Iterator[str], name: str, column: str) -> Iterator[TableRo
 
 
 def read_csv(lines: Iterator[str], name: str, delimiter: str) -> Iterator[TableRow]:
-    """One row a line, or several where cells are quoted, under a line of column names; every cell is text as it is."""
+    """Read the rows below a header. Quoted cells may span lines. Every cell is text, unchanged."""
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
     columns: list[str] | None = None
     while True:
@@ -116,7 +127,7 @@ def read_csv(lines: Iterator[str], name: str, delimiter: str) -> Iterator[TableR
 
 
 def next_row(rows: Any) -> list[str]:
-    """A row with cells of any size: the limit is the process's, and others may rely on theirs."""
+    """Read a row with cells of any size. The limit is global, so it is restored for other users of `csv`."""
     limit = csv.field_size_limit((1 << 31) - 1)
     try:
         row: list[str] = next(rows)
@@ -126,11 +137,11 @@ def next_row(rows: Any) -> list[str]:
 
 
 def read_parquet(name: str, wanted: Sequence[str]) -> Iterator[TableRow]:
-    """One row in memory at a time."""
+    """Read a Parquet file with one row in memory at a time."""
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
-    try:  # left to itself pyarrow reads ahead the whole file, or row groups, which may be as large
+    try:  # by default pyarrow reads ahead the whole file, or whole row groups, which may be as large
         with ParquetFile(name, pre_buffer=False, buffer_size=1 << 20) as table:
             columns = table.schema_arrow.names
             kept = [x for x in wanted if x in columns] or columns[:1]
@@ -138,11 +149,11 @@ def read_parquet(name: str, wanted: Sequence[str]) -> Iterator[TableRow]:
             for number, row in enumerate(rows):
                 yield TableRow(f"{name}:{number}", row, columns)
     except (pyarrow.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{name} is not a sound Parquet file: {error}") from error
+        raise ValueError(f"{name} is not a valid Parquet file: {error}") from error
 
 
 def raw_rows(batch: Any) -> list[dict[str, Any]]:
-    """The rows of an Arrow table, texts as the bytes they are: Arrow does not promise that they are UTF-8."""
+    """Return the rows of an Arrow table with texts as bytes: Arrow does not guarantee that they are UTF-8."""
     import pyarrow
 
     texts = {pyarrow.string(), pyarrow.large_string(), pyarrow.string_view()}
@@ -156,18 +167,18 @@ def raw_rows(batch: Any) -> list[dict[str, Any]]:
 
 
 def read_dataset(name: str, splits: Sequence[str]) -> Iterator[TableRow]:
-    """A dataset by name through `datasets`, streamed; without a split the first of those looked for, else its first."""
+    """Stream a dataset by name. Without a split in the name, read the first of `splits` it has, else its first."""
     import datasets
 
     path, config, split = (*name.split(":"), None, None)[:3]
     try:
-        found: Any = datasets.load_dataset(path, config, split=split, streaming=True)
-    except (OSError, ValueError) as error:  # datasets' own errors are among these
+        dataset: Any = datasets.load_dataset(path, config, split=split, streaming=True)
+    except (OSError, ValueError) as error:  # the errors of `datasets` are subclasses
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"no file, folder or glob {name!r} here, and no such dataset: {reason}") from error
     if split is None:
-        split = next((part for part in splits if part in found), next(iter(found)))
-        found = found[split]
-    rows = (row for table in found.with_format("arrow").iter(batch_size=1) for row in raw_rows(table))
+        split = next((part for part in splits if part in dataset), next(iter(dataset)))
+        dataset = dataset[split]
+    rows = (row for table in dataset.with_format("arrow").iter(batch_size=1) for row in raw_rows(table))
     for number, row in enumerate(rows):
         yield TableRow(f"{path}:{split}:{number}", row)

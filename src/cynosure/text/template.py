@@ -1,4 +1,4 @@
-"""Chats as a tokenizer's chat template writes them, and where in that the messages are."""
+"""Write chats with a tokenizer's chat template, and locate the messages in the result."""
 
 import json
 import re
@@ -12,22 +12,22 @@ from cynosure.text.choices import CHAT
 from cynosure.text.messages import Message, texts_of, with_texts
 from cynosure.text.special import strings_of
 
-# To templates that write the date, so that figures do not depend on the day: Llama's own where it knows none.
+# The date given to templates that write one, so that results do not depend on the day. It is Llama's own default.
 TODAY = date(2024, 7, 26)
 FORMATS = {form: TODAY.strftime(form) for form in ("%Y-%m-%d", "%d %B %Y", "%B %d, %Y", "%d %b %Y")}
 AT_TODAY = f"{{%- macro strftime_now(form) -%}}{{{{ {FORMATS}.get(form, '26 Jul 2024') }}}}{{%- endmacro -%}}"
-TAG = re.compile(r"(</?think>)")  # what templates look for in a message
-MARK = re.compile("\ue000([0-9]+)\ue001")  # in the place of the text so many-th in a chat
+TAG = re.compile(r"(</?think>)")  # templates look for these in a message
+MARK = re.compile("\ue000([0-9]+)\ue001")  # replaces the n-th text of a chat
 
 
 def check_chat(chat: str) -> None:
-    """ValueError for turns that cannot be asked for."""
+    """Raise ValueError if `chat` is not one of `CHAT`."""
     if chat not in CHAT:
         raise ValueError(f"unknown chat {chat!r}: expected one of {', '.join(CHAT)}")
 
 
 class Span(NamedTuple):
-    """Characters of a chat as it is written, from `start` to `stop`, that belong to a message."""
+    """The characters `start` to `stop` of a written chat, which belong to a message."""
 
     start: int
     stop: int
@@ -35,37 +35,37 @@ class Span(NamedTuple):
 
 
 class Written(NamedTuple):
-    """A chat as its template writes it; in that what each message says, and what ends its turn, each in order."""
+    """A chat as its template writes it."""
 
     text: str
-    said: list[Span]
-    ends: list[Span]
+    said: list[Span]  # what each message says, in order
+    ends: list[Span]  # what ends each turn, in order
 
 
 class Frame(NamedTuple):
-    """What a template puts before and behind what the assistant says; empty where it cannot be told."""
+    """What a template puts before and after the assistant's text; empty if unknown."""
 
     openers: tuple[str, ...]  # the longest first
     closer: str
 
 
 class Part(NamedTuple):
-    """A text in a message, or a part of one between tags."""
+    """A text in a message, or the part of it between two tags."""
 
     message: int
     text: str
 
 
 def write(tokenizer: Any, messages: Sequence[Message], tools: Any = None, *, opens: bool = False) -> str:
-    """A chat as the tokenizer's template writes it; with `opens`, up to where the assistant begins.
+    """Write a chat with the tokenizer's template; with `opens`, also open the assistant's turn.
 
-    Raises ValueError where there is no template, or where it refuses the chat.
+    Raises ValueError if there is no template, or if it refuses the chat.
     """
     name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError(
-            f"the tokenizer of {name} has no chat template, so messages cannot be read: give a model of chats or "
-            "its tokenizer, or the texts in a column of text"
+            f"the tokenizer of {name} has no chat template, so messages cannot be read: give a chat model or its "
+            "tokenizer, or texts in a column of text"
         )
     try:
         template = tokenizer.get_chat_template(None, tools)
@@ -81,11 +81,11 @@ def write(tokenizer: Any, messages: Sequence[Message], tools: Any = None, *, ope
 
 
 def written(tokenizer: Any, messages: Sequence[Message], tools: Any = None) -> Written:
-    """A chat as the tokenizer's template writes it, and where what each message says is in it.
+    """Write a chat with the tokenizer's template, and locate what each message says.
 
-    It is written a second time with marks in the place of all texts, so that no text is taken for another's or for
-    the template's. Of the assistant's messages with tool calls, reasoning or several texts all that is written counts
-    as said. Raises ValueError where a template makes something else of a text.
+    The chat is written a second time with marks in place of the texts. So no text is mistaken for another or for the
+    template's. If an assistant's message has tool calls, reasoning or several texts, its whole turn counts as said.
+    Raises ValueError if the template rewrites a text.
     """
     text = write(tokenizer, messages, tools)
     parts: list[Part] = []
@@ -100,19 +100,19 @@ def written(tokenizer: Any, messages: Sequence[Message], tools: Any = None) -> W
 
 
 def mark(text: str, message: int, parts: list[Part]) -> str:
-    """A text as marks, which are added to the parts; tags and blank parts stay."""
-    found = []
+    """Replace a text by marks, and append the text to the parts. Tags and blank parts stay."""
+    marked = []
     for piece in TAG.split(text):
         if piece.strip() and not TAG.fullmatch(piece):
-            found.append(f"\ue000{len(parts)}\ue001")
+            marked.append(f"\ue000{len(parts)}\ue001")
             parts.append(Part(message, piece))
         else:
-            found.append(piece)
-    return "".join(found)
+            marked.append(piece)
+    return "".join(marked)
 
 
 def located(text: str, fixed: Sequence[str], parts: Sequence[Part]) -> Iterator[Span]:
-    """Where the parts are in a text, in which `fixed` stands before, between and behind them."""
+    """Locate the parts in a text that has `fixed` before, between and after them."""
     at = len(fixed[0])
     if not text.startswith(fixed[0]):
         raise ValueError(rewritten(parts[0] if parts else None))
@@ -128,38 +128,38 @@ def located(text: str, fixed: Sequence[str], parts: Sequence[Part]) -> Iterator[
 
 def rewritten(part: Part | None) -> str:
     where = "this chat" if part is None else f"message {part.message} ({part.text.strip()[:40]!r})"
-    return f"the chat template rewrites {where}, so that what is said cannot be told from what the template adds"
+    return f"the chat template rewrites {where}, so its text cannot be separated from what the template adds"
 
 
 def forms(text: str) -> list[str]:
-    """What templates make of a text: itself, without white space at its ends, or the same within a string of JSON."""
+    """Return what templates may write for a text: the text, a stripped version, or either as in a JSON string."""
     own = [text, text.rstrip(), text.lstrip(), text.strip(), text.strip("\n"), text.lstrip("\n"), text.rstrip("\n")]
     inside = [json.dumps(form, ensure_ascii=ascii)[1:-1] for form in own for ascii in (False, True)]
     return sorted(dict.fromkeys(own + inside), key=len, reverse=True)
 
 
 def turns(text: str, messages: Sequence[Message], places: Sequence[Span], frame: Frame) -> list[Span]:
-    """What each message says: its text, or all of the turn where the assistant says more than one text."""
-    found: list[Span] = []
+    """Return the spans that each message says: its text, or its whole turn if the assistant says more than that."""
+    said: list[Span] = []
     for number, message in enumerate(messages):
         own = [place for place in places if place.message == number]
-        after = found[-1].stop if found else 0
+        after = said[-1].stop if said else 0
         if message["role"] == "assistant" and (len(own) > 1 or says_more(message)):
             before = min((place.start for place in places if place.message > number), default=len(text))
-            found += whole_turn(text, number, own, after, before, frame)
+            said += whole_turn(text, number, own, after, before, frame)
         else:
-            found += own
-    return sorted(found)
+            said += own
+    return sorted(said)
 
 
 def says_more(message: Message) -> bool:
-    """Whether a message holds more than a text."""
+    """Whether a message contains more than one plain text."""
     texts = texts_of(message)
     return bool(message.get("tool_calls")) or len(texts) > 1 or any(TAG.search(text) for text in texts)
 
 
 def whole_turn(text: str, number: int, own: Sequence[Span], after: int, before: int, frame: Frame) -> Iterator[Span]:
-    """All that is written of a message, between the places `after` and `before`; without a frame from text to text."""
+    """Yield all that is written for a message between `after` and `before`; without a frame, its texts only."""
     first, last = (own[0].start, own[-1].stop) if own else (before, after)
     starts = (at + len(opener) for opener in frame.openers if (at := text.find(opener, after, first)) >= 0)
     start = next(starts, first)
@@ -170,19 +170,19 @@ def whole_turn(text: str, number: int, own: Sequence[Span], after: int, before: 
 
 
 def ends(tokenizer: Any, text: str, said: Sequence[Span]) -> Iterator[Span]:
-    """What ends each turn: what the template puts behind the assistant's last, else the special token behind it."""
+    """Yield what ends each turn: what the template puts after an assistant's turn, else the special token there."""
     closer, special = frame_of(tokenizer).closer, strings_of(tokenizer)
     for span in said:
-        found = closer if closer and text.startswith(closer, span.stop) else special.at(text, span.stop)
-        if found:
-            yield Span(span.stop, span.stop + len(found), span.message)
+        end = closer if closer and text.startswith(closer, span.stop) else special.at(text, span.stop)
+        if end:
+            yield Span(span.stop, span.stop + len(end), span.message)
 
 
 FRAMES: WeakKeyDictionary[Any, tuple[Any, Frame]] = WeakKeyDictionary()
 
 
 def frame_of(tokenizer: Any) -> Frame:
-    """What a tokenizer's template puts around the assistant's turn, found once."""
+    """Return what a tokenizer's template puts around the assistant's turn, cached."""
     template = tokenizer.chat_template
     if tokenizer not in FRAMES or FRAMES[tokenizer][0] != template:
         FRAMES[tokenizer] = template, find_frame(tokenizer)
@@ -194,7 +194,7 @@ def find_frame(tokenizer: Any) -> Frame:
     try:
         before, opened = (write(tokenizer, [asked], opens=opens) for opens in (False, True))
         behind = write(tokenizer, [asked, said]).partition("\ue0001\ue001")[2]
-    except ValueError:  # a template that takes no such chat
+    except ValueError:  # the template refuses this chat
         return Frame((), "")
     same = next((i for i, (a, b) in enumerate(zip(before, opened, strict=False)) if a != b), len(before))
     opener = opened[same:]

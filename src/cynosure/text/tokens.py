@@ -1,4 +1,4 @@
-"""Tokens of a text, and exactly the bytes of it that each one covers."""
+"""Tokenize a text, and account for exactly the bytes that each token covers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,29 +15,26 @@ from cynosure.text.spelling import spell, spelling_of
 
 
 class Tokens(NamedTuple):
-    """A text's tokens: ids (N,) int64, and of each the bytes of the text that it covers, in order.
+    """The N tokens of a text, and the bytes of the text that each one covers.
 
-    Special tokens that the tokenizer puts in cover none. Where the tokens do not carry the whole text, `drift` says
-    why; then `pieces` are how those that lose some spell themselves, and `carried` which ones these are, None where
-    that is not known. The first `n_prompt` tokens are given, not scored. `special` are the strings in the text that are
-    special tokens, however they were read.
+    Special tokens that the tokenizer adds cover no bytes.
     """
 
-    ids: Ints
-    pieces: list[bytes]
-    n_prompt: int
-    drift: str | None
-    special: tuple[str, ...] = ()
-    carried: Carried | None = None
+    ids: Ints  # (N,) int64
+    pieces: list[bytes]  # (N,): the bytes each token covers; with drift, a token that loses some has its own spelling
+    n_prompt: int  # so many tokens at the start are given, not scored
+    drift: str | None  # why the tokens do not carry the whole text; None if they do
+    special: tuple[str, ...] = ()  # strings in the text that are special tokens, however they were read
+    carried: Carried | None = None  # which tokens carry their bytes; None if unknown
 
     @property
     def n_bytes(self) -> Ints | None:
-        """The bytes of each token, (N,); None where they are not the text's."""
+        """Number of bytes of each token, (N,); None with drift."""
         return None if self.drift else sizes(self.pieces)
 
     @property
     def n_chars(self) -> Ints | None:
-        """The characters of each token, (N,): a character belongs to the token of its first byte; None under drift."""
+        """Number of characters of each token, (N,); None with drift. A character counts where its first byte is."""
         if self.drift:
             return None
         n_before = np.append(0, np.cumsum(begins_character(b"".join(self.pieces))))
@@ -50,7 +47,7 @@ def sizes(pieces: list[bytes]) -> Ints:
 
 
 def begins_character(data: bytes) -> NDArray[np.bool_]:
-    """Which bytes of UTF-8 begin a character, (len(data),): all but those that continue one, 0b10xxxxxx."""
+    """Return which bytes of UTF-8 begin a character, (len(data),): all except continuation bytes, 0b10xxxxxx."""
     begins: NDArray[np.bool_] = (np.frombuffer(data, np.uint8) & 0xC0) != 0x80
     return begins
 
@@ -58,24 +55,33 @@ def begins_character(data: bytes) -> NDArray[np.bool_]:
 def tokenize(
     tokenizer: Any, text: str, *, n_prompt_chars: int = 0, special: bool = False, parse_special: bool = False
 ) -> Tokens:
-    """Encode a text with a transformers tokenizer and account for its bytes: those of the tokens are the text's, or
-    `drift` says why they are not. Byte-level tokens are exact even where they split a character.
+    """Tokenize a text and account for its bytes, exactly even if tokens split a character.
 
-    The first `n_prompt_chars` characters are a prompt. It is encoded together with what follows, as in a document;
-    where a token spans the seam, apart. With `special` the tokens are those of the tokenizer's own call, BOS and all,
-    else without special ones. The strings in the text that are special tokens are the characters they are, or with
-    `parse_special` those tokens; added tokens that are not special are tokens either way.
+    A single space that the tokenizer drops belongs to the next token, or at the end to the last. Anything else that it
+    drops, normalizes or reads as an unknown token is drift.
 
-    A single space that a tokenizer throws away goes with the token after it, at the end with the last. Anything else
-    that it throws away, normalizes or reads as an unknown token is drift. Raises ValueError for a prompt longer than
-    the text.
+    Args:
+        tokenizer: a transformers tokenizer.
+        text: the text.
+        n_prompt_chars: length of the prompt that the text begins with. The prompt is tokenized together with the rest,
+            or separately if a token would span both.
+        special: add special tokens, such as BOS, as the tokenizer does by default.
+        parse_special: read strings in the text that are special tokens as those tokens, not as text. Other added
+            tokens are always read as tokens.
 
-    >>> from transformers import ByT5Tokenizer
-    >>> tokens = tokenize(ByT5Tokenizer(), "né", n_prompt_chars=1, special=True)
-    >>> tokens.ids.tolist(), tokens.pieces, tokens.n_prompt
-    ([113, 198, 172, 1], [b'n', b'\\xc3', b'\\xa9', b''], 1)
-    >>> tokens.n_chars.tolist()
-    [1, 1, 0, 0]
+    Returns:
+        The tokens; `drift` says why if their bytes are not the text's.
+
+    Raises:
+        ValueError: the prompt is longer than the text, or the tokenizer fails.
+
+    Example:
+        >>> from transformers import ByT5Tokenizer
+        >>> tokens = tokenize(ByT5Tokenizer(), "né", n_prompt_chars=1, special=True)
+        >>> tokens.ids.tolist(), tokens.pieces, tokens.n_prompt
+        ([113, 198, 172, 1], [b'n', b'\\xc3', b'\\xa9', b''], 1)
+        >>> tokens.n_chars.tolist()
+        [1, 1, 0, 0]
     """
     if not 0 <= n_prompt_chars <= len(text):
         raise ValueError(f"n_prompt_chars must be from 0 to the text's {len(text)} characters, got {n_prompt_chars}")
@@ -100,21 +106,19 @@ def tokenize(
 
 
 def reading_of(strings: Sequence[str], parse_special: bool) -> dict[str, bool]:
-    """The options of a tokenizer's call by which it reads the special tokens in a text; none where it has none."""
+    """Return the options for calling a tokenizer on a text that contains these special tokens."""
     return {"split_special_tokens": not parse_special} if strings else {}
 
 
 class Own(NamedTuple):
-    """A text's own tokens, without those put in, and where `drift` the characters each stands for, (N, 2), and which
-    carry them, if known.
-    """
+    """A text's own tokens, without special tokens that the tokenizer adds."""
 
-    ids: Ints
-    pieces: list[bytes]
+    ids: Ints  # (N,)
+    pieces: list[bytes]  # (N,): as in `Tokens`
     drift: str | None = None
-    spans: Ints | None = None
-    spells: bool = False  # every token is spelled as the text is, without a look at the offsets
-    carried: Carried | None = None
+    spans: Ints | None = None  # (N, 2): with drift, the characters that each token stands for, if known
+    spells: bool = False  # the tokens spell the text exactly, so that the offsets were not needed
+    carried: Carried | None = None  # with drift, which tokens carry their bytes, if known
 
     @property
     def account(self) -> Carried | None:
@@ -123,9 +127,9 @@ class Own(NamedTuple):
 
 
 def encode(tokenizer: Any, text: str, special: bool, reading: Mapping[str, bool]) -> tuple[list[int], Own, list[int]]:
-    """The ids that a tokenizer puts before a text, the text's own tokens, and the ids put after them.
+    """Return the ids that a tokenizer puts before a text, the text's own tokens, and the ids put after it.
 
-    A long text is encoded in pieces where that is the same; where the tokens do not spell it, as a whole.
+    A long text is encoded in pieces if that gives the same tokens and they spell it, otherwise as a whole.
     """
     before, after, ids, spelled = [], [], [], []
     for number, part in enumerate(in_pieces(tokenizer, text, reading)):
@@ -145,7 +149,7 @@ def encode(tokenizer: Any, text: str, special: bool, reading: Mapping[str, bool]
 def encode_whole(
     tokenizer: Any, text: str, special: bool, reading: Mapping[str, bool]
 ) -> tuple[list[int], Own, list[int]]:
-    """The same in one piece."""
+    """Encode a text in one piece, and return the same."""
     encoded = call(tokenizer, text, add_special_tokens=special, verbose=False, **reading)
     encoding = encoded.encodings[0] if tokenizer.is_fast else None
     ids: list[int] = list(encoded.input_ids)
@@ -153,19 +157,19 @@ def encode_whole(
     if special and encoding is not None:
         own = np.flatnonzero(np.array(encoding.special_tokens_mask) == 0)
         start, stop = (int(own[0]), int(own[-1]) + 1) if len(own) else (stop, stop)
-    elif special:  # the masks of tokenizers in Python are not to be relied on
+    elif special:  # the masks of slow tokenizers are unreliable
         bare = list(call(tokenizer, text, add_special_tokens=False, verbose=False, **reading).input_ids)
         starts = (i for i in range(len(ids) - len(bare) + 1) if ids[i : i + len(bare)] == bare)
         start, stop = next(((i, i + len(bare)) for i in starts), (start, stop))
     own_spans = None if encoding is None else lambda: np.array(encoding.offsets[start:stop], np.int64)
     if not reading.get("split_special_tokens"):
         return ids[:start], account(tokenizer, ids[start:stop], text, own_spans), ids[stop:]
-    found = account(tokenizer, as_unknown(tokenizer, ids[start:stop]), text, own_spans)
-    return ids[:start], without_special(tokenizer, found), ids[stop:]
+    accounted = account(tokenizer, as_unknown(tokenizer, ids[start:stop]), text, own_spans)
+    return ids[:start], without_special(tokenizer, accounted), ids[stop:]
 
 
 def without_special(tokenizer: Any, own: Own) -> Own:
-    """A text's own tokens, special ones among them spelled out where they cover what they are written as."""
+    """Replace special tokens by the tokens that spell them, if they cover exactly their own text."""
     ids, pieces = own.ids.tolist(), list(own.pieces)
     for place, spelling in reversed(spelled_out(tokenizer, ids)):
         parts = spell(tokenizer, spelling)
@@ -175,7 +179,7 @@ def without_special(tokenizer: Any, own: Own) -> Own:
 
 
 def text_ids(tokenizer: Any, text: str, *, parse_special: bool = False) -> Ints:
-    """The ids (N,) of a text alone, without special tokens put in; `parse_special` as of `tokenize`."""
+    """Return the ids (N,) of a text without added special tokens; `parse_special` is that of `tokenize`."""
     reading = reading_of(special_strings(tokenizer, text), parse_special)
     pieces = in_pieces(tokenizer, text, reading)
     parts = (call(tokenizer, piece, add_special_tokens=False, verbose=False, **reading) for piece in pieces)
@@ -186,18 +190,18 @@ def text_ids(tokenizer: Any, text: str, *, parse_special: bool = False) -> Ints:
 
 
 def account(tokenizer: Any, numbers: list[int], text: str, find_spans: Callable[[], Ints] | None = None) -> Own:
-    """What each of a text's own tokens covers; `find_spans`, if known, gives the characters of each, (N, 2)."""
+    """Account for the bytes of a text's own tokens; `find_spans`, if any, returns the characters of each, (N, 2)."""
     data, spelled, ids = text.encode(), spell(tokenizer, numbers), np.array(numbers, np.int64)
-    found = b"".join(spelled)
-    if found == data:
+    joined = b"".join(spelled)
+    if joined == data:
         return Own(ids, spelled, spells=True)
-    if found == b" " + data and spelled[0].startswith(b" "):  # the space a tokenizer puts before a text
+    if joined == b" " + data and spelled[0].startswith(b" "):  # the space a tokenizer puts before a text
         return Own(ids, [spelled[0][1:], *spelled[1:]], spells=True)
     if not numbers:
         return Own(ids, [], "the tokenizer makes no token of this text")
     if find_spans is None:
         return Own(ids, spelled, "the tokens do not spell the text, and this tokenizer gives no offsets")
-    spans = find_spans()  # only here: they take long
+    spans = find_spans()  # only here, because it is slow
     normalised = normaliser_drift(tokenizer, numbers, spans, text)
     lost = "" if normalised else unknown(tokenizer, ids, spans, text) or passed_over(tokenizer, spelled, spans, text)
     if not (normalised or lost):
@@ -212,7 +216,7 @@ def account(tokenizer: Any, numbers: list[int], text: str, find_spans: Callable[
 
 
 def parted(tokenizer: Any, text: str, n_prompt_chars: int, own: Own, reading: Mapping[str, bool]) -> tuple[Own, int]:
-    """A text's tokens and how many of them are its prompt's: as they are if one ends where it does, else apart."""
+    """Return a text's tokens and how many belong to its prompt. If a token spans its end, tokenize both separately."""
     prompt, completion = text[:n_prompt_chars], text[n_prompt_chars:]
     n_prompt = tokens_of(own, prompt)
     if n_prompt is not None:
@@ -225,7 +229,7 @@ def parted(tokenizer: Any, text: str, n_prompt_chars: int, own: Own, reading: Ma
 
 
 def tokens_of(own: Own, prompt: str) -> int | None:
-    """How many tokens make up the prompt that a text begins with; None where none ends where it does."""
+    """Count the tokens of the prompt that a text begins with; None if no token ends where the prompt does."""
     if own.drift is None:
         n_bytes = sizes(own.pieces)
         stops, seam = np.cumsum(n_bytes), len(prompt.encode())
@@ -240,19 +244,19 @@ def tokens_of(own: Own, prompt: str) -> int | None:
 
 
 def aligned(spelled: list[bytes], spans: Ints, data: bytes) -> list[bytes]:
-    """The bytes of each token where together they do not spell the text, for spaces are gone or were put in.
+    """Return the bytes of each token if the tokenizer dropped or added spaces, so that they do not spell the text.
 
-    A token covers what it spells if the text goes on like that, be it without the space put before a text; else what
-    there is up to the end of its span. What is left over at the end goes with the last.
+    A token covers what it spells if the text continues like that, with or without a space that the tokenizer added.
+    Otherwise it covers the text up to the end of its span. The last token covers what is left.
     """
-    edges = np.append(np.flatnonzero(begins_character(data)), len(data))  # of characters, in bytes
+    edges = np.append(np.flatnonzero(begins_character(data)), len(data))  # byte offsets of characters
     starts, stops = edges[spans].T.tolist()
     pieces, at = [], 0
     for spelling, start, stop, next_start in zip(spelled, starts, stops, [*starts[1:], len(data)], strict=True):
         begin, goes_on = at, data.startswith(spelling, at)
         bare = spelling.removeprefix(b" ")
         if spelling == b" " and next_start < stop and (start == at or not goes_on):
-            pass  # put in: the next token stands for the same character
+            pass  # an added space: the next token stands for the same character
         elif goes_on:
             at += len(spelling)
         elif bare and bare != spelling and data.startswith(bare, at):
@@ -265,16 +269,16 @@ def aligned(spelled: list[bytes], spans: Ints, data: bytes) -> list[bytes]:
 
 
 def normaliser_drift(tokenizer: Any, ids: list[int], spans: Ints, text: str) -> str | None:
-    """What the tokenizer's normaliser does to the text, or None when it leaves it as it is."""
+    """Say what the tokenizer's normalizer changes first in the text; None if it changes nothing."""
     normaliser = tokenizer.backend_tokenizer.normalizer
     if normaliser is None:
         return None
-    # Added tokens are found before anything is normalised. An unknown token has an id of that kind, and is not one.
+    # Added tokens are found before the text is normalized. The unknown token may have the id of one, so compare texts.
     added = spelling_of(tokenizer).apart
     likely = np.isin(ids, list(added))
     places = zip(np.array(ids)[likely].tolist(), spans[likely].tolist(), strict=True)
-    found = [place for id_, place in places if text[slice(*place)].strip() == added[id_]]
-    starts, stops = [start for start, _ in found], [stop for _, stop in found]
+    kept = [place for id_, place in places if text[slice(*place)].strip() == added[id_]]
+    starts, stops = [start for start, _ in kept], [stop for _, stop in kept]
     for start, stop in zip([0, *stops], [*starts, len(text)], strict=True):
         at = first_change(text[start:stop], normaliser.normalize_str(text[start:stop]))
         if at is not None:
@@ -285,15 +289,15 @@ def normaliser_drift(tokenizer: Any, ids: list[int], spans: Ints, text: str) -> 
 
 
 def unknown(tokenizer: Any, ids: Ints, spans: Ints, text: str) -> str:
-    """The first stretch of a text, of at most 12 characters, that an unknown token stands for; empty without one."""
-    found = (text[slice(*span)] for span in spans[ids == tokenizer.unk_token_id].tolist())
-    return next((part[:12] for part in found if part not in ("", tokenizer.unk_token)), "")
+    """Return the start, at most 12 characters, of the first text read as an unknown token; empty if there is none."""
+    parts = (text[slice(*span)] for span in spans[ids == tokenizer.unk_token_id].tolist())
+    return next((part[:12] for part in parts if part not in ("", tokenizer.unk_token)), "")
 
 
 def passed_over(tokenizer: Any, spelled: list[bytes], spans: Ints, text: str) -> str:
-    """The first character that the tokenizer throws away, be it for lack of a token; empty where there is none.
+    """Return the first character that the tokenizer drops; empty if there is none.
 
-    A single space between others is none: what joins the tokens again puts it there.
+    A single space between tokens does not count, because decoding restores it.
     """
     if drops(tokenizer):
         return first_lost(text, b"".join(spelled).decode(errors="surrogateescape"))
@@ -303,7 +307,7 @@ def passed_over(tokenizer: Any, spelled: list[bytes], spans: Ints, text: str) ->
 
 
 def drops(tokenizer: Any) -> bool:
-    """Whether a tokenizer drops what it lacks, and shifts the spans of all that follows; its tokens are as spelled."""
+    """Whether a tokenizer drops characters without a token, which shifts the spans of all tokens that follow."""
     from tokenizers.models import BPE
 
     model = tokenizer.backend_tokenizer.model
@@ -312,7 +316,7 @@ def drops(tokenizer: Any) -> bool:
 
 
 def first_lost(text: str, spelled: str) -> str:
-    """The first character of a text that is not in its spelling, single spaces left aside; empty where all are.
+    """Return the first character of a text that its spelling lacks, single spaces aside; empty if it lacks none.
 
     >>> first_lost("a cat", "acat"), first_lost("a\\r\\ncat", "a\\ncat"), first_lost("a  cat", " acat")
     ('', '\\r', ' ')
@@ -321,7 +325,7 @@ def first_lost(text: str, spelled: str) -> str:
     at, left_out = 0, False
     for character in text:
         if character != " " and spelled[at : at + 1] == " ":
-            at += 1  # put in
+            at += 1  # an added space
         if spelled[at : at + 1] == character:
             at, left_out = at + 1, False
         elif character == " " and not left_out:
@@ -332,7 +336,7 @@ def first_lost(text: str, spelled: str) -> str:
 
 
 def first_change(text: str, changed: str) -> int | None:
-    """Where a text was first changed; None if only spaces became `▁` and one was put before it.
+    """Return where a text was first changed; None if only spaces became `▁` and one was put before it.
 
     >>> first_change("a b", "▁a▁b"), first_change("a Ⅵ", "▁a▁VI")
     (None, 2)
@@ -344,5 +348,5 @@ def first_change(text: str, changed: str) -> int | None:
 
 
 def n_common(a: str, b: str) -> int:
-    """How many characters at their start two texts share."""
+    """Return the length of the common prefix of two texts."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

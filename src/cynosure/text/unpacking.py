@@ -1,4 +1,4 @@
-"""Files opened: unpacked by the ending of their name, and UTF-16 and UTF-32 turned into UTF-8 by their BOM."""
+"""Open files: decompress them by the ending of their name, and decode UTF-16 and UTF-32 by their BOM."""
 
 import bz2
 import codecs
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 PACKED = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "Zstandard"}
-BOMS = (  # UTF-32 first: its little-endian BOM begins with that of UTF-16
+BOMS = (  # UTF-32 first, because its little-endian BOM begins with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
 )  # fmt: skip
@@ -29,7 +29,7 @@ codecs.register_error(LONE, lambda error: ("\udfff", error.end))  # type: ignore
 
 
 def endings(name: str) -> tuple[str, str]:
-    """The format and the compression that the ending of a name tells, in lower case.
+    """Return the extensions of a name that tell its format and its compression, in lower case.
 
     >>> endings("a.JSONL.gz"), endings("a.txt"), endings("xz")
     (('.jsonl', '.gz'), ('.txt', ''), ('', ''))
@@ -39,7 +39,7 @@ def endings(name: str) -> tuple[str, str]:
 
 
 def unpacked(name: str) -> Any:
-    """The bytes of a file, without its compression."""
+    """Open a file for reading its decompressed bytes."""
     packing = endings(name)[1]
     if packing == ".zst":
         import pyarrow
@@ -51,21 +51,21 @@ def unpacked(name: str) -> Any:
 
 @contextmanager
 def opened(name: str) -> Iterator[IO[bytes]]:
-    """The bytes of a file, unpacked. ValueError where the compressed data is damaged or cut short."""
+    """Open a file for reading its decompressed bytes. Raise ValueError if compressed data is damaged or truncated."""
     packing = endings(name)[1]
     try:
         with unpacked(name) as file:
             yield file
     except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
-        if not packing or getattr(error, "errno", None) is not None:  # the disk's own
+        if not packing or getattr(error, "errno", None) is not None:  # an error of the file system
             raise
-        raise ValueError(f"{name} is not a whole {PACKED[packing]} file: {error}") from error
+        raise ValueError(f"{name} is not a complete {PACKED[packing]} file: {error}") from error
 
 
 def utf8_pieces(file: Any, name: str, whole_lines: bool = True) -> Iterator[bytes]:
-    """The lines of a file in UTF-8, each with its end, or pieces of some size; only a line feed ends a line.
+    """Read a file as UTF-8, in whole lines or in pieces of a fixed size. Only a line feed ends a line.
 
-    ValueError for a file that begins with the BOM of UTF-16 or UTF-32 and breaks its rules.
+    Raises ValueError if a file begins with the BOM of UTF-16 or UTF-32 but is not valid.
     """
     start = file.peek(4)[:4]
     encoding = next((encoding for bom, encoding in BOMS if start.startswith(bom)), None)
@@ -78,20 +78,22 @@ def utf8_pieces(file: Any, name: str, whole_lines: bool = True) -> Iterator[byte
         for piece in wrapper if whole_lines else iter(lambda: wrapper.read(PIECE), ""):
             yield piece.encode()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{name} is not {encoding.upper()}, which its byte order mark says: {error.reason}") from error
+        raise ValueError(
+            f"{name} is not {encoding.upper()}, although its byte order mark says so: {error.reason}"
+        ) from error
     finally:
-        wrapper.detach()  # the file is closed by whoever opened it
+        wrapper.detach()  # the caller closes the file
 
 
 class NotUTF8(ValueError):
-    """Text that is not UTF-8, where that is not to be replaced."""
+    """The text is not UTF-8, and is not to be replaced."""
 
     def __init__(self, name: str, what: str) -> None:
         super().__init__(f"{name} is not UTF-8: {what}; `errors='replace'` reads it with U+FFFD instead")
 
 
 def decode(data: bytes, name: str, strict: bool, first_byte: int = 0) -> tuple[str, int]:
-    """A text and how many U+FFFD were put in."""
+    """Decode UTF-8; return the text and the number of U+FFFD put in."""
     try:
         return data.decode(), 0
     except UnicodeDecodeError as error:
@@ -102,9 +104,10 @@ def decode(data: bytes, name: str, strict: bool, first_byte: int = 0) -> tuple[s
 
 
 def decoded(file: Any, name: str, strict: bool, whole_lines: bool = True) -> Iterator[str]:
-    """The lines of a table, or pieces of some size, without a BOM; what is not UTF-8 as lone surrogates.
+    """Decode a table line by line, or in pieces, without its BOM.
 
-    Each of these stands for what would be one U+FFFD. Offsets in errors are those of what was unpacked.
+    If not `strict`, what is not UTF-8 becomes lone surrogates, one for each U+FFFD that would replace it. Offsets in
+    errors count decompressed bytes.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("strict" if strict else LONE)
     offset, first = 0, True

@@ -1,4 +1,4 @@
-"""Scoring windows: which tokens the model sees together, and which of them it is scored on, under every protocol."""
+"""Cut texts into scoring windows: which tokens the model sees, and which it is scored on, under each protocol."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -7,7 +7,7 @@ SEPARATOR = "\n\n"  # between documents where a protocol joins them
 
 
 class DoesNotApply(ValueError):
-    """A protocol that says nothing of these texts or this model, though others may."""
+    """The protocol does not apply to these texts or this model, though others may."""
 
 
 class Window(NamedTuple):
@@ -30,28 +30,28 @@ Cut = Callable[..., Iterator[Window]]
 
 
 class Protocol(NamedTuple):
-    """How a text becomes windows. `cut(n_tokens, window, stride)` gives them in the order of what they score."""
+    """How a text x becomes windows."""
 
     name: str
-    peer: str  # where the same number comes from
-    differs: str  # one sentence for a reader who compares
-    cut: Cut
+    peer: str  # the tool that prints the same number
+    differs: str  # from the other protocols, in one sentence
+    cut: Cut  # cut(n_tokens, window, stride) yields the windows in the order of the tokens they score
     window: int  # default
-    led: bool = False  # x is a document's tokens led by BOS, else EOS; else x is what the tokenizer's own call gives
-    joined: bool = False  # the documents are one text
-    overwrites: bool = False  # a BOS that the tokenizer adds takes the place of each window's first token
-    parses: bool = False  # strings that are special tokens are read as those where nobody says
-    unscored: str = "first of window"  # why what stands before a window's scored tokens is left out
-    least: int = 1  # windows
-    alone: bool = False  # takes one document
-    strides: bool = False
+    led: bool = False  # x is BOS (else EOS) and a document's tokens; if False, x is what the tokenizer itself returns
+    joined: bool = False  # the documents are joined into one text
+    overwrites: bool = False  # a BOS that the tokenizer adds replaces the first token of each window
+    parses: bool = False  # by default, strings that are special tokens are read as those tokens
+    unscored: str = "first of window"  # why the tokens before a window's scored ones are left out
+    least: int = 1  # minimum number of windows
+    alone: bool = False  # takes only one document
+    strides: bool = False  # has a stride
 
 
 def led_windows(n_positions: int, window: int, stride: int, first: int = 1) -> Iterator[Window]:
-    """Cut x, of `n_positions` tokens of which those before `first` are given, into windows of at most `window`.
+    """Cut x, which has `n_positions` tokens, into windows of at most `window` tokens.
 
-    The first window scores all it can; each later one scores the next `stride` tokens, with at least
-    window - stride + 1 tokens before each of them. Every token from x[first] on is scored exactly once.
+    The tokens before x[first] are given; every other token is scored exactly once. The first window scores as many as
+    it can. Each later one scores the next `stride` tokens, with at least window - stride + 1 tokens before each.
 
     >>> list(led_windows(8, 4, 2))
     [Window(see_start=0, see_stop=4, score_start=1), Window(see_start=2, see_stop=6, score_start=5), \
@@ -70,7 +70,7 @@ Window(see_start=3, see_stop=7, score_start=7)]
 
 
 def strided_windows(n_tokens: int, window: int, stride: int) -> Iterator[Window]:
-    """Windows begin every `stride` tokens; what an earlier one has scored is context, and its first is no target.
+    """Begin a window every `stride` tokens; it scores what no earlier window has scored, except its first token.
 
     >>> list(strided_windows(6, 4, 2))
     [Window(see_start=0, see_stop=3, score_start=1), Window(see_start=2, see_stop=5, score_start=4)]
@@ -78,16 +78,16 @@ def strided_windows(n_tokens: int, window: int, stride: int) -> Iterator[Window]
     done = 0
     for begin in range(0, n_tokens, stride):
         end = min(begin + window, n_tokens)
-        found = Window(begin, end - 1, max(done, begin + 1))
-        if found.n_scored > 0:
-            yield found
+        cut = Window(begin, end - 1, max(done, begin + 1))
+        if cut.n_scored > 0:
+            yield cut
         done = end
         if end == n_tokens:
             return
 
 
 def half_windows(n_tokens: int, window: int, stride: int) -> Iterator[Window]:
-    """Disjoint windows, of each the second half scored but its first token; the tail is dropped.
+    """Cut disjoint windows and score the second half of each, except its first token; drop the tail.
 
     >>> list(half_windows(9, 4, 4))
     [Window(see_start=0, see_stop=3, score_start=3), Window(see_start=4, see_stop=7, score_start=7)]
@@ -97,7 +97,7 @@ def half_windows(n_tokens: int, window: int, stride: int) -> Iterator[Window]:
 
 
 def block_windows(n_tokens: int, window: int, stride: int) -> Iterator[Window]:
-    """Disjoint windows, all but the first token of each scored; the tail is dropped.
+    """Cut disjoint windows and score all of each except its first token; drop the tail.
 
     >>> list(block_windows(9, 4, 4))
     [Window(see_start=0, see_stop=3, score_start=1), Window(see_start=4, see_stop=7, score_start=5)]
@@ -174,17 +174,17 @@ PROTOCOLS = {
 
 
 def check_protocol(protocol: str, window: int, stride: int | None) -> int:
-    """The stride of a protocol for windows of `window` positions; ValueError for what makes no sense."""
+    """Return the stride of a protocol. Raise ValueError if the window or the stride does not fit it."""
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}: expected one of {', '.join(PROTOCOLS)}")
     least = 1 if PROTOCOLS[protocol].led else 2
     if protocol == "llama-cpp":
-        least = 3  # of two positions the second half holds no scored one
+        least = 3  # the second half of two positions has none to score
     if window < least:
         raise ValueError(f"window must be at least {least} for {protocol}, got {window}")
     if not PROTOCOLS[protocol].strides:
         if stride not in (None, window):
-            raise ValueError(f"{protocol} has no stride but its window, {window}: leave it out, or use sliding")
+            raise ValueError(f"the stride of {protocol} is always its window, {window}: leave it out, or use sliding")
         return window
     if stride is None:
         return max(1, window // 2)

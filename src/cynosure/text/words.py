@@ -1,4 +1,4 @@
-"""One text for commands that take words as well as the name of what holds a text."""
+"""Read one text for commands that take either words or the name of a file."""
 
 import glob
 import logging
@@ -11,12 +11,21 @@ log = logging.getLogger("cynosure")
 
 
 def one_text(given: str) -> str:
-    """The words themselves, or the first document of the file, folder, glob, pipe or standard input of that name.
+    """Return the words as given, or the first document of the file, folder, glob, pipe or standard input so named.
 
-    FileNotFoundError for what looks like a file and is not there: its name would be read as words.
+    Args:
+        given: words, or a name.
 
-    >>> one_text("The capital of France is")
-    'The capital of France is'
+    Returns:
+        The text.
+
+    Raises:
+        FileNotFoundError: `given` looks like a file name, but there is no such file.
+        ValueError: the file has no document.
+
+    Example:
+        >>> one_text("The capital of France is")
+        'The capital of France is'
     """
     there = given == "-" or (given.strip() and path_kind(Path(given).expanduser()) is not None)
     globbed = looks_like_file(given) and glob.has_magic(given)
@@ -29,9 +38,9 @@ def one_text(given: str) -> str:
     documents = read_documents(find_sources([given], datasets=False))
     first = next(documents, None)
     if first is None:
-        raise ValueError(f"there is no document in {given!r}: give a file with a text")
+        raise ValueError(f"no document in {given!r}: give a file with a text")
     if first.name != given and given != "-":
-        log.info("of %s the first document is read, %s", given, first.name)
+        log.info("only the first document of %s is read, %s", given, first.name)
     elif there and not looks_like_file(given) and given != "-":
-        log.info("%s is a file here and is read; pipe it in to give it as words", given)
+        log.info("%s is read, because it is a file here; pipe it in to give it as words", given)
     return first.text

@@ -1,4 +1,4 @@
-"""Texts to train on and texts to measure on: documents held out, and no copy of one on the other side."""
+"""Split documents into a training and a validation set that share no copies."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -12,12 +12,13 @@ from cynosure.text.messages import Message, exchanges, plain_text
 
 
 class Division:
-    """Documents divided by whole documents: of those that differ a share is held out, evenly spread, with all copies.
+    """Documents split into a training and a validation set, document by document.
 
-    Two documents are copies where they differ in white space and letter case alone. Where there are fewer documents
-    than `1 / share`, the end of each that differs is held out instead, from a line's beginning on, and copies are on
-    neither side. `documents` are gone through once here and once for each side that is asked for, and must be the same
-    each time.
+    A share of the distinct documents is held out, evenly spread, together with all their copies. Two documents are
+    copies if they differ only in white space and letter case. With fewer than `1 / share` distinct documents, the end
+    of each is held out instead, from the beginning of a line. Copies are then left out of both sets.
+
+    `documents` is iterated once here and once for each set, and must yield the same documents every time.
 
     >>> texts = [Document(f"{n}", f"text {n}") for n in range(9)] + [Document("copy", "Text  4")]
     >>> division = Division(texts, share=0.2)
@@ -28,9 +29,15 @@ class Division:
     """
 
     def __init__(self, documents: Iterable[Document], share: float, apart: Iterable[Document] = ()) -> None:
-        """`apart` are held out besides: whatever is a copy of one of them is not trained on.
+        """Split the documents.
 
-        ValueError for a share that is not from 0 to 0.5.
+        Args:
+            documents: the documents to split.
+            share: the share of the distinct documents to hold out, from 0 to 0.5.
+            apart: more documents to hold out. Their copies in `documents` are not trained on.
+
+        Raises:
+            ValueError: `share` is not from 0 to 0.5.
         """
         if not 0 <= share <= 0.5:
             raise ValueError(f"the share held out must be from 0 to 0.5, got {share}")
@@ -44,11 +51,11 @@ class Division:
         self.by_tails = bool(share) and self.n_distinct * self.share < 1
 
     def held_out(self, group: int) -> bool:
-        """Evenly spread: of every tenth the tenth."""
+        """Whether a group of copies is held out: evenly spread, so that a share of 0.1 holds out every tenth."""
         return not self.by_tails and floor((group + 1) * self.share) > floor(group * self.share)
 
     def train(self) -> Iterator[Document]:
-        """What is trained on."""
+        """Yield the documents to train on."""
         if self.by_tails:
             yield from (cut(document, self.share).before for document in self.firsts())
             return
@@ -57,7 +64,7 @@ class Division:
                 yield document
 
     def valid(self) -> Iterator[Document]:
-        """What is held out, copies and all."""
+        """Yield the documents that are held out, copies included."""
         yield from self.apart
         if self.by_tails:
             tails = (cut(document, self.share).after for document in self.firsts())
@@ -68,7 +75,7 @@ class Division:
                 yield document
 
     def firsts(self) -> Iterator[Document]:
-        """Of documents that are copies of each other the first: cut, another would be cut elsewhere."""
+        """Yield the first of each group of copies: the others would be cut at other places."""
         n_seen = 0
         for group, document in zip(self.groups, self.documents, strict=True):
             if group == n_seen:
@@ -78,16 +85,17 @@ class Division:
 
     @property
     def notes(self) -> list[str]:
-        """What a user must know of it."""
-        found = []
+        """What a user must know about the split."""
+        notes = []
         if self.by_tails:
             few = counted(self.n_distinct, "document")
-            found.append(
-                f"too few to hold whole ones out: the last {float(self.share):.0%} of each of {few} is, from a line on"
+            notes.append(
+                f"too few documents to hold out whole ones: the last {float(self.share):.0%} of each of {few} is held "
+                "out, from the beginning of a line"
             )
         if n_barred := sum(group in self.left_out for group in self.groups):
-            found.append(f"{n_barred} of the texts to train on stand in `valid` as well and are not trained on")
-        return found
+            notes.append(f"{n_barred} of the texts to train on are also in `valid` and are not trained on")
+        return notes
 
 
 class Cut(NamedTuple):
@@ -96,9 +104,10 @@ class Cut(NamedTuple):
 
 
 def cut(document: Document, share: Fraction) -> Cut:
-    """A document in two, the second of about this share of its characters and begun at a line or at least a word.
+    """Cut a document in two, the second part about this share of its characters.
 
-    A prompt stays with the first, unless nothing else is left for it. A chat is cut where an exchange begins.
+    The second part begins at a line, or else at a word. A prompt stays whole in the first part. A chat is cut where
+    an exchange begins.
     """
     if document.messages is not None:
         return cut_chat(document, document.messages, share)
@@ -111,7 +120,7 @@ def cut(document: Document, share: Fraction) -> Cut:
 
 
 def cut_chat(document: Document, messages: list[Message], share: Fraction) -> Cut:
-    """A chat in two, as near to this share as exchanges allow; of a single one the second is empty."""
+    """Cut a chat in two, as near to this share as exchanges allow. With one exchange the second part is empty."""
     places = [*exchanges(messages)[1:], len(messages)]
     near = len(document.text) * (1 - share)
     at = min(places, key=lambda place: abs(len(plain_text(messages[:place])) - near))
@@ -120,5 +129,5 @@ def cut_chat(document: Document, messages: list[Message], share: Fraction) -> Cu
 
 
 def fingerprint(text: str) -> bytes:
-    """The same for copies of a text, whatever their white space and letter case."""
+    """Return a hash that ignores white space and letter case, so that copies of a text share it."""
     return hashlib.sha256(" ".join(text.casefold().split()).encode()).digest()

@@ -1,6 +1,6 @@
-"""Packing: tokenised documents laid end to end and cut into rows that are all full, each document apart in them.
+"""Pack tokenized documents end to end into full rows, in which documents do not see each other.
 
-N tokens in all, T of a row
+N: number of tokens of all documents; T: tokens of a row.
 """
 
 from functools import lru_cache
@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from cynosure.text import COUNTED, Document, prefix_token, text_ids, tokenize, turns_of
 
 Ints = NDArray[np.int64]
-IGNORED = -100  # a target that is not to be predicted
+IGNORED = -100  # the target of a token that is not predicted
 
 
 class Separators(NamedTuple):
-    """The tokens that open and end a document; where they are one, the end of one document opens the next."""
+    """The tokens that open and end a document. If they are the same, the end of one document opens the next."""
 
     opening: int | None
     ending: int | None
@@ -31,21 +31,21 @@ class Separators(NamedTuple):
         return self.opening is not None and self.opening == self.ending
 
     def around(self, ids: Ints) -> Ints:
-        """A document's tokens with what opens and ends it; its end where it opens the next is left to that."""
+        """Put the opening and ending tokens around a document. A shared token is put only before it."""
         before = [] if self.opening is None else [self.opening]
         after = [] if self.ending is None or self.shared else [self.ending]
         return np.concatenate([np.array(before, np.int64), ids, np.array(after, np.int64)])
 
 
 class Tokenised(NamedTuple):
-    """Documents end to end: ids (N,), where each begins and the last ends, and which tokens are to be predicted."""
+    """Documents end to end."""
 
-    ids: NDArray[np.int32]
-    edges: Ints  # (documents + 1,)
-    predicted: NDArray[np.bool_]  # (N,)
-    prompted: NDArray[np.bool_]  # (documents,): what is predicted needs what stands before it in the document
+    ids: NDArray[np.int32]  # (N,)
+    edges: Ints  # (documents + 1,): where each document begins, and the last one ends
+    predicted: NDArray[np.bool_]  # (N,): whether to predict the token
+    prompted: NDArray[np.bool_]  # (documents,): the predicted tokens depend on a prompt
     separators: Separators
-    chats: NDArray[np.bool_]  # (documents,): which their template opens and ends, and no separator
+    chats: NDArray[np.bool_]  # (documents,): opened and ended by a chat template instead of the separators
 
     @property
     def n_documents(self) -> int:
@@ -55,10 +55,18 @@ class Tokenised(NamedTuple):
 def document_ids(
     tokenizer: Any, separators: Separators, text: str, n_prompt_chars: int = 0, *, parse_special: bool = False
 ) -> tuple[Ints, NDArray[np.bool_]]:
-    """The tokens of a document in a row, (n,), and which of them are to be predicted, (n,); a prompt's are not.
+    """Tokenize a document for packing.
 
-    Where the opening token is the ending one too, it is predicted: as the end of the document before. `parse_special`
-    as of `tokenize`.
+    Args:
+        tokenizer: a transformers tokenizer.
+        separators: the tokens that open and end a document.
+        text: the document.
+        n_prompt_chars: length of its prompt, whose tokens are not predicted.
+        parse_special: as in `tokenize`.
+
+    Returns:
+        The n token ids with separators, (n,), and whether to predict each, (n,). An opening token that is also the
+        ending one is predicted, as the end of the document before.
     """
     n_opening, n_prompt = int(separators.opening is not None), 0
     if n_prompt_chars:
@@ -75,73 +83,73 @@ def document_ids(
 def chat_ids(
     tokenizer: Any, document: Document, chat: str, *, parse_special: bool = False
 ) -> tuple[Ints, NDArray[np.bool_]]:
-    """The same of a chat as its template writes it: what the turns that count say, and what ends them, is predicted.
+    """Tokenize a chat for packing: predicted are the turns that count, and the tokens that end them.
 
-    `chat` as of `turns`. Raises ValueError as that does, naming the document.
+    Arguments and errors are those of `turns`; errors name the document. The return value is as in `document_ids`.
     """
-    found = turns_of(tokenizer, document, chat, parse_special=parse_special)
-    predicted = (found.kinds == COUNTED) | found.ends
+    turns = turns_of(tokenizer, document, chat, parse_special=parse_special)
+    predicted = (turns.kinds == COUNTED) | turns.ends
     predicted[:1] = False
-    return found.tokens.ids, predicted
+    return turns.tokens.ids, predicted
 
 
 class PackedRow(NamedTuple):
-    """A row of T tokens: what is seen, what is to be predicted from each, and where each stands in its document."""
+    """A row of T tokens; each field is (T,)."""
 
     input_ids: Ints
-    targets: Ints  # IGNORED where nothing is
-    position_ids: Ints  # from 0 where a document, the row or its padding begins: what lies before is never seen
+    targets: Ints  # the token to predict from each; IGNORED for none
+    position_ids: Ints  # restart at 0 with each document, row and padding: a token sees nothing before its 0
 
 
 class Packing(NamedTuple):
-    """How documents are put into rows, and what that costs: of one epoch."""
+    """How one epoch of documents is put into rows, and what that costs."""
 
     strategy: str  # "stream": cut anywhere; "whole": a document that fits a row stays whole
-    epoch_tokens: int  # of its rows, padding included
-    fill: float  # share of them that is no padding
+    epoch_tokens: int  # in the rows, padding included
+    fill: float  # share of these tokens that is not padding
     cut_prompts: int = 0  # documents longer than a row that lost the beginning of their prompt
-    cut_completions: int = 0  # whose completion alone is longer than a row, and lost its end
-    split: int = 0  # without a prompt, that were cut into several rows
-    dropped: int = 0  # left out
+    cut_completions: int = 0  # documents whose completion alone is longer than a row, and lost its end
+    split: int = 0  # documents without a prompt that were cut into several rows
+    dropped: int = 0  # documents left out
 
 
 class Layout(NamedTuple):
-    """An epoch: the documents in their order, where each begins in the stream, and its rows in their order."""
+    """The order of documents and rows in an epoch."""
 
     documents: Ints
-    edges: Ints
+    edges: Ints  # where each document begins in the stream of tokens, and the last one ends
     rows: Ints
 
 
 class Packed:
-    """The rows of a training, of any number of epochs, each a new order of the documents and of the rows.
+    """The rows of a training of any number of epochs. Each epoch has a new order of documents and of rows.
 
-    The documents of one epoch follow on those of the epoch before, so that every row is full; a row belongs to the
-    epoch in which it begins. Over an epoch every token is seen once and every token that is to be predicted is
-    predicted once. The order depends on the seed alone.
+    The documents of one epoch follow those of the epoch before, so that every row is full. A row belongs to the epoch
+    in which it begins. In an epoch every token is seen once, and every token to predict is predicted once. The order
+    depends only on the seed.
     """
 
     def __init__(self, texts: Tokenised, row_tokens: int, seed: int) -> None:
-        """ValueError where the texts do not fill a row."""
+        """Raise ValueError if the texts do not fill a row."""
         self.texts, self.row_tokens, self.seed = texts, row_tokens, seed
         self.n_tokens = int(texts.edges[-1])
         if self.n_tokens < row_tokens:
             raise ValueError(
-                f"the text to train on has {self.n_tokens:,} tokens, less than one row of {row_tokens:,}: "
+                f"the text to train on has {self.n_tokens:,} tokens, fewer than one row of {row_tokens:,}: "
                 "give more text, or shorter rows with `row_tokens`"
             )
         self.packing = Packing("stream", self.n_tokens, 1.0)
         self.layout = lru_cache(3)(self._layout)
 
     def n_padding(self, first: int, last: int) -> int:
-        """Tokens of padding in the rows from the first to before the last: every row is full."""
+        """Return the padding in the rows `first` to `last`, exclusive: none, since every row is full."""
         return 0
 
     def first_row(self, epoch: int) -> int:
         return -(-epoch * self.n_tokens // self.row_tokens)
 
     def epoch_of(self, number: int) -> int:
-        """The epoch of a row."""
+        """Return the epoch of a row."""
         return number * self.row_tokens // self.n_tokens
 
     def _layout(self, epoch: int) -> Layout:
@@ -152,7 +160,7 @@ class Packed:
         return Layout(documents, np.append(0, np.cumsum(lengths)), generator.permutation(rows))
 
     def __getitem__(self, number: int) -> PackedRow:
-        """The row that comes so many-th in training."""
+        """Return a row by its number in training."""
         epoch = self.epoch_of(number)
         place = int(self.layout(epoch).rows[number - self.first_row(epoch)])
         start = place * self.row_tokens - epoch * self.n_tokens
@@ -163,7 +171,7 @@ class Packed:
         return PackedRow(ids[:-1], targets, seen - np.maximum.accumulate(begins))
 
     def stream(self, epoch: int, start: int, length: int) -> tuple[Ints, Ints, NDArray[np.bool_]]:
-        """So many tokens from a place of an epoch on: ids, places in their documents, whether they are predicted."""
+        """Read `length` tokens from a place of an epoch: ids, places in their documents, whether to predict them."""
         ids, within, predicted = [], [], []
         while length:
             layout = self.layout(epoch)

@@ -1,25 +1,34 @@
-"""A vocabulary of its own for a text: byte-level BPE, in which every byte has a token."""
+"""Train a byte-level BPE vocabulary on texts."""
 
 from collections.abc import Iterable
 from typing import Any
 
 END = "<|endoftext|>"  # opens and ends every document
-LEAST = 257  # a token a byte, and the end of a document
-LEAST_PAIRS = 2  # a pair that is there once makes no token
+LEAST = 257  # one token per byte, and the end of a document
+LEAST_PAIRS = 2  # a pair that occurs once makes no token
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
-    """A transformers tokenizer of at most `vocab_size` tokens, made of the texts; fewer where no pair is left to join.
+    """Train a transformers tokenizer on texts. It splits text into words as GPT-2's does.
 
-    The pieces between which nothing is joined are GPT-2's. ValueError for fewer than 257 tokens.
+    Args:
+        texts: the texts.
+        vocab_size: maximum number of tokens, at least 257. It has fewer if no pair of tokens is left to merge.
 
-    >>> tokenizer = train_tokenizer(["the cat and the hat"] * 9, 264)
-    >>> tokenizer.tokenize("the hat"), len(tokenizer), tokenizer.bos_token
-    (['the', 'Ġ', 'hat'], 264, '<|endoftext|>')
+    Returns:
+        The tokenizer.
+
+    Raises:
+        ValueError: `vocab_size` is less than 257.
+
+    Example:
+        >>> tokenizer = train_tokenizer(["the cat and the hat"] * 9, 264)
+        >>> tokenizer.tokenize("the hat"), len(tokenizer), tokenizer.bos_token
+        (['the', 'Ġ', 'hat'], 264, '<|endoftext|>')
     """
     if vocab_size < LEAST:
         raise ValueError(
-            f"a byte-level vocabulary has at least {LEAST} tokens, one a byte and the end: got {vocab_size}"
+            f"a byte-level vocabulary has at least {LEAST} tokens, one per byte and the end: got {vocab_size}"
         )
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast

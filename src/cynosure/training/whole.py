@@ -1,6 +1,6 @@
-"""Packing that keeps documents whole: best-fit-decreasing, each row's rest filled with padding.
+"""Pack whole documents into rows by best-fit decreasing, and fill each row with padding.
 
-N tokens in all, T of a row
+N: number of tokens of all documents; T: tokens of a row.
 """
 
 from bisect import bisect_left, insort
@@ -23,11 +23,11 @@ class TooLong(ValueError):
 
 
 class Pieces(NamedTuple):
-    """What goes into rows without a cut: tokens `start` to `stop` of the N, behind the document's opening token."""
+    """Documents, or parts of them, that go into rows uncut: tokens `start` to `stop` of the N."""
 
     starts: Ints
     stops: Ints
-    openings: Ints  # the place of that token among the N; -1 where the piece begins with it, or has none
+    openings: Ints  # the place of an opening token to put before the piece; -1 if it begins with one or has none
 
     @property
     def lengths(self) -> Ints:
@@ -35,16 +35,18 @@ class Pieces(NamedTuple):
 
 
 class WholePacked:
-    """The rows of a training whose documents are cut only where they are longer than a row, of any number of epochs.
+    """The rows of a training, of any number of epochs, that cut a document only if it is longer than a row.
 
-    Every epoch has the same number of rows, in another order; documents of one length change places. The order
-    depends on the seed alone. A document longer than a row is cut, dropped, or an error: `overlong`. Cutting takes the
-    beginning of its prompt, but for the opening token. Where the predicted part alone is longer than a row, as much as
-    half a row of prompt stays before it and its end is lost. A document without a prompt is split into rows.
+    Every epoch has the same number of rows, in a new order, and documents of equal length swap places. The order
+    depends only on the seed.
+
+    `overlong` decides about a document longer than a row: `"cut"`, `"drop"` or `"error"`. Cutting removes the
+    beginning of its prompt but keeps the opening token. If the predicted part alone is longer than a row, up to half a
+    row of prompt is kept and the end is lost. A document without a prompt is split into several rows.
     """
 
     def __init__(self, texts: Tokenised, row_tokens: int, seed: int, overlong: str = "cut") -> None:
-        """TooLong for a document that `error` refuses; ValueError where nothing is left to train on."""
+        """Raise TooLong for a document that `overlong="error"` refuses, ValueError if nothing is left to train on."""
         self.texts, self.row_tokens, self.seed = texts, row_tokens, seed
         self.pieces, counts = pieces_of(texts, row_tokens, overlong)
         lengths = self.pieces.lengths
@@ -54,7 +56,7 @@ class WholePacked:
                 "give longer rows with `row_tokens`, or `overlong='cut'`"
             )
         row_of, self.n_rows = best_fit_decreasing(lengths, row_tokens)
-        self.slots = np.argsort(row_of, kind="stable")  # of the pieces by falling length, row after row
+        self.slots = np.argsort(row_of, kind="stable")  # row by row, indices into the pieces by descending length
         self.edges = np.searchsorted(row_of[self.slots], np.arange(self.n_rows + 1))
         self.filled = np.bincount(row_of, -np.sort(-lengths), self.n_rows).astype(np.int64)
         tokens = self.n_rows * row_tokens
@@ -65,24 +67,24 @@ class WholePacked:
         return epoch * self.n_rows
 
     def epoch_of(self, number: int) -> int:
-        """The epoch of a row."""
+        """Return the epoch of a row."""
         return number // self.n_rows
 
     def _layout(self, epoch: int) -> tuple[Ints, Ints]:
-        """Of an epoch: which piece takes each place by falling length, and its rows in their order."""
+        """Return an epoch's pieces by descending length, shuffled among equals, and the order of its rows."""
         generator = np.random.default_rng((self.seed, epoch))
         shuffled = generator.permutation(len(self.pieces.starts))
         placed = shuffled[np.argsort(-self.pieces.lengths[shuffled], kind="stable")]
         return placed, generator.permutation(self.n_rows)
 
     def n_padding(self, first: int, last: int) -> int:
-        """Tokens of padding in the rows from the first to before the last."""
+        """Return the number of padding tokens in the rows `first` to `last`, exclusive."""
         numbers = np.arange(first, last)
         rows = [self.layout(self.epoch_of(number))[1][number % self.n_rows] for number in numbers.tolist()]
         return int((self.row_tokens - self.filled[rows]).sum())
 
     def __getitem__(self, number: int) -> PackedRow:
-        """The row that comes so many-th in training."""
+        """Return a row by its number in training."""
         placed, rows = self.layout(self.epoch_of(number))
         row = int(rows[number % self.n_rows])
         parts = [self.piece(int(i)) for i in placed[self.slots[self.edges[row] : self.edges[row + 1]]]]
@@ -93,7 +95,7 @@ class WholePacked:
         return PackedRow(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
     def piece(self, number: int) -> PackedRow:
-        """A piece as a part of a row."""
+        """Return a piece as a part of a row."""
         start, stop, opening = (int(values[number]) for values in self.pieces)
         places = np.arange(start, stop)
         if opening >= 0:
@@ -102,7 +104,7 @@ class WholePacked:
         return PackedRow(self.ids(places), np.append(targets, self.target_after(stop)), np.arange(len(places)))
 
     def target_after(self, stop: int) -> int:
-        """What is predicted from the last token of a piece: the next of its document, or the end of the document."""
+        """Return the target of a piece's last token: the next token of its document, or the document's end."""
         edges, separators = self.texts.edges, self.texts.separators
         after = int(np.searchsorted(edges, stop))
         if edges[after] != stop:
@@ -115,12 +117,12 @@ class WholePacked:
         return np.asarray(self.texts.ids[places], np.int64)
 
     def targets(self, places: Ints) -> Ints:
-        """The tokens at these places that are to be predicted; IGNORED for the others."""
+        """Return the tokens at these places, or IGNORED for those that are not predicted."""
         return np.where(self.texts.predicted[places], self.ids(places), IGNORED)
 
 
 def pieces_of(texts: Tokenised, row_tokens: int, overlong: str) -> tuple[Pieces, dict[str, int]]:
-    """Documents as pieces that fit a row, and how many were cut how."""
+    """Divide documents into pieces that fit a row; also return how many were cut, and how."""
     starts, stops = texts.edges[:-1], texts.edges[1:]
     lengths = stops - starts
     long = np.flatnonzero(lengths > row_tokens)
@@ -146,7 +148,7 @@ def pieces_of(texts: Tokenised, row_tokens: int, overlong: str) -> tuple[Pieces,
 
 
 def split(starts: Ints, stops: Ints, row_tokens: int) -> Pieces:
-    """Documents as full rows and what is left of each."""
+    """Split documents into pieces of a full row each and a last one with the rest."""
     n_parts = -(-(stops - starts) // row_tokens)
     before = np.repeat(np.cumsum(n_parts) - n_parts, n_parts)
     begins = np.repeat(starts, n_parts) + (np.arange(len(before)) - before) * row_tokens
@@ -154,29 +156,29 @@ def split(starts: Ints, stops: Ints, row_tokens: int) -> Pieces:
 
 
 def cut_prompts(texts: Tokenised, documents: Ints, row_tokens: int) -> tuple[Pieces, int]:
-    """Documents with a prompt, each cut to one row; and how many lost the end of what is predicted."""
+    """Cut documents with a prompt to one row each; also return how many lost the end of their predicted part."""
     starts, stops = texts.edges[documents], texts.edges[documents + 1]
     opened = int(texts.separators.opening is not None)
     room = row_tokens - opened
     first = np.array([first_target(texts, *span) for span in zip(starts, stops, strict=True)], np.int64)
     begins = stops - room
-    loses_end = begins >= first  # so that not one token of the prompt would be left
+    loses_end = begins >= first  # no token of the prompt would be left
     half = np.maximum(starts + opened, first - row_tokens // 2)
     begins = np.where(loses_end, half, begins)
-    # What is left may still begin where the document does: then the opening token stands before it anyway.
+    # If the piece still begins where the document does, the opening token comes before it anyway.
     openings = np.where(texts.chats[documents], -1, starts) if opened else np.full(len(starts), -1)
     return Pieces(begins, np.minimum(begins + room, stops), openings), int(loses_end.sum())
 
 
 def first_target(texts: Tokenised, start: int, stop: int) -> int:
-    """The place among the N tokens of the first that is predicted within its document."""
+    """Return the place, among the N tokens, of the first predicted token of a document."""
     return start + 1 + int(np.argmax(texts.predicted[start + 1 : stop]))
 
 
 def row_for(lengths: Ints, sizes: Sequence[int]) -> int:
-    """Of these sizes of a row the one that cuts the fewest documents, then the fullest, then the shortest.
+    """Choose the row size that cuts the fewest documents, then the one with the least padding, then the shortest.
 
-    Up to 1% that are cut, and up to 5% of padding, are no difference.
+    Sizes that cut at most 1% of the documents count as equal, and so does padding of at most 5%.
 
     >>> row_for(np.array([100, 300, 600] * 40), [512, 1024, 2048])
     1024
@@ -192,18 +194,21 @@ def row_for(lengths: Ints, sizes: Sequence[int]) -> int:
 
 
 def best_fit_decreasing(lengths: Ints, room: int) -> tuple[NDArray[np.int64], int]:
-    """The row of each item, taken by falling length, (n,), and the number of rows; a row has room for so many tokens.
+    """Assign items to rows of `room` tokens by best-fit decreasing (Johnson 1973).
 
-    Each item goes into the row with the least room that holds it, a new one where none does (Johnson 1973). Items of
-    one length are placed together: as many as fit go into every row of one room. So the time is that of sorting.
+    Each item goes into the row with the least room that fits it, or into a new one. Items of equal length are placed
+    together, as many as fit into each row with the same room, so the time is that of sorting.
+
+    Returns:
+        The row of each item, the items sorted by descending length, (n,); and the number of rows.
 
     >>> rows, n_rows = best_fit_decreasing(np.array([3, 9, 5, 2, 1]), 10)
     >>> rows.tolist(), n_rows  # of 9, 5, 3, 2 and 1
     ([0, 1, 1, 1, 0], 2)
     """
     row_of = np.empty(len(lengths), np.int64)
-    rows_with: dict[int, list[int]] = {}  # so many tokens of room
-    rooms: list[int] = []  # the keys, in order
+    rows_with: dict[int, list[int]] = {}  # the rows, by how many tokens of room they have left
+    rooms: list[int] = []  # its keys, sorted
     n_rows = n_placed = 0
     sizes, counts = np.unique(lengths, return_counts=True)
     for size, n_left in zip(sizes[::-1].tolist(), counts[::-1].tolist(), strict=True):

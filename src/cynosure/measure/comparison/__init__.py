@@ -1,1 +1,1 @@
-"""Two runs, or two models, on the same texts."""
+"""Compare two runs, or two models, on the same texts."""

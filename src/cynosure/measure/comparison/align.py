@@ -1,4 +1,4 @@
-"""Two runs side by side: the text cut wherever a token ends in both, and the loss of each run between the cuts."""
+"""Align two runs: cut the text wherever a token ends in both, and sum the loss of each run between the cuts."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class StoredTables:
-    """The tables of a run on disk, read anew each time they are gone through, one in memory at a time."""
+    """The tables of a run on disk. Every iteration reads them again, one in memory at a time."""
 
     store: Store
 
@@ -33,15 +33,15 @@ class StoredTables:
 
 
 class Side(NamedTuple):
-    """What a comparison needs of a run: its documents, and its tokens as tables in the order of the text."""
+    """What a comparison needs from a run: its documents, and its tokens as tables in the order of the text."""
 
     setting: Setting
     facts: list[DocumentFacts]  # of every document, by its number
-    tables: Iterable[pa.Table]  # gone through more than once
+    tables: Iterable[pa.Table]  # iterated more than once
 
     @classmethod
     def of_run(cls, run: Scores | str | Path) -> "Side":
-        """Of scores whose tokens were kept, or of the folder of a run. Errors as of `open_run` and `Scores.shards`."""
+        """Read scores whose tokens were kept, or the folder of a run. Errors are those of `open_run` and `Scores`."""
         if isinstance(run, Scores):
             if run.store is None:
                 return cls.of_tables(run.setting, run.statistics.facts, list(run.shards()))
@@ -51,7 +51,7 @@ class Side(NamedTuple):
         try:
             setting = Setting.of_json(store.manifest["setting"])
         except (KeyError, TypeError) as error:
-            raise ValueError(f"{store.folder}: the manifest is of no run known here ({error})") from error
+            raise ValueError(f"{store.folder}: the manifest is not one of a run ({error}): give another run") from error
         facts = {fact.document: fact for shard, _ in store.read_all([]) for fact in shard.facts}
         return cls.of_tables(setting, facts, StoredTables(store))
 
@@ -60,24 +60,24 @@ class Side(NamedTuple):
         return cls(setting, [facts[key] for key in sorted(facts)], tables)
 
     def offsets(self) -> Ints:
-        """Where each document begins and the last one ends, in bytes of all documents one behind the other."""
+        """Return where each document begins and the last one ends, in bytes of all documents end to end."""
         return np.cumsum([0, *(fact.n_bytes for fact in self.facts)])
 
     def without_bytes(self, chosen: Sequence[bool]) -> "Side":
-        """The same, some of its documents without bytes."""
+        """Return the same run with the chosen documents marked as having no bytes."""
         return self._replace(
             facts=[fact._replace(n_bytes=0) if x else fact for fact, x in zip(self.facts, chosen, strict=True)]
         )
 
 
 class TokenRows(NamedTuple):
-    """Neighbouring tokens of a run, in the order of the text, (N,)."""
+    """N consecutive tokens of a run, in the order of the text; each field is (N,)."""
 
     pieces: pa.Array  # bytes
     document: Ints
     byte_start: Ints
     byte_end: Ints
-    nll: NDArray[np.floating[Any]]  # nats, NaN where it was not scored or does not carry its text
+    nll: NDArray[np.floating[Any]]  # nats; NaN if the token is not scored or does not carry its text
     token_id: Ints
     argmax: Ints
 
@@ -97,29 +97,29 @@ class TokenRows(NamedTuple):
         return TokenRows(*columns)
 
     def begins(self, offsets: Ints) -> Ints:
-        """Where each token counts as beginning, ascending, in bytes of all documents that begin at `offsets`.
+        """Return where each token begins, ascending, in bytes of all documents; documents begin at `offsets`.
 
-        A token without bytes at the end of a document belongs to the last byte of it.
+        A token without bytes at the end of a document belongs to its last byte.
         """
         last = offsets[self.document + 1] - offsets[self.document] - 1
         return offsets[self.document] + np.clip(self.byte_start, 0, np.maximum(last, 0))
 
     @property
     def scored(self) -> Bools:
-        found: Bools = ~np.isnan(self.nll)
-        return found
+        scored: Bools = ~np.isnan(self.nll)
+        return scored
 
     @property
     def right(self) -> Bools:
-        """Whether the likeliest token was the one that came; never where it was not scored."""
-        found: Bools = self.argmax == self.token_id
-        return found
+        """Whether the likeliest token was the right one; False for tokens that are not scored."""
+        right: Bools = self.argmax == self.token_id
+        return right
 
 
 class Choices(NamedTuple):
-    """Of two runs of the same tokens, how many of each segment's have the same likeliest one, and who was right."""
+    """The likeliest tokens of two runs of the same tokens: counts by segment, each (S,)."""
 
-    agreed: Ints
+    agreed: Ints  # both have the same likeliest token
     right_a: Ints
     right_b: Ints
     broken: Ints  # right in A, wrong in B
@@ -127,20 +127,20 @@ class Choices(NamedTuple):
 
 
 class Segments(NamedTuple):
-    """Stretches of text between neighbouring bytes where a token ends in both runs, (S,), in the order of the text.
+    """S stretches of text between places where a token ends in both runs, in the order of the text.
 
-    Each is whole tokens of both, all of them scored in both. A token without bytes belongs to the text behind it.
+    Each consists of whole tokens of both runs, all scored in both. A token without bytes belongs to the text after it.
     """
 
     document: Ints
     byte_start: Ints  # in the document
     byte_end: Ints
-    nats_a: Floats  # infinite where a token was impossible
+    nats_a: Floats  # infinite if a token was impossible
     nats_b: Floats
     tokens_a: Ints
     tokens_b: Ints
-    kind: Ints  # byte class of the first token of A
-    choices: Choices | None  # None where the tokens differ
+    kind: Ints  # byte class of A's first token
+    choices: Choices | None  # None if the tokens differ
 
     @property
     def n_bytes(self) -> Ints:
@@ -148,25 +148,24 @@ class Segments(NamedTuple):
 
 
 def align(a: Side, b: Side) -> Iterator[Segments]:
-    """Pair two `comparable` runs byte by byte, so that the tokenizers may differ; with equal ones a segment is a token.
+    """Align two `comparable` runs byte by byte, so that the tokenizers may differ. If not, a segment is a token.
 
-    The segments come in the order of the text, as many at a time as the tables of the runs hold, which are read one by
-    one. `choices` are of the tokens at hand: the runs have the same tokens where none is None. ValueError at the end
-    where no segment was scored in both.
+    The segments come in the order of the text, batch by batch, as the tables are read. The runs have the same tokens if
+    `choices` is None in no batch. Raises ValueError at the end if no segment is scored in both.
     """
-    offsets, n_found = a.offsets(), 0
+    offsets, n_segments = a.offsets(), 0
     for edges, of_a, of_b in stretches(a, b, offsets):
-        found = segments(edges, of_a, of_b, offsets)
-        n_found += len(found.document)
-        yield found
-    if not n_found:
+        part = segments(edges, of_a, of_b, offsets)
+        n_segments += len(part.document)
+        yield part
+    if not n_segments:
         raise ValueError("the runs have nothing in common: no stretch of text is scored in both")
 
 
 def comparable(a: Side, b: Side) -> tuple[Side, Side]:
-    """The two runs; a document of which one loses text, and it is not known which, without bytes: it is not compared.
+    """Check that two runs can be compared byte by byte; raise ValueError if not.
 
-    ValueError, in a sentence, where they cannot be compared byte by byte.
+    If a run loses unknown parts of a document, that document is returned without bytes, so that it is not compared.
     """
     if a.setting.protocol != b.setting.protocol:
         raise ValueError(
@@ -190,9 +189,9 @@ def comparable(a: Side, b: Side) -> tuple[Side, Side]:
 
 
 def stretches(a: Side, b: Side, offsets: Ints) -> Iterator[tuple[Ints, TokenRows, TokenRows]]:
-    """The tokens of both runs by stretches of text, each with the bytes where a token ends in both, first and last too.
+    """Yield the tokens of both runs stretch by stretch, with the places where a token ends in both, ends included.
 
-    A stretch ends where a token ends in both and all that begins before has been read.
+    A stretch ends where a token ends in both runs and all tokens that begin before it have been read.
     """
     readers, start = (Reader(a, offsets), Reader(b, offsets)), 0
     while min(reader.reached for reader in readers) < np.inf:
@@ -216,7 +215,7 @@ class Reader:
     def __init__(self, side: Side, offsets: Ints) -> None:
         self.tables, self.offsets = iter(side.tables), offsets
         self.rows: TokenRows | None = None
-        self.reached: float = 0  # tokens yet to be read begin there or later
+        self.reached: float = 0  # tokens not yet read begin here or later
 
     def read(self) -> None:
         """Read one more table."""
@@ -229,16 +228,16 @@ class Reader:
             self.rows = rows if self.rows is None else self.rows.then(rows)
 
     def edges(self, start: int, end: int) -> Ints:
-        """The bytes from `start`, which is one, to `end` before which a token or a document ends; ascending."""
+        """Return the places from `start` (included) to `end` where a token or a document ends, ascending."""
         inside = slice(np.searchsorted(self.offsets, start), np.searchsorted(self.offsets, end, side="right"))
         parts = [np.array([start]), self.offsets[inside]]
         if self.rows is not None:
             parts.append(self.offsets[self.rows.document] + self.rows.byte_end)
-        found = np.unique(np.concatenate(parts))
-        return found[(found >= start) & (found <= end)]
+        edges = np.unique(np.concatenate(parts))
+        return edges[(edges >= start) & (edges <= end)]
 
     def take(self, end: float) -> TokenRows:
-        """The tokens that begin before `end`; the others stay."""
+        """Remove and return the tokens that begin before `end`."""
         if self.rows is None:
             return TokenRows(pa.array([], pa.binary()), *np.zeros((6, 0), dtype=np.int64))
         n_rows = int(np.searchsorted(self.rows.begins(self.offsets), end))
@@ -247,7 +246,7 @@ class Reader:
 
 
 def segments(edges: Ints, a: TokenRows, b: TokenRows, offsets: Ints) -> Segments:
-    """The segments between the edges that are scored in both runs."""
+    """Return the segments between the edges that are scored in both runs."""
     part_a, part_b = UncountedSegments.of(a, offsets, edges), UncountedSegments.of(b, offsets, edges)
     counted = part_a.whole & part_b.whole
     start = edges[:-1][counted]
@@ -267,13 +266,13 @@ def segments(edges: Ints, a: TokenRows, b: TokenRows, offsets: Ints) -> Segments
 
 
 class UncountedSegments(NamedTuple):
-    """A run in segments (S,) yet to be counted: nats and number of the tokens scored, and whether these are all."""
+    """A run cut into S segments, before those that are not scored in both runs are left out."""
 
-    rows: Ints  # tokens that matter
-    segment: Ints  # of each of them
-    nats: Floats
-    tokens: Ints
-    whole: Bools
+    rows: Ints  # the tokens that matter
+    segment: Ints  # the segment of each of them
+    nats: Floats  # (S,)
+    tokens: Ints  # (S,), scored ones
+    whole: Bools  # (S,), all tokens are scored
 
     @classmethod
     def of(cls, side: TokenRows, offsets: Ints, edges: Ints) -> "UncountedSegments":
@@ -293,19 +292,19 @@ def same_tokens(a: TokenRows, b: TokenRows) -> bool:
 
 
 def choose(a: TokenRows, b: TokenRows, part: UncountedSegments) -> Choices:
-    """Counts over segments of tokens scored in both; they lie where `part`, of either run, has them."""
+    """Count tokens scored in both runs by segment; `part` of either run says which segment a token is in."""
     rows, segment, both = part.rows, part.segment, a.scored & b.scored
     facts = a.argmax == b.argmax, a.right, b.right, a.right & ~b.right, ~a.right & b.right
     return Choices(*(np.bincount(segment[(fact & both)[rows]], minlength=len(part.tokens)) for fact in facts))
 
 
 def kinds(side: TokenRows, part: UncountedSegments) -> Ints:
-    """The byte class of the first token of each segment; -1 where there is none."""
+    """Return the byte class of the first token of each segment; -1 if there is none."""
     encoded = pc.dictionary_encode(side.pieces)
     classes = np.array([byte_class(piece) for piece in encoded.dictionary.to_pylist()], dtype=np.int64)
     with_bytes = side.byte_end[part.rows] > side.byte_start[part.rows]
     rows, segment = part.rows[with_bytes], part.segment[with_bytes]
     first = np.flatnonzero(np.append(True, segment[1:] != segment[:-1]))[: len(segment)]
-    found = np.full(len(part.tokens), -1)
-    found[segment[first]] = classes[encoded.indices.to_numpy(zero_copy_only=False)[rows[first]]]
-    return found
+    kind = np.full(len(part.tokens), -1)
+    kind[segment[first]] = classes[encoded.indices.to_numpy(zero_copy_only=False)[rows[first]]]
+    return kind

@@ -1,4 +1,4 @@
-"""`compare`: two runs, or two models, on the same texts."""
+"""Compare two runs, or two models, on the same texts."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,26 +12,25 @@ from cynosure.measure.results.scores import Scores
 def compare(a: Any, b: Any, texts: Iterable[Any] | None = None, **options: Any) -> Comparison:
     """Compare two runs of the same texts, or two models on texts.
 
-    The tokenizers of runs may differ: losses are compared on bytes, between those where a token ends in both. B - A and
-    its p-value come from documents resampled where there are 30 or more, else from blocks of text inside them, the same
-    ones in both. Where the tokens are the same there are also nats per token, perplexity, top-1 accuracy and agreement.
-    Documents of which a tokenizer loses some text are left out.
+    The tokenizers of two runs may differ: losses are compared on bytes, between places where a token ends in both.
+    B - A and its p-value come from resampling: of documents if there are at least 30, else of blocks of text inside
+    them, the same ones in both runs. If the tokens are the same, nats per token, perplexity, top-1 accuracy and
+    agreement are compared too. Text that a tokenizer loses is left out.
 
     Args:
-        a: the baseline: scores whose tokens were kept, or the folder of a run. With `texts` a model.
-        b: what is compared with it.
-        texts: as of `score`. Both models score them in one pass; they must have one tokenizer. The comparison then has
-            their divergence too.
-        options: of `score`, with `texts` only.
+        a: the baseline: scores whose tokens were kept, or the folder of a run; with `texts`, a model.
+        b: the run or model to compare with it.
+        texts: texts as in `score`. Both models score them in one pass, so they must have the same tokenizer. The
+            comparison then includes their divergence.
+        options: options of `score`, only with `texts`.
 
     Returns:
         The comparison, which prints as a table.
 
     Raises:
-        ValueError: too much text is lost, the runs are not of the same texts under the same protocol, or nothing was
-            scored in both.
-        FileNotFoundError: there is no run.
-        TypeError: options without texts.
+        ValueError: too much text is lost, the runs differ in texts or protocol, or nothing was scored in both.
+        FileNotFoundError: there is no such run.
+        TypeError: options are given without texts.
 
     Example:
         >>> import cynosure
@@ -41,19 +40,19 @@ def compare(a: Any, b: Any, texts: Iterable[Any] | None = None, **options: Any) 
         (480, 0.0)
     """
     if texts is not None:
-        from cynosure.measure.comparison.diverge import diverge  # which needs torch
+        from cynosure.measure.comparison.diverge import diverge  # needs torch
 
         return diverge(a, b, texts, **options)
     if options:
-        raise TypeError(f"{', '.join(options)} is of models and texts: give texts, or leave it out")
+        raise TypeError(f"{', '.join(options)}: only for comparing models on texts; give texts, or leave it out")
     return compare_sides(side_of("A", a), side_of("B", b))
 
 
 def side_of(name: str, run: Any) -> Side:
-    """What is compared of a run. TypeError or FileNotFoundError for what is none, and may be a model."""
-    way_out = "models are compared on texts, which are to be given as well"
+    """Read a run. Raise TypeError or FileNotFoundError if it is not a run, since it may be a model."""
+    way_out = "to compare models, give texts as well"
     if not isinstance(run, Scores | str | Path):
-        raise TypeError(f"{name} is a {type(run).__name__} and no run: {way_out}")
+        raise TypeError(f"{name} is a {type(run).__name__}, not a run: {way_out}")
     try:
         return Side.of_run(run)
     except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Two runs compared: how much better one model guesses the same bytes, how sure that is, and where it comes from."""
+"""The comparison of two runs: how much better one model predicts the same bytes, how sure that is, and where."""
 
 import math
 from collections.abc import Iterator
@@ -23,34 +23,31 @@ UNKNOWN = Figure(None)
 
 
 class Change(NamedTuple):
-    """A figure of A and of B; B - A and (B - A) / A with their 95% intervals; the two-sided p-value of no difference.
+    """A metric of A and of B, and its change."""
 
-    None is what is not known: figures where a token was impossible, intervals where there is too little text.
-    """
-
-    a: float | None
+    a: float | None  # None if a token was impossible
     b: float | None
-    difference: Figure
-    relative: Figure
-    p: float | None
+    difference: Figure  # B - A with its 95% interval, which is None if there is too little text
+    relative: Figure  # (B - A) / A likewise
+    p: float | None  # two-sided p-value of no difference
 
     def to_json(self) -> dict[str, Any]:
         return self._asdict() | {"difference": self.difference._asdict(), "relative": self.relative._asdict()}
 
 
 class Resampling(NamedTuple):
-    """What the intervals are made of; `optimistic` is a sentence where they are likely too narrow."""
+    """What was resampled for the intervals, and how."""
 
     kind: Literal["documents", "blocks"]
     n_clusters: int
-    block_bytes: int | None  # of a block, None where documents are resampled
+    block_bytes: int | None  # None if documents are resampled
     seed: int
     n_resamples: int
-    optimistic: str | None
+    optimistic: str | None  # a sentence on why the intervals are likely too narrow; None if they are not
 
     @classmethod
     def of(cls, method: Method) -> "Resampling":
-        """The method whose base blocks are of 64 bytes."""
+        """Convert a method whose base blocks have 64 bytes."""
         if method.block_tokens is None:
             return cls(*method)
         n_bytes = method.block_tokens // BASE_TOKENS * CELL_BYTES
@@ -59,16 +56,16 @@ class Resampling(NamedTuple):
 
 
 class Agreement(NamedTuple):
-    """How often two models of the same tokens think the same one likeliest, as shares of the tokens."""
+    """How often two models have the same likeliest token, as shares of the tokens."""
 
     top1_agreement: float
-    flip_rate: float  # where being right changed, either way
+    flip_rate: float  # one is right and the other wrong
     right_to_wrong: float
     wrong_to_right: float
 
 
 class Divergence(NamedTuple):
-    """The Kullback-Leibler divergence of B's distributions from A's over the tokens scored, nats."""
+    """The Kullback-Leibler divergence KL(A || B) of the two models over the scored tokens, nats."""
 
     tokens: int
     mean: Figure
@@ -85,7 +82,7 @@ class Divergence(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """B compared with A, the baseline, on the bytes that both have scored. Prints as a table.
+    """The comparison of B with A, the baseline, on the bytes that both have scored. It prints as a table.
 
     Example:
         >>> import cynosure
@@ -97,19 +94,19 @@ class Comparison:
 
     a: Setting
     b: Setting
-    documents: int  # of which something is scored in both
+    documents: int  # with something scored in both
     n_bytes: int
     tokens_a: int
     tokens_b: int
     impossible_a: int  # segments of infinite loss
     impossible_b: int
-    changes: dict[str, Change]  # by metric; of tokens only where they are the same in both
+    changes: dict[str, Change]  # by metric; metrics of tokens only if the tokens are the same in both
     resampling: Resampling
     agreement: Agreement | None
     wins: dict[str, int]  # documents on which A or B has the lower loss, and ties
     by_document: list[dict[str, Any]]
     by_class: list[dict[str, Any]]
-    losses: list[dict[str, Any]]  # the segments on which B is worse than A by most
+    losses: list[dict[str, Any]]  # the segments on which B is worst compared with A
     gains: list[dict[str, Any]]
     notes: tuple[str, ...]
     divergence: Divergence | None = None
@@ -124,7 +121,7 @@ class Comparison:
         return wording.comparison_html(self)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything as plain values; what is not finite or not known is None."""
+        """Return everything as plain values; None for what is infinite or unknown."""
         return {
             "a": self.a.to_json(),
             "b": self.b.to_json(),
@@ -141,12 +138,12 @@ class Comparison:
 
 
 def compare_sides(a: Side, b: Side) -> Comparison:
-    """The comparison of two runs that have been read."""
+    """Compare two runs that have been read."""
     lost, n_bytes_given = list(lossy(a, b)), sum(fact.n_bytes for fact in a.facts)
     a, b = comparable(a, b)
     tally = Tally()
-    for found in align(a, b):
-        tally.add(found)
+    for part in align(a, b):
+        tally.add(part)
     method, clusters, documents, sums = Clusters.of(tally)
     _, n_bytes, nats_a, nats_b, *_ = sums
     shown = in_context(a, tally.losses.excerpts() + tally.gains.excerpts())
@@ -178,32 +175,32 @@ def compare_sides(a: Side, b: Side) -> Comparison:
 
 
 def lossy(a: Side, b: Side) -> Iterator[str]:
-    """What is said of text that is left out."""
+    """Yield notes on the text that is left out."""
     for name, side in (("A", a), ("B", b)):
         if (why := lost_text(side.facts)) is not None:
             yield f"text that {name} loses is left out: {why}"
 
 
 class Clusters(NamedTuple):
-    """Sums over each of what is resampled, (n_clusters,). Tokens are A's, right ones 0 where B's are others."""
+    """Sums over each cluster that is resampled, (n_clusters,)."""
 
     n_bytes: Floats
     nats_a: Floats
     nats_b: Floats
-    tokens: Floats
-    right_a: Floats
+    tokens: Floats  # of A
+    right_a: Floats  # 0 if the tokens of A and B differ
     right_b: Floats
 
     @classmethod
     def of(cls, tally: Tally) -> "tuple[Method, Clusters, Ints, Floats]":
-        """Documents where there are 30, else blocks inside them; also all documents (G,) and their sums (7, G)."""
+        """Choose what to resample; also return the numbers of all documents (G,) and their sums (7, G)."""
         keys, cells = tally.cells()
         numbers, documents = grouped(keys >> 32, list(cells))
         method, clusters = choose(documents.T, cells.T, keys >> 32)
         return method, cls(*clusters.T[1:]), numbers, documents
 
     def changes(self, method: Method, *, same: bool) -> dict[str, Change]:
-        """Every metric that these runs have; those of tokens where they are the `same`."""
+        """Compute the change of every metric; metrics of tokens only if those are the `same` in both."""
         bits_a, bits_b = self.nats_a / math.log(2), self.nats_b / math.log(2)
         per_byte = change(bits_a, bits_b, self.n_bytes, method)
         if not same:
@@ -214,7 +211,7 @@ class Clusters(NamedTuple):
 
 
 def change(a: Floats, b: Floats, x: Floats, method: Method) -> Change:
-    """Of the ratios sum(a) / sum(x) and sum(b) / sum(x) over clusters; without difference where one is infinite."""
+    """Compare the ratios sum(a) / sum(x) and sum(b) / sum(x) over clusters. An infinite one has no difference."""
     values = finite(a.sum() / x.sum()), finite(b.sum() / x.sum())
     if None in values:
         return Change(*values, UNKNOWN, UNKNOWN, None)
@@ -224,8 +221,10 @@ def change(a: Floats, b: Floats, x: Floats, method: Method) -> Change:
 
 
 def exponential_change(nats: Change) -> Change:
-    """The same change seen by perplexity. Its ratio is e to the difference of nats and has that interval; what is
-    absolute has none, for it depends on the perplexity itself.
+    """Express a change of nats as one of perplexity.
+
+    The ratio is e to the difference in nats, and so is its interval. The absolute difference has no interval, because
+    it depends on the perplexity itself.
     """
     (a, b), ratio = (exponential(Figure(x)).value for x in nats[:2]), exponential(nats.difference)
     absolute = None if a is None or b is None else b - a
@@ -240,7 +239,7 @@ def agreement(tally: Tally) -> Agreement | None:
 
 
 def row(n_bytes: float, nats_a: float, nats_b: float) -> dict[str, Any]:
-    """A part of the text as plain values: bits per byte of A and B, and what B adds to them and to the nats of A."""
+    """Return a part of the text as plain values: bits per byte of A and B, and the differences B - A."""
     per_byte = 1 / (n_bytes * math.log(2))
     return {
         "bytes": int(n_bytes),
@@ -252,14 +251,14 @@ def row(n_bytes: float, nats_a: float, nats_b: float) -> dict[str, Any]:
 
 
 def by_document(facts: list[DocumentFacts], n_bytes: Floats, nats_a: Floats, nats_b: Floats) -> list[dict[str, Any]]:
-    """One row a document, in their order; of very many those where the runs are furthest apart."""
+    """Return a row for each document, in order. With very many documents, only those with the largest difference."""
     order = np.argsort(-np.abs(difference(nats_a, nats_b)), kind="stable")[:MOST_DOCUMENTS]
     values = np.stack([n_bytes, nats_a, nats_b], axis=1).tolist()
     return [{"document": facts[i].name, **row(*values[i])} for i in np.sort(order).tolist()]
 
 
 def by_class(tally: Tally) -> list[dict[str, Any]]:
-    """One row for each byte class there is of A's tokens."""
+    """Return a row for each byte class that A's tokens have."""
     return [
         {"class": name, **row(*values)}
         for name, values in zip(CLASSES, tally.classes.T.tolist(), strict=True)
@@ -268,32 +267,32 @@ def by_class(tally: Tally) -> list[dict[str, Any]]:
 
 
 def opened(setting: Setting) -> str:
-    """Before what BOS stood in a run; earlier versions, which did not say, put it where `first` does."""
+    """Say which windows of a run begin with BOS. Runs of earlier versions do not record it: it was `first`."""
     return {
         "every": "every window",
-        "first": "each document's first window alone",
+        "first": "only each document's first window",
         "none": "no window",
     }[setting.bos or "first"]
 
 
-def notes(found: Comparison, n_bytes: int) -> Iterator[str]:
-    """What a reader of the comparison must know; `n_bytes` are those of all texts."""
-    if found.resampling.optimistic:
-        yield found.resampling.optimistic
+def notes(comparison: Comparison, n_bytes: int) -> Iterator[str]:
+    """Yield what a reader of the comparison must know; `n_bytes` is the size of all texts."""
+    a, b = comparison.a, comparison.b
+    if comparison.resampling.optimistic:
+        yield comparison.resampling.optimistic
     for name in ("window", "stride", "dtype"):
-        a, b = getattr(found.a, name), getattr(found.b, name)
-        if a != b:
-            yield f"the {name} is {a} in A and {b} in B"
-    if (of_a := opened(found.a)) != (of_b := opened(found.b)):
-        yield f"BOS stands before {of_a} in A, and before {of_b} in B"
-    if (read_a := found.a.special or "parse") != (read_b := found.b.special or "parse"):
-        yield f"strings that are special tokens are read by {read_a!r} in A and by {read_b!r} in B"
-    if None not in (found.a.chat, found.b.chat) and found.a.chat != found.b.chat:
-        yield f"of chats {found.a.chat!r} counts in A and {found.b.chat!r} in B"
-    if found.n_bytes < n_bytes:
-        yield f"{n_bytes - found.n_bytes:,} of {n_bytes:,} bytes are not scored in both, and left out"
-    if found.impossible_a or found.impossible_b:
+        if getattr(a, name) != getattr(b, name):
+            yield f"the {name} is {getattr(a, name)} in A and {getattr(b, name)} in B"
+    if (of_a := opened(a)) != (of_b := opened(b)):
+        yield f"BOS begins {of_a} in A, and {of_b} in B"
+    if (read_a := a.special or "parse") != (read_b := b.special or "parse"):
+        yield f"strings that are special tokens are read with special={read_a!r} in A and {read_b!r} in B"
+    if None not in (a.chat, b.chat) and a.chat != b.chat:
+        yield f"the turns of chats that count are {a.chat!r} in A and {b.chat!r} in B"
+    if comparison.n_bytes < n_bytes:
+        yield f"{n_bytes - comparison.n_bytes:,} of {n_bytes:,} bytes are left out: they are not scored in both"
+    if comparison.impossible_a or comparison.impossible_b:
         yield (
-            f"no difference of losses: tokens in {found.impossible_a:,} places were impossible to A, "
-            f"in {found.impossible_b:,} to B"
+            f"the losses have no difference: {comparison.impossible_a:,} places have a token of probability 0 in A, "
+            f"and {comparison.impossible_b:,} in B"
         )

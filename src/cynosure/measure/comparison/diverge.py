@@ -1,6 +1,6 @@
-"""Two models with one tokenizer over the same windows: how far their distributions are apart, exactly."""
+"""Compute the exact divergence of two models with one tokenizer over the same windows."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import tee, zip_longest
 from typing import Any, NamedTuple
@@ -23,8 +23,8 @@ from cynosure.measure.statistics.bootstrap import BASE_TOKENS, choose, interval
 from cynosure.measure.storage.rows import DocumentFacts, Ints, numbers
 from cynosure.models import Head, SplitModel, split
 
-LOGITS = 2**24  # of each model at a time: 64 MB in float32
-BLOCK = 2**19  # of those at a time in float64, while they are in the cache
+LOGITS = 2**24  # logits of each model at a time: 64 MB in float32
+BLOCK = 2**19  # of these at a time in float64, so that they stay in the cache
 WAY_OUT = "score each with `out` and compare the runs, which needs no common tokenizer"
 
 
@@ -43,31 +43,30 @@ def diverge(
     progress: Say | bool | None = None,
     **reading: Any,
 ) -> Comparison:
-    """Compare two models with one tokenizer in one pass over the texts: what `compare` says, and their divergence.
+    """Compare two models with one tokenizer, and compute their divergence, in one pass over the texts.
 
-    No logits are kept: those of a few tokens at a time become the divergence KL(A || B) of each, over the whole
-    vocabulary.
+    The divergence KL(A || B) of each token covers the whole vocabulary. Only the logits of a few tokens at a time are
+    in memory.
 
     Args:
-        model_a: the baseline, as of `score`.
-        model_b: what is compared with it.
-        texts: as of `score`.
-        protocol: as of `score`.
-        window: as of `score`. By default the smaller of the two models'.
-        stride: as of `score`.
-        bos: as of `score`.
-        special: as of `score`.
-        chat: as of `score`.
-        batch_tokens: as of `score`.
-        progress: as of `score`.
-        reading: as of `score`.
+        model_a: the baseline, a model as in `score`.
+        model_b: the model to compare with it.
+        texts: as in `score`.
+        protocol: as in `score`.
+        window: as in `score`. By default the smaller of the two models' windows.
+        stride: as in `score`.
+        bos: as in `score`.
+        special: as in `score`.
+        chat: as in `score`.
+        batch_tokens: as in `score`.
+        progress: as in `score`.
+        reading: as in `score`.
 
     Returns:
         The comparison, with `divergence`.
 
     Raises:
-        ValueError: the vocabularies differ in size or meaning, the tokenizers cut a text differently, or `score` or
-            `compare` would refuse.
+        ValueError: the vocabularies or the tokens of a text differ, or for the reasons of `score` and `compare`.
 
     Example:
         >>> comparison = diverge("smollm2", "smollm2", ["the cat sat on the mat. " * 20])
@@ -85,18 +84,18 @@ def diverge(
         units(model.tokenizer, documents, cutting)
         for model, documents in zip((a, b), tee(corpus.documents), strict=True)
     )
-    found: list[Scored] = []
+    scored: list[Scored] = []
     with reporting(progress) as say:
         pair = Pair(Scorer(a, cutting, 0), Scorer(b, cutting, 0), say)
         for (tasks, facts), (others, _) in zip(of_a, of_b, strict=False):
             check_same_tokens(tasks, others)
-            found.append(pair.score(tasks, facts))
-    comparison = pair.together(found)
+            scored.append(pair.score(tasks, facts))
+    comparison = pair.together(scored)
     return replace(comparison, notes=(*comparison.notes, *corpus.notes))
 
 
 def check_vocabularies(a: SplitModel, b: SplitModel) -> None:
-    """ValueError where an id does not mean the same token to both models."""
+    """Raise ValueError if an id is not the same token in both models."""
     size_a, size_b = len(a.head.weight), len(b.head.weight)
     if size_a != size_b:
         raise ValueError(f"the vocabularies of A and B have {size_a:,} and {size_b:,} tokens: {WAY_OUT}")
@@ -107,7 +106,7 @@ def check_vocabularies(a: SplitModel, b: SplitModel) -> None:
 
 
 def check_same_bos(a: Cutting, b: Cutting) -> None:
-    """ValueError where the two models expect windows that begin differently."""
+    """Raise ValueError if the two models expect windows that begin differently."""
     if a.bos != b.bos:
         raise ValueError(
             f"A's rule for BOS is {a.bos!r} and B's is {b.bos!r}: give `bos='every'`, 'first' or 'none' for both"
@@ -115,7 +114,7 @@ def check_same_bos(a: Cutting, b: Cutting) -> None:
 
 
 def check_same_tokens(tasks: list[Task], others: list[Task]) -> None:
-    """ValueError where the two tokenizers give the models something else to see or to guess."""
+    """Raise ValueError if the two models would see or predict different tokens."""
     for task, other in zip_longest(tasks, others):
         if task is None or other is None or given(task) != given(other):
             name = (task or other).text.facts.name
@@ -123,18 +122,18 @@ def check_same_tokens(tasks: list[Task], others: list[Task]) -> None:
 
 
 def given(task: Task) -> tuple[Any, ...]:
-    """All that a model is given of a window."""
+    """Return all that a model gets of a window."""
     text, window = task.text, task.window
     return task[1:], text.lead, text.first, text.x[window.see_start : window.see_stop + 1].tolist()
 
 
 class Scored(NamedTuple):
-    """A unit scored by both models: what a comparison needs, and the divergence of each token scored."""
+    """A unit scored by both models: what a comparison needs, and the divergence of each scored token."""
 
     a: pa.Table
     b: pa.Table
     facts: list[DocumentFacts]
-    key: Ints  # of each token scored: its document << 32, and its place there
+    key: Ints  # of each scored token: (document << 32) + its place there
     kl_nats: Floats
 
 
@@ -146,27 +145,27 @@ class Pair(NamedTuple):
     say: Say
 
     def score(self, tasks: list[Task], facts: list[DocumentFacts]) -> Scored:
-        """A unit through both models, batch by batch."""
-        figures = [UnitColumns.of(tasks, scorer.topk) for scorer in (self.a, self.b)]
-        kl_nats = np.zeros(len(figures[0].scored))
+        """Score a unit with both models, batch by batch."""
+        of_a, of_b = (UnitColumns.of(tasks, scorer.topk) for scorer in (self.a, self.b))
+        kl_nats = np.zeros(len(of_a.scored))
         for batch in batches(rows_of(tasks), self.a.cutting.batch_tokens):
             at = np.concatenate([row.scored for row in batch])
-            kl_nats[at] = self.score_batch(batch, figures)
-        a, b = (self.a.shard(tasks, facts, figures[0]).table, self.b.shard(tasks, facts, figures[1]).table)
+            kl_nats[at] = self.score_batch(batch, of_a, of_b)
+        a, b = self.a.shard(tasks, facts, of_a).table, self.b.shard(tasks, facts, of_b).table
         document, place = (numbers(a, name).astype(np.int64) for name in ("document", "index"))
-        key, scored = (document << 32) + place, figures[0].scored
+        key, scored = (document << 32) + place, of_a.scored
         return Scored(a.select(COLUMNS), b.select(COLUMNS), facts, key[scored], kl_nats[scored])
 
-    def score_batch(self, batch: list[BatchRow], figures: Sequence[UnitColumns]) -> Floats:
-        """Put the figures of a batch into their rows; its divergences come back."""
+    def score_batch(self, batch: list[BatchRow], of_a: UnitColumns, of_b: UnitColumns) -> Floats:
+        """Write the statistics of a batch into the columns of A and B, and return its divergences."""
         (hidden_a, target), (hidden_b, _) = self.a.states(batch), self.b.states(batch)
-        self.say(self.a.put(batch, hidden_a, target, figures[0]))
-        self.b.put(batch, hidden_b, target, figures[1])
-        found: Floats = divergences(hidden_a, self.a.model.head, hidden_b, self.b.model.head).cpu().numpy()
-        return found
+        self.say(self.a.put(batch, hidden_a, target, of_a))
+        self.b.put(batch, hidden_b, target, of_b)
+        kl_nats: Floats = divergences(hidden_a, self.a.model.head, hidden_b, self.b.model.head).cpu().numpy()
+        return kl_nats
 
     def together(self, units: list[Scored]) -> Comparison:
-        """All units, compared."""
+        """Compare the two models over all units."""
         facts = {fact.document: fact for unit in units for fact in unit.facts}
         sides = (
             Side.of_tables(setting(scorer), facts, tables)
@@ -177,14 +176,14 @@ class Pair(NamedTuple):
 
 @torch.inference_mode()
 def divergences(hidden_a: Tensor, head_a: Head, hidden_b: Tensor, head_b: Head) -> Tensor:
-    """KL(A || B) of each row of hidden states, (n, D_a) and (n, D_b) -> (n,) float64, nats.
+    """Compute KL(A || B) of each row of hidden states, (n, D_a) and (n, D_b) -> (n,) float64, nats.
 
-    sum over v of p_a(v) (log p_a(v) - log p_b(v)), where terms with p_a(v) = 0 count 0; infinite where B gives no
-    chance to what A does. The logits are the models' own, what follows is float64.
+    It is the sum over v of p_a(v) (log p_a(v) - log p_b(v)), without terms whose p_a(v) is 0. It is infinite if B gives
+    probability 0 to a token that A does not. The logits have the models' dtype; the rest is float64.
 
     >>> hidden, identity = torch.eye(2)[:1], torch.eye(2)
     >>> heads = Head(identity, None, 1.0, None), Head(0 * identity, None, 1.0, None)
-    >>> round(divergences(hidden, heads[0], hidden, heads[1]).item(), 4)  # ln 2 less the entropy of (0.731, 0.269)
+    >>> round(divergences(hidden, heads[0], hidden, heads[1]).item(), 4)  # ln 2 - entropy of (0.731, 0.269)
     0.1109
     """
     n_rows, parts = max(1, LOGITS // len(head_a.weight)), []
@@ -195,18 +194,18 @@ def divergences(hidden_a: Tensor, head_a: Head, hidden_b: Tensor, head_b: Head) 
 
 
 def divergences_of_logits(z_a: Tensor, z_b: Tensor) -> Tensor:
-    """(r, V) and (r, V) -> (r,)."""
+    """Do the same from logits, (r, V) and (r, V) -> (r,)."""
     n_rows, parts = max(1, BLOCK // z_a.shape[-1]), []
     for start in range(0, len(z_a), n_rows):
         log_a, log_b = (z[start : start + n_rows].double().log_softmax(-1) for z in (z_a, z_b))
         p = log_a.exp()
         terms = torch.where(p > 0, p * (log_a - log_b), 0.0)
-        parts.append(terms.sum(-1).clamp_(min=0))  # below 0 by rounding alone
+        parts.append(terms.sum(-1).clamp_(min=0))  # below 0 only by rounding
     return torch.cat(parts)
 
 
 def summarise(units: list[Scored]) -> Divergence:
-    """The distribution of the tokens' divergences; the interval of their mean as that of a run's loss."""
+    """Summarize the divergences of the tokens. The interval of their mean is made like that of a run's loss."""
     kl_nats = np.concatenate([unit.kl_nats for unit in units])
     keys, base = grouped(np.concatenate([unit.key for unit in units]) // BASE_TOKENS, [kl_nats, np.ones(len(kl_nats))])
     document = keys // (2**32 // BASE_TOKENS)

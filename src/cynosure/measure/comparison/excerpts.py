@@ -1,4 +1,4 @@
-"""The segments on which two runs are furthest apart, shown in the text around them."""
+"""Collect the segments on which two runs differ most, and show them in context."""
 
 from typing import Any, NamedTuple
 
@@ -14,16 +14,23 @@ CHARACTER_BYTES = 4
 
 
 class Furthest:
-    """The segments on which a difference is largest, of those seen so far; of equal ones the first."""
+    """The segments with the largest difference so far. Of equal ones the first are kept."""
 
     def __init__(self) -> None:
         self.worse = np.zeros(0)
         self.columns = np.zeros((6, 0))  # document, byte_start, byte_end, nats_a, nats_b, B - A
 
-    def add(self, found: Segments, apart: Floats, worse: Floats) -> None:
+    def add(self, segments: Segments, apart: Floats, worse: Floats) -> None:
         least = self.worse[-1] if len(self.worse) == SHOWN else 0.0
         at = np.flatnonzero(worse > least)
-        parts = (found.document, found.byte_start, found.byte_end, found.nats_a, found.nats_b, apart)
+        parts = (
+            segments.document,
+            segments.byte_start,
+            segments.byte_end,
+            segments.nats_a,
+            segments.nats_b,
+            apart,
+        )
         joined = np.concatenate([self.worse, worse[at]])
         order = np.argsort(-joined, kind="stable")[:SHOWN]
         self.worse = joined[order]
@@ -34,7 +41,7 @@ class Furthest:
 
 
 class Excerpt(NamedTuple):
-    """A segment to be shown."""
+    """A segment to show."""
 
     document: int
     byte_start: int
@@ -44,9 +51,9 @@ class Excerpt(NamedTuple):
     apart: float
 
     def shown(self, name: str, before: int, data: bytes) -> dict[str, Any]:
-        """As plain values; of `data` the first `before` bytes lie before the segment.
+        """Return plain values. The segment begins after the first `before` bytes of `data`.
 
-        Bytes that are no character of their own are shown as `\\xNN`.
+        Bytes that are not a whole character are written as `\\xNN`.
         """
         start, end = before, before + self.byte_end - self.byte_start
         first, last = character(data, max(0, start - BEFORE_BYTES)), character(data, min(len(data), end + AFTER_BYTES))
@@ -63,14 +70,14 @@ class Excerpt(NamedTuple):
 
 
 def character(data: bytes, at: int) -> int:
-    """Where the character of a byte begins."""
+    """Return where the character that contains a byte begins."""
     while 0 < at < len(data) and data[at] & 0xC0 == 0x80:
         at -= 1
     return at
 
 
 def in_context(side: Side, excerpts: list[Excerpt]) -> list[dict[str, Any]]:
-    """Segments in the text around them, for which a run's tokens are gone through once more."""
+    """Return the segments with the text around them. This reads the run's tokens once more."""
     offsets = side.offsets()
     spans = np.zeros((len(excerpts), 2), dtype=np.int64)
     for span, part in zip(spans, excerpts, strict=True):
@@ -90,7 +97,7 @@ def in_context(side: Side, excerpts: list[Excerpt]) -> list[dict[str, Any]]:
 
 
 def between(rows: TokenRows, starts: Ints, ends: Ints, begin: int, stop: int) -> bytes:
-    """The bytes that these tokens have of a stretch of text."""
+    """Return the bytes from `begin` to `stop` that these tokens cover."""
     i, j = np.searchsorted(ends, begin, side="right"), np.searchsorted(starts, stop)
     if i >= j:
         return b""

@@ -1,4 +1,4 @@
-"""Gates: conditions that fail a comparison, but only where its interval proves them."""
+"""Gates: conditions that fail a comparison if its interval proves them."""
 
 import re
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ SURE = "95%"
 
 
 class Gate(NamedTuple):
-    """Fails where B - A, or its share of A, lies beyond a threshold on the side of the sign.
+    """A condition that fails if B - A, or its share of A, is beyond a threshold.
 
     >>> Gate.parse("bits_per_byte > +0.5%")
     Gate(text='bits_per_byte > +0.5%', metric='bits_per_byte', sign='>', threshold=0.005, relative=True)
@@ -31,48 +31,66 @@ class Gate(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "Gate":
-        """Read `METRIC (>|<) NUMBER[%]`. ValueError, which says what is allowed, for anything else."""
+        """Parse `METRIC (>|<) NUMBER[%]`.
+
+        Args:
+            text: the gate, for example `bits_per_byte > +0.5%`.
+
+        Returns:
+            The gate.
+
+        Raises:
+            ValueError: the text is not a gate. The message says what is allowed.
+        """
         text = " ".join(text.split())
         match = GATE.fullmatch(text)
         if match is None or match["metric"] not in METRICS:
-            raise ValueError(f"{text!r} is no gate: {ALLOWED}")
+            raise ValueError(f"{text!r} is not a gate: {ALLOWED}")
         relative = bool(match["percent"])
         if match["metric"] == "token_perplexity" and not relative:
-            raise ValueError(f"{text!r}: of a perplexity only the ratio has an interval, so give a percentage")
+            raise ValueError(f"{text!r}: only the ratio of perplexities has an interval, so give a percentage")
         threshold = float(match["number"]) / (100 if relative else 1)
         return cls(text, match["metric"], match["sign"], threshold, relative)
 
     def judge(self, comparison: Comparison) -> "Verdict":
-        """Failed where the whole 95% interval lies beyond the threshold, not proven where the figure alone does.
+        """Judge a comparison.
 
-        ValueError where the runs do not have the metric.
+        Args:
+            comparison: the comparison.
+
+        Returns:
+            "failed" if the whole 95% interval is beyond the threshold, "not proven" if only the value is, else
+            "passed".
+
+        Raises:
+            ValueError: the comparison does not have the metric.
         """
         change = comparison.changes.get(self.metric)
         if change is None:
             raise ValueError(f"{self.text!r}: the tokens of A and B differ, and only bits_per_byte compares them")
         if change.a is None or change.b is None:
             return self.judge_impossible(change)
-        found = change.relative if self.relative else change.difference
-        if found.value is None:
-            return Verdict(self, "not proven", f"{self.metric} is 0 in A, of which nothing is a share")
-        interval = f" ({SURE} {self.shown(found.low)} to {self.shown(found.high)})"
-        figure = f"{self.metric} changes by {self.shown(found.value)}{'' if found.low is None else interval}"
+        value, low, high = change.relative if self.relative else change.difference
+        if value is None:
+            return Verdict(self, "not proven", f"{self.metric} is 0 in A, so there is no change relative to A")
+        interval = "" if low is None else f" ({SURE} {self.shown(low)} to {self.shown(high)})"
+        changes = f"{self.metric} changes by {self.shown(value)}{interval}"
         limit = f"{'above' if self.sign == '>' else 'below'} {self.shown(self.threshold)}"
-        if not self.beyond(found.value):
-            return Verdict(self, "passed", f"{figure}, which is not {limit}")
-        if found.low is None or found.high is None:
-            return Verdict(self, "not proven", f"{figure}, {limit}, but there is too little text for an interval")
-        if not (self.beyond(found.low) and self.beyond(found.high)):
-            return Verdict(self, "not proven", f"{figure}: {limit}, but not all of the interval is")
-        return Verdict(self, "failed", f"{figure}: all of the interval is {limit}")
+        if not self.beyond(value):
+            return Verdict(self, "passed", f"{changes}, which is not {limit}")
+        if low is None or high is None:
+            return Verdict(self, "not proven", f"{changes}, {limit}, but there is too little text for an interval")
+        if not (self.beyond(low) and self.beyond(high)):
+            return Verdict(self, "not proven", f"{changes}: {limit}, but not all of the interval is")
+        return Verdict(self, "failed", f"{changes}: all of the interval is {limit}")
 
     def judge_impossible(self, change: Change) -> "Verdict":
-        """Of losses of which at least one is infinite."""
+        """Judge a comparison in which at least one loss is infinite."""
         if change.a is None and change.b is None:
             return Verdict(self, "not proven", f"{self.metric} is infinite in both A and B")
         side, sign = ("B", ">") if change.b is None else ("A", "<")
         status: Status = "failed" if self.sign == sign else "passed"
-        return Verdict(self, status, f"{self.metric} is infinite in {side} alone: it gives no chance to a token")
+        return Verdict(self, status, f"{self.metric} is infinite in {side} only: it gives a token probability 0")
 
     def beyond(self, value: float) -> bool:
         return value > self.threshold if self.sign == ">" else value < self.threshold
@@ -87,11 +105,11 @@ Status = Literal["passed", "not proven", "failed"]
 
 
 class Verdict(NamedTuple):
-    """What became of a gate, and why in a sentence."""
+    """The outcome of a gate."""
 
     gate: Gate
     status: Status
-    message: str
+    message: str  # the reason, in a sentence
 
     @property
     def failed(self) -> bool:
@@ -102,18 +120,25 @@ class Verdict(NamedTuple):
 
 
 def junit(verdicts: Sequence[Verdict]) -> bytes:
-    """The verdicts as JUnit XML, one test case a gate.
+    """Write verdicts as JUnit XML, one test case per gate.
 
-    >>> gate = Gate.parse("bits_per_byte > 1%")
-    >>> print(junit([Verdict(gate, "failed", "it changes by +2%")]).decode())
-    <?xml version='1.0' encoding='utf-8'?>
-    <testsuites>
-      <testsuite name="cynosure compare" tests="1" failures="1" errors="0" skipped="0">
-        <testcase classname="cynosure.compare" name="bits_per_byte &gt; 1%">
-          <failure type="gate" message="it changes by +2%" />
-        </testcase>
-      </testsuite>
-    </testsuites>
+    Args:
+        verdicts: the verdicts.
+
+    Returns:
+        The XML in UTF-8.
+
+    Example:
+        >>> gate = Gate.parse("bits_per_byte > 1%")
+        >>> print(junit([Verdict(gate, "failed", "it changes by +2%")]).decode())
+        <?xml version='1.0' encoding='utf-8'?>
+        <testsuites>
+          <testsuite name="cynosure compare" tests="1" failures="1" errors="0" skipped="0">
+            <testcase classname="cynosure.compare" name="bits_per_byte &gt; 1%">
+              <failure type="gate" message="it changes by +2%" />
+            </testcase>
+          </testsuite>
+        </testsuites>
     """
     failures = sum(verdict.failed for verdict in verdicts)
     counts = {"tests": len(verdicts), "failures": failures, "errors": 0, "skipped": 0}
@@ -129,5 +154,5 @@ def junit(verdicts: Sequence[Verdict]) -> bytes:
         else:
             ElementTree.SubElement(case, "system-out").text = visible(f"{verdict.status}: {verdict.message}")
     ElementTree.indent(root)
-    found: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
-    return found
+    xml: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+    return xml

@@ -1,4 +1,4 @@
-"""Sums over the segments of two runs: what a comparison keeps of them as they go by."""
+"""Sum the segments of two runs, for a comparison that cannot keep them all."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,41 +11,41 @@ from cynosure.measure.comparison.excerpts import Furthest
 from cynosure.measure.statistics.classes import CLASSES
 from cynosure.measure.storage.rows import Ints
 
-CELL_BYTES = 64  # of the shortest blocks that are resampled
+CELL_BYTES = 64  # length of the shortest blocks that are resampled
 
 
 class Tally:
-    """The sums of segments that come in the order of the text, however many at a time: that changes no bit of them."""
+    """Sums over segments in the order of the text. The number of segments per call does not change a bit of them."""
 
     def __init__(self) -> None:
         self.same = True  # whether the tokens are the same in both runs
         self.tokens, self.impossible = np.zeros(2, np.int64), np.zeros(2, np.int64)  # of A and B
-        self.choices = np.zeros(5, np.int64)  # as of `Choices`
+        self.choices = np.zeros(5, np.int64)  # as in `Choices`
         self.classes = np.zeros((3, len(CLASSES)))  # bytes, nats of A and of B
         self.losses, self.gains = Furthest(), Furthest()
-        self.keys: list[Ints] = []  # of cells that are whole
+        self.keys: list[Ints] = []  # of complete cells
         self.sums: list[Floats] = []
-        self.open = np.zeros(0, np.int64), np.zeros((7, 0))  # the segments of the last cell, which may go on
+        self.open = np.zeros(0, np.int64), np.zeros((7, 0))  # the segments of the last cell, which may continue
 
-    def add(self, found: Segments) -> None:
+    def add(self, segments: Segments) -> None:
         """Add the segments that come next."""
-        apart = difference(found.nats_a, found.nats_b)
-        choices = None if found.choices is None else np.stack(found.choices)
+        apart = difference(segments.nats_a, segments.nats_b)
+        choices = None if segments.choices is None else np.stack(segments.choices)
         self.same &= choices is not None
-        self.tokens += [found.tokens_a.sum(), found.tokens_b.sum()]
-        self.impossible += [np.isinf(found.nats_a).sum(), np.isinf(found.nats_b).sum()]
+        self.tokens += [segments.tokens_a.sum(), segments.tokens_b.sum()]
+        self.impossible += [np.isinf(segments.nats_a).sum(), np.isinf(segments.nats_b).sum()]
         if choices is not None:
             self.choices += choices.sum(axis=1)
-        losses = (found.n_bytes, found.nats_a, found.nats_b)
-        self.classes = np.stack([running(row, found.kind, x) for row, x in zip(self.classes, losses, strict=True)])
-        self.losses.add(found, apart, apart)
-        self.gains.add(found, apart, -apart)
+        losses = (segments.n_bytes, segments.nats_a, segments.nats_b)
+        self.classes = np.stack([running(row, segments.kind, x) for row, x in zip(self.classes, losses, strict=True)])
+        self.losses.add(segments, apart, apart)
+        self.gains.add(segments, apart, -apart)
         right = np.zeros((2, len(apart))) if choices is None else choices[1:3]
-        columns = np.stack([np.where(np.isinf(apart), 0, apart), *losses, found.tokens_a, *right])
-        self.add_cells((found.document << 32) + found.byte_start // CELL_BYTES, columns)
+        columns = np.stack([np.where(np.isinf(apart), 0, apart), *losses, segments.tokens_a, *right])
+        self.add_cells((segments.document << 32) + segments.byte_start // CELL_BYTES, columns)
 
     def add_cells(self, keys: Ints, columns: Floats) -> None:
-        """Add up what belongs to cells that are whole; the segments of the last one are kept as they are."""
+        """Sum the segments of complete cells, and keep those of the last cell, which may be incomplete."""
         keys = np.concatenate([self.open[0], keys])
         columns = np.concatenate([self.open[1], columns], axis=1)
         n_whole = int(np.searchsorted(keys, keys[-1])) if len(keys) else 0
@@ -56,10 +56,11 @@ class Tally:
             self.sums.append(sums)
 
     def cells(self) -> tuple[Ints, Floats]:
-        """The keys (C,) of all cells, document << 32 and number, and their sums (7, C).
+        """Return the keys (C,) of all cells, (document << 32) + number, and their sums (7, C).
 
-        B - A without what is infinite, bytes, nats of A and of B, tokens of A, and of these the ones right in A and in
-        B, 0 where the tokens differ. A segment belongs where its first byte is.
+        The sums are: B - A without infinite values, bytes, nats of A, nats of B, tokens of A, tokens that are right in
+        A, and those that are right in B. The last two are 0 if the tokens differ. A segment belongs to the cell of its
+        first byte.
         """
         last, sums = grouped(self.open[0], list(self.open[1]))
         keys, cells = np.concatenate([*self.keys, last]), np.concatenate([*self.sums, sums], axis=1)
@@ -69,19 +70,19 @@ class Tally:
 
 
 def running(sums: Floats, groups: Ints, values: NDArray[Any]) -> Floats:
-    """Sums (G,) with values (N,) added to their groups one after another; a group of -1 is the last."""
+    """Add values (N,) one after another to the sums (G,) of their groups; a group of -1 is the last."""
     n_groups = len(sums)
     groups = np.concatenate([np.arange(n_groups), groups % n_groups])
     return np.bincount(groups, np.concatenate([sums, values]), n_groups).astype(np.float64, copy=False)
 
 
 def difference(nats_a: Floats, nats_b: Floats) -> Floats:
-    """B - A; infinite where one is, 0 where both are."""
+    """Return B - A: infinite if one is infinite, 0 if both are."""
     both = np.isinf(nats_a) & np.isinf(nats_b)
     return np.subtract(nats_b, nats_a, out=np.zeros_like(nats_a), where=~both)
 
 
 def grouped(keys: Ints, columns: Sequence[NDArray[Any]]) -> tuple[Ints, Floats]:
-    """The sums (k, G) of k columns over runs of equal ones of ascending keys, and those keys (G,)."""
+    """Sum k columns over equal keys, which are ascending; return the distinct keys (G,) and the sums (k, G)."""
     starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
     return keys[starts], np.stack([np.add.reduceat(column, starts) for column in columns]).astype(np.float64)

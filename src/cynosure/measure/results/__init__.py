@@ -1,1 +1,1 @@
-"""Scores: metrics with their intervals, as text, tables and DataFrames."""
+"""Present scores: metrics with their intervals, as text, tables and DataFrames."""

@@ -1,4 +1,4 @@
-"""Metrics with their intervals, and the sums that they are divided out of."""
+"""Metrics with their intervals, and the sums they are computed from."""
 
 import math
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ class Figure(NamedTuple):
     high: float | None = None
 
     def shown(self, digits: int) -> str:
-        """The interval, for reading; empty where there is none."""
+        """Format the interval; empty if there is none."""
         if self.low is None or self.high is None:
             return ""
         return f"{number(self.low, digits)} to {number(self.high, digits)}"
 
 
-MEANINGS = {  # their names, digits and meanings
+MEANINGS = {  # name, digits and meaning of each metric
     "nats_per_token": ("nats per token", 4, "the loss: mean surprise of a token"),
     "token_perplexity": ("token perplexity", 2, "like guessing among that many equal choices"),
     "word_perplexity": ("word perplexity", 2, "the same counted per word"),
@@ -40,11 +40,11 @@ MEANINGS = {  # their names, digits and meanings
 
 @dataclass(frozen=True)
 class Totals:
-    """The sums that figures are divided out of; infinite nats where a token was impossible."""
+    """The sums that metrics are computed from."""
 
     tokens: int
-    nats: float
-    carried_nats: float  # of the tokens that carry their text; so are bytes and characters
+    nats: float  # infinite if a token was impossible
+    carried_nats: float  # of the tokens that carry their text, like bytes and characters
     n_bytes: int | None
     n_chars: int | None
     n_words: int | None
@@ -56,10 +56,10 @@ class Totals:
         return cls(sums.tokens, sums.nats, float(total.carried_nats[0]), n_bytes, n_chars, statistics.words())
 
     def as_printed(self, scores: "Scores") -> "Totals":
-        """The sums of Hugging Face's page as printed: each window's mean, weighed by its labels less one.
+        """Return the sums of Hugging Face's page as printed, which weighs each window's mean by its labels minus one.
 
-        A window of n labels of which none is its first position has n terms in its mean, and only there is the weight
-        too small; the bytes and words stay those of the tokens scored.
+        That weight is right if the first position has a label, since nothing predicts it. Any other window has as many
+        terms as labels, so its weight is one too small.
         """
         sums = scores.statistics.windows.sums()
         number, n_terms = sums.keys & 0xFFFFFFFF, sums.counts("tokens")
@@ -70,17 +70,17 @@ class Totals:
         return Totals(tokens, nats if tokens else math.nan, math.nan, None, None, None)
 
 
-def figure(total: float, count: int | None, found: Interval | None) -> Figure:
-    """A quotient and the interval that goes with it; without a count nothing."""
+def figure(total: float, count: int | None, interval: Interval | None) -> Figure:
+    """Return the quotient with its interval; unknown without a count."""
     if not count:
         return Figure(None)
-    return Figure(total / count, *((found.low, found.high) if found else ()))
+    return Figure(total / count, *((interval.low, interval.high) if interval else ()))
 
 
-def scaled(found: Interval, factor: float) -> Interval:
-    return Interval(*(None if x is None else x * factor for x in found))  # type: ignore[arg-type]
+def scaled(interval: Interval, factor: float) -> Interval:
+    return Interval(*(None if x is None else x * factor for x in interval))  # type: ignore[arg-type]
 
 
-def exponential(found: Figure) -> Figure:
-    """The perplexity of a figure in nats and of its ends."""
-    return Figure(*(None if x is None else perplexity(x) for x in found))
+def exponential(nats: Figure) -> Figure:
+    """Convert a metric in nats, and its interval, to perplexity."""
+    return Figure(*(None if x is None else perplexity(x) for x in nats))

@@ -1,4 +1,4 @@
-"""Scores as pandas DataFrames."""
+"""Convert scores to pandas DataFrames."""
 
 from collections.abc import Iterable
 from importlib.util import find_spec
@@ -15,7 +15,7 @@ from cynosure.text import token_texts
 
 
 def token_frame(tables: Iterable[pa.Table], tokenizer: Any) -> Any:
-    """One row a token; what `argmax` is as text needs the tokenizer."""
+    """Return one row per token; the text of `argmax` needs the tokenizer."""
     check_pandas()
     table = pa.concat_tables(tables, promote_options="permissive")
     frame = table.to_pandas()
@@ -30,7 +30,7 @@ def token_frame(tables: Iterable[pa.Table], tokenizer: Any) -> Any:
 
 
 def document_frame(statistics: Statistics) -> Any:
-    """One row a scored document."""
+    """Return one row per scored document."""
     check_pandas()
     sums = statistics.documents.sums()
     facts = [statistics.facts[key] for key in sums.keys.tolist()]
@@ -47,6 +47,6 @@ def insert(frame: Any, before: str, name: str, values: Any) -> None:
 
 
 def check_pandas() -> None:
-    """ModuleNotFoundError that says how to install it."""
+    """Raise ModuleNotFoundError, with how to install it, if pandas is missing."""
     if find_spec("pandas") is None:
         raise ModuleNotFoundError(missing("a DataFrame", "pandas"), name="pandas")

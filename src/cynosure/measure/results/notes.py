@@ -1,4 +1,4 @@
-"""Notes on the texts that were scored."""
+"""Write notes on the texts that were scored."""
 
 from collections.abc import Iterable, Iterator
 
@@ -8,19 +8,19 @@ from cynosure.measure.storage.rows import DocumentFacts, lost_text
 from cynosure.system.numbers import counted
 
 
-def notes(statistics: Statistics, found: Intervals) -> Iterator[str]:
-    """Notes on these texts: optimistic intervals, lost text, empty documents, invalid UTF-8."""
-    if found.method.optimistic and found.nats_per_token.low is not None:
-        yield found.method.optimistic
+def notes(statistics: Statistics, intervals: Intervals) -> Iterator[str]:
+    """Yield notes on optimistic intervals, lost text, empty documents and invalid UTF-8."""
+    if intervals.method.optimistic and intervals.nats_per_token.low is not None:
+        yield intervals.method.optimistic
     if lost := lost_text(statistics.facts.values()):
-        told = "leave out" if statistics.told_per_byte else "are withheld: text is lost in"
-        yield f"metrics per byte and character {told} {lost}"
+        effect = "leave out" if statistics.told_per_byte else "are withheld: text is lost in"
+        yield f"metrics per byte and character {effect} {lost}"
     empty = statistics.unscored()
     if empty:
         names = ", ".join(fact.name for fact in empty[:3])
         more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
         has, is_ = ("has", "is") if len(empty) == 1 else ("have", "are")
-        yield f"{counted(len(empty), 'document')} {has} no token to guess and {is_} left out: {names}{more}"
+        yield f"{counted(len(empty), 'document')} {has} no token to predict and {is_} left out: {names}{more}"
     replaced: list[DocumentFacts] = [fact for fact in statistics.facts.values() if fact.n_replaced]
     if replaced:
         total = sum(fact.n_replaced for fact in replaced)
@@ -29,7 +29,7 @@ def notes(statistics: Statistics, found: Intervals) -> Iterator[str]:
 
 
 def chat_note(facts: Iterable[DocumentFacts], chat: str | None) -> Iterator[str]:
-    """How many documents are chats, and which of their turns are scored."""
+    """Say how many documents are chats, and which of their turns are scored."""
     chats = [fact for fact in facts if fact.n_messages]
     if chats:
         whose = "every turn counts" if chat == "all" else "the assistant's turns count, `chat='all'` counts every turn"

@@ -43,13 +43,13 @@ class Setting(NamedTuple):
     dtype: str
     device: str
     notes: tuple[str, ...]
-    bos: str | None = None  # which windows begin with it: `every`, `first`, `none`; None in runs of earlier versions
+    bos: str | None = None  # windows that begin with BOS: `every`, `first`, `none`; None in runs of earlier versions
     special: str | None = None  # how strings that are special tokens are read: `text` or `parse`; None likewise
-    chat: str | None = None  # whose turns of a chat count: the `assistant`'s or `all`; None likewise
+    chat: str | None = None  # turns of a chat that count: `assistant` or `all`; None likewise
 
     def to_json(self) -> dict[str, Any]:
         values = self._asdict()
-        notes = list(values.pop("notes"))  # which follow from the others
+        notes = list(values.pop("notes"))  # last, because they follow from the others
         return values | {"notes": notes}
 
     @classmethod
@@ -74,46 +74,46 @@ class Scores:
     tables: list[pa.Table] | None = None
     store: Store | None = None
     seconds: float = 0.0
-    tokenizer: Any = None  # of the model, where it is at hand
-    n_bins: int = N_BINS  # of calibration; set it and `binning` before calibration is asked for
+    tokenizer: Any = None  # of the model, if known
+    n_bins: int = N_BINS  # of calibration; set it and `binning` before reading `calibration`
     binning: Binning = "mass"
 
     @classmethod
     def of_store(cls, store: Store) -> "Scores":
-        """The scores of a finished run on disk. Raises ValueError when it is unfinished or damaged."""
+        """Read the scores of a finished run on disk. Raise ValueError if it is unfinished or damaged."""
         setting = Setting.of_json(store.manifest["setting"])
-        found = cls(setting._replace(notes=(*setting.notes, *store.found)), store=store)
+        scores = cls(setting._replace(notes=(*setting.notes, *store.found)), store=store)
         try:
             for shard, seconds in store.read_all(COLUMNS):
-                found.add(shard, seconds)
-            found.check()
+                scores.add(shard, seconds)
+            scores.check()
         except (LookupError, TypeError, ArithmeticError, RuntimeError) as error:
             raise ValueError(
                 f"{store.folder} is damaged, its shards do not fit together ({error}): score again into another `out`"
             ) from error
-        return found
+        return scores
 
     def add(self, shard: Shard, seconds: float) -> None:
-        """Add a shard; to be done before any figure is asked for."""
+        """Add a shard. All shards must be added before any metric is read."""
         self.statistics.update(shard)
         self.seconds += seconds
         if self.tables is not None:
             self.tables.append(shard.table)
 
     def check(self) -> None:
-        """ValueError when there is nothing in it, RuntimeError when the byte account does not close."""
+        """Raise ValueError if no token is scored, RuntimeError if the bytes do not add up."""
         self.statistics.check_account()
         if self.statistics.sums.tokens == 0:
             names = ", ".join(fact.name for fact in self.statistics.unscored()[:3])
-            raise DoesNotApply(f"nothing to score: no token to guess in {names or 'the texts given'}")
+            raise DoesNotApply(f"nothing to score: no token to predict in {names or 'the texts given'}")
 
     def keep(self) -> None:
-        """Take the tokens into memory, for when the store goes."""
+        """Read the tokens into memory, because the store will be removed."""
         if self.store is not None:
             self.tables, self.store = [shard.table for shard, _ in self.store.read_all()], None
 
     def shards(self) -> Iterator[pa.Table]:
-        """The tables of tokens, in the order of the text. Raises ValueError when they were not kept."""
+        """Yield the tables of tokens, in the order of the text. Raise ValueError if they were not kept."""
         if self.store is not None:
             yield from (shard.table for shard, _ in self.store.read_all())
         elif self.tables is not None:
@@ -122,19 +122,29 @@ class Scores:
             raise ValueError("the tokens of these scores were not kept: score with keep=True or with out")
 
     def to_pandas(self, tokenizer: Any = None) -> Any:
-        """One row per token, as a pandas DataFrame; `document` is the place in `document_names`.
+        """Return the tokens as a pandas DataFrame, one row per token.
 
-        `token_bytes` are the bytes that a token covers, `token` the same as text, in which bytes that are no whole
-        character are written as `\\xNN`. `argmax_token` is the likeliest token as text: it needs the tokenizer, which
-        scores have from `score`; for those that `open_run` reads it is to be given, else the column is missing.
+        `document` is the place in `document_names`. `token_bytes` are the bytes that a token covers; `token` is the
+        same as text, with bytes that are not a whole character written as `\\xNN`. `argmax_token` is the likeliest
+        token as text.
+
+        Args:
+            tokenizer: the tokenizer, needed for `argmax_token` in scores from `open_run`. Scores from `score` have it.
+
+        Returns:
+            The DataFrame, without `argmax_token` if there is no tokenizer.
+
+        Raises:
+            ValueError: the tokens were not kept.
+            ModuleNotFoundError: pandas is not installed.
         """
         return frames.token_frame(self.shards(), tokenizer or self.tokenizer)
 
     def by_document(self) -> Any:
-        """One row per scored document, as a pandas DataFrame: its name, tokens, bytes, nats and what follows of them.
+        """Return the documents as a pandas DataFrame, one row per scored document, with its counts and metrics.
 
-        `bytes` and `bits_per_byte` are of the tokens that carry their text, and missing where more than a tenth of
-        it is lost.
+        `bytes` and `bits_per_byte` cover the tokens that carry their text, and are missing if more than a tenth of the
+        text is lost.
 
         >>> import cynosure
         >>> table = cynosure.score("smollm2", ["The cat sat on the mat.", "The end."]).by_document()
@@ -144,10 +154,10 @@ class Scores:
         return frames.document_frame(self.statistics)
 
     def lines(self) -> Iterator[tuple[str, str, str, str]]:
-        """(name, value, interval, what it means in plain words) of every metric."""
-        for key, found in self.figures.items():
+        """Yield (name, value, interval, meaning in plain words) of every metric."""
+        for key, metric in self.figures.items():
             name, digits, meaning = MEANINGS[key]
-            yield name, number(found.value, digits), found.shown(digits), meaning
+            yield name, number(metric.value, digits), metric.shown(digits), meaning
         yield "top-1 accuracy", f"{self.top1_accuracy:.1%}", "", "how often the most likely token was right"
         yield "mean entropy", number(self.mean_entropy, 4), "", "nats: the loss that the model expected"
 
@@ -170,14 +180,14 @@ class Scores:
 
     @property
     def documents(self) -> int:
-        """Documents of which a token is scored; a joined text counts as all that are in it."""
+        """Number of documents with a scored token. A joined text counts as all its documents."""
         scored = self.statistics.documents.sums().keys.tolist()
         return sum(self.statistics.facts[key].n_joined for key in scored)
 
     @cached_property
     def _totals(self) -> "Totals":
-        found = Totals.of(self.statistics)
-        return found.as_printed(self) if self.setting.protocol == "strided-legacy" else found
+        totals = Totals.of(self.statistics)
+        return totals.as_printed(self) if self.setting.protocol == "strided-legacy" else totals
 
     @property
     def tokens(self) -> int:
@@ -215,22 +225,22 @@ class Scores:
     @property
     def figures(self) -> dict[str, Figure]:
         """The loss in five different units, each with its 95% interval."""
-        totals, found = self._totals, self.intervals
-        if self.setting.protocol == "strided-legacy":  # a mean of another kind than what was resampled
+        totals, intervals = self._totals, self.intervals
+        if self.setting.protocol == "strided-legacy":  # its mean is not the one that was resampled
             return {
                 "nats_per_token": figure(totals.nats, totals.tokens, None),
                 "token_perplexity": exponential(figure(totals.nats, totals.tokens, None)),
                 **dict.fromkeys(("word_perplexity", "bits_per_byte", "bits_per_char"), Figure(None)),
             }
         per_word = None
-        if totals.n_words and found.nats_per_token.low is not None:
-            per_word = scaled(found.nats_per_token, totals.tokens / totals.n_words)
+        if totals.n_words and intervals.nats_per_token.low is not None:
+            per_word = scaled(intervals.nats_per_token, totals.tokens / totals.n_words)
         return {
-            "nats_per_token": figure(totals.nats, totals.tokens, found.nats_per_token),
-            "token_perplexity": exponential(figure(totals.nats, totals.tokens, found.nats_per_token)),
+            "nats_per_token": figure(totals.nats, totals.tokens, intervals.nats_per_token),
+            "token_perplexity": exponential(figure(totals.nats, totals.tokens, intervals.nats_per_token)),
             "word_perplexity": exponential(figure(totals.nats, totals.n_words, per_word)),
-            "bits_per_byte": figure(totals.carried_nats / math.log(2), totals.n_bytes, found.bits_per_byte),
-            "bits_per_char": figure(totals.carried_nats / math.log(2), totals.n_chars, found.bits_per_char),
+            "bits_per_byte": figure(totals.carried_nats / math.log(2), totals.n_bytes, intervals.bits_per_byte),
+            "bits_per_char": figure(totals.carried_nats / math.log(2), totals.n_chars, intervals.bits_per_char),
         }
 
     @property
@@ -250,15 +260,15 @@ class Scores:
     @property
     def notes(self) -> tuple[str, ...]:
         """Notes that a reader of the metrics should know."""
-        having: Counter[str] = Counter()
+        strings: Counter[str] = Counter()
         for fact in filter(lambda fact: fact.n_special, self.statistics.facts.values()):
-            having[fact.special] += fact.n_special
-        read = read_as(having, self.setting.special) if self.setting.special else ()
+            strings[fact.special] += fact.n_special
+        read = read_as(strings, self.setting.special) if self.setting.special else ()
         chats = chat_note(self.statistics.facts.values(), self.setting.chat)
-        return (*self.setting.notes, *chats, *read, *split_hint(having), *notes(self.statistics, self.intervals))
+        return (*self.setting.notes, *chats, *read, *split_hint(strings), *notes(self.statistics, self.intervals))
 
     def to_json(self) -> dict[str, Any]:
-        """Everything by the names of the contract, and more after them; what is not finite or not known is None."""
+        """Return everything as plain values; None for what is infinite or unknown."""
         statistics, totals, facts = self.statistics, self._totals, self.statistics.facts
         values: dict[str, Any] = {
             **{name: getattr(self.setting, name) for name in ("model", "protocol", "window", "stride", "dtype")},
@@ -268,7 +278,7 @@ class Scores:
             "bytes": totals.n_bytes,
             "chars": totals.n_chars,
             "words": totals.n_words,
-            **{name: {key: finite(x) for key, x in found._asdict().items()} for name, found in self.figures.items()},
+            **{name: {key: finite(x) for key, x in metric._asdict().items()} for name, metric in self.figures.items()},
             "top1_accuracy": self.top1_accuracy,
             "mean_entropy": self.mean_entropy,
             "calibration": calibration_values(self.calibration),
@@ -296,9 +306,9 @@ class Scores:
         return values
 
     def save(self) -> None:
-        """Write `summary.json` beside the run's tokens, where the folder can be written.
+        """Write `summary.json` into the run's folder, if it is writable.
 
-        Nothing is written of `strided-legacy`, which has no tokens of its own.
+        Scores of `strided-legacy` are not written, because the tokens in the folder are those of `strided`.
         """
         if self.store is None or self.store.manifest["setting"]["protocol"] != self.setting.protocol:
             return
@@ -307,11 +317,11 @@ class Scores:
         except OSError as error:
             if error.errno not in READ_ONLY:
                 raise
-            log.info("%s: %s; the run is finished, and stays as it is", error.filename, error.strerror)
+            log.info("%s: %s; the run is finished and was not changed", error.filename, error.strerror)
 
 
 def calibration_values(report: CalibrationReport | None) -> dict[str, Any] | None:
-    """A report as plain values, those of the contract first."""
+    """Return a report as plain values, the main metrics first."""
     if report is None:
         return None
     first = ("ece", "brier", "best_temperature", "recoverable_nats_per_token")
@@ -320,22 +330,22 @@ def calibration_values(report: CalibrationReport | None) -> dict[str, Any] | Non
 
 
 def costliest(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The documents in their order, of very many those with most nats."""
+    """Return the documents in order. With very many, only those with the most nats."""
     chosen = sorted(range(len(documents)), key=lambda i: -documents[i]["share_of_nats"])[:MOST_DOCUMENTS]
     return [documents[i] for i in sorted(chosen)]
 
 
 def open_run(folder: str | Path) -> Scores:
-    """The scores of a run on disk.
+    """Read the scores of a run on disk.
 
     Args:
-        folder: the folder that `score` was given as `out`.
+        folder: the folder of the run, given to `score` as `out`.
 
     Returns:
-        The scores. They have no tokenizer.
+        The scores, without a tokenizer.
 
     Raises:
-        FileNotFoundError: there is no run.
+        FileNotFoundError: there is no run in the folder.
         ValueError: the run is unfinished or damaged.
 
     Example:

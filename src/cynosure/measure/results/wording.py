@@ -1,4 +1,4 @@
-"""The wording of scores and comparisons: sentences, numbers, and tables as plain text and HTML."""
+"""Format scores and comparisons: sentences, numbers, and tables as plain text and HTML."""
 
 from collections.abc import Iterator, Sequence
 from html import escape
@@ -23,7 +23,7 @@ NAMES = {
 
 
 def aligned(rows: TableRows, sides: str) -> list[str]:
-    """A table as lines, each column to the side that its character of `sides` says.
+    """Format a table as lines. `sides` has the alignment of each column, `<` or `>`.
 
     >>> aligned([("", "A"), ("loss", "3.21"), ("rank", "7")], "<>")
     ['         A', 'loss  3.21', 'rank     7']
@@ -36,54 +36,54 @@ def aligned(rows: TableRows, sides: str) -> list[str]:
 
 
 def html_table(caption: str, rows: TableRows) -> str:
-    """A table for a notebook, with its texts escaped."""
+    """Format a table for a notebook, with its texts escaped."""
     cells = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows)
     body = "".join(f"<tr>{row}</tr>" for row in cells)
     return f"<table><caption>{escape(caption)}</caption><tbody>{body}</tbody></table>"
 
 
-def changes(found: "Comparison") -> list[tuple[str, ...]]:
-    """The metrics of a comparison under their heads, the change as a share of A below each."""
+def changes(comparison: "Comparison") -> list[tuple[str, ...]]:
+    """Return the rows for the metrics of a comparison, each followed by its change as a share of A."""
     rows: list[tuple[str, ...]] = [(*HEAD[:5], HEAD[-1])]
-    for name, change in found.changes.items():
+    for name, change in comparison.changes.items():
         *absolute, of_a, between_of_a, p = cells(change)
         rows += [(NAMES[name], *absolute, p), ("  of A", "", "", of_a, between_of_a, "")]
     return rows
 
 
-def comparison_text(found: "Comparison") -> str:
-    """A comparison as its tables in plain text."""
+def comparison_text(comparison: "Comparison") -> str:
+    """Format a comparison as plain text."""
     lines = [
-        f"A  {visible(found.a.model)}",
-        f"B  {visible(found.b.model)}",
-        described(found),
+        f"A  {visible(comparison.a.model)}",
+        f"B  {visible(comparison.b.model)}",
+        described(comparison),
         "",
-        conclusion(found),
+        conclusion(comparison),
         "",
     ]
-    lines += [*aligned(changes(found), "<>>>>>"), "", *aligned(list(facts(found)), "<><")]
+    lines += [*aligned(changes(comparison), "<>>>>>"), "", *aligned(list(facts(comparison)), "<><")]
     return "\n".join(lines)
 
 
-def comparison_html(found: "Comparison") -> str:
-    """A comparison as tables for a notebook."""
-    caption = f"A: {found.a.model}, B: {found.b.model}. {conclusion(found)}"
-    return html_table(caption, changes(found)) + html_table(described(found), list(facts(found)))
+def comparison_html(comparison: "Comparison") -> str:
+    """Format a comparison as tables for a notebook."""
+    caption = f"A: {comparison.a.model}, B: {comparison.b.model}. {conclusion(comparison)}"
+    return html_table(caption, changes(comparison)) + html_table(described(comparison), list(facts(comparison)))
 
 
-def described(found: "Comparison") -> str:
-    """The protocol, dtypes and texts of a comparison, in one line."""
-    a, b = found.a, found.b
+def described(comparison: "Comparison") -> str:
+    """Describe the protocol, dtypes and texts of a comparison in one line."""
+    a, b = comparison.a, comparison.b
     same = [getattr(a, name) == getattr(b, name) for name in ("window", "stride")]
     windows = f"windows of {a.window:,} tokens, stride {a.stride:,}" if all(same) else "windows"
-    documents = counted(found.documents, "document")
+    documents = counted(comparison.documents, "document")
     dtypes = " and ".join(dict.fromkeys((a.dtype, b.dtype)))
-    return f"{a.protocol} {windows}; {dtypes}; {documents}, {counted(found.n_bytes, 'byte')} that both have scored"
+    return f"{a.protocol} {windows}; {dtypes}; {documents}, {counted(comparison.n_bytes, 'byte')} that both have scored"
 
 
-def conclusion(found: "Comparison") -> str:
-    """The comparison in a sentence."""
-    change = found.changes["bits_per_byte"]
+def conclusion(comparison: "Comparison") -> str:
+    """Sum up a comparison in one sentence."""
+    change = comparison.changes["bits_per_byte"]
     low, high = change.difference.low, change.difference.high
     if change.a is None or change.b is None:
         return "The losses have no difference: one is infinite."
@@ -98,7 +98,7 @@ def conclusion(found: "Comparison") -> str:
 
 
 def cells(change: "Change") -> tuple[str, ...]:
-    """The values of a metric, in the order of `HEAD`."""
+    """Format the values of a metric, in the order of `HEAD`."""
     absolute, relative = change.difference, change.relative
     return (
         number(change.a, 4),
@@ -117,27 +117,27 @@ def signed(value: float | None, *, share: bool = False) -> str:
     return f"{value:+.2%}" if share else f"{value:+.4f}"
 
 
-def between(found: "Figure", *, share: bool = False) -> str:
-    if found.low is None or found.high is None:
+def between(figure: "Figure", *, share: bool = False) -> str:
+    if figure.low is None or figure.high is None:
         return ""
-    return f"{signed(found.low, share=share)} to {signed(found.high, share=share)}"
+    return f"{signed(figure.low, share=share)} to {signed(figure.high, share=share)}"
 
 
-def facts(found: "Comparison") -> Iterator[tuple[str, str, str]]:
-    """(name, value, explanation) of every result that is a single number."""
-    agreement, divergence, wins = found.agreement, found.divergence, found.wins
+def facts(comparison: "Comparison") -> Iterator[tuple[str, str, str]]:
+    """Yield (name, value, explanation) of every result that is a single number."""
+    agreement, divergence, wins = comparison.agreement, comparison.divergence, comparison.wins
     if divergence is not None:
         interval = between(divergence.mean) and f" ({between(divergence.mean)})"
         yield "KL divergence", number(divergence.mean.value, 5), f"nats a token, of B from A{interval}"
         ends = f"99th percentile {number(divergence.p99, 4)}, most {number(divergence.max, 4)}"
         yield "its median", number(divergence.median, 5), ends
     if agreement is not None:
-        yield "top-1 agreement", f"{agreement.top1_agreement:.2%}", "the same token is likeliest to both"
+        yield "top-1 agreement", f"{agreement.top1_agreement:.2%}", "both have the same likeliest token"
         flips = f"right to wrong {agreement.right_to_wrong:.2%}, wrong to right {agreement.wrong_to_right:.2%}"
         yield "flip rate", f"{agreement.flip_rate:.2%}", flips
     if sum(wins.values()) > 1:
         yield "documents won", f"{wins['b']:,}", f"by B, {wins['a']:,} by A, {wins['ties']:,} tied"
-    method = found.resampling
+    method = comparison.resampling
     what = plural(method.n_clusters, "document" if method.block_bytes is None else "block")
     what += "" if method.block_bytes is None else f" of {method.block_bytes:,} bytes"
     yield "intervals", f"{method.n_clusters:,}", f"{what} resampled {method.n_resamples:,} times, seed {method.seed}"

@@ -1,1 +1,1 @@
-"""Texts through a model: windows, batches, and a row for each token."""
+"""Run texts through a model: windows, batches, and a row for each token."""

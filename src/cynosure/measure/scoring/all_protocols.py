@@ -26,19 +26,31 @@ def score_all(
     say: Callable[[str], None] | None = None,
     **options: Any,
 ) -> dict[str, Scores | str]:
-    """Map each protocol's name to its scores, or to a sentence on why it does not apply to these texts.
+    """Score texts under every protocol.
 
-    The documents must be iterable several times. `window`, `stride` and `bos` are those of `score`, for the protocols
-    that have them. With `out`, each protocol gets its own folder inside it. Raises ValueError if no protocol applies,
-    and where `score` does.
+    Args:
+        model: the model.
+        corpus: the texts. They must be iterable several times.
+        window: as in `score`, for all protocols.
+        stride: as in `score`, for the protocols that have one.
+        bos: as in `score`, for `sliding`.
+        out: folder that gets a folder for each protocol.
+        say: called with the name of each protocol before it is scored.
+        options: other options of `score`.
+
+    Returns:
+        By the name of each protocol its scores, or a sentence on why it does not apply to these texts.
+
+    Raises:
+        ValueError: no protocol applies, or for the reasons of `score`.
     """
     if out is not None and Workers().leads:
         check_all_own(Path(out))
-    found: dict[str, Scores | str] = {}
+    results: dict[str, Scores | str] = {}
     for name, protocol in PROTOCOLS.items():
-        if name == "strided-legacy":  # the same tokens as strided, averaged in another way
-            strided = found["strided"]
-            found[name] = strided if isinstance(strided, str) else as_printed(strided)
+        if name == "strided-legacy":  # the same tokens as strided, averaged differently
+            strided = results["strided"]
+            results[name] = strided if isinstance(strided, str) else as_printed(strided)
             continue
         if say:
             say(name)
@@ -47,22 +59,22 @@ def score_all(
         if out is not None:
             own["out"] = str(Path(out) / name)
         try:
-            found[name] = score(model, corpus, protocol=name, **own, **options)
+            results[name] = score(model, corpus, protocol=name, **own, **options)
         except DoesNotApply as error:
-            found[name] = str(error)
-    if all(isinstance(scores, str) for scores in found.values()):
-        raise ValueError(str(found["sliding"]))
-    with_costs(found)
-    return found
+            results[name] = str(error)
+    if all(isinstance(scores, str) for scores in results.values()):
+        raise ValueError(str(results["sliding"]))
+    with_costs(results)
+    return results
 
 
-def with_costs(found: dict[str, Scores | str]) -> None:
+def with_costs(results: dict[str, Scores | str]) -> None:
     """Add to the notes on missing BOS tokens what they cost on these texts."""
-    full = found["sliding"]
+    full = results["sliding"]
     if isinstance(full, str) or full.setting.bos != "every":
         return
     best = full.figures["nats_per_token"].value
-    for scores in found.values():
+    for scores in results.values():
         if not isinstance(scores, str):
             own = scores.figures["nats_per_token"].value
             cost = f": {own:.3f} nats per token here, {best:.3f} under sliding with BOS in every window"
@@ -71,15 +83,22 @@ def with_costs(found: dict[str, Scores | str]) -> None:
 
 
 def check_all_own(folder: Path) -> None:
-    """ValueError where a path is neither a folder of runs of `score_all`, nor an empty one, nor free."""
+    """Check that a path is free, an empty folder, or a folder of runs by `score_all`.
+
+    Args:
+        folder: the path.
+
+    Raises:
+        ValueError: the path is something else.
+    """
     check_is_folder(folder)
     if folder.is_dir() and (other := first_foreign(folder, PROTOCOLS.__contains__)):
-        raise ValueError(f"{folder} holds {other}, which is no run of a protocol: give another `out`")
+        raise ValueError(f"{folder} holds {other}, which is not a run of a protocol: give another `out`")
     for name in PROTOCOLS:
         check_own(folder / name)
 
 
 def as_printed(strided: Scores) -> Scores:
-    """The scores of `strided`, averaged as Hugging Face's page does."""
+    """Average the scores of `strided` as Hugging Face's page does."""
     notes = tuple(note.replace("strided leaves", "strided-legacy leaves") for note in strided.setting.notes)
     return replace(strided, setting=strided.setting._replace(protocol="strided-legacy", notes=notes))

@@ -1,4 +1,4 @@
-"""Batches: which windows may go through a model together without changing each other's results."""
+"""Batch windows that can go through a model together without changing each other's results."""
 
 from collections.abc import Iterator
 from itertools import groupby
@@ -14,26 +14,26 @@ from cynosure.models import Regimes
 
 
 class BatchRow(NamedTuple):
-    """A task in a batch, and the row of the unit where its rows begin."""
+    """A task in a batch."""
 
     task: Task
-    at: int
+    at: int  # where its rows begin among those of the unit
 
     @property
     def scored(self) -> NDArray[np.int64]:
-        """The unit's rows that the window's scored tokens fill."""
+        """The rows of the unit that belong to the window's scored tokens."""
         text, start = self.task.text, self.task.start
         return self.at - text.lead - start + text.scored(self.task.window)
 
 
 def rows_of(tasks: list[Task]) -> list[BatchRow]:
-    """The tasks of a unit that see anything, each with its place among the rows."""
+    """Return the tasks of a unit whose windows are not empty, each with its place among the rows."""
     starts = np.cumsum([0, *(task.stop - task.start for task in tasks)]).tolist()
     return [BatchRow(task, start) for task, start in zip(tasks, starts, strict=False) if task.window.n_seen]
 
 
 def batches(rows: list[BatchRow], batch_tokens: int) -> Iterator[list[BatchRow]]:
-    """Rows of like length, the longest first, as many together as pad to `batch_tokens` positions, at least one."""
+    """Batch rows of similar length, the longest first: up to `batch_tokens` positions with padding, or one row."""
     rows = sorted(rows, key=lambda row: -row.task.window.n_seen)
     while rows:
         n_rows = max(1, batch_tokens // rows[0].task.window.n_seen)
@@ -41,38 +41,39 @@ def batches(rows: list[BatchRow], batch_tokens: int) -> Iterator[list[BatchRow]]
         rows = rows[n_rows:]
 
 
-# So many tokens at the start of a row tell whether others change it: what does so looks at their number or length.
+# This many tokens at the start of a row show whether other rows change it, since models that do so look at their number
+# or length.
 ENOUGH = 32
 
 APART = (
     "rows of one regime",
-    "in this model a row depends on the length of the longest in its batch: rows of one length go together alone",
-    "in this model a row depends on the others in its batch: each goes alone",
+    "in this model a row depends on the longest row of its batch: only rows of equal length are batched",
+    "in this model a row depends on the other rows of its batch: each row goes through the model alone",
 )
 
 
 class Batching:
-    """What is known of a model's rows: whether those that go through it together change each other.
+    """Decides which rows go through a model together, so that they do not change each other.
 
-    Where rotary positions depend on the longest row, rows of one regime go together. Any other model is tried: once for
-    each length of the longest row, to a power of two, the start of the batch's shortest row also goes alone, and of one
-    in its middle where the shortest is much shorter than the longest. Where one differs, rows of one length go
-    together, which is tried as well, and in the end each goes alone.
+    If rotary positions depend on the longest row, only rows of one regime are batched. Every model is also tested, once
+    for each power of two of the longest row's length. The start of the batch's shortest row is then run alone too. If
+    it is much shorter than the longest, so is the start of a row in the middle. If the results differ, only rows of
+    equal length are batched, which is tested as well. As a last resort each row goes alone.
     """
 
     def __init__(self, regimes: Regimes) -> None:
-        self.regimes, self.level = regimes, 0
+        self.regimes, self.level = regimes, 0  # the level is a place in APART
         self.tried: set[tuple[int, ...]] = set()
 
     def parts(self, batch: list[BatchRow]) -> list[list[BatchRow]]:
-        """A batch, its rows sorted by length, in parts that go through the model apart."""
+        """Divide a batch, whose rows are sorted by length, into parts that go through the model separately."""
         lengths = [row.task.window.n_seen for row in batch]
         keys: list[int] = [list(map(self.regimes.of, lengths)), lengths, list(range(len(batch)))][self.level]
         places = groupby(range(len(batch)), key=keys.__getitem__)
         return [[batch[place] for place in part] for _, part in places]
 
     def to_try(self, part: list[BatchRow]) -> list[int]:
-        """The places of rows that are to go alone as well; none where one like this was tried, or has a single row."""
+        """Return the places of rows to run alone as a test; none for a single row, or if a similar part was tested."""
         lengths = [row.task.window.n_seen for row in part]
         most, least, last = lengths[0], lengths[-1], len(part) - 1
         spread = (most > least) + ((most - 1).bit_length() > (least - 1).bit_length())
@@ -80,16 +81,16 @@ class Batching:
         if not last or kind in self.tried:
             return []
         self.tried.add(kind)
-        # The shortest may be too short to tell.
+        # The shortest row may be too short to show a difference.
         return sorted({last, (lengths.count(most) + last) // 2}) if spread == 2 else [last]
 
     def tighten(self) -> None:
-        """Let fewer rows go together, because rows were seen to change each other."""
+        """Batch fewer rows together, because rows have changed each other."""
         self.level += 1
         self.tried.clear()
 
     def known(self, window: int) -> list[str]:
-        """Notes known before scoring."""
+        """Return notes known before scoring."""
         return [note] if (note := self.regimes.note(window)) else []
 
     @property
@@ -99,6 +100,6 @@ class Batching:
 
 
 def agree(alone: Tensor, together: Tensor) -> bool:
-    """Whether hidden states are the same but for rounding, which is another in a batch of another shape."""
+    """Whether hidden states agree up to rounding, which depends on the shape of the batch."""
     tolerance = torch.finfo(alone.dtype).eps ** 0.5
     return not bool((alone - together).float().norm() > tolerance * alone.float().norm())

@@ -1,23 +1,23 @@
-"""The default batch size: as many positions as fit in memory and still speed up the model."""
+"""Choose the default batch size: as many positions as fit in memory and still speed up the model."""
 
 import torch
 
 from cynosure.models import SplitModel
 from cynosure.system.machine import memory_bytes
 
-MOST = {"cpu": 1024}  # more are no faster there
+MOST = {"cpu": 1024}  # more positions are no faster there
 MOST_ELSEWHERE = 65536
 LEAST = 128
-SHARE = 4  # the part of the memory that a batch may take: a fourth
-STATES = 64  # hidden states that a position takes inside a layer, with room to spare
-UNKNOWN = 16384  # where a device does not tell its memory
-UNIT_SECONDS = 20  # of a slow CPU, about: what an interruption costs
-UNIT_BATCHES = 16  # of a unit at most: more windows need not be sorted by length together
-FLOPS_PER_THREAD = 5e10  # a second, of a slow CPU
+SHARE = 4  # a batch may take one fourth of the memory
+STATES = 64  # memory of a position inside a layer, in hidden states, with a margin
+UNKNOWN = 16384  # for devices that do not report their memory
+UNIT_SECONDS = 20  # approximate time of a unit on a slow CPU, which an interruption costs
+UNIT_BATCHES = 16  # maximum per unit: more windows need not be sorted by length together
+FLOPS_PER_THREAD = 5e10  # FLOP/s of a slow CPU
 
 
 def default_batch_tokens(model: SplitModel) -> int:
-    """A power of two: by the machine's memory on a CPU, elsewhere by what is free on the device."""
+    """Return a power of two that fits the machine's memory on a CPU, and the free memory of any other device."""
     device, weight = model.device, model.head.weight
     n_bytes = device_bytes(device)
     if n_bytes is None:
@@ -26,7 +26,7 @@ def default_batch_tokens(model: SplitModel) -> int:
 
 
 def default_unit_tokens(model: SplitModel, batch_tokens: int) -> int:
-    """The positions of a unit of work, whole batches: on a CPU those of some seconds, by the size of the model."""
+    """Return the positions of a unit of work, in whole batches: on a CPU those of some seconds."""
     batches = UNIT_BATCHES
     if model.device.type == "cpu":
         n_parameters = sum({p: p.numel() for module in model.modules for p in module.parameters()}.values())
@@ -36,7 +36,7 @@ def default_unit_tokens(model: SplitModel, batch_tokens: int) -> int:
 
 
 def device_bytes(device: torch.device) -> int | None:
-    """All of a CPU's memory, so that a machine always has the same budget; elsewhere what is free, None if not told."""
+    """Return the memory of a machine on a CPU, so that its budget is constant; elsewhere what is free, if known."""
     if device.type == "cpu":
         return memory_bytes()
     tell = getattr(torch.get_device_module(device), "mem_get_info", None)
@@ -44,7 +44,7 @@ def device_bytes(device: torch.device) -> int | None:
 
 
 def fitting(n_bytes: int, state_bytes: int, most: int) -> int:
-    """The largest power of two of positions, of hidden states of `state_bytes`, whose layers fit.
+    """Return the largest power of two of positions whose layers fit; `state_bytes` is the size of a hidden state.
 
     >>> fitting(80 * 2**30, 4096 * 2, 65536), fitting(24 * 2**30, 576 * 4, 1024), fitting(2**28, 8192 * 2, 65536)
     (32768, 1024, 128)

@@ -1,4 +1,4 @@
-"""Texts to measure, and where they come from."""
+"""Texts to score, and their origin."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ LISTED = 10  # rows in a note
 
 @dataclass(frozen=True)
 class RereadDocuments:
-    """Documents that are read from their sources at every iteration."""
+    """Documents that every iteration reads from their sources."""
 
     sources: tuple[Source, ...]
     column: str | None
@@ -21,7 +21,7 @@ class RereadDocuments:
     splits: tuple[str, ...]
     split_at: str | None
     bad_rows: str
-    left_out: list[str]  # of the last time, what was wrong with each row that was left out
+    left_out: list[str]  # in the last iteration: what was wrong with each row that was left out
 
     def __iter__(self) -> Iterator[Document]:
         self.left_out.clear()
@@ -32,29 +32,50 @@ class RereadDocuments:
 
 
 class Corpus(NamedTuple):
-    """Documents, and their origin as the manifest records it."""
+    """Documents, and their origin."""
 
     documents: Iterable[Document]
-    origin: dict[str, Any]
-    left_out: Sequence[str] = ()  # once the documents have been read, what was wrong with each row that is none of them
+    origin: dict[str, Any]  # as recorded in the manifest
+    left_out: Sequence[str] = ()  # after reading: what was wrong with each row that was left out
 
     @classmethod
     def of_sources(
         cls, sources: Sequence[Source], *, column: str | None = None, errors: str = "strict", limit: int | None = None,
         splits: tuple[str, ...] = MEASURED, split_at: str | None = None, bad_rows: str = "stop",
     ) -> "Corpus":  # fmt: skip
-        """The documents of sources, read lazily; options as of `read_documents`."""
+        """Read documents from sources when they are needed.
+
+        Args:
+            sources: the sources.
+            column: as in `read_documents`.
+            errors: as in `read_documents`.
+            limit: as in `read_documents`.
+            splits: as in `read_documents`.
+            split_at: as in `read_documents`.
+            bad_rows: as in `read_documents`.
+
+        Returns:
+            The corpus, whose documents can be iterated several times.
+        """
         texts = [{"name": source.name, "sha256": source_digest(source)} for source in sources]
         origin = {"texts": texts, "column": column, "errors": errors, "limit": limit}
-        changed = {"split_at": (split_at, None), "bad_rows": (bad_rows, "stop")}  # which earlier versions did not have
-        origin |= {name: value for name, (value, default) in changed.items() if value != default}
+        newer = {"split_at": (split_at, None), "bad_rows": (bad_rows, "stop")}  # earlier versions do not have these
+        origin |= {name: value for name, (value, default) in newer.items() if value != default}
         left_out: list[str] = []
         reading = RereadDocuments(tuple(sources), column, errors, limit, splits, split_at, bad_rows, left_out)
         return cls(reading, origin, left_out)
 
     @classmethod
     def of_texts(cls, texts: "Corpus | Iterable[Any]", **reading: Any) -> "Corpus":
-        """Texts given as Python objects; options as of `as_documents`."""
+        """Read documents from Python objects.
+
+        Args:
+            texts: the texts, as in `score`, or a corpus, which is returned.
+            reading: `column`, `errors`, `split_at` and `bad_rows`, as in `score`.
+
+        Returns:
+            The corpus.
+        """
         if isinstance(texts, Corpus):
             return texts
         left_out: list[str] = []
@@ -62,7 +83,7 @@ class Corpus(NamedTuple):
 
     @property
     def notes(self) -> list[str]:
-        """Notes on the documents, complete once they have been read."""
+        """Notes on the documents. They are complete after reading."""
         if not self.left_out:
             return []
         number, listed = len(self.left_out), "; ".join(self.left_out[:LISTED])
@@ -71,5 +92,5 @@ class Corpus(NamedTuple):
 
     @property
     def known(self) -> bool:
-        """Whether the origin says all of the texts, so that they need not be read again to know them unchanged."""
+        """Whether the origin has checksums of all texts, so that they need not be read again to see changes."""
         return all(text["sha256"] for text in self.origin.get("texts", [{"sha256": None}]))

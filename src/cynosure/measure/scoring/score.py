@@ -1,4 +1,4 @@
-"""A run: texts scored unit by unit, in memory or into a store, by one process or several, from where it stopped."""
+"""Score texts unit by unit, in memory or into a store, in one process or several, and continue stopped runs."""
 
 import logging
 import platform
@@ -72,39 +72,40 @@ def score(
 ) -> Scores:
     """Score texts with a model under a protocol.
 
-    With `out`, a folder, every unit of work is kept there as soon as it is done, and the same call continues an
-    interrupted one. Without it the tokens are kept in memory. Under torchrun the processes share the work; the result
-    of the first process is complete, the others get it from the same store.
+    With `out`, every unit of work is written to that folder as soon as it is done, and the same call continues an
+    interrupted one. Without `out` the tokens are kept in memory. Under torchrun the processes share the work, and all
+    return the same scores.
 
     Args:
-        model: a name that `load` takes, a `LanguageModel`, a transformers model, or any module that turns (B, T) ids
+        model: a name that `load` accepts, a `LanguageModel`, a transformers model, or any module that turns (B, T) ids
             into (B, T, D) hidden states.
         texts: strings, each a document; Paths of files and folders; `Document`s; rows (dicts with `text`, `prompt` and
             `completion`, or `messages`); or a pandas DataFrame or a dataset of such rows. They are read one at a time.
-        tokenizer: of a model that brings none.
-        head: of a module that returns hidden states: a linear layer or a (V, D) weight.
+        tokenizer: tokenizer for a model that has none.
+        head: head for a module that returns hidden states: a linear layer or a (V, D) weight.
         protocol: `sliding`, `rolling`, `strided`, `strided-legacy`, `llama-cpp` or `blocks`.
-        window: number of positions the model sees at once. By default the protocol's own, or all the model has.
-        stride: of `sliding` and `strided`, tokens that each further window scores. By default half the window.
-        bos: which windows of `sliding` begin with BOS, or EOS where there is none: `every`, the `first` of each
-            document, or `none`. `auto` is `every` where the tokenizer's own call adds it, else `first`.
-        special: strings that are special tokens, such as `<|endoftext|>`, are read as `text`, or `parse`d as those
-            tokens. `auto` does what the protocol does: `sliding` and `llama-cpp` read text, the others parse.
-        chat: which turns of `messages` count: the `assistant`'s, or `all`. What the chat template adds never does.
-        batch_tokens: positions that go through the model at once. By default what memory has room for, on a CPU at most
-            1024. It changes speed and memory, not the results: rows that would change each other go separately.
+        window: number of positions the model sees at once. By default the protocol's, at most all the model has.
+        stride: number of tokens that each further window scores, for `sliding` and `strided`. By default half the
+            window.
+        bos: which windows of `sliding` begin with BOS, or with EOS if there is no BOS: `every`, the `first` of each
+            document, or `none`. `auto` is `every` if the tokenizer adds it by default, else `first`.
+        special: how to read strings that are special tokens, such as `<|endoftext|>`: as `text`, or `parse`d as those
+            tokens. `auto` follows the protocol: `sliding` and `llama-cpp` read text, the others parse.
+        chat: which turns of `messages` count: the `assistant`'s, or `all`. What the chat template adds never counts.
+        batch_tokens: positions that go through the model at once. By default as many as fit in memory, on a CPU at most
+            1024. It changes speed and memory, not the results: rows that would change each other run separately.
         compile: run the backbone under torch.compile.
         out: folder in which every token is kept.
-        keep: without `out`, keep the tokens in memory; False keeps the statistics alone.
-        progress: called after every batch, or True for a bar on stderr.
+        keep: without `out`, keep the tokens in memory; False keeps only the statistics.
+        progress: a function called after every batch, or True for a bar on stderr.
         reading: `column`, `errors`, `split_at` and `bad_rows`, as on the command line.
 
     Returns:
         The scores, which print as a table.
 
     Raises:
-        ValueError: a protocol, window, stride or BOS that makes no sense here, a model whose head cannot be read or
-            that gives NaN, a folder that holds another run, or not one token to score.
+        ValueError: an option does not fit the model or the texts, the head of the model cannot be read, the model
+            returns NaN, the folder holds another run, or there is no token to score.
 
     Example:
         >>> import cynosure
@@ -125,7 +126,7 @@ def score(
         temporary = out is None and workers.leads
         made = stack.enter_context(TemporaryDirectory(prefix="cynosure-")) if temporary else out
         folder = Path(workers.told(made and str(made)))
-        # The leader's: on an accelerator the budget goes by what is free, which each finds otherwise.
+        # All use the leader's plan: on an accelerator it depends on free memory, which differs by process.
         cutting = workers.told(as_planned(folder, cut, batch_tokens))
         run = StoredRun(Scorer(split_model, cutting, TOPK), corpus, workers, say)
         store = run.score_into(folder)
@@ -133,7 +134,7 @@ def score(
         scores.tokenizer = split_model.tokenizer
         if out is None:
             scores.keep()
-        workers.meet()  # before a temporary folder goes
+        workers.meet()  # before the temporary folder is removed
         return scores
 
 
@@ -141,7 +142,7 @@ def make_cutting(
     model: SplitModel, protocol: str, window: int | None, stride: int | None, batch_tokens: int | None, *,
     bos: str = "auto", special: str = "auto", chat: str = "assistant",
 ) -> Cutting:  # fmt: skip
-    """Settle and check how texts are cut for a model."""
+    """Decide and check how texts are cut for a model."""
     most = model.max_positions
     if window is None:
         default = PROTOCOLS[protocol].window if protocol in PROTOCOLS else 0
@@ -168,7 +169,7 @@ def make_cutting(
 
 
 def setting(scorer: Scorer) -> Setting:
-    """The setting of a run, with the notes that are known before scoring."""
+    """Return the setting of a run, with the notes that are known before scoring."""
     model, cutting = scorer.model, scorer.cutting
     notes = list(model.notes)
     if cutting.bos in LEFT_OUT and adds_bos(model.tokenizer):
@@ -193,17 +194,17 @@ def score_in_memory(scorer: Scorer, corpus: Corpus, say: Say, keep: bool) -> Sco
 
 
 def as_planned(folder: Path, cut: Callable[[int | None], Cutting], batch_tokens: int | None) -> Cutting:
-    """How texts are cut. If the folder already holds a run, its batch and unit sizes are reused."""
+    """Decide how texts are cut. If the folder already holds a run, reuse its batch and unit sizes."""
     try:
         kept = Store.open(folder).manifest["cutting"]
         batch, unit = int(kept["batch_tokens"]), int(kept["unit_tokens"])
     except (OSError, ValueError, KeyError, TypeError):
-        return cut(batch_tokens)  # no run, or one that `Store.begin` will complain of
+        return cut(batch_tokens)  # no run, or one that `Store.begin` will refuse
     return cut(batch_tokens or batch)._replace(unit_tokens=unit)
 
 
 class StoredRun(NamedTuple):
-    """The work of a run that is kept on disk, and the processes that share it."""
+    """The work of a run on disk, and the processes that share it."""
 
     scorer: Scorer
     corpus: Corpus
@@ -211,13 +212,13 @@ class StoredRun(NamedTuple):
     say: Say
 
     def score_into(self, folder: Path) -> Store:
-        """Score what the folder lacks; on return all of it is there."""
+        """Score what the folder lacks, and return the finished run."""
         lock = locked(folder, "scoring into", lambda: check_own(folder)) if self.workers.leads else nullcontext(False)
         with lock as writable:
             return self.fill(folder) if self.workers.told(writable) else self.find(folder)
 
     def fill(self, folder: Path) -> Store:
-        """The same, in a folder that is this run's alone."""
+        """Do the same in a folder that is locked for this run."""
         workers = self.workers
         if workers.leads:
             Store.begin(folder, self.manifest())
@@ -236,16 +237,16 @@ class StoredRun(NamedTuple):
         return store if workers.leads else Store.open(folder)
 
     def find(self, folder: Path) -> Store:
-        """The finished run in a folder that cannot be written. ValueError where there is none, or another."""
+        """Return the finished run in a read-only folder. Raise ValueError if there is none, or another."""
         if not (folder / MANIFEST).exists():
-            raise ValueError(f"{folder} cannot be written, and holds no run: give another `out`")
+            raise ValueError(f"{folder} cannot be written and holds no run: give another `out`")
         store = Store.open(folder)
         if self.workers.leads and (different := difference(store.manifest, self.manifest())):
             raise other_run(folder, different)
         n_units = store.manifest.get("units")
         if n_units is None or store.first_missing is not None:
             raise ValueError(
-                f"{folder} is unfinished and cannot be written: copy it to a folder that can, and score into that"
+                f"{folder} is unfinished and cannot be written: copy it to a writable folder, and score into that"
             )
         if not self.corpus.known:
             self.score_units(store, set(store.files))
@@ -253,14 +254,14 @@ class StoredRun(NamedTuple):
         return store
 
     def score_units(self, store: Store, done: set[int]) -> int:
-        """Score this process's share of the units; how many there are in all."""
+        """Score this process's share of the units, and return the number of all units."""
         scorer, number, known = self.scorer, -1, store.manifest.get("units")
         if done and self.workers.leads:
             log.info("resuming in %s: %d shards are already there", store.folder, len(done))
         work = units(scorer.model.tokenizer, self.corpus.documents, scorer.cutting)
         for number, (tasks, facts) in enumerate(work):
             if known is not None and number >= known:
-                raise other_texts(store, "there is more of it now")
+                raise other_texts(store, "there is more text now")
             if not self.workers.shares(number):
                 continue
             if number in done:
@@ -270,11 +271,11 @@ class StoredRun(NamedTuple):
             shard = scorer.score(tasks, facts, self.say)
             store.write(number, shard, (time.perf_counter() - start) / self.workers.count)
         if known is not None and number + 1 < known:
-            raise other_texts(store, "there was more of it")
+            raise other_texts(store, "there was more text")
         return number + 1
 
     def manifest(self) -> dict[str, Any]:
-        """What the run is: all that its figures depend on, and where they were made."""
+        """Return the manifest: all that the metrics depend on, and the environment."""
         model, cutting = self.scorer.model, self.scorer.cutting
         return {
             "cynosure": __version__,
@@ -301,12 +302,12 @@ class StoredRun(NamedTuple):
 
 @contextmanager
 def as_begun(store: Store, device: torch.device) -> Iterator[None]:
-    """Score with as many threads as the run was started with: on a CPU the last bits of a loss depend on it."""
+    """Use as many threads as the run was started with, because the last bits of a loss on a CPU depend on it."""
     begun, now = store.environment.get("threads"), torch.get_num_threads()
     if device.type != "cpu" or type(begun) is not int or begun < 1 or begun == now:
         yield
         return
-    log.info("%s was started with %d CPU thread(s): going on with as many, not with %d", store.folder, begun, now)
+    log.info("%s was started with %d CPU thread(s): continuing with as many, not with %d", store.folder, begun, now)
     torch.set_num_threads(begun)
     try:
         yield
@@ -315,10 +316,10 @@ def as_begun(store: Store, device: torch.device) -> Iterator[None]:
 
 
 def check_same(store: Store, number: int, facts: list[DocumentFacts]) -> None:
-    """ValueError when the documents of a unit are not those that its shard was made of."""
+    """Raise ValueError if the documents of a unit are not those of its shard."""
     for old, new in zip_longest(store.facts(number), facts):
         if old != new:
-            raise other_texts(store, f"{(old or new).name} was another")
+            raise other_texts(store, f"{(old or new).name} was different")
 
 
 def other_texts(store: Store, why: str) -> ValueError:

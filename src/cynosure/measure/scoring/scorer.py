@@ -1,4 +1,4 @@
-"""The scoring core: runs units of windows through the backbone and collects the fused statistics of each token."""
+"""Run units of windows through the backbone, and collect the fused statistics of each token."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -22,15 +22,15 @@ from cynosure.text import COUNTED
 
 
 class Progress(NamedTuple):
-    """Sums over the tokens of a batch just scored; `n_bytes` are those of their text."""
+    """Sums over the batch that was just scored."""
 
     tokens: int
     nats: float
-    n_bytes: float
+    n_bytes: float  # of the text of these tokens, estimated
 
 
 Say = Callable[[Progress], None]
-# Codes of why a row is not scored or loses text, after those of UNCOUNTED.
+# More reasons why a row is not scored or loses text, as codes after those of UNCOUNTED.
 TAIL, UNSCORED, WITHOUT_TEXT = (len(UNCOUNTED) + i for i in (1, 2, 3))
 
 
@@ -40,9 +40,9 @@ def ignore(step: Progress) -> None:
 
 @contextmanager
 def reporting(progress: Say | bool | None) -> Iterator[Say]:
-    """Who is told of every batch: the function that was given, nobody, or with True a bar on stderr.
+    """Yield the function to call after every batch: the given one, or with True one that draws a bar on stderr.
 
-    Of the processes that torchrun started the first alone draws one.
+    Under torchrun only the first process draws a bar.
     """
     if callable(progress):
         yield progress
@@ -65,37 +65,37 @@ def reporting(progress: Say | bool | None) -> Iterator[Say]:
 
 @dataclass
 class Scorer:
-    """Scores units with a model; `topk` is the number of most likely tokens to keep per position."""
+    """Scores units with a model."""
 
     model: SplitModel
     cutting: Cutting
-    topk: int
+    topk: int  # number of likeliest tokens to keep per position
 
     def __post_init__(self) -> None:
         self.batching = Batching(self.model.regimes)
 
     def score(self, tasks: list[Task], facts: list[DocumentFacts], say: Say) -> Shard:
-        """Score the windows of a unit; its rows in the order of the text."""
-        figures = UnitColumns.of(tasks, self.topk)
+        """Score the windows of a unit, and return its rows in the order of the text."""
+        filled = UnitColumns.of(tasks, self.topk)
         for batch in batches(rows_of(tasks), self.cutting.batch_tokens):
-            say(self.put(batch, *self.states(batch), figures))
-        return self.shard(tasks, facts, figures)
+            say(self.put(batch, *self.states(batch), filled))
+        return self.shard(tasks, facts, filled)
 
-    def shard(self, tasks: list[Task], facts: list[DocumentFacts], figures: "UnitColumns") -> Shard:
-        """The rows of a unit whose figures are complete."""
-        return Shard(pa.Table.from_arrays(columns(tasks, figures, self.cutting), schema=figures.schema), tuple(facts))
+    def shard(self, tasks: list[Task], facts: list[DocumentFacts], filled: "UnitColumns") -> Shard:
+        """Return the rows of a unit whose columns are filled."""
+        return Shard(pa.Table.from_arrays(columns(tasks, filled, self.cutting), schema=filled.schema), tuple(facts))
 
     @torch.inference_mode()
     def states(self, batch: list[BatchRow]) -> tuple[Tensor, Tensor]:
-        """The hidden states (n, D) before the scored tokens of a batch, and those tokens (n,)."""
+        """Return the hidden states (n, D) before the scored tokens of a batch, and those tokens (n,)."""
         target = torch.from_numpy(np.concatenate([row.task.targets for row in batch]))
         hidden = [states for part in self.batching.parts(batch) for states in self.independent(part)]
         return torch.cat(hidden), target.to(self.model.device)
 
     def independent(self, part: list[BatchRow]) -> Iterator[Tensor]:
-        """The hidden states (n, D) before the scored tokens of each row, which are those of the row alone.
+        """Yield the hidden states (n, D) before the scored tokens of each row, as if the row were alone.
 
-        Where a model lets rows that go through it together change each other, they go apart.
+        If rows that go through the model together change each other, they are run separately.
         """
         tasks = [row.task for row in part]
         ids = self.ids(tasks)
@@ -110,33 +110,33 @@ class Scorer:
             yield from self.independent(smaller)
 
     def is_alone(self, ids: Tensor, together: Tensor) -> bool:
-        """Whether a row (T,) has the hidden states in a batch, (at least T, D), that it has alone.
+        """Whether a row (T,) has the same hidden states in a batch, (at least T, D), as alone.
 
-        Its first tokens are tried first, which tells nearly always; where they differ, the row may do so by its own
-        length, and is tried whole.
+        Its first tokens are tested first, which is nearly always enough. If they differ, the reason may be the row's
+        own length, so the whole row is tested.
         """
         starts = (ids[:ENOUGH], ids)
         return any(agree(self.model.body(start[None])[0], together[: len(start)]) for start in starts)
 
     def ids(self, tasks: list[Task]) -> Tensor:
-        """(n, T): what the model sees of each task's window, filled on the right."""
+        """Return what the model sees of each task's window, padded on the right, (n, T)."""
         ids = torch.zeros(len(tasks), max(task.window.n_seen for task in tasks), dtype=torch.int64)
         for line, task in zip(ids, tasks, strict=True):
             line[: task.window.n_seen] = torch.from_numpy(self.seen(task))
         return ids
 
     @torch.inference_mode()
-    def put(self, batch: list[BatchRow], hidden: Tensor, target: Tensor, figures: "UnitColumns") -> Progress:
+    def put(self, batch: list[BatchRow], hidden: Tensor, target: Tensor, filled: "UnitColumns") -> Progress:
         """Write the statistics of a batch's tokens into their rows."""
         stats = self.model.head.stats(hidden, target, topk=self.topk, temperatures=list(TEMPERATURES))
-        nll = figures.put(np.concatenate([row.scored for row in batch]), stats)
+        nll = filled.put(np.concatenate([row.scored for row in batch]), stats)
         self.check(nll, batch)
         tasks = [row.task for row in batch]
         n_bytes = sum(t.text.facts.n_bytes * t.window.n_scored / t.text.facts.n_tokens for t in tasks)
         return Progress(len(target), float(nll.sum(dtype=np.float64)), n_bytes)
 
     def seen(self, task: Task) -> NDArray[np.int64]:
-        """What the model sees of a task's window; its first token overwritten where the protocol does so."""
+        """Return what the model sees of a task's window. Some protocols overwrite its first token."""
         text, window = task.text, task.window
         x = text.x[window.see_start : window.see_stop]
         return x if text.first is None else np.concatenate([[text.first], x[1:]])
@@ -149,7 +149,7 @@ class Scorer:
 
 
 class UnitColumns:
-    """The statistics of a unit's rows as columns, filled batch by batch; until then NaN, or -1 in integers."""
+    """The statistics of a unit's rows as columns. Batches fill them; unfilled rows are NaN, or -1 in integers."""
 
     def __init__(self, n_rows: int, topk: int) -> None:
         self.schema = schema(len(TEMPERATURES), topk)
@@ -166,11 +166,11 @@ class UnitColumns:
 
     @classmethod
     def of(cls, tasks: list[Task], topk: int) -> "UnitColumns":
-        """For the rows of a unit."""
+        """Make unfilled columns for the rows of a unit."""
         return cls(sum(task.stop - task.start for task in tasks), topk)
 
     def put(self, at: NDArray[np.int64], stats: TokenStats) -> NDArray[Any]:
-        """Fill rows; their losses come back."""
+        """Fill rows, and return their losses."""
         for name, part in self.parts.items():
             part[at] = getattr(stats, name).cpu().numpy()
         self.scored[at] = True
@@ -178,7 +178,7 @@ class UnitColumns:
         return nll
 
     def column(self, name: str) -> pa.Array:
-        """A column, null where no token was scored."""
+        """Return a column, with null for rows that were not scored."""
         part, kind = self.parts[name], self.schema.field(name).type
         if part.ndim == 1:
             return pa.array(part, kind, mask=~self.scored)
@@ -186,8 +186,8 @@ class UnitColumns:
         return pa.FixedSizeListArray.from_arrays(values, kind.list_size)
 
 
-def columns(tasks: list[Task], figures: UnitColumns, cutting: Cutting) -> list[pa.Array]:
-    """The columns of a unit's table."""
+def columns(tasks: list[Task], filled: UnitColumns, cutting: Cutting) -> list[pa.Array]:
+    """Return the columns of a unit's table."""
     spans = [(task.text, slice(task.start, task.stop), task) for task in tasks]
     plain: dict[str, list[Any]] = {
         "document": [np.full(task.stop - task.start, text.facts.document) for text, _, task in spans],
@@ -201,14 +201,14 @@ def columns(tasks: list[Task], figures: UnitColumns, cutting: Cutting) -> list[p
     )
     made["byte_start"], made["byte_end"] = byte_spans(tasks)
     context = np.concatenate([contexts(task) for task in tasks] or [np.zeros(0, dtype=np.int32)])
-    made["context"] = pa.array(context, pa.int32(), mask=~figures.scored)
+    made["context"] = pa.array(context, pa.int32(), mask=~filled.scored)
     made["excluded"] = reasons(tasks, cutting)
-    made |= {name: figures.column(name) for name in figures.parts}
-    return [made[name] for name in figures.schema.names]
+    made |= {name: filled.column(name) for name in filled.parts}
+    return [made[name] for name in filled.schema.names]
 
 
 def byte_spans(tasks: list[Task]) -> tuple[pa.Array, pa.Array]:
-    """Where the bytes of each row begin and end in its document."""
+    """Return where the bytes of each row begin and end in its document."""
     starts, stops = [], []
     for text, _, _, start, stop in tasks:
         n_rows = stop - start
@@ -223,13 +223,13 @@ def byte_spans(tasks: list[Task]) -> tuple[pa.Array, pa.Array]:
 
 
 def contexts(task: Task) -> NDArray[np.int32]:
-    """How many tokens the model saw before each row's token; meaningless where it is not scored."""
+    """Return how many tokens the model saw before each row's token; meaningless for rows that are not scored."""
     first = task.start + task.text.lead - task.window.see_start
     return np.arange(first, first + task.stop - task.start, dtype=np.int32)
 
 
 def reasons_of(task: Task) -> NDArray[np.int8]:
-    """The code of why each row is not scored or loses text, (n,); COUNTED where it is scored and carries its text."""
+    """Return a code for why each row is not scored or loses text, (n,); COUNTED if neither is so."""
     text, window = task.text, task.window
     codes: NDArray[np.int8] = text.kinds[task.start : task.stop].copy()
     counted, places = codes == COUNTED, np.arange(task.start, task.stop)
@@ -242,7 +242,7 @@ def reasons_of(task: Task) -> NDArray[np.int8]:
 
 
 def reasons(tasks: list[Task], cutting: Cutting) -> pa.Array:
-    """Why each row is not scored, or `LOST`; null where it is scored and carries its text."""
+    """Return why each row is not scored, or `LOST`; null if it is scored and carries its text."""
     codes = np.concatenate([np.zeros(0, np.int8), *(reasons_of(task) for task in tasks)])
     names = [*map(UNCOUNTED.__getitem__, sorted(UNCOUNTED)), "tail", cutting.rules.unscored, LOST]
     return pa.DictionaryArray.from_arrays(pa.array(codes - 1, pa.int8(), mask=codes == COUNTED), names)

@@ -1,4 +1,4 @@
-"""Units of work: consecutive windows of the documents, cut the same way by every run of the same plan."""
+"""Cut documents into units of work: consecutive windows, the same in every run of the same plan."""
 
 import hashlib
 import re
@@ -25,21 +25,21 @@ from cynosure.text import (
 from cynosure.text.chat import OTHER_TURN, TEMPLATE
 
 NO_WINDOW = Window(0, 0, 1)
-PROMPT = 3  # what a token is of, beside those of a chat
-UNCOUNTED = {PROMPT: "prompt", OTHER_TURN: "other turn", TEMPLATE: "template"}  # why a token is not to be predicted
+PROMPT = 3  # the kind of a prompt's tokens, beside the kinds of a chat's
+UNCOUNTED = {PROMPT: "prompt", OTHER_TURN: "other turn", TEMPLATE: "template"}  # why a token is not scored
 
 
 class Cutting(NamedTuple):
-    """How documents are cut into windows, and windows grouped into units. Metrics and their order depend on it."""
+    """How documents are cut into windows, and windows are grouped into units. Metrics and their order depend on it."""
 
     protocol: str
     window: int
     stride: int
     batch_tokens: int  # positions computed at once
     unit_tokens: int  # positions after which a unit ends
-    bos: str  # which windows begin with it: `every`, the `first` of each text, or `none`
-    special: str  # strings that are special tokens are read as `text`, or `parse`d as those
-    chat: str  # of a chat the `assistant`'s turns count, or `all`
+    bos: str  # windows that begin with BOS: `every`, the `first` of each text, or `none`
+    special: str  # how to read strings that are special tokens: as `text`, or `parse`d as those tokens
+    chat: str  # turns of a chat that count: `assistant`'s or `all`
 
     @property
     def rules(self) -> Protocol:
@@ -47,49 +47,49 @@ class Cutting(NamedTuple):
 
 
 class Text(NamedTuple):
-    """A document ready to be scored. x is its tokens, after `lead` tokens (0 or 1) that stand before them."""
+    """A document ready to be scored."""
 
     facts: DocumentFacts
     tokens: Tokens
-    kinds: NDArray[np.int8]  # (N,): COUNTED, or why not
-    x: Ints
-    lead: int
-    first: int | None  # what takes the place of each window's first token, where the protocol does that
-    byte_stops: Ints | None  # (N,): where each token ends
+    kinds: NDArray[np.int8]  # (N,): COUNTED, or why the token is not scored
+    x: Ints  # the N tokens after `lead` others
+    lead: int  # 0 or 1
+    first: int | None  # replaces the first token of each window, if the protocol does that
+    byte_stops: Ints | None  # (N,): where the bytes of each token end
     windows: list[Window]
 
     def scored(self, window: Window) -> Ints:
-        """The places in x of the tokens that a window scores."""
+        """Return the places in x of the tokens that a window scores."""
         kinds = self.kinds[window.score_start - self.lead : window.see_stop + 1 - self.lead]
         return window.score_start + np.flatnonzero(kinds == COUNTED)
 
 
 class Task(NamedTuple):
-    """A window and the rows it fills: the document's tokens from `start` to `stop`, half-open, scored or not."""
+    """A window, and the rows it fills: the tokens `start` to `stop` (exclusive) of its document, scored or not."""
 
     text: Text
     window: Window
-    number: int
+    number: int  # of the window in its document
     start: int
     stop: int
 
     @property
     def targets(self) -> Ints:
-        """The tokens that are scored, (n,)."""
+        """The n tokens that are scored, (n,)."""
         return self.text.x[self.text.scored(self.window)]
 
     @property
     def before(self) -> Ints:
-        """The places in what the window sees of the tokens before them, (n,)."""
+        """The places, in what the window sees, of the tokens before the scored ones, (n,)."""
         return self.text.scored(self.window) - 1 - self.window.see_start
 
 
 def units(
     tokenizer: Any, documents: Iterable[Document], cutting: Cutting
 ) -> Iterator[tuple[list[Task], list[DocumentFacts]]]:
-    """The tasks of each unit and the facts of the documents in it, also of those without a token; at least one unit.
+    """Yield the tasks of each unit, and the facts of its documents, including documents without tokens.
 
-    A document lies in memory while its windows are handed out; the others do not.
+    There is at least one unit. Only the document whose windows are being yielded is in memory.
     """
     tasks: list[Task] = []
     facts: dict[int, DocumentFacts] = {}
@@ -108,23 +108,25 @@ def units(
 
 
 def texts(documents: Iterable[Document], protocol: Protocol) -> Iterator[tuple[Document, int]]:
-    """Each text that a protocol sees, and how many documents are in it."""
+    """Yield each text that a protocol sees, and how many documents it contains."""
     if not protocol.joined:
         yield from ((document, 1) for document in documents)
         return
-    found = list(documents)
-    for document in found:
+    all_documents = list(documents)
+    for document in all_documents:
         if document.n_prompt_chars or document.messages:
             what = "a chat" if document.messages else "a prompt and its completion"
             raise DoesNotApply(
                 f"{protocol.name} reads one running text, and {document.name} is {what}: use sliding or rolling"
             )
-    if protocol.alone and len(found) > 1:
-        raise DoesNotApply(f"{protocol.name} scores one file at a time, and there are {len(found)} documents")
-    if found:
-        name = found[0].name if len(found) == 1 else f"{found[0].name} and {len(found) - 1} more"
-        joined = SEPARATOR.join(document.text for document in found)
-        yield Document(name, joined, n_replaced=sum(document.n_replaced for document in found)), len(found)
+    n_documents = len(all_documents)
+    if protocol.alone and n_documents > 1:
+        raise DoesNotApply(f"{protocol.name} scores one file at a time, and there are {n_documents} documents")
+    if all_documents:
+        first = all_documents[0].name
+        name = first if n_documents == 1 else f"{first} and {n_documents - 1} more"
+        joined = SEPARATOR.join(document.text for document in all_documents)
+        yield Document(name, joined, n_replaced=sum(document.n_replaced for document in all_documents)), n_documents
 
 
 def prepare(tokenizer: Any, number: int, document: Document, n_joined: int, cutting: Cutting) -> Text:
@@ -132,10 +134,10 @@ def prepare(tokenizer: Any, number: int, document: Document, n_joined: int, cutt
     rules = cutting.rules
     said, tokens, kinds = read(tokenizer, document, cutting)
     prefix = prefix_token(tokenizer) if rules.led and cutting.bos != "none" else None
-    opened = document.messages is not None  # by its template, whatever the tokenizer's own call does
+    opened = document.messages is not None  # a chat is opened by its template, even if the tokenizer adds a BOS
     lead = 0 if prefix is None or opened else 1
     x = np.concatenate([np.array([prefix], dtype=np.int64), tokens.ids]) if lead else tokens.ids
-    # A window that sees [p] + t[a:b] is one over p and t together whose first token, t[a - 1] or p, gives way to p.
+    # To see [p] + t[a:b], cut a window over p and t together, and replace its first token, t[a - 1] or p, by p.
     first = prefix_token(tokenizer) if cutting.bos == "every" else None
     if opened and x[:1] != [first]:
         first = None
@@ -144,11 +146,11 @@ def prepare(tokenizer: Any, number: int, document: Document, n_joined: int, cutt
 
 
 def read(tokenizer: Any, document: Document, cutting: Cutting) -> tuple[str, Tokens, NDArray[np.int8]]:
-    """A document's text, its tokens, and what each of them is of. ValueError for a chat that cannot be read."""
+    """Return a document's text, its tokens, and their kinds. Raise ValueError for a chat that cannot be read."""
     parsed = cutting.special == "parse"
     if document.messages is not None:
-        found = turns_of(tokenizer, document, cutting.chat, parse_special=parsed)
-        return found.text, found.tokens, found.kinds
+        turns = turns_of(tokenizer, document, cutting.chat, parse_special=parsed)
+        return turns.text, turns.tokens, turns.kinds
     given, special = document.n_prompt_chars, not cutting.rules.led
     tokens = tokenize(tokenizer, document.text, n_prompt_chars=given, special=special, parse_special=parsed)
     kinds = np.zeros(len(tokens.ids), np.int8)
@@ -178,25 +180,25 @@ def facts_of(number: int, document: Document, n_joined: int, text: str, tokens: 
 
 
 def windows_of(text: Text, cutting: Cutting) -> Iterator[Window]:
-    """The windows of a text in which a token counts. Raises DoesNotApply where it is too short for the protocol."""
+    """Yield the windows of a text that score a token. Raise DoesNotApply if it is too short for the protocol."""
     rules, n_tokens = cutting.rules, len(text.x)
     if rules.led:
         counted = np.flatnonzero(text.kinds == COUNTED)
         first = max(1, text.lead + int(counted[0])) if len(counted) else n_tokens
-        found = rules.cut(n_tokens, cutting.window, cutting.stride, first)
-        yield from (window for window in found if len(text.scored(window)))
+        windows = rules.cut(n_tokens, cutting.window, cutting.stride, first)
+        yield from (window for window in windows if len(text.scored(window)))
         return
-    windows = list(rules.cut(n_tokens, cutting.window, cutting.stride))
-    if len(windows) < rules.least:
+    whole = list(rules.cut(n_tokens, cutting.window, cutting.stride))
+    if len(whole) < rules.least:
         raise DoesNotApply(
             f"{rules.name} needs {'a whole window' if rules.least == 1 else f'{rules.least} windows'} of "
             f"{cutting.window} tokens, and {text.facts.name} has {n_tokens} tokens in all"
         )
-    yield from windows
+    yield from whole
 
 
 def byte_stops(tokens: Tokens, facts: DocumentFacts) -> Ints | None:
-    """Where each token's bytes end. The account closes: RuntimeError when they do not add up to the text's."""
+    """Return where each token's bytes end. Raise RuntimeError unless they add up to the bytes of the text."""
     if tokens.carried is None:
         return None
     stops = tokens.carried.stops
@@ -207,7 +209,7 @@ def byte_stops(tokens: Tokens, facts: DocumentFacts) -> Ints | None:
 
 
 def tasks_of(text: Text) -> Iterator[Task]:
-    """The windows of a text and the rows that each fills: all up to its end that no earlier one filled."""
+    """Yield the windows of a text with the rows that each fills: all up to its end that no earlier window filled."""
     n_rows, start = text.facts.n_tokens, 0
     for number, window in enumerate(text.windows):
         last = number == len(text.windows) - 1

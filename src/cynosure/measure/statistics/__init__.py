@@ -1,1 +1,1 @@
-"""What is computed from scored tokens: sums, intervals, calibration, breakdowns."""
+"""Compute statistics from scored tokens: sums, intervals, calibration, breakdowns."""

@@ -1,6 +1,7 @@
-"""How far a ratio of sums, as nats / tokens or bits / bytes, would move on other text like this one.
+"""Bootstrap intervals of ratios of sums, such as nats / tokens or bits / bytes.
 
-Tokens are not independent. What is resampled are clusters that nearly are: documents, or long runs of tokens in them.
+They tell how far the ratio would move on other text like this one. Tokens are not independent, so clusters that nearly
+are get resampled: documents, or long runs of tokens inside them.
 """
 
 import math
@@ -14,20 +15,20 @@ from cynosure.system.numbers import counted
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-BASE_TOKENS = 16  # a base block: blocks are made of whole ones, so that sums of single tokens need not be kept
+BASE_TOKENS = 16  # tokens of a base block; blocks consist of base blocks, so no sums of single tokens are kept
 N_RESAMPLES = 2000
-MAX_CLUSTERS = 2000  # more are first added up at random into that many
-N_QUIET = 5  # autocorrelations in a row that are no more than noise
-SLICE = 2**15  # weights of resamples at a time: they stay in the cache
-ROUNDING = 1e-12  # below this part of what was subtracted, a difference is rounding
+MAX_CLUSTERS = 2000  # more clusters are first merged at random into this many
+N_QUIET = 5  # consecutive autocorrelations that must not exceed noise
+SLICE = 2**15  # weights of resamples at a time, so that they stay in the cache
+ROUNDING = 1e-12  # a difference below this share of the values subtracted is rounding
 ENOUGH_DOCUMENTS = 30
 ENOUGH_CLUSTERS = 20
-TOO_MUCH_IN_ONE = 0.2  # of the nats, beyond its part of the text: resamples tell then whether that one was drawn
-ENOUGH_EFFECTIVE = 10  # fewer equal ones: intervals hold the truth too seldom where loss and length are related
+TOO_MUCH_IN_ONE = 0.2  # share of the nats beyond the share of the text: resamples then tell only if it was drawn
+ENOUGH_EFFECTIVE = 10  # equal clusters: with fewer, intervals cover too seldom if loss and length are related
 
 
 class Interval(NamedTuple):
-    """A ratio, its interval and its standard error; None where there is too little to tell them from."""
+    """A ratio, its interval and its standard error; None if there is too little data for them."""
 
     value: float
     low: float | None = None
@@ -36,54 +37,54 @@ class Interval(NamedTuple):
 
 
 class Method(NamedTuple):
-    """What was resampled; `optimistic` is a sentence where the intervals are likely too narrow."""
+    """What was resampled, and how."""
 
     kind: Literal["documents", "blocks"]
     n_clusters: int
-    block_tokens: int | None  # of a block, None where documents are resampled
+    block_tokens: int | None  # None if documents are resampled
     seed: int
     n_resamples: int
-    optimistic: str | None
+    optimistic: str | None  # a sentence on why the intervals are likely too narrow; None if they are not
 
 
 def interval(y: Floats, x: Floats, *, seed: int = 0, n_resamples: int = N_RESAMPLES, level: float = 0.95) -> Interval:
-    """sum(y) / sum(x) over clusters (n,) and its bootstrap-t interval (Efron and Tibshirani 1993, section 12.5).
+    """Return sum(y) / sum(x) over clusters (n,) and its bootstrap-t interval.
 
-    With r = y - value x and X = sum x, se^2 = (n - 1) / n sum (r / (X - x))^2, the jackknife's. A resample's own is the
-    linearised n / (n - 1) sum r^2 / X^2: the same where all x are equal, else mostly less, so that the intervals of
-    unequal clusters come out longer and hold the truth more often. Equal seeds and n mean the same resamples.
+    See Efron and Tibshirani 1993, section 12.5. With r = y - value x and X = sum x, the standard error is the
+    jackknife's: se^2 = (n - 1) / n sum (r / (X - x))^2. That of a resample is linearized: n / (n - 1) sum r^2 / X^2.
+    Both are equal if all x are; otherwise the latter is mostly smaller, which makes intervals of unequal clusters
+    longer, so that they cover the truth more often. Equal seeds and n give the same resamples.
 
-    An infinite y has an infinite value and no interval; no variance at all is an interval of no width. Where no y is
-    negative the interval does not reach below 0. ValueError where x adds up to nothing, or there are too few resamples
+    An infinite y gives an infinite value without an interval. Without variance the interval has no width. If no y is
+    negative, the interval does not reach below 0. Raises ValueError if x sums to 0, or if there are too few resamples
     for the level.
 
     >>> nats, tokens = np.array([30.0, 12.0, 45.0, 20.0, 28.0]), np.array([10.0, 5.0, 14.0, 8.0, 9.0])
-    >>> found = interval(nats, tokens)
-    >>> round(found.value, 3), round(found.se, 3), found.low < found.value < found.high
+    >>> ratio = interval(nats, tokens)
+    >>> round(ratio.value, 3), round(ratio.se, 3), ratio.low < ratio.value < ratio.high
     (2.935, 0.154, True)
     """
-    found = _resampled(y, x, seed, n_resamples).interval(level)
-    return found._replace(low=max(found.low, 0.0)) if found.low is not None and y.min() >= 0 else found
+    ratio = _resampled(y, x, seed, n_resamples).interval(level)
+    return ratio._replace(low=max(ratio.low, 0.0)) if ratio.low is not None and y.min() >= 0 else ratio
 
 
 def paired(
     y_a: Floats, y_b: Floats, x: Floats, *, seed: int = 0, n_resamples: int = N_RESAMPLES, level: float = 0.95
 ) -> tuple[Interval, float | None]:
-    """The difference sum(y_a - y_b) / sum(x) of two ratios on the same clusters, and the two-sided p-value of none.
+    """Return the difference sum(y_a - y_b) / sum(x) of two ratios on the same clusters, and its two-sided p-value.
 
-    The test is the interval turned round: p < 1 - level where the interval leaves 0 out. It is never below
-    2 / (n_resamples + 1), None where there is no standard error, 1 where the difference is 0. ValueError as of
-    `interval`.
+    The test inverts the interval: p < 1 - level if the interval excludes 0. It is at least 2 / (n_resamples + 1), None
+    without a standard error, and 1 if the difference is 0. Raises ValueError as `interval` does.
 
     >>> paired(np.array([3.0, 5.0, 8.0]), np.array([3.0, 5.0, 8.0]), np.array([2.0, 4.0, 6.0]))
     (Interval(value=0.0, low=0.0, high=0.0, se=0.0), 1.0)
     """
-    found = _resampled(y_a - y_b, x, seed, n_resamples)
-    return found.interval(level), found.p_value()
+    resampled = _resampled(y_a - y_b, x, seed, n_resamples)
+    return resampled.interval(level), resampled.p_value()
 
 
 class _Resampled(NamedTuple):
-    """A ratio and its studentised resamples: t = (resampled value - value) / resampled se, ascending."""
+    """A ratio and its studentized resamples: t = (resampled value - value) / resampled se, ascending."""
 
     value: float
     se: float | None
@@ -92,7 +93,7 @@ class _Resampled(NamedTuple):
     def interval(self, level: float) -> Interval:
         if self.se is None:
             return Interval(self.value)
-        beyond = math.floor((len(self.t) + 1) * (1 - level) / 2 + ROUNDING)  # so many t lie outside, at either end
+        beyond = math.floor((len(self.t) + 1) * (1 - level) / 2 + ROUNDING)  # so many t are outside at either end
         if beyond < 1:
             raise ValueError(f"an interval of {level:.0%} needs more than {len(self.t)} resamples")
         far, near = float(self.t[-beyond]), float(self.t[beyond - 1])
@@ -114,7 +115,7 @@ def _resampled(y: Floats, x: Floats, seed: int, n_resamples: int) -> _Resampled:
     if y.shape != x.shape or y.ndim != 1:
         raise ValueError(f"a ratio needs one y and one x for each cluster, got {y.shape} and {x.shape}")
     if not x.sum() > 0:
-        raise ValueError("a ratio needs something to divide by: x adds up to nothing")
+        raise ValueError("a ratio needs something to divide by: x sums to 0")
     value = float(y.sum() / x.sum())
     if np.count_nonzero(x) < 2 or not math.isfinite(value):
         return _Resampled(value, None, np.zeros(0))
@@ -129,7 +130,7 @@ def _resampled(y: Floats, x: Floats, seed: int, n_resamples: int) -> _Resampled:
 
 
 def _studentised(residual: Floats, x: Floats, generator: np.random.Generator, n_resamples: int) -> Floats:
-    """t of every resample, ascending; infinite where all that was drawn agrees, and yet not with the value."""
+    """Return t of every resample, ascending; infinite if the clusters drawn agree, but not with the value."""
     n = len(x)
     columns = np.stack([residual, x, residual**2, residual * x, x**2], axis=1)
     sums = np.concatenate(
@@ -148,16 +149,17 @@ def _studentised(residual: Floats, x: Floats, generator: np.random.Generator, n_
 
 
 def _weights(n: int, n_resamples: int, generator: np.random.Generator) -> Floats:
-    """How often each of n clusters was drawn in each resample, (n_resamples, n): multinomial."""
+    """Draw how often each of n clusters is in each resample, (n_resamples, n): multinomial."""
     drawn = generator.integers(n, size=(n_resamples, n)) + n * np.arange(n_resamples)[:, None]
     return np.bincount(drawn.ravel(), minlength=n * n_resamples).reshape(n_resamples, n).astype(np.float64)
 
 
 def effective_size(variance: float, se: float | None, n_tokens: float) -> float | None:
-    """How many independent tokens would tell the mean loss as well: tokens (se_iid / se)^2 = variance / se^2.
+    """Return the effective sample size: tokens (se_iid / se)^2 = variance / se^2.
 
-    `variance` is that of the tokens' losses, `se` the standard error of nats / token; None where it is unknown or 0.
-    At most the `n_tokens` there are: few clusters may by chance vary less than independent tokens do.
+    So many independent tokens would estimate the mean loss equally well. `variance` is the variance of the tokens'
+    losses, `se` the standard error of nats / token; the result is None if `se` is unknown or 0. It is at most
+    `n_tokens`, because few clusters may by chance vary less than independent tokens do.
 
     >>> effective_size(4.0, 0.125, 1000), effective_size(4.0, 0.125, 30)  # the se of 256 independent tokens
     (256.0, 30.0)
@@ -173,12 +175,21 @@ def choose(
     seed: int = 0,
     n_resamples: int = N_RESAMPLES,
 ) -> tuple[Method, Floats]:
-    """What to resample, and its sums (n_clusters, k): documents where 30 or more hold tokens, else blocks inside them.
+    """Choose the clusters to resample: documents if at least 30 have tokens, else blocks inside them.
 
-    `documents` (n, k) are the sums of each; for fewer than 30, `base` (m, k) are those of their base blocks in order of
-    the text and `document` (m,) says whose each one is. The first two columns are y and x of the ratio that the length
-    of blocks follows, as nats and tokens; the others may be anything. Clusters without x are left out. ValueError where
-    none is left, or base blocks are needed and not given.
+    Args:
+        documents: (n, k) sums of each document. The first two columns are y and x of the ratio that decides the length
+            of blocks, such as nats and tokens; the others may be anything.
+        base: (m, k) sums of the base blocks in the order of the text; needed for fewer than 30 documents.
+        document: (m,) the document of each base block.
+        seed: seed of the resamples.
+        n_resamples: number of resamples.
+
+    Returns:
+        The method, and the sums (n_clusters, k) of the clusters, without those whose x is 0.
+
+    Raises:
+        ValueError: no cluster is left, or base blocks are needed and missing.
 
     >>> sums = np.stack([np.arange(1.0, 41), np.full(40, 9.0)], axis=1)
     >>> method, clusters = choose(sums)
@@ -206,18 +217,18 @@ def choose(
 
 
 def _too_few(x: Floats, kind: str) -> str | None:
-    """Why clusters of these sizes are too few to resample."""
+    """Say why clusters of these sizes are too few to resample; None if they are enough."""
     effective = float(x.sum() ** 2 / (x**2).sum()) if len(x) else 0.0
     narrow, what = "The intervals are likely too narrow", counted(len(x), kind)
     if len(x) < ENOUGH_CLUSTERS:
-        return f"{narrow}: {what} to resample, and {ENOUGH_CLUSTERS} are enough."
+        return f"{narrow}: {what} to resample, and at least {ENOUGH_CLUSTERS} are needed."
     if effective < ENOUGH_EFFECTIVE:
-        return f"{narrow}: {what} of such unequal size count as {effective:.1f}."
+        return f"{narrow}: {what} of unequal size count as only {effective:.1f}."
     return None
 
 
 def _lopsided(clusters: Floats, kind: str) -> str | None:
-    """Why clusters of which one holds so much of the nats tell little of their spread; None for differences."""
+    """Say so if one cluster has too much of the nats to estimate their spread; None for differences."""
     y, x = clusters[:, 0], clusters[:, 1]
     if y.min() < 0 or not 0 < y.sum() < math.inf:
         return None
@@ -225,31 +236,31 @@ def _lopsided(clusters: Floats, kind: str) -> str | None:
     most = int(excess.argmax())
     if excess[most] <= TOO_MUCH_IN_ONE:
         return None
-    return f"The intervals tell little: one of {counted(len(y), kind)} holds {y[most] / y.sum():.0%} of the nats."
+    return f"The intervals are unreliable: one of {counted(len(y), kind)} holds {y[most] / y.sum():.0%} of the nats."
 
 
 def _too_narrow(n_documents: int, length: int, n_base: int) -> str | None:
-    """What blocks inside documents cannot tell."""
+    """Say what blocks inside documents cannot tell; None if they suffice."""
     if n_documents > 1:
         return (
             f"The intervals tell how the loss varies inside these {n_documents} documents, not from one document to "
-            f"another: that takes {ENOUGH_DOCUMENTS}."
+            f"another: that needs at least {ENOUGH_DOCUMENTS} documents."
         )
     if length >= n_base // ENOUGH_CLUSTERS:
         return (
             f"The intervals are likely too narrow: the loss may depend on more text than blocks of "
-            f"{length * BASE_TOKENS} tokens hold, and of longer ones there would be fewer than {ENOUGH_CLUSTERS}."
+            f"{length * BASE_TOKENS} tokens hold, and longer ones would be fewer than {ENOUGH_CLUSTERS}."
         )
     return None
 
 
 def block_length(y: Floats, x: Floats, document: Ints) -> int:
-    """The length, in base blocks, of the blocks to resample: automatic after Politis and White (2004).
+    """Choose the length, in base blocks, of the blocks to resample, automatically as in Politis and White (2004).
 
-    Their rule for the circular block bootstrap, with the correction of Patton, Politis and White (2009), on the series
-    r = y - (sum y / sum x) x of base blocks (m,) in order of the text; autocovariances are taken inside documents
-    alone. At least 1; at most the longest document, and what leaves 20 blocks. ValueError where documents are not in
-    order.
+    This is their rule for the circular block bootstrap, as corrected by Patton, Politis and White (2009). The series is
+    r = y - (sum y / sum x) x of base blocks (m,), in the order of the text. Autocovariances are taken only inside
+    documents. The length is at least 1, at most the longest document, and leaves at least 20 blocks. Raises ValueError
+    if the documents are not in order.
 
     >>> wave = 3 + np.sin(np.arange(400) / 5)
     >>> one = np.zeros(400, dtype=np.int64)
@@ -277,14 +288,17 @@ def block_length(y: Floats, x: Floats, document: Ints) -> int:
 
 
 def _residual(y: Floats, x: Floats) -> Floats:
-    """y - (sum y / sum x) x, with 0 for what is rounding alone."""
+    """Return y - (sum y / sum x) x, with 0 for what is only rounding."""
     residual: Floats = y - y.sum() / x.sum() * x
     residual[np.abs(residual) <= ROUNDING * np.abs(y)] = 0
     return residual
 
 
 def _autocovariance(series: Floats, document: Ints, n_lags: int) -> Floats:
-    """Of a series of mean 0 at lags 0 to n_lags, products taken inside documents alone: zeros stand between them."""
+    """Return the autocovariance of a series of mean 0 at lags 0 to n_lags, only inside documents.
+
+    Zeros between the documents keep them apart.
+    """
     _, which = np.unique(document, return_inverse=True)
     at = np.arange(len(series)) + n_lags * which
     padded = np.zeros(1 << (int(at[-1]) + n_lags).bit_length())
@@ -294,9 +308,9 @@ def _autocovariance(series: Floats, document: Ints, n_lags: int) -> Floats:
 
 
 def blocks(columns: Floats, document: Ints, length: int) -> Floats:
-    """The sums (n_blocks, k) of `columns` (m, k) over runs of `length` base blocks, none across two documents (m,).
+    """Sum `columns` (m, k) over blocks of `length` base blocks, none across two documents (m,), to (n_blocks, k).
 
-    What is left at the end of a document joins its last block where shorter than half of one, else is a block itself.
+    The rest at the end of a document joins its last block if it is shorter than half a block, else it is a block.
 
     >>> blocks(np.ones((9, 1)), np.array([0, 0, 0, 0, 0, 0, 0, 1, 1]), length=3)[:, 0]
     array([3., 4., 2.])

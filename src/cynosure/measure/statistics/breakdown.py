@@ -1,4 +1,4 @@
-"""Where the nats go: the loss by document, by position in the window, by token frequency and by byte class."""
+"""Break the loss down by document, position in the window, token frequency and byte class."""
 
 import math
 from typing import Any
@@ -16,20 +16,20 @@ N_DECILES = 10
 
 
 def by_class(statistics: Statistics) -> list[dict[str, Any]]:
-    """One row for each byte class there is."""
+    """Return a row for each byte class that occurs."""
     sums = statistics.classes.sums()
     return rows(sums, [{"class": CLASSES[key]} for key in sums.keys.tolist()], statistics.told_per_byte)
 
 
 def by_position(statistics: Statistics) -> list[dict[str, Any]]:
-    """One row for each half octave of context: how many tokens the model saw before those it guessed."""
+    """Return a row for each half octave of context, the number of tokens the model saw before a scored one."""
     sums = statistics.positions.sums()
     edges = [(math.ceil(2 ** (key / 2)), math.ceil(2 ** ((key + 1) / 2)) - 1) for key in sums.keys.tolist()]
     return rows(sums, [{"context_from": low, "context_to": high} for low, high in edges], statistics.told_per_byte)
 
 
 def by_frequency(statistics: Statistics) -> list[dict[str, Any]]:
-    """Ten rows of about as many scored tokens, those most frequent in the text first."""
+    """Return ten rows with about equally many scored tokens each, the most frequent in the text first."""
     sums = statistics.tokens.sums()
     counts = sums.counts("tokens")
     order = np.lexsort((sums.keys, -counts))
@@ -42,48 +42,50 @@ def by_frequency(statistics: Statistics) -> list[dict[str, Any]]:
 
 
 def seen(counts: Ints, chosen: Any) -> dict[str, int]:
-    """How many kinds of token are chosen, and how often the rarest and the most frequent of them are seen."""
-    found = counts[chosen]
-    return {"kinds": len(found), "seen_from": int(found.min()), "seen_to": int(found.max())}
+    """Count the distinct tokens chosen, and how often the rarest and the most frequent of them occur."""
+    occurrences = counts[chosen]
+    return {"kinds": len(occurrences), "seen_from": int(occurrences.min()), "seen_to": int(occurrences.max())}
 
 
 def by_document(statistics: Statistics) -> list[dict[str, Any]]:
-    """One row for each document of which a token is scored."""
+    """Return a row for each document with a scored token."""
     sums = statistics.documents.sums()
     labels = [{"document": statistics.facts[key].name} for key in sums.keys.tolist()]
     return rows(sums, labels, [told_per_byte([statistics.facts[key]]) for key in sums.keys.tolist()])
 
 
-def metrics(sums: Grouped, told: bool | list[bool]) -> list[dict[str, Any]]:
-    """The sums of each group and what follows of them; per byte, of the tokens that carry their text, where `told`, of
-    all groups or of each.
+def metrics(sums: Grouped, known: bool | list[bool]) -> list[dict[str, Any]]:
+    """Return the sums of each group and the metrics computed from them.
+
+    `known` says whether metrics per byte are known, for all groups or for each. They cover the tokens that carry their
+    text.
     """
-    each = told if isinstance(told, list) else [told] * len(sums.keys)
+    each = known if isinstance(known, list) else [known] * len(sums.keys)
     return [
         {
             "tokens": group.tokens,
-            "bytes": group.n_bytes if known else None,
+            "bytes": group.n_bytes if per_byte else None,
             "nats": group.nats,
             "nats_per_token": group.nats_per_token,
-            "bits_per_byte": group._replace(nats=carried_nats).bits_per_byte if known else None,
+            "bits_per_byte": group._replace(nats=carried_nats).bits_per_byte if per_byte else None,
             "top1_accuracy": group.accuracy,
         }
-        for group, carried_nats, known in zip(sums.token_sums(), sums.carried_nats.tolist(), each, strict=True)
+        for group, carried_nats, per_byte in zip(sums.token_sums(), sums.carried_nats.tolist(), each, strict=True)
     ]
 
 
-def rows(sums: Grouped, labels: list[dict[str, Any]], told: bool | list[bool]) -> list[dict[str, Any]]:
-    """The metrics of each group as plain values, beside its label."""
+def rows(sums: Grouped, labels: list[dict[str, Any]], known: bool | list[bool]) -> list[dict[str, Any]]:
+    """Return the label of each group with its metrics as plain values."""
     nats = sums.amount("nats")
     share = nats / nats.sum() if nats.sum() else nats
     return [
         label | {name: finite(x) for name, x in group.items()} | {"share_of_nats": part}
-        for label, group, part in zip(labels, metrics(sums, told), share.tolist(), strict=True)
+        for label, group, part in zip(labels, metrics(sums, known), share.tolist(), strict=True)
     ]
 
 
-def worst(statistics: Statistics, found: list[Costly], n: int) -> list[dict[str, Any]]:
-    """The costliest tokens or spans as plain values: the text around them readable, bytes that are none as `\\xNN`."""
+def worst(statistics: Statistics, costliest: list[Costly], n: int) -> list[dict[str, Any]]:
+    """Return the `n` costliest tokens or spans as plain values. Bytes that are not text are written as `\\xNN`."""
     total = float(statistics.total.amount("nats")[0])
     return [
         {
@@ -96,5 +98,5 @@ def worst(statistics: Statistics, found: list[Costly], n: int) -> list[dict[str,
             "share_of_nats": part.nll_nats / total if math.isfinite(part.nll_nats) and total else None,
             **{name: getattr(part, name).decode("utf-8", "backslashreplace") for name in ("before", "text", "after")},
         }
-        for part in found[:n]
+        for part in costliest[:n]
     ]

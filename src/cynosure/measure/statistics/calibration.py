@@ -1,6 +1,6 @@
-"""Is a model as often right as it believes to be, and what would dividing its logits by one temperature gain?
+"""Calibration: whether a model is right as often as it is confident, and the gain of a single temperature.
 
-Memory is bounded: confidences are counted in fixed cells, everything else is summed exactly, so parts of a run can be
+Memory is bounded: confidences are counted in fixed cells. Everything else is summed exactly, so parts of a run can be
 merged in any order with the same result.
 """
 
@@ -16,58 +16,58 @@ from cynosure.measure.statistics.sums import Sums
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-# Beside 1.0, which is the nll itself. Their inverses are evenly spaced, so that one exponential serves for all of them.
+# Without 1.0, which is the nll itself. Their inverses are evenly spaced, so that one exponential is enough for all.
 TEMPERATURES = tuple(14 / (28 - 3 * i) for i in range(8))  # 0.5 to 2
-N_BINS = 15  # the custom since Guo et al. (2017)
+N_BINS = 15  # customary since Guo et al. (2017)
 Binning = Literal["mass", "width"]  # bins of equally many tokens, or of equal width as in torchmetrics and netcal
 N_CELLS = 4096
 EDGES = np.sin(np.linspace(0, np.pi / 2, N_CELLS + 1)) ** 2  # cells of 1.5e-7 at 0 and 1, of 3.8e-4 in the middle
-GRID = 4096  # even cells in which confidences are smoothed
+GRID = 4096  # cells of equal width, in which confidences are smoothed
 CURVE = np.linspace(0, 1, 101)
-ENOUGH = 10  # tokens that a point of the curve is made of, in effect
+ENOUGH = 10  # minimum effective number of tokens behind a point of the curve
 
 
 @dataclass(frozen=True)
 class Bin:
-    """Tokens of similar confidence: between which edges, how many, their mean confidence and how often right."""
+    """Tokens of similar confidence, from `low` to `high`."""
 
     low: float
     high: float
     count: int
-    confidence: float
+    confidence: float  # mean
     accuracy: float
 
 
 @dataclass(frozen=True)
 class CalibrationReport:
-    """How well confidence and accuracy agree, over `tokens` tokens; `impossible` ones of infinite loss are left out."""
+    """How well confidence and accuracy agree."""
 
     tokens: int
-    impossible: int
+    impossible: int  # tokens of infinite loss, which are left out
     ece: float
     ece_debiased: float
     smooth_ece: float
     brier: float  # mean over tokens of sum over the vocabulary of (p - y)^2
     best_temperature: float
-    at_edge: bool  # the best is an end of the temperatures tried: what is best may lie beyond
+    at_edge: bool  # the best temperature is the lowest or highest tried, so the true one may be beyond
     recoverable_nats_per_token: float
-    n_bins: int  # asked for: those without tokens are not in `bins`
+    n_bins: int  # as given; `bins` has only those with tokens
     binning: Binning
     bins: tuple[Bin, ...]
     curve: tuple[tuple[float, float], ...]  # (confidence, accuracy), smooth
 
     def to_json(self) -> dict[str, Any]:
-        """Everything by its name, in tuples, dicts and numbers."""
+        """Return all fields as plain values."""
         return asdict(self)
 
 
 @dataclass(eq=False)
 class Calibration:
-    """What calibration is computed from, for tokens so far; `a + b` merges two.
+    """The sums that calibration is computed from; `a + b` merges two.
 
-    Of two classes the first has the probability 3/4, and is the right one three times out of four:
+    Here the first of two classes has probability 3/4, and is right three times out of four:
 
-    >>> margin = np.log(3) * np.array([1, 1, 1, -1])  # the right class's logit less the other's
+    >>> margin = np.log(3) * np.array([1, 1, 1, -1])  # logit of the right class minus that of the other
     >>> nll, entropy = np.log1p(np.exp(-margin)), np.full(4, np.log(4) - 0.75 * np.log(3))
     >>> tempered = np.log1p(np.exp(-margin[:, None] / np.array(TEMPERATURES)))
     >>> tokens = Calibration()
@@ -80,7 +80,7 @@ class Calibration:
     count: Ints = field(default_factory=lambda: np.zeros(N_CELLS, np.int64))  # tokens in each cell of confidence
     correct: Ints = field(default_factory=lambda: np.zeros(N_CELLS, np.int64))
     confidence: Sums = field(default_factory=lambda: Sums.zeros(N_CELLS))
-    figures: Sums = field(default_factory=lambda: Sums.zeros(3 + len(TEMPERATURES)))  # brier, nll, entropy, tempered
+    sums: Sums = field(default_factory=lambda: Sums.zeros(3 + len(TEMPERATURES)))  # brier, nll, entropy, tempered
     impossible: int = 0
 
     def update(
@@ -92,25 +92,33 @@ class Calibration:
         entropy: NDArray[Any],
         nll_at_temperature: NDArray[Any],
     ) -> None:
-        """Add scored tokens, all (N,): the likeliest token's probability and whether it is the right one, nats.
+        """Add N scored tokens. Tokens of infinite loss at any temperature are counted and left out.
 
-        `nll_at_temperature` is (N, T), of the TEMPERATURES. Tokens of an infinite loss at any temperature are counted
-        and left out. ValueError for other shapes, for a confidence outside [0, 1], and for NaN.
+        Args:
+            confidence: (N,) probability of the likeliest token.
+            correct: (N,) whether the likeliest token is the right one.
+            brier: (N,) Brier scores.
+            nll: (N,) losses, nats.
+            entropy: (N,) nats.
+            nll_at_temperature: (N, T) losses at each of the TEMPERATURES, nats.
+
+        Raises:
+            ValueError: a shape is wrong, a confidence is outside [0, 1], or a value is NaN.
         """
         if nll_at_temperature.shape != (len(nll), len(TEMPERATURES)):
             raise ValueError(
-                f"nll_at_temperature must be ({len(nll)}, {len(TEMPERATURES)}), a column for each of the temperatures "
+                f"nll_at_temperature must be ({len(nll)}, {len(TEMPERATURES)}), one column for each temperature of "
                 f"{TEMPERATURES}, got {nll_at_temperature.shape}"
             )
         if len(confidence) and not (confidence.min() >= 0 and confidence.max() <= 1 + 1e-6):
             raise ValueError(f"confidence must be in [0, 1], got {confidence.min()} to {confidence.max()}")
-        figures = np.stack([brier, nll, entropy, *nll_at_temperature.T])
-        kept = ~np.isposinf(figures).any(axis=0)
+        values = np.stack([brier, nll, entropy, *nll_at_temperature.T])
+        kept = ~np.isposinf(values).any(axis=0)
         cell = np.clip(np.searchsorted(EDGES, confidence[kept], side="right") - 1, 0, N_CELLS - 1)
         self.count = self.count + np.bincount(cell, minlength=N_CELLS)
         self.correct = self.correct + np.bincount(cell[correct[kept]], minlength=N_CELLS)
         self.confidence = self.confidence + Sums.of(confidence[kept], cell, N_CELLS)
-        self.figures = self.figures + Sums.columns(figures[:, kept].T)
+        self.sums = self.sums + Sums.columns(values[:, kept].T)
         self.impossible += int((~kept).sum())
 
     def __add__(self, other: "Calibration") -> "Calibration":
@@ -118,16 +126,20 @@ class Calibration:
             self.count + other.count,
             self.correct + other.correct,
             self.confidence + other.confidence,
-            self.figures + other.figures,
+            self.sums + other.sums,
             self.impossible + other.impossible,
         )
 
     def compute(self, n_bins: int = N_BINS, binning: Binning = "mass") -> CalibrationReport | None:
-        """The report, None where no token is in it.
+        """Compute the report; None if there are no tokens.
 
-        `ece`, `ece_debiased` and `bins` are of `n_bins` bins. With binning "mass" each holds equally many tokens; with
-        "width" each is 1 / n_bins wide, as in Guo et al. (2017), torchmetrics and netcal. Tokens within 4e-4 of a bin's
-        edge may fall on its other side. ValueError for fewer than one bin or another binning.
+        Args:
+            n_bins: number of bins of `ece`, `ece_debiased` and `bins`.
+            binning: "mass" for bins of equally many tokens; "width" for bins that are 1 / n_bins wide, as in Guo et al.
+                (2017), torchmetrics and netcal. Tokens within 4e-4 of an edge may count in the neighbouring bin.
+
+        Raises:
+            ValueError: there is less than one bin, or the binning is unknown.
         """
         check_bins(n_bins, binning)
         n = int(self.count.sum())
@@ -135,7 +147,7 @@ class Calibration:
             return None
         used = self.count > 0
         cells = _Cells(self.count[used].astype(float), self.correct[used].astype(float), self.confidence.values[used])
-        brier, nll, entropy, *tempered = (self.figures.values / n).tolist()
+        brier, nll, entropy, *tempered = (self.sums.values / n).tolist()
         best, recoverable = best_temperature(nll, entropy, np.array(tempered))
         bins = _bins(cells, np.flatnonzero(used), n_bins, binning)
         ece, debiased = _expected_errors(bins)
@@ -158,15 +170,15 @@ class Calibration:
 
 
 class _Cells(NamedTuple):
-    """Of every cell with tokens, (n_cells,): how many, how many right, and the sum of their confidences."""
+    """The cells that have tokens; each field is (n_cells,)."""
 
     tokens: Floats
-    right: Floats
-    confidence: Floats
+    right: Floats  # tokens whose likeliest token was right
+    confidence: Floats  # sum
 
 
 def check_bins(n_bins: int, binning: str) -> None:
-    """ValueError for bins that there cannot be."""
+    """Raise ValueError if there is less than one bin or the binning is unknown."""
     if isinstance(n_bins, bool) or not isinstance(n_bins, int) or n_bins < 1:
         raise ValueError(f"n_bins must be an integer of at least 1, got {n_bins!r}")
     if binning not in get_args(Binning):
@@ -174,7 +186,7 @@ def check_bins(n_bins: int, binning: str) -> None:
 
 
 def _bins(cells: _Cells, index: Ints, n_bins: int, binning: Binning) -> tuple[Bin, ...]:
-    """Bins with tokens in them, made of whole cells; `index` says which of the N_CELLS a cell is."""
+    """Group cells into bins with tokens; `index` is the place of each cell among the N_CELLS."""
     middle = np.cumsum(cells.tokens) - cells.tokens / 2
     share = middle / cells.tokens.sum() if binning == "mass" else cells.confidence / cells.tokens
     of_bin = np.minimum((n_bins * share).astype(np.int64), n_bins - 1)
@@ -189,11 +201,11 @@ def _bins(cells: _Cells, index: Ints, n_bins: int, binning: Binning) -> tuple[Bi
 
 
 def _expected_errors(bins: tuple[Bin, ...]) -> tuple[float, float]:
-    """Mean |accuracy - confidence|, and the same less its bias: chance alone makes the first too large.
+    """Return the mean |accuracy - confidence|, and the same without its bias, since chance makes it too large.
 
-    The bias is taken for what drawing the accuracies once more would add (Kumar, Liang and Ma 2019). With gap g and
-    s^2 = accuracy (1 - accuracy) / count they are drawn from Normal(g, s^2), whose mean size has a closed form:
-    s sqrt(2 / pi) exp(-g^2 / (2 s^2)) + g erf(g / (s sqrt 2)). A part of the bias is left, about half where g is 0.
+    The bias is estimated as what drawing the accuracies again would add (Kumar, Liang and Ma 2019). With gap g and
+    s^2 = accuracy (1 - accuracy) / count they are drawn from Normal(g, s^2), whose mean absolute value has a closed
+    form: s sqrt(2 / pi) exp(-g^2 / (2 s^2)) + g erf(g / (s sqrt 2)). Some bias remains, about half of it if g is 0.
     """
     n = sum(part.count for part in bins)
     plain = again = 0.0
@@ -208,10 +220,11 @@ def _expected_errors(bins: tuple[Bin, ...]) -> tuple[float, float]:
 
 
 def _smooth(cells: _Cells) -> tuple[float, tuple[tuple[float, float], ...]]:
-    """smECE of Blasiok and Nakkiran (2023), and the reliability curve at its bandwidth, where there are tokens.
+    """Return the smECE of Blasiok and Nakkiran (2023), and the reliability curve at its bandwidth.
 
-    smECE_s is the integral over [0, 1] of |sum over tokens of K_s (correct - confidence)| / n, K_s a Gaussian of width
-    s reflected at 0 and 1. It falls with s; smECE is where the two are equal, and so there is nothing to choose.
+    smECE_s is the integral over [0, 1] of |sum over tokens of K_s (correct - confidence)| / n. K_s is a Gaussian of
+    width s reflected at 0 and 1. It falls as s grows; smECE is the s that equals it, so there is no width to choose.
+    The curve has points only where there are enough tokens.
     """
     at = np.minimum((GRID * cells.confidence / cells.tokens).astype(np.int64), GRID - 1)
     tokens, right, confidence = (np.bincount(at, column, GRID) for column in cells)
@@ -228,17 +241,17 @@ def _smooth(cells: _Cells) -> tuple[float, tuple[tuple[float, float], ...]]:
 
 
 def _reflected(mass: NDArray[Any], width: float) -> Floats:
-    """Masses on the even cells of [0, 1], spread by a Gaussian that the ends reflect: cosines, each damped."""
+    """Smooth masses on equal cells of [0, 1] by a Gaussian reflected at the ends: damp their cosine series."""
     damped = np.exp(-0.5 * (np.pi * width * np.arange(len(mass) + 1)) ** 2)
     return np.fft.irfft(np.fft.rfft(np.concatenate([mass, mass[::-1]])) * damped)[: len(mass)]
 
 
 def best_temperature(nll: float, entropy: float, nll_at_temperature: Floats) -> tuple[float, float]:
-    """The temperature at which the mean nll is least, and by how many nats / token it is less than at 1.
+    """Return the temperature with the lowest mean nll, and how many nats / token that is below the nll at 1.
 
-    Mean nats are given at 1 and at TEMPERATURES. In x = log T the curve is nll - (nll - entropy) x + x^2 p(x): its
-    slope at T = 1 is known exactly, as d nll / d(1 / T) = nll - entropy there, and the polynomial p makes it pass
-    through all the others. The best is looked for between the ends of TEMPERATURES.
+    The mean nll is known at 1 and at TEMPERATURES. As a function of x = log T the curve is
+    nll - (nll - entropy) x + x^2 p(x). Its slope at T = 1 is exact, because d nll / d(1 / T) = nll - entropy there. The
+    polynomial p makes it pass through all other points. The minimum is searched between the ends of TEMPERATURES.
 
     >>> tempered = [1.0 + math.log(t / 1.3) ** 2 for t in TEMPERATURES]
     >>> nll, slope = 1.0 + math.log(1.3) ** 2, -2 * math.log(1.3)

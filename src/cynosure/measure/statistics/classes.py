@@ -1,4 +1,4 @@
-"""What a token is made of: letters, digits, punctuation, whitespace, CJK, or other."""
+"""Classify tokens by their text: letters, digits, punctuation, whitespace, CJK, or other."""
 
 import unicodedata
 from functools import lru_cache
@@ -16,9 +16,9 @@ CJK = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "BOPOMOFO", "IDEOGRAPHIC")
 
 @lru_cache(maxsize=1 << 18)
 def byte_class(piece: bytes) -> int:
-    """The index in `CLASSES` of a token, decided by its first character that is no space.
+    """Return the index in `CLASSES` of a token, decided by its first character that is not white space.
 
-    Whitespace is all space; other are symbols, emoji, and tokens that are only part of a character.
+    A token of white space only is whitespace. Symbols, emoji and parts of a character are other.
 
     >>> [CLASSES[byte_class(piece)] for piece in (b" dog", b"1", b",", b"  ", "\u732b".encode(), b"\\xf0\\x9f")]
     ['letters', 'digits', 'punctuation', 'whitespace', 'CJK', 'other']
@@ -33,8 +33,8 @@ def byte_class(piece: bytes) -> int:
     kind = unicodedata.category(first)
     if unicodedata.name(first, "").startswith(CJK):
         return CLASSES.index("CJK")
-    found = {"L": "letters", "M": "letters", "N": "digits", "P": "punctuation"}.get(kind[0], "other")
-    return CLASSES.index(found)
+    name = {"L": "letters", "M": "letters", "N": "digits", "P": "punctuation"}.get(kind[0], "other")
+    return CLASSES.index(name)
 
 
 ASCII = np.array([byte_class(bytes([byte])) for byte in range(128)])
@@ -42,7 +42,7 @@ SPACE, OTHER = CLASSES.index("whitespace"), CLASSES.index("other")
 
 
 def describe(pieces: pa.Array) -> tuple[Ints, Ints]:
-    """The byte class of each of N tokens' bytes, and how many characters begin in it, both (N,).
+    """Return the byte class of each of N tokens, and how many characters begin in it, both (N,).
 
     >>> describe(pa.array([b" dog", b"", "\u732b".encode()]))
     (array([0, 5, 4]), array([4, 0, 1]))
@@ -53,16 +53,16 @@ def describe(pieces: pa.Array) -> tuple[Ints, Ints]:
     of_byte = ASCII[data & 127]
     solid = of_byte != SPACE
     n_solid, size = per_piece(solid, ends), np.diff(ends, prepend=0)
-    found = np.where(size > 0, SPACE, OTHER)
+    classes = np.where(size > 0, SPACE, OTHER)
     some = n_solid > 0
-    found[some] = of_byte[np.flatnonzero(solid)[(np.cumsum(n_solid) - n_solid)[some]]]  # of its first solid byte
+    classes[some] = of_byte[np.flatnonzero(solid)[(np.cumsum(n_solid) - n_solid)[some]]]  # of its first solid byte
     others = np.flatnonzero(wide)
     if len(others):
         encoded = pc.dictionary_encode(pieces.take(pa.array(others)))
-        found[others] = np.array([byte_class(piece) for piece in encoded.dictionary.to_pylist()])[encoded.indices]
-    return found, chars
+        classes[others] = np.array([byte_class(piece) for piece in encoded.dictionary.to_pylist()])[encoded.indices]
+    return classes, chars
 
 
 def per_piece(mask: NDArray[np.bool_], ends: Ints) -> Ints:
-    """How many bytes of each piece are set in a mask of all."""
+    """Count the bytes of each piece that are set in a mask over all bytes."""
     return np.diff(np.append(0, np.cumsum(mask))[ends], prepend=0)

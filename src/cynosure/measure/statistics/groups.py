@@ -1,4 +1,4 @@
-"""Sums over groups of tokens: integers, so that adding them up in any order gives the same bits."""
+"""Sum statistics over groups of tokens, as integers, so that any order of adding gives the same bits."""
 
 from typing import Any, NamedTuple
 
@@ -10,19 +10,19 @@ from cynosure.measure.statistics.sums import Ints, Sums, split_quanta
 
 COUNTS = ("tokens", "impossible", "n_bytes", "n_chars", "correct", "carried_impossible")
 AMOUNTS = ("nats", "entropy", "carried_nats")
-SMALL = 2**16  # keys below are sorted in a tenth of the time
-PART = 100  # groups that weigh as much as the keeping of one part more
+SMALL = 2**16  # keys below this are sorted in a tenth of the time
+PART = 100  # keeping one more part costs as much as this many groups
 
 
 class Grouped(NamedTuple):
-    """Sums of groups: `keys` (G,) ascending, and by row `table` (6 counts + 2 halves of each of 3 amounts, G).
+    """Sums of G groups.
 
-    `nats` are those of the tokens whose loss is finite; `impossible` counts the others. What is `carried` is of the
-    tokens that carry their text, to which alone bytes and characters belong.
+    `nats` sums the tokens of finite loss; `impossible` counts the others. The `carried` sums, like bytes and
+    characters, cover only the tokens that carry their text.
     """
 
-    keys: Ints
-    table: Ints
+    keys: Ints  # (G,), ascending
+    table: Ints  # (12, G): COUNTS, then the two halves of each of AMOUNTS
 
     @classmethod
     def empty(cls) -> "Grouped":
@@ -30,7 +30,7 @@ class Grouped(NamedTuple):
 
     @classmethod
     def of(cls, keys: Ints, table: Ints) -> "Grouped":
-        """Columns of the table (12, n) added up by key (n,).
+        """Sum the columns of a table (12, n) by key (n,).
 
         >>> Grouped.of(np.array([7, 3, 7]), np.arange(36).reshape(12, 3)).table[0]
         array([1, 2])
@@ -45,7 +45,7 @@ class Grouped(NamedTuple):
         return cls(keys[starts], np.add.reduceat(table, starts, axis=1))
 
     def part(self, chosen: NDArray[np.bool_]) -> "Grouped":
-        """The groups that are chosen (G,)."""
+        """Return the chosen groups; `chosen` is (G,)."""
         return Grouped(self.keys[chosen], self.table[:, chosen])
 
     def counts(self, name: str) -> Ints:
@@ -53,27 +53,27 @@ class Grouped(NamedTuple):
         return row
 
     def amount(self, name: str) -> NDArray[np.float64]:
-        """Nats."""
+        """Return one of AMOUNTS in nats, (G,)."""
         at = len(COUNTS) + 2 * AMOUNTS.index(name)
         return Sums(self.table[at], self.table[at + 1]).values
 
     @property
     def nats(self) -> NDArray[np.float64]:
-        """Of every token of a group: infinite where one was impossible."""
+        """Nats of all tokens of each group; infinite if one was impossible."""
         return np.where(self.counts("impossible") > 0, np.inf, self.amount("nats"))
 
     @property
     def carried_nats(self) -> NDArray[np.float64]:
-        """Of the tokens that carry their text: infinite where one of these was impossible."""
+        """Nats of the tokens of each group that carry their text; infinite if one was impossible."""
         return np.where(self.counts("carried_impossible") > 0, np.inf, self.amount("carried_nats"))
 
     @property
     def total(self) -> "Grouped":
-        """Everything in one group, of key 0."""
+        """All groups merged into one, with key 0."""
         return Grouped(np.zeros(1, dtype=np.int64), self.table.sum(axis=1, keepdims=True))
 
     def token_sums(self) -> list[TokenSums]:
-        """The sums of each group, to be divided."""
+        """Return the sums of each group, from which its metrics are computed."""
         columns = (
             self.counts("tokens"),
             self.nats,
@@ -92,9 +92,9 @@ def token_rows(
     n_chars: Ints,
     carried: NDArray[np.bool_] | None = None,
 ) -> Ints:
-    """The table of single tokens, all (N,), to be added up; correct are those of which the argmax is the target.
+    """Build the table (12, N) of N single tokens, to be summed. All arguments are (N,).
 
-    Those that are not `carried` have neither bytes nor characters.
+    `correct` says whether the argmax is the target. Tokens that are not `carried` have no bytes or characters.
     """
     possible = np.isfinite(nll)
     carried = np.ones_like(possible) if carried is None else carried
@@ -105,11 +105,11 @@ def token_rows(
 
 
 class Accumulator:
-    """Sums that grow: parts are kept until they outweigh what they add up to, so that adding is cheap."""
+    """Growing sums. Parts are merged only once they outweigh their sums, so that adding is cheap."""
 
     def __init__(self) -> None:
         self.parts: list[Grouped] = []
-        self.weight = self.limit = 0  # of the parts, in groups
+        self.weight = self.limit = 0  # size of the parts, in groups
 
     def add(self, part: Grouped) -> None:
         self.parts.append(part)

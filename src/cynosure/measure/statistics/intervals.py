@@ -1,4 +1,4 @@
-"""The intervals of a run's figures, from its documents or from blocks of tokens inside them."""
+"""Compute the intervals of a run's metrics, from its documents or from blocks of tokens inside them."""
 
 from typing import NamedTuple
 
@@ -10,17 +10,17 @@ from cynosure.measure.statistics.stats import Statistics
 
 
 class Intervals(NamedTuple):
-    """95% intervals, all by one method; None where bytes and characters are not known."""
+    """95% intervals, all by one method."""
 
     method: Method
     nats_per_token: Interval
-    bits_per_byte: Interval | None
+    bits_per_byte: Interval | None  # None if bytes and characters are unknown
     bits_per_char: Interval | None
-    effective_tokens: float | None  # effective sample size: independent tokens that would tell the mean loss as well
+    effective_tokens: float | None  # effective sample size
 
 
 def intervals(statistics: Statistics) -> Intervals:
-    """Resample documents where there are 30 or more, else blocks of tokens inside them."""
+    """Resample documents if there are at least 30, else blocks of tokens inside them."""
     blocks = statistics.blocks.sums() if statistics.blocks is not None else None
     documents = statistics.documents.sums()
     method, clusters = choose(
@@ -43,8 +43,10 @@ def intervals(statistics: Statistics) -> Intervals:
 
 
 def columns(sums: Grouped) -> Floats:
-    """Nats (infinite where a token was impossible) and tokens of each group, and the nats, bytes and characters of
-    the tokens that carry their text, (G, 5).
+    """Return five sums of each group, (G, 5).
+
+    They are its nats (infinite if a token was impossible) and tokens, then the nats, bytes and characters of the tokens
+    that carry their text.
     """
     counts = (sums.counts(name) for name in ("tokens", "n_bytes", "n_chars"))
     n_tokens, n_bytes, n_chars = counts

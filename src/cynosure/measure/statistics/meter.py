@@ -1,4 +1,4 @@
-"""A meter for a loop of one's own: update it with each batch, merge it with others, compute at the end."""
+"""A meter for your own loop: update it with each batch, merge it with others, compute at the end."""
 
 import math
 
@@ -13,9 +13,10 @@ from cynosure.measure.statistics.groups import Accumulator, Grouped, token_rows
 
 
 class Meter:
-    """The loss of many batches, exact however they are cut, ordered or spread over processes.
+    """Measure the loss of many batches, exactly, however they are cut, ordered or spread over processes.
 
-    Sums and counts, divided once by `compute`: never a mean of means. The methods are those of a torchmetrics metric.
+    The meter keeps sums and counts, which `compute` divides once, so it never takes a mean of means. Its methods are
+    those of a torchmetrics metric.
 
     Example:
         >>> import torch
@@ -27,7 +28,7 @@ class Meter:
         >>> {name: round(value, 4) for name, value in meter.compute().items() if name in ("token_perplexity", "tokens")}
         {'tokens': 4, 'token_perplexity': 9.4912}
 
-        Bits per byte needs the bytes of each token, which the tokenizer's vocabulary tells; ignored ones are not
+        Bits per byte needs the number of bytes of each token, from the tokenizer's vocabulary. Ignored tokens are not
         counted.
 
         >>> meter = Meter()
@@ -44,18 +45,18 @@ class Meter:
     def reset(self) -> None:
         """Forget everything."""
         self.sums = Accumulator()
-        self.calibration: Calibration | None = Calibration()  # None after figures without temperatures
+        self.calibration: Calibration | None = Calibration()  # None after a batch without temperatures
 
     def update(self, stats: TokenStats, n_bytes: Tensor | None = None) -> None:
         """Add the statistics of a batch; ignored positions are not counted.
 
         Args:
-            stats: of `token_stats`, with `temperatures=meter.temperatures` if calibration is wanted. After any batch
-                without, all metrics of calibration are NaN.
-            n_bytes: (...), integers of the shape of `stats.nll`: the bytes of each token.
+            stats: from `token_stats`. Calibration needs `temperatures=meter.temperatures` in every batch; otherwise its
+                metrics are NaN.
+            n_bytes: (...), integers of the shape of `stats.nll`: the number of bytes of each token.
 
         Raises:
-            ValueError: other shapes, or a loss that is NaN; nothing is added then.
+            ValueError: a shape is wrong, or a loss is NaN. Nothing is added then.
         """
         rank = stats.rank.reshape(-1)
         shape = stats.nll_at_temperature.shape
@@ -68,7 +69,7 @@ class Meter:
             array(getattr(stats, name))[at] for name in ("nll", "entropy", "confidence", "brier")
         )
         if n_nan := int(np.isnan(nll).sum()):
-            raise ValueError(f"{n_nan} of {len(nll)} losses are NaN: so are hidden states or weights of this batch")
+            raise ValueError(f"{n_nan} of {len(nll)} losses are NaN: check the hidden states and weights of this batch")
         correct, one_group = array(stats.correct)[at] == 1, np.zeros(len(nll), dtype=np.int64)
         bytes_of = one_group if n_bytes is None else array(n_bytes)[at]
         self.sums.add(Grouped.of(one_group, token_rows(nll, entropy, correct, bytes_of, one_group)))
@@ -82,7 +83,7 @@ class Meter:
         """Add what another meter has seen.
 
         Args:
-            other: the other meter, which is left as it is.
+            other: the other meter, which does not change.
         """
         self.sums.merge(other.sums)
         if self.calibration is None or other.calibration is None:
@@ -91,7 +92,7 @@ class Meter:
             self.calibration += other.calibration
 
     def gather(self) -> "Meter":
-        """What the meters of all processes of torch.distributed have seen together; a new meter, the same in each."""
+        """Return a new meter with what the meters of all processes of torch.distributed have seen."""
         together, parts = Meter(), [self]
         if dist.is_available() and dist.is_initialized():
             parts = [self] * dist.get_world_size()
@@ -101,22 +102,22 @@ class Meter:
         return together
 
     def compute(self, n_bins: int = N_BINS, binning: Binning = "mass") -> dict[str, float]:
-        """The metrics so far; NaN where there is nothing to compute them from.
+        """Compute the metrics so far.
 
         Args:
             n_bins: number of bins of `ece`.
-            binning: equally many tokens in each bin ("mass"), or bins of equal width ("width"), as torchmetrics and
-                netcal have them.
+            binning: "mass" for bins of equally many tokens, "width" for bins of equal width, as in torchmetrics and
+                netcal.
 
         Returns:
-            Metrics by name.
+            The metrics by name; NaN if there is no data for one.
 
         Raises:
-            ValueError: other bins.
+            ValueError: there is less than one bin, or the binning is unknown.
         """
         (total,) = self.sums.sums().total.token_sums()
         report = None if self.calibration is None else self.calibration.compute(n_bins, binning)
-        figures = {
+        metrics = {
             "tokens": total.tokens,
             "nats_per_token": total.nats_per_token,
             "token_perplexity": total.perplexity,
@@ -125,9 +126,9 @@ class Meter:
             "mean_entropy": total.mean_entropy,
         }
         names = ("ece", "ece_debiased", "brier", "best_temperature", "recoverable_nats_per_token")
-        return figures | {name: getattr(report, name) if report else math.nan for name in names}
+        return metrics | {name: getattr(report, name) if report else math.nan for name in names}
 
 
 def array(values: Tensor) -> NDArray[np.generic]:
-    """Flat, as numpy has it."""
+    """Return a flat NumPy array."""
     return values.detach().reshape(-1).cpu().numpy()

@@ -1,4 +1,4 @@
-"""Statistics of scored tokens: updated shard by shard, merged in any order to the same bits, computed at the end."""
+"""Accumulate statistics of scored tokens, shard by shard. Any order of merging gives the same bits."""
 
 from collections import Counter
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from cynosure.measure.statistics.sums import Sums
 from cynosure.measure.statistics.worst import Costly, costly_spans, costly_tokens, keep
 from cynosure.measure.storage.rows import DocumentFacts, Ints, Shard, numbers, told_per_byte
 
-# What statistics are made of; the likeliest tokens beside them are for looking at.
+# The columns that statistics need. The others, such as the likeliest tokens, are for inspection.
 COLUMNS = [
     *("document", "index", "token_id", "token_bytes", "byte_start", "byte_end", "nll", "entropy", "rank", "confidence"),
     *("argmax", "brier", "nll_at_temperature", "context", "window", "excluded"),
@@ -24,7 +24,7 @@ COLUMNS = [
 
 
 class Excluded(NamedTuple):
-    """Bytes of a document that no scored token covers, and why."""
+    """A range of bytes of a document that no scored token covers, and the reason."""
 
     document: int
     byte_start: int
@@ -33,7 +33,7 @@ class Excluded(NamedTuple):
 
 
 class Context(NamedTuple):
-    """How many tokens the model saw before those it guessed."""
+    """How many tokens the model saw before the scored ones."""
 
     n: int = 0
     total: int = 0
@@ -55,21 +55,22 @@ class Context(NamedTuple):
 
 
 class Statistics:
-    """All that is said of a run. What it holds grows with the documents, the vocabulary and, of few documents, length.
+    """The statistics of a run.
 
-    Sums are integers of 2^-40 nats, so that no order of updates and merges changes a bit of them.
+    Sums are integers in units of 2^-40 nats, so that the order of updates and merges changes no bit. Memory grows with
+    the number of documents and the vocabulary, and with few documents also with their length.
     """
 
     def __init__(self) -> None:
         self.facts: dict[int, DocumentFacts] = {}
         self.documents, self.positions, self.tokens, self.classes = (Accumulator() for _ in range(4))
         self.windows = Accumulator()  # by document and window
-        self.blocks: Accumulator | None = Accumulator()  # by document and 16 tokens, while there are few documents
+        self.blocks: Accumulator | None = Accumulator()  # by document and 16 tokens; None with many documents
         self.squares = Sums.zeros()  # of the losses
         self.calibration = Calibration()
         self.context = Context()
         self.excluded: list[Excluded] = []
-        self.excluded_tokens: Counter[str] = Counter()  # by why
+        self.excluded_tokens: Counter[str] = Counter()  # by reason
         self.worst_tokens: list[Costly] = []
         self.worst_spans: list[Costly] = []
 
@@ -107,13 +108,15 @@ class Statistics:
         self.drop_blocks()
         finite = np.where(np.isfinite(nll), nll, 0).astype(np.float64)
         self.squares += Sums.of(np.minimum(finite**2, 2.0**21))
-        figures = [numbers(table, name)[at] for name in ("confidence", "brier", "nll_at_temperature")]
-        self.calibration.update(figures[0], correct, figures[1], nll, entropy, figures[2])
+        confidence, brier, tempered = (
+            numbers(table, name)[at] for name in ("confidence", "brier", "nll_at_temperature")
+        )
+        self.calibration.update(confidence, correct, brier, nll, entropy, tempered)
         self.worst_tokens = costly_tokens(self.worst_tokens, table, nll, at)
         self.worst_spans = costly_spans(self.worst_spans, table, nll, at)
 
     def merge(self, other: "Statistics") -> None:
-        """Add what another has seen; the two must not have seen the same shards."""
+        """Add the statistics of other shards. No shard may be in both."""
         self.facts |= other.facts
         for name in ("documents", "positions", "tokens", "classes", "windows"):
             getattr(self, name).merge(getattr(other, name))
@@ -136,7 +139,7 @@ class Statistics:
 
     @property
     def told_per_byte(self) -> bool:
-        """Whether what is per byte can be told, of the tokens that carry their text."""
+        """Whether metrics per byte are known: the tokens that carry their text are enough."""
         return told_per_byte(self.facts.values())
 
     @property
@@ -145,11 +148,11 @@ class Statistics:
 
     @property
     def sums(self) -> TokenSums:
-        """Of all tokens, to be divided."""
+        """The sums over all tokens, from which metrics are computed."""
         return self.total.token_sums()[0]
 
     def words(self) -> int | None:
-        """The words of all documents, or None unless every token of each is scored that stands for any text."""
+        """Return the number of words in all documents; None if a token that covers text is not scored."""
         sums = self.documents.sums()
         scored = dict(
             zip(sums.keys.tolist(), zip(sums.counts("tokens"), sums.counts("n_bytes"), strict=True), strict=True)
@@ -165,23 +168,23 @@ class Statistics:
         return total
 
     def unscored(self) -> list[DocumentFacts]:
-        """The documents of which no token is scored."""
+        """Return the documents without a scored token."""
         scored = set(self.documents.sums().keys.tolist())
         return [self.facts[key] for key in sorted(self.facts) if key not in scored]
 
     def left_out(self) -> list[Excluded]:
-        """The byte ranges that were not scored, in the order of the text, neighbours of one reason together."""
-        found: list[Excluded] = []
+        """Return the byte ranges that were not scored, in the order of the text. Neighbours with one reason merge."""
+        ranges: list[Excluded] = []
         for part in sorted(self.excluded):
-            last = found[-1] if found else None
+            last = ranges[-1] if ranges else None
             if last and (last.document, last.byte_end, last.reason) == (part.document, part.byte_start, part.reason):
-                found[-1] = last._replace(byte_end=part.byte_end)
+                ranges[-1] = last._replace(byte_end=part.byte_end)
             else:
-                found.append(part)
-        return found
+                ranges.append(part)
+        return ranges
 
     def check_account(self) -> None:
-        """Bytes scored and bytes left out are the bytes of each text: RuntimeError where they are not."""
+        """Raise RuntimeError unless the bytes scored and the bytes left out add up to the bytes of each text."""
         sums = self.documents.sums()
         account = dict.fromkeys(self.facts, 0)
         for key, n_bytes in zip(sums.keys.tolist(), sums.counts("n_bytes").tolist(), strict=True):
@@ -194,7 +197,7 @@ class Statistics:
 
 
 def excluded(table: pa.Table) -> list[Excluded]:
-    """The rows of a table that were not scored or lose text, as ranges of bytes; none where bytes are not known."""
+    """Return the rows that were not scored or lose text, as ranges of bytes. Rows without known bytes are left out."""
     chosen = pc.and_(pc.is_valid(table["excluded"]), pc.is_valid(table["byte_start"]))
     missed = table.select(["document", "byte_start", "byte_end", "excluded"]).filter(chosen)
     document, start, end = (numbers(missed, name) for name in ("document", "byte_start", "byte_end"))

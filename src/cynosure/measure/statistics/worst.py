@@ -1,4 +1,4 @@
-"""The tokens and the spans of text that cost a model most."""
+"""Find the tokens and spans of text that cost a model most."""
 
 from typing import NamedTuple
 
@@ -13,12 +13,12 @@ BEFORE, AFTER = 24, 8  # tokens shown around a costly one
 
 
 class Costly(NamedTuple):
-    """A token or span, its loss, and the text around it. Of infinite losses the first are kept."""
+    """A token or span, its loss, and the text around it."""
 
     document: int
     first: int  # index of its first token
     n_tokens: int
-    byte_start: int  # -1 where bytes are not known
+    byte_start: int  # -1 if bytes are unknown
     byte_end: int
     nll_nats: float
     before: bytes
@@ -26,18 +26,18 @@ class Costly(NamedTuple):
     after: bytes
 
 
-def keep(found: list[Costly]) -> list[Costly]:
-    """The costliest, in an order that no order of merging changes."""
-    return sorted(found, key=lambda part: (-part.nll_nats, part.document, part.first))[:KEPT]
+def keep(parts: list[Costly]) -> list[Costly]:
+    """Return the costliest, in an order that does not depend on the order of merging. Ties keep the first."""
+    return sorted(parts, key=lambda part: (-part.nll_nats, part.document, part.first))[:KEPT]
 
 
 def costly_tokens(kept: list[Costly], table: pa.Table, nll: Floats, at: Ints) -> list[Costly]:
-    """The costliest single tokens of those kept and of a table; `nll` are the losses of its rows `at`."""
+    """Return the costliest single tokens of those kept and of a table; `nll` are the losses of its rows `at`."""
     return keep(kept + [costly(table, int(at[i]), 1, float(nll[i])) for i in costliest(kept, nll)])
 
 
 def costly_spans(kept: list[Costly], table: pa.Table, nll: Floats, at: Ints) -> list[Costly]:
-    """The costliest runs of 32 tokens, cut at multiples of 32 in each document and at the table's ends."""
+    """Return the costliest runs of 32 tokens, cut at multiples of 32 in each document and at the table's ends."""
     document, index = numbers(table, "document")[at].astype(np.int64), numbers(table, "index")[at].astype(np.int64)
     key = (document << 32) + index // SPAN_TOKENS
     starts = np.flatnonzero(np.append(True, key[1:] != key[:-1]))
@@ -53,15 +53,15 @@ def costly_spans(kept: list[Costly], table: pa.Table, nll: Floats, at: Ints) -> 
 
 
 def costliest(kept: list[Costly], nll: Floats) -> list[int]:
-    """Which of these losses may come to stand among those kept: few, once there are many tokens."""
+    """Return the places of losses that may be among those kept: few, once there are many tokens."""
     least = kept[-1].nll_nats if len(kept) == KEPT else -np.inf
-    found = np.flatnonzero(nll >= least)
-    chosen: list[int] = found[np.argsort(-nll[found], kind="stable")[:KEPT]].tolist()
+    large = np.flatnonzero(nll >= least)
+    chosen: list[int] = large[np.argsort(-nll[large], kind="stable")[:KEPT]].tolist()
     return chosen
 
 
 def costly(table: pa.Table, row: int, n_rows: int, nll_nats: float) -> Costly:
-    """Rows `row` to `row + n_rows` and what stands around them in their document, as far as the table goes."""
+    """Return the rows `row` to `row + n_rows` with the text around them, as far as it is in the table."""
     part = table.slice(max(0, row - BEFORE), min(row, BEFORE) + n_rows + AFTER)
     at = min(row, BEFORE)
     document = part["document"].to_pylist()

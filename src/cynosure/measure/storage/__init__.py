@@ -1,1 +1,1 @@
-"""Runs on disk: the table with one row per token, its shards, and the manifest."""
+"""Store runs on disk: a table with one row per token, in shards, and a manifest."""

@@ -1,4 +1,4 @@
-"""The manifest of a run: what the run is, sealed by its own checksum, and how two of them differ."""
+"""The manifest of a run, which describes the run and contains its own checksum; and how two of them differ."""
 
 import hashlib
 import json
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
-SEAL = "manifest_sha256"  # of all its other values
-DESCRIBED = ("cynosure", "environment", "units", "shards", "found", SEAL)  # in it, but no part of what a run is
+SEAL = "manifest_sha256"  # checksum of all its other values
+DESCRIBED = ("cynosure", "environment", "units", "shards", "found", SEAL)  # values that do not identify a run
 PARTS: dict[str, dict[str, type]] = {
     "model": {"name": str, "dtype": str, "weights_sha256": str, "tokenizer_sha256": str},
     "setting": {
@@ -17,11 +17,11 @@ PARTS: dict[str, dict[str, type]] = {
     "cutting": {"protocol": str, "window": int, "stride": int, "batch_tokens": int, "unit_tokens": int},
     "corpus": {},
 }  # fmt: skip
-LATER = ("bos", "special", "chat")  # texts in the setting, which runs of earlier versions lack
+LATER = ("bos", "special", "chat")  # strings in the setting that runs of earlier versions lack
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a run. FileNotFoundError where there is none, ValueError where it is damaged or another's."""
+    """Read the manifest of a run. Raise FileNotFoundError if there is none, ValueError if it is damaged or foreign."""
     if not path.is_file():
         raise FileNotFoundError(f"not a run: {path.parent} has no {path.name}. Score with `out` to make one")
     try:
@@ -29,16 +29,18 @@ def read_manifest(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}; restore it from a copy, or give another folder") from error
     if not isinstance(manifest, dict) or not all(isinstance(manifest.get(part), dict) for part in PARTS):
-        raise ValueError(f"{path} is of no run known here: give another folder")
+        raise ValueError(f"{path} is not the manifest of a run: give another folder")
     if SEAL in manifest and manifest[SEAL] != seal(manifest):
         raise ValueError(f"{path} was changed after the run wrote it: restore it from a copy, or give another folder")
     if wrong := first_wrong(manifest):
-        raise ValueError(f"{path} is of no run known here: {wrong}; restore it from a copy, or give another folder")
+        raise ValueError(
+            f"{path} is not the manifest of a run: {wrong}; restore it from a copy, or give another folder"
+        )
     return manifest
 
 
 def first_wrong(manifest: dict[str, Any]) -> str | None:
-    """What keeps the values of a manifest from being a run's; also of one that has no checksum."""
+    """Say which value of a manifest is wrong; None if none is. This also checks manifests without a checksum."""
     for part, kinds in PARTS.items():
         for name, kind in kinds.items():
             if type(manifest[part].get(name)) is not kind:
@@ -49,10 +51,10 @@ def first_wrong(manifest: dict[str, Any]) -> str | None:
     if extra := manifest["setting"].keys() - {*PARTS["setting"], *LATER}:
         return f"it has setting.{min(extra)}"
     if not all(isinstance(note, str) for note in manifest["setting"]["notes"]):
-        return "its setting.notes are not texts"
+        return "its setting.notes is not a list of strings"
     found = manifest.get("found", [])
     if not (isinstance(found, list) and all(isinstance(note, str) for note in found)):
-        return "its found are not texts"
+        return "its found is not a list of strings"
     units, shards = manifest.get("units"), manifest.get("shards")
     if units is not None and (type(units) is not int or units < 1):
         return f"its units is {shown(units)}"
@@ -67,7 +69,7 @@ def first_wrong(manifest: dict[str, Any]) -> str | None:
 
 
 def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
-    """A manifest with its checksum."""
+    """Return a manifest with its checksum."""
     return manifest | {SEAL: seal(manifest)}
 
 
@@ -76,27 +78,27 @@ def seal(manifest: dict[str, Any]) -> str:
 
 
 def identity(manifest: dict[str, Any]) -> str:
-    """What ties shards to their run: the same for two manifests between which `difference` finds nothing."""
+    """Return what ties shards to their run. Two manifests share it if `difference` finds none between them."""
     return checksum({name: value for name, value in manifest.items() if name not in DESCRIBED})[:16]
 
 
 def checksum(values: dict[str, Any]) -> str:
-    """The SHA-256 of plain values, whatever the order of their names."""
+    """Return the SHA-256 of plain values, independent of the order of their names."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def difference(old: dict[str, Any], new: dict[str, Any], at: str = "") -> str | None:
-    """The first thing in which two runs differ, in words; None when they are the same run."""
+    """Say in which value two runs differ first; None if they are the same run."""
     for key in dict.fromkeys([*old, *new]):
         if not at and key in DESCRIBED:
             continue
         a, b, name = old.get(key), new.get(key), f"{at}{key}"
         if isinstance(a, dict) and isinstance(b, dict):
-            if found := difference(a, b, f"{name}."):
-                return found
+            if inside := difference(a, b, f"{name}."):
+                return inside
         elif isinstance(a, list) and isinstance(b, list):
-            if found := difference(numbered(a), numbered(b), f"{name}."):
-                return found
+            if inside := difference(numbered(a), numbered(b), f"{name}."):
+                return inside
         elif a != b:
             return f"its {name} is {shown(a)}, and now it is {shown(b)}"
     return None
@@ -107,7 +109,7 @@ def numbered(values: list[Any]) -> dict[str, Any]:
 
 
 def shown(value: Any) -> str:
-    """A value of a manifest in a sentence; digests by their beginnings.
+    """Format a value of a manifest for a sentence. Digests are shortened.
 
     >>> shown("0123456789abcdef" * 4), shown(512), shown(None)
     ('01234567...', '512', 'nothing')

@@ -1,4 +1,4 @@
-"""The table with one row per token: scoring builds it, the store keeps it, all statistics are computed from it."""
+"""The table with one row per token. Scoring builds it, the store keeps it, and all statistics come from it."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ Ints = NDArray[np.int64]
 
 
 def schema(n_temperatures: int, topk: int) -> pa.Schema:
-    """The columns. Statistics are null for tokens not scored, byte spans where the tokenizer changes the text."""
+    """Return the columns. Statistics are null for tokens that are not scored, byte spans if the bytes are unknown."""
     fields = [
         ("document", pa.int32()),
         ("index", pa.int32()),  # of the token in its document
@@ -31,30 +31,30 @@ def schema(n_temperatures: int, topk: int) -> pa.Schema:
         ("nll_at_temperature", pa.list_(pa.float32(), n_temperatures)),
         *([("top_ids", pa.list_(pa.int32(), topk)), ("top_logprobs", pa.list_(pa.float32(), topk))] if topk else []),
         ("context", pa.int32()),  # tokens the model saw before this one
-        ("window", pa.int32()),  # the window of its document that it belongs to
+        ("window", pa.int32()),  # number of its window in the document
         ("excluded", pa.dictionary(pa.int8(), pa.string())),  # why it was not scored, or `LOST`
     ]
     return pa.schema(fields)
 
 
 class DocumentFacts(NamedTuple):
-    """Counts and names of a document, without its tokens. `n_bytes` counts its text in UTF-8."""
+    """Counts and names of a document, without its tokens."""
 
     document: int
     name: str
-    n_joined: int  # documents in it, where the protocol joins them
-    n_bytes: int
+    n_joined: int  # number of documents, if the protocol joins them
+    n_bytes: int  # in UTF-8
     n_chars: int
     n_words: int
     n_tokens: int
-    n_replaced: int  # U+FFFD in the place of what was not UTF-8
+    n_replaced: int  # U+FFFD characters that replace what was not UTF-8
     sha256: str
-    drift: str | None  # why the tokens do not carry the whole text: it has no part then in what is per byte
+    drift: str | None  # why the tokens do not carry the whole text; None if they do
     n_prompt_chars: int = 0
     n_special: int = 0  # strings that are special tokens to the tokenizer
     special: str = ""  # the first of them
     n_messages: int = 0  # of a chat
-    n_lost: int | None = None  # bytes of tokens that do not carry them; None where that is not known
+    n_lost: int | None = None  # bytes of tokens that do not carry them; None if unknown
 
     @property
     def loses(self) -> bool:
@@ -63,24 +63,24 @@ class DocumentFacts(NamedTuple):
 
     @property
     def lost_bytes(self) -> int:
-        """Bytes that no token carries: all, where it is not known which."""
+        """Number of bytes that no token carries; all bytes if it is unknown which."""
         if not self.loses:
             return 0
         return self.n_bytes if self.n_lost is None else self.n_lost
 
 
-LOST = "text lost"  # why a token has no part in what is per byte, though it is scored
-MOST_LOST = 0.1  # of the bytes: where more of them are lost, nothing is told per byte
+LOST = "text lost"  # why metrics per byte leave out a scored token
+MOST_LOST = 0.1  # share of the bytes: if more are lost, there are no metrics per byte
 
 
 def told_per_byte(facts: Iterable[DocumentFacts]) -> bool:
-    """Whether what is per byte can be told: of the tokens that carry their text, which are enough."""
+    """Whether there are metrics per byte: enough of the text is carried by its tokens."""
     sizes = [(fact.n_bytes, fact.lost_bytes) for fact in facts]
     return sum(lost for _, lost in sizes) <= MOST_LOST * sum(size for size, _ in sizes)
 
 
 def lost_text(facts: Iterable[DocumentFacts]) -> str | None:
-    """How much text of how many documents is lost, in which, and why in the first; None where none is."""
+    """Say how much text is lost in how many documents, and why in the first; None if none is lost."""
     lossy = [fact for fact in facts if fact.loses]
     if not lossy:
         return None
@@ -89,16 +89,16 @@ def lost_text(facts: Iterable[DocumentFacts]) -> str | None:
 
 
 class Shard(NamedTuple):
-    """Rows of consecutive windows, and the facts of their documents and of those without a token between them."""
+    """Rows of consecutive windows, and the facts of their documents, including documents without tokens."""
 
     table: pa.Table
     facts: tuple[DocumentFacts, ...]
 
 
 def numbers(table: pa.Table, name: str) -> NDArray[Any]:
-    """A column as an array: (N,), or (N, k) of a list column; null is NaN among floats and -1 among integers."""
+    """Return a column as an array, (N,) or for a list column (N, k). Null becomes NaN, or -1 in integers."""
     column = table.column(name).combine_chunks()
-    if isinstance(column, pa.ChunkedArray):  # of a table without rows
+    if isinstance(column, pa.ChunkedArray):  # the table has no rows
         column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
     if pa.types.is_fixed_size_list(column.type):
         width = column.type.list_size

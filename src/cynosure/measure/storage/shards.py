@@ -1,4 +1,4 @@
-"""A shard as a Parquet file: its rows, and in its metadata the run, the place and the documents that it is of."""
+"""Encode a shard as a Parquet file: its rows, and in the metadata its run, its number and its documents."""
 
 import hashlib
 import json
@@ -17,15 +17,15 @@ KINDS = get_type_hints(DocumentFacts)
 
 
 class Label(NamedTuple):
-    """What a shard says of itself. Shards of earlier versions name neither run nor number."""
+    """The label of a shard, which says where it belongs."""
 
-    run: str | None  # `identity` of the manifest
-    number: int | None
+    run: str | None  # `identity` of the manifest; None in shards of earlier versions
+    number: int | None  # likewise
     seconds: float
 
 
 def encode(shard: Shard, label: Label) -> bytes:
-    """A shard as the bytes of a file."""
+    """Return a shard as the bytes of a file."""
     meta = label._asdict() | {"documents": [fact._asdict() for fact in shard.facts]}
     table = shard.table.replace_schema_metadata({META: json.dumps(meta)})
     buffer = pa.BufferOutputStream()
@@ -36,7 +36,7 @@ def encode(shard: Shard, label: Label) -> bytes:
 
 
 def decode(data: bytes, columns: list[str] | None = None) -> tuple[Shard, Label]:
-    """A shard, whole or some columns of it. ValueError where the bytes are not of one."""
+    """Read a shard, or some of its columns. Raise ValueError if the bytes are not a shard."""
     try:
         table = parquet.ParquetFile(pa.BufferReader(data)).read(columns=columns, use_threads=False)
         facts, label = parse(table.schema)
@@ -47,20 +47,20 @@ def decode(data: bytes, columns: list[str] | None = None) -> tuple[Shard, Label]
 
 
 def decode_label(data: bytes) -> Label:
-    """What a shard says of itself, without its rows. ValueError where the bytes are not of one."""
+    """Read the label of a shard. Raise ValueError if the bytes are not a shard."""
     try:
         return parse(parquet.read_schema(pa.BufferReader(data)))[1]
     except (pa.ArrowException, LookupError, TypeError, OSError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
-def parse(found: pa.Schema) -> tuple[tuple[DocumentFacts, ...], Label]:
-    """The documents in a shard, and its label. ValueError, LookupError or TypeError where they are not ours."""
-    meta = json.loads((found.metadata or {})[META])
+def parse(stored: pa.Schema) -> tuple[tuple[DocumentFacts, ...], Label]:
+    """Read the documents and the label of a shard. Raise ValueError, LookupError or TypeError if they are not ours."""
+    meta = json.loads((stored.metadata or {})[META])
     facts = tuple(DocumentFacts(**fact) for fact in meta["documents"])
     label = Label(meta.get("run"), meta.get("number"), meta["seconds"])
     if not all(isinstance(getattr(fact, name), kind) for fact in facts for name, kind in KINDS.items()):
-        raise TypeError("its documents are not described as ours are")
+        raise TypeError("its documents have fields of unknown types")
     if not isinstance(label.run, str | None) or not isinstance(label.number, int | None):
         raise TypeError("it names neither its run nor its number")
     if not isinstance(label.seconds, int | float) or not 0 <= label.seconds < math.inf:
@@ -69,17 +69,17 @@ def parse(found: pa.Schema) -> tuple[tuple[DocumentFacts, ...], Label]:
 
 
 def check_columns(table: pa.Table, facts: tuple[DocumentFacts, ...]) -> None:
-    """TypeError or ValueError for columns that are not of a shard, or rows of documents that it does not describe."""
+    """Raise TypeError for columns that no shard has, ValueError for rows of documents that it does not describe."""
     lists = [field.type.list_size for field in table.schema if pa.types.is_fixed_size_list(field.type)]
     expected = schema(lists[0] if lists else 0, lists[-1] if lists else 0)
     for field in table.schema:
         if field.name in expected.names and field.type != expected.field(field.name).type:
-            raise TypeError(f"its column {field.name} is of {field.type}")
+            raise TypeError(f"its column {field.name} has type {field.type}")
     present = set(np.unique(numbers(table, "document")).tolist()) if "document" in table.column_names else set()
     if unknown := present - {fact.document for fact in facts}:
         raise ValueError(f"it has rows of document {min(unknown)}, which it does not describe")
 
 
 def digest(data: bytes) -> str:
-    """The checksum in a shard's name: the beginning of its SHA-256."""
+    """Return the checksum in a shard's name: the beginning of its SHA-256."""
     return hashlib.sha256(data).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""A run on disk: a manifest and append-only Parquet shards, each whole or absent, each named by its own checksum."""
+"""Keep a run on disk: a manifest and append-only Parquet shards, each complete or absent, and named by its checksum."""
 
 import json
 import logging
@@ -19,8 +19,8 @@ from cynosure.system.folders import LOCK, SYSTEM_FILES, check_is_folder, first_f
 
 SUMMARY = "summary.json"
 SHARD = re.compile(r"tokens-(?P<number>[0-9]{6,})-(?P<digest>[0-9a-f]{16})\.parquet")
-PARTIAL = re.compile(r"(manifest|summary|tokens-\d+-[0-9a-f]+)\.(json|parquet)\.[0-9a-f]+\.partial")  # of `write_whole`
-AGAIN = "score the same again, which scores that part anew"
+PARTIAL = re.compile(r"(manifest|summary|tokens-\d+-[0-9a-f]+)\.(json|parquet)\.[0-9a-f]+\.partial")  # by `write_whole`
+AGAIN = "score the same again, which redoes that part"
 
 log = logging.getLogger("cynosure")
 
@@ -33,9 +33,9 @@ class ShardFile(NamedTuple):
 
 
 class Store:
-    """The folder of a run. Reading checks each shard against its checksum; a damaged one counts as absent.
+    """The folder of a run. Reading checks each shard against its checksum; a damaged shard counts as absent.
 
-    A finished run's manifest lists the checksums of its shards and has a checksum itself; each shard names its run and
+    The manifest of a finished run lists the checksums of its shards and contains its own. Each shard names its run and
     its number. So no metric is computed from a file that was changed, renamed, or taken from another run.
     """
 
@@ -44,15 +44,15 @@ class Store:
 
     @classmethod
     def open(cls, folder: Path) -> "Store":
-        """A run that exists. Raises FileNotFoundError or ValueError when there is none, or none that can be read."""
+        """Open an existing run. Raise FileNotFoundError if there is none, ValueError if it cannot be read."""
         return cls(folder, read_manifest(folder / MANIFEST))
 
     @classmethod
     def begin(cls, folder: Path, manifest: dict[str, Any]) -> "Store":
-        """A new run, or the one in the folder when it is the same; ValueError naming the difference when it is not.
+        """Start a run, or continue the same run in the folder. Raise ValueError, with the difference, if it is another.
 
-        The folder is locked, and `check_own` has found it ours. A run of which nothing has been scored yet, such as one
-        that met a text it could not read, gives way to another.
+        The folder must be locked and checked by `check_own`. A run that has no shard yet, for example because its first
+        text could not be read, is replaced.
         """
         for leftover in folder.iterdir():
             if PARTIAL.fullmatch(leftover.name) and leftover.is_file():
@@ -70,7 +70,7 @@ class Store:
 
     @property
     def environment(self) -> dict[str, Any]:
-        """The environment in which the run was started; empty if the manifest does not tell."""
+        """The environment in which the run was started; empty if the manifest does not have it."""
         environment = self.manifest.get("environment")
         return environment if isinstance(environment, dict) else {}
 
@@ -79,36 +79,36 @@ class Store:
         return identity(self.manifest)
 
     def put(self, name: str, values: dict[str, Any]) -> None:
-        """Write a JSON file of the run; one that says the same already is left alone."""
+        """Write a JSON file of the run, unless it already has this content."""
         text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        data = text.encode("utf-8", "backslashreplace")  # JSON's escape of a lone surrogate
+        data = text.encode("utf-8", "backslashreplace")  # as JSON escapes a lone surrogate
         path = self.folder / name
         if not (path.is_file() and path.read_bytes() == data):
             write_whole(path, data)
 
     @cached_property
     def files(self) -> dict[int, list[ShardFile]]:
-        """The shards by number, as their names say; of several of one number the one in the manifest comes first.
+        """The shards by the number in their names. If a number has several, the one in the manifest comes first.
 
-        The folder is listed once, for it may hold very many; what this process has written since is added.
+        The folder is listed only once, because it may hold very many. `write` adds what it writes.
         """
-        found: dict[int, list[ShardFile]] = {}
+        shards: dict[int, list[ShardFile]] = {}
         for path in sorted(self.folder.glob("tokens-*.parquet")):
             if (match := SHARD.fullmatch(path.name)) and path.is_file():
-                found.setdefault(int(match["number"]), []).append(ShardFile(path, match["digest"]))
-        for number, files in found.items():
+                shards.setdefault(int(match["number"]), []).append(ShardFile(path, match["digest"]))
+        for number, files in shards.items():
             files.sort(key=lambda file: file.digest != self.listed(number))
-        return found
+        return shards
 
     def listed(self, number: int) -> str | None:
-        """The checksum of a shard in the manifest of a finished run; earlier versions kept none."""
+        """Return the checksum of a shard in the manifest of a finished run. Earlier versions have none."""
         shards = self.manifest.get("shards") or []
         return shards[number] if number < len(shards) else None
 
     def whole_shards(self) -> set[int]:
-        """The numbers of the shards that are whole and this run's; damaged files are removed.
+        """Return the numbers of this run's intact shards, and remove damaged files.
 
-        Raises ValueError for a whole shard that is of another run, or of another number than its name says.
+        Raises ValueError if an intact shard belongs to another run, or has another number than its name says.
         """
         self.check_numbers()
         whole = {}
@@ -116,14 +116,14 @@ class Store:
             if kept := self.whole_ones(number, files):
                 whole[number] = kept[:1]
             for path, _ in (file for file in files if file not in kept):
-                what = f"removed, for {kept[0].path.name} is whole" if kept else "will be scored again"
+                what = f"removed, because {kept[0].path.name} is intact" if kept else "will be scored again"
                 log.info("%s is damaged and %s", path, what)
                 path.unlink()
         self.files = whole
         return set(whole)
 
     def whole_ones(self, number: int, files: list[ShardFile]) -> list[ShardFile]:
-        """Those of the files of one number that are whole; ValueError where one of them is not this run's."""
+        """Return the intact ones among the files of one number. Raise ValueError if one belongs to another run."""
         whole: list[ShardFile] = []
         for file in files:
             data = file.path.read_bytes()
@@ -142,32 +142,32 @@ class Store:
         return ValueError(f"{self.folder} has shard {number} twice, {names}: move one out of the folder")
 
     def check_numbers(self) -> None:
-        """ValueError for a shard beyond the end of a finished run."""
+        """Raise ValueError for a shard beyond the end of a finished run."""
         n_units = self.manifest.get("units")
         if n_units is not None and (beyond := [number for number in self.files if number >= n_units]):
             path = self.files[min(beyond)][0].path
-            raise ValueError(f"{path} is none of the run's {n_units} shards: move it out of the folder")
+            raise ValueError(f"{path} is not one of the run's {n_units} shards: move it out of the folder")
 
     def check_label(self, number: int, file: ShardFile, label: Label) -> None:
-        """ValueError where a shard is not what its name and its folder say.
+        """Raise ValueError if a shard does not fit its name and its folder.
 
-        A shard of an earlier version, which does not say, is taken unless the manifest lists another.
+        A shard of an earlier version, which has no run in its label, is accepted unless the manifest lists another.
         """
         path, old = file.path, label.run is None and self.listed(number) in (None, file.digest)
         if label.run != self.identity and not old:
-            raise ValueError(f"{path} is of another run than its folder: move it out of the folder, and {AGAIN}")
+            raise ValueError(f"{path} belongs to another run than its folder: move it out of the folder, and {AGAIN}")
         if label.number not in (number, None):
-            raise ValueError(f"{path} is shard {label.number}, not {number}: give it back its name, or {AGAIN}")
+            raise ValueError(f"{path} is shard {label.number}, not {number}: rename it back, or {AGAIN}")
 
     def write(self, number: int, shard: Shard, seconds: float) -> None:
-        """Keep a shard. Raises OSError, leaving nothing behind, where there is no room or no right to write."""
+        """Write a shard. Raise OSError, and leave nothing behind, if there is no space or no permission."""
         data = encode(shard, Label(self.identity, number, max(0.0, seconds)))
         file = ShardFile(self.folder / f"tokens-{number:06d}-{digest(data)}.parquet", digest(data))
         write_whole(file.path, data)
         self.files[number] = [file]
 
     def read(self, number: int, columns: list[str] | None = None) -> tuple[Shard, float]:
-        """A shard, whole or some columns of it, and the seconds it took. ValueError when it is damaged."""
+        """Read a shard, or some of its columns, and the seconds it took. Raise ValueError if it is damaged."""
         file = path, named = self.files[number][0]
         data = path.read_bytes()
         if digest(data) != named:
@@ -182,7 +182,7 @@ class Store:
         return shard, float(label.seconds)
 
     def facts(self, number: int) -> tuple[DocumentFacts, ...]:
-        """The documents in a shard, from its last bytes alone: nothing is checked against the checksum."""
+        """Read the documents of a shard from the end of its file, without checking the checksum."""
         return parse(parquet.read_schema(self.files[number][0].path))[0]
 
     @property
@@ -192,11 +192,11 @@ class Store:
         return number if number < self.manifest["units"] else None
 
     def read_all(self, columns: list[str] | None = None) -> Iterator[tuple[Shard, float]]:
-        """Every shard in order, whole or some columns. ValueError when the run is unfinished or a shard is missing."""
+        """Read all shards in order, or some columns. Raise ValueError if the run is unfinished or lacks a shard."""
         n_units = self.manifest.get("units")
         if n_units is None:
             raise ValueError(
-                f"{self.folder} is unfinished, {len(self.files)} shards so far: score the same again to go on"
+                f"{self.folder} is unfinished, {len(self.files)} shards so far: score the same again to continue"
             )
         self.check_numbers()
         if (first := self.first_missing) is not None:
@@ -209,11 +209,11 @@ class Store:
 
     @property
     def found(self) -> tuple[str, ...]:
-        """What a reader must know that was found while the run was scored."""
+        """Notes made while the run was scored."""
         return tuple(self.manifest.get("found", ()))
 
     def finish(self, n_units: int, found: Iterable[str] = ()) -> None:
-        """Record that all there is to score has been scored, by which shards, and what was found in doing so."""
+        """Mark the run as finished: record its shards, and the notes made while it was scored."""
         self.manifest = self.manifest | {"units": n_units}
         if notes := list(dict.fromkeys((*self.found, *found))):
             self.manifest |= {"found": notes}
@@ -225,7 +225,7 @@ class Store:
 
 
 def decode_label_of(path: Path, data: bytes) -> Label:
-    """The label of a shard in a file. ValueError naming the file where it is none."""
+    """Read the label of a shard in a file. Raise ValueError, with the file's name, if it is not a shard."""
     try:
         return decode_label(data)
     except ValueError as error:
@@ -241,25 +241,31 @@ def other_run(folder: Path, different: str) -> ValueError:
 
 
 def is_of_run(name: str) -> bool:
-    """Whether a file in the folder of a run is named as one of its own."""
+    """Whether a file in the folder of a run has the name of a file of the run."""
     return name in (MANIFEST, SUMMARY, LOCK) or bool(SHARD.fullmatch(name) or PARTIAL.fullmatch(name))
 
 
 def check_own(folder: Path) -> None:
-    """ValueError where a path is neither the folder of a run, nor an empty one, nor free.
+    """Check that a path is free, an empty folder, or the folder of a run.
 
-    Beside a manifest any file may stand: it is left alone. Without one, any other file makes the folder someone
-    else's, hidden ones too, except those of `SYSTEM_FILES` and what a killed first write has left.
+    A folder with a manifest may contain any other files, which are left alone. Without a manifest, any file makes the
+    folder foreign, even a hidden one, except `SYSTEM_FILES` and the leftovers of a first write that was killed.
+
+    Args:
+        folder: the path.
+
+    Raises:
+        ValueError: the path is something else.
     """
     check_is_folder(folder)
     if (folder / MANIFEST).is_file():
         read_manifest(folder / MANIFEST)
     elif folder.is_dir() and (other := first_foreign(folder, lambda name: bool(PARTIAL.fullmatch(name)))):
-        raise ValueError(f"{folder} is no run: it holds {other} and no {MANIFEST}; give another `out`")
+        raise ValueError(f"{folder} is not a run: it holds {other} and no {MANIFEST}; give another `out`")
 
 
 def remove_run(folder: Path) -> None:
-    """Remove the files of a run, and their folder. ValueError, before any is removed, where it holds others."""
+    """Remove the files of a run. Raise ValueError, before removing any, if the folder holds other files."""
     check_is_folder(folder)
     if not folder.is_dir():
         return
