@@ -1,16 +1,19 @@
-"""Find words of the glossary's left column (CONTRIBUTING.md, "Words") in docs/ and in the READMEs.
+"""Find words of the glossary's left column (CONTRIBUTING.md, "Words") in docs/, in the READMEs and in src/.
 
-Code, links and generated pages are skipped.
+Code, links and generated pages are skipped. Of Python files the comments and the strings are read.
 """
 
+import io
 import re
 import sys
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 GENERATED = {ROOT / "docs" / "reference" / name for name in ("cli.md", "models.md")}
 READMES = [ROOT / folder / "README.md" for folder in ("", "benchmarks", "examples")]
+EXAMPLE = re.compile(r"^ *>>> .*?(?=^\s*$|\Z)|\{[^}]*\}", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"^```.*?^```|`[^`]*`|\]\([^)]*\)", re.MULTILINE | re.DOTALL)
 
 
@@ -21,8 +24,23 @@ def glossary() -> dict[str, str]:
     return {phrase.lower(): better for left, better in rows for phrase in left.split(", ")}
 
 
+def prose_of(source: str) -> str:
+    """Return a Python source with everything blanked but its comments and strings, line for line.
+
+    A string without a space is a name, which is not prose. Neither are the examples of a docstring.
+    """
+    lines = [""] * (source.count("\n") + 2)
+    strings = {tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", None)}
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT or (token.type in strings and " " in token.string):
+            prose = EXAMPLE.sub(lambda code: re.sub(r"[^\n]", " ", code[0]), token.string)
+            for i, line in enumerate(prose.split("\n")):
+                lines[token.start[0] - 1 + i] += " " + line
+    return "\n".join(lines)
+
+
 def wrong_words(text: str, words: dict[str, str]) -> Iterator[tuple[int, str, str]]:
-    """Yield (line, word, replacement) for each word of the glossary's left column in a Markdown text."""
+    """Yield (line, word, replacement) for each word of the glossary's left column in prose."""
     prose = CODE.sub(lambda code: re.sub(r"[^\n]", " ", code[0]), text)
     pattern = "|".join(re.escape(word).replace(r"\ ", r"\s+") for word in sorted(words, key=len, reverse=True))
     for match in re.finditer(rf"(?<!\w)({pattern})(?!\w)", prose, re.IGNORECASE):
@@ -33,8 +51,9 @@ def wrong_words(text: str, words: dict[str, str]) -> Iterator[tuple[int, str, st
 def main() -> int:
     """Print every place; return 1 if there are any."""
     words, places = glossary(), 0
-    for path in sorted({*READMES, *(ROOT / "docs").rglob("*.md")} - GENERATED):
-        for line, word, better in wrong_words(path.read_text(encoding="utf-8"), words):
+    for path in sorted({*READMES, *(ROOT / "docs").rglob("*.md"), *(ROOT / "src").rglob("*.py")} - GENERATED):
+        text = path.read_text(encoding="utf-8")
+        for line, word, better in wrong_words(prose_of(text) if path.suffix == ".py" else text, words):
             print(f"{path.relative_to(ROOT)}:{line}: {word!r}: write {better}")
             places += 1
     return int(places > 0)

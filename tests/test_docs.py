@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import typer
 
-from scripts.words import GENERATED, READMES, glossary, wrong_words
+from scripts.words import GENERATED, READMES, glossary, prose_of, wrong_words
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -181,3 +181,17 @@ def test_a_word_that_is_out_is_found() -> None:
     text = "A `body` in code.\n\n```sh\nbody\n```\n\nThe matrix\nproducts of the Body, [here](body.md).\n"
     places = [(line, word) for line, word, _ in wrong_words(text, glossary())]
     assert places == [(7, "matrix products"), (8, "Body")]
+
+
+def test_a_word_that_is_out_is_found_in_a_source() -> None:
+    source = '''
+def body(figures):  # the body
+    """Return the `body` of a race.
+
+    >>> figures = "two figures"
+    """
+    raise ValueError(f"{figures} of the"
+        " figure", "figures")
+'''
+    places = [(line, word) for line, word, _ in wrong_words(prose_of(source), glossary())]
+    assert places == [(2, "body"), (3, "race"), (8, "figure")]

@@ -20,7 +20,7 @@ from cynosure.loss.tensors import plain
 from cynosure.loss.transforms import refuse_batched
 
 NO_SECOND = (
-    "the fused loss has no second derivative: for double backward (Hessian-vector products, gradient penalties) use "
+    "the fused loss has no second derivative: for double backward (a Hessian-vector product, a gradient penalty) use "
     "torch.nn.functional.cross_entropy on full logits"
 )
 NO_FORWARD = (

@@ -157,9 +157,9 @@ def _weights(n: int, n_resamples: int, generator: np.random.Generator) -> Floats
 def effective_size(variance: float, se: float | None, n_tokens: float) -> float | None:
     """Return the effective sample size: tokens (se_iid / se)^2 = variance / se^2.
 
-    So many independent tokens would estimate the mean loss equally well. `variance` is the variance of the tokens'
-    losses, `se` the standard error of nats / token; the result is None if `se` is unknown or 0. It is at most
-    `n_tokens`, because few clusters may by chance vary less than independent tokens do.
+    A sample of so many tokens, each independent of the others, would estimate the mean loss equally well. `variance` is
+    the variance of the tokens' losses, `se` the standard error of nats / token; the result is None if `se` is unknown
+    or 0. It is at most `n_tokens`, because few clusters may by chance vary less than single tokens do.
 
     >>> effective_size(4.0, 0.125, 1000), effective_size(4.0, 0.125, 30)  # the se of 256 independent tokens
     (256.0, 30.0)
