@@ -25,8 +25,8 @@ MOST_INNER = 15
 
 # Folders of loss/, and the modules of loss/ that each may import besides its own.
 FOLDERS = {
-    "backends": {"native", "options", "pieces", "sizes", "targets", "tensors"},
-    "matmul": {"native", "tensors"},
+    "backends": {"devices", "native", "options", "pieces", "sizes", "targets", "tensors"},
+    "matmul": {"devices", "native", "tensors"},
     "native": set(),
 }
 

@@ -3,7 +3,7 @@
 from tests.faults.fault import Fault
 
 ROWS, PIECES, TARGETS = "loss/backends/torch_rows.py", "loss/pieces.py", "loss/targets.py"
-CHUNKED, STATS = "loss/chunked.py", "loss/stats.py"
+CHUNKED, STATS, BATCH = "loss/chunked.py", "loss/stats.py", "loss/batch.py"
 
 FORMULAS = [
     Fault("softcap-slope", ROWS, "z.square().neg_().add_(1)", "z.neg().add_(1)",
@@ -15,8 +15,8 @@ FORMULAS = [
           "the z-loss is subtracted", "loss/test_precision.py loss/test_closed_forms.py"),
     Fault("z-loss-gradient", ROWS, "per_p + 2 * target.k", "per_p + target.k",
           "the gradient of the z-loss is half", "loss/test_gradcheck.py"),
-    Fault("smoothing-keeps-all", ROWS, "q, classes = target.probability * (1 - eps), target.classes",
-          "q, classes = target.probability, target.classes",
+    Fault("smoothing-keeps-all", ROWS, "q, classes = target.probability.to(z.dtype) * (1 - eps), target.classes",
+          "q, classes = target.probability.to(z.dtype), target.classes",
           "a smoothed target has more mass than 1", "loss/test_gradcheck.py loss/test_closed_forms.py"),
     Fault("smoothing-of-piece", ROWS, "share = eps / piece.vocab_size", "share = eps / z.shape[-1]",
           "each piece of the vocabulary gets the smoothing of all", "loss/test_pieces.py"),
@@ -34,7 +34,8 @@ FORMULAS = [
           "the logits have no bias", "loss/test_gradcheck.py"),
     Fault("cap-not-divided", "loss/linear.py", "torch.tanh(z / softcap) * softcap", "torch.tanh(z) * softcap",
           "a model's own softcap", "models/test_head.py patching/test_unusual_heads.py"),
-    Fault("tempered-upside-down", STATS, "[1 / t for t in temperatures]", "[t for t in temperatures]",
+    Fault("tempered-upside-down", STATS, "tuple(1 / temperatures[i] for i in order)",
+          "tuple(temperatures[i] for i in order)",
           "logits are multiplied by the temperature", "loss/test_token_stats.py"),
     Fault("entropy-sign", PIECES, "entropy=log_s - surprise / s", "entropy=log_s + surprise / s",
           "the entropy of a token", "loss/test_token_stats.py"),
@@ -53,17 +54,17 @@ ROWS_AND_CHUNKS = [
           "classes below ignore_index are ignored as well", "loss/test_ignored.py loss/test_bad_input.py"),
     Fault("index-V-passes", TARGETS, "(index >= vocab_size)", "(index > vocab_size)",
           "a class index of V is not noticed", "loss/test_ignored.py"),
-    Fault("shift-of-first-row", TARGETS, "inputs = outputs + outputs // max(batch.shape[-1], 1) * shift",
-          "inputs = outputs", "under shift every text but the first is out of step", "loss/test_gradcheck.py loss"),
-    Fault("mask-cut-at-end", TARGETS, "x[..., shift:] if shift else x",
+    Fault("shift-of-first-row", BATCH, "inputs = places + places // max(shape[-1], 1) * shift",
+          "inputs = places", "under shift every text but the first is out of step", "loss/test_gradcheck.py loss"),
+    Fault("mask-cut-at-end", BATCH, "x[..., shift:] if shift else x",
           "x[..., : x.shape[-1] - shift] if shift else x", "the ignored labels of a shifted batch",
           "loss/test_ignored.py loss/test_invariance.py"),
-    Fault("token-weight-rows", TARGETS, "options.token_weight.reshape(-1)[at]",
-          "options.token_weight.reshape(-1)[: batch.n_rows]", "tokens get the weights of others",
+    Fault("token-weight-rows", BATCH, "options.token_weight.reshape(-1)[at].to",
+          "options.token_weight.reshape(-1)[: batch.n_rows].to", "tokens get the weights of others",
           "loss/test_gradcheck.py loss/test_invariance.py"),
-    Fault("normalizer-without-classes", TARGETS, "(weight * k).sum()", "weight.sum()",
+    Fault("normalizer-without-classes", BATCH, "(batch.weight * batch.k).sum()", "batch.weight.sum()",
           "the mean is not divided by the class weights", "loss/test_gradcheck.py loss/test_torch_equality.py"),
-    Fault("token-weight-of-none", "loss/functional.py", "losses = losses * batch.weight\n", "losses = losses * 1\n",
+    Fault("token-weight-of-none", "loss/functional.py", "spread(losses * job.batch.weight)", "spread(losses)",
           "unreduced losses have no token weight", "loss/test_gradcheck.py"),
     Fault("float64-under-autocast", "loss/functional.py", "if autocasts(hidden) and hidden.dtype != torch.float64:",
           "if autocasts(hidden):", "float64 is narrowed under autocast", "loss/test_autocast.py"),
@@ -75,7 +76,7 @@ ROWS_AND_CHUNKS = [
     Fault("half-dweight-of-last-chunk", "loss/matmul/weight_sum.py",
           "total.copy_(made) if first else total.add_(made)", "total.copy_(made)",
           "dW in half precision is that of the last chunk", "loss/test_gemm.py loss/test_precision.py"),
-    Fault("float16-unit", CHUNKED, "factor: float | Tensor = self.unit", "factor: float | Tensor = 1.0",
+    Fault("float16-unit", CHUNKED, "factor = self.unit\n", "factor = 1.0\n",
           "float16 gradients keep the factor that keeps them from underflow", "loss/test_precision.py"),
     Fault("float16-underflow", CHUNKED, "2.0 ** math.floor(math.log2(largest)) if", "1.0 if",
           "float16 gradients of a long batch underflow", "loss/test_precision.py"),
@@ -87,12 +88,32 @@ ROWS_AND_CHUNKS = [
           "loss/test_gradcheck.py"),
     Fault("pieces-dot", PIECES, "(dot + mass * shift).sum(0)", "dot.sum(0)",
           "the target's logit is relative to the largest of its own piece", "loss/test_pieces.py"),
-    Fault("no-memory-limit", "loss/sizes.py", "max(1, min(most, self.max_bytes // row_bytes))", "max(1, most)",
+    Fault("no-memory-limit", "loss/sizes.py", "max(self.fewest_tokens, min(most, self.max_bytes // row_bytes))",
+          "max(1, most)",
           "a chunk of a huge vocabulary takes any memory", "loss/test_memory.py"),
     Fault("openblas-transposed", "loss/matmul/openblas.py", "return TRANSPOSED, x.stride(1)",
           "return AS_IS, x.stride(1)", "OpenBLAS reads a transposed matrix by rows", "loss/test_gemm.py"),
     Fault("any-library-agrees", "loss/matmul/trials.py", "tolerance = 8 * torch.finfo(dtype).eps", "tolerance = 8.0",
           "a library whose matmuls are wrong is taken", "loss/test_gemm.py"),
+]  # fmt: skip
+
+DEVICES = [
+    Fault("nan-of-ignored-rows", BATCH, "hidden.masked_fill(~counted[:, None], 0)", "hidden",
+          "on a GPU the NaN of an ignored row reaches dW", "loss/test_quiet.py"),
+    Fault("device-shift", BATCH, ".view(lead).roll(-shift, -1).reshape(-1)", ".reshape(-1)",
+          "on a GPU a shifted target stays in its place", "loss/test_quiet.py"),
+    Fault("device-last-positions", BATCH, "counted[..., lead[-1] - shift :] = False", "pass",
+          "on a GPU the last hidden state is paired with the first target", "loss/test_quiet.py"),
+    Fault("class-out-of-range", BATCH, "weight.masked_fill(batch.target.invalid.reshape(-1)[at], torch.nan)", "weight",
+          "on a GPU a class outside the vocabulary passes for class 0", "loss/test_quiet.py"),
+    Fault("device-empty-mean", BATCH, "(batch.weight / normalizer).masked_fill(~counted, 0)",
+          "batch.weight / normalizer", "on a GPU the mean of nothing is NaN", "loss/test_quiet.py"),
+    Fault("normalizer-waits", "loss/options.py", "is_asynchronous(constant.device)", "False",
+          "a normalizer on a GPU is read", "loss/test_quiet.py"),
+    Fault("dweight-of-old-memory", "loss/matmul/weight_sum.py", "beta=0 if first else 1", "beta=1",
+          "on a GPU dW is added to what was in its memory", "loss/test_quiet.py"),
+    Fault("small-device-chunks", "loss/sizes.py", "fewest_tokens=1024", "fewest_tokens=1",
+          "a GPU waits for its memory at a large vocabulary", "loss/test_launches.py"),
 ]  # fmt: skip
 
 NATIVE = [
@@ -113,4 +134,4 @@ NATIVE = [
           "dW in bfloat16 loses the lower half of its sum", "loss/test_gemm.py"),
 ]  # fmt: skip
 
-FAULTS = [*FORMULAS, *ROWS_AND_CHUNKS, *NATIVE]
+FAULTS = [*FORMULAS, *ROWS_AND_CHUNKS, *DEVICES, *NATIVE]

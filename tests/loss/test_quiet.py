@@ -13,8 +13,10 @@ from cynosure.loss import (
     token_logprobs,
     token_stats,
 )
+from cynosure.loss.matmul import weight_sum
 from tests.loss import oracle
 from tests.loss.cases import KINDS, REDUCTIONS, assert_same, evaluate, make_case
+from tests.loss.probes import Gemms, assert_three_way
 
 WAITS = {
     "_local_scalar_dense", "item", "is_nonzero", "nonzero", "nonzero_numpy", "masked_select", "equal", "unique_dim",
@@ -115,11 +117,13 @@ def test_a_normalizer_is_not_read(normalizer, asynchronous):
 @pytest.mark.parametrize("shift", [0, 1])
 @pytest.mark.parametrize("extra", [0, 3, 100])
 def test_the_number_that_counts_leaves_out_the_others(reduction, shift, extra, asynchronous, monkeypatch):
-    """Their hidden states are not multiplied: with NaN in the weight's gradient they would show."""
+    """A number that is too large gives the same values."""
     case = make_case(lead=(3, 7), ignored=0.6, reduction=reduction, shift=shift)
     n_counted = int((case.target[..., shift:] != -100).sum()) + extra
-    with Quiet():
+    with Quiet(), Gemms() as gemms:
         ours = evaluate(linear_cross_entropy, case, backend="torch", n_counted=n_counted)
+    n_matmuls = 4 if reduction == "none" else 3
+    assert gemms.count(min(n_counted, 21), 5, 7) == n_matmuls
     assert_same(ours, evaluate(oracle.loss, case))
 
 
@@ -165,6 +169,25 @@ def test_nan_in_an_ignored_row_reaches_nothing(reduction, asynchronous):
     with Quiet():
         ours = evaluate(linear_cross_entropy, case, backend="torch")
     assert_same(ours, truth)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("adds", [True, False])
+@pytest.mark.parametrize("chunk_tokens", [5, 40])
+def test_the_weights_gradient_is_summed_in_float32(chunk_tokens, adds, dtype, asynchronous, poison_empty, monkeypatch):
+    """With and without matmuls that add to a float32 matrix, whose memory holds NaN at first."""
+
+    def add(total, a, b, beta=1):
+        made = a.float() @ b.float()
+        total.copy_(made if beta == 0 else total + made)
+
+    monkeypatch.setattr(weight_sum, "adds_in_float32", lambda device, dtype: adds)
+    monkeypatch.setattr(weight_sum, "add_in_float32", add)
+    case = make_case(lead=(40,), d=24, v=301, dtype=dtype)
+    with Quiet():
+        ours = evaluate(linear_cross_entropy, case, backend="torch", chunk_tokens=chunk_tokens).grads["weight"]
+    theirs, truth = (evaluate(oracle.loss, x).grads["weight"] for x in (case, case.double()))
+    assert_three_way(ours, theirs, truth, eps=1e-6, name="dweight")
 
 
 @pytest.mark.cpu_only
