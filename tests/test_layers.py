@@ -25,9 +25,10 @@ MOST_INNER = 15
 
 # Rooms of the loss, and the modules of it that each imports beside its own.
 ROOMS = {
-    "backends": {"native", "options", "pieces", "sizes", "targets", "tensors"},
+    "backends": {"native", "options", "pieces", "sizes", "targets", "tensors", "triton"},
     "matmul": {"native", "tensors"},
     "native": set(),
+    "triton": {"options", "pieces", "targets"},
 }
 
 
