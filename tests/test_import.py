@@ -13,7 +13,7 @@ HEAVY_TORCH = ("torch._dynamo", "torch._inductor", "torch.onnx", "torch.utils.te
 LM = "of the extra 'lm': in a clone of cynosure, pip install '.[lm]'\n"
 
 NEW_MODULES = f"""
-import sys, torch
+import sys, torch.utils.flop_counter  # the flops of a matmul are registered there, and it imports triton
 before = set(sys.modules)
 {{statement}}
 new = set(sys.modules) - before

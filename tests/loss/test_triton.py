@@ -1,7 +1,7 @@
 """What is the Triton kernels' own: where they write, how far they reach, and when they can run.
 
-They run in Triton's interpreter (`make test-triton`), whose bfloat16 is truncated where a GPU rounds. It has no races
-and no barriers: `tests/loss/test_gpu_report.py` looks for these in what is compiled.
+They run in Triton's interpreter (`make test-triton`). It has no races and no barriers: `test_gpu_report.py` looks for
+these in what is compiled.
 """
 
 import math
@@ -97,13 +97,13 @@ def test_sums_do_not_drift_at_a_million_classes(dtype):
 
 
 @interpreted
-def test_bfloat16_gradients_are_off_by_one_unit_in_the_last_place_at_most():
+def test_bfloat16_gradients_are_rounded_once():
     z, target, _ = make_rows("indices", 4, 300, torch.bfloat16)
     truth, up = z.double(), torch.full((4,), 0.7)
     torch_rows.loss_rows(truth, target._replace(probability=target.probability.double()), RowOptions(), up.double())
     choose_backend("triton")[0].loss_rows(z, target, RowOptions(), up)
     ulp = 2.0 ** (truth.abs().log2().floor() - 7)
-    assert ((z.double() - truth).abs() <= ulp).all()
+    assert ((z.double() - truth).abs() <= 0.501 * ulp).all()
 
 
 @interpreted
