@@ -1,5 +1,5 @@
-# The developer's whole vocabulary: demo, test, test-all, test-random, test-large, faults, census, check, docs, sanitize,
-# bench, peers, clean. Each sets up what it needs, once.
+# The developer's whole vocabulary: demo, test, test-all, test-random, test-large, test-triton, gpu-report, faults, census,
+# check, docs, sanitize, bench, peers, clean. Each sets up what it needs, once.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -16,7 +16,7 @@ CONSTRAINTS ?= -c constraints.txt
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := test
-.PHONY: demo test test-all test-random test-large faults census check docs sanitize bench peers clean
+.PHONY: demo test test-all test-random test-large test-triton gpu-report faults census check docs sanitize bench peers clean
 
 demo: .venv/native .demo/$(ADDRESS).txt .demo/addresses
 	$(BIN)/cynosure predict smollm2 "The quick brown fox jumps over the" --truth " dog"
@@ -48,6 +48,14 @@ test-random: .venv/native
 # Sizes that take gigabytes and minutes: a tokenizer and a document of 100 MB, runs of ten million tokens.
 test-large: .venv/native
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s tests/large
+
+# The loss on the Triton kernels, in Triton's interpreter, which has to be asked for before triton is imported.
+test-triton: .venv/native
+	TRITON_INTERPRET=1 $(PYTEST) tests/loss --backend triton --asynchronous -m "not exhaustive"
+
+# Compiles every Triton kernel for four GPUs, none of which is needed, and writes docs/reference/gpu-kernels.md.
+gpu-report: .venv/installed
+	$(BIN)/python scripts/gpu_report.py
 
 # Plants each fault of tests/faults/ in a copy of the repository, and says which test of `make test` sees it.
 faults: .venv/native

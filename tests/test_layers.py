@@ -25,9 +25,10 @@ MOST_INNER = 15
 
 # Folders of loss/, and the modules of loss/ that each may import besides its own.
 FOLDERS = {
-    "backends": {"devices", "native", "options", "pieces", "sizes", "targets", "tensors"},
+    "backends": {"devices", "native", "options", "pieces", "sizes", "targets", "tensors", "triton"},
     "matmul": {"devices", "native", "tensors"},
     "native": set(),
+    "triton": {"options", "pieces", "targets"},
 }
 
 

@@ -1,0 +1,179 @@
+"""The loss of each row, or what a piece adds to it, in one pass; its gradient, which overwrites the logits, in another.
+
+q is the weighted, smoothed target: given for every class (dense), or at K classes beside an equal share for all.
+"""
+
+import triton
+import triton.language as tl
+
+from cynosure.loss.triton.tiles import INF, base_of, capped, logits, places
+
+
+@triton.jit
+def loss_kernel(
+    z_ptr, z_stride, n, first,  # logits (r, n) of the classes from `first` on
+    dense_ptr, dense_stride, classes_ptr, probability_ptr, n_classes,  # (r, n), or (r, K) and (r, K)
+    k_ptr, class_weight_ptr, counted_ptr, upstream_ptr,  # (r,), and (n,), (r,), (r,) or None
+    loss_ptr, parts_ptr, scratch_ptr,  # (r,), or (4, r) float64 instead of a loss; (r, K) in ACC
+    scale: tl.float64, softcap: tl.float64, keep: tl.float64, share: tl.float64, z_loss: tl.float64,
+    CAPPED: tl.constexpr, SMOOTHED: tl.constexpr,
+    ACC: tl.constexpr, LANES: tl.constexpr, UNROLL: tl.constexpr, CLASSES: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    z_ptr += row * z_stride
+    counts, n_read = True, n
+    if counted_ptr is not None:  # a row that does not count is not read
+        counts = tl.load(counted_ptr + row) != 0
+        n_read = tl.where(counts, n, 0)
+    if dense_ptr is not None:
+        dense_ptr += row * dense_stride
+    else:
+        classes_ptr += row * n_classes
+        probability_ptr += row * n_classes
+    scale, softcap = tl.full([], scale, ACC), tl.full([], softcap, ACC)
+    keep, share = tl.full([], keep, ACC), tl.full([], share, ACC)
+    top, total, mass, dot = sums(
+        z_ptr, n_read, dense_ptr, class_weight_ptr, scale, softcap, keep, share, CAPPED, SMOOTHED, ACC, LANES, UNROLL
+    )
+    base = base_of(top)
+    if dense_ptr is None:
+        for k in range(0, n_classes, CLASSES):
+            _, q, z, _ = targets(
+                z_ptr, n_read, first, classes_ptr, probability_ptr, n_classes, k, class_weight_ptr, scale, softcap,
+                keep, CAPPED, ACC, CLASSES,
+            )  # fmt: skip
+            mass += tl.sum(q, 0)
+            dot += tl.sum(tl.where(q == 0, 0.0, q * (z - base)), 0)
+    if parts_ptr is not None:
+        if counted_ptr is not None:  # together such pieces are a row whose loss is 0
+            top = tl.where(counts, top, tl.where(first == 0, 0.0, -INF))
+            total = tl.where(counts, total, tl.where(first == 0, 1.0, 0.0))
+        n_rows = tl.num_programs(0)
+        tl.store(parts_ptr + row, tl.where(total == total, top, total))
+        tl.store(parts_ptr + n_rows + row, total)
+        tl.store(parts_ptr + 2 * n_rows + row, dot)
+        tl.store(parts_ptr + 3 * n_rows + row, mass)
+    else:
+        total = tl.where(counts, tl.where(top == -INF, float("nan"), total), 1.0)
+        log_s = tl.log(total)
+        lse = base + log_s
+        k_z_loss = tl.load(k_ptr + row).to(tl.float64) * z_loss
+        loss = mass * log_s - dot + k_z_loss * lse * lse
+        tl.store(loss_ptr + row, tl.where(counts, loss, 0.0))
+        if upstream_ptr is not None:
+            up = tl.where(counts, tl.load(upstream_ptr + row).to(tl.float64) * scale, 0.0)
+            per_exp = up * (mass + 2 * k_z_loss * lse) / total
+            if dense_ptr is None:
+                scratch_ptr += row * n_classes
+                put_target_gradient(
+                    z_ptr, n_read, first, classes_ptr, probability_ptr, n_classes, class_weight_ptr, scratch_ptr, base,
+                    per_exp, up, scale, softcap, keep, share, CAPPED, ACC, CLASSES,
+                )  # fmt: skip
+            tl.debug_barrier()  # the logits of the targets have been read by every thread
+            put_gradient(
+                z_ptr, n, n_read, dense_ptr, class_weight_ptr, base, per_exp, up, scale, softcap, keep, share,
+                CAPPED, SMOOTHED, ACC, LANES, UNROLL,
+            )  # fmt: skip
+            if dense_ptr is None:
+                tl.debug_barrier()  # what follows overwrites it
+                for k in range(0, n_classes, CLASSES):
+                    at = k + tl.arange(0, CLASSES)
+                    c = tl.load(classes_ptr + at, mask=at < n_classes, other=-1)
+                    inside = (c >= 0) & (c < n_read)
+                    tl.store(z_ptr + c, tl.load(scratch_ptr + at, mask=inside, other=0.0), mask=inside)
+
+
+@triton.jit
+def sums(
+    z_ptr, n, dense_ptr, class_weight_ptr, scale, softcap, keep, share, CAPPED: tl.constexpr, SMOOTHED: tl.constexpr,
+    ACC: tl.constexpr, LANES: tl.constexpr, UNROLL: tl.constexpr,
+):  # fmt: skip
+    """The largest z of a row, and sums of exp(z - base), of q and of q (z - base), q without what is at K classes.
+
+    Each lane has its own maximum, by which a tile rescales its sum once: 1 + 1 / UNROLL exponentials a logit.
+    """
+    top = tl.full([LANES], -INF, ACC)
+    total = tl.zeros([LANES], tl.float64)
+    mass, dot = total, total
+    for start in range(0, n, LANES * UNROLL):
+        at = places(start, LANES, UNROLL)
+        mask = at < n
+        z = logits(z_ptr, at, n, mask, scale, softcap, CAPPED, ACC)
+        largest = tl.maximum(top, tl.max(z, 1))
+        base = base_of(largest)
+        x = z - base[:, None]
+        total = total * tl.exp(top - base) + tl.sum(tl.exp(x), 1)
+        if SMOOTHED or dense_ptr is not None:
+            q = weights(at, mask, dense_ptr, class_weight_ptr, keep, share, ACC)
+            dot += mass * (base_of(top) - base) + tl.sum(tl.where(q == 0, 0.0, q * x), 1)
+            mass += tl.sum(q, 1)
+        top = largest
+    largest = tl.max(top, 0)
+    base = base_of(largest)
+    dot += mass * (base_of(top) - base)
+    return largest, tl.sum(total * tl.exp(top - base), 0), tl.sum(mass, 0), tl.sum(dot, 0)
+
+
+@triton.jit
+def weights(at, mask, dense_ptr, class_weight_ptr, keep, share, ACC: tl.constexpr):
+    """q at these classes, without what is at K classes; 0 where masked."""
+    q = tl.where(mask, 1.0, 0.0).to(ACC) * share
+    if dense_ptr is not None:
+        q += tl.load(dense_ptr + at, mask=mask, other=0.0).to(ACC) * keep
+    if class_weight_ptr is not None:
+        q *= tl.load(class_weight_ptr + at, mask=mask, other=0.0)
+    return q
+
+
+@triton.jit
+def targets(
+    z_ptr, n, first, classes_ptr, probability_ptr, n_classes, k, class_weight_ptr, scale, softcap, keep,
+    CAPPED: tl.constexpr, ACC: tl.constexpr, CLASSES: tl.constexpr,
+):  # fmt: skip
+    """The classes from the k-th on, -1 where not in this piece; their q in float64, z, and the cap's slope."""
+    at = k + tl.arange(0, CLASSES)
+    c = tl.load(classes_ptr + at, mask=at < n_classes, other=-1) - first
+    inside = (c >= 0) & (c < n)
+    q = tl.load(probability_ptr + at, mask=inside, other=0.0).to(tl.float64) * keep
+    if class_weight_ptr is not None:
+        q *= tl.load(class_weight_ptr + c, mask=inside, other=0.0)
+    z, slope = capped(tl.load(z_ptr + c, mask=inside, other=0.0).to(ACC), scale, softcap, CAPPED)
+    return tl.where(inside, c, -1), q, z, slope
+
+
+@triton.jit
+def put_target_gradient(
+    z_ptr, n, first, classes_ptr, probability_ptr, n_classes, class_weight_ptr, scratch_ptr, base, per_exp, up, scale,
+    softcap, keep, share, CAPPED: tl.constexpr, ACC: tl.constexpr, CLASSES: tl.constexpr,
+):  # fmt: skip
+    """d(loss)/d(logits) at the K classes, in scratch: the logits may still be read, and a class may be there twice."""
+    for k in range(0, n_classes, CLASSES):
+        c, q, z, slope = targets(
+            z_ptr, n, first, classes_ptr, probability_ptr, n_classes, k, class_weight_ptr, scale, softcap, keep,
+            CAPPED, ACC, CLASSES,
+        )  # fmt: skip
+        if CLASSES > 1:
+            q = tl.zeros([CLASSES], tl.float64)
+            for j in range(n_classes):
+                q += tl.where(c == tl.load(classes_ptr + j) - first, tl.load(probability_ptr + j) * keep, 0.0)
+            if class_weight_ptr is not None:
+                q *= tl.load(class_weight_ptr + c, mask=c >= 0, other=0.0)
+        q += weights(c, c >= 0, None, class_weight_ptr, keep, share, ACC)
+        gradient = (tl.exp(z - base) * per_exp - up * q) * slope
+        tl.store(scratch_ptr + k + tl.arange(0, CLASSES), gradient.to(ACC), mask=c >= 0)
+
+
+@triton.jit
+def put_gradient(
+    z_ptr, n, n_read, dense_ptr, class_weight_ptr, base, per_exp, up, scale, softcap, keep, share,
+    CAPPED: tl.constexpr, SMOOTHED: tl.constexpr, ACC: tl.constexpr, LANES: tl.constexpr, UNROLL: tl.constexpr,
+):  # fmt: skip
+    """d(loss)/d(logits) over the logits themselves, right except at K classes."""
+    for start in range(0, n, LANES * UNROLL):
+        at = places(start, LANES, UNROLL)
+        mask = at < n_read
+        z, slope = capped(tl.load(z_ptr + at, mask=mask, other=0.0).to(ACC), scale, softcap, CAPPED)
+        gradient = tl.exp(tl.where(mask, z, -INF) - base) * per_exp.to(ACC)
+        if SMOOTHED or dense_ptr is not None:
+            gradient -= weights(at, mask, dense_ptr, class_weight_ptr, keep, share, ACC) * up.to(ACC)
+        tl.store(z_ptr + at, gradient * slope, mask=at < n)

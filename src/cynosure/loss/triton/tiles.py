@@ -1,0 +1,54 @@
+"""What the kernels do with a tile of logits, whichever sums they take.
+
+A program takes a row; a tile is (LANES, UNROLL) of its logits; a thread reads the UNROLL of a lane at once, 16 bytes.
+Inside a tile everything is in ACC: float32, or float64 for logits in float64. Sums over tiles are float64.
+"""
+
+import triton
+import triton.language as tl
+
+INF = tl.constexpr(float("inf"))
+
+
+@triton.jit
+def places(start, LANES: tl.constexpr, UNROLL: tl.constexpr):
+    """The classes (LANES, UNROLL) of the tile that begins at `start`."""
+    return start + tl.arange(0, LANES)[:, None] * UNROLL + tl.arange(0, UNROLL)[None, :]
+
+
+@triton.jit
+def tanh(x):
+    """To about one unit in the last place, small x included. Coefficients of Cephes, which suffice for float64."""
+    s = x * x
+    p = (-9.64399179425052238628e-1 * s - 9.92877231001918586564e1) * s - 1.61468768441708447952e3
+    q = ((s + 1.12811678491632931402e2) * s + 2.23548839060100448583e3) * s + 4.84406305325125486048e3
+    e = tl.exp(-2 * tl.abs(x))
+    small = s < 0.390625
+    ratio = tl.where(small, x * s * p, tl.where(x < 0, e - 1, 1 - e)) / tl.where(small, q, 1 + e)
+    return tl.where(small, x + ratio, ratio)
+
+
+@triton.jit
+def capped(z, scale, softcap, CAPPED: tl.constexpr):
+    """Scaled and capped logits, and the slope of the cap."""
+    z, slope = z * scale, 1.0
+    if CAPPED:
+        t = tanh(z * (1 / softcap))
+        z, slope = t * softcap, 1 - t * t
+    return z, slope
+
+
+@triton.jit
+def logits(z_ptr, at, n, kept, scale, softcap, CAPPED: tl.constexpr, ACC: tl.constexpr):
+    """The logits at these of a row's n classes, scaled and capped; minus infinity where not kept.
+
+    Loads are masked by n alone: 16 bytes are read at once only where a mask is the same for all of them.
+    """
+    z, _ = capped(tl.load(z_ptr + at, mask=at < n, other=0.0).to(ACC), scale, softcap, CAPPED)
+    return tl.where(kept, z, -INF)
+
+
+@triton.jit
+def base_of(top):
+    """What exponentials are relative to: the largest logit, or 0 where that is minus infinity."""
+    return tl.where(top == -INF, 0.0, top)
