@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from cynosure.loss import cross_entropy, linear_cross_entropy, token_logprobs
 from tests.loss.cases import KINDS, REDUCTIONS, make_case
 
-pytestmark = pytest.mark.usefixtures("poison_empty")
+pytestmark = [pytest.mark.usefixtures("poison_empty"), pytest.mark.many_rows]
 
 EVERYTHING = {
     "bias": True,

@@ -38,6 +38,7 @@ def inputs_of(case):
     return case.hidden, case.weight, case.target, list(case.options.values())
 
 
+@pytest.mark.many_rows
 @pytest.mark.parametrize("options", ONE_EACH, ids=lambda o: "-".join(o) or "plain")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("reduction", ["mean", "none"])

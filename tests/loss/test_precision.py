@@ -59,6 +59,7 @@ def test_everything_at_once(reduction, kind, dtype, backend):
     compare(case, dtype, backend, error=rms_error, chunk_tokens=10)
 
 
+@pytest.mark.many_rows
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])
 @pytest.mark.parametrize("std", [1.0, 30.0])
 @pytest.mark.parametrize("chunk_tokens", [1, 7, 64, 512])
@@ -192,6 +193,7 @@ def test_finite_logits_of_any_size_have_finite_statistics(softcap, scale, dtype,
     assert (ours["nll"] >= 0).all()
 
 
+@pytest.mark.many_rows
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_small_upstream_gradients_in_float16_are_not_lost(reduction, backend):
     """1/N of each token is below float16's smallest number; the gradient, summed over tokens, is not."""

@@ -134,7 +134,7 @@ def test_infinities_and_nan_as_in_the_torch_rows(options, at, special, dtype):
 def assert_statistics(z, index=None, topk=5, **options):
     """The kernel's statistics of these rows, whole and in pieces, are those of the torch rows."""
     index = torch.arange(len(z)) if index is None else index
-    logit, options, beta = z.gather(-1, index[:, None])[:, 0], RowOptions(**options), torch.tensor([0.5, 2.0]).double()
+    logit, options, beta = z.gather(-1, index[:, None])[:, 0], RowOptions(**options), (0.5, 2.0)
     found = []
     for name, x in (("triton", z), ("torch", z.to(real(z.dtype), copy=True))):
         best = Best.none(len(z), topk, z.device)

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from cynosure.loss.backends.registry import register
-from cynosure.loss.devices import is_asynchronous
+from cynosure.loss.backends.torch_rows import TorchRows
 from cynosure.loss.options import RowOptions, accumulation_dtype
 from cynosure.loss.pieces import Best, LossPart, Piece, StatsPart
-from cynosure.loss.sizes import ON_DEVICE, Sizes
 from cynosure.loss.targets import TargetRows
 
 LEAST_CAPABILITY = (8, 0)  # of an NVIDIA GPU for this Triton
@@ -27,15 +26,12 @@ class TritonRows:
 
     name, priority, in_place = "triton", 5, True
     about = "Triton, compiled for the GPU when it first runs"
+    sizes = TorchRows.sizes
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
     def unavailable(self, device: torch.device) -> str | None:
         """Why it cannot run on this device; None where it can."""
         return reason(device.type, device.index, os.environ.get("TRITON_INTERPRET") == "1")
-
-    def sizes(self, device: torch.device) -> Sizes:
-        """How many rows of logits suit it on this device."""
-        return ON_DEVICE if is_asynchronous(device) else Sizes()
 
     def loss_rows(self, z: Tensor, target: TargetRows, options: RowOptions, upstream: Tensor | None = None) -> Tensor:
         """Loss (r,) of each row; with upstream (r,), z becomes upstream * d(loss)/d(logits)."""

@@ -15,6 +15,7 @@ from cynosure.loss.targets import TargetRows
 from cynosure.loss.triton.loss import loss_kernel
 from cynosure.loss.triton.stats import stats_kernel, tempered_kernel
 
+READ = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 MOST_LANES = 512
 MOST_CLASSES = 1024
 
@@ -39,6 +40,8 @@ def run_loss(
     """Fill loss (r,), or parts (4, r); with upstream (r,), z becomes upstream * d(loss)/d(logits)."""
     n_rows, n = z.shape
     classes, probability, scratch, n_classes = target.classes, target.probability, None, 1
+    if probability.dtype not in READ:
+        probability = probability.to(target.k.dtype)
     if classes is not None:
         classes, probability, n_classes = classes.contiguous(), probability.contiguous(), classes.shape[-1]
         if upstream is not None:

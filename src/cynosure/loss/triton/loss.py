@@ -6,10 +6,10 @@ q is the weighted, smoothed target: given for every class (dense), or at K class
 import triton
 import triton.language as tl
 
-from cynosure.loss.triton.tiles import INF, base_of, capped, logits, places
+from cynosure.loss.triton.tiles import INF, base_of, capped, kept, load, logits, places
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first"])
 def loss_kernel(
     z_ptr, z_stride, n, first,  # logits (r, n) of the classes from `first` on
     dense_ptr, dense_stride, classes_ptr, probability_ptr, n_classes,  # (r, n), or (r, K) and (r, K)
@@ -22,7 +22,7 @@ def loss_kernel(
     row = tl.program_id(0).to(tl.int64)
     z_ptr += row * z_stride
     counts, n_read = True, n
-    if counted_ptr is not None:  # a row that does not count is not read
+    if counted_ptr is not None:  # the sums of a row that does not count are those of none
         counts = tl.load(counted_ptr + row) != 0
         n_read = tl.where(counts, n, 0)
     if dense_ptr is not None:
@@ -71,7 +71,7 @@ def loss_kernel(
                 )  # fmt: skip
             tl.debug_barrier()  # the logits of the targets have been read by every thread
             put_gradient(
-                z_ptr, n, n_read, dense_ptr, class_weight_ptr, base, per_exp, up, scale, softcap, keep, share,
+                z_ptr, n, counts, dense_ptr, class_weight_ptr, base, per_exp, up, scale, softcap, keep, share,
                 CAPPED, SMOOTHED, ACC, LANES, UNROLL,
             )  # fmt: skip
             if dense_ptr is None:
@@ -95,19 +95,17 @@ def sums(
     top = tl.full([LANES], -INF, ACC)
     total = tl.zeros([LANES], tl.float64)
     mass, dot = total, total
-    for start in range(0, n, LANES * UNROLL):
-        at = places(start, LANES, UNROLL)
-        mask = at < n
-        z = logits(z_ptr, at, n, mask, scale, softcap, CAPPED, ACC)
-        largest = tl.maximum(top, tl.max(z, 1))
-        base = base_of(largest)
-        x = z - base[:, None]
-        total = total * tl.exp(top - base) + tl.sum(tl.exp(x), 1)
-        if SMOOTHED or dense_ptr is not None:
-            q = weights(at, mask, dense_ptr, class_weight_ptr, keep, share, ACC)
-            dot += mass * (base_of(top) - base) + tl.sum(tl.where(q == 0, 0.0, q * x), 1)
-            mass += tl.sum(q, 1)
-        top = largest
+    whole = n // (LANES * UNROLL) * (LANES * UNROLL)
+    for start in range(0, whole, LANES * UNROLL):
+        top, total, mass, dot = with_tile(
+            top, total, mass, dot, z_ptr, places(start, LANES, UNROLL), n, dense_ptr, class_weight_ptr, scale, softcap,
+            keep, share, CAPPED, SMOOTHED, ACC, True,
+        )  # fmt: skip
+    if whole < n:
+        top, total, mass, dot = with_tile(
+            top, total, mass, dot, z_ptr, places(whole, LANES, UNROLL), n, dense_ptr, class_weight_ptr, scale, softcap,
+            keep, share, CAPPED, SMOOTHED, ACC, False,
+        )  # fmt: skip
     largest = tl.max(top, 0)
     base = base_of(largest)
     dot += mass * (base_of(top) - base)
@@ -115,13 +113,31 @@ def sums(
 
 
 @triton.jit
-def weights(at, mask, dense_ptr, class_weight_ptr, keep, share, ACC: tl.constexpr):
-    """q at these classes, without what is at K classes; 0 where masked."""
-    q = tl.where(mask, 1.0, 0.0).to(ACC) * share
+def with_tile(
+    top, total, mass, dot, z_ptr, at, n, dense_ptr, class_weight_ptr, scale, softcap, keep, share,
+    CAPPED: tl.constexpr, SMOOTHED: tl.constexpr, ACC: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """The largest z and the sums of each lane, with one more tile."""
+    z = logits(z_ptr, at, n, scale, softcap, CAPPED, ACC, WHOLE)
+    largest = tl.maximum(top, tl.max(z, 1))
+    base = base_of(largest)
+    x = z - base[:, None]
+    total = total * tl.exp(top - base) + tl.sum(tl.exp(x), 1)
+    if SMOOTHED or dense_ptr is not None:
+        q = weights(at, n, dense_ptr, class_weight_ptr, keep, share, ACC, WHOLE)
+        dot += mass * (base_of(top) - base) + tl.sum(tl.where(q == 0, 0.0, q * x), 1)
+        mass += tl.sum(q, 1)
+    return largest, total, mass, dot
+
+
+@triton.jit
+def weights(at, n, dense_ptr, class_weight_ptr, keep, share, ACC: tl.constexpr, WHOLE: tl.constexpr):
+    """q at these of n classes, without what is at K classes; 0 past the end."""
+    q = kept(tl.full(at.shape, 1.0, ACC) * share, at, n, 0.0, WHOLE)
     if dense_ptr is not None:
-        q += tl.load(dense_ptr + at, mask=mask, other=0.0).to(ACC) * keep
+        q += load(dense_ptr, at, n, ACC, WHOLE) * keep
     if class_weight_ptr is not None:
-        q *= tl.load(class_weight_ptr + at, mask=mask, other=0.0)
+        q *= load(class_weight_ptr, at, n, ACC, WHOLE)
     return q
 
 
@@ -134,7 +150,7 @@ def targets(
     at = k + tl.arange(0, CLASSES)
     c = tl.load(classes_ptr + at, mask=at < n_classes, other=-1) - first
     inside = (c >= 0) & (c < n)
-    q = tl.load(probability_ptr + at, mask=inside, other=0.0).to(tl.float64) * keep
+    q = tl.load(probability_ptr + at, mask=inside, other=0.0).to(ACC).to(tl.float64) * keep
     if class_weight_ptr is not None:
         q *= tl.load(class_weight_ptr + c, mask=inside, other=0.0)
     z, slope = capped(tl.load(z_ptr + c, mask=inside, other=0.0).to(ACC), scale, softcap, CAPPED)
@@ -155,25 +171,44 @@ def put_target_gradient(
         if CLASSES > 1:
             q = tl.zeros([CLASSES], tl.float64)
             for j in range(n_classes):
-                q += tl.where(c == tl.load(classes_ptr + j) - first, tl.load(probability_ptr + j) * keep, 0.0)
+                q += tl.where(c == tl.load(classes_ptr + j) - first, tl.load(probability_ptr + j).to(ACC) * keep, 0.0)
             if class_weight_ptr is not None:
                 q *= tl.load(class_weight_ptr + c, mask=c >= 0, other=0.0)
-        q += weights(c, c >= 0, None, class_weight_ptr, keep, share, ACC)
+        q += weights(tl.maximum(c, 0), n, None, class_weight_ptr, keep, share, ACC, False)
         gradient = (tl.exp(z - base) * per_exp - up * q) * slope
         tl.store(scratch_ptr + k + tl.arange(0, CLASSES), gradient.to(ACC), mask=c >= 0)
 
 
 @triton.jit
 def put_gradient(
-    z_ptr, n, n_read, dense_ptr, class_weight_ptr, base, per_exp, up, scale, softcap, keep, share,
+    z_ptr, n, counts, dense_ptr, class_weight_ptr, base, per_exp, up, scale, softcap, keep, share,
     CAPPED: tl.constexpr, SMOOTHED: tl.constexpr, ACC: tl.constexpr, LANES: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """d(loss)/d(logits) over the logits themselves, right except at K classes."""
-    for start in range(0, n, LANES * UNROLL):
-        at = places(start, LANES, UNROLL)
-        mask = at < n_read
-        z, slope = capped(tl.load(z_ptr + at, mask=mask, other=0.0).to(ACC), scale, softcap, CAPPED)
-        gradient = tl.exp(tl.where(mask, z, -INF) - base) * per_exp.to(ACC)
-        if SMOOTHED or dense_ptr is not None:
-            gradient -= weights(at, mask, dense_ptr, class_weight_ptr, keep, share, ACC) * up.to(ACC)
-        tl.store(z_ptr + at, gradient * slope, mask=at < n)
+    whole = n // (LANES * UNROLL) * (LANES * UNROLL)
+    for start in range(0, whole, LANES * UNROLL):
+        put_gradient_of_tile(
+            z_ptr, places(start, LANES, UNROLL), n, counts, dense_ptr, class_weight_ptr, base, per_exp, up, scale,
+            softcap, keep, share, CAPPED, SMOOTHED, ACC, True,
+        )  # fmt: skip
+    if whole < n:
+        put_gradient_of_tile(
+            z_ptr, places(whole, LANES, UNROLL), n, counts, dense_ptr, class_weight_ptr, base, per_exp, up, scale,
+            softcap, keep, share, CAPPED, SMOOTHED, ACC, False,
+        )  # fmt: skip
+
+
+@triton.jit
+def put_gradient_of_tile(
+    z_ptr, at, n, counts, dense_ptr, class_weight_ptr, base, per_exp, up, scale, softcap, keep, share,
+    CAPPED: tl.constexpr, SMOOTHED: tl.constexpr, ACC: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    z, slope = capped(load(z_ptr, at, n, ACC, WHOLE), scale, softcap, CAPPED)
+    gradient = tl.exp(z - base) * per_exp.to(ACC)
+    if SMOOTHED or dense_ptr is not None:
+        gradient -= weights(at, n, dense_ptr, class_weight_ptr, keep, share, ACC, WHOLE) * up.to(ACC)
+    gradient = tl.where(counts, gradient * slope, 0.0)
+    if WHOLE:
+        tl.store(z_ptr + at, gradient)
+    else:
+        tl.store(z_ptr + at, gradient, mask=at < n)

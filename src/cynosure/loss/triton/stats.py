@@ -6,13 +6,13 @@ The target is left out of all of it.
 import triton
 import triton.language as tl
 
-from cynosure.loss.triton.tiles import INF, base_of, capped, logits, places
+from cynosure.loss.triton.tiles import INF, base_of, capped, kept, logits, places
 
 NO_CLASS = tl.constexpr(2**31 - 1)
 UNDERFLOW = tl.constexpr(-1e4)  # exp of it is 0 in every dtype, while 0 * it is 0 and not NaN as 0 * -inf would be
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first", "n_best"])
 def stats_kernel(
     z_ptr, z_stride, n, first,  # logits (r, n) of the classes from `first` on
     index_ptr, target_logit_ptr,  # (r,), (r,)
@@ -39,7 +39,7 @@ def stats_kernel(
     for j in range(n_best):
         best = tl.max(top, 0)
         at = tl.min(tl.where(top == best, found, NO_CLASS), 0)
-        tl.store(best_ptr + j, logits(z_ptr, at, n, at < n, scale, softcap, CAPPED, ACC))
+        tl.store(best_ptr + j, logits(z_ptr, at, n, scale, softcap, CAPPED, ACC, False))
         tl.store(ids_ptr + j, tl.where(at < n, at + first, -1).to(tl.int64))
         lane = at % (LANES * UNROLL) // UNROLL
         next_top, next_found = after(z_ptr, n, target, best, at, lane, scale, softcap, CAPPED, ACC, LANES, UNROLL)
@@ -59,23 +59,40 @@ def sums(
     above = tl.zeros([LANES], tl.int32)
     exp = tl.zeros([LANES], tl.float64)
     square, surprise = exp, exp
-    for start in range(0, n, LANES * UNROLL):
-        at = places(start, LANES, UNROLL)
-        mask = (at < n) & (at != target)
-        z = logits(z_ptr, at, n, mask, scale, softcap, CAPPED, ACC)
-        above += tl.sum((z > target_z).to(tl.int32), 1)
-        best, place = tl.max(key(z, mask, ACC), 1, return_indices=True)
-        found = tl.where(best > top, start + tl.arange(0, LANES) * UNROLL + place, found)
-        largest = tl.maximum(top, best)
-        exp, square, surprise = moved(exp, square, surprise, top - base_of(largest))
-        x = z - base_of(largest)[:, None]
-        e = tl.exp(x)
-        exp += tl.sum(e, 1)
-        square += tl.sum(e * e, 1)
-        surprise += tl.sum(tl.maximum(x, UNDERFLOW) * e, 1)
-        top = largest
+    whole = n // (LANES * UNROLL) * (LANES * UNROLL)
+    for start in range(0, whole, LANES * UNROLL):
+        top, found, above, exp, square, surprise = with_tile(
+            top, found, above, exp, square, surprise, z_ptr, start, n, target, target_z, scale, softcap,
+            CAPPED, ACC, LANES, UNROLL, True,
+        )  # fmt: skip
+    if whole < n:
+        top, found, above, exp, square, surprise = with_tile(
+            top, found, above, exp, square, surprise, z_ptr, whole, n, target, target_z, scale, softcap,
+            CAPPED, ACC, LANES, UNROLL, False,
+        )  # fmt: skip
     exp, square, surprise = moved(exp, square, surprise, top - base_of(tl.max(top, 0)))
     return top, found, tl.sum(above, 0), tl.sum(exp, 0), tl.sum(square, 0), tl.sum(surprise, 0)
+
+
+@triton.jit
+def with_tile(
+    top, found, above, exp, square, surprise, z_ptr, start, n, target, target_z, scale, softcap,
+    CAPPED: tl.constexpr, ACC: tl.constexpr, LANES: tl.constexpr, UNROLL: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """The same with one more tile."""
+    at = places(start, LANES, UNROLL)
+    z = tl.where(at == target, -INF, logits(z_ptr, at, n, scale, softcap, CAPPED, ACC, WHOLE))
+    above += tl.sum((z > target_z).to(tl.int32), 1)
+    best, place = tl.max(key(z, at, n, target, ACC, WHOLE), 1, return_indices=True)
+    found = tl.where(best > top, start + tl.arange(0, LANES) * UNROLL + place, found)
+    largest = tl.maximum(top, best)
+    exp, square, surprise = moved(exp, square, surprise, top - base_of(largest))
+    x = z - base_of(largest)[:, None]
+    e = tl.exp(x)
+    exp += tl.sum(e, 1)
+    square += tl.sum(e * e, 1)
+    surprise += tl.sum(tl.maximum(x, UNDERFLOW) * e, 1)
+    return largest, found, above, exp, square, surprise
 
 
 @triton.jit
@@ -86,10 +103,11 @@ def place_in_piece(index, first, n):
 
 
 @triton.jit
-def key(z, mask, ACC: tl.constexpr):
-    """What decides which class is better: z, but impossible classes are above the masked ones, and NaN is infinite."""
+def key(z, at, n, target, ACC: tl.constexpr, WHOLE: tl.constexpr):
+    """What decides which class is better: z, but NaN is infinite, and impossible classes are above those left out."""
     LOWEST: tl.constexpr = -3.4028234663852886e38 if ACC is tl.float32 else -1.7976931348623157e308
-    return tl.where(mask, tl.where(z == z, tl.maximum(z, LOWEST), INF), -INF)
+    keys = tl.where(z == z, tl.maximum(z, LOWEST), INF)
+    return tl.where(at == target, -INF, kept(keys, at, n, -INF, WHOLE))
 
 
 @triton.jit
@@ -110,8 +128,7 @@ def after(
     for tile in range(0, tl.cdiv(n, LANES * UNROLL), LANES):
         tiles = tile + tl.arange(0, LANES)
         at = tiles[:, None] * (LANES * UNROLL) + lane * UNROLL + tl.arange(0, UNROLL)[None, :]
-        mask = (at < n) & (at != target)
-        keys = key(logits(z_ptr, at, n, mask, scale, softcap, CAPPED, ACC), mask, ACC)
+        keys = key(logits(z_ptr, at, n, scale, softcap, CAPPED, ACC, False), at, n, target, ACC, False)
         keys = tl.where((keys < best) | (keys == best) & (at > best_at), keys, -INF)
         largest = tl.max(tl.max(keys, 1), 0)
         first = tl.min(tl.min(tl.where((keys == largest) & (keys > -INF), at, NO_CLASS), 1), 0)
@@ -120,7 +137,7 @@ def after(
     return top, found
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first", "n_best", "n_beta"])
 def tempered_kernel(
     z_ptr, z_stride, n, first, index_ptr, best_ptr, n_best, beta_ptr, n_beta, tempered_ptr,  # (r, n_best), (B,), (r, B)
     scale: tl.float64, softcap: tl.float64,
@@ -134,8 +151,13 @@ def tempered_kernel(
     base = base_of(tl.load(best_ptr + row * n_best).to(ACC))
     beta = tl.load(beta_ptr + b).to(ACC)
     total = tl.zeros([LANES], tl.float64)
-    for start in range(0, n, LANES * UNROLL):
+    whole = n // (LANES * UNROLL) * (LANES * UNROLL)
+    for start in range(0, whole, LANES * UNROLL):
         at = places(start, LANES, UNROLL)
-        z = logits(z_ptr, at, n, (at < n) & (at != target), scale, softcap, CAPPED, ACC)
+        z = tl.where(at == target, -INF, logits(z_ptr, at, n, scale, softcap, CAPPED, ACC, True))
+        total += tl.sum(tl.exp((z - base) * beta), 1)
+    if whole < n:
+        at = places(whole, LANES, UNROLL)
+        z = tl.where(at == target, -INF, logits(z_ptr, at, n, scale, softcap, CAPPED, ACC, False))
         total += tl.sum(tl.exp((z - base) * beta), 1)
     tl.store(tempered_ptr + row * n_beta + b, tl.sum(total, 0))

@@ -39,13 +39,28 @@ def capped(z, scale, softcap, CAPPED: tl.constexpr):
 
 
 @triton.jit
-def logits(z_ptr, at, n, kept, scale, softcap, CAPPED: tl.constexpr, ACC: tl.constexpr):
-    """The logits at these of a row's n classes, scaled and capped; minus infinity where not kept.
+def load(row_ptr, at, n, ACC: tl.constexpr, WHOLE: tl.constexpr):
+    """What is at these places of a row of n; 0 past its end, which no WHOLE tile reaches.
 
-    Loads are masked by n alone: 16 bytes are read at once only where a mask is the same for all of them.
+    No other mask is asked for: 16 bytes are read at once only where a mask is the same for all of them.
     """
-    z, _ = capped(tl.load(z_ptr + at, mask=at < n, other=0.0).to(ACC), scale, softcap, CAPPED)
-    return tl.where(kept, z, -INF)
+    x = tl.load(row_ptr + at) if WHOLE else tl.load(row_ptr + at, mask=at < n, other=0.0)
+    return x.to(ACC)
+
+
+@triton.jit
+def kept(x, at, n, otherwise, WHOLE: tl.constexpr):
+    """x, but otherwise past the end of a row of n."""
+    if not WHOLE:
+        x = tl.where(at < n, x, otherwise)
+    return x
+
+
+@triton.jit
+def logits(z_ptr, at, n, scale, softcap, CAPPED: tl.constexpr, ACC: tl.constexpr, WHOLE: tl.constexpr):
+    """The logits at these of a row's n classes, scaled and capped; minus infinity past its end."""
+    z, _ = capped(load(z_ptr, at, n, ACC, WHOLE), scale, softcap, CAPPED)
+    return kept(z, at, n, -INF, WHOLE)
 
 
 @triton.jit
