@@ -46,7 +46,7 @@ def loss_kernel(
             dot += tl.sum(tl.where(q == 0, 0.0, q * (z - base)), 0)
     if parts_ptr is not None:
         if counted_ptr is not None:  # together such pieces are a row whose loss is 0
-            top = tl.where(counts, top, tl.where(first == 0, 0.0, -INF))
+            top = tl.where(counts, top, 0.0)
             total = tl.where(counts, total, tl.where(first == 0, 1.0, 0.0))
         n_rows = tl.num_programs(0)
         tl.store(parts_ptr + row, tl.where(total == total, top, total))
