@@ -60,11 +60,15 @@ class Case:
 
     def double(self) -> "Case":
         """Everything in float64, the same values."""
+        return self.cast(torch.float64)
+
+    def cast(self, dtype: torch.dtype) -> "Case":
+        """Everything that is floating point in another dtype."""
 
         def cast(x: Any) -> Any:
             if isinstance(x, tuple):
                 return tuple(cast(y) for y in x)
-            return x.double() if torch.is_tensor(x) and x.is_floating_point() else x
+            return x.to(dtype) if torch.is_tensor(x) and x.is_floating_point() else x
 
         options = {name: cast(x) for name, x in self.options.items()}
         return Case(cast(self.hidden), cast(self.weight), cast(self.target), options, self.frozen)
