@@ -135,6 +135,19 @@ def build_cce(inputs: Inputs) -> Step:
     return torch_step(inputs, loss_of)
 
 
+def build_trl(inputs: Inputs) -> Step:
+    from trl.kernels import ChunkedLogProbFunction
+
+    temperature, chunk_size, softcap, scale = 1.0, 32768, None, 1.0  # as TRL's trainers call it
+
+    def loss_of(h: "Tensor", w: "Tensor", t: "Tensor") -> "Tensor":
+        call: Any = ChunkedLogProbFunction.apply
+        logprobs: Tensor = call(h, w, None, t, temperature, chunk_size, softcap, scale, ())[0]
+        return -logprobs.mean()
+
+    return torch_step(inputs, loss_of)
+
+
 def build_jax(inputs: Inputs) -> Step:
     import jax
     import jax.numpy as jnp
@@ -196,6 +209,7 @@ IMPLEMENTATIONS = by_name(
         build_torch_chunked,
     ),
     Implementation("cce", 'cut_cross_entropy.linear_cross_entropy(h, W, t, impl="torch_compile")', build_cce),
+    Implementation("trl", "trl.kernels.ChunkedLogProbFunction, without optional outputs", build_trl),
     Implementation(
         "jax", "optax.softmax_cross_entropy_with_integer_labels under jax.jit, logits in float32", build_jax
     ),
