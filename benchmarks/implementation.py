@@ -6,6 +6,7 @@ from typing import Any
 
 OURS = "cynosure"
 LIMIT = "limit"
+PLACES = ("cpu", "device")
 DTYPES = ("float32", "bfloat16", "autocast")
 
 
@@ -18,7 +19,7 @@ class Implementation:
     """`build` does what is needed once, compilation included, and gives the step that is timed.
 
     It raises Unavailable, or ImportError, where it cannot run. One that is not `checked` computes no loss, and one that
-    is not `trains` has no backward.
+    is not `trains` has no backward. `places` are the CPU, a device (a GPU), or both.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Implementation:
     dtypes: tuple[str, ...] = DTYPES
     checked: bool = True
     trains: bool = True
+    places: tuple[str, ...] = PLACES
 
 
 def by_name(*implementations: Implementation) -> dict[str, Implementation]:
