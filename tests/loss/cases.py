@@ -138,15 +138,15 @@ class Result:
 
 def upstream_like(loss: Tensor, seed: int = 1) -> Tensor:
     """An upstream gradient of no special value: 1 would hide an operation that ignores it."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(loss.shape, generator=generator, dtype=torch.float64).to(loss.dtype) + 0.3
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.randn(loss.shape, generator=generator, dtype=torch.float64, device="cpu").to(loss) + 0.3
 
 
 def evaluate(op: Callable[..., Tensor], case: Case, upstream: Tensor | None = None, **more: Any) -> Result:
     """Loss and the gradient of every leaf, which are fresh copies, under one arbitrary upstream gradient."""
     leaves = {name: x.detach().clone().requires_grad_() for name, x in case.leaves().items()}
     loss = case.with_leaves(leaves).call(op, **more)
-    upstream = upstream_like(loss) if upstream is None else upstream.to(loss.dtype)
+    upstream = upstream_like(loss) if upstream is None else upstream.to(loss)
     grads = torch.autograd.grad(loss, list(leaves.values()), upstream)
     return Result(loss.detach(), dict(zip(leaves, grads, strict=True)))
 

@@ -24,6 +24,7 @@ from cynosure.loss.sizes import BUDGET, ON_DEVICE
 from tests.loss import oracle
 from tests.loss.cases import KINDS, REDUCTIONS, evaluate, make_case
 
+pytestmark = pytest.mark.cpu_only
 OTHERS = ["mps", "xpu"]
 
 
