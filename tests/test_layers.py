@@ -25,8 +25,8 @@ MOST_INNER = 15
 
 # Rooms of the loss, and the modules of it that each imports beside its own.
 ROOMS = {
-    "backends": {"native", "options", "pieces", "sizes", "targets", "tensors"},
-    "matmul": {"native", "tensors"},
+    "backends": {"devices", "native", "options", "pieces", "sizes", "targets", "tensors"},
+    "matmul": {"devices", "native", "tensors"},
     "native": set(),
 }
 
