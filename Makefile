@@ -1,10 +1,11 @@
 # The developer's whole vocabulary: demo, test, test-all, test-random, test-large, test-triton, gpu-report, faults, census,
-# check, docs, sanitize, bench, peers, clean. Each sets up what it needs, once.
+# check, docs, sanitize, bench, gpu, peers, clean. Each sets up what it needs, once.
 
 PYTHON ?= python3
 BIN := .venv/bin
 NATIVE := src/cynosure/loss/native
 PEERS := .venv-peers/bin
+GPU ?= .venv-gpu
 ADDRESS := 1790-Washington-1
 SANITIZED := build/sanitized
 FUZZ_SECONDS ?= 60
@@ -16,7 +17,7 @@ CONSTRAINTS ?= -c constraints.txt
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := test
-.PHONY: demo test test-all test-random test-large test-triton gpu-report faults census check docs sanitize bench peers clean
+.PHONY: demo test test-all test-random test-large test-triton gpu-report faults census check docs sanitize bench gpu peers clean
 
 demo: .venv/native .demo/$(ADDRESS).txt .demo/addresses
 	$(BIN)/cynosure predict smollm2 "The quick brown fox jumps over the" --truth " dog"
@@ -51,7 +52,7 @@ test-large: .venv/native
 
 # The loss on the Triton kernels, in Triton's interpreter, which has to be asked for before triton is imported.
 test-triton: .venv/native
-	TRITON_INTERPRET=1 $(PYTEST) tests/loss --backend triton --asynchronous -m "not exhaustive and not many_rows"
+	TRITON_INTERPRET=1 $(PYTEST) tests/loss --backend triton --device fake -m "not exhaustive and not many_rows"
 
 # Compiles every Triton kernel for four GPUs, none of which is needed, and writes docs/reference/gpu-kernels.md.
 gpu-report: .venv/installed
@@ -102,11 +103,23 @@ $(SANITIZED)/%/rows.so: .venv/native
 bench: .venv-peers/native
 	$(PEERS)/python -m benchmarks loss
 
+# On a machine with a GPU: the tests of the loss with their tensors there, and then the benchmark. DEVICE=fake GPU=.venv is
+# a dry run on a CPU.
+DEVICE ?= cuda
+
+gpu: $(GPU)/native
+	@mkdir -p build
+	status=0; \
+	OMP_NUM_THREADS=1 $(GPU)/bin/python -m pytest -q tests/loss --device $(DEVICE) -m "not exhaustive" -n 4 --dist loadfile \
+		|| status=1; \
+	$(GPU)/bin/python -m benchmarks loss --device $(DEVICE) --cutoff 20 --json build/loss-$(DEVICE).json || status=1; \
+	exit $$status
+
 peers: .venv-peers/native
 	$(PEERS)/python -m pytest -q tests/peers
 
 clean:
-	rm -rf .venv .venv-peers .demo site scripts/__pycache__ $(SANITIZED) .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-peers .venv-gpu .demo site scripts/__pycache__ $(SANITIZED) .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find src benchmarks tests -name __pycache__ -prune -exec rm -rf {} +
 
 .demo/$(ADDRESS).txt: .venv/installed
@@ -144,3 +157,8 @@ endef
 
 .venv-peers/installed: pyproject.toml constraints.txt hatch_build.py
 	$(call install,cut-cross-entropy jax optax lm_eval torchmetrics)
+
+# quack needs CUDA's own compiler of Python, which is not to be had for every GPU: the benchmark does without it.
+.venv-gpu/installed: pyproject.toml constraints.txt hatch_build.py
+	$(call install,cut-cross-entropy liger-kernel)
+	-$(@D)/bin/python -m pip install -q $(CONSTRAINTS) quack-kernels

@@ -34,13 +34,30 @@ Json = Annotated[
 
 @app.command()
 def loss(
-    heads: Annotated[str, typer.Option(help="Comma-separated heads: gemma3-270m, smollm2, synthetic:VxD.")] = (
-        "gemma3-270m,smollm2"
-    ),
-    tokens: Annotated[
-        str, typer.Option(help="Comma-separated numbers of tokens. [default: the head's]", show_default=False)
+    heads: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated heads: gemma3-270m, smollm2, synthetic:VxD; on a GPU the shapes gemma3-270m, "
+            "llama3-8b, qwen3-8b, synthetic:VxD. [default: all named]",
+            show_default=False,
+        ),
     ] = "",
-    dtypes: Dtypes = "float32,bfloat16",
+    tokens: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated numbers of tokens. [default: the head's; on a GPU 4096,16384]", show_default=False
+        ),
+    ] = "",
+    dtypes: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated dtypes: float32, bfloat16. [default: both; on a GPU bfloat16]", show_default=False
+        ),
+    ] = "",
+    device: Annotated[
+        str,
+        typer.Option(help="Device: cpu, cuda (ROCm too), or fake: a dry run of cuda in which the CPU takes its place."),
+    ] = "cpu",
     implementations: Implementations = "all",
     runs: Annotated[int, typer.Option(help="Timed runs of each implementation; 1 if the first takes over 10 s.")] = 3,
     cutoff: Cutoff = 60.0,
@@ -57,10 +74,18 @@ def loss(
     minutes. Exit status 1 if cynosure fails its check.
     """
     from benchmarks.loss.benchmark import LossBenchmark
+    from benchmarks.loss.on_device import SETTINGS, DeviceLossBenchmark
 
-    counts = tuple(whole_number("--tokens", name) for name in names(tokens)) or None
-    benchmark = LossBenchmark(
-        heads=names(heads), dtypes=names(dtypes), tokens=counts, runs=runs, cutoff_seconds=cutoff, backward=not forward
+    chosen: dict[str, Any] = {"runs": runs, "cutoff_seconds": cutoff, "backward": not forward}
+    counts = tuple(whole_number("--tokens", name) for name in names(tokens))
+    asked = {"heads": names(heads), "dtypes": names(dtypes), "tokens": counts}
+    chosen |= {name: values for name, values in asked.items() if values}
+    if device not in ("cpu", *SETTINGS):
+        raise ValueError(f"--device: unknown device {device!r}: expected one of cpu, {', '.join(SETTINGS)}")
+    benchmark = (
+        LossBenchmark(**chosen)
+        if device == "cpu"
+        else DeviceLossBenchmark(device=device, **(SETTINGS[device] | chosen))
     )
     measure(benchmark, names(implementations), json_path, format, quiet)
 
@@ -168,7 +193,7 @@ def measure(
     else:
         print_report(report, benchmark.how, benchmark.ours, screen.stdout())
     if not report.cases:
-        raise ValueError("nothing could be prepared: " + "; ".join(report.skipped.values()))
+        raise ValueError("nothing could be prepared: " + "; ".join(dict.fromkeys(report.skipped.values())))
     if not all(map(report.green, benchmark.ours)):
         common.complain(benchmark.red)
         raise typer.Exit(1)

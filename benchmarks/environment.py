@@ -13,7 +13,7 @@ from cynosure.system.machine import cpu_name, cpu_vendor, memory_bytes
 
 PACKAGES = (
     *("cynosure", "torch", "triton", "cut-cross-entropy", "jax", "jaxlib", "optax", "numpy", "transformers"),
-    *("accelerate", "lm_eval"),
+    *("accelerate", "trl", "liger-kernel", "quack-kernels", "lm_eval"),
 )
 
 

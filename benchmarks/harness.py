@@ -3,8 +3,10 @@
 Each of `loss/`, `score/` and `train/` defines a `Benchmark`, which says what to measure.
 """
 
+import math
 import shlex
 import sys
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -64,7 +66,12 @@ class Benchmark(ABC, Generic[C]):
     @property
     def slow_seconds(self) -> float:
         """An implementation whose first run takes longer than this is run once."""
-        return float("inf")
+        return math.inf
+
+    @property
+    def budget_seconds(self) -> float:
+        """Seconds for the whole benchmark, shared equally by the subjects. A subject whose share is spent ends."""
+        return math.inf
 
     @property
     @abstractmethod
@@ -88,6 +95,10 @@ class Benchmark(ABC, Generic[C]):
 
         Raises ModuleNotFoundError, FileNotFoundError or ValueError if the subject must be skipped.
         """
+
+    def about(self) -> dict[str, Any]:
+        """What the results depend on besides `environment`; asked of the process that prepares a subject."""
+        return {}
 
     @abstractmethod
     def case(self, prepared: Any, dtype: str, n_tokens: int, rows: list[Result]) -> C: ...
@@ -181,10 +192,15 @@ def complaints(errors: dict[str, float], allowed: dict[str, float]) -> str:
 
 
 class Steps:
-    """Counts the steps done, and reports each."""
+    """Counts the steps done, and reports each. `deadline` is when the time of the subject is spent."""
 
     def __init__(self, say: Say, total: int) -> None:
         self.say, self.total, self.done = say, total, 0
+        self.deadline = math.inf
+
+    @property
+    def late(self) -> bool:
+        return time.monotonic() > self.deadline
 
     def next(self, line: str) -> None:
         self.say(self.done, self.total, line)
@@ -198,7 +214,9 @@ def run(
     chosen = [implementation for implementation in implementations if benchmark.takes(implementation)]
     steps = Steps(say, count_steps(benchmark, chosen))
     report = new_report(benchmark, chosen)
-    for subject in benchmark.subjects:
+    start, share = time.monotonic(), benchmark.budget_seconds / len(benchmark.subjects)
+    for number, subject in enumerate(benchmark.subjects, 1):
+        steps.deadline = start + number * share
         steps.next(f"{subject}: {benchmark.preparing}")
         reply = prepare_subject(benchmark, subject, steps)
         if "unavailable" in reply:
@@ -253,11 +271,14 @@ def run_dtype(
     where, cases = f"{subject}, {dtype}", []
     participants: list[Participant] = []
     try:
-        for implementation in entered:
+        for (
+            implementation
+        ) in entered:  # all start before the first is asked for anything: they load libraries meanwhile
             participants.append(Participant(implementation, benchmark, prepared, dtype))
-            if n_tokens := benchmark.check_tokens(subject):
-                steps.next(f"{where}: {implementation.name}, {benchmark.checking}")
-                participants[-1].check(n_tokens)
+        if n_tokens := benchmark.check_tokens(subject):
+            for participant in participants:
+                steps.next(f"{where}: {participant.implementation.name}, {benchmark.checking}")
+                participant.check(n_tokens)
         for n_tokens in benchmark.tokens_of(subject):
             rows = take_turns(participants, n_tokens, benchmark, steps, f"{where}, {n_tokens:,} tokens")
             cases.append(benchmark.case(prepared, dtype, n_tokens, rows))
@@ -276,11 +297,13 @@ def take_turns(
         steps.next(f"{where}: {row.contestant}, building")
         if row.status == "ok":
             with participant.staying(row):
+                if steps.late:
+                    raise Out("cut off", "not begun: the benchmark's time for it was spent")
                 participant.build(n_tokens)
     for number in range(benchmark.runs):
         for participant, row in zip(participants, rows, strict=True):
             steps.next(f"{where}: {row.contestant}, run {number + 1}")
-            slow = number > 0 and row.seconds[:1] > [benchmark.slow_seconds]
+            slow = number > 0 and (row.seconds[:1] > [benchmark.slow_seconds] or steps.late)
             if row.status == "ok" and not slow:
                 with participant.staying(row):
                     participant.run(row, n_tokens, compare=number == 0)

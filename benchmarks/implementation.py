@@ -6,6 +6,7 @@ from typing import Any
 
 OURS = "cynosure"
 LIMIT = "limit"
+PLACES = ("cpu", "device")
 DTYPES = ("float32", "bfloat16", "autocast")
 
 
@@ -18,7 +19,7 @@ class Implementation:
     """One implementation. `build` does all one-time work, including compilation, and returns the step to time.
 
     It raises Unavailable or ImportError if the implementation cannot run. `checked` is False if the step computes no
-    loss, `trains` is False if it has no backward.
+    loss, `trains` is False if it has no backward. `places` are the CPU, a device (a GPU), or both.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Implementation:
     dtypes: tuple[str, ...] = DTYPES
     checked: bool = True
     trains: bool = True
+    places: tuple[str, ...] = PLACES
 
 
 def by_name(*implementations: Implementation) -> dict[str, Implementation]:

@@ -26,10 +26,17 @@ class Result:
     allowed: dict[str, float] | None = None
     memory_method: str | None = None
     plan: dict[str, Any] | None = None  # what ours did and why; None for others
+    forward_seconds: list[float] | None = None  # forward alone, on a device
+    forward_extra_bytes: list[int] | None = None
+    device: dict[str, str] | None = None  # clocks, temperature and power of the GPU while it worked
 
     @property
     def seconds_median(self) -> float | None:
         return median(self.seconds) if self.status == "ok" and self.seconds else None
+
+    @property
+    def forward_seconds_median(self) -> float | None:
+        return median(self.forward_seconds) if self.status == "ok" and self.forward_seconds else None
 
     @property
     def peak_extra_bytes(self) -> int | None:
@@ -45,21 +52,25 @@ class Result:
         self.extra_bytes.append(reply["extra_bytes"])
         self.peak_bytes.append(reply["peak_bytes"])
         self.memory_method = reply["memory_method"]
-        for name in ("errors", "allowed", "losses"):
+        for name in ("errors", "allowed", "losses", "device"):
             if name in reply:
                 setattr(self, name, reply[name])
+        for name in ("forward_seconds", "forward_extra_bytes"):
+            if name in reply:
+                setattr(self, name, [*(getattr(self, name) or []), reply[name]])
 
     def to_json(self) -> dict[str, Any]:
         record = asdict(self)
         if self.status != "ok":
             # A failed check or an incomplete benchmark gets no measurements.
             record |= {"seconds": [], "extra_bytes": [], "peak_bytes": []}
+            record |= {"forward_seconds": None, "forward_extra_bytes": None}
         for name in ("errors", "allowed"):
             if record[name]:
                 record[name] = {what: finite(x) for what, x in record[name].items()}
         if self.losses:
             record["losses"] = [finite(x) for x in self.losses]
-        summary = ("seconds_median", "peak_extra_bytes", "peak_process_bytes")
+        summary = ("seconds_median", "forward_seconds_median", "peak_extra_bytes", "peak_process_bytes")
         return record | {name: getattr(self, name) for name in summary}
 
 

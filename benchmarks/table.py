@@ -25,8 +25,10 @@ def print_report(report: BenchmarkReport[Any], how: str, ours: tuple[str, ...], 
 def machine(report: BenchmarkReport[Any]) -> str:
     about = report.environment
     named = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version)
-    hardware = f"{about['cpu']}, {about['threads']} threads, BLAS {about['blas']}"
-    return f"{hardware}; {named}; commit {about['commit']}. {about['class']}"
+    device = f"{about['device']['name']}; " if "device" in about else ""
+    hardware = f"{device}{about['cpu']}, {about['threads']} threads, BLAS {about['blas']}"
+    advice = "" if device else f" {about['class']}"  # about matmuls of the CPU
+    return f"{hardware}; {named}; commit {about['commit']}.{advice}"
 
 
 def case_table(case: Case, ours: tuple[str, ...]) -> RenderableType:

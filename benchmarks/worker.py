@@ -78,7 +78,7 @@ def prepare(pipe: Connection, log: str, benchmark: Any, subject: str) -> None:
 
     try:
         prepared = benchmark.prepare(subject, lambda line: pipe.send({"say": line}))
-        pipe.send({"prepared": prepared, "environment": environment()})
+        pipe.send({"prepared": prepared, "environment": environment() | benchmark.about()})
     except ModuleNotFoundError as error:
         pipe.send({"unavailable": f"{error.name} is not installed"})
     except (FileNotFoundError, ValueError) as error:

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from benchmarks.formats import error, mib, ratio, spread
+from benchmarks.formats import NONE, error, mib, ratio, spread
 from benchmarks.harness import Benchmark
 from benchmarks.implementation import LIMIT, OURS, Implementation
-from benchmarks.loss.implementations import EAGER, IMPLEMENTATIONS, Outputs
+from benchmarks.loss.implementations import EAGER, IMPLEMENTATIONS, Inputs, Outputs
 from benchmarks.loss.prepared import SYNTHETIC, Prepared
 from benchmarks.results import Case, Result
 from benchmarks.worker import Worker, measured
@@ -31,13 +31,11 @@ class LossWorker(Worker):
     prepared: Prepared
 
     def build(self, n_tokens: int) -> dict[str, Any]:
-        from benchmarks.loss.inputs import load_inputs
         from benchmarks.loss.limit import plan_of
 
         self.step, self.n_tokens = None, n_tokens
-        inputs = load_inputs(self.prepared, self.dtype, n_tokens)._replace(backward=self.benchmark.backward)
-        inputs.weight.sum()  # maps every page, so that inputs do not count as memory of the run
-        self.step = self.implementation.build(inputs)
+        inputs = self.load(n_tokens)._replace(backward=self.benchmark.backward)
+        self.build_from(inputs)
         if self.implementation.name != OURS:
             return {}
         plan = plan_of(inputs)
@@ -45,8 +43,22 @@ class LossWorker(Worker):
         sizes = ("chunk_tokens", "chunk_vocab", "accumulator_bytes")
         return {"plan": told | {name: getattr(plan, name) for name in sizes}}
 
+    def load(self, n_tokens: int) -> Inputs:
+        from benchmarks.loss.inputs import load_inputs
+
+        inputs = load_inputs(self.prepared, self.dtype, n_tokens)
+        inputs.weight.sum()  # maps every page, so that inputs do not count as memory of the run
+        return inputs
+
+    def build_from(self, inputs: Inputs) -> None:
+        self.step = self.implementation.build(inputs)
+
+    def measure(self, compare: bool) -> tuple[Outputs, dict[str, Any]]:
+        """One run, `compare` if it is the first."""
+        return measured(self.step)
+
     def run(self, compare: bool) -> dict[str, Any]:
-        outputs, reply = measured(self.step)
+        outputs, reply = self.measure(compare)
         made = sum(x.nbytes for x in (outputs.dhidden, outputs.dweight) if x is not None)
         reply["extra_bytes"] = max(0, reply["extra_bytes"] - made)
         return reply | (self.compare(outputs) if compare and self.implementation.checked else {})
@@ -81,6 +93,11 @@ class LossCase(Case):
         return min((seconds for seconds in limits if seconds), default=None)
 
     @property
+    def has_forward(self) -> bool:
+        """Whether the forward alone has been measured beside forward and backward: so on a device."""
+        return any(row.forward_seconds for row in self.rows)
+
+    @property
     def accumulator_bytes(self) -> int:
         """What ours adds a half-precision dW up in beside itself, so that chunks cost no precision."""
         plans = [row.plan for row in self.rows if row.plan]
@@ -97,17 +114,20 @@ class LossCase(Case):
     @property
     def columns(self) -> tuple[str, ...]:
         accumulator = ("- accum",) if self.accumulator_bytes else ()
-        return ("seconds", "", "/ ours", "/ limit", "memory", *accumulator, "loss err", "dh err", "dW err")
+        forward = ("forward",) if self.has_forward else ()
+        return ("seconds", "", "/ ours", "/ limit", "memory", *accumulator, *forward, "loss err", "dh err", "dW err")
 
     def cells(self, row: Result) -> list[str]:
-        seconds, memory = row.seconds_median, row.peak_extra_bytes
+        seconds, memory, forward = row.seconds_median, row.peak_extra_bytes, row.forward_seconds_median
+        digits = 5 if self.has_forward else 3  # a GPU takes milliseconds
         return [
-            row.status if seconds is None else f"{seconds:.3f}",
-            spread(row.seconds if seconds else []),
+            row.status if seconds is None else f"{seconds:.{digits}f}",
+            spread(row.seconds if seconds else [], digits - 1),
             ratio(seconds, self.seconds_of(OURS)),
             ratio(seconds, self.limit_seconds),
             mib(memory),
             *([mib(self.beyond_accumulator(memory))] if self.accumulator_bytes else []),
+            *([NONE if forward is None else f"{forward:.{digits}f}"] if self.has_forward else []),
             *(error(row.errors, name) for name in ("loss", "dhidden", "dweight")),
         ]
 
@@ -149,6 +169,8 @@ class LossBenchmark(Benchmark[LossCase]):
     worker: ClassVar[type[Worker]] = LossWorker
     subject: ClassVar[str] = "head"
     preparing: ClassVar[str] = "preparing inputs"
+    known_heads: ClassVar[tuple[str, ...]] = tuple(HEADS)
+    place: ClassVar[str] = "cpu"  # of implementations that take part
     checking: ClassVar[str] = "gradients against float64"
     red: ClassVar[str] = "a check of our own gradients failed"
 
@@ -161,8 +183,9 @@ class LossBenchmark(Benchmark[LossCase]):
 
     def __post_init__(self) -> None:
         for head in self.heads:
-            if head not in HEADS and not SYNTHETIC.fullmatch(head):
-                raise ValueError(f"unknown head {head!r}: expected one of {', '.join(HEADS)}, or synthetic:VxD")
+            if head not in self.known_heads and not SYNTHETIC.fullmatch(head):
+                known = ", ".join(self.known_heads)
+                raise ValueError(f"unknown head {head!r}: expected one of {known}, or synthetic:VxD")
         super().__post_init__()
         if min(self.tokens or (1,)) < 1 or self.runs < 1 or not self.cutoff_seconds > 0:
             raise ValueError("tokens, runs and the cut-off must all be positive")
@@ -182,7 +205,7 @@ class LossBenchmark(Benchmark[LossCase]):
         return min(N_CHECK, *self.tokens_of(subject))
 
     def takes(self, implementation: Implementation) -> bool:
-        return implementation.trains or not self.backward
+        return self.place in implementation.places and (implementation.trains or not self.backward)
 
     def prepare(self, subject: str, say: Callable[[str], None]) -> Prepared:
         from benchmarks.loss.inputs import prepare

@@ -135,6 +135,44 @@ def build_cce(inputs: Inputs) -> Step:
     return torch_step(inputs, loss_of)
 
 
+def build_cce_triton(inputs: Inputs) -> Step:
+    from cut_cross_entropy import linear_cross_entropy
+
+    return torch_step(inputs, partial(linear_cross_entropy, filter_eps=None))
+
+
+def build_liger(inputs: Inputs) -> Step:
+    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+    return torch_step(inputs, liger_fused_linear_cross_entropy)
+
+
+def build_liger_float(inputs: Inputs) -> Step:
+    import torch
+    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+    return torch_step(inputs, partial(liger_fused_linear_cross_entropy, accum_dtype=torch.float32))
+
+
+def build_quack(inputs: Inputs) -> Step:
+    from quack.linear_cross_entropy import chunked_linear_cross_entropy
+
+    return torch_step(inputs, chunked_linear_cross_entropy)
+
+
+def build_trl(inputs: Inputs) -> Step:
+    from trl.kernels import ChunkedLogProbFunction
+
+    temperature, chunk_size, softcap, scale = 1.0, 32768, None, 1.0  # as TRL's trainers call it
+
+    def loss_of(h: "Tensor", w: "Tensor", t: "Tensor") -> "Tensor":
+        call: Any = ChunkedLogProbFunction.apply
+        logprobs: Tensor = call(h, w, None, t, temperature, chunk_size, softcap, scale, ())[0]
+        return -logprobs.mean()
+
+    return torch_step(inputs, loss_of)
+
+
 def build_jax(inputs: Inputs) -> Step:
     import jax
     import jax.numpy as jnp
@@ -195,9 +233,29 @@ IMPLEMENTATIONS = by_name(
         "F.linear_cross_entropy(h, W, t, options=LinearCrossEntropyOptions())",
         build_torch_chunked,
     ),
-    Implementation("cce", 'cut_cross_entropy.linear_cross_entropy(h, W, t, impl="torch_compile")', build_cce),
     Implementation(
-        "jax", "optax.softmax_cross_entropy_with_integer_labels under jax.jit, logits in float32", build_jax
+        "cce", 'cut_cross_entropy.linear_cross_entropy(h, W, t, impl="torch_compile")', build_cce, places=("cpu",)
+    ),
+    Implementation(
+        "cce-triton",
+        "cut_cross_entropy.linear_cross_entropy(h, W, t, filter_eps=None): of random weights it would filter too much",
+        build_cce_triton,
+        places=("device",),
+    ),
+    Implementation("liger", "liger_fused_linear_cross_entropy(h, W, t)", build_liger, places=("device",)),
+    Implementation(
+        "liger-float",
+        "liger_fused_linear_cross_entropy(h, W, t, accum_dtype=torch.float32)",
+        build_liger_float,
+        places=("device",),
+    ),
+    Implementation("quack", "quack.chunked_linear_cross_entropy(h, W, t)", build_quack, places=("device",)),
+    Implementation("trl", "trl.kernels.ChunkedLogProbFunction, without optional outputs", build_trl),
+    Implementation(
+        "jax",
+        "optax.softmax_cross_entropy_with_integer_labels under jax.jit, logits in float32",
+        build_jax,
+        places=("cpu",),
     ),
     Implementation(LIMIT, "the matmuls alone by torch, all rows at once", build_limit, checked=False),
     Implementation(
@@ -205,6 +263,7 @@ IMPLEMENTATIONS = by_name(
         "the same by the fastest library there is",
         build_limit_best,
         checked=False,
+        places=("cpu",),
     ),
     Implementation(
         "limit-chunked",

@@ -15,6 +15,7 @@ from benchmarks.loss.reference import Errors, LossTruth, compute_truth, errors_o
 from benchmarks.texts import cache_folder, text_ids
 
 WINDOW = 1024
+SPREAD = 2  # standard deviation of random logits, about that of a real model's
 ROWS_STEP = 4096  # rows are made in these steps, so that runs with fewer tokens share one file
 
 Say = Callable[[str], None]
@@ -25,6 +26,17 @@ def load_inputs(prepared: Prepared, dtype: str, n_tokens: int) -> Inputs:
     rows = torch.load(prepared.rows_file)
     weight = torch.load(prepared.weight_file(dtype), mmap=True)
     return Inputs(rows["hidden"][:n_tokens].to(weight.dtype, copy=True), weight, rows["target"][:n_tokens].clone())
+
+
+def make_inputs(prepared: Prepared, dtype: str, n_tokens: int, device: torch.device) -> Inputs:
+    """The first n rows of random ones and a random weight, made on a device: the same in every process there."""
+    generator = torch.Generator(device).manual_seed(0)
+    how: dict[str, Any] = {"dtype": getattr(torch, dtype), "device": device, "generator": generator}
+    vocab_size, hidden_size = prepared.vocab_size, prepared.hidden_size
+    weight = torch.randn(vocab_size, hidden_size, **how).mul_(SPREAD / hidden_size**0.5)
+    hidden = torch.randn(prepared.n_rows, hidden_size, **how)
+    target = torch.randint(vocab_size, (prepared.n_rows,), device=device, generator=generator)
+    return Inputs(hidden[:n_tokens].clone(), weight, target[:n_tokens].clone())
 
 
 def load_truth(prepared: Prepared, dtype: str, n_tokens: int) -> tuple[LossTruth, Errors]:
@@ -48,15 +60,24 @@ def prepare(name: str, dtypes: list[str], tokens: list[int], say: Say) -> Prepar
         for n_tokens in tokens:
             if not made.truth_file(dtype, n_tokens).exists():
                 say(f"{name}: loss and gradients of {n_tokens:,} tokens in float64, for {dtype} inputs (once)")
-                keep_truth(made, dtype, n_tokens)
+                keep_truth(made, dtype, load_inputs(made, dtype, n_tokens))
     return made
 
 
-def keep_truth(made: Prepared, dtype: str, n_tokens: int) -> None:
-    inputs = load_inputs(made, dtype, n_tokens)
-    truth = compute_truth(inputs)
-    eager = Errors(**errors_of(build_eager(inputs)(), truth))
+def keep_truth(made: Prepared, dtype: str, inputs: Inputs) -> None:
+    n_tokens, truth = len(inputs.hidden), compute_truth(inputs)
+    eager = eager_errors(inputs, truth)
     save(made.truth_file(dtype, n_tokens), {"truth": truth._asdict(), "eager": eager._asdict()})
+
+
+def eager_errors(inputs: Inputs, truth: LossTruth) -> Errors:
+    """The errors of the eager op: on a device without room for its logits, with half the tokens."""
+    try:
+        return Errors(**errors_of(build_eager(inputs)(), truth))
+    except torch.OutOfMemoryError:
+        half = (len(inputs.hidden) + 1) // 2
+        fewer = inputs._replace(hidden=inputs.hidden[:half], target=inputs.target[:half])
+    return eager_errors(fewer, compute_truth(fewer))
 
 
 def synthetic(name: str, n_rows: int) -> Prepared:
@@ -66,7 +87,7 @@ def synthetic(name: str, n_rows: int) -> Prepared:
     made = Prepared(name, "random weights", vocab_size, hidden_size, folder, n_rows, str(torch.__version__))
     generator = torch.Generator().manual_seed(0)
     if not made.weight_file("float32").exists():
-        weight = torch.randn(vocab_size, hidden_size, generator=generator) * (2 / hidden_size**0.5)
+        weight = torch.randn(vocab_size, hidden_size, generator=generator) * (SPREAD / hidden_size**0.5)
         save(made.weight_file("float32"), weight)
     if not made.rows_file.exists():
         hidden = torch.randn(n_rows, hidden_size, generator=generator)

@@ -16,7 +16,8 @@ def plan_of(inputs: Inputs) -> Plan:
     """What our loss would do with them."""
     (n_tokens, hidden_size), vocab_size = inputs.hidden.shape, len(inputs.weight)
     dtype = inputs.hidden.dtype
-    return explain(n_tokens, hidden_size, vocab_size, dtype=dtype, requires_grad=inputs.backward)
+    device = inputs.hidden.device
+    return explain(n_tokens, hidden_size, vocab_size, dtype=dtype, device=device, requires_grad=inputs.backward)
 
 
 def best_provider(inputs: Inputs) -> str:

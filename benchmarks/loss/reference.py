@@ -13,6 +13,7 @@ from torch.utils.dlpack import from_dlpack
 
 from benchmarks.loss.implementations import Inputs, Outputs
 
+CPU = torch.device("cpu")
 N_PROBES = 8
 BLOCK_BYTES = 256 * 2**20
 LOSS_EPS = 1.0  # units of rounding of the dtype that a loss, a single number, may be off beyond twice the eager op
@@ -34,23 +35,23 @@ class LossTruth(NamedTuple):
     dweight: Tensor  # (K, D)
 
 
-def probes(hidden_size: int, vocab_size: int) -> tuple[Tensor, Tensor]:
+def probes(hidden_size: int, vocab_size: int, device: torch.device = CPU) -> tuple[Tensor, Tensor]:
     """The projections' vectors (D, K) and (V, K): the same at every call."""
     generator = torch.Generator().manual_seed(0)
     return (
-        torch.randn(hidden_size, N_PROBES, dtype=torch.float64, generator=generator),
-        torch.randn(vocab_size, N_PROBES, dtype=torch.float64, generator=generator),
+        torch.randn(hidden_size, N_PROBES, dtype=torch.float64, generator=generator).to(device),
+        torch.randn(vocab_size, N_PROBES, dtype=torch.float64, generator=generator).to(device),
     )
 
 
 def compute_truth(inputs: Inputs) -> LossTruth:
     """d(logits) = (p - onehot) / N, a block of rows at a time, times the probes: no gradient is made in full."""
     (n_tokens, hidden_size), vocab_size = inputs.hidden.shape, len(inputs.weight)
-    by_hidden, by_vocab = probes(hidden_size, vocab_size)
+    by_hidden, by_vocab = probes(hidden_size, vocab_size, inputs.hidden.device)
     weight, hidden = inputs.weight.detach().double(), inputs.hidden.detach().double()
     seen_by = torch.cat([weight @ by_hidden, by_vocab], 1)  # (V, 2K)
     n_block = max(1, BLOCK_BYTES // (8 * vocab_size))
-    nll, dhidden, dweight = [], [], torch.zeros(N_PROBES, hidden_size, dtype=torch.float64)
+    nll, dhidden, dweight = [], [], weight.new_zeros(N_PROBES, hidden_size)
     for start in range(0, n_tokens, n_block):
         h, target = hidden[start : start + n_block], inputs.target[start : start + n_block, None]
         z = h @ weight.t()
@@ -71,7 +72,7 @@ def errors_of(outputs: Outputs, truth: LossTruth) -> dict[str, float]:
 
 
 def gradient_errors(dhidden: Tensor, dweight: Tensor, truth: LossTruth) -> dict[str, float]:
-    by_hidden, by_vocab = probes(dhidden.shape[1], len(dweight))
+    by_hidden, by_vocab = probes(dhidden.shape[1], len(dweight), dweight.device)
     projected = torch.zeros_like(truth.dweight)
     n_block = max(1, BLOCK_BYTES // (8 * dweight.shape[1]))
     for start in range(0, len(dweight), n_block):

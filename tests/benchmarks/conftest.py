@@ -1,11 +1,13 @@
-"""A tiny head, prepared once."""
+"""A tiny head, prepared once; and the command line of the benchmark."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from benchmarks.commands import app
 from benchmarks.loss.inputs import prepare
 from benchmarks.loss.prepared import Prepared
+from cynosure.cli.app import main
 
 HEAD = "synthetic:900x24"
 
@@ -27,3 +29,20 @@ def prepared(made: tuple[str, Prepared]) -> Iterator[Prepared]:
         patch.setenv("OMP_NUM_THREADS", "1")  # a tiny head gains nothing from more
         patch.setenv("CYNOSURE_CACHE", cache)
         yield files
+
+
+Invoke = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def invoke(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Invoke:
+    """Runs `python -m benchmarks loss`: exit status, stdout, stderr."""
+
+    def started(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["benchmarks", "loss", *arguments])
+        with pytest.raises(SystemExit) as done:
+            main(app, "python -m benchmarks")
+        out, err = capsys.readouterr()
+        return int(done.value.code or 0), out, err
+
+    return started

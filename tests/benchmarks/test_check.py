@@ -54,7 +54,7 @@ def test_probes_are_the_same_at_every_call() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["cynosure", "eager", "eager-float", "torch-fused", "jax"])
+@pytest.mark.parametrize("name", ["cynosure", "eager", "eager-float", "torch-fused", "trl", "jax"])
 def test_a_right_implementation_is_green(prepared: Prepared, name: str, dtype: str) -> None:
     answer = answers(IMPLEMENTATIONS[name], prepared, dtype)
     if "unavailable" in answer:

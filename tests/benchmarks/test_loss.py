@@ -1,7 +1,6 @@
 """The whole benchmark on a tiny head, a process each."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -9,15 +8,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from benchmarks.commands import app
 from benchmarks.harness import run
 from benchmarks.loss.benchmark import LossBenchmark
 from benchmarks.loss.implementations import IMPLEMENTATIONS
 from benchmarks.loss.prepared import Prepared
 from benchmarks.results import BenchmarkReport, Result
 from benchmarks.table import print_report
-from cynosure.cli.app import main
-from tests.benchmarks.conftest import HEAD
+from tests.benchmarks.conftest import HEAD, Invoke
 from tests.benchmarks.planted import planted
 
 FAULTS = ("wrong_when_large", "slow", "crash", "unavailable")
@@ -124,23 +121,6 @@ def test_a_head_that_is_not_installed_is_said(report: BenchmarkReport, monkeypat
     skipped = run(LossBenchmark(heads=("smollm2",)), [])
     assert skipped.skipped == {"smollm2": "not here"}
     assert "smollm2 skipped: not here" in shown(skipped)
-
-
-Invoke = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def invoke(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Invoke:
-    """Runs `python -m benchmarks loss`: exit status, stdout, stderr."""
-
-    def started(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["benchmarks", "loss", *arguments])
-        with pytest.raises(SystemExit) as done:
-            main(app, "python -m benchmarks")
-        out, err = capsys.readouterr()
-        return int(done.value.code or 0), out, err
-
-    return started
 
 
 def test_the_command(prepared: Prepared, invoke: Invoke, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.harness import Benchmark
 from benchmarks.loss.benchmark import LossBenchmark
+from benchmarks.loss.on_device import DeviceLossBenchmark
 from benchmarks.results import Result
 from benchmarks.score.benchmark import ScoreBenchmark
 from benchmarks.train.benchmark import TrainBenchmark
@@ -23,7 +24,7 @@ def test_a_published_report(path: Path) -> None:
         assert report.get("axes") or report.get("cases")
         return
     assert {"bench", "command", "date", "settings", "environment", "cases", "skipped"} == set(report) - {"note"}
-    benchmark = BENCHMARKS[report["bench"]]
+    benchmark = DeviceLossBenchmark if "device" in report["settings"] else BENCHMARKS[report["bench"]]
     assert set(report["settings"]) <= {*benchmark.__dataclass_fields__, "contestants"}
     assert {"cpu", "threads", "versions", "commit"} <= set(report["environment"])
     for case in report["cases"]:

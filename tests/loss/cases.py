@@ -60,11 +60,15 @@ class Case:
 
     def double(self) -> "Case":
         """Everything in float64, the same values."""
+        return self.cast(torch.float64)
+
+    def cast(self, dtype: torch.dtype) -> "Case":
+        """Everything that is floating point in another dtype."""
 
         def cast(x: Any) -> Any:
             if isinstance(x, tuple):
                 return tuple(cast(y) for y in x)
-            return x.double() if torch.is_tensor(x) and x.is_floating_point() else x
+            return x.to(dtype) if torch.is_tensor(x) and x.is_floating_point() else x
 
         options = {name: cast(x) for name, x in self.options.items()}
         return Case(cast(self.hidden), cast(self.weight), cast(self.target), options, self.frozen)
@@ -134,15 +138,15 @@ class Result:
 
 def upstream_like(loss: Tensor, seed: int = 1) -> Tensor:
     """An upstream gradient of no special value: 1 would hide an operation that ignores it."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(loss.shape, generator=generator, dtype=torch.float64).to(loss.dtype) + 0.3
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.randn(loss.shape, generator=generator, dtype=torch.float64, device="cpu").to(loss) + 0.3
 
 
 def evaluate(op: Callable[..., Tensor], case: Case, upstream: Tensor | None = None, **more: Any) -> Result:
     """Loss and the gradient of every leaf, which are fresh copies, under one arbitrary upstream gradient."""
     leaves = {name: x.detach().clone().requires_grad_() for name, x in case.leaves().items()}
     loss = case.with_leaves(leaves).call(op, **more)
-    upstream = upstream_like(loss) if upstream is None else upstream.to(loss.dtype)
+    upstream = upstream_like(loss) if upstream is None else upstream.to(loss)
     grads = torch.autograd.grad(loss, list(leaves.values()), upstream)
     return Result(loss.detach(), dict(zip(leaves, grads, strict=True)))
 

@@ -12,7 +12,7 @@ from tests.loss.probes import Gemms, assert_three_way, rms_error
 
 
 def autocast(dtype=torch.bfloat16, enabled=True):
-    return torch.autocast("cpu", dtype=dtype, enabled=enabled)
+    return torch.autocast(torch.get_default_device().type, dtype=dtype, enabled=enabled)
 
 
 def torch_linear(hidden, weight, target, *, bias=None, **options):

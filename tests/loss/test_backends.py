@@ -13,6 +13,7 @@ from cynosure.loss.backends.registry import choose_backend
 from tests.loss import conftest, oracle
 from tests.loss.cases import KINDS, assert_same, evaluate, make_case
 
+pytestmark = pytest.mark.cpu_only
 FILE = """
 import torch
 

@@ -6,6 +6,8 @@ from cynosure.loss.matmul.rivals import why_missing
 from cynosure.loss.native.library import library
 from tests.loss import fuzz
 
+pytestmark = pytest.mark.cpu_only
+
 
 @pytest.mark.skipif(not library().functions, reason="there is no C++ kernel here")
 def test_some_random_rows():

@@ -281,7 +281,7 @@ def nearly_flat(v):
 
 
 def scattered(v):
-    return torch.randn(1, v, generator=torch.Generator().manual_seed(0)) * 30 + 1e4
+    return torch.randn(1, v, generator=torch.Generator(torch.get_default_device()).manual_seed(0)) * 30 + 1e4
 
 
 @pytest.mark.parametrize("v", [151_936, 1_000_003])

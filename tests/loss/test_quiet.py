@@ -1,5 +1,8 @@
 """On an asynchronous device no call waits for the host: the device's branch, on the CPU, with every wait forbidden."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -127,6 +130,7 @@ def test_the_number_that_counts_leaves_out_the_others(reduction, shift, extra, a
     assert_same(ours, evaluate(oracle.loss, case))
 
 
+@pytest.mark.cpu_only  # on a GPU the assertion that fails would end the process
 def test_too_small_a_number_gives_nan(asynchronous):
     case = make_case(ignored=0.0)
     with Quiet():
@@ -140,6 +144,7 @@ def test_on_a_cpu_too_small_a_number_is_refused():
         make_case(ignored=0.0).call(linear_cross_entropy, n_counted=8)
 
 
+@pytest.mark.cpu_only  # likewise
 @pytest.mark.parametrize("bad", [7, -1, 2**40])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_a_class_outside_the_vocabulary_gives_nan(bad, reduction, asynchronous):
@@ -195,3 +200,19 @@ def test_the_mode_can_fail():
     """The branch of the CPU reads values."""
     with Quiet(), pytest.raises(AssertionError, match="waits for its device"):
         make_case().call(linear_cross_entropy, backend="torch")
+
+
+OUT_OF_RANGE = """
+import torch
+from cynosure.loss import linear_cross_entropy
+hidden, weight = torch.ones(2, 8, device="cuda"), torch.ones(5, 8, device="cuda")
+linear_cross_entropy(hidden, weight, torch.tensor([1, 5], device="cuda"))
+torch.cuda.synchronize()
+"""
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_on_a_gpu_a_class_outside_the_vocabulary_is_an_error_at_the_next_synchronisation():
+    done = subprocess.run([sys.executable, "-c", OUT_OF_RANGE], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "assert" in done.stderr

@@ -13,6 +13,7 @@ from cynosure.loss.native.library import LossRows, call
 
 HERE = Path(__file__).parent
 pytestmark = [
+    pytest.mark.cpu_only,
     pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS and LD_PRELOAD are Linux's"),
     pytest.mark.skipif(not library.library().functions, reason="there is no C++ kernel here"),
 ]

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.cpu_only
+
 
 def run(module: str, *arguments: str) -> list[str]:
     """The lines that a program of the tests prints."""

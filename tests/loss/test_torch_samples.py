@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.cpu_only
+
 # docs/explanation/math.md, "Where it differs from torch"
 DIFFERENCES = {"a mean over nothing is 0"}
 SOURCES = {

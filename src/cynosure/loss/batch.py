@@ -80,7 +80,7 @@ def make_batch(
 
 def _left_out(target: Target, shape: torch.Size, options: ReduceOptions) -> CountedBatch:
     """The rows whose target counts, read on the CPU."""
-    counted, shift = torch.ones(shape, dtype=torch.bool), options.shift
+    counted, shift = torch.ones(shape, dtype=torch.bool, device=target.device), options.shift
     if target.ignored is not None:
         counted &= ~_later(target.ignored, shift)
     weight = _constant_weight(options)
@@ -94,7 +94,7 @@ def _left_out(target: Target, shape: torch.Size, options: ReduceOptions) -> Coun
     if not shift:
         return batch
     # hidden[..., t, :] goes with target[..., t + shift]: rows of T - shift pairs inside rows of T tokens
-    places = torch.arange(n_rows) if outputs is None else outputs
+    places = torch.arange(n_rows, device=target.device) if outputs is None else outputs
     inputs = places + places // max(shape[-1], 1) * shift
     return batch._replace(inputs=inputs, targets=inputs + shift, outputs=places)
 

@@ -1,4 +1,4 @@
-"""What the loss must know of a device: whether reading one of its values waits for it."""
+"""What the loss must know of a device: whether reading one of its values waits for it, and its widest floats."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -8,6 +8,7 @@ from torch import Tensor
 from cynosure.system.upstream import assert_later
 
 SYNCHRONOUS = frozenset({"cpu"})
+WITHOUT_FLOAT64 = frozenset({"mps"})
 
 
 def is_asynchronous(device: torch.device) -> bool:
@@ -17,6 +18,18 @@ def is_asynchronous(device: torch.device) -> bool:
     idle, and is an error while a CUDA graph is captured.
     """
     return device.type not in SYNCHRONOUS
+
+
+def widest_dtype(device: torch.device) -> torch.dtype:
+    """Return the dtype of sums over the vocabulary: float64, or float32 on a device without it."""
+    return torch.float64 if has_float64(device) else torch.float32
+
+
+def has_float64(device: torch.device) -> bool:
+    """Whether this device computes in float64: MPS does not, and some XPUs do not."""
+    if device.type == "xpu":
+        return bool(torch.xpu.get_device_properties(device).has_fp64)
+    return device.type not in WITHOUT_FLOAT64
 
 
 def check_later(ok: Tensor, message: str) -> None:

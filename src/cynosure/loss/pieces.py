@@ -1,7 +1,7 @@
 """Partial sums over pieces of the vocabulary, and how they merge into a row's loss or statistics.
 
-r rows, P pieces. All sums are float64, and relative to the `base` of their piece: its largest logit, or 0 if that is
-minus infinity.
+r rows, P pieces. All sums are float64 (float32 on a device without it), and relative to the `base` of their piece: its
+largest logit, or 0 if that is minus infinity.
 """
 
 from collections.abc import Sequence
@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from cynosure.loss.devices import widest_dtype
 
 INF = float("inf")
 
@@ -50,7 +52,7 @@ class StatsPart(NamedTuple):
 
 
 class Best(NamedTuple):
-    """The likeliest classes so far, in no order: z (r, k) float64 and ids (r, k), padded with id -1."""
+    """The likeliest classes so far, in no order: z (r, k) in the dtype of sums and ids (r, k), padded with id -1."""
 
     z: Tensor
     ids: Tensor
@@ -58,7 +60,7 @@ class Best(NamedTuple):
     @classmethod
     def none(cls, n_rows: int, topk: int, device: torch.device) -> "Best":
         """Return the record of rows before their first piece."""
-        z = torch.full((n_rows, topk), -INF, dtype=torch.float64, device=device)
+        z = torch.full((n_rows, topk), -INF, dtype=widest_dtype(device), device=device)
         return cls(z, torch.full((n_rows, topk), -1, device=device))
 
     def rows(self, start: int, stop: int) -> "Best":

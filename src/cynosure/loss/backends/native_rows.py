@@ -87,7 +87,7 @@ class NativeRows:
         )
         part = StatsPart._make([*sums[:6], sums[6:], above, argmax])
         index, target_logit = index.contiguous(), target_logit.contiguous()
-        betas = torch.tensor(beta, dtype=torch.float64)
+        betas = torch.tensor(beta, dtype=torch.float64, device=z.device)
         arguments = StatsRows(
             self.logits(z, options), piece.first, pointer(index), pointer(target_logit), pointer(betas), len(beta),
             equal_steps(betas), **{name: pointer(x) for name, x in part._asdict().items()}, topk=best.z.shape[-1],

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cynosure.loss.backends.registry import register
-from cynosure.loss.devices import is_asynchronous
+from cynosure.loss.devices import is_asynchronous, widest_dtype
 from cynosure.loss.options import RowOptions
 from cynosure.loss.pieces import INF, Best, LossPart, Piece, StatsPart, base_of
 from cynosure.loss.sizes import ON_DEVICE, Sizes
@@ -134,7 +134,8 @@ def loss_piece(z: Tensor, piece: Piece, target: TargetRows, options: RowOptions)
     top = z.amax(-1)
     z.sub_(base_of(top)[:, None])
     weighed = weigh(z, target, options, piece)
-    return LossPart(*(x.double() for x in (top, z.exp_().sum(-1), weighed.dot, weighed.mass)))
+    dtype = widest_dtype(z.device)
+    return LossPart(*(x.to(dtype) for x in (top, z.exp_().sum(-1), weighed.dot, weighed.mass)))
 
 
 def stats_piece(
@@ -154,15 +155,15 @@ def stats_piece(
     base = base_of(top)
     z.scatter_(-1, argmax, top).sub_(base)
     tempered = [(z * b).exp_().sum(-1) for b in beta]
-    e = z.exp()
+    e, dtype = z.exp(), widest_dtype(z.device)
     return StatsPart(
-        target_z.double(),
-        top[:, 0].double(),
-        second.double(),
-        exp=e.sum(-1).double(),
-        surprise=z.clamp_(min=UNDERFLOW).mul_(e).sum(-1).double(),
-        square=e.square_().sum(-1).double(),
-        tempered=torch.stack(tempered).double() if tempered else top.new_empty(0, len(z), dtype=torch.float64),
+        target_z.to(dtype),
+        top[:, 0].to(dtype),
+        second.to(dtype),
+        exp=e.sum(-1).to(dtype),
+        surprise=z.clamp_(min=UNDERFLOW).mul_(e).sum(-1).to(dtype),
+        square=e.square_().sum(-1).to(dtype),
+        tempered=torch.stack(tempered).to(dtype) if tempered else top.new_empty(0, len(z), dtype=dtype),
         above=above,
         argmax=argmax[:, 0] + piece.first,
     )
@@ -172,7 +173,7 @@ def _keep_best(z: Tensor, piece: Piece, index: Tensor, best: Best) -> None:
     if best.z.shape[-1]:
         top = z.topk(min(best.z.shape[-1], z.shape[-1]), -1)
         ids = top.indices + piece.first
-        kept = best.with_others(top.values.double(), ids.masked_fill_(ids == index[:, None], -1))
+        kept = best.with_others(top.values.to(best.z.dtype), ids.masked_fill_(ids == index[:, None], -1))
         best.z.copy_(kept.z)
         best.ids.copy_(kept.ids)
 

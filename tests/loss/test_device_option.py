@@ -1,0 +1,58 @@
+"""`pytest tests/loss --device NAME`: how the suite runs on a GPU."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.loss import conftest
+from tests.loss.cases import make_case, upstream_like
+
+pytestmark = pytest.mark.cpu_only
+ROOT = Path(__file__).parents[2]
+
+
+def suite(*arguments: str) -> tuple[int, str]:
+    """Exit status and output of a run of its own."""
+    command = [sys.executable, "-m", "pytest", "-q", "-rs", *arguments]
+    environment = {name: x for name, x in os.environ.items() if not name.startswith("PYTEST_")}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_the_branch_of_a_device_without_one():
+    code, said = suite("tests/loss/test_default_device.py", "tests/loss/test_modules.py", "--device", "fake")
+    assert code == 0, said
+    assert "about the branch of a CPU" in said  # test_default_device.py
+    assert "it needs tensors on the CPU" in said  # the C++ kernels
+    assert " passed" in said
+
+
+class Config:
+    """pytest's, for what the conftest asks it."""
+
+    def __init__(self, **options: object) -> None:
+        self.options = options
+
+    def getoption(self, name: str, default: object) -> object:
+        return self.options.get(name.strip("-"), default)
+
+
+def test_tensors_are_made_on_the_device():
+    conftest.pytest_configure(Config(device="meta"))
+    case = make_case(kind="sparse", bias=True, token_weight=True)
+    upstream = upstream_like(torch.zeros(3))
+    torch.set_default_device(None)
+    tensors = [case.hidden, case.weight, *case.target, *case.options.values(), upstream]
+    assert {x.device.type for x in tensors} == {"meta"}
+
+
+def test_a_device_that_is_not_there_is_named():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    code, said = suite("tests/loss/test_modules.py", "--device", "cuda")
+    assert code == pytest.ExitCode.USAGE_ERROR
+    assert f"--device cuda: torch {torch.__version__} finds no such device" in said
