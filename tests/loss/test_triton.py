@@ -7,7 +7,6 @@ these in what is compiled.
 import math
 import subprocess
 import sys
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -26,15 +25,6 @@ INF, NAN = math.inf, math.nan
 EVERYTHING = {"label_smoothing": 0.1, "z_loss": 0.01, "softcap": 3.0, "scale": -0.7}
 VOCABULARIES = [1, 2, 3, 7, 8, 9, 31, 33, 255, 257, 1000, 4095, 4097, 5003]
 STATISTICS = ("nll", "lse", "entropy", "rank", "argmax", "confidence", "margin", "brier", "top_ids", "top_logprobs")
-
-
-class Counted(NamedTuple):
-    """`TargetRows` of rows of which some do not count."""
-
-    classes: torch.Tensor | None
-    probability: torch.Tensor
-    k: torch.Tensor
-    counted: torch.Tensor
 
 
 def real(dtype):
@@ -187,7 +177,7 @@ def test_rows_that_do_not_count_are_not_read(options, kind):
     options, up = RowOptions(**options, class_weight=weight), torch.tensor([0.7, NAN, 1.0, NAN])
     counts = torch.tensor([True, False, True, False])
     z[~counts] = NAN
-    backend, ours, target = choose_backend("triton")[0], z.clone(), Counted(*target, counts)
+    backend, ours, target = choose_backend("triton")[0], z.clone(), target._replace(counted=counts)
     part = [backend.loss_piece(z[:, s], Piece(s.start, 50), piece_of(target, s), options) for s in SLICES]
     loss = backend.loss_rows(ours, target, options, up)
     assert loss[~counts].tolist() == [0, 0]
