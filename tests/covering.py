@@ -22,6 +22,11 @@ def asked(case: Case, n_together: int = 2) -> set[object]:
     """
     if case.get("backend") in other_backends():
         return {case["backend"]} if len(case) > 1 else set()
+    return together(case, n_together)
+
+
+def together(case: Case, n_together: int) -> set[object]:
+    """Return all sets of so many values of a case."""
     values = [(name, id(case[name])) for name in sorted(case)]
     return set(combinations(values, min(n_together, len(values))))
 
@@ -63,7 +68,8 @@ def covering(wanted: Sequence[set[object]]) -> set[int]:
 def mark_the_rest(items: Sequence[pytest.Item]) -> None:
     """Mark as `exhaustive` the cases of each test that are not in its covering.
 
-    A test marked `each_value` is too slow for every pair: its cases cover each single value.
+    A test marked `each_value` is too slow for every pair: its cases cover each single value. Backends other than the
+    best of their family get a covering of their own; cases outside it are marked `each_variant`.
     """
     left = [item for item in items if hasattr(item, "callspec") and item.get_closest_marker("exhaustive") is None]
     for _, group in groupby(sorted(left, key=name_of), key=name_of):
@@ -73,6 +79,12 @@ def mark_the_rest(items: Sequence[pytest.Item]) -> None:
         for place, item in enumerate(same):
             if place not in chosen:
                 item.add_marker(pytest.mark.exhaustive)
+        for backend in other_backends():
+            of_backend = [item for item in same if item.callspec.params.get("backend") == backend]
+            chosen = covering([together(item.callspec.params, n_together) for item in of_backend])
+            for place, item in enumerate(of_backend):
+                if place not in chosen:
+                    item.add_marker(pytest.mark.each_variant)
 
 
 def name_of(item: pytest.Item) -> str:

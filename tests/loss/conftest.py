@@ -51,14 +51,17 @@ def is_of(item, backend):
     return params.get("backend") == backend or item.path.name == f"test_{backend}.py"
 
 
-def backend_params():
+def backend_params(named):
+    """The backends that can run on the device, and the one that `--backend` names."""
     return [
         pytest.param(name, marks=[] if available else pytest.mark.skip(reason=reason))
         for name, available, reason in backends(torch.get_default_device())
+        if available or name == named
     ]
 
 
 def pytest_generate_tests(metafunc):
     """Not a fixture's own parameters, which would be asked for before the device is known."""
     if "backend" in metafunc.fixturenames:
-        metafunc.parametrize("backend", backend_params(), scope="session")
+        params = backend_params(metafunc.config.getoption("--backend", None))
+        metafunc.parametrize("backend", params, scope="session")
