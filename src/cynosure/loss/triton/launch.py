@@ -77,6 +77,7 @@ def run_stats(
 ) -> tuple[StatsPart, Best]:
     """What a piece (r, v) adds to the statistics, and its n_best likeliest classes."""
     (n_rows, n), n_beta = z.shape, len(beta)
+    n_best = max(2, min(n_best, n))  # two for the margin; a piece may have fewer than are asked for
     new = partial(torch.empty, device=z.device)
     sums, above = new(4, n_rows, dtype=torch.float64), new(n_rows, dtype=torch.int64)
     best = Best(new(n_rows, n_best, dtype=torch.float64), new(n_rows, n_best, dtype=torch.int64))
