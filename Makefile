@@ -116,7 +116,7 @@ gpu: $(GPU)/native
 	status=0; \
 	OMP_NUM_THREADS=1 $(GPU)/bin/python -m pytest -q tests/loss --device $(DEVICE) -m "not exhaustive" -n 4 --dist loadfile \
 		|| status=1; \
-	$(GPU)/bin/python -m benchmarks loss --device $(DEVICE) --cutoff 20 --json build/loss-$(DEVICE).json || status=1; \
+	$(GPU)/bin/python -m benchmarks loss --device $(DEVICE) --cutoff 30 --json build/loss-$(DEVICE).json || status=1; \
 	exit $$status
 
 peers: .venv-peers/native

@@ -54,6 +54,7 @@ class DeviceWorker(LossWorker):
         super().build_from(inputs)
         if inputs.backward:
             self.forward = self.implementation.build(inputs._replace(backward=False))
+        self.device.release()  # of what was run to compile it
 
     def measure(self, compare: bool) -> tuple[Outputs, dict[str, Any]]:
         from benchmarks.device import measured, smi

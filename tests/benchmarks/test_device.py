@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -60,6 +61,7 @@ def test_a_dry_run_from_end_to_end(
     assert {"bench", "command", "date", "settings", "environment", "cases", "skipped"} == set(report)
     assert report["bench"] == "loss"
     assert (report["settings"]["device"], report["settings"]["budget_seconds"]) == ("fake", 400.0)
+    assert set(report["settings"]) == {*(x.name for x in fields(DeviceLossBenchmark)), "contestants"}
     about = report["environment"]["device"]
     assert about["kind"] == "fake"
     assert "a dry run, no result" in about["name"]
