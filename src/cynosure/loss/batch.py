@@ -177,7 +177,7 @@ def _averaged(batch: CountedBatch, normalizer: float | Tensor | None) -> Counted
     elif isinstance(normalizer, Tensor):
         normalizer = normalizer.to(batch.k.device, batch.k.dtype).reshape(())
     if isinstance(normalizer, Tensor) and is_asynchronous(normalizer.device):
-        counted = (normalizer != 0).expand(batch.n_rows)
+        counted = (normalizer != 0).expand(batch.n_rows).contiguous()
         counted = counted if batch.counted is None else counted & batch.counted
         return batch._replace(counted=counted, weight=(batch.weight / normalizer).masked_fill(~counted, 0))
     if normalizer == 0:

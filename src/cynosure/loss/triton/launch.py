@@ -52,7 +52,7 @@ def run_loss(
     if class_weight is not None:
         class_weight = class_weight[piece.first : piece.first + n].contiguous()
     dense = classes is None
-    counted = target.counted
+    counted = None if target.counted is None else target.counted.contiguous()
     with device_of(z):
         loss_kernel[(n_rows,)](
             z, z.stride(0), n, piece.first,
