@@ -1,7 +1,10 @@
 """On an asynchronous device no call waits for the host: the device's branch, on the CPU, with every wait forbidden."""
 
+from itertools import product
+
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -10,11 +13,13 @@ from cynosure.loss import (
     devices,
     linear_cross_entropy,
     logits_token_stats,
+    operators,
     token_logprobs,
     token_stats,
 )
 from tests.loss import oracle
 from tests.loss.cases import KINDS, REDUCTIONS, assert_same, evaluate, make_case
+from tests.loss.graphs import Recorder
 
 WAITS = {
     "_local_scalar_dense", "item", "is_nonzero", "nonzero", "nonzero_numpy", "masked_select", "equal", "unique_dim",
@@ -172,3 +177,33 @@ def test_the_mode_can_fail():
     """The branch of the CPU reads values."""
     with Quiet(), pytest.raises(AssertionError, match="waits for its device"):
         make_case().call(linear_cross_entropy, backend="torch")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "reduction"),
+    [*product(["linear_cross_entropy", "cross_entropy"], KINDS, REDUCTIONS), ("token_stats", "indices", "mean")],
+)
+def test_nor_does_an_operator_in_a_graph(name, kind, reduction, asynchronous):
+    """Its implementation called directly, since a mode sees the operator as one operation."""
+    case = make_case(lead=(3, 5), kind=kind, reduction=reduction, token_weight=True, shift=1, dtype=torch.float16)
+
+    def step():
+        if name == "token_stats":
+            return token_stats(case.hidden, case.weight, torch.zeros(3, 5, dtype=torch.long), topk=2)
+        op = linear_cross_entropy
+        if name == "cross_entropy":
+            op = lambda h, w, *args, **options: cross_entropy(h @ w.mT, *args, **options)  # noqa: E731
+        return evaluate(op, case)
+
+    recorded = Recorder()
+    graph = make_fx(step)()
+    with recorded:
+        graph()
+    implementations = {
+        "cross_entropy": operators.forward, "cross_entropy_backward": operators.backward,
+        "token_stats": operators.statistics,
+    }  # fmt: skip
+    assert recorded.calls
+    for operator, args in recorded.calls:
+        with torch.no_grad(), Quiet():
+            implementations[operator._opname](*args)
