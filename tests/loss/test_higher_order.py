@@ -5,7 +5,6 @@ import re
 import pytest
 import torch
 import torch._dynamo
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from cynosure.loss import (
     CrossEntropyLoss,
@@ -103,26 +102,19 @@ HOW = {
     "jacrev": (lambda f, h: torch.func.jacrev(f)(h), "jacrev"),
     "jvp": (lambda f, h: torch.func.jvp(f, (h,), (h,)), r"torch\.func\.jvp"),
     "jacfwd": (lambda f, h: torch.func.jacfwd(f)(h), "jacfwd"),
-    "linearize": (lambda f, h: torch.func.linearize(f, h), "linearize"),
+    "linearize": (lambda f, h: torch.func.linearize(f, h), "forward mode"),
     "functionalize": (lambda f, h: torch.func.functionalize(f)(h), "functionalize"),
     "vmap": (lambda f, h: torch.vmap(f)(h[None].expand(3, -1, -1)), "vmap"),
     "vmap of grad": (lambda f, h: torch.vmap(torch.func.grad(lambda x: f(x).sum()))(h[None]), "grad"),
     "jit.trace": (lambda f, h: torch.jit.trace(f, (h,)), r"torch\.jit\.trace"),
-    "export": (lambda f, h: torch.export.export(Called(f), (h,)), r"torch\.export"),
-    "export, strict": (lambda f, h: torch.export.export(Called(f), (h,), strict=True), r"torch\.export"),
-    "make_fx": (lambda f, h: make_fx(f)(h), "make_fx"),
-    "make_fx before dispatch": (lambda f, h: make_fx(f, pre_dispatch=True)(h), "make_fx"),
-    "full graph": (lambda f, h: torch.compile(f, fullgraph=True, backend="eager")(h), r"torch\.compile"),
+    "compiled grad": (lambda f, h: full_graph(torch.func.grad(lambda x: f(x).sum()))(h), r"torch\.compile"),
+    "compiled vmap": (lambda f, h: full_graph(torch.vmap(f))(h[None]), r"torch\.compile"),
+    "compiled jvp": (lambda f, h: full_graph(lambda x: torch.func.jvp(f, (x,), (x,)))(h), r"torch\.compile"),
 }
 
 
-class Called(torch.nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, hidden):
-        return self.function(hidden)
+def full_graph(function):
+    return torch.compile(function, fullgraph=True, backend="eager")
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch's own, about what is deprecated or goes into a graph as a constant

@@ -2,9 +2,11 @@
 
 import subprocess
 import sys
+from itertools import product
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -13,12 +15,14 @@ from cynosure.loss import (
     devices,
     linear_cross_entropy,
     logits_token_stats,
+    operators,
     token_logprobs,
     token_stats,
 )
 from cynosure.loss.matmul import weight_sum
 from tests.loss import oracle
 from tests.loss.cases import KINDS, REDUCTIONS, assert_same, evaluate, make_case
+from tests.loss.graphs import Recorder
 from tests.loss.probes import Gemms, assert_three_way
 
 WAITS = {
@@ -216,3 +220,33 @@ def test_on_a_gpu_a_class_outside_the_vocabulary_is_an_error_at_the_next_synchro
     done = subprocess.run([sys.executable, "-c", OUT_OF_RANGE], capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "assert" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "reduction"),
+    [*product(["linear_cross_entropy", "cross_entropy"], KINDS, REDUCTIONS), ("token_stats", "indices", "mean")],
+)
+def test_nor_does_an_operator_in_a_graph(name, kind, reduction, asynchronous):
+    """Its implementation called directly, since a mode sees the operator as one operation."""
+    case = make_case(lead=(3, 5), kind=kind, reduction=reduction, token_weight=True, shift=1, dtype=torch.float16)
+
+    def step():
+        if name == "token_stats":
+            return token_stats(case.hidden, case.weight, torch.zeros(3, 5, dtype=torch.long), topk=2)
+        op = linear_cross_entropy
+        if name == "cross_entropy":
+            op = lambda h, w, *args, **options: cross_entropy(h @ w.mT, *args, **options)  # noqa: E731
+        return evaluate(op, case)
+
+    recorded = Recorder()
+    graph = make_fx(step)()
+    with recorded:
+        graph()
+    implementations = {
+        "cross_entropy": operators.forward, "cross_entropy_backward": operators.backward,
+        "token_stats": operators.statistics,
+    }  # fmt: skip
+    assert recorded.calls
+    for operator, args in recorded.calls:
+        with torch.no_grad(), Quiet():
+            implementations[operator._opname](*args)

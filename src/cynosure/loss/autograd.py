@@ -60,7 +60,7 @@ def _received(upstream: Tensor) -> Tensor:
     return received
 
 
-def _first_order(gradients: list[Tensor | None], ctx: Any, upstream: Tensor) -> list[Tensor | None]:
+def first_order(gradients: list[Tensor | None], ctx: Any, upstream: Tensor) -> list[Tensor | None]:
     """Return the gradients; under create_graph=True, differentiating them again raises an error."""
     if not torch.is_grad_enabled():
         return gradients
@@ -97,7 +97,7 @@ class FusedSum(_FirstOrder):
             gradients = compute(ctx.job, hidden, ctx.job.head(weight, bias), row_weight, ctx.wanted)[1]
         parts: list[Tensor | None] = [None] * 4 if gradients is None else gradients.take(dsum.detach(), ctx.dtypes)
         drow_weight = dsum.detach() * loss if ctx.needs_input_grad[4] else None
-        return (*_first_order([*parts, drow_weight], ctx, dsum), None)
+        return (*first_order([*parts, drow_weight], ctx, dsum), None)
 
 
 class FusedRows(_FirstOrder):
@@ -117,7 +117,7 @@ class FusedRows(_FirstOrder):
         hidden, weight, bias, _ = ctx.saved_tensors
         wanted = Wanted(*ctx.needs_input_grad[:4])
         gradients = compute(ctx.job, hidden, ctx.job.head(weight, bias), drows.detach(), wanted)[1]
-        return (*_first_order(gradients.take(None, ctx.dtypes), ctx, drows), None)
+        return (*first_order(gradients.take(None, ctx.dtypes), ctx, drows), None)
 
 
 class LogitsRows(_FirstOrder):
@@ -135,7 +135,7 @@ class LogitsRows(_FirstOrder):
         dloss = drows.detach()
         dlogits = compute_dlogits(ctx.job, logits, dloss) if ctx.needs_input_grad[0] else None
         dtarget = compute_dtarget(ctx.job, logits, dloss) if ctx.needs_input_grad[1] else None
-        return (*_first_order([dlogits, dtarget], ctx, drows), None)
+        return (*first_order([dlogits, dtarget], ctx, drows), None)
 
 
 class Shapes(_FirstOrder):

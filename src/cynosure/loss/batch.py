@@ -4,6 +4,7 @@ On a CPU the rows that do not count are left out. On an asynchronous device thei
 as not counted, unless the target is on the CPU or the caller says how many rows count.
 """
 
+import math
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -65,9 +66,10 @@ def make_batch(
     _check_shift(options.shift, lead)
     if options.token_weight is not None:
         check_tensor("token_weight", options.token_weight, device, tuple(lead))
-    shape = torch.Size((*lead[:-1], lead[-1] - options.shift)) if options.shift else lead
+    # Neither torch.Size() nor numel(), which fix a symbolic shape.
+    shape = lead[:-1] + (lead[-1] - options.shift,) if options.shift else lead  # noqa: RUF005
     if target.is_abstract:
-        return CountedBatch(target, shape.numel(), shape, shape)
+        return CountedBatch(target, math.prod(shape), shape, shape)
     if is_asynchronous(target.device):
         batch = _marked(target, lead, shape, options)
     else:

@@ -1,14 +1,14 @@
-"""Wrap a public operation for torch: one graph break for the compiler, one name in the profiler."""
+"""Wrap a public operation for torch: an operator in a graph, one name in the profiler, no transforms."""
 
 import inspect
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 
 from cynosure.loss.tensors import is_plain, plain_arguments
-from cynosure.loss.transforms import COMPILED, refuse_script, refuse_transforms
+from cynosure.loss.transforms import COMPILED, is_recording, refuse_capture, refuse_script, refuse_transforms
 from cynosure.system.upstream import is_profiling, n_dispatch_modes, without_compiler
 
 P = ParamSpec("P")
@@ -16,9 +16,10 @@ R = TypeVar("R")
 
 
 def public(function: Callable[P, R]) -> Callable[P, R]:
-    """Make a public operation: torch.compile does not trace it, and its arguments become plain (`tensors.py`)."""
-    parameters = inspect.signature(function).parameters.values()
-    names = [parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+    """Make a public operation: an operator in a graph; elsewhere its arguments become plain (`tensors.py`)."""
+    parameters = inspect.signature(function).parameters
+    names = [name for name, parameter in parameters.items() if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+    defaults = {name: p.default for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -27,20 +28,41 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
         return function(**plain_arguments(dict(zip(names, args, strict=False)) | kwargs))  # type: ignore[call-arg]
 
-    return uncompiled(call)
+    untraced = uncompiled(call)
+
+    def captured(*args: Any, **kwargs: Any) -> Any:
+        from cynosure.loss.tracing import trace
+
+        arguments = dict(zip(names, args, strict=False)) | kwargs
+        if len(args) > len(names) or not set(names) <= set(arguments) <= {*names, *defaults}:
+            return untraced(*args, **kwargs)
+        return trace(function, {**defaults, **arguments}, untraced)
+
+    return _entry(call, captured)
 
 
 def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
     """Keep torch.compile from tracing the function, refuse transforms, and show its name in a profile."""
-    disabled = without_compiler(function, COMPILED)
+
+    @wraps(function)
+    def untraced(*args: P.args, **kwargs: P.kwargs) -> R:
+        refuse_capture(function.__name__)
+        return function(*args, **kwargs)
+
+    return _entry(function, without_compiler(untraced, COMPILED))
+
+
+def _entry(function: Callable[P, R], captured: Callable[..., Any]) -> Callable[P, R]:
+    """The function, or `captured` where a graph is captured."""
     name = function.__name__
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        if torch.compiler.is_dynamo_compiling():
-            result: R = disabled(*args, **kwargs)
-            return result
+        if torch.compiler.is_compiling():
+            return cast(R, captured(*args, **kwargs))
         refuse_transforms(name, (*args, *kwargs.values()))
+        if is_recording():
+            return cast(R, captured(*args, **kwargs))
         if is_profiling():
             with torch.autograd.profiler.record_function(f"cynosure::{name}"):
                 return function(*args, **kwargs)

@@ -49,8 +49,10 @@ def linear_cross_entropy(
     `cynosure.loss.reference` has them as code.
 
     hidden, weight, bias, token_weight and a target's probabilities get gradients if they require them, in three
-    matmuls (four for "none"). Second derivatives, forward mode and `torch.func` raise NotImplementedError. Under
-    `torch.compile` the call is a graph break.
+    matmuls (four for "none"). Second derivatives, forward mode and `torch.func` raise NotImplementedError.
+
+    `torch.compile` and `torch.export` capture the call as one operator, without a graph break. Tensor subclasses (for
+    example DTensors and quantized weights) and NumPy numbers break the graph.
 
     DTensors are gathered, and their gradients get their placements; the result is a plain tensor on every process.
     Tensors without values (fake, or on the meta device) give a result without values. Numeric options accept Python
@@ -100,19 +102,13 @@ def linear_cross_entropy(
         >>> hidden.grad[1]  # (softmax - one-hot) / 2 tokens, since the weight is the identity
         tensor([-0.3655,  0.3655])
     """
-    head = check_head(hidden, weight, bias)
     options = RowOptions(label_smoothing, z_loss, softcap, scale, class_weight)
     reduce = ReduceOptions(ignore_index, reduction, token_weight, normalizer, shift, n_counted)
-    chunk_tokens = check_chunk_tokens(chunk_tokens)
-    job = _make_job(hidden, weight.shape[0], target, options, reduce, backend, matmul_dtype(hidden))
-    job = job._replace(chunk_tokens=chunk_tokens, dweight_dtype=weight.dtype)
+    job = linear_job(HeadWeights(weight, bias), hidden, target, options, reduce, backend, chunk_tokens)
     rows, probability = hidden.reshape(-1, hidden.shape[-1]), probability_of(target)
     if job.batch.target.is_abstract:
         return _shapes(job, reduction, hidden, weight, bias, token_weight, probability)
-    given: Tensor | None = weight
-    if isinstance(head, OwnHead):
-        check_frozen(weight)
-        given, job = None, job._replace(own_weight=weight)
+    given = weight if job.own_weight is None else None
     if reduction == "none":
         losses = apply(FusedRows, rows, given, bias, probability, job)
         return job.batch.spread(losses * job.batch.weight)
@@ -171,11 +167,9 @@ def cross_entropy(
         >>> cross_entropy(torch.zeros(3, 5, 100), torch.zeros(3, 5, dtype=torch.long), shift=1)  # ln 100
         tensor(4.6052)
     """
-    check_logits(logits)
-    _check_classes_last(logits, target)
     options = RowOptions(label_smoothing, z_loss, softcap, scale, class_weight)
     reduce = ReduceOptions(ignore_index, reduction, token_weight, normalizer, shift)
-    job = _make_job(logits, logits.shape[-1], target, options, reduce, backend, logits.dtype)
+    job = logits_job(logits, target, options, reduce, backend)
     if job.batch.target.is_abstract:
         return _shapes(job, reduction, logits, token_weight, probability_of(target))
     losses = apply(LogitsRows, logits, probability_of(target), job)
@@ -334,6 +328,29 @@ def autocasts(hidden: Tensor) -> bool:
     """Whether hidden's device has autocast, and it is on."""
     device = hidden.device.type
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def linear_job(
+    head: HeadWeights, hidden: Tensor, target: TargetLike, options: RowOptions, reduce: ReduceOptions,
+    backend: str | None, chunk_tokens: int | None,
+) -> LossJob:  # fmt: skip
+    """Check the arguments of a loss of hidden (..., D) under a head; return the job."""
+    weight = head.weight
+    own_weight = weight if isinstance(check_head(hidden, *head), OwnHead) else None
+    if own_weight is not None:
+        check_frozen(weight)
+    chunk_tokens = check_chunk_tokens(chunk_tokens)
+    job = _make_job(hidden, weight.shape[0], target, options, reduce, backend, matmul_dtype(hidden))
+    return job._replace(chunk_tokens=chunk_tokens, dweight_dtype=weight.dtype, own_weight=own_weight)
+
+
+def logits_job(
+    logits: Tensor, target: TargetLike, options: RowOptions, reduce: ReduceOptions, backend: str | None
+) -> LossJob:
+    """Check the arguments of a loss of logits (..., V); return the job."""
+    check_logits(logits)
+    _check_classes_last(logits, target)
+    return _make_job(logits, logits.shape[-1], target, options, reduce, backend, logits.dtype)
 
 
 def _make_job(

@@ -119,6 +119,8 @@ def as_positive(name: str, value: object) -> float:
 
 def _only_element(name: str, value: Any) -> object:
     """Return the only element of a tensor or array of any shape; return other values unchanged."""
+    if isinstance(value, (int, float)):
+        return value
     if isinstance(value, Tensor) and value.requires_grad:
         raise TypeError(
             f"{name} must be a number, got a tensor that requires grad: it is a constant of the loss; "

@@ -1,7 +1,7 @@
 """Refuse the function transforms of torch that our operations do not support, each with a clear error.
 
 Our kernels read memory directly, which torch does not record. A graph traced through them would contain the numbers of
-one call as constants.
+one call as constants. torch.compile and torch.export capture the operators of `operators.py` instead.
 """
 
 import sys
@@ -27,35 +27,50 @@ FUNC = {
     "Jvp": ("torch.func.jvp and jacfwd", f"it has no forward-mode derivative; {REVERSE}"),
     "Functionalize": ("torch.func.functionalize", f"it hides the memory of tensors; call it outside, or use {FULL}"),
 }
-CAPTURE = f"it does not consist of torch operations, so no graph can contain it; {WITHOUT}"
+CAPTURE = f"it is an operator with a Python implementation, which TorchScript does not record; {WITHOUT}"
 BATCHED = (
     "a batch of gradients (is_grads_batched=True, jacobian with vectorize=True) cannot go back through the fused loss, "
     "whose kernels take one at a time: loop over them with retain_graph=True (vectorize=False), or use " + FULL
 )
-COMPILED = f"torch.compile and torch.export cannot capture it: {CAPTURE}"
+COMPILED = (
+    "torch.compile and torch.export cannot capture this call: they take the loss with plain tensors and Python "
+    f"numbers, outside the transforms of torch.func and outside a patched model; {WITHOUT}"
+)
 # Raised when tensors are converted to plain ones and a transform's tensors or modes are still in use.
 NO_TRANSFORMS = (
     "the fused loss does not run under the transforms of torch.func (grad, vjp, jvp, vmap): use torch.autograd.grad or "
     "backward, or torch.nn.functional.cross_entropy on full logits"
 )
 NO_TRACING = (
-    "the fused loss cannot be traced into a graph (torch.export, make_fx), because its kernels are not torch "
-    "operations: use torch.compile, or torch.nn.functional.cross_entropy on full logits"
+    "the fused loss cannot be traced into a graph (torch.export, make_fx) with these arguments: pass plain tensors and "
+    "Python numbers, or use torch.nn.functional.cross_entropy on full logits"
 )
 
 
 def refuse_transforms(name: str, tensors: Iterable[Any]) -> None:
-    """Raise NotImplementedError if the named operation is called under a transform or while a graph is captured."""
+    """Raise NotImplementedError if the named operation is called under a transform or recorded by torch.jit.trace."""
     if interpreter := current_transform():
         called, why = FUNC[interpreter.key().name]
         raise NotImplementedError(f"{called} cannot transform {name}: {why}")
     if is_jit_tracing():
         raise NotImplementedError(f"torch.jit.trace cannot record {name}: {CAPTURE}")
-    proxies = sys.modules.get("torch.fx.experimental.proxy_tensor")
-    if proxies is not None and proxies.get_proxy_mode() is not None:
-        raise NotImplementedError(f"torch.export, make_fx and torch.func.linearize cannot trace {name}: {CAPTURE}")
     if is_forward_mode() and any(map(is_dual, tensors)):
         raise NotImplementedError(f"forward mode cannot go through {name}: {FUNC['Jvp'][1]}")
+
+
+def is_recording() -> bool:
+    """Whether operations are recorded as a graph: by make_fx, or by torch.export."""
+    proxies = sys.modules.get("torch.fx.experimental.proxy_tensor")
+    return proxies is not None and proxies.get_proxy_mode() is not None
+
+
+def refuse_capture(name: str) -> None:
+    """Raise NotImplementedError if operations are recorded as a graph."""
+    if is_recording():
+        raise NotImplementedError(
+            f"torch.export and make_fx cannot capture {name} with these arguments: pass plain tensors and Python "
+            f"numbers, or use {FULL}"
+        )
 
 
 def is_dual(x: Any) -> bool:

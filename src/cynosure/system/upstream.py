@@ -71,6 +71,11 @@ def is_under_transform(x: Tensor) -> bool:
     return bool(_functorch.is_functorch_wrapped_tensor(x) or _functorch.is_legacy_batchedtensor(x))
 
 
+def is_transforming() -> bool:
+    """Whether a transform of torch.func is active, asked in a way that torch.compile can trace."""
+    return not isinstance(current_transform(), type(None)) or is_forward_mode()
+
+
 def is_functionalizing() -> bool:
     """Whether the mode that records a graph for torch.export is on."""
     return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FUNCTIONAL) is not None
@@ -79,6 +84,11 @@ def is_functionalizing() -> bool:
 def is_faking() -> bool:
     """Whether FakeTensorMode is on."""
     return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
+
+
+def with_autograd() -> Any:
+    """A context that records operations for autograd inside an operator's implementation, where torch excludes it."""
+    return torch._C._SetExcludeDispatchKeyGuard(Keys.AutogradFunctionality, False)
 
 
 def is_forward_mode() -> bool:

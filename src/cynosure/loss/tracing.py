@@ -1,0 +1,102 @@
+"""What the public operations become in a graph: calls of the operators of `operators.py`."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+import cynosure.loss.operators  # noqa: F401  (registers them)
+from cynosure.loss.functional import autocasts
+from cynosure.loss.stats import TokenStats
+from cynosure.system.upstream import FAKE_TENSORS, is_transforming
+
+SPECIAL = {FAKE_TENSORS: "FakeTensor", "torch._subclasses.functional_tensor": "FunctionalTensor"}
+
+NUMBERS = (
+    "ignore_index", "reduction", "label_smoothing", "z_loss", "softcap", "scale", "shift", "n_counted", "backend",
+    "chunk_tokens",
+)  # fmt: skip
+
+
+def trace(function: Callable[..., Any], arguments: dict[str, Any], untraced: Callable[..., Any]) -> Any:
+    """Call the operator for this operation; with arguments that it does not take, the untraced operation."""
+    if function.__name__.endswith("token_logprobs"):
+        return function(**arguments)  # calls another operation
+    if is_transforming() or not are_taken(arguments):
+        return untraced(**arguments)
+    return (loss if "reduction" in arguments else stats)(arguments)
+
+
+def are_taken(arguments: dict[str, Any]) -> bool:
+    """Whether an operator takes these arguments. With others, the untraced operation raises or breaks the graph."""
+    needed = [x for name, x in arguments.items() if name in ("hidden", "logits", "weight")]
+    target, class_weight = arguments["target"], arguments.get("class_weight")
+    return (
+        all(map(is_taken, arguments.values()))
+        and all(isinstance(x, Tensor) for x in needed)
+        and (isinstance(target, Tensor) or (isinstance(target, (tuple, list)) and len(target) == 2))
+        and not (isinstance(class_weight, Tensor) and class_weight.requires_grad)
+    )
+
+
+def is_taken(x: object) -> bool:
+    """Whether an operator takes this value."""
+    if isinstance(x, Tensor):
+        return type(x) in (Tensor, Parameter) or is_special(x)
+    if isinstance(x, (tuple, list)):
+        return all(map(is_taken, x))
+    return x is None or type(x) in (int, float, str)
+
+
+def is_special(x: Tensor) -> bool:
+    """Whether x is one of torch's own tensors for capturing a graph."""
+    return any(module in sys.modules and type(x) is getattr(sys.modules[module], n) for module, n in SPECIAL.items())
+
+
+def loss(arguments: dict[str, Any]) -> Tensor:
+    """`linear_cross_entropy` or `cross_entropy` in a graph."""
+    inputs: Tensor = arguments["hidden" if "hidden" in arguments else "logits"]
+    weight, bias, token_weight = (arguments.get(name) for name in ("weight", "bias", "token_weight"))
+    classes, probability = parts_of_target(arguments["target"])
+    normalizer = arguments["normalizer"]
+    if isinstance(normalizer, (int, float)):
+        normalizer = torch.tensor(normalizer, dtype=torch.float64)
+    # An exported program mostly runs without gradients: it computes them in its backward, if there is one.
+    early = torch.is_grad_enabled() and not torch.compiler.is_exporting()
+    wanted = [early and x is not None and x.requires_grad for x in (inputs, weight, bias, probability, token_weight)]
+    numbers = [arguments.get(name) for name in NUMBERS]
+    result: Tensor = torch.ops.cynosure.cross_entropy(
+        inputs, weight, bias, probability, token_weight, classes, arguments["class_weight"], normalizer, *numbers,
+        autocast_dtype(inputs), wanted,
+    )[0]  # fmt: skip
+    return result
+
+
+def stats(arguments: dict[str, Any]) -> TokenStats:
+    """`token_stats` or `logits_token_stats` in a graph: constants for autograd."""
+    inputs: Tensor = arguments["hidden" if "hidden" in arguments else "logits"].detach()
+    weight, bias = arguments.get("weight"), arguments.get("bias")
+    weight, bias = (None if x is None else x.detach() for x in (weight, bias))
+    numbers = [arguments[name] for name in ("softcap", "scale", "shift", "ignore_index", "topk")]
+    temperatures = arguments["temperatures"]
+    return TokenStats(
+        *torch.ops.cynosure.token_stats(
+            inputs, weight, bias, arguments["target"], *numbers, [] if temperatures is None else temperatures,
+            arguments["backend"], arguments.get("chunk_tokens"), autocast_dtype(inputs),
+        )
+    )  # fmt: skip
+
+
+def parts_of_target(target: Any) -> tuple[Tensor | None, Tensor | None]:
+    """The class indices and the probabilities of a target."""
+    if isinstance(target, (tuple, list)):
+        return target[0], target[1]
+    return (None, target) if target.is_floating_point() else (target, None)
+
+
+def autocast_dtype(inputs: Tensor) -> torch.dtype | None:
+    """Autocast's dtype if it is on, else None."""
+    return torch.get_autocast_dtype(inputs.device.type) if autocasts(inputs) else None
