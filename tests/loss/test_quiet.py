@@ -249,4 +249,5 @@ def test_nor_does_an_operator_in_a_graph(name, kind, reduction, asynchronous):
     assert recorded.calls
     for operator, args in recorded.calls:
         with torch.no_grad(), Quiet():
-            implementations[operator._opname](*args)
+            results = implementations[operator._opname](*args)
+        assert all(x.is_contiguous() for x in results)  # as for fake tensors
