@@ -1,8 +1,4 @@
 from cynosure.loss.compiler import uncompiled as uncompiled
-from cynosure.loss.functional import cross_entropy as cross_entropy
-from cynosure.loss.functional import linear_cross_entropy as linear_cross_entropy
-from cynosure.loss.functional import logits_token_logprobs as logits_token_logprobs
-from cynosure.loss.functional import token_logprobs as token_logprobs
 from cynosure.loss.linear import capped as capped
 from cynosure.loss.linear import readable as readable
 from cynosure.loss.matmul.choice import as_if_large as as_if_large
@@ -11,11 +7,15 @@ from cynosure.loss.matmul.choice import providers as providers
 from cynosure.loss.matmul.choice import settle as settle
 from cynosure.loss.modules import CrossEntropyLoss as CrossEntropyLoss
 from cynosure.loss.modules import LinearCrossEntropyLoss as LinearCrossEntropyLoss
+from cynosure.loss.operations import TokenStats as TokenStats
+from cynosure.loss.operations import cross_entropy as cross_entropy
+from cynosure.loss.operations import linear_cross_entropy as linear_cross_entropy
+from cynosure.loss.operations import logits_token_logprobs as logits_token_logprobs
+from cynosure.loss.operations import logits_token_stats as logits_token_stats
+from cynosure.loss.operations import token_logprobs as token_logprobs
+from cynosure.loss.operations import token_stats as token_stats
 from cynosure.loss.plan import Plan as Plan
 from cynosure.loss.plan import explain as explain
-from cynosure.loss.stats import TokenStats as TokenStats
-from cynosure.loss.stats import logits_token_stats as logits_token_stats
-from cynosure.loss.stats import token_stats as token_stats
 from cynosure.loss.tensors import is_plain as is_plain
 from cynosure.loss.tensors import multiplies_itself as multiplies_itself
 from cynosure.loss.tensors import parts_of as parts_of

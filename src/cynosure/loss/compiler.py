@@ -11,6 +11,9 @@ from cynosure.loss.tensors import is_plain, plain_arguments
 from cynosure.loss.transforms import COMPILED, is_recording, refuse_capture, refuse_script, refuse_transforms
 from cynosure.system.upstream import is_profiling, n_dispatch_modes, without_compiler
 
+# What calls the operators in a graph: `tracing.trace`. `operations.py` puts it here, since it needs the operations.
+TRACERS: list[Callable[..., Any]] = []
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -31,12 +34,10 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
     untraced = uncompiled(call)
 
     def captured(*args: Any, **kwargs: Any) -> Any:
-        from cynosure.loss.tracing import trace
-
         arguments = dict(zip(names, args, strict=False)) | kwargs
         if len(args) > len(names) or not set(names) <= set(arguments) <= {*names, *defaults}:
             return untraced(*args, **kwargs)
-        return trace(function, {**defaults, **arguments}, untraced)
+        return TRACERS[0](function, {**defaults, **arguments}, untraced)
 
     return _entry(call, captured)
 

@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 from torch import Tensor, nn
 
 from cynosure.loss.backends.registry import choose_backend
-from cynosure.loss.functional import cross_entropy, linear_cross_entropy
+from cynosure.loss.operations import cross_entropy, linear_cross_entropy
 from cynosure.loss.options import ReduceOptions, RowOptions, check_chunk_tokens
 from cynosure.loss.targets import TargetLike
 from cynosure.loss.transforms import refuse_script

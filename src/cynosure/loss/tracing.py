@@ -11,9 +11,9 @@ from torch.nn import Parameter
 import cynosure.loss.operators  # noqa: F401  (registers them)
 from cynosure.loss.functional import autocasts
 from cynosure.loss.stats import TokenStats
-from cynosure.system.upstream import FAKE_TENSORS, is_transforming
+from cynosure.system.upstream import FAKE_TENSORS, FUNCTIONAL_TENSORS, is_transforming
 
-SPECIAL = {FAKE_TENSORS: "FakeTensor", "torch._subclasses.functional_tensor": "FunctionalTensor"}
+SPECIAL = {FAKE_TENSORS: "FakeTensor", FUNCTIONAL_TENSORS: "FunctionalTensor"}
 
 NUMBERS = (
     "ignore_index", "reduction", "label_smoothing", "z_loss", "softcap", "scale", "shift", "n_counted", "backend",

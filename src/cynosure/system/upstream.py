@@ -53,6 +53,7 @@ legacy_reduction = _reduction.legacy_get_string  # size_average and reduce, as F
 make_wrapper_subclass = Tensor._make_wrapper_subclass  # a tensor with a shape and no memory
 
 FAKE_TENSORS = "torch._subclasses.fake_tensor"
+FUNCTIONAL_TENSORS = "torch._subclasses.functional_tensor"
 COLLECTIVES = "torch.distributed._functional_collectives"
 
 

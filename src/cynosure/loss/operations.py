@@ -1,0 +1,23 @@
+"""The public operations, and the operators that they become in a graph."""
+
+from cynosure.loss.compiler import TRACERS
+from cynosure.loss.functional import (
+    cross_entropy,
+    linear_cross_entropy,
+    logits_token_logprobs,
+    token_logprobs,
+)
+from cynosure.loss.stats import TokenStats, logits_token_stats, token_stats
+from cynosure.loss.tracing import trace
+
+__all__ = [
+    "TokenStats",
+    "cross_entropy",
+    "linear_cross_entropy",
+    "logits_token_logprobs",
+    "logits_token_stats",
+    "token_logprobs",
+    "token_stats",
+]
+
+TRACERS[:] = [trace]
