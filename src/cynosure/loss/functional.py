@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from cynosure.loss.autograd import FusedRows, FusedSum, LogitsRows, Shapes, apply
-from cynosure.loss.backends.registry import choose_backend
-from cynosure.loss.batch import make_batch
+from cynosure.loss.backends.registry import Backend, choose_backend
+from cynosure.loss.batch import CountedBatch, make_batch
 from cynosure.loss.chunked import LossJob
 from cynosure.loss.compiler import public
 from cynosure.loss.linear import HeadWeights, OwnHead, check_frozen, make_head
@@ -339,9 +339,9 @@ def linear_job(
     own_weight = weight if isinstance(check_head(hidden, *head), OwnHead) else None
     if own_weight is not None:
         check_frozen(weight)
-    chunk_tokens = check_chunk_tokens(chunk_tokens)
-    job = _make_job(hidden, weight.shape[0], target, options, reduce, backend, matmul_dtype(hidden))
-    return job._replace(chunk_tokens=chunk_tokens, dweight_dtype=weight.dtype, own_weight=own_weight)
+    chunk_tokens, dtype = check_chunk_tokens(chunk_tokens), matmul_dtype(hidden)
+    parts = _parts_of_job(hidden, weight.shape[0], target, options, reduce, backend, dtype)
+    return LossJob(*parts, dtype, weight.dtype, chunk_tokens, own_weight)
 
 
 def logits_job(
@@ -350,13 +350,14 @@ def logits_job(
     """Check the arguments of a loss of logits (..., V); return the job."""
     check_logits(logits)
     _check_classes_last(logits, target)
-    return _make_job(logits, logits.shape[-1], target, options, reduce, backend, logits.dtype)
+    parts = _parts_of_job(logits, logits.shape[-1], target, options, reduce, backend, logits.dtype)
+    return LossJob(*parts, logits.dtype, logits.dtype, None)
 
 
-def _make_job(
+def _parts_of_job(
     rows: Tensor, vocab_size: int, target: TargetLike, options: RowOptions, reduce: ReduceOptions, backend: str | None,
     dtype: torch.dtype,
-) -> LossJob:  # fmt: skip
+) -> tuple[CountedBatch, RowOptions, Backend]:  # fmt: skip
     lead, weight = rows.shape[:-1], options.class_weight
     if weight is not None:
         if weight.shape != (vocab_size,):
@@ -366,7 +367,7 @@ def _make_job(
         options = replace(options, class_weight=weight.to(accumulation_dtype(dtype)))
     checked = check_target(target, lead, vocab_size, rows.device, reduce.ignore_index)
     batch = make_batch(checked, lead, rows.device, options, reduce, dtype)
-    return LossJob(batch, options, choose_backend(backend, rows.device)[0], dtype, dtype, None)
+    return batch, options, choose_backend(backend, rows.device)[0]
 
 
 def _shapes(job: LossJob, reduction: Reduction, *given: Tensor | None) -> Tensor:
