@@ -32,13 +32,15 @@ WAITS = {
 
 
 class Quiet(TorchDispatchMode):
-    """Fails where an operation would wait for its device, or its shape depends on a value."""
+    """Fails where an operation would wait for its device, where its shape depends on a value, or a factor is rounded."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func._schema.name.split("::")[1]
         indices = tree_leaves(args[1]) if name.startswith(("index", "_index")) else []
         if name in WAITS or any(torch.is_tensor(i) and i.dtype in (torch.bool, torch.uint8) for i in indices):
             raise AssertionError(f"{func} waits for its device")
+        if name in ("mul", "mul_", "div", "div_") and torch.is_tensor(args[1]) and args[1].ndim == 0 < args[0].ndim:
+            assert args[1].dtype.itemsize <= args[0].dtype.itemsize, f"{func} rounds its factor on a GPU"
         return func(*args, **(kwargs or {}))
 
 

@@ -152,6 +152,8 @@ class Gradients:
         if upstream is not None:
             # On a CPU the value is read, since 1 saves a pass over dW. On other devices reading would synchronize.
             factor = factor * (upstream if is_asynchronous(upstream.device) else upstream.item())
+        if isinstance(factor, Tensor):
+            factor = factor.view(1)  # torch rounds a 0-d factor to the gradient's dtype, in which it may overflow
         parts = (self.dhidden, self.dweight, self.dbias, self.dtarget)
         self.dhidden = self.dweight = self.dbias = self.dtarget = None
         one = isinstance(factor, float) and factor == 1.0
