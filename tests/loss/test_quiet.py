@@ -32,7 +32,7 @@ WAITS = {
 
 
 class Quiet(TorchDispatchMode):
-    """Fails where an operation would wait for its device, where its shape depends on a value, or a factor is rounded."""
+    """Fails where an operation would wait for its device, its shape depends on a value, or a factor is rounded."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func._schema.name.split("::")[1]
