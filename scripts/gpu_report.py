@@ -113,7 +113,7 @@ def ask(variant: Variant) -> None:
     options, piece, k = RowOptions(**variant.options, class_weight=weight), Piece(0, n), torch.ones(2, dtype=acc)
     index = torch.zeros(2, dtype=torch.int64)
     if variant.asked in ("statistics", "temperatures"):
-        beta = torch.ones(int(variant.asked == "temperatures"), dtype=torch.float64)
+        beta = (0.5,) if variant.asked == "temperatures" else ()
         backend.stats_piece(z, piece, index, z[:, 0], options, Best.none(2, 5, z.device), beta)
         return
     n_classes = {"indices": 1, "sparse": 64, "dense": n}[variant.kind]
