@@ -69,7 +69,7 @@ def toy(tmp_path, monkeypatch):
 def test_it_is_listed_explained_and_chosen(toy):
     assert cynosure.backends()[0] == ("toy", True, "it is a toy")
     assert cynosure.backends("meta")[0] == ("toy", False, "no toys on meta")
-    assert conftest.backend_params()[0].values == ("toy",)
+    assert conftest.backend_params(None)[0].values == ("toy",)
     assert choose_backend(None)[0] is choose_backend("toy")[0]
     assert choose_backend(None, "meta")[0].name == "torch"
     plan = explain(10, 5, 7)
