@@ -20,7 +20,11 @@ def _compiled_anew(monkeypatch, tmp_path_factory):
 
 
 pytestmark = pytest.mark.each_value  # every kernel on every GPU takes minutes
-every_target = pytest.mark.parametrize("target", TARGETS)
+# Each kernel takes seconds to compile: the older and the newer GPU of NVIDIA are left to `make test-variants`.
+BESIDE = [pytest.mark.exhaustive, pytest.mark.each_variant]
+every_target = pytest.mark.parametrize(
+    "target", [pytest.param(name, marks=BESIDE if name in ("sm_80", "sm_100") else []) for name in TARGETS]
+)
 
 
 @every_target
