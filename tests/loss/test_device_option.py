@@ -11,7 +11,7 @@ import torch
 from tests.loss import conftest
 from tests.loss.cases import make_case, upstream_like
 
-pytestmark = pytest.mark.cpu_only
+pytestmark = [pytest.mark.cpu_only, pytest.mark.exhaustive]
 ROOT = Path(__file__).parents[2]
 
 

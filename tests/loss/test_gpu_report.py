@@ -19,9 +19,9 @@ def _compiled_anew(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "triton"))
 
 
-pytestmark = pytest.mark.each_value  # every kernel on every GPU takes minutes
+pytestmark = pytest.mark.exhaustive
 # Each kernel takes seconds to compile: the older and the newer GPU of NVIDIA are left to `make test-variants`.
-BESIDE = [pytest.mark.exhaustive, pytest.mark.each_variant]
+BESIDE = [pytest.mark.each_variant]
 every_target = pytest.mark.parametrize(
     "target", [pytest.param(name, marks=BESIDE if name in ("sm_80", "sm_100") else []) for name in TARGETS]
 )

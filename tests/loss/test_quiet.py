@@ -60,6 +60,7 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shift", [0, 2])
 @pytest.mark.parametrize("options", OPTIONS)
