@@ -14,7 +14,7 @@ from torch import Tensor
 from cynosure.loss.backends.registry import Backend
 from cynosure.loss.backends.torch_rows import target_gradient
 from cynosure.loss.batch import CountedBatch, rows_between
-from cynosure.loss.devices import is_asynchronous, without_autocast
+from cynosure.loss.devices import autocast_to, is_asynchronous
 from cynosure.loss.linear import HeadWeights, OwnHead, matmul
 from cynosure.loss.matmul.choice import choose_gemm
 from cynosure.loss.matmul.weight_sum import WeightSum
@@ -165,7 +165,7 @@ def compute(
     job: LossJob, hidden: Tensor, head: HeadWeights | OwnHead, upstream: Tensor, wanted: Wanted
 ) -> tuple[Tensor, Gradients]:
     """Compute the loss (n,) of every counted row and the gradients of sum(upstream * loss): three GEMMs."""
-    with torch.no_grad(), without_autocast(hidden.device):
+    with torch.no_grad(), autocast_to(hidden.device, None):
         hidden, head = hidden.to(job.dtype), head.to(job.dtype)
         loss = torch.empty(job.batch.n_rows, dtype=accumulation_dtype(job.dtype), device=hidden.device)
         unit = _unit(upstream, job.dtype)

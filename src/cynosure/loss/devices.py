@@ -48,7 +48,7 @@ def sent(x: Tensor, device: torch.device) -> Tensor:
     return x.to(device, non_blocking=True)
 
 
-def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Leave autocast on this device, if it has one."""
+def autocast_to(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    """Autocast to this dtype, or leave autocast for None; do nothing on a device that has none."""
     known = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if known else nullcontext()
+    return torch.autocast(device.type, dtype, enabled=dtype is not None) if known else nullcontext()

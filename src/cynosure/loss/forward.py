@@ -12,7 +12,7 @@ from torch import Tensor
 from cynosure.loss.backends.registry import Backend
 from cynosure.loss.batch import CountedBatch, rows_between
 from cynosure.loss.chunked import LossJob, on_blocks
-from cynosure.loss.devices import without_autocast
+from cynosure.loss.devices import autocast_to
 from cynosure.loss.linear import HeadWeights, OwnHead
 from cynosure.loss.matmul.choice import choose_gemm
 from cynosure.loss.options import RowOptions, accumulation_dtype
@@ -83,7 +83,7 @@ def on_piece(backend: Backend, logits: Tensor, kernel: Callable[[Tensor, int, in
 def compute_loss(job: LossJob, hidden: Tensor, head: HeadWeights | OwnHead) -> Tensor:
     """Compute the loss (n,) of every counted row with one GEMM."""
     batch = job.batch
-    with torch.no_grad(), without_autocast(hidden.device):
+    with torch.no_grad(), autocast_to(hidden.device, None):
         hidden, head = hidden.to(job.dtype), head.to(job.dtype)
         loss = torch.empty(batch.n_rows, dtype=accumulation_dtype(job.dtype), device=hidden.device)
         for rows in rows_of(hidden, head, batch, job.backend, job.chunk_tokens):

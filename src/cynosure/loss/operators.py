@@ -5,7 +5,7 @@ implementation for fake tensors runs the checks that need no values, while the g
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from inspect import unwrap
 from typing import Any, NamedTuple, cast
 
@@ -16,7 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from cynosure.loss.autograd import NO_SECOND, first_order
 from cynosure.loss.chunked import Gradients, LossJob, Wanted, compute, compute_dlogits, compute_dtarget, compute_logits
-from cynosure.loss.devices import is_asynchronous
+from cynosure.loss.devices import autocast_to, is_asynchronous
 from cynosure.loss.forward import compute_loss
 from cynosure.loss.functional import linear_job, logits_job
 from cynosure.loss.linear import HeadWeights
@@ -138,10 +138,7 @@ class Given(NamedTuple):
 @contextmanager
 def as_called(inputs: Tensor, autocast: torch.dtype | None) -> Iterator[None]:
     """Record for autograd, under the autocast of the operator's call."""
-    device = inputs.device.type
-    has_autocast = torch.amp.is_autocast_available(device)
-    known = torch.autocast(device, autocast, enabled=autocast is not None) if has_autocast else nullcontext()
-    with with_autograd(), torch.enable_grad(), known:
+    with with_autograd(), torch.enable_grad(), autocast_to(inputs.device, autocast):
         yield
 
 

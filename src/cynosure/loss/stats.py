@@ -9,7 +9,7 @@ from cynosure.loss.backends.registry import Backend, choose_backend
 from cynosure.loss.batch import CountedBatch, make_batch, rows_between
 from cynosure.loss.chunked import given_rows
 from cynosure.loss.compiler import public
-from cynosure.loss.devices import without_autocast
+from cynosure.loss.devices import autocast_to
 from cynosure.loss.forward import compute_stats, logits_stats, rows_of
 from cynosure.loss.functional import check_class_indices, check_head, check_logits, matmul_dtype
 from cynosure.loss.options import (
@@ -96,7 +96,7 @@ def token_stats(
     filled = _FilledStats(request, hidden.new_empty(0, dtype=accumulation_dtype(dtype)))
     if request.batch.target.is_abstract:
         return filled.stats()
-    with torch.no_grad(), without_autocast(hidden.device):
+    with torch.no_grad(), autocast_to(hidden.device, None):
         flat, head, batch = hidden.reshape(-1, hidden.shape[-1]).to(dtype), head.to(dtype), request.batch
         for chunk in rows_of(flat, head, batch, request.backend, chunk_tokens):
             index = request.classes(chunk.start, chunk.stop)
