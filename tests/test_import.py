@@ -56,6 +56,7 @@ def test_import_brings_torch_and_nothing_else(statement: str) -> None:
     assert brings(statement) == set()
 
 
+@pytest.mark.exhaustive
 def test_heavy_imports_are_found(tmp_path: Path) -> None:
     names = ("rich", "typer", "transformers", "datasets", "torch._dynamo")
     package = tmp_path / "pretender"

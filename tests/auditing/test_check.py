@@ -29,6 +29,7 @@ def test_sound_models_pass(kind: str) -> None:
     assert all(item.difference < 1e-4 and item.ours_from_exact < 1e-5 for item in checks)
 
 
+@pytest.mark.exhaustive
 def test_smollm2_passes(smollm2: LanguageModel) -> None:
     checks = check(smollm2.model, torch.tensor(smollm2.tokenizer(FILLER).input_ids[:48]))
     assert checks[1].difference < 1e-5

@@ -140,6 +140,7 @@ print("VmHWM" in found.method, before.n_bytes, found.n_bytes)
 """
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kept", [True, False])
 def test_both_ways_to_see_the_peak(kept: bool) -> None:
     """In a process of its own, as whoever is measured: a worker of many tests has a history."""

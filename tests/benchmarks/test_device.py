@@ -90,6 +90,7 @@ def check_row(row: dict) -> None:
     assert list(row["errors"] or {}) == ([] if limit else ["loss", "dhidden", "dweight"])
 
 
+@pytest.mark.exhaustive
 def test_without_a_gpu_it_says_so_once(invoke: Invoke) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")

@@ -108,6 +108,7 @@ def child(model: Any, queue: Any) -> None:
     queue.put((is_fused(model), model(**batch()).loss.item()))
 
 
+@pytest.mark.exhaustive
 def test_in_another_process(llama: Any) -> None:
     context = torch.multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()
