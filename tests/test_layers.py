@@ -11,7 +11,7 @@ import pytest
 import cynosure
 
 PACKAGE = Path(__file__).parents[1] / "src" / "cynosure"
-ORDER = ("system", "loss", "patching", "text", "models", "auditing", "measure", "training", "cli")
+ORDER = ("system", "loss", "patching", "text", "models", "auditing", "measure", "training", "reporting", "cli")
 OUTSIDE = ("benchmarks", "tests")  # in the clone, but not in the package
 GROUND = {"system", "loss", "text"}  # import no other room except system
 # Statistics, stored results and everything derived from them need no model.
