@@ -1,5 +1,5 @@
-# The developer's whole vocabulary: demo, test, test-all, test-random, test-variants, test-benchmarks, test-large, test-triton, gpu-report,
-# faults, census, check, docs, sanitize, bench, gpu, peers, clean. Each sets up what it needs, once.
+# The developer's whole vocabulary: demo, test, test-all, test-random, test-variants, test-benchmarks, test-large, test-triton,
+# gpu-report, faults, census, check, docs, sanitize, bench, gpu, peers, clean. Each sets up what it needs, once.
 
 PYTHON ?= python3
 BIN := .venv/bin
