@@ -1,5 +1,5 @@
-# The developer's whole vocabulary: demo, test, test-all, test-random, test-variants, test-large, test-triton, gpu-report,
-# faults, census, check, docs, sanitize, bench, gpu, peers, clean. Each sets up what it needs, once.
+# The developer's whole vocabulary: demo, test, test-all, test-random, test-browser, test-variants, test-large, test-triton,
+# gpu-report, faults, census, check, docs, sanitize, bench, gpu, peers, clean. Each sets up what it needs, once.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -17,7 +17,7 @@ CONSTRAINTS ?= -c constraints.txt
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := test
-.PHONY: demo test test-all test-random test-variants test-large test-triton gpu-report faults census check docs sanitize bench gpu peers clean
+.PHONY: demo test test-all test-random test-browser test-variants test-large test-triton gpu-report faults census check docs sanitize bench gpu peers clean
 
 demo: .venv/native .demo/$(ADDRESS).txt .demo/addresses
 	$(BIN)/cynosure predict smollm2 "The quick brown fox jumps over the" --truth " dog"
@@ -37,6 +37,10 @@ test: .venv/native
 
 test-all: .venv/native
 	$(PYTEST) -m "not each_variant"
+
+# Reports in real Chromium. `test-all` runs these too.
+test-browser: .venv/native
+	$(PYTEST) tests/reporting -m browser
 
 # Every case on the C++ kernels for older instruction sets, of which `test-all` runs a covering.
 test-variants: .venv/native
