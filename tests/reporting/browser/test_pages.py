@@ -97,6 +97,10 @@ def test_the_values_are_those_of_the_runs(open_page: Visitor, pages: dict[str, P
     a, b = (pages["score"].parent.parent / name for name in "ab")
     assert saved(open_page(pages["score"])) == plain(cynosure.open_run(a).to_json())
     assert saved(open_page(pages["compare"])) == plain(cynosure.compare(a, b).to_json())
+    trained = pages["train"].parent
+    values = saved(open_page(pages["train"]))
+    assert values["scores"] == plain(cynosure.open_run(trained / "scores").to_json())
+    assert values["last"] == json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])
 
 
 def plain(values: Any) -> Any:
