@@ -17,5 +17,6 @@ from cynosure.measure.scoring.scorer import Progress as Progress
 from cynosure.measure.scoring.scorer import Say as Say
 from cynosure.measure.statistics.meter import Meter as Meter
 from cynosure.measure.statistics.stats import Statistics as Statistics
+from cynosure.measure.storage.store import Store as Store
 from cynosure.measure.storage.store import check_own as check_own
 from cynosure.measure.storage.store import remove_run as remove_run
