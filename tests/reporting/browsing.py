@@ -106,6 +106,7 @@ class Visitor:
         """Open a file; `options` are those of a context of playwright: `color_scheme`, `bypass_csp`, ..."""
         context = self.browser.new_context(viewport={"width": width, "height": height}, **options)
         self.contexts.append(context)
+        context.set_default_timeout(10_000)
         visit = Visit(context.new_page(), path)
         self.visits.append(visit)
         visit.page.goto(visit.url)
