@@ -10,6 +10,7 @@ from typing import Any
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\x00\u202e\u2066\x1b[2J'\"&\n"
 SHOWN = "<img src=x onerror=alert(1)>\\x00\\u202e\\u2066\\x1b[2J'\"&"  # part of it, in a page
+INLINE = {"data", "span", "mark", "a"}
 VOID = {"meta", "link", "br", "hr", "img", "input", "rect", "path", "line", "circle"}
 
 
@@ -29,6 +30,8 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
+        if tag not in INLINE:
+            self.texts.append(" ")
         if tag not in VOID:
             self.stack.append((tag, dict(attrs)))
             self.inner.setdefault(tag, []).append("")
@@ -49,7 +52,7 @@ class Page(HTMLParser):
 
     @property
     def text(self) -> str:
-        return " ".join(" ".join(self.texts).split())
+        return " ".join("".join(self.texts).split())
 
     def json_of(self, name: str) -> Any:
         """Return the JSON in the script element of this id."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import cynosure
-from cynosure.reporting import predict_page, writing
+from cynosure.reporting import prediction_page, writing
 from cynosure.reporting.train_page import SHOWN_SAMPLES, spread
 from cynosure.training import Trained
 from cynosure.training.folder import RunFolder
@@ -170,7 +170,7 @@ def test_samples_are_spread_over_the_run() -> None:
 
 def test_a_prediction() -> None:
     prediction = cynosure.predict(tiny(max_position_embeddings=128), f"the cat {HOSTILE}", truth=" the 猫\n", top=300)
-    page = Page(predict_page(prediction).html())
+    page = Page(prediction_page(prediction).html())
     page.check()
     check_numbers(page, prediction.to_json())
     widths = [float(str(each["width"])) for tag, each in page.elements if tag == "rect"]

@@ -179,7 +179,7 @@ def write_report(comparison: "Comparison", out: Path, runs: tuple[str, ...]) -> 
     """Write the report of a comparison, with the text token by token if it is of two runs."""
     from cynosure import measure, reporting
 
-    page = reporting.compare_page(comparison, *map(measure.open_run, runs))
+    page = reporting.comparison_page(comparison, *map(measure.open_run, runs))
     return reporting.write_page(page, out / reporting.REPORT)
 
 

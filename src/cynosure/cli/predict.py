@@ -75,7 +75,7 @@ def predict(
     if html is not None:
         from cynosure import reporting
 
-        common.note([f"the page is {reporting.write_page(reporting.predict_page(prediction), html)}"], quiet)
+        common.note([f"the page is {reporting.write_page(reporting.prediction_page(prediction), html)}"], quiet)
 
 
 def show(prediction: "Prediction") -> None:

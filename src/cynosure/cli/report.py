@@ -48,7 +48,7 @@ def report(
     quiet: common.Quiet = False,
     debug: common.Debug = False,
 ) -> None:
-    """Write the report of a run, or of two runs compared, as one HTML page.
+    """Write the report of a run, or of two compared, as one HTML page.
 
     The page shows the metrics, the loss of each token in the text, where the loss is, and calibration; of a training,
     its curves and samples. It loads nothing from elsewhere. The model is not needed.

@@ -1,5 +1,5 @@
-from cynosure.reporting.compare_page import compare_page as compare_page
-from cynosure.reporting.predict_page import predict_page as predict_page
+from cynosure.reporting.compare_page import comparison_page as comparison_page
+from cynosure.reporting.predict_page import prediction_page as prediction_page
 from cynosure.reporting.writing import REPORT as REPORT
 from cynosure.reporting.writing import protocols_page as protocols_page
 from cynosure.reporting.writing import report as report

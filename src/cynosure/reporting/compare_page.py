@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 SHOWN = 8  # segments each way
 
 
-def compare_page(comparison: "Comparison", a: "Scores | None" = None, b: "Scores | None" = None) -> Page:
+def comparison_page(comparison: "Comparison", a: "Scores | None" = None, b: "Scores | None" = None) -> Page:
     """Return the page of a comparison.
 
     Args:

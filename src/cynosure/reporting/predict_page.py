@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from cynosure.measure import Prediction
 
 
-def predict_page(prediction: "Prediction") -> Page:
+def prediction_page(prediction: "Prediction") -> Page:
     """Return the page of a prediction."""
     context: dict[str, Any] = {
         "top": [(token.token, token.probability, percent(token.probability)) for token in prediction.top],

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from cynosure.measure import MANIFEST, SUMMARY, Scores, compare, open_protocols, open_run
-from cynosure.reporting.compare_page import compare_page
+from cynosure.reporting.compare_page import comparison_page
 from cynosure.reporting.page import Page
 from cynosure.reporting.score_page import score_page
 from cynosure.reporting.train_page import train_page
@@ -50,7 +50,7 @@ def report(
     else:
         a, b = opened(run), opened(other)
         name = "A" if a.store is None else a.store.folder.resolve().name
-        page, place = compare_page(compare(a, b), a, b), folder_of(other, out) / f"report-vs-{name}.html"
+        page, place = comparison_page(compare(a, b), a, b), folder_of(other, out) / f"report-vs-{name}.html"
     return write_page(page, place if out is None else Path(out), figures)
 
 
