@@ -1,3 +1,7 @@
+from cynosure.measure.comparison.align import Segments as Segments
+from cynosure.measure.comparison.align import Side as Side
+from cynosure.measure.comparison.align import align as align
+from cynosure.measure.comparison.align import comparable as comparable
 from cynosure.measure.comparison.compare import compare as compare
 from cynosure.measure.comparison.comparison import Comparison as Comparison
 from cynosure.measure.comparison.diverge import diverge as diverge
@@ -24,6 +28,8 @@ from cynosure.measure.scoring.scorer import Say as Say
 from cynosure.measure.statistics.meter import Meter as Meter
 from cynosure.measure.statistics.stats import Statistics as Statistics
 from cynosure.measure.storage.manifest import MANIFEST as MANIFEST
+from cynosure.measure.storage.rows import numbers as numbers
 from cynosure.measure.storage.store import SUMMARY as SUMMARY
+from cynosure.measure.storage.store import Store as Store
 from cynosure.measure.storage.store import check_own as check_own
 from cynosure.measure.storage.store import remove_run as remove_run

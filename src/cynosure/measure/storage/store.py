@@ -186,6 +186,10 @@ class Store:
         """Read the documents of a shard from the end of its file, without checking the checksum."""
         return parse(parquet.read_schema(self.files[number][0].path))[0]
 
+    def n_rows(self, number: int) -> int:
+        """Read the number of rows of a shard from the end of its file, without checking the checksum."""
+        return int(parquet.read_metadata(self.files[number][0].path).num_rows)
+
     @property
     def first_missing(self) -> int | None:
         """The number of the first shard that a finished run lacks."""
