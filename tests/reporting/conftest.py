@@ -1,15 +1,27 @@
-"""Real Chromium for the tests of reports: what asks for `open_page` is marked `browser`."""
+"""Chromium, and runs to report on. What asks for `open_page` is marked `browser`."""
 
 import os
+import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import pytest
 
+import cynosure
+from cynosure.training import Trained
 from tests.reporting.browsing import NAMES, OFFLINE, Visitor, chromium_path
+from tests.reporting.pages import HOSTILE
+from tests.tiny import tiny
+from tests.training.runs import run
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+
+TEXTS = [
+    cynosure.Document(f"{HOSTILE} {i}", f"the cat {i} sat on the mat {HOSTILE} 猫 e\u0301 👩\u200d🚀. " * 6)
+    for i in range(3)
+]
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest looks at marks
@@ -54,3 +66,26 @@ def open_page(chromium: "Browser") -> Iterator[Visitor]:
     yield visitor
     trouble = visitor.close()
     assert not trouble, "\n".join(trouble)
+
+
+class Runs(NamedTuple):
+    """The folders of two scored runs of the same texts."""
+
+    a: Path
+    b: Path
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    folder = tmp_path_factory.mktemp("runs")
+    made = Runs(folder / "a", folder / "b")
+    for seed, out in enumerate(made):
+        cynosure.score(tiny(seed=seed), TEXTS, out=out).save()
+    return made
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Trainer's own
+        return run(tmp_path_factory.mktemp("trained") / "run")

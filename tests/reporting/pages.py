@@ -5,8 +5,12 @@ import hashlib
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\x00\u202e\u2066\x1b[2J'\"&\n"
+SHOWN = "<img src=x onerror=alert(1)>\\x00\\u202e\\u2066\\x1b[2J'\"&"  # part of it, in a page
+INLINE = {"data", "span", "mark", "a"}
 VOID = {"meta", "link", "br", "hr", "img", "input", "rect", "path", "line", "circle"}
 
 
@@ -26,6 +30,8 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
+        if tag not in INLINE:
+            self.texts.append(" ")
         if tag not in VOID:
             self.stack.append((tag, dict(attrs)))
             self.inner.setdefault(tag, []).append("")
@@ -46,7 +52,7 @@ class Page(HTMLParser):
 
     @property
     def text(self) -> str:
-        return " ".join(" ".join(self.texts).split())
+        return " ".join("".join(self.texts).split())
 
     def json_of(self, name: str) -> Any:
         """Return the JSON in the script element of this id."""
@@ -69,10 +75,18 @@ class Page(HTMLParser):
         for kind, part in (("script", self.inner["script"][-1]), ("style", self.inner["style"][0])):
             hashed = base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()
             assert f"{kind}-src 'sha256-{hashed}';" in policy
+        assert not set("\x00\u202e\u2066\x1b") & set(self.html)
         for tag, attributes in self.elements:
             assert tag not in ("iframe", "object", "embed", "base", "form"), tag
             assert not {name for name in attributes if name.startswith("on")} | {"style", "src"} & set(attributes)
             assert str(attributes.get("href", "#")).startswith(("#", "data:,")), attributes
+
+
+def read(path: Path) -> Page:
+    """Return the page in a file, checked."""
+    page = Page(path.read_text(encoding="utf-8"))
+    page.check()
+    return page
 
 
 def at(values: Any, key: str) -> Any:

@@ -1,5 +1,6 @@
 """What a report packs of a run's tokens: their values, a sample of large runs, and the change against another run."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +59,19 @@ def test_alternatives_are_those_of_the_shards(folder: Path) -> None:
     scored = [i for i, nll in enumerate(rows["nll"]) if nll is not None]
     assert (np.delete(places, scored, axis=0) == -1).all()
     for i in scored:
-        assert [header["texts"][at] for at in places[i]] == rows["top_ids"][i]  # ids, as the tokenizer is not known
+        assert [header["texts"][at] for at in places[i]] == token_texts(byte_tokenizer(), np.array(rows["top_ids"][i]))
         assert columns["top_logprobs"].reshape(-1, 5)[i].tolist() == rows["top_logprobs"][i]
         own = rows["top_ids"][i].index(rows["token_id"][i]) if rows["token_id"][i] in rows["top_ids"][i] else -1
         assert columns["own"][i] == own
+
+
+def test_alternatives_are_ids_if_their_texts_are_not_stored(folder: Path, tmp_path: Path) -> None:
+    """As in runs of earlier versions."""
+    old = shutil.copytree(folder, tmp_path / "old", ignore=shutil.ignore_patterns("token_texts.parquet"))
+    rows = table_of(open_run(folder))
+    header, columns = unpacked(token_view(open_run(old)))
+    at = next(i for i, nll in enumerate(rows["nll"]) if nll is not None)
+    assert [header["texts"][place] for place in columns["top"].reshape(-1, 5)[at]] == rows["top_ids"][at]
 
 
 def test_alternatives_are_texts_if_the_tokenizer_is_known() -> None:

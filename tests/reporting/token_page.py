@@ -20,7 +20,7 @@ COLOURS = """
   :root { color-scheme: dark; --paper: #15171b; --ink: #e6e7ea; --faint: #a4a9b2; --line: #383c44; --accent: #7ab6ee; }
 }
 *, *::before, *::after { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem; max-width: 76rem; background: var(--paper); color: var(--ink); font-family: sans-serif; }
+body { margin: 0 auto; padding: 1rem; max-width: 76rem; background: var(--paper); color: var(--ink); }
 """
 TEMPLATE = """<!doctype html>
 <html lang="en">

@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,29 +25,30 @@ POLICY = (
 UNKNOWN = "\N{EM DASH}"
 
 
-class Drawn(NamedTuple):
-    """A chart and its drawing."""
+class Page(NamedTuple):
+    """What a page shows."""
 
-    chart: Chart
-    svg: str
+    template: str  # its name in `assets`
+    title: str
+    source: str  # what the page is made from, for its last line
+    values: dict[str, Any]  # the JSON of what it is about, which `num` in the template reads; the page offers it
+    charts: list[Chart]  # the page offers each for download
+    context: dict[str, Any]  # further names for the template
 
+    def html(self) -> str:
+        """Return the page as one file."""
+        from cynosure.reporting.charts import theme
 
-def render(template: str, values: dict[str, Any], source: str, drawn: Sequence[Drawn] = (), **context: Any) -> str:
-    """Return a page.
-
-    Args:
-        template: name of a template in `assets`.
-        values: the JSON of what the page is about, which `num` in the template reads and the page offers for download.
-        source: what the page is made from, for its last line.
-        drawn: the charts, which the page offers for download.
-        context: further names for the template.
-
-    Returns:
-        The page as HTML.
-    """
-    context |= {"values": values, "source": source, "drawn": {one.chart.name: one for one in drawn}}
-    context["chart_rows"] = {one.chart.name: one.chart.rows for one in drawn}
-    return environment().get_template(template).render(version=__version__, **inlined(), **context)
+        context = {
+            "title": self.title,
+            "values": self.values,
+            "source": self.source,
+            "charts": {chart.name: chart for chart in self.charts},
+            "chart_rows": {chart.name: chart.rows for chart in self.charts},
+            "drawings": {chart.name: theme.svg(chart) for chart in self.charts},
+            "version": __version__,
+        }
+        return environment().get_template(self.template).render(**context, **inlined(), **self.context)
 
 
 @cache

@@ -18,11 +18,11 @@ from tests.reporting.token_page import write_page
 from tests.tiny import tiny
 
 HOSTILE = (
-    "</script><script>window.hacked = 1; alert(1)</script><img src=x onerror=hacked=1>\x00\x1b[2J\u202eevil\u2066 e\u0301 "
-    "👩‍👩‍👧\ufffd&amp;<!--{{ 7*7 }}\r\n"
+    "</script><script>window.hacked = 1; alert(1)</script><img src=x onerror=hacked=1>"
+    "\x00\x1b[2J\u202eevil\u2066 e\u0301 👩‍👩‍👧\ufffd&amp;<!--{{ 7*7 }}\r\n"
 )
 DOCUMENTS = [
-    Document("first", "the cat saw the thé.\nthe end\n\n" * 40),
+    Document("first", "the cat saw the thé.\nthe end\n\n" * 300, n_prompt_chars=4),
     Document("</option><script>hacked=1</script>\u202e", HOSTILE * 3),
     Document("long line", "the " * 600 + "x" * 4_000),
 ]
@@ -40,6 +40,22 @@ CONTRAST = """() => {
         const [low, high] = [luminance(style.color), luminance(paper)].sort((a, b) => a - b)
         return (high + 0.05) / (low + 0.05)
     })
+}"""
+
+SCROLLED = """async () => {
+    const box = document.getElementById("token-text")
+    const seen = new Map()
+    let most = 0
+    for (let top = 0; top < box.scrollHeight; top += box.clientHeight / 2) {
+        box.scrollTop = top
+        await new Promise((done) => setTimeout(done, 60))
+        document.querySelectorAll(".token-chunk").forEach((chunk, k) => {
+            const tokens = [...chunk.querySelectorAll(".t")]
+            if (tokens.length) seen.set(k, tokens.map((token) => token.textContent).join(""))
+        })
+        most = Math.max(most, box.querySelectorAll(".t").length)
+    }
+    return [[...seen.keys()].sort((a, b) => a - b).map((k) => seen.get(k)).join(""), most]
 }"""
 
 
@@ -103,8 +119,11 @@ def test_the_panel_says_what_the_shards_say(open_page: Visitor, path: Path, rows
         bars = visit.page.eval_on_selector_all("#token-panel li data", "all => all.map(e => Number(e.value))")
         expected = [math.exp(x) for x in row["top_logprobs"]]
         assert bars[:5] == pytest.approx(expected, rel=1e-6)
-        widths = visit.page.eval_on_selector_all("#token-panel li .token-bar", """all => all.map((e) =>
-            e.firstChild.getBoundingClientRect().width / e.getBoundingClientRect().width)""")
+        widths = visit.page.eval_on_selector_all(
+            "#token-panel li .token-bar",
+            """all => all.map((e) =>
+            e.firstChild.getBoundingClientRect().width / e.getBoundingClientRect().width)""",
+        )
         assert widths[:5] == pytest.approx([max(x, 1 / 150) for x in expected], abs=0.02)
         own = visit.page.eval_on_selector_all(".token-right", "all => all.length")
         assert own == 1
@@ -138,8 +157,6 @@ def test_pointer_focus_and_tap(open_page: Visitor, path: Path) -> None:
 def test_arrow_keys(open_page: Visitor, path: Path, rows: list[dict[str, Any]]) -> None:
     visit = opened(open_page, path)
     visit.page.locator("#token-document").focus()
-    visit.page.keyboard.press("Tab")
-    assert visit.page.evaluate("document.activeElement.id") == "token-text"  # it scrolls, so it takes the focus
     visit.page.keyboard.press("Tab")
     assert visit.page.evaluate("document.activeElement.className").startswith("t ")
     for key, expected in (("ArrowRight", 1), ("ArrowRight", 2), ("ArrowLeft", 1), ("Home", 0)):
@@ -175,9 +192,9 @@ def test_search(open_page: Visitor, path: Path) -> None:
     visit = opened(open_page, path)
     field = visit.page.locator("#token-search")
     field.press_sequentially("THE END")
-    assert visit.page.inner_text("#token-hits") == "40 found"
+    assert visit.page.inner_text("#token-hits") == "300 found"
     texts = []
-    for place in ("1 of 40", "2 of 40"):
+    for place in ("1 of 300", "2 of 300"):
         field.press("Enter")
         assert visit.page.inner_text("#token-hits") == place
         texts.append((chosen(visit), "".join(visit.page.locator(".the-hit").all_text_contents())))
@@ -242,7 +259,7 @@ def test_spaces_and_line_ends_on_demand(open_page: Visitor, path: Path) -> None:
     assert visit.page.text_content(".token-chunk").startswith("firstthe cat")
     visit.page.check("#token-spaces")
     shown = visit.page.inner_text(".token-chunk").replace("\u200b", "")
-    assert shown.split("\n", 1)[1].startswith("the·cat·saw·the·thé.⏎\nthe·end⏎\n⏎\n")
+    assert shown.partition("first")[2].lstrip().startswith("the·cat·saw·the·thé.⏎\nthe·end⏎\n⏎\n")
     visit.page.uncheck("#token-spaces")
     assert "⏎" not in visit.page.inner_text(".token-chunk")
 
@@ -275,23 +292,17 @@ def test_hostile_text_is_shown_and_does_not_run(open_page: Visitor, path: Path, 
     assert not {c for c in text if not c.isprintable()} - {"\n"}
     assert not visit.page.evaluate("'hacked' in window")
     assert visit.page.locator("#tokens script, #tokens img").count() == 0
-    isolated = visit.page.eval_on_selector_all(".t", "all => all.every(e => getComputedStyle(e).unicodeBidi === 'isolate')")
+    isolated = visit.page.eval_on_selector_all(
+        ".t", "all => all.every(e => getComputedStyle(e).unicodeBidi === 'isolate')"
+    )
     assert isolated
 
 
 def test_all_of_the_text_is_there(open_page: Visitor, path: Path, rows: list[dict[str, Any]]) -> None:
-    """Scrolled from end to end the view shows each token once, with few in the document at a time."""
-    visit = opened(open_page, path)
-    most = 0
-    for document in range(3):
-        visit.page.select_option("#token-document", index=document)
-        seen, last = "", None
-        while chosen(visit) != last and rows[chosen(visit)]["document"] == document:
-            last = chosen(visit)
-            break
-        del seen
-        most = max(most, visit.page.locator(".t").count())
-    assert 0 < most < len(rows)
+    """Scrolled from end to end the view shows each token, with a part of them in the document at a time."""
+    text, most = opened(open_page, path).page.evaluate(SCROLLED)
+    assert text == "".join(c if c == "\n" else visible(c) for c in TEXT.replace("\r\n", "\n"))
+    assert 0 < most < len(rows) / 2
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -312,7 +323,9 @@ def test_nothing_is_too_wide(open_page: Visitor, path: Path, width: int) -> None
         visit.page.check("#token-spaces")
         visit.page.check("input[value=change]")
         assert visit.too_wide() == []
-    assert visit.page.evaluate("document.getElementById('token-text').scrollWidth <= document.getElementById('token-text').clientWidth")
+    assert visit.page.evaluate(
+        "document.getElementById('token-text').scrollWidth <= document.getElementById('token-text').clientWidth"
+    )
 
 
 def test_print(open_page: Visitor, path: Path) -> None:

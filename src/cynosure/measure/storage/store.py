@@ -24,6 +24,7 @@ SHARD = re.compile(r"tokens-(?P<number>[0-9]{6,})-(?P<digest>[0-9a-f]{16})\.parq
 PARTIAL = re.compile(
     r"(manifest|summary|token_texts|tokens-\d+-[0-9a-f]+)\.(json|parquet)\.[0-9a-f]+\.partial"
 )  # by `write_whole`
+REPORT = re.compile(r"(?s)report(-vs-.*)?\.html(\.[0-9a-f]+\.partial)?")  # made from the run by `cynosure report`
 AGAIN = "score the same again, which redoes that part"
 
 log = logging.getLogger("cynosure")
@@ -269,7 +270,8 @@ def other_run(folder: Path, different: str) -> ValueError:
 
 def is_of_run(name: str) -> bool:
     """Whether a file in the folder of a run has the name of a file of the run."""
-    return name in (MANIFEST, SUMMARY, TOKEN_TEXTS, LOCK) or bool(SHARD.fullmatch(name) or PARTIAL.fullmatch(name))
+    files = (MANIFEST, SUMMARY, TOKEN_TEXTS, LOCK)
+    return name in files or any(kind.fullmatch(name) for kind in (SHARD, PARTIAL, REPORT))
 
 
 def check_own(folder: Path) -> None:

@@ -30,6 +30,7 @@
     copy.setAttribute("xmlns", "http://www.w3.org/2000/svg");
     copy.setAttribute("width", width);
     copy.setAttribute("height", height);
+    copy.setAttribute("font-family", "Helvetica Neue, Helvetica, Arial, sans-serif");
     for (const part of [copy, ...copy.querySelectorAll("*")]) {
       for (const { name, value } of [...part.attributes]) {
         if (value.includes("var(--")) {

@@ -127,12 +127,12 @@
       order ??= sorted();
       if (!order.length) return;
       at = Math.min(order.length - 1, Math.max(0, at + by));
-      element("token-mistake").textContent = `Mistake ${whole(at + 1)} of ${whole(order.length)}`;
+      element("token-mistake").textContent = `${mode() === "change" ? "Increase" : "Mistake"} ${whole(at + 1)} of ${whole(order.length)}`;
       go(order[at], focus);
     };
     const begin = () => {
       [order, at] = [null, -1];
-      element("token-mistake").textContent = mode() === "change" ? "Largest losses" : "Worst mistakes";
+      element("token-mistake").textContent = mode() === "change" ? "Largest increases" : "Worst mistakes";
     };
     element("token-next").addEventListener("click", () => step(1, false));
     element("token-back").addEventListener("click", () => step(-1, false));

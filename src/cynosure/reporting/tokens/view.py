@@ -71,7 +71,7 @@ def columns_of(table: pa.Table) -> tuple[Columns, dict[str, Any]]:
 def alternatives(table: pa.Table, scores: Scores) -> tuple[Columns, list[str | int]]:
     """Return the likeliest tokens of each position, (N, k), as places in a list of texts; -1 for unscored tokens.
 
-    `own` says which of them, if any, is the token itself. Scores without stored alternatives have one: the likeliest token.
+    `own` says which of them, if any, is the token itself. Scores without stored alternatives have only the likeliest.
     """
     if "top_ids" in table.column_names:
         ids, logprobs = numbers(table, "top_ids"), numbers(table, "top_logprobs")
@@ -88,8 +88,11 @@ def alternatives(table: pa.Table, scores: Scores) -> tuple[Columns, list[str | i
 
 
 def texts(scores: Scores, ids: NDArray[np.int64]) -> list[str | int]:
-    """Return tokens as text, or as their ids if the tokenizer is not known."""
-    return ids.tolist() if scores.tokenizer is None else list(token_texts(scores.tokenizer, ids))
+    """Return tokens as text: by the tokenizer if it is known, else as stored with the run, else as ids."""
+    if scores.tokenizer is not None:
+        return list(token_texts(scores.tokenizer, ids))
+    known = {} if scores.store is None else scores.store.token_texts()
+    return [known.get(id_, id_) for id_ in ids.tolist()]
 
 
 def gaps(chosen: list[RowRange]) -> list[list[int]]:
