@@ -84,7 +84,7 @@
   }
 
   const tools = document.getElementById("tools");
-  button(tools, "Save JSON", "Save the values of this page as JSON", () =>
+  button(tools, "Save JSON", "Save JSON of the values of this page", () =>
     save(file("values.json"), new Blob([JSON.stringify(read("page-data"), null, 1)], { type: "application/json" })));
   const isDark = () =>
     root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
