@@ -20,10 +20,10 @@ from cynosure.system.folders import LOCK, SYSTEM_FILES, check_is_folder, first_f
 SUMMARY = "summary.json"
 SHARD = re.compile(r"tokens-(?P<number>[0-9]{6,})-(?P<digest>[0-9a-f]{16})\.parquet")
 PARTIAL = re.compile(r"(manifest|summary|tokens-\d+-[0-9a-f]+)\.(json|parquet)\.[0-9a-f]+\.partial")  # by `write_whole`
-REPORT = re.compile(r"(?s)report(-vs-.*)?\.html(\.[0-9a-f]+\.partial)?")  # made from the run by `cynosure report`
 AGAIN = "score the same again, which redoes that part"
 
 log = logging.getLogger("cynosure")
+REPORT = re.compile(r"(?s)report(-vs-.*)?\.html(\.[0-9a-f]+\.partial)?")  # made from the run by `cynosure report`
 
 
 class ShardFile(NamedTuple):
@@ -247,7 +247,7 @@ def other_run(folder: Path, different: str) -> ValueError:
 
 def is_of_run(name: str) -> bool:
     """Whether a file in the folder of a run has the name of a file of the run."""
-    return name in (MANIFEST, SUMMARY, LOCK) or any(kind.fullmatch(name) for kind in (SHARD, PARTIAL, REPORT))
+    return name in (MANIFEST, SUMMARY, LOCK) or bool(SHARD.fullmatch(name) or PARTIAL.fullmatch(name))
 
 
 def check_own(folder: Path) -> None:
@@ -274,7 +274,7 @@ def remove_run(folder: Path) -> None:
     check_is_folder(folder)
     if not folder.is_dir():
         return
-    if other := first_foreign(folder, is_of_run):
+    if other := first_foreign(folder, lambda name: is_of_run(name) or bool(REPORT.fullmatch(name))):
         raise ValueError(f"{folder / other} is not part of the run: move it out of that folder")
     for path in list(folder.iterdir()):
         if not SYSTEM_FILES.fullmatch(path.name):
