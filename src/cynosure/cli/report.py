@@ -10,7 +10,7 @@ from cynosure.cli import common
 from cynosure.system.escapes import visible
 from cynosure.system.panics import is_failure
 
-EXAMPLES = ("cynosure report run --open", "cynosure report run-a run-b --figures figures")
+EXAMPLES = ("cynosure report run --open", "cynosure report run-a run-b")
 
 NoReport = Annotated[bool, typer.Option("--no-report", help="Leave report.html out.")]
 

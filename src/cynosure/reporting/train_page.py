@@ -41,16 +41,16 @@ def train_page(folder: "RunFolder") -> Page:
         "scores": scores and scores.to_json(),
         "samples": spread(samples),
     }
-    context: dict[str, Any] = {
+    charts, calibration = train_charts(steps, validations), calibration_charts(folder, ends)
+    context = {
         "sentences": sentences,
         "device": f"{manifest['dtype']} on {manifest['device']}",
-        "calibration": calibration_charts(folder, ends),
+        "curves": [chart.name for chart in charts if chart.name != "calibration"],
+        "calibration": calibration,
         "view": scores and view_of(scores),
     }
-    charts = train_charts(steps, validations)
-    context["curves"] = [chart.name for chart in charts if chart.name != "calibration"]
     title = f"{values['run']}: a training run"
-    return Page("train.html.j2", title, str(folder.path), values, [*charts, *context["calibration"]], context)
+    return Page("train.html.j2", title, str(folder.path), values, [*charts, *calibration], context)
 
 
 def stored_scores(folder: Path) -> "Scores | None":

@@ -104,7 +104,7 @@ def folder_of(run: Run, out: str | Path | None) -> Path:
 
 
 def write_page(page: Page, path: Path, figures: str | Path | None = None) -> Path:
-    """Write a page, beside its place and then renamed, and its figures if a folder is given for them."""
+    """Write a page, beside its place and then renamed, and its charts as files if a folder is given for them."""
     if figures is not None:
         from cynosure.reporting.take_away import write_figures
 

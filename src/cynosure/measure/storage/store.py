@@ -270,8 +270,7 @@ def other_run(folder: Path, different: str) -> ValueError:
 
 def is_of_run(name: str) -> bool:
     """Whether a file in the folder of a run has the name of a file of the run."""
-    files = (MANIFEST, SUMMARY, TOKEN_TEXTS, LOCK)
-    return name in files or any(kind.fullmatch(name) for kind in (SHARD, PARTIAL, REPORT))
+    return name in (MANIFEST, SUMMARY, TOKEN_TEXTS, LOCK) or bool(SHARD.fullmatch(name) or PARTIAL.fullmatch(name))
 
 
 def check_own(folder: Path) -> None:
@@ -298,7 +297,7 @@ def remove_run(folder: Path) -> None:
     check_is_folder(folder)
     if not folder.is_dir():
         return
-    if other := first_foreign(folder, is_of_run):
+    if other := first_foreign(folder, lambda name: is_of_run(name) or bool(REPORT.fullmatch(name))):
         raise ValueError(f"{folder / other} is not part of the run: move it out of that folder")
     for path in list(folder.iterdir()):
         if not SYSTEM_FILES.fullmatch(path.name):
