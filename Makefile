@@ -1,5 +1,5 @@
-# The developer's whole vocabulary: demo, test, test-all, test-random, test-variants, test-benchmarks, test-large, test-triton,
-# gpu-report, faults, census, check, docs, sanitize, bench, gpu, peers, clean. Each sets up what it needs, once.
+# The developer's whole vocabulary: demo, test, test-all, test-random, test-browser, test-variants, test-benchmarks, test-large,
+# test-triton, gpu-report, faults, census, check, docs, screenshots, sanitize, bench, gpu, peers, clean. Each sets up what it needs, once.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -17,7 +17,7 @@ CONSTRAINTS ?= -c constraints.txt
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := test
-.PHONY: demo test test-all test-random test-variants test-benchmarks test-large test-triton gpu-report faults census check docs sanitize bench gpu peers clean
+.PHONY: demo test test-all test-random test-browser test-variants test-benchmarks test-large test-triton gpu-report faults census check docs screenshots sanitize bench gpu peers clean
 
 demo: .venv/native .demo/$(ADDRESS).txt .demo/addresses
 	$(BIN)/cynosure predict smollm2 "The quick brown fox jumps over the" --truth " dog"
@@ -37,6 +37,10 @@ test: .venv/native
 
 test-all: .venv/native
 	$(PYTEST) -m "not each_variant and not benchmark"
+
+# Reports in real Chromium. `test-all` runs these too.
+test-browser: .venv/native
+	$(PYTEST) tests/reporting -m browser
 
 # Every case on the C++ kernels for older instruction sets, of which `test-all` runs a covering.
 test-variants: .venv/native
@@ -85,6 +89,10 @@ check: .venv/installed
 docs: .venv/installed
 	$(BIN)/python scripts/cli_reference.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# The pictures of reports in docs/images/, of real models on real texts, in Chromium. The runs stay in .demo/reports/.
+screenshots: .venv/native
+	$(BIN)/python -m scripts.screenshots
 
 # Random cases of the C++ kernels under gcc's sanitizers, FUZZ_SECONDS of each. Python's own leaks are not looked for.
 sanitize: $(SANITIZED)/address/rows.so $(SANITIZED)/thread/rows.so

@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 GENERATED = {ROOT / "docs" / "reference" / name for name in ("cli.md", "models.md")}
 READMES = [ROOT / folder / "README.md" for folder in ("", "benchmarks", "examples")]
-EXAMPLE = re.compile(r"^ *>>> .*?(?=^\s*$|\Z)|\{[^}]*\}", re.MULTILINE | re.DOTALL)
+EXAMPLE = re.compile(r"^ *>>> .*?(?=^\s*$|\Z)|^ {8,}\w+:|\{[^}]*\}", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"^```.*?^```|`[^`]*`|\]\([^)]*\)", re.MULTILINE | re.DOTALL)
 
 
@@ -27,7 +27,8 @@ def glossary() -> dict[str, str]:
 def prose_of(source: str) -> str:
     """Return a Python source with everything blanked but its comments and strings, line for line.
 
-    A string without a space is a name, which is not prose. Neither are the examples of a docstring.
+    A string without a space is a name, which is not prose. Neither are the examples of a docstring, nor the
+    names of its arguments.
     """
     lines = [""] * (source.count("\n") + 2)
     strings = {tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", None)}

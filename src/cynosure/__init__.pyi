@@ -29,6 +29,7 @@ from cynosure.patching import TrainerPatch as TrainerPatch
 from cynosure.patching import causal_lm_loss as causal_lm_loss
 from cynosure.patching import patch as patch
 from cynosure.patching import unpatch as unpatch
+from cynosure.reporting import report as report
 from cynosure.text import Document as Document
 from cynosure.training import Diverged as Diverged
 from cynosure.training import Trained as Trained

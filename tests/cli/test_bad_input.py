@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import transformers
 
-from cynosure.cli import app
+from cynosure.cli import common
 from cynosure.system.quiet import quiet_transformers
 from tests.cli.test_cli import Done
 from tests.cli.test_cli import run as run
@@ -186,6 +186,6 @@ def test_a_full_standard_output(tiny_folder: Path, text: Path) -> None:
 
 def test_a_full_disk_is_said_the_same_for_every_kind() -> None:
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        assert app.one_line(OSError(number, os.strerror(number), "x")).endswith(
+        assert common.one_line(OSError(number, os.strerror(number), "x")).endswith(
             "; free some space and run the same command again"
         )

@@ -9,7 +9,7 @@ import pytest
 import cynosure
 from tests.tiny import tiny
 
-VERBS = ("predict", "score", "summary", "compare", "train", "check", "info")
+VERBS = ("predict", "score", "summary", "compare", "report", "train", "check", "info")
 ONE_BY_ONE = """
 import sys
 from cynosure.cli.entry import main
@@ -51,6 +51,8 @@ def test_stored_runs(tmp_path: Path) -> None:
         ("summary", runs[0]),
         ("summary", runs[0], "--format", "json"),
         ("compare", *runs),
+        ("report", *runs),
+        ("report", runs[0]),
         ("compare", *runs, "--format", "json", "--markdown", str(tmp_path / "summary.md"), *gates),
     ])  # fmt: skip
     assert shown.count("nats per token") == 2

@@ -40,6 +40,7 @@ VERBS = {
     "score": ("cynosure.measure.score", ("x", __file__)),
     "summary": ("cynosure.measure.open_run", ("x",)),
     "compare": ("cynosure.measure.compare", ("x", "y")),
+    "report": ("cynosure.reporting.report", ("x",)),
     "train": ("cynosure.training.train", (__file__, "--out", "x")),
     "check": ("cynosure.auditing.check", ("x",)),
     "info": ("cynosure.cli.info.gather", ()),
@@ -73,7 +74,7 @@ def test_what_is_unforeseen_is_status_2_in_one_line(
 
 def test_a_failed_check_is_status_1(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cynosure.training.train", raising(Diverged("training diverged")))
-    done = run("train", __file__, "--out", tmp_path / "run")
+    done = run("train", __file__, "--out", tmp_path / "run", "--no-report")
     assert (done.status, done.err) == (1, "cynosure: training diverged\n")
 
 

@@ -253,7 +253,11 @@ def test_the_report_is_json() -> None:
     report = confident(*drawn(2000, lambda c: c)).compute().to_json()
     again = json.loads(json.dumps(report, allow_nan=False))
     assert again["ece"] == report["ece"]
-    assert set(again["bins"][0]) == {"low", "high", "count", "confidence", "accuracy"}
+    assert set(again["bins"][0]) == {
+        *("low", "high", "count", "confidence", "accuracy", "accuracy_low", "accuracy_high")
+    }
+    assert set(again["temperatures"][0]) == {"temperature", "nats_per_token"}
+    assert set(again["confidence"][0]) == {"low", "high", "tokens", "correct"}
     assert again["curve"][0] == list(report["curve"][0])
 
 
@@ -320,3 +324,41 @@ def test_bins_of_equal_mass(n_bins: int) -> None:
 def test_bins_that_there_cannot_be(how, message) -> None:
     with pytest.raises(ValueError, match=message):
         Calibration().compute(**how)
+
+
+def test_the_loss_at_each_temperature() -> None:
+    logits = 2 * np.random.default_rng(0).standard_normal((500, 20))
+    target = np.random.default_rng(1).integers(20, size=500)
+    report = scored(logits, target).compute()
+    assert [row.temperature for row in report.temperatures] == sorted(GRID)
+    for temperature, nats in report.temperatures:
+        assert nats == pytest.approx(nll_at(logits, target, temperature).mean())
+
+
+def test_the_histogram_of_confidence() -> None:
+    confidence, correct = drawn(20_000, lambda p: p**1.5)
+    report = confident(confidence, correct).compute()
+    edges = np.linspace(0, 1, 21)
+    tokens = np.array([part.tokens for part in report.confidence])
+    rights = np.array([part.correct for part in report.confidence])
+    assert [part.low for part in report.confidence] == pytest.approx(edges[:-1])
+    assert [part.high for part in report.confidence] == pytest.approx(edges[1:])
+    assert tokens == pytest.approx(
+        np.histogram(confidence, edges)[0], abs=10
+    )  # a cell at an edge may be the neighbour's
+    assert rights == pytest.approx(np.histogram(confidence[correct], edges)[0], abs=10)
+    assert (tokens.sum(), rights.sum()) == (20_000, correct.sum())
+    one = confident(np.array([1.0]), np.array([True])).compute().confidence
+    assert [tuple(part) for part in (one[0], one[-1])] == [(0, 0.05, 0, 0), (0.95, 1, 1, 1)]
+
+
+def test_the_accuracy_of_a_bin_has_wilsons_interval() -> None:
+    """Its ends are where |share - p| is 1.96 standard errors of a share with accuracy p."""
+    confidence, correct = drawn(300, lambda p: p)
+    for part in confident(confidence, correct).compute().bins:
+        assert 0 <= part.accuracy_low <= part.accuracy <= part.accuracy_high <= 1
+        for end in (part.accuracy_low, part.accuracy_high):
+            if 0 < end < 1:
+                assert abs(part.accuracy - end) == pytest.approx(1.959964 * math.sqrt(end * (1 - end) / part.count))
+    (sure,) = confident(np.full(50, 0.9), np.ones(50, bool)).compute(n_bins=1).bins
+    assert (sure.accuracy_low, sure.accuracy_high) == (pytest.approx(50 / (50 + 1.959964**2)), 1.0)

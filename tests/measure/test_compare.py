@@ -269,6 +269,24 @@ def test_where_the_difference_comes_from_adds_up() -> None:
         assert part["difference"] == pytest.approx((nats_b - nats_a) / LN2 / 1200, rel=1e-9)
 
 
+def test_the_difference_on_a_document_has_an_interval() -> None:
+    """From at most 40 stretches of cells of 64 bytes: 1,200 bytes are too few, and of 6,000 each has three cells."""
+    a, b = random_runs(3, n_tokens=1000)
+    rows = compare(a, b).by_document
+    for row, of_a, of_b in zip(rows, a.tables or [], b.tables or [], strict=True):
+        y, x = np.zeros((2, 32))  # 94 cells
+        for table, sign in ((of_a, -1), (of_b, 1)):
+            at = table["byte_start"].to_numpy() // 6 * 6 // 192  # the cell of the first byte of each segment
+            y += sign * np.bincount(at, table["nll"].to_numpy(), 32) / LN2
+            x += np.bincount(at, table["byte_end"].to_numpy() - table["byte_start"].to_numpy(), 32) / 2
+        assert (row["low"], row["high"]) == pytest.approx(paired(y, 0 * y, x)[0][1:3], rel=1e-6)
+        assert row["low"] < row["difference"] < row["high"]
+    assert [(row["low"], row["high"]) for row in compare(*random_runs(3)).by_document] == [(None, None)] * 3
+    one = compare(*random_runs(1, n_tokens=1000))
+    (row,) = one.to_json()["by_document"]
+    assert one.changes["bits_per_byte"].difference[1:] == (row["low"], row["high"])
+
+
 def test_the_largest_losses_and_gains_stand_in_their_text() -> None:
     text = "the café 猫 sat on the mat, and the dog on the cat, and that was all that happened there".encode()
     a = [Tok(text[i : i + 1], 2.0) for i in range(len(text))]

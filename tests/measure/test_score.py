@@ -30,7 +30,7 @@ MORE = [
     *("interval", "effective_tokens", "unscored_documents", "bos", "special", "chat", "excluded_tokens", "chats"),
     *("special_strings", "replaced", "notes"),
     *("by_class", "by_position"),
-    *("by_frequency", "by_document", "worst_tokens", "worst_spans"),
+    *("by_frequency", "by_document", "by_loss", "worst_tokens", "worst_spans"),
 ]
 
 

@@ -10,6 +10,8 @@ import pytest
 
 from cynosure.measure import Scores, Statistics
 from cynosure.measure.results.scores import Setting
+from cynosure.measure.statistics import stretches
+from cynosure.measure.statistics.bootstrap import interval
 from cynosure.measure.statistics.breakdown import by_class, by_document, by_frequency, by_position
 from cynosure.measure.statistics.calibration import TEMPERATURES
 from cynosure.measure.statistics.classes import CLASSES, byte_class, describe
@@ -64,7 +66,8 @@ def scores(*shards: Shard) -> Scores:
 
 def test_merging_in_any_order_gives_the_same_bits() -> None:
     chance = np.random.default_rng(0)
-    parts = [shard(chance.gamma(1.5, 2, 80).tolist(), document=i) for i in range(40)]
+    lengths = [400 if i == 7 else 80 for i in range(40)]
+    parts = [shard(chance.gamma(1.5, 2, n).tolist(), document=i) for i, n in enumerate(lengths)]
     forward, backward = Statistics(), Statistics()
     for part in parts:
         forward.merge(statistics(part))
@@ -72,7 +75,8 @@ def test_merging_in_any_order_gives_the_same_bits() -> None:
         backward.merge(statistics(part))
     a, b = (Scores(SETTING, found).to_json() for found in (forward, backward))
     assert a == b == scores(*parts).to_json()
-    assert (a["documents"], a["tokens"], a["interval"]["kind"]) == (40, 3200, "documents")
+    assert (a["documents"], a["tokens"], a["interval"]["kind"]) == (40, 3520, "documents")
+    assert [row["document"] for row in a["by_document"] if row["low"] is not None] == ["d7"]
     total = math.fsum(float(np.float32(x)) for part in parts for x in part.table["nll"].to_pylist())
     assert a["nats"] == pytest.approx(total, rel=1e-13)
 
@@ -180,6 +184,80 @@ def test_documents_and_the_costliest_of_them() -> None:
     parts = [shard([float(i)] * 3, document=i) for i in range(3)]
     rows = by_document(statistics(*parts))
     assert [(row["document"], row["nats_per_token"]) for row in rows] == [("d0", 0.0), ("d1", 1.0), ("d2", 2.0)]
+
+
+def test_the_distribution_of_the_loss() -> None:
+    nll = [0.0, 0.2, 0.25, 3.3, 19.9, 20.0, 70.0]
+    parts = [shard(nll[:3]), shard(nll[3:], document=1)]
+    rows = scores(*parts).to_json()["by_loss"]
+    assert len(rows) == 81
+    assert [(row["nats_from"], row["nats_to"]) for row in rows[:2]] == [(0.0, 0.25), (0.25, 0.5)]
+    assert [row["nats_from"] for row in rows[-2:]] == [19.75, 20.0]
+    assert [row["nats_to"] for row in rows[-2:]] == [20.0, None]
+    some = {row["nats_from"]: (row["tokens"], row["nats"]) for row in rows if row["tokens"]}
+    expected = {0.0: (2, 0.2), 0.25: (1, 0.25), 3.25: (1, 3.3), 19.75: (1, 19.9), 20.0: (2, 90.0)}
+    assert some == {key: (n, pytest.approx(nats)) for key, (n, nats) in expected.items()}
+    assert rows[-1]["share_of_tokens"] == 2 / 7
+    assert rows[-1]["share_of_nats"] == pytest.approx(90 / sum(nll))
+    one, other = (statistics(part) for part in parts)
+    other.merge(one)
+    assert other.losses.rows() == rows
+    impossible = scores(shard([1.0, math.inf, 21.0])).to_json()["by_loss"]
+    assert (impossible[-1]["tokens"], impossible[-1]["nats"]) == (2, None)
+    assert impossible[4]["share_of_nats"] == pytest.approx(1 / 22)
+
+
+def long_document(number: int, n: int = 1000) -> list[float]:
+    return np.random.default_rng(number).gamma(1.5, 2, n).tolist()
+
+
+def test_the_interval_of_a_document() -> None:
+    """From 40 stretches of 25 tokens, also where the document is cut within one of them."""
+    nll = [long_document(i) for i in range(3)]
+    whole = [shard(x, document=i) for i, x in enumerate(nll)]
+    short = [shard(long_document(9, 319), document=3), shard(long_document(9, 320), document=4)]
+    cut = [Shard(part.table.slice(i, j), part.facts) for part in whole for i, j in ((0, 333), (333, 667))]
+    *rows, too_short, enough = by_document(statistics(*whole, *short))
+    n_bytes = np.array([len(WORDS[i % len(WORDS)]) for i in range(1000)], dtype=float)
+    for row, losses in zip(rows, nll, strict=True):
+        y, x = (np.array(values).reshape(40, 25).sum(axis=1) for values in (np.float32(losses) / math.log(2), n_bytes))
+        assert (row["low"], row["high"]) == pytest.approx(interval(y, x)[1:3], rel=1e-6)
+        assert row["low"] < row["bits_per_byte"] < row["high"]
+    assert by_document(statistics(*cut[::-1], *short)) == [*rows, too_short, enough]
+    assert too_short["low"] is too_short["high"] is None
+    assert enough["low"] < enough["bits_per_byte"] < enough["high"]
+
+
+def test_the_only_document_has_the_interval_of_the_text() -> None:
+    values = scores(shard(long_document(0))).to_json()
+    assert values["bits_per_byte"].items() >= {key: values["by_document"][0][key] for key in ("low", "high")}.items()
+
+
+def test_a_document_without_a_reliable_interval_has_none() -> None:
+    costly, impossible = long_document(1), long_document(2)
+    costly[500], impossible[500] = 1000.0, math.inf
+    rows = by_document(
+        statistics(*(shard(x, document=i) for i, x in enumerate([costly, impossible, long_document(3)])))
+    )
+    assert [row["low"] is None for row in rows] == [row["high"] is None for row in rows] == [True, True, False]
+    lossy = by_document(statistics(shard(long_document(1)), shard(long_document(2), document=1, drift="it drops text")))
+    assert [row["low"] is None for row in lossy] == [False, True]
+
+
+def test_only_the_longest_documents_have_stretches_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stretches, "KEPT", 3)
+    lengths = [400, 500, 330, 700, 400, 340, 600, 350, 320, 400]
+    parts = [shard(long_document(i, n), document=i) for i, n in enumerate(lengths)]
+    halves = [Shard(part.table.slice(i, j), part.facts) for part in parts for i, j in ((0, 200), (200, None))]
+    expected = by_document(statistics(*parts))
+    assert [i for i, row in enumerate(expected) if row["low"] is not None] == [1, 3, 6]
+    for seed in range(5):
+        found = Statistics()
+        for part in random.Random(seed).sample(halves, len(halves)):
+            found.merge(statistics(part))
+            assert len(found.stretches.n_tokens) <= 6
+            assert len(np.unique(found.stretches.sums.sums().keys >> 32)) <= 6
+        assert by_document(found) == expected
 
 
 def test_worst_tokens_and_spans_stand_in_their_context() -> None:

@@ -67,6 +67,8 @@ def measuring(folder: Path) -> None:
     scores = cynosure.score(model, [folder, "a text", cynosure.Document("name", "text")], out=folder, errors="replace")
     assert_type(scores, cynosure.Scores)
     assert_type(scores.figures["bits_per_byte"].low, float | None)
+    assert_type(cynosure.report(folder), Path)
+    assert_type(cynosure.report(scores, str(folder), out="report.html", figures=folder), Path)
     assert_type(scores.statistics, cynosure.Statistics)
     assert_type(scores.to_json(), dict[str, Any])
     comparison = cynosure.compare(scores, cynosure.open_run(str(folder)))

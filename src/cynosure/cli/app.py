@@ -1,6 +1,5 @@
 """The command line: its commands, and how errors are reported."""
 
-import errno
 import logging
 import os
 import sys
@@ -12,9 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from cynosure import __version__
-from cynosure.cli import check, common, compare, info, predict, score, summary, train
-
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+from cynosure.cli import check, common, compare, info, predict, report, score, summary, train
 
 app = typer.Typer(
     name="cynosure",
@@ -24,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (predict, score, summary, compare, train, check, info):
+for module in (predict, score, summary, compare, report, train, check, info):
     command = getattr(module, module.__name__.rpartition(".")[2])
     app.command(epilog=common.shown_examples(module.EXAMPLES))(command)
 
@@ -96,7 +93,7 @@ def tell(error: BaseException) -> None:
     if type(error).__name__ == "NoArgsIsHelpError":  # no arguments were given: the error is the help text
         print(error, file=sys.stderr, flush=True)
     else:
-        common.complain(one_line(error))
+        common.complain(common.one_line(error))
 
 
 def invoke(app: typer.Typer, name: str) -> int:
@@ -124,21 +121,3 @@ def drop_output() -> None:
     """Discard buffered output: the interpreter would try to write it again at exit."""
     with suppress(OSError):  # stdout may not be a file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def one_line(error: BaseException) -> str:
-    """Return what is wrong and where, in one line; unexpected errors show their type."""
-    if hasattr(error, "format_message"):  # raised by the command-line parser
-        context = getattr(error, "ctx", None)
-        return f"{error.format_message()} (see {context.command_path if context else 'cynosure'} --help)"
-    message = " ".join(str(error).split())
-    if isinstance(error, OSError) and error.strerror and (error.filename or error.errno in FULL):
-        way_out = "; free some space and run the same command again" if error.errno in FULL else ""
-        return f"{error.filename or 'standard output'}: {error.strerror.lower()}{way_out}"
-    if isinstance(error, UnicodeEncodeError):
-        return f"cannot encode the output as {error.encoding} ({error.reason}): set PYTHONIOENCODING=utf-8"
-    if isinstance(error, ValueError | OSError):
-        return message
-    if isinstance(error, MemoryError) or "can't allocate memory" in message:  # torch raises a RuntimeError
-        return f"not enough memory: {message or 'an allocation failed'}. Close other programs, or give less at once"
-    return f"{type(error).__name__}: {message} (--debug shows the traceback)"

@@ -1,5 +1,6 @@
 """What the commands share: options, examples, notes and JSON output."""
 
+import errno
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ import typer
 
 from cynosure.system.escapes import visible
 
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 COLUMNS = 80  # of output that is not a terminal
 # Arguments as the library's messages name them: `bad_rows`, `bad_rows='skip'`. `as_options` translates them to options.
 NAMED = (
@@ -189,6 +191,24 @@ def complain(message: str) -> None:
         say_in_one_line(f"{who}: {message}")
 
 
+def one_line(error: BaseException) -> str:
+    """Return what is wrong and where, in one line; unexpected errors show their type."""
+    if hasattr(error, "format_message"):  # raised by the command-line parser
+        context = getattr(error, "ctx", None)
+        return f"{error.format_message()} (see {context.command_path if context else 'cynosure'} --help)"
+    message = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror and (error.filename or error.errno in FULL):
+        way_out = "; free some space and run the same command again" if error.errno in FULL else ""
+        return f"{error.filename or 'standard output'}: {error.strerror.lower()}{way_out}"
+    if isinstance(error, UnicodeEncodeError):
+        return f"cannot encode the output as {error.encoding} ({error.reason}): set PYTHONIOENCODING=utf-8"
+    if isinstance(error, ValueError | OSError):
+        return message
+    if isinstance(error, MemoryError) or "can't allocate memory" in message:  # torch raises a RuntimeError
+        return f"not enough memory: {message or 'an allocation failed'}. Close other programs, or give less at once"
+    return f"{type(error).__name__}: {message} (--debug shows the traceback)"
+
+
 def note(notes: Iterable[str], quiet: bool) -> None:
     """Print notes on the results, each once."""
     for text in () if quiet else dict.fromkeys(notes):
@@ -228,8 +248,13 @@ def show_notes(quiet: bool) -> None:
 
 def print_json(value: Any) -> None:
     """Print a value as JSON on stdout, with characters that do not print escaped."""
+    print(json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Return a value as JSON, with characters that do not print escaped."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    print(NOT_ASCII.sub(lambda match: match[0] if match[0].isprintable() else json_escape(match[0]), text))
+    return NOT_ASCII.sub(lambda match: match[0] if match[0].isprintable() else json_escape(match[0]), text)
 
 
 def json_escape(character: str) -> str:

@@ -7,6 +7,7 @@ import typer
 
 from cynosure.cli import common
 from cynosure.cli.progress import shown_progress
+from cynosure.cli.report import NoReport, add_report
 
 if TYPE_CHECKING:
     from cynosure.measure import Comparison
@@ -16,6 +17,7 @@ EXAMPLES = (
     'cynosure compare run-a run-b --fail-if "bits_per_byte > +0.5%" --junit gates.xml',
     "cynosure compare model-a model-b notes.txt",
 )
+COMPARISON = "comparison.json"
 OF_MODELS = (
     "protocol", "window", "stride", "bos", "special", "chat", "dtype", "device", "batch_tokens", "limit", "column",
     "errors", "split_at", "bad_rows", "trust_remote_code", "allow_unused_weights",
@@ -69,6 +71,13 @@ def compare(
             show_default=False,
         ),
     ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Directory for comparison.json and report.html. [default: none]", show_default=False
+        ),
+    ] = None,
+    no_report: NoReport = False,
     protocol: Annotated[
         str, typer.Option(help="Scoring protocol, as for score. This option and those below need TEXT.")
     ] = "sliding",
@@ -119,6 +128,8 @@ def compare(
     common.show_notes(quiet)
     gates = [measure.Gate.parse(text) for text in fail_if or []]
     check_files(markdown, junit, len(gates))
+    if out is not None:
+        check_out(out)
     if texts:
         comparison = of_models((a, b), texts, {name: context.params[name] for name in OF_MODELS}, quiet)
     else:
@@ -135,6 +146,12 @@ def compare(
     else:
         compare_report.show(comparison, verdicts)
     common.note(comparison.notes, quiet)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        values = comparison.to_json() | {"gates": [verdict.to_json() for verdict in verdicts]}
+        write_out(out / COMPARISON, common.json_text(values).encode("utf-8", "backslashreplace"))
+        if not no_report:
+            add_report(lambda: write_report(comparison, out, () if texts else (a, b)), quiet)
     if common.settings.failed:
         raise typer.Exit(1)
 
@@ -146,6 +163,24 @@ def check_files(markdown: Path | None, junit: Path | None, n_gates: int) -> None
             raise ValueError(f"{option}: no such folder: {path.parent}. Make it first")
     if junit is not None and not n_gates:
         raise ValueError("--junit has no gates to write: add --fail-if")
+
+
+def check_out(folder: Path) -> None:
+    """Raise ValueError for a folder that holds anything but a comparison, before any work is done."""
+    from cynosure.reporting import REPORT
+    from cynosure.system.folders import check_is_folder, first_foreign
+
+    check_is_folder(folder)
+    if folder.is_dir() and (other := first_foreign(folder, (COMPARISON, REPORT).__contains__)):
+        raise ValueError(f"{folder} holds {other}, which is not of a comparison: give another `out`")
+
+
+def write_report(comparison: "Comparison", out: Path, runs: tuple[str, ...]) -> Path:
+    """Write the report of a comparison, with the text token by token if it is of two runs."""
+    from cynosure import measure, reporting
+
+    page = reporting.comparison_page(comparison, *map(measure.open_run, runs))
+    return reporting.write_page(page, out / reporting.REPORT)
 
 
 def check_left_out(context: typer.Context) -> None:

@@ -1,6 +1,7 @@
 """`cynosure predict`: next-token probabilities, and the loss of a given continuation."""
 
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -29,6 +30,14 @@ def predict(
         typer.Option(help="Continuation to score; it usually begins with a space. [default: none]", show_default=False),
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Number of most likely tokens to list.")] = 10,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="File for a page that shows the probabilities as bars. [default: none]",
+            show_default=False,
+        ),
+    ] = None,
     special: common.Special = "text",
     dtype: common.Dtype = "auto",
     device: common.Device = "auto",
@@ -48,6 +57,8 @@ def predict(
     from cynosure.text import one_text, read_as, special_strings
 
     common.show_notes(quiet)
+    if html is not None and not html.parent.is_dir():
+        raise ValueError(f"--html: no such folder: {html.parent}. Make it first")
     text = one_text(text)
     loaded = models.load(
         model, dtype=dtype, device=device, tokenizer=tokenizer, revision=revision,
@@ -61,6 +72,10 @@ def predict(
         common.print_json(prediction.to_json())
     else:
         show(prediction)
+    if html is not None:
+        from cynosure import reporting
+
+        common.note([f"the page is {reporting.write_page(reporting.prediction_page(prediction), html)}"], quiet)
 
 
 def show(prediction: "Prediction") -> None:

@@ -8,6 +8,7 @@ import typer
 
 from cynosure.cli import common
 from cynosure.cli.progress import shown_progress
+from cynosure.cli.report import NoReport, add_report
 
 EXAMPLES = (
     "cynosure score smollm2 notes.txt",
@@ -52,10 +53,12 @@ def score(
         Path | None,
         typer.Option(
             metavar="RUN",
-            help="Directory for the loss of every token; an interrupted run resumes there. [default: not stored]",
+            help="Directory for the loss of every token, and report.html; an interrupted run resumes there. "
+            "[default: not stored]",
             show_default=False,
         ),
     ] = None,
+    no_report: NoReport = False,
     batch_tokens: Annotated[
         int | None,
         typer.Option(
@@ -141,3 +144,12 @@ def score(
     else:
         tables.show(every[0])
     common.note((note for scores in every for note in scores.notes), quiet)
+    if out is None or no_report:
+        return
+    from cynosure import reporting
+
+    if protocol == "all":
+        found = {name: scores for name, scores in by_protocol.items() if not isinstance(scores, str)}
+        add_report(lambda: reporting.write_page(reporting.protocols_page(found, out), out / reporting.REPORT), quiet)
+    else:
+        add_report(lambda: reporting.report(every[0]), quiet)

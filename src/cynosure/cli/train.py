@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cynosure.cli import common
+from cynosure.cli.report import NoReport, add_report
 from cynosure.cli.train_options import with_settings
 from cynosure.training import TrainSettings
 
@@ -36,7 +37,8 @@ def train(
         Path,
         typer.Option(
             metavar="RUN",
-            help="Directory for checkpoints, metrics and curves; must not exist, or belong to the same run.",
+            help="Directory for checkpoints, metrics, curves and report.html; must not exist, or belong to the same "
+            "run.",
         ),
     ],
     valid: Annotated[
@@ -54,6 +56,7 @@ def train(
             metavar="NAME", help="Experiment tracker: tensorboard, wandb or trackio; repeatable. [default: none]"
         ),
     ] = None,
+    no_report: NoReport = False,
     trust_remote_code: common.TrustRemoteCode = False,
     allow_unused_weights: common.AllowUnusedWeights = False,
     column: common.Column = None,
@@ -69,9 +72,9 @@ def train(
     """Train a new model on texts, or fine-tune an existing one.
 
     Documents are packed into rows and do not attend to each other; a prompt stays with its completion. A tenth of the
-    documents is held out for validation. The directory --out gets the best model, checkpoints, metrics, samples and
-    curves. --resume continues an interrupted run bit for bit. torchrun shares every batch among processes. Exit status
-    1 if training diverges.
+    documents is held out for validation. The directory --out gets the best model, checkpoints, metrics, samples,
+    curves and a report. --resume continues an interrupted run bit for bit. torchrun shares every batch among
+    processes. Exit status 1 if training diverges.
     """
     if not texts and not resume:
         raise ValueError("no texts to train on: give files, folders, globs, - (stdin) or a dataset, or --resume")
@@ -104,9 +107,19 @@ def train(
             trained = run(corpus, out, train_settings, watcher=watcher, **training)
     except Diverged as error:
         common.complain(str(error))
+        add_report_of(out, no_report, quiet)
         raise typer.Exit(1) from None
     if common.leads():
         show(trained, format)
+    add_report_of(out, no_report, quiet)
+
+
+def add_report_of(out: Path, no_report: bool, quiet: bool) -> None:
+    """Make the report of the run, in the process that prints."""
+    if common.leads() and not no_report:
+        from cynosure import reporting
+
+        add_report(lambda: reporting.report(out), quiet)
 
 
 def show(trained: "Trained", format: str) -> None:

@@ -1,3 +1,7 @@
+from cynosure.measure.comparison.align import Segments as Segments
+from cynosure.measure.comparison.align import Side as Side
+from cynosure.measure.comparison.align import align as align
+from cynosure.measure.comparison.align import comparable as comparable
 from cynosure.measure.comparison.compare import compare as compare
 from cynosure.measure.comparison.comparison import Comparison as Comparison
 from cynosure.measure.comparison.diverge import diverge as diverge
@@ -7,8 +11,14 @@ from cynosure.measure.comparison.gate import junit as junit
 from cynosure.measure.prediction import Prediction as Prediction
 from cynosure.measure.prediction import percent as percent
 from cynosure.measure.prediction import predict as predict
+from cynosure.measure.results.figures import MEANINGS as MEANINGS
+from cynosure.measure.results.protocols import open_protocols as open_protocols
 from cynosure.measure.results.scores import Scores as Scores
 from cynosure.measure.results.scores import open_run as open_run
+from cynosure.measure.results.wording import NAMES as NAMES
+from cynosure.measure.results.wording import conclusion as conclusion
+from cynosure.measure.results.wording import described as described
+from cynosure.measure.results.wording import html_table as html_table
 from cynosure.measure.scoring.all_protocols import check_all_own as check_all_own
 from cynosure.measure.scoring.all_protocols import score_all as score_all
 from cynosure.measure.scoring.corpus import Corpus as Corpus
@@ -17,5 +27,9 @@ from cynosure.measure.scoring.scorer import Progress as Progress
 from cynosure.measure.scoring.scorer import Say as Say
 from cynosure.measure.statistics.meter import Meter as Meter
 from cynosure.measure.statistics.stats import Statistics as Statistics
+from cynosure.measure.storage.manifest import MANIFEST as MANIFEST
+from cynosure.measure.storage.rows import numbers as numbers
+from cynosure.measure.storage.store import SUMMARY as SUMMARY
+from cynosure.measure.storage.store import Store as Store
 from cynosure.measure.storage.store import check_own as check_own
 from cynosure.measure.storage.store import remove_run as remove_run

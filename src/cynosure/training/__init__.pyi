@@ -1,4 +1,10 @@
 from cynosure.training.folder import MANIFEST as MANIFEST
+from cynosure.training.folder import METRICS as METRICS
+from cynosure.training.folder import SAMPLES as SAMPLES
+from cynosure.training.folder import SCORES as SCORES
+from cynosure.training.folder import VALIDATION as VALIDATION
+from cynosure.training.folder import VALIDATIONS as VALIDATIONS
+from cynosure.training.folder import RunFolder as RunFolder
 from cynosure.training.run import Trained as Trained
 from cynosure.training.run import train as train
 from cynosure.training.settings import TOKENS as TOKENS

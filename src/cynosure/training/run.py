@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import torch
 
 from cynosure.loss import settle
-from cynosure.measure import Corpus, Scores, open_run
+from cynosure.measure import Corpus, Scores, html_table, open_run
 from cynosure.models import find_device, load, weights_digest
 from cynosure.system.numbers import counted
 from cynosure.system.quiet import calm_transformers
@@ -54,6 +54,21 @@ class Trained:
     def model_folder(self) -> Path:
         """The folder of the best model, in the format of transformers."""
         return self.folder / MODEL
+
+    def _repr_html_(self) -> str:
+        """A table for a notebook."""
+        plan, step = self.plan, self.best_step
+        rows = [
+            ("parameters", f"{self.parameters:,}", "", ""),
+            ("steps", f"{plan.steps:,}", "", f"of {plan.batch_tokens:,} tokens each"),
+            (
+                "best step",
+                "" if step is None else f"{step:,}",
+                "",
+                "whose model is kept: the lowest held-out loss",
+            ),
+        ]
+        return html_table(str(self.folder), [*rows, *(self.scores.lines() if self.scores else ())])
 
 
 def train(

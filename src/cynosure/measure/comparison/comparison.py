@@ -12,9 +12,11 @@ from cynosure.measure.comparison.excerpts import in_context
 from cynosure.measure.comparison.tally import CELL_BYTES, Tally, difference, grouped
 from cynosure.measure.results import wording
 from cynosure.measure.results.figures import Figure, exponential
-from cynosure.measure.results.scores import MOST_DOCUMENTS, Setting
-from cynosure.measure.statistics.bootstrap import BASE_TOKENS, Method, choose, interval, paired
+from cynosure.measure.results.scores import Setting
+from cynosure.measure.statistics.bootstrap import BASE_TOKENS, Interval, Method, choose, interval, paired
+from cynosure.measure.statistics.breakdown import MOST_DOCUMENTS
 from cynosure.measure.statistics.classes import CLASSES
+from cynosure.measure.statistics.stretches import stretch, stretch_interval
 from cynosure.measure.storage.rows import DocumentFacts, Ints, lost_text
 from cynosure.system.numbers import finite
 
@@ -146,6 +148,7 @@ def compare_sides(a: Side, b: Side) -> Comparison:
         tally.add(part)
     method, clusters, documents, sums = Clusters.of(tally)
     _, n_bytes, nats_a, nats_b, *_ = sums
+    changes = clusters.changes(method, same=tally.same)
     shown = in_context(a, tally.losses.excerpts() + tally.gains.excerpts())
     n_losses = len(tally.losses.worse)
     comparison = Comparison(
@@ -157,7 +160,7 @@ def compare_sides(a: Side, b: Side) -> Comparison:
         tokens_b=int(tally.tokens[1]),
         impossible_a=int(tally.impossible[0]),
         impossible_b=int(tally.impossible[1]),
-        changes=clusters.changes(method, same=tally.same),
+        changes=changes,
         resampling=Resampling.of(method),
         agreement=agreement(tally),
         wins={
@@ -165,7 +168,7 @@ def compare_sides(a: Side, b: Side) -> Comparison:
             "b": int((nats_b < nats_a).sum()),
             "ties": int((nats_a == nats_b).sum()),
         },
-        by_document=by_document([a.facts[key] for key in documents.tolist()], n_bytes, nats_a, nats_b),
+        by_document=by_document(a, tally, documents, sums, changes["bits_per_byte"].difference),
         by_class=by_class(tally),
         losses=shown[:n_losses],
         gains=shown[n_losses:],
@@ -250,11 +253,32 @@ def row(n_bytes: float, nats_a: float, nats_b: float) -> dict[str, Any]:
     }
 
 
-def by_document(facts: list[DocumentFacts], n_bytes: Floats, nats_a: Floats, nats_b: Floats) -> list[dict[str, Any]]:
-    """Return a row for each document, in order. With very many documents, only those with the largest difference."""
+def by_document(side: Side, tally: Tally, keys: Ints, sums: Floats, of_all: Figure) -> list[dict[str, Any]]:
+    """Return a row for each document, in order. With very many documents, only those with the largest difference.
+
+    `keys` (G,) and `sums` (7, G) are those of all documents. `low` and `high` are the interval of the difference; None
+    if there is too little text. If there is one document, it is the interval `of_all` text.
+    """
+    _, n_bytes, nats_a, nats_b, *_ = sums
     order = np.argsort(-np.abs(difference(nats_a, nats_b)), kind="stable")[:MOST_DOCUMENTS]
-    values = np.stack([n_bytes, nats_a, nats_b], axis=1).tolist()
-    return [{"document": facts[i].name, **row(*values[i])} for i in np.sort(order).tolist()]
+    chosen, values = np.sort(order), np.stack([n_bytes, nats_a, nats_b], axis=1)
+    facts = [side.facts[key] for key in keys[chosen].tolist()]
+    found: list[Any] = [of_all] if len(keys) == 1 else document_intervals(facts, *tally.cells())
+    return [
+        {"document": fact.name, **row(*part), "low": interval and interval.low, "high": interval and interval.high}
+        for fact, part, interval in zip(facts, values[chosen].tolist(), found, strict=True)
+    ]
+
+
+def document_intervals(facts: list[DocumentFacts], keys: Ints, cells: Floats) -> list[Interval | None]:
+    """Return the interval of the difference in bits per byte of each document; `keys` and `cells` as in `Tally`."""
+    found: list[Interval | None] = []
+    for fact in facts:
+        inside = slice(*np.searchsorted(keys, [fact.document << 32, (fact.document + 1) << 32]))
+        size = stretch(-(-fact.n_bytes // CELL_BYTES), 1)
+        _, (_, n_bytes, nats_a, nats_b, *_) = grouped((keys[inside] & 0xFFFFFFFF) // size, list(cells[:, inside]))
+        found.append(stretch_interval(difference(nats_a, nats_b) / math.log(2), n_bytes))
+    return found
 
 
 def by_class(tally: Tally) -> list[dict[str, Any]]:

@@ -28,7 +28,6 @@ from cynosure.system.numbers import counted, finite, number
 from cynosure.text import DoesNotApply, read_as, split_hint
 
 SHOWN = 20  # costliest tokens and spans in the JSON
-MOST_DOCUMENTS = 200  # in the JSON, those with most nats
 
 log = logging.getLogger("cynosure")
 
@@ -299,7 +298,8 @@ class Scores:
             "by_class": breakdown.by_class(statistics),
             "by_position": breakdown.by_position(statistics),
             "by_frequency": breakdown.by_frequency(statistics),
-            "by_document": costliest(breakdown.by_document(statistics)),
+            "by_document": breakdown.by_document(statistics, self.intervals.bits_per_byte),
+            "by_loss": statistics.losses.rows(),
             "worst_tokens": breakdown.worst(statistics, statistics.worst_tokens, SHOWN),
             "worst_spans": breakdown.worst(statistics, statistics.worst_spans, SHOWN),
         }
@@ -327,12 +327,6 @@ def calibration_values(report: CalibrationReport | None) -> dict[str, Any] | Non
     first = ("ece", "brier", "best_temperature", "recoverable_nats_per_token")
     values: dict[str, Any] = {name: getattr(report, name) for name in first} | report.to_json()
     return values | {"bins": list(values["bins"]), "curve": [list(point) for point in values["curve"]]}
-
-
-def costliest(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the documents in order. With very many, only those with the most nats."""
-    chosen = sorted(range(len(documents)), key=lambda i: -documents[i]["share_of_nats"])[:MOST_DOCUMENTS]
-    return [documents[i] for i in sorted(chosen)]
 
 
 def open_run(folder: str | Path) -> Scores:

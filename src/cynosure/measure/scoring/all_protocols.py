@@ -1,14 +1,14 @@
 """Score the same texts under every protocol, to show why tools report different numbers for one model."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cynosure.measure.results.protocols import as_printed
 from cynosure.measure.results.scores import Scores
 from cynosure.measure.scoring.corpus import Corpus
 from cynosure.measure.scoring.score import EXPECTED, score
-from cynosure.measure.storage.store import check_own
+from cynosure.measure.storage.store import REPORT, check_own
 from cynosure.models import SplitModel
 from cynosure.system.folders import check_is_folder, first_foreign
 from cynosure.system.workers import Workers
@@ -91,14 +91,12 @@ def check_all_own(folder: Path) -> None:
     Raises:
         ValueError: the path is something else.
     """
+
+    def is_of_all(name: str) -> bool:
+        return name in PROTOCOLS or bool(REPORT.fullmatch(name))
+
     check_is_folder(folder)
-    if folder.is_dir() and (other := first_foreign(folder, PROTOCOLS.__contains__)):
+    if folder.is_dir() and (other := first_foreign(folder, is_of_all)):
         raise ValueError(f"{folder} holds {other}, which is not a run of a protocol: give another `out`")
     for name in PROTOCOLS:
         check_own(folder / name)
-
-
-def as_printed(strided: Scores) -> Scores:
-    """Average the scores of `strided` as Hugging Face's page does."""
-    notes = tuple(note.replace("strided leaves", "strided-legacy leaves") for note in strided.setting.notes)
-    return replace(strided, setting=strided.setting._replace(protocol="strided-legacy", notes=notes))

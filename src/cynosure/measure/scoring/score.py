@@ -23,6 +23,7 @@ from cynosure.measure.statistics.calibration import TEMPERATURES
 from cynosure.measure.storage.manifest import MANIFEST, difference
 from cynosure.measure.storage.rows import DocumentFacts
 from cynosure.measure.storage.store import Store, check_own, other_run
+from cynosure.measure.storage.texts import LIKELIEST, likeliest_ids
 from cynosure.models import SplitModel, split
 from cynosure.system.folders import locked
 from cynosure.system.workers import Workers
@@ -35,6 +36,7 @@ from cynosure.text import (
     check_special,
     prefix_token,
     settle_bos,
+    token_texts,
 )
 
 TOPK = 5  # likeliest tokens kept in a store
@@ -233,8 +235,18 @@ class StoredRun(NamedTuple):
         store = Store.open(folder)
         if workers.leads:
             store.finish(n_units, (*self.scorer.batching.found, *self.corpus.notes))
+            if len(done) < n_units or not store.token_texts():
+                self.put_token_texts(store)
         workers.meet()
         return store if workers.leads else Store.open(folder)
+
+    def put_token_texts(self, store: Store) -> None:
+        """Write the texts of the likeliest tokens. A model may have more ids than its tokenizer; those have no text."""
+        tokenizer = self.scorer.model.tokenizer
+        ids = likeliest_ids(store.columns(number, LIKELIEST) for number in range(store.manifest["units"]))
+        ids = ids[ids <= max(tokenizer.get_vocab().values())]
+        texts = token_texts(tokenizer, ids)
+        store.put_token_texts(dict(zip(ids.tolist(), texts, strict=True)))
 
     def find(self, folder: Path) -> Store:
         """Return the finished run in a read-only folder. Raise ValueError if there is none, or another."""

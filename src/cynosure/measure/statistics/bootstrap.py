@@ -202,7 +202,7 @@ def choose(
     if not len(documents):
         raise ValueError("there is nothing to resample: no document has a scored token")
     if len(documents) >= ENOUGH_DOCUMENTS:
-        why = _too_few(documents[:, 1], "document") or _lopsided(documents, "document")
+        why = why_unreliable(documents, "document")
         return Method("documents", len(documents), None, seed, n_resamples, why), documents
     if base is None or document is None:
         raise ValueError(
@@ -211,9 +211,16 @@ def choose(
     length = block_length(base[:, 0], base[:, 1], document)
     clusters = blocks(base, document, length)
     clusters = clusters[clusters[:, 1] > 0]
-    why = _too_few(clusters[:, 1], "block") or _lopsided(clusters, "block")
-    why = why or _too_narrow(len(documents), length, len(base))
+    why = why_unreliable(clusters, "block") or _too_narrow(len(documents), length, len(base))
     return Method("blocks", len(clusters), length * BASE_TOKENS, seed, n_resamples, why), clusters
+
+
+def why_unreliable(clusters: Floats, kind: str) -> str | None:
+    """Say why clusters are too few or too unequal to resample; None if they are good enough.
+
+    `clusters` is (n, k); the first two columns are y and x.
+    """
+    return _too_few(clusters[:, 1], kind) or _lopsided(clusters, kind)
 
 
 def _too_few(x: Floats, kind: str) -> str | None:

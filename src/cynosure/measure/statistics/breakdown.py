@@ -5,14 +5,17 @@ from typing import Any
 
 import numpy as np
 
+from cynosure.measure.statistics.bootstrap import Interval
 from cynosure.measure.statistics.classes import CLASSES
 from cynosure.measure.statistics.groups import Grouped
 from cynosure.measure.statistics.stats import Statistics
+from cynosure.measure.statistics.stretches import stretch_interval
 from cynosure.measure.statistics.worst import Costly
 from cynosure.measure.storage.rows import Ints, told_per_byte
 from cynosure.system.numbers import finite
 
 N_DECILES = 10
+MOST_DOCUMENTS = 200
 
 
 def by_class(statistics: Statistics) -> list[dict[str, Any]]:
@@ -47,11 +50,29 @@ def seen(counts: Ints, chosen: Any) -> dict[str, int]:
     return {"kinds": len(occurrences), "seen_from": int(occurrences.min()), "seen_to": int(occurrences.max())}
 
 
-def by_document(statistics: Statistics) -> list[dict[str, Any]]:
-    """Return a row for each document with a scored token."""
+def by_document(statistics: Statistics, of_all: Interval | None = None) -> list[dict[str, Any]]:
+    """Return a row for each document with a scored token, in order. With very many, only those with the most nats.
+
+    `low` and `high` are the interval of bits per byte; None if there is too little text. If there is one document, it
+    is the interval `of_all` text.
+    """
     sums = statistics.documents.sums()
-    labels = [{"document": statistics.facts[key].name} for key in sums.keys.tolist()]
-    return rows(sums, labels, [told_per_byte([statistics.facts[key]]) for key in sums.keys.tolist()])
+    keys = sums.keys.tolist()
+    labels = [{"document": statistics.facts[key].name} for key in keys]
+    documents = rows(sums, labels, [told_per_byte([statistics.facts[key]]) for key in keys])
+    chosen = sorted(range(len(keys)), key=lambda i: -documents[i]["share_of_nats"])[:MOST_DOCUMENTS]
+    found = {keys[0]: of_all} if len(keys) == 1 else document_intervals(statistics, {keys[i] for i in chosen})
+    ranges = ((i, found.get(keys[i])) for i in sorted(chosen))
+    return [documents[i] | {"low": x and x.low, "high": x and x.high} for i, x in ranges]
+
+
+def document_intervals(statistics: Statistics, chosen: set[int]) -> dict[int, Interval | None]:
+    """Return the intervals of bits per byte of the documents chosen, as far as they are long enough."""
+    return {
+        key: stretch_interval(sums.carried_nats / math.log(2), sums.counts("n_bytes").astype(np.float64))
+        for key, sums in statistics.stretches.of_documents().items()
+        if key in chosen and told_per_byte([statistics.facts[key]])
+    }
 
 
 def metrics(sums: Grouped, known: bool | list[bool]) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ merged in any order with the same result.
 
 import math
 from dataclasses import asdict, dataclass, field
+from statistics import NormalDist
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -20,6 +21,7 @@ Ints = NDArray[np.int64]
 TEMPERATURES = tuple(14 / (28 - 3 * i) for i in range(8))  # 0.5 to 2
 N_BINS = 15  # customary since Guo et al. (2017)
 Binning = Literal["mass", "width"]  # bins of equally many tokens, or of equal width as in torchmetrics and netcal
+N_CONFIDENCES = 20  # cells of the histogram
 N_CELLS = 4096
 EDGES = np.sin(np.linspace(0, np.pi / 2, N_CELLS + 1)) ** 2  # cells of 1.5e-7 at 0 and 1, of 3.8e-4 in the middle
 GRID = 4096  # cells of equal width, in which confidences are smoothed
@@ -36,6 +38,24 @@ class Bin:
     count: int
     confidence: float  # mean
     accuracy: float
+    accuracy_low: float  # ends of its 95% interval
+    accuracy_high: float
+
+
+class AtTemperature(NamedTuple):
+    """The loss with all logits divided by a temperature."""
+
+    temperature: float
+    nats_per_token: float
+
+
+class ConfidenceCount(NamedTuple):
+    """How many tokens have a confidence from `low` to `high`, and how many of their likeliest tokens are right."""
+
+    low: float
+    high: float
+    tokens: int
+    correct: int
 
 
 @dataclass(frozen=True)
@@ -55,10 +75,13 @@ class CalibrationReport:
     binning: Binning
     bins: tuple[Bin, ...]
     curve: tuple[tuple[float, float], ...]  # (confidence, accuracy), smooth
+    temperatures: tuple[AtTemperature, ...]  # ascending, with 1.0
+    confidence: tuple[ConfidenceCount, ...]  # in cells of equal width
 
     def to_json(self) -> dict[str, Any]:
         """Return all fields as plain values."""
-        return asdict(self)
+        rows = {name: [row._asdict() for row in getattr(self, name)] for name in ("temperatures", "confidence")}
+        return asdict(self) | rows
 
 
 @dataclass(eq=False)
@@ -166,6 +189,8 @@ class Calibration:
             binning=binning,
             bins=bins,
             curve=curve,
+            temperatures=tuple(sorted(map(AtTemperature, (*TEMPERATURES, 1.0), (*tempered, nll)))),
+            confidence=_histogram(cells),
         )
 
 
@@ -196,8 +221,29 @@ def _bins(cells: _Cells, index: Ints, n_bins: int, binning: Binning) -> tuple[Bi
     low, high = EDGES[index[first]], EDGES[index[last] + 1]
     if binning == "width":
         low, high = numbers / n_bins, (numbers + 1) / n_bins
-    columns = (low, high, tokens.astype(np.int64), confidence / tokens, right / tokens)
+    columns = (low, high, tokens.astype(np.int64), confidence / tokens, right / tokens, *wilson(right, tokens))
     return tuple(Bin(*row) for row in zip(*(column.tolist() for column in columns), strict=True))
+
+
+def wilson(right: Floats, tokens: Floats) -> tuple[Floats, Floats]:
+    """Return Wilson's 95% interval (1927) of the shares right / tokens, (n,); it takes tokens as independent.
+
+    >>> [end.round(3).tolist() for end in wilson(np.array([0.0, 5.0]), np.array([10.0, 10.0]))]
+    [[0.0, 0.237], [0.278, 0.763]]
+    """
+    share, z = right / tokens, NormalDist().inv_cdf(0.975)
+    centre = share + z**2 / (2 * tokens)
+    half = z * np.sqrt(share * (1 - share) / tokens + z**2 / (4 * tokens**2))
+    low, high = ((centre + x) / (1 + z**2 / tokens) for x in (-half, half))
+    return np.where(right == 0, 0.0, low), np.where(right == tokens, 1.0, high)
+
+
+def _histogram(cells: _Cells) -> tuple[ConfidenceCount, ...]:
+    """Count tokens by confidence, in cells of equal width."""
+    at = np.minimum((N_CONFIDENCES * cells.confidence / cells.tokens).astype(np.int64), N_CONFIDENCES - 1)
+    edges = (np.arange(N_CONFIDENCES + 1) / N_CONFIDENCES).tolist()
+    tokens, right = (np.bincount(at, column, N_CONFIDENCES).astype(np.int64).tolist() for column in cells[:2])
+    return tuple(map(ConfidenceCount, edges[:-1], edges[1:], tokens, right))
 
 
 def _expected_errors(bins: tuple[Bin, ...]) -> tuple[float, float]:

@@ -11,7 +11,9 @@ from cynosure.loss import TokenSums
 from cynosure.measure.statistics.bootstrap import BASE_TOKENS, ENOUGH_DOCUMENTS
 from cynosure.measure.statistics.calibration import Calibration
 from cynosure.measure.statistics.classes import describe
+from cynosure.measure.statistics.distribution import Distribution
 from cynosure.measure.statistics.groups import Accumulator, Grouped, token_rows
+from cynosure.measure.statistics.stretches import Stretches
 from cynosure.measure.statistics.sums import Sums
 from cynosure.measure.statistics.worst import Costly, costly_spans, costly_tokens, keep
 from cynosure.measure.storage.rows import DocumentFacts, Ints, Shard, numbers, told_per_byte
@@ -66,6 +68,8 @@ class Statistics:
         self.documents, self.positions, self.tokens, self.classes = (Accumulator() for _ in range(4))
         self.windows = Accumulator()  # by document and window
         self.blocks: Accumulator | None = Accumulator()  # by document and 16 tokens; None with many documents
+        self.stretches = Stretches()  # of the longest documents
+        self.losses = Distribution()
         self.squares = Sums.zeros()  # of the losses
         self.calibration = Calibration()
         self.context = Context()
@@ -106,6 +110,8 @@ class Statistics:
             if (accumulator := getattr(self, name)) is not None:
                 accumulator.add(Grouped.of(keys, sums))
         self.drop_blocks()
+        self.stretches.add(shard.facts, document >> 32, numbers(table, "index")[at], sums)
+        self.losses.update(nll)
         finite = np.where(np.isfinite(nll), nll, 0).astype(np.float64)
         self.squares += Sums.of(np.minimum(finite**2, 2.0**21))
         confidence, brier, tempered = (
@@ -125,6 +131,8 @@ class Statistics:
             self.drop_blocks()
         else:
             self.blocks = None
+        self.stretches.merge(other.stretches)
+        self.losses += other.losses
         self.squares += other.squares
         self.context = self.context.merged(other.context)
         self.calibration += other.calibration

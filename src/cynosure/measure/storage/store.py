@@ -9,17 +9,22 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow as pa
 from pyarrow import parquet
 
 from cynosure.measure.storage.manifest import MANIFEST, difference, identity, read_manifest, sealed
 from cynosure.measure.storage.rows import DocumentFacts, Shard
 from cynosure.measure.storage.shards import Label, decode, decode_label, digest, encode, parse
+from cynosure.measure.storage.texts import TOKEN_TEXTS, decode_texts, encode_texts
 from cynosure.system.files import write_whole
 from cynosure.system.folders import LOCK, SYSTEM_FILES, check_is_folder, first_foreign
 
 SUMMARY = "summary.json"
 SHARD = re.compile(r"tokens-(?P<number>[0-9]{6,})-(?P<digest>[0-9a-f]{16})\.parquet")
-PARTIAL = re.compile(r"(manifest|summary|tokens-\d+-[0-9a-f]+)\.(json|parquet)\.[0-9a-f]+\.partial")  # by `write_whole`
+PARTIAL = re.compile(
+    r"(manifest|summary|token_texts|tokens-\d+-[0-9a-f]+)\.(json|parquet)\.[0-9a-f]+\.partial"
+)  # by `write_whole`
+REPORT = re.compile(r"(?s)report(-vs-.*)?\.html(\.[0-9a-f]+\.partial)?")  # made from the run by `cynosure report`
 AGAIN = "score the same again, which redoes that part"
 
 log = logging.getLogger("cynosure")
@@ -181,9 +186,32 @@ class Store:
         self.check_label(number, file, label)
         return shard, float(label.seconds)
 
+    def columns(self, number: int, names: list[str]) -> pa.Table:
+        """Read some columns of a shard, without checking the checksum. Columns that it lacks are left out."""
+        path = self.files[number][0].path
+        try:
+            with parquet.ParquetFile(path) as file:
+                return file.read(columns=names, use_threads=False)
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{path} is damaged: {AGAIN}") from error
+
+    def token_texts(self) -> dict[int, str]:
+        """Return the texts of the likeliest tokens by id; empty if the run has none or their file is damaged."""
+        try:
+            return decode_texts((self.folder / TOKEN_TEXTS).read_bytes(), self.identity)
+        except OSError:
+            return {}
+
+    def put_token_texts(self, texts: dict[int, str]) -> None:
+        write_whole(self.folder / TOKEN_TEXTS, encode_texts(texts, self.identity))
+
     def facts(self, number: int) -> tuple[DocumentFacts, ...]:
         """Read the documents of a shard from the end of its file, without checking the checksum."""
         return parse(parquet.read_schema(self.files[number][0].path))[0]
+
+    def n_rows(self, number: int) -> int:
+        """Read the number of rows of a shard from the end of its file, without checking the checksum."""
+        return int(parquet.read_metadata(self.files[number][0].path).num_rows)
 
     @property
     def first_missing(self) -> int | None:
@@ -242,7 +270,7 @@ def other_run(folder: Path, different: str) -> ValueError:
 
 def is_of_run(name: str) -> bool:
     """Whether a file in the folder of a run has the name of a file of the run."""
-    return name in (MANIFEST, SUMMARY, LOCK) or bool(SHARD.fullmatch(name) or PARTIAL.fullmatch(name))
+    return name in (MANIFEST, SUMMARY, TOKEN_TEXTS, LOCK) or bool(SHARD.fullmatch(name) or PARTIAL.fullmatch(name))
 
 
 def check_own(folder: Path) -> None:
@@ -269,7 +297,7 @@ def remove_run(folder: Path) -> None:
     check_is_folder(folder)
     if not folder.is_dir():
         return
-    if other := first_foreign(folder, is_of_run):
+    if other := first_foreign(folder, lambda name: is_of_run(name) or bool(REPORT.fullmatch(name))):
         raise ValueError(f"{folder / other} is not part of the run: move it out of that folder")
     for path in list(folder.iterdir()):
         if not SYSTEM_FILES.fullmatch(path.name):

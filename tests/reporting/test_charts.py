@@ -1,0 +1,247 @@
+"""The charts of a report: what they draw, and that they are left out where there is nothing to draw."""
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from cynosure.reporting.charts.chart import Chart
+from cynosure.reporting.charts.compare import compare_charts
+from cynosure.reporting.charts.score import score_charts
+from cynosure.reporting.charts.theme import COLOURS, png_file, svg, svg_file
+from cynosure.reporting.charts.train import train_charts
+from tests.reporting.values import INFINITE, comparison_values, score_values, training_lines
+
+SCORE = [
+    "loss-distribution", "loss-by-position", "loss-by-frequency", "loss-by-class", "loss-by-document", "reliability",
+    "confidence", "temperature",
+]  # fmt: skip
+COMPARE = ["change-by-document", "change-by-class", "documents"]
+TRAIN = ["loss", "bits-per-byte", "learning-rate", "gradient-norm", "throughput", "calibration"]
+
+
+def every_chart() -> list[Chart]:
+    return [*score_charts(score_values()), *compare_charts(comparison_values()), *train_charts(*training_lines())]
+
+
+def chart(charts: list[Chart], name: str) -> Chart:
+    return next(each for each in charts if each.name == name)
+
+
+def texts(drawn: str) -> list[str]:
+    return [element.text or "" for element in ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}text")]
+
+
+def drawn_score(name: str, values: dict[str, Any]) -> str:
+    return svg(chart(score_charts(values), name))
+
+
+def test_all_charts_are_there_in_order() -> None:
+    assert [each.name for each in every_chart()] == SCORE + COMPARE + TRAIN
+
+
+@pytest.mark.parametrize("each", every_chart(), ids=lambda each: each.name)
+def test_the_page_gets_an_image_in_its_own_colours(each: Chart) -> None:
+    each.figure.to_dict()  # altair's own check of it
+    drawn = svg(each)
+    root = ElementTree.fromstring(drawn)
+    assert root.get("role") == "img"
+    assert root.get("aria-label") == each.title
+    left, top, width, _height = map(float, (root.get("viewBox") or "").split())
+    assert (left, top) == (0, 0)
+    assert 395 <= width <= 405
+    assert not {"width", "height"} & set(root.attrib)
+    attributes = {name for element in root.iter() for name in element.attrib}
+    assert not attributes & {"style", "id", "font-family", "href", "clip-path"}
+    assert not re.search(r"#[0-9a-f]{3}|rgb|NaN|Infinity", drawn)
+    used = set(re.findall(r"var\(--(\w+)\)", drawn))
+    assert used
+    assert used <= set(COLOURS)
+    sizes = {
+        float(element.attrib["font-size"].removesuffix("px"))
+        for element in root.iter()
+        if "font-size" in element.attrib
+    }
+    assert min(sizes) * 350 / width >= 11
+
+
+@pytest.mark.parametrize("each", every_chart(), ids=lambda each: each.name)
+def test_a_chart_says_what_it_is_and_has_a_table(each: Chart) -> None:
+    assert each.caption.endswith(".")
+    assert len(each.caption) > 40
+    assert each.rows
+    assert all(isinstance(x, str | int | float | None) for row in each.rows for x in row.values())
+
+
+def test_files_have_real_colours_on_paper() -> None:
+    each = chart(every_chart(), "reliability")
+    drawn = svg_file(each)
+    assert "var(" not in drawn
+    assert COLOURS["accent"] in drawn
+    assert re.match(rf'<svg [^>]*width="400"[^>]*><rect [^>]*fill="{COLOURS["paper"]}"', drawn)
+    png = png_file(each)
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    assert int.from_bytes(png[16:20], "big") == 1200
+
+
+MISSING = {
+    "loss-distribution": lambda values: values.pop("by_loss"),
+    "loss-by-position": lambda values: values.pop("by_position"),
+    "loss-by-frequency": lambda values: values.update(by_frequency=[]),
+    "loss-by-class": lambda values: values.pop("by_class"),
+    "loss-by-document": lambda values: values.update(by_document=values["by_document"][:1]),
+    "reliability": lambda values: values["calibration"].update(bins=[]),
+    "confidence": lambda values: values["calibration"].pop("confidence"),
+    "temperature": lambda values: values["calibration"].pop("temperatures"),
+}
+
+
+@pytest.mark.parametrize("name", SCORE)
+def test_a_chart_without_values_is_left_out(name: str) -> None:
+    values = score_values()
+    MISSING[name](values)
+    assert [each.name for each in score_charts(values)] == [other for other in SCORE if other != name]
+
+
+def test_nothing_known_draws_nothing() -> None:
+    assert score_charts({"calibration": None}) == compare_charts({}) == train_charts([], []) == []
+
+
+@pytest.mark.parametrize("value", INFINITE)
+@pytest.mark.parametrize(
+    ("charts", "values"), [(score_charts, score_values), (compare_charts, comparison_values)], ids=["score", "compare"]
+)
+def test_what_is_unknown_or_infinite_is_not_drawn(
+    charts: Callable[[dict[str, Any]], list[Chart]], values: Callable[[], dict[str, Any]], value: float | None
+) -> None:
+    damaged = every_second(values(), value)
+    for each in charts(damaged):
+        assert not re.search("NaN|Infinity|null|undefined", svg(each)), each.name
+
+
+def every_second(values: Any, value: float | None) -> Any:
+    """Return the values with every fraction of every second row replaced."""
+    if isinstance(values, dict):
+        return {name: every_second(x, value) for name, x in values.items()}
+    if isinstance(values, list) and values and isinstance(values[0], dict):
+        return [
+            {name: value if i % 2 and isinstance(x, float) else x for name, x in row.items()}
+            for i, row in enumerate(values)
+        ]
+    return values
+
+
+def test_loss_distribution_marks_half_of_the_nats() -> None:
+    each = chart(score_charts(score_values()), "loss-distribution")
+    assert len(each.rows) == 40  # up to the last bin with tokens
+    assert each.rows[-1]["cumulative_share_of_nats"] == pytest.approx(1)
+    # Losses evenly spread from 0 to 10 nats: the share grows as the square.
+    assert f"half of the nats: below {10 / math.sqrt(2):.1f}" in texts(svg(each))
+
+
+def test_the_costliest_documents_come_first() -> None:
+    each = chart(score_charts(score_values()), "loss-by-document")
+    names = [text for text in texts(svg(each)) if text.endswith(".txt")]
+    assert names == [f"texts/{i:02}.txt" for i in range(59, 19, -1)] or names == [
+        f"{i:02}.txt" for i in range(59, 19, -1)
+    ]
+    assert len(each.rows) == 59  # without the infinite one
+    assert "The costliest 40 of 59 are drawn." in each.caption
+    assert "all: 0.950" in texts(svg(each))
+
+
+def test_documents_without_known_bytes_are_sorted_by_their_tokens() -> None:
+    values = score_values()
+    values["by_document"] = [
+        row | {"bits_per_byte": None, "nats_per_token": 3 + i} for i, row in enumerate(values["by_document"][:3])
+    ]
+    each = chart(score_charts(values), "loss-by-document")
+    assert [row["nats_per_token"] for row in each.rows] == [5, 4, 3]
+    assert "nats per token" in texts(svg(each))
+
+
+def test_a_hostile_name_is_shown_as_text() -> None:
+    values = score_values()
+    values["by_document"] = values["by_document"][:3]
+    drawn = drawn_score("loss-by-document", values)
+    assert "<img" not in drawn
+    assert "</script" not in drawn
+    assert "\u202e" not in drawn
+    assert any(text.startswith("</script") for text in texts(drawn))
+    assert any(
+        text.startswith("</script") for text in texts(svg(chart(compare_charts(comparison_values()), "documents")))
+    )
+
+
+def test_the_lowest_temperature_is_marked() -> None:
+    assert "lowest at 1.10" in texts(drawn_score("temperature", score_values()))
+    values = score_values()
+    values["calibration"]["best_temperature"] = None
+    assert not any("lowest" in text for text in texts(drawn_score("temperature", values)))
+
+
+def test_old_runs_have_no_band_but_their_bins() -> None:
+    values = score_values()
+    whole = drawn_score("reliability", values)
+    for row in values["calibration"]["bins"]:
+        row.pop("accuracy_low")
+    without = drawn_score("reliability", values)
+    assert whole.count("<path") > without.count("<path")
+    assert "accuracy: how often it is right" in texts(without)
+
+
+def test_a_change_is_better_worse_or_may_be_chance() -> None:
+    drawn = texts(svg(chart(compare_charts(comparison_values()), "change-by-document")))
+    assert {"B is better", "B is worse", "may be chance"} <= set(drawn)
+    assert "all: \N{MINUS SIGN}0.100" in drawn
+    names = [text for text in drawn if text.endswith(".txt")]
+    assert names == sorted(names, key=lambda name: int(name[-6:-4]))
+    assert len(names) == 39  # and the hostile one
+
+
+def test_a_kind_with_few_bytes_is_only_in_the_table() -> None:
+    each = chart(compare_charts(comparison_values()), "change-by-class")
+    drawn = texts(svg(each))
+    assert "letters" in drawn
+    assert "other" not in drawn
+    assert "other" in [row["class"] for row in each.rows]
+
+
+def test_the_documents_that_changed_most_are_named() -> None:
+    drawn = texts(svg(chart(compare_charts(comparison_values()), "documents")))
+    assert {"00.txt", "02.txt"} <= {text.rpartition("/")[2] for text in drawn}
+    assert not any(text.endswith("30.txt") for text in drawn)
+
+
+def test_curves_are_thinned_and_keep_the_last_step() -> None:
+    steps, validations = training_lines()
+    each = chart(train_charts(steps, validations), "loss")
+    assert 400 <= len(each.rows) <= 504
+    assert each.rows[-1] == {
+        "tokens": 1024 * 1200, "loss": steps[-1]["loss"], "smoothed": steps[-1]["smoothed"],
+        "held_out": validations[-1]["nats_per_token"]["value"], "held_out_low": 3.9, "held_out_high": 4.6,
+    }  # fmt: skip
+    assert {"training", "training, smoothed", "held out"} <= set(texts(svg(each)))
+
+
+def test_a_training_without_validations_or_bytes_has_the_other_charts() -> None:
+    steps = [line | {"bits_per_byte": None} for line in training_lines()[0]]
+    charts = train_charts(steps, [])
+    assert [each.name for each in charts] == ["loss", "learning-rate", "gradient-norm", "throughput"]
+    assert "held out" not in texts(svg(charts[0]))
+
+
+def test_one_vast_gradient_norm_makes_the_axis_logarithmic() -> None:
+    steps, _ = training_lines()
+    assert "gradient norm (logarithmic)" in texts(svg(chart(train_charts(steps, []), "gradient-norm")))
+    calm = [line | {"grad_norm": 1.0 + line["step"] / 1200} for line in steps]
+    assert "gradient norm" in texts(svg(chart(train_charts(calm, []), "gradient-norm")))
+
+
+def test_calibration_is_that_of_the_first_and_the_last_validation() -> None:
+    each = chart(train_charts(*training_lines()), "calibration")
+    assert each.rows[0] == {"metric": "ece", "first": 10 / 300, "last": 10 / 1200}
+    assert "0.033 → 0.008" in texts(svg(each))

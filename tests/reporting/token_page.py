@@ -1,0 +1,69 @@
+"""A page with nothing but a token view, under the policy of every report."""
+
+import base64
+import gzip
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+import cynosure.reporting
+from cynosure.reporting.tokens.view import TokenView
+
+ASSETS = Path(cynosure.reporting.__file__).parent / "assets"
+COLOURS = """
+:root { color-scheme: light; --paper: #fcfcfa; --ink: #1c1d21; --faint: #5a5f68; --line: #d8dade; --accent: #1f5f99; }
+@media (prefers-color-scheme: dark) {
+  :root { color-scheme: dark; --paper: #15171b; --ink: #e6e7ea; --faint: #a4a9b2; --line: #383c44; --accent: #7ab6ee; }
+}
+*, *::before, *::after { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1rem; max-width: 76rem; background: var(--paper); color: var(--ink); }
+"""
+TEMPLATE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; script-src 'sha256-{{ script_digest }}';
+ style-src 'sha256-{{ style_digest }}'; img-src data: blob:; base-uri 'none'; form-action 'none'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Tokens</title>
+<link rel="icon" href="data:,">
+<style>{{ style | safe }}</style>
+</head>
+<body>
+{% from "tokens.html.j2" import tokens, tokens_data %}
+<main><h1>Tokens</h1>{{ tokens(view) }}</main>
+{{ tokens_data(view) }}
+<script>{{ script | safe }}</script>
+</body>
+</html>
+"""
+
+
+def write_page(view: TokenView, path: Path) -> Path:
+    """Write a page that shows a token view, and return its path."""
+    environment = Environment(loader=FileSystemLoader(ASSETS), autoescape=True, undefined=StrictUndefined)
+    style = COLOURS + (ASSETS / "tokens.css").read_text(encoding="utf-8")
+    script = "\n".join(file.read_text(encoding="utf-8") for file in sorted(ASSETS.glob("token*.js")))
+    values = {"style": style, "script": script, "style_digest": digest(style), "script_digest": digest(script)}
+    path.write_text(environment.from_string(TEMPLATE).render(view=view, **values), encoding="utf-8")
+    return path
+
+
+def digest(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def unpacked(view: TokenView) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the header and the columns of a view, as tokens.js reads them."""
+    data = gzip.decompress(base64.b64decode(view.data))
+    start = 4 + int.from_bytes(data[:4], "little")
+    header = json.loads(data[4:start])
+    columns = {
+        name: np.frombuffer(data, "<" + kind, length, start + at)
+        for name, (kind, at, length) in header["columns"].items()
+    }
+    return header, columns
