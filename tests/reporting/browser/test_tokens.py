@@ -21,6 +21,7 @@ HOSTILE = (
     "</script><script>window.hacked = 1; alert(1)</script><img src=x onerror=hacked=1>"
     "\x00\x1b[2J\u202eevil\u2066 e\u0301 👩‍👩‍👧\ufffd&amp;<!--{{ 7*7 }}\r\n"
 )
+BIDI = "\u202e"
 DOCUMENTS = [
     Document("first", "the cat saw the thé.\nthe end\n\n" * 300, n_prompt_chars=4),
     Document("</option><script>hacked=1</script>\u202e", HOSTILE * 3),
@@ -104,6 +105,16 @@ def chosen(visit: Visit) -> int:
 def told(visit: Visit, key: str) -> str:
     value: str = visit.page.eval_on_selector(f"#token-panel data[data-token={key}]", "e => e.value")
     return value
+
+
+def sideways(visit: Visit) -> int:
+    """Return by how many pixels a token leaves the box."""
+    pixels: int = visit.page.eval_on_selector(
+        "#token-text",
+        """(box) => Math.max(...[...box.querySelectorAll(".t")]
+        .map((token) => token.getBoundingClientRect().right)) - box.getBoundingClientRect().right""",
+    )
+    return pixels
 
 
 def worst_first(rows: list[dict[str, Any]]) -> list[int]:
@@ -226,6 +237,8 @@ def test_jump_to_a_document(open_page: Visitor, path: Path, rows: list[dict[str,
     assert rows[chosen(visit)]["document"] == 2
     assert rows[chosen(visit)]["index"] == 0
     assert visit.page.locator(".token-head", has_text="long line").is_visible()
+    visit.page.locator(".t.now").press("Home")
+    assert visit.page.eval_on_selector("#token-document", "e => e.selectedIndex") == 0
 
 
 def test_modes_tint_by_their_value(open_page: Visitor, path: Path, rows: list[dict[str, Any]]) -> None:
@@ -239,7 +252,8 @@ def test_modes_tint_by_their_value(open_page: Visitor, path: Path, rows: list[di
     legends = set()
     for mode, between in edges.items():
         visit.page.check(f"input[value={mode}]")
-        classes = visit.page.eval_on_selector_all(".t", "all => all.slice(0, 100).map(e => e.classList[1])")
+        classes = visit.page.eval_on_selector_all(".t", "all => all.map(e => e.classList[1])")
+        assert {row["rank"] for row in rows[: len(classes)]} & set(edges["rank"])  # some are at an edge
         for i, name in enumerate(classes):
             value = rows[i][mode]
             expected = "unscored" if value is None else f"s{sum(value > edge for edge in between)}"
@@ -270,6 +284,20 @@ def test_without_another_run_there_is_no_change(open_page: Visitor, scores: Scor
     assert visit.page.locator("input[name=token-mode]").count() == 4
     visit.page.locator(".t").nth(9).hover()
     assert "Against the other run" not in visit.page.inner_text("#token-panel")
+
+
+def test_alternatives_without_a_text_are_ids(
+    open_page: Visitor, scores: Scores, rows: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in runs of earlier versions. The token itself is known."""
+    monkeypatch.setattr("cynosure.reporting.tokens.view.texts", lambda _, ids: ids.tolist())
+    visit = opened(open_page, write_page(token_view(scores), tmp_path / "ids.html"))
+    at = next(i for i, row in enumerate(rows) if row["rank"] and row["token_id"] in row["top_ids"])
+    follow(visit, at)
+    names = visit.page.locator(".token-name").all_text_contents()
+    expected = [f"#{id_}" for id_ in rows[at]["top_ids"]]
+    expected[rows[at]["top_ids"].index(rows[at]["token_id"])] = visit.page.text_content("#token-panel .token-title")
+    assert names == expected
 
 
 def test_spaces_and_line_ends_on_demand(open_page: Visitor, path: Path) -> None:
@@ -313,6 +341,33 @@ def test_hostile_text_is_shown_and_does_not_run(open_page: Visitor, path: Path, 
         ".t", "all => all.every(e => getComputedStyle(e).unicodeBidi === 'isolate')"
     )
     assert isolated
+
+
+@pytest.mark.parametrize("bypass_csp", [False, True])
+def test_a_token_of_markup_does_not_run(
+    open_page: Visitor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bypass_csp: bool
+) -> None:
+    """A whole tag in each token and in each alternative."""
+    markup = "<img src=x onerror=hacked=1><script>hacked=1</script>" + "x" * 5_000
+    scores = cynosure.score(tiny(), [Document(markup, "the cat saw the end")], keep=True)
+    assert scores.tables is not None
+    (table,) = scores.tables
+    pieces = pa.array([f"{markup}{'' if i % 2 else BIDI}".encode() for i in range(len(table))], pa.binary())
+    scores.tables = [table.set_column(table.column_names.index("token_bytes"), "token_bytes", pieces)]
+    monkeypatch.setattr("cynosure.reporting.tokens.view.texts", lambda _, ids: [markup] * len(ids))
+    visit = opened(
+        open_page, write_page(token_view(scores), tmp_path / "markup.html"), width=390, bypass_csp=bypass_csp
+    )
+    for marked in (False, True):
+        visit.page.set_checked("#token-spaces", marked)
+        for i in range(3):
+            visit.page.locator(".t").nth(i).hover()
+            assert visit.page.inner_text("#token-panel").count("onerror=hacked=1><script>") >= 3
+    assert visit.too_wide() == []
+    assert sideways(visit) <= 0
+    assert visit.page.locator(".t").first.text_content().replace("·\u200b", " ") == visible(markup + BIDI)
+    assert visit.page.locator("#tokens img, #tokens script").count() == 0
+    assert not visit.page.evaluate("'hacked' in window")
 
 
 def test_all_of_the_text_is_there(open_page: Visitor, path: Path, rows: list[dict[str, Any]]) -> None:
