@@ -59,7 +59,8 @@ def test_alternatives_are_those_of_the_shards(folder: Path) -> None:
     scored = [i for i, nll in enumerate(rows["nll"]) if nll is not None]
     assert (np.delete(places, scored, axis=0) == -1).all()
     for i in scored:
-        assert [header["texts"][at] for at in places[i]] == token_texts(byte_tokenizer(), np.array(rows["top_ids"][i]))
+        expected = zip(token_texts(byte_tokenizer(), np.array(rows["top_ids"][i])), rows["top_ids"][i], strict=True)
+        assert [header["texts"][at] for at in places[i]] == [text or id_ for text, id_ in expected]
         assert columns["top_logprobs"].reshape(-1, 5)[i].tolist() == rows["top_logprobs"][i]
         own = rows["top_ids"][i].index(rows["token_id"][i]) if rows["token_id"][i] in rows["top_ids"][i] else -1
         assert columns["own"][i] == own

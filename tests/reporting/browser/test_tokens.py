@@ -1,20 +1,20 @@
 """The token view in Chromium: colours, pointer, keys, search, print; what it says is what the shards say."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 import cynosure
 from cynosure.measure import Scores, open_run
-from cynosure.reporting.tokens.view import token_view
+from cynosure.reporting.tokens.view import TokenView, token_view
 from cynosure.system.escapes import visible
 from cynosure.text import Document
 from tests.reporting.browsing import Visit, Visitor
-from tests.reporting.token_page import write_page
+from tests.reporting.token_page import unpacked, write_page
 from tests.tiny import tiny
 
 HOSTILE = (
@@ -73,19 +73,27 @@ def rows(scores: Scores) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def path(scores: Scores, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    other = cynosure.score(tiny(seed=1), DOCUMENTS, keep=True)
-    return write_page(token_view(scores, other), tmp_path_factory.mktemp("pages") / "tokens.html")
+def view(scores: Scores) -> TokenView:
+    return token_view(scores, cynosure.score(tiny(seed=1), DOCUMENTS, keep=True))
 
 
-def opened(open_page: Visitor, path: Path, hash_: str = "", **options: Any) -> Visit:
+@pytest.fixture(scope="module")
+def path(view: TokenView, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_page(view, tmp_path_factory.mktemp("pages") / "tokens.html")
+
+
+def opened(open_page: Visitor, path: Path, **options: Any) -> Visit:
     visit = open_page(path, **options)
     visit.page.wait_for_selector("#token-view:not([hidden])")
     visit.page.wait_for_selector(".t")
-    if hash_:
-        visit.page.evaluate(f"location.hash = {json.dumps(hash_)}")
-        visit.page.wait_for_selector(f"#token-panel[data-token='{int(hash_.rpartition('-')[2]) - 1}']")
+    visit.page.check("input[value=nll]")
     return visit
+
+
+def follow(visit: Visit, i: int) -> None:
+    """Follow a link to a token."""
+    visit.page.evaluate(f"location.hash = '#token-{i + 1}'")
+    visit.page.wait_for_selector(f"#token-panel[data-token='{i}']")
 
 
 def chosen(visit: Visit) -> int:
@@ -106,8 +114,7 @@ def worst_first(rows: list[dict[str, Any]]) -> list[int]:
 def test_the_panel_says_what_the_shards_say(open_page: Visitor, path: Path, rows: list[dict[str, Any]]) -> None:
     visit = opened(open_page, path)
     for i in worst_first(rows)[:5]:
-        visit.page.evaluate(f"location.hash = '#token-{i + 1}'")
-        visit.page.wait_for_selector(f"#token-panel[data-token='{i}']")
+        follow(visit, i)
         row = rows[i]
         for key, name in (("nats", "nll"), ("entropy", "entropy"), ("confidence", "confidence")):
             assert float(told(visit, key)) == row[name]
@@ -247,6 +254,17 @@ def test_modes_tint_by_their_value(open_page: Visitor, path: Path, rows: list[di
     assert len(legends) == 4
 
 
+def test_two_runs_begin_with_the_change(open_page: Visitor, path: Path, view: TokenView) -> None:
+    """Next goes to the token whose loss has grown most."""
+    page = open_page(path).page
+    page.wait_for_selector(".t")
+    assert page.is_checked("input[value=change]")
+    page.click("#token-next")
+    assert page.inner_text("#token-mistake").startswith("Increase 1 of ")
+    _, columns = unpacked(view)
+    assert page.get_attribute("#token-panel", "data-token") == str(np.nanargmax(columns["nats_b"] - columns["nats_a"]))
+
+
 def test_without_another_run_there_is_no_change(open_page: Visitor, scores: Scores, tmp_path: Path) -> None:
     visit = opened(open_page, write_page(token_view(scores), tmp_path / "one.html"))
     assert visit.page.locator("input[name=token-mode]").count() == 4
@@ -268,8 +286,7 @@ def test_a_character_of_several_tokens(open_page: Visitor, path: Path, rows: lis
     """It is shown once, on the token with its first byte; the others are empty, and say so."""
     visit = opened(open_page, path)
     first = next(i for i, row in enumerate(rows) if row["token_bytes"] == b"\xf0")
-    visit.page.evaluate(f"location.hash = '#token-{first + 1}'")
-    visit.page.wait_for_selector(f"#token-panel[data-token='{first}']")
+    follow(visit, first)
     token = visit.page.locator(".t.now")
     assert token.text_content() == "👩"
     assert "inside a character" in visit.page.inner_text("#token-panel")

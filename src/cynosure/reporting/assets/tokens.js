@@ -26,7 +26,7 @@
   };
 
   const begin = (data) => {
-    let mode = "nll";
+    let mode = data.segment ? "change" : "nll";
     const value = (i, name = mode) => name === "change" ? (data.segment[i] < 0 ? NaN : data.change(i)) : data[name][i];
     const tint = (i) => {
       const { edges, kind } = MODES[mode];
@@ -46,12 +46,13 @@
       element("token-spoken").textContent = panel.sentence(i);
     };
 
-    legendAndModes(data, (name) => {
+    legendAndModes(data, mode, (name) => {
       mode = name;
       mistakes.begin();
       text.refresh();
     });
     const mistakes = mistakesOf(data, () => mode, value, go);
+    mistakes.begin();
     searching(data, options, text, go);
     documents(data, go);
     pointing(text, panel, go);
@@ -77,7 +78,7 @@
     follow();
   };
 
-  const legendAndModes = (data, change) => {
+  const legendAndModes = (data, first, change) => {
     const legend = (name) => {
       const { edges, kind, unit } = MODES[name];
       const place = element("token-legend");
@@ -100,7 +101,7 @@
     for (const [name, { label }] of Object.entries(MODES)) {
       if (name === "change" && !data.segment) continue;
       const [choice, radio] = [document.createElement("label"), document.createElement("input")];
-      Object.assign(radio, { type: "radio", name: "token-mode", value: name, checked: name === "nll" });
+      Object.assign(radio, { type: "radio", name: "token-mode", value: name, checked: name === first });
       radio.addEventListener("change", () => {
         legend(name);
         change(name);
@@ -108,7 +109,7 @@
       choice.append(radio, ` ${label}`);
       element("token-modes").append(choice);
     }
-    legend("nll");
+    legend(first);
   };
 
   /* The tokens that n and p visit, the worst first: by the change if that is shown, else by the loss. */

@@ -66,11 +66,10 @@ def read(scores: Scores, chosen: list[RowRange]) -> pa.Table:
     parts: list[pa.Table] = []
     start = 0
     for n_rows, table in shards(scores):
-        inside = [(max(a, start) - start, min(b, start + n_rows) - start) for a, b in chosen]
-        inside = [(a, b) for a, b in inside if a < b]
-        if inside or not parts:  # a run without tokens still has columns
-            whole = table()
-            parts += [whole.slice(a, b - a) for a, b in inside] or [whole.slice(0, 0)]
+        inside = [np.arange(max(a, start), min(b, start + n_rows)) - start for a, b in chosen]
+        rows = np.concatenate([np.zeros(0, np.int64), *inside])
+        if len(rows) or not parts:  # a run without tokens still has columns
+            parts.append(table().take(rows))  # copies: a slice would keep the whole shard in memory
         start += n_rows
     return pa.concat_tables(parts)
 

@@ -88,7 +88,7 @@ def alternatives(table: pa.Table, scores: Scores) -> tuple[Columns, list[str | i
 
 
 def texts(scores: Scores, ids: NDArray[np.int64]) -> list[str | int]:
-    """Return tokens as text: from the tokenizer, if known, else as stored with the run; as ids where there is neither."""
+    """Return tokens as text, from the tokenizer or as stored with the run; as ids where there is neither."""
     if scores.tokenizer is not None:
         return list(token_texts(scores.tokenizer, ids))
     known = {} if scores.store is None else scores.store.token_texts()
