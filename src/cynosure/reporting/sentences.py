@@ -125,8 +125,8 @@ def verdict(comparison: "Comparison", values: Values) -> "Markup":
 def p_value(values: Values) -> "Markup":
     """Return the p-value of bits per byte as a phrase; resampling cannot make it smaller than its least value."""
     least = 2 / (values["interval"]["n_resamples"] + 1)
-    small = values["bits_per_byte"]["p"] <= least
-    return filled("p\N{NO-BREAK SPACE}{}\N{NO-BREAK SPACE}{}", "≤" if small else "=", num_of(values, "bits_per_byte.p", ".4f" if small else ".3f"))
+    sign, form = ("≤", ".4f") if values["bits_per_byte"]["p"] <= least else ("=", ".3f")
+    return filled("p\N{NO-BREAK SPACE}{}\N{NO-BREAK SPACE}{}", sign, num_of(values, "bits_per_byte.p", form))
 
 
 def hurt(values: Values) -> "Markup | None":
