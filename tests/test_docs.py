@@ -125,7 +125,7 @@ def test_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (tmp_path / "notes" / f"{n}.txt").write_text(text)
     monkeypatch.chdir(tmp_path)
     shown = commands((ROOT / "README.md").read_text())
-    assert [arguments[0] for arguments in shown] == ["train", "score", "score", "compare"]
+    assert [arguments[0] for arguments in shown] == ["train", "score", "score", "compare", "report"]
     for arguments in shown:
         assert not typer.main.get_command(app).main([*arguments, "--quiet"], "cynosure", standalone_mode=False)
 
