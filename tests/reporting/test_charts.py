@@ -122,6 +122,12 @@ def test_what_is_unknown_or_infinite_is_not_drawn(
         assert not re.search("NaN|Infinity|null|undefined", svg(each)), each.name
 
 
+@pytest.mark.parametrize("value", INFINITE)
+def test_a_document_of_unknown_loss_is_neither_drawn_nor_listed(value: float | None) -> None:
+    values = every_second(score_values(), value)
+    assert {int(row["document"][-6:-4]) % 2 for row in chart(score_charts(values), "loss-by-document").rows} == {0}
+
+
 def every_second(values: Any, value: float | None) -> Any:
     """Return the values with every fraction of every second row replaced."""
     if isinstance(values, dict):
@@ -177,7 +183,11 @@ def test_a_hostile_name_is_shown_as_text() -> None:
 
 
 def test_the_lowest_temperature_is_marked() -> None:
-    assert "lowest at 1.10" in texts(drawn_score("temperature", score_values()))
+    drawn = drawn_score("temperature", score_values())
+    assert "lowest at 1.10" in texts(drawn)
+    places = re.findall(r'translate\([\d.]+,([\d.]+)\)" d="[^"]*A[^"]*" fill="var\(--(accent|warm)\)"', drawn)
+    assert [colour for _, colour in places].count("accent") == 5
+    assert max(places, key=lambda place: float(place[0]))[1] == "warm"
     values = score_values()
     values["calibration"]["best_temperature"] = None
     assert not any("lowest" in text for text in texts(drawn_score("temperature", values)))

@@ -83,17 +83,28 @@ def test_an_earlier_report_is_replaced(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["notes.txt", "confidence.csv", "summary.json", "summary.md", "temperature.svg"])
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("mine", encoding="utf-8")
-    with pytest.raises(ValueError, match=f"holds {name}, which is not of this report: give another folder"):
+    with pytest.raises(ValueError, match=f"holds {name}, which is not of a report: give another folder"):
         write(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_text(encoding="utf-8") == "mine"
 
 
-def test_figures_of_another_report_do_not_stay_among_these(tmp_path: Path) -> None:
+def test_charts_of_an_earlier_report_do_not_stay_among_these(tmp_path: Path) -> None:
     values = comparison_values()
-    write_figures(tmp_path, compare_charts(values), values, "A and B")
-    with pytest.raises(ValueError, match="which is not of this report"):
-        write(tmp_path)
+    write_figures(tmp_path, compare_charts(values)[1:2], values, "A and B")
+    assert (tmp_path / "change-by-class.png").exists()
+    write(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2 + 3 * len(SOME)
+
+
+def test_a_file_that_a_user_put_among_them_is_left_alone(tmp_path: Path) -> None:
+    values = score_values()
+    charts = [each for each in score_charts(values) if each.name in SOME]
+    write_figures(tmp_path, charts[:1], values, f"Values: [{charts[1].name}.csv]")
+    (tmp_path / f"{charts[1].name}.csv").write_text("mine", encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"holds {charts[1].name}\.csv, which is not of a report"):
+        write_figures(tmp_path, charts, values, "A title")
+    assert (tmp_path / f"{charts[1].name}.csv").read_text(encoding="utf-8") == "mine"
 
 
 def test_a_file_is_not_a_folder(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from cynosure.system.numbers import number
 
 SUMMARY, MARKDOWN = "summary.json", "summary.md"
 MARK = "<!-- written by cynosure report -->"  # first in the Markdown: the folder is ours
+KINDS = ("svg", "png", "csv")
+LINKED = re.compile(r"Values: \[([a-z0-9-]+)\.csv\]")  # in the Markdown, where text has no bare brackets
 PARTIAL = re.compile(r"\.[0-9a-f]{16}\.partial$")  # of an interrupted `write_whole`
 SPECIAL = re.compile(r"([\\`*_\[\]<>|#])")  # characters that Markdown obeys
 DIGITS = 4
@@ -29,7 +31,7 @@ def write_figures(folder: Path, charts: list[Chart], values: dict[str, Any], tit
     """Write all charts, their values and a summary into a folder.
 
     Args:
-        folder: where; created if it is not there. Files of an earlier report are replaced.
+        folder: where; created if it is not there. The files of an earlier report there are replaced.
         charts: the charts of the report.
         values: what `summary.json` will hold, the JSON of the scores, of the comparison, or of the training.
         title: the heading of the Markdown.
@@ -37,8 +39,10 @@ def write_figures(folder: Path, charts: list[Chart], values: dict[str, Any], tit
     Raises:
         ValueError: the folder holds anything else.
     """
-    check_figures(folder, charts)
+    stale = check_figures(folder) - {chart.name for chart in charts}
     folder.mkdir(parents=True, exist_ok=True)
+    for name in files(stale):
+        (folder / name).unlink(missing_ok=True)
     write_whole(folder / MARKDOWN, markdown(charts, values, title).encode())
     write_whole(folder / SUMMARY, json.dumps(values, indent=2, allow_nan=False).encode())
     for chart in charts:
@@ -47,30 +51,33 @@ def write_figures(folder: Path, charts: list[Chart], values: dict[str, Any], tit
         write_whole(folder / f"{chart.name}.csv", table(chart.rows).encode("utf-8", "backslashreplace"))
 
 
-def check_figures(folder: Path, charts: list[Chart]) -> None:
-    """Check that a path is free, an empty folder, or one with the files of these charts.
+def check_figures(folder: Path) -> set[str]:
+    """Return the charts that an earlier report wrote into a folder, which may not hold anything else.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: it does, or it is no folder.
     """
     check_is_folder(folder)
     if not folder.is_dir():
-        return
-    ours = {SUMMARY, MARKDOWN, *(f"{chart.name}.{kind}" for chart in charts for kind in ("svg", "png", "csv"))}
-    other = first_foreign(folder, lambda name: PARTIAL.sub("", name) in ours)
-    if other is None and not is_marked(folder):
-        other = first_foreign(folder, lambda name: PARTIAL.search(name) is not None)
+        return set()
+    earlier = charts_of(folder / MARKDOWN)
+    ours = set() if earlier is None else {SUMMARY, MARKDOWN, *files(earlier)}
+    other = first_foreign(folder, lambda name: name in ours or PARTIAL.search(name) is not None)
     if other is not None:
-        raise ValueError(f"{folder} holds {visible(other)}, which is not of this report: give another folder")
+        raise ValueError(f"{folder} holds {visible(other)}, which is not of a report: give another folder")
+    return earlier or set()
 
 
-def is_marked(folder: Path) -> bool:
-    """Whether a folder has the Markdown of a report."""
-    path = folder / MARKDOWN
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(len(MARK)) == MARK.encode()
+def charts_of(path: Path) -> set[str] | None:
+    """Return the names of the charts in the Markdown of a report; None if it is no such file."""
+    if not path.is_file() or path.is_symlink():
+        return None
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return set(LINKED.findall(text)) if text.startswith(MARK) else None
+
+
+def files(names: set[str]) -> set[str]:
+    return {f"{name}.{kind}" for name in names for kind in KINDS}
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -53,7 +53,7 @@ def panel(
         if line[held_out_name]["value"] is not None
     ]
     kinds = ["training", "smoothed", "held out"]
-    colour = alt.Color("of:N", title=None, scale=alt.Scale(domain=kinds, range=["#c8d3df", "#3b6ea5", "#c2571a"]))
+    colour = alt.Color("of:N", title=None, scale=alt.Scale(domain=kinds, range=["#c8d3df", "#2467a8", "#b8530f"]))
     x = alt.X("tokens:Q", title="tokens", axis=alt.Axis(format="~s"))
     y = alt.Y("value:Q", title=title, scale=alt.Scale(zero=False))
     layers = [alt.Chart(alt.Data(values=trained)).mark_line(strokeWidth=1.2).encode(x=x, y=y, color=colour)]

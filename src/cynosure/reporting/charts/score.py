@@ -103,7 +103,7 @@ def loss_by_position(by_position: list[Row] | None) -> Chart | None:
     placed = [row | {"context": math.sqrt(row["context_from"] * row["context_to"])} for row in rows]
     alt = altair()
     base = of(placed).encode(
-        x=x("context", "tokens of context (logarithmic)", "~s", type="log", base=2, nice=False,
+        x=x("context", "tokens of context (logarithmic)", ",d", type="log", base=2, nice=False,
             axis={"tickCount": 6}),
         y=y("nats_per_token", "nats per token", zero=False),
     )  # fmt: skip
@@ -123,9 +123,9 @@ def loss_by_frequency(by_frequency: list[Row] | None) -> Chart | None:
     if len(rows) < 2:
         return None
     alt = altair()
-    labelled = named(rows, (at_least(row["seen_from"]) for row in rows))
+    labelled = named(rows, (rounded(row["seen_from"]) for row in rows))
     labelled = [row | {"label": f"{row['nats_per_token']:.2f}"} for row in labelled]
-    axis = alt.Axis(labelExpr="slice(datum.value, 6)", labelAngle=0, domain=False)
+    axis = alt.Axis(labelExpr="slice(datum.value, 6)", labelAngle=0, labelOverlap=False, domain=False)
     column = alt.X("name:N", title="a token of the group occurs at least so often", sort=None, axis=axis)
     height = y("nats_per_token", "", axis={"labels": False, "grid": False})
     bars = of(labelled).mark_bar(color=ACCENT).encode(
@@ -141,15 +141,16 @@ def loss_by_frequency(by_frequency: list[Row] | None) -> Chart | None:
     )  # fmt: skip
 
 
-def at_least(count: int) -> str:
+def rounded(count: int) -> str:
     """Return a count in few characters.
 
-    >>> at_least(7), at_least(1234), at_least(45678)
-    ('7+', '1.2k+', '46k+')
+    >>> rounded(451), rounded(1234), rounded(45678), rounded(3_000_000)
+    ('451', '1.2k', '46k', '3.0M')
     """
-    if count < 1000:
-        return f"{count}+"
-    return f"{count / 1000:.1f}k+" if count < 10_000 else f"{count / 1000:.0f}k+"
+    for unit, name in ((1_000_000, "M"), (1000, "k")):
+        if count >= unit:
+            return f"{count / unit:.{int(count < 10 * unit)}f}{name}"
+    return str(count)
 
 
 def loss_by_class(by_class: list[Row] | None) -> Chart | None:
@@ -302,7 +303,10 @@ def temperature(calibration: dict[str, Any]) -> Chart | None:
     if least:
         mark = [least | {"label": f"lowest at {least['temperature']:.2f}"}]
         marks.append(of(mark).mark_circle(color=WARM, opacity=1, size=90).encode(x=across, y=up))
-        side: dict[str, Any] = {"align": "left", "dx": 4} if least["temperature"] >= 1 else {"align": "right", "dx": -4}
+        to_right = (
+            1 <= least["temperature"] < 1.4 or least["temperature"] < 0.7
+        )  # clear of the other label and the edges
+        side: Row = {"align": "left", "dx": 4} if to_right else {"align": "right", "dx": -4}
         marks.append(text(mark, "label", color=WARM, baseline="top", dy=9, **side).encode(x=across, y=up))
     return Chart(
         "temperature", "Loss at each temperature",

@@ -63,7 +63,7 @@ def svg(chart: Chart) -> str:
     assert size is not None, drawn[:200]
     inner = TAG.sub(lambda tag: COLOUR.sub(variable, LEFT_OUT.sub("", tag[0])), drawn[size.end() :])
     return (
-        f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size[1]} {size[2]}" role="img" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size[1]} {size[2]}" role="img" '
         f'aria-label="{escape(visible(chart.title))}">{inner}'
     )
 
