@@ -1,6 +1,7 @@
 """The command line as its user meets it: output, exit status, and errors of one line."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -109,6 +110,39 @@ def test_score_as_a_table(run, tiny_folder: Path, text: Path) -> None:
     for name in ("nats per token", "token perplexity", "word perplexity", "bits per byte", "bits per character"):
         assert name in done.out
     assert "unknown" not in done.out
+
+
+@pytest.mark.parametrize(
+    ("encoding", "levels", "full", "line"), [("utf-8", "▁▂▃▄▅▆▇█", "█", "│"), ("ascii", "_.-=+*%#", "#", "|")]
+)
+def test_charts_of_a_score(tiny_folder: Path, tmp_path: Path, encoding: str, levels: str, full: str, line: str) -> None:
+    """They fit 80 columns without colours, and need no more than ASCII where the output has no more."""
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat on the mat.\n" * 40 + "Zqx, vvw; 0987 kkjhq!\n" * 40)
+    done = subprocess.run(
+        [sys.executable, "-m", "cynosure", "score", tiny_folder, text, "--quiet"],
+        capture_output=True, env=os.environ | {"PYTHONIOENCODING": encoding, "COLUMNS": "80"},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b"")
+    lines = done.stdout.decode(encoding).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "\x1b" not in "".join(lines)
+    (along,) = (part.split("  ") for part in lines if part.startswith("loss along the text"))
+    assert (len(along[1]), set(along[1]) <= set(levels)) == (30, True)
+    assert {levels[0], levels[-1]} <= set(along[1])
+    start = next(i for i, part in enumerate(lines) if part.startswith("confidence"))
+    bars = lines[start + 1 : lines.index("", start)]
+    assert bars
+    for part in bars:
+        assert part.endswith((line, full))
+        assert f"% to {int(part.split('%')[0]) + 20}%" in part
+    spans = lines[next(i for i, part in enumerate(lines) if part.endswith("costliest spans")) + 1 :]
+    assert sum(part.split()[0].replace(".", "").isdigit() and "%" in part for part in spans) == 5
+
+
+def test_a_short_text_has_no_sparkline(run, tiny_folder: Path, text: Path) -> None:
+    text.write_text("the cat")
+    assert "loss along the text" not in run("score", tiny_folder, text).out
 
 
 def test_quiet_leaves_stderr_empty(run, tiny_folder: Path, text: Path, tmp_path: Path) -> None:

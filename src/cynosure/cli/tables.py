@@ -1,8 +1,10 @@
 """Show the scores of a run as tables: the loss, the loss in other units, then where the loss comes from."""
 
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from cynosure.cli.bars import bar, marks_of, sparkline
 from cynosure.cli.screen import headed_table, plain_table, stdout
 from cynosure.system.escapes import quoted, visible
 from cynosure.system.numbers import counted, number, plural
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
 
 COSTLIEST = 5
 SHOWN_CHARS = 20  # of a token
+ALONG, LEAST = 30, 16  # columns of the sparkline; tokens of a column
+CONFIDENCES = 5  # rows of the reliability chart
+BAR = 40  # columns of its bars
 BEFORE, AFTER = 24, 14  # characters shown around it
 POSITIONS = 6
 BEGINNINGS = {"every": ", BOS in every window", "first": ", BOS in the first", "none": ", no BOS"}
@@ -40,7 +45,10 @@ def show(scores: "Scores") -> None:
     for row in counts(scores, values):
         table.add_row(*row)
     console.print(table)
+    show_along(console, scores)
     show_shares(console, values)
+    if values["calibration"] is not None:
+        show_reliability(console, values["calibration"]["confidence"])
     show_costliest(console, values)
 
 
@@ -99,6 +107,32 @@ def show_shares(console: "Console", values: dict[str, Any]) -> None:
     console.print(table)
 
 
+def show_along(console: "Console", scores: "Scores") -> None:
+    """Print the loss along the text as a sparkline, if there is enough text."""
+    n_columns = min(ALONG, scores.tokens // LEAST)
+    if n_columns < 2:
+        return
+    losses = scores.along(n_columns)
+    line = sparkline(losses, marks_of(sys.stdout.encoding).levels)
+    console.print()
+    console.print(f"loss along the text  {line}  {min(losses):.2f} to {max(losses):.2f} nats a token")
+
+
+def show_reliability(console: "Console", confidences: list[dict[str, Any]]) -> None:
+    """Print how often the likeliest token is right at each confidence, as bars; a line marks the confidence itself."""
+    marks, size = marks_of(sys.stdout.encoding), len(confidences) // CONFIDENCES
+    table = headed_table("confidence", "tokens", "top-1", f"<as a bar; {marks.line} is where it should end")
+    for start in range(0, len(confidences), size):
+        rows = confidences[start : start + size]
+        low, high, tokens = rows[0]["low"], rows[-1]["high"], sum(row["tokens"] for row in rows)
+        if tokens:
+            share = sum(row["correct"] for row in rows) / tokens
+            chart = bar(share, (low + high) / 2, BAR, marks)
+            table.add_row(f"{low:.0%} to {high:.0%}", f"{tokens:,}", f"{share:.1%}", chart)
+    console.print()
+    console.print(table)
+
+
 def shares(row: dict[str, Any]) -> tuple[str, ...]:
     return (
         f"{row['tokens']:,}",
@@ -109,17 +143,18 @@ def shares(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def show_costliest(console: "Console", values: dict[str, Any]) -> None:
-    """Print the costliest tokens in their context, and the costliest span."""
+    """Print the costliest tokens in their context, and the costliest spans."""
     table = headed_table(">nats", "<costliest tokens", "<in their context")
     for part in values["worst_tokens"][:COSTLIEST]:
         table.add_row(number(part["nats"], 1), shortened(part["text"]), in_context(part))
     console.print()
     console.print(table)
-    for part in values["worst_spans"][:1]:
-        share = "" if part["share_of_nats"] is None else f", {part['share_of_nats']:.1%} of all"
-        console.print()
-        console.print(f"costliest {part['tokens']} tokens: {number(part['nats'], 1)} nats{share}", style="dim")
-        console.print(part["text"])
+    table = headed_table(">nats", "of all", "<costliest spans")
+    for part in values["worst_spans"][:COSTLIEST]:
+        share = "" if part["share_of_nats"] is None else f"{part['share_of_nats']:.1%}"
+        table.add_row(number(part["nats"], 1), share, part["text"])
+    console.print()
+    console.print(table)
 
 
 def shortened(text: str) -> str:

@@ -256,6 +256,18 @@ class Scores:
     def tokens_per_second(self) -> float | None:
         return self.statistics.sums.tokens / self.seconds if self.seconds > 0 else None
 
+    def along(self, n: int) -> list[float]:
+        """Return the loss along the text.
+
+        Args:
+            n: number of parts of the text, each with equally many tokens.
+
+        Returns:
+            The nats per token of each part, in the order of the text. They are means of blocks of 16 tokens, or with at
+            least 30 documents of documents, so a part that is shorter has the mean of its block or document.
+        """
+        return breakdown.along(self.statistics, n)
+
     @property
     def notes(self) -> tuple[str, ...]:
         """Notes that a reader of the metrics should know."""

@@ -22,7 +22,7 @@ from cynosure.measure.storage.rows import DocumentFacts, Ints
 
 MOST_STRETCHES = 40
 SHORTEST = BASE_TOKENS * ENOUGH_CLUSTERS  # tokens; a shorter document has no interval
-KEPT = 1000  # documents
+KEPT = 10_000  # documents
 
 
 class Stretches:
@@ -45,11 +45,11 @@ class Stretches:
         if len(at) < len(document):
             document, index, table = document[at], index[at], table[:, at]
         self.sums.add(Grouped.of((document << 32) + index // size[document], table))
-        self.keep(self.n_tokens | long, 2 * KEPT)
+        self.keep(self.n_tokens | long, KEPT + KEPT // 4)
 
     def merge(self, other: "Stretches") -> None:
         self.sums.merge(other.sums)
-        self.keep(self.n_tokens | other.n_tokens, 2 * KEPT)
+        self.keep(self.n_tokens | other.n_tokens, KEPT + KEPT // 4)
 
     def keep(self, n_tokens: dict[int, int], most: int) -> None:
         """Keep the longest documents if there are more than `most`. One left out has KEPT longer ones for good."""
