@@ -1,5 +1,5 @@
-# The developer's whole vocabulary: demo, test, test-all, test-random, test-browser, test-variants, test-large, test-triton,
-# gpu-report, faults, census, check, docs, screenshots, sanitize, bench, gpu, peers, clean. Each sets up what it needs, once.
+# The developer's whole vocabulary: demo, test, test-all, test-random, test-browser, test-variants, test-benchmarks, test-large,
+# test-triton, gpu-report, faults, census, check, docs, screenshots, sanitize, bench, gpu, peers, clean. Each sets up what it needs, once.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -17,7 +17,7 @@ CONSTRAINTS ?= -c constraints.txt
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := test
-.PHONY: demo test test-all test-random test-browser test-variants test-large test-triton gpu-report faults census check docs screenshots sanitize bench gpu peers clean
+.PHONY: demo test test-all test-random test-browser test-variants test-benchmarks test-large test-triton gpu-report faults census check docs screenshots sanitize bench gpu peers clean
 
 demo: .venv/native .demo/$(ADDRESS).txt .demo/addresses
 	$(BIN)/cynosure predict smollm2 "The quick brown fox jumps over the" --truth " dog"
@@ -36,7 +36,7 @@ test: .venv/native
 	$(PYTEST) -m "not exhaustive"
 
 test-all: .venv/native
-	$(PYTEST) -m "not each_variant"
+	$(PYTEST) -m "not each_variant and not benchmark"
 
 # Reports in real Chromium. `test-all` runs these too.
 test-browser: .venv/native
@@ -45,6 +45,10 @@ test-browser: .venv/native
 # Every case on the C++ kernels for older instruction sets, of which `test-all` runs a covering.
 test-variants: .venv/native
 	$(PYTEST) -m each_variant
+
+# Whole runs of `python -m benchmarks`, small ones.
+test-benchmarks: .venv/native
+	$(PYTEST) -m benchmark tests/benchmarks
 
 # Tests in another order each time, which must not matter. pytest prints the seed; SEED=n repeats a run.
 WORKERS ?= 2

@@ -25,6 +25,7 @@ from triton.runtime.jit import JITFunction, create_function_from_signature
 from cynosure.loss.backends.triton_rows import TritonRows
 from cynosure.loss.options import RowOptions, accumulation_dtype
 from cynosure.loss.pieces import Best, Piece
+from cynosure.loss.sizes import ON_DEVICE, Sizes
 from cynosure.loss.targets import TargetRows
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "gpu-kernels.md"
@@ -43,6 +44,7 @@ class Variant(NamedTuple):
 
     dtype: torch.dtype = torch.bfloat16
     vocab_size: int = LLAMA_3
+    row_unit: int = 1  # a row begins at a multiple of this many logits
     kind: str = "indices"
     options: Mapping[str, Any] = MappingProxyType({})
     class_weight: bool = False
@@ -59,7 +61,8 @@ VARIANTS = {
     "loss and gradient, all options": Variant(options=OPTIONS, class_weight=True),
     "loss and gradient, 64 classes a row": Variant(kind="sparse"),
     "loss and gradient, dense targets": Variant(kind="dense"),
-    "loss and gradient, rows not aligned (GPT-2)": Variant(vocab_size=GPT_2),
+    "loss and gradient, GPT-2": Variant(vocab_size=GPT_2, row_unit=ON_DEVICE.row_unit),
+    "loss and gradient, GPT-2, logits given": Variant(vocab_size=GPT_2),
     "loss": Variant(asked="loss"),
     "loss, softcap": Variant(asked="loss", options={"softcap": 30.0}),
     "statistics": Variant(asked="statistics"),
@@ -108,7 +111,8 @@ def launched(variant: Variant) -> Launch:
 def ask(variant: Variant) -> None:
     """Call the backend with two rows."""
     backend, n = TritonRows(), variant.vocab_size
-    z, acc = torch.empty(2, n, dtype=variant.dtype), accumulation_dtype(variant.dtype)
+    sizes, acc = Sizes(row_unit=variant.row_unit), accumulation_dtype(variant.dtype)
+    z = torch.empty(2, sizes.row_stride(n), dtype=variant.dtype)[:, :n]
     weight = torch.ones(n, dtype=acc) if variant.class_weight else None
     options, piece, k = RowOptions(**variant.options, class_weight=weight), Piece(0, n), torch.ones(2, dtype=acc)
     index = torch.zeros(2, dtype=torch.int64)
@@ -296,7 +300,8 @@ The last three count every pass over a row. The loss with its gradient takes two
 writes their gradient over them once. The loss alone and the statistics take one. Each temperature takes one more, whose
 reads can come from the cache.
 
-Rows have {llama:,} logits (Llama 3), or {gpt:,} (GPT-2), where rows do not start at a multiple of 16 bytes.
+Rows have {llama:,} logits (Llama 3), or {gpt:,} (GPT-2). The loss pads its own rows, so that each starts at a
+multiple of 16 bytes; logits that are given lie as they are.
 
 """
 

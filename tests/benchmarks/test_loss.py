@@ -19,7 +19,7 @@ from tests.benchmarks.planted import planted
 
 FAULTS = ("wrong_when_large", "slow", "crash", "unavailable")
 
-pytestmark = pytest.mark.exhaustive
+pytestmark = [pytest.mark.exhaustive, pytest.mark.benchmark]
 
 
 @pytest.fixture(scope="module")

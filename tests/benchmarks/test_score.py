@@ -27,7 +27,7 @@ def build_wrong(work: Work) -> Step:
 
 
 WRONG = Implementation("wrong", "planted", build_wrong)
-pytestmark = pytest.mark.exhaustive
+pytestmark = [pytest.mark.exhaustive, pytest.mark.benchmark]
 
 
 @pytest.fixture(scope="module")

@@ -48,7 +48,11 @@ from cynosure.cli.app import main
 from cynosure.patching import patch
 from tests.tiny import byte_tokenizer, tiny, tiny_model
 
-pytestmark = [pytest.mark.exhaustive, pytest.mark.filterwarnings("ignore")]  # Trainer's own
+pytestmark = [
+    pytest.mark.exhaustive,
+    pytest.mark.benchmark,
+    pytest.mark.filterwarnings("ignore"),  # Trainer's own
+]
 
 SETTINGS = TrainBenchmark(models=("tiny",), dtypes=("float32",), n_rows=2, n_tokens=32, n_steps=6)
 

@@ -1,5 +1,7 @@
 """How many kernels a GPU is given for a chunk: counted on the meta device, where nothing can be read or computed."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -38,11 +40,14 @@ class Fused(TorchRows):
     """A backend whose every call is one launch, as a fused kernel's is."""
 
     dtypes, in_place = (torch.bfloat16, torch.float16, torch.float32), True
+    strides: ClassVar[set[int]] = set()  # between rows of the logits of the last test
 
     def loss_rows(self, z, target, options, upstream=None):
+        self.strides.add(z.stride(0))
         return z.new_zeros(len(z), dtype=torch.float32)
 
     def loss_piece(self, z, piece, target, options):
+        self.strides.add(z.stride(0))
         parts = z.new_zeros(4, len(z), dtype=torch.float64)
         return LossPart(*(parts[i] for i in range(4)))
 
@@ -93,6 +98,14 @@ def test_a_chunk_is_at_most_twelve_launches(bias, dtype, vocab_size, adds):
 
 def test_without_gradients_fewer(adds):
     n, names = of_a_chunk(Fused(), gradients=False)
+    assert n <= 30, names
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_rows_of_any_vocabulary_are_aligned(gradients, monkeypatch, adds):
+    monkeypatch.setattr(Fused, "strides", set())
+    n, names = of_a_chunk(Fused(), bias=False, gradients=gradients, vocab_size=50_257)
+    assert Fused.strides == {50_272}
     assert n <= 30, names
 
 

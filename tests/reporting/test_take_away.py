@@ -100,7 +100,7 @@ def test_charts_of_an_earlier_report_do_not_stay_among_these(tmp_path: Path) -> 
 def test_a_file_that_a_user_put_among_them_is_left_alone(tmp_path: Path) -> None:
     values = score_values()
     charts = [each for each in score_charts(values) if each.name in SOME]
-    write_figures(tmp_path, charts[:1], values, f"Values: [{charts[1].name}.csv]")
+    write_figures(tmp_path, charts[:1], values, f"Values: [{charts[1].name}.csv]({charts[1].name}.csv)")
     (tmp_path / f"{charts[1].name}.csv").write_text("mine", encoding="utf-8")
     with pytest.raises(ValueError, match=rf"holds {charts[1].name}\.csv, which is not of a report"):
         write_figures(tmp_path, charts, values, "A title")

@@ -67,8 +67,9 @@ class Wanted(NamedTuple):
 def logits_chunks(job: LossJob, hidden: Tensor, head: HeadWeights | OwnHead) -> Iterator[Chunk]:
     """Yield the logits of the n counted rows, R at a time, in one reused buffer: one GEMM in all."""
     vocab_size, rows, n_rows = head.shape[0], job.batch.inputs, job.batch.n_rows
-    n_chunk = job.backend.sizes(hidden.device).chunk_rows(n_rows, vocab_size, hidden.dtype, job.chunk_tokens)
-    buffer = hidden.new_empty(n_chunk if n_rows else 0, vocab_size)
+    sizes = job.backend.sizes(hidden.device)
+    n_chunk = sizes.chunk_rows(n_rows, vocab_size, hidden.dtype, job.chunk_tokens)
+    buffer = hidden.new_empty(n_chunk if n_rows else 0, sizes.row_stride(vocab_size))[:, :vocab_size]
     for start in range(0, n_rows, n_chunk):
         stop = min(start + n_chunk, n_rows)
         h = job.batch.masked(hidden[rows_between(rows, start, stop)], start)

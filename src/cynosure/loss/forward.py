@@ -17,6 +17,7 @@ from cynosure.loss.linear import HeadWeights, OwnHead
 from cynosure.loss.matmul.choice import choose_gemm
 from cynosure.loss.options import RowOptions, accumulation_dtype
 from cynosure.loss.pieces import Best, LossPart, Piece, RowStats, StatsPart, put_stats_together, put_together, row_stats
+from cynosure.loss.sizes import Sizes
 
 MANY = 8  # parts merged at a time: few enough that torch uses one thread, which does not disturb the matmuls' threads
 TARGETS = 64  # rows whose target logits are computed at a time
@@ -34,6 +35,7 @@ class RowChunk(NamedTuple):
     buffer: Tensor
     columns: int
     provider: str
+    sizes: Sizes
 
     def pieces(self) -> Iterator[tuple[Piece, Tensor]]:
         """Yield each piece of the vocabulary with its logits (r, C), which are valid until the next piece."""
@@ -41,7 +43,8 @@ class RowChunk(NamedTuple):
         for first in range(0, vocab_size, self.columns):
             columns = slice(first, first + self.columns)
             head = self.head if isinstance(self.head, OwnHead) else self.head.classes(columns)
-            out = self.buffer[: n_rows * head.shape[0]].view(n_rows, -1)
+            stride = self.sizes.row_stride(head.shape[0])
+            out = self.buffer[: n_rows * stride].view(n_rows, stride)[:, : head.shape[0]]
             yield Piece(first, vocab_size), head.linear(self.hidden, out, self.provider)
 
     def target_logits(self, index: Tensor) -> Tensor:
@@ -64,11 +67,11 @@ def rows_of(
     else:
         n_chunk, columns = sizes.piece(n_rows, vocab_size, hidden.dtype, chunk_tokens)
     provider = choose_gemm(2.0 * n_chunk * hidden_size * vocab_size, hidden.dtype, hidden.device).provider
-    buffer = hidden.new_empty(n_chunk * columns if n_rows else 0)
+    buffer = hidden.new_empty(n_chunk * sizes.row_stride(columns) if n_rows else 0)
     for start in range(0, n_rows, n_chunk):
         stop = min(start + n_chunk, n_rows)
         chunk = batch.masked(hidden[rows_between(batch.inputs, start, stop)], start)
-        yield RowChunk(start, stop, chunk, head, buffer, columns, provider)
+        yield RowChunk(start, stop, chunk, head, buffer, columns, provider, sizes)
 
 
 def on_piece(backend: Backend, logits: Tensor, kernel: Callable[[Tensor, int, int], Part]) -> Part:

@@ -129,7 +129,7 @@ def explain(
         chunk_vocab=columns,
         n_chunks=n_chunks,
         n_gemms=1 if not requires_grad else 4 if reduction == "none" else 3,
-        logits_bytes=rows * columns * dtype.itemsize,
+        logits_bytes=rows * sizes.row_stride(columns) * dtype.itemsize,
         scratch_bytes=0 if direct else block * columns * 4,
         accumulator_bytes=vocab_size * hidden_size * summed,
         full_logits_bytes=n_tokens * vocab_size * dtype.itemsize,

@@ -23,6 +23,7 @@ class Sizes(NamedTuple):
     piece_bytes: int = 24 * MIB  # small enough that they are read from a CPU's cache
     block_bytes: int | None = 2 * MIB  # per call of a row kernel, in the accumulation dtype
     copied_bytes: int | None = 2 * MIB  # the same for logits that are copied first: the copy stays in a CPU's cache
+    row_unit: int = 1  # a row of logits begins at a multiple of this many
 
     def chunk_rows(self, n_tokens: int, vocab_size: int, dtype: torch.dtype, chunk_tokens: int | None) -> int:
         """Return the rows of logits held at once: `chunk_tokens`, or else by size, in even chunks."""
@@ -40,6 +41,10 @@ class Sizes(NamedTuple):
         columns = math.ceil(vocab_size / math.ceil(rows * vocab_size * dtype.itemsize / self.piece_bytes))
         return rows, min(vocab_size, columns if columns < ALIGNED else math.ceil(columns / ALIGNED) * ALIGNED)
 
+    def row_stride(self, n_columns: int) -> int:
+        """Return the distance between rows of logits in memory."""
+        return math.ceil(n_columns / self.row_unit) * self.row_unit
+
     def block_rows(self, n_rows: int, vocab_size: int, dtype: torch.dtype, copied: bool) -> int:
         """Return the rows that a row kernel processes at a time."""
         n_bytes = self.copied_bytes if copied else self.block_bytes
@@ -49,11 +54,12 @@ class Sizes(NamedTuple):
 
 
 # A GPU wants large chunks. Adding R rows to dW takes 2 R V D operations, and reads and writes 8 V D bytes: below 1,200
-# rows an H100 waits for its memory. Every launch costs time, and no cache holds a block.
+# rows an H100 waits for its memory. Every launch costs time, and no cache holds a block. Matmuls and kernels read and
+# write 16 bytes at once where every row begins at a multiple of them, which Triton sees in a stride of 16 elements.
 BUDGET = 1024 * MIB
 ON_DEVICE = Sizes(
     min_bytes=BUDGET, max_bytes=BUDGET, fewest_tokens=1024, piece_tokens=4096, piece_bytes=BUDGET, block_bytes=None,
-    copied_bytes=256 * MIB,
+    copied_bytes=256 * MIB, row_unit=16,
 )  # fmt: skip
 
 

@@ -46,12 +46,12 @@ def drawable(value: Any) -> bool:
     return isinstance(value, str) or is_known(value)
 
 
-def x(field: str, title: str | None = None, form: str = "~g", **options: Any) -> Any:
+def x(field: str, title: str | None = None, form: str = "~r", **options: Any) -> Any:
     """Return a horizontal channel of numbers; see `channel`."""
     return channel("X", field, title, form, options)
 
 
-def y(field: str, title: str | None = None, form: str = "~g", **options: Any) -> Any:
+def y(field: str, title: str | None = None, form: str = "~r", **options: Any) -> Any:
     """Return a vertical channel of numbers, whose title stands above the axis; see `channel`."""
     return channel("Y", field, title, form, options)
 
