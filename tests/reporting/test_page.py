@@ -34,14 +34,17 @@ def shell(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("shell")
 def test_the_shell_shows_texts_from_outside_as_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(theme, "svg", lambda chart: SVG)
-    chart = Chart("lines", HOSTILE, HOSTILE, None, [{"document": HOSTILE, "bits_per_byte": 0.25}])
+    rows = [{"document": HOSTILE, "bits_per_byte": 0.25}, {"document": "b", "bits_per_byte": None, "also": "here"}]
+    chart = Chart("lines", HOSTILE, HOSTILE, None, rows)
     row = dict.fromkeys(("before", "text", "after"), HOSTILE)
     values = {"tokens": 12345, "name": HOSTILE + "\udcff"}
     made = Page(page.Page("bare.html.j2", HOSTILE, HOSTILE, values, [chart], {"row": row}).html())
     made.html.encode()
     made.check()
     assert made.json_of("page-data") == values
-    assert made.json_of("chart-data") == {"lines": chart.rows}
+    assert made.json_of("chart-data") == {"lines": rows}
+    assert [list(row) for row in made.json_of("chart-data")["lines"]] == [list(row) for row in rows]
+    assert made.inner["th"] == ["document", "bits per byte", "also"]
     assert made.numbers == [("tokens", 12345)]
     assert made.text.count(SHOWN) == 8
     assert "12,345" in made.text

@@ -145,6 +145,16 @@ def test_a_training(trained: Trained, tmp_path: Path) -> None:
     ).keys()
 
 
+def test_a_training_with_nothing_held_out(trained: Trained, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(trained.folder, tmp_path / "run"))
+    for name in ("validation.jsonl", "samples.jsonl"):
+        (folder / name).unlink()
+    shutil.rmtree(folder / "scores")
+    page = read(cynosure.report(folder))
+    assert links(page) == {"main", "part-curves"}
+    assert page.json_of("page-data")["validations"] == []
+
+
 def test_where_a_training_stopped(trained: Trained, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(trained.folder, tmp_path / "run"))
     shutil.rmtree(folder / "scores")

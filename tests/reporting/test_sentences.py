@@ -71,8 +71,16 @@ def test_temperature() -> None:
     said = words(sentences.temperature(calibrated(0.5, 0.4)))
     assert "a temperature of 1.20 would recover 0.0300 nats per token, 1.00% of the loss: the model is too sure" in said
     assert "may lie beyond" not in said
+    none = calibrated(0.5, 0.4, best_temperature=1.0, recoverable_nats_per_token=1e-6)
+    assert words(sentences.temperature(none)).startswith("No single temperature lowers the loss: the best, 1.00, would")
     assert "too cautious" in words(sentences.temperature(calibrated(0.5, 0.4, best_temperature=0.8)))
     assert "may lie beyond" in words(sentences.temperature(calibrated(0.5, 0.4, best_temperature=2.0, at_edge=True)))
+
+
+@pytest.mark.parametrize(("p", "said"), [(0.034, "p = 0.034"), (2 / 2001, "p ≤ 0.0010")])
+def test_a_p_value(p: float, said: str) -> None:
+    values = {"bits_per_byte": {"p": p}, "interval": {"n_resamples": 2000}}
+    assert words(sentences.p_value(values)).replace("\N{NO-BREAK SPACE}", " ") == said
 
 
 def test_the_hardest_document() -> None:

@@ -60,7 +60,8 @@ def environment() -> "Environment":
         lstrip_blocks=True,
     )  # fmt: skip
     made.globals["num"] = num_function()
-    made.filters["short"] = short
+    made.filters |= {"short": short, "columns": columns}
+    made.policies["json.dumps_kwargs"] = {"sort_keys": False}
     return made
 
 
@@ -69,6 +70,11 @@ def plain(value: Any) -> Any:
     if not isinstance(value, str) or hasattr(value, "__html__"):
         return value
     return "\n".join(map(visible, value.split("\n")))
+
+
+def columns(rows: list[dict[str, Any]]) -> list[str]:
+    """Return the names of all columns of a table, in order."""
+    return list({name: None for row in rows for name in row})
 
 
 def short(value: float) -> str:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 BITS = 8  # of a byte that nothing predicts
 SLIGHT = 0.005  # gap between confidence and accuracy that does not matter, even if it is no chance
+LEAST_GAIN = 5e-5  # nats per token: a smaller one is shown as 0
 NAMED = 3  # documents in a sentence
 Values = dict[str, Any]
 
@@ -98,14 +99,18 @@ def temperature(values: Values) -> "Markup":
     """Say what a single temperature would recover."""
     calibration = values["calibration"]
     best, gain = calibration["best_temperature"], calibration["recoverable_nats_per_token"]
+    numbers = (
+        num_of(values, "calibration.best_temperature", 2), num_of(values, "calibration.recoverable_nats_per_token", 4),
+    )  # fmt: skip
+    if gain < LEAST_GAIN:
+        return filled("No single temperature lowers the loss: the best, {}, would recover {} nats per token.", *numbers)
     loss = values["nats_per_token"]["value"]
     saved = f", {gain / loss:.2%} of the loss" if loss else ""
     edge = " It is the end of the range that was tried, so the best may lie beyond." if calibration["at_edge"] else ""
     how = "too sure, so softer predictions" if best > 1 else "too cautious, so sharper predictions"
     return filled(
         "Dividing the logits by a temperature of {} would recover {} nats per token{}: the model is {} cost less.{}",
-        num_of(values, "calibration.best_temperature", 2), num_of(values, "calibration.recoverable_nats_per_token", 4),
-        saved, how, edge,
+        *numbers, saved, how, edge,
     )  # fmt: skip
 
 
@@ -125,8 +130,8 @@ def verdict(comparison: "Comparison", values: Values) -> "Markup":
 def p_value(values: Values) -> "Markup":
     """Return the p-value of bits per byte as a phrase; resampling cannot make it smaller than its least value."""
     least = 2 / (values["interval"]["n_resamples"] + 1)
-    small = values["bits_per_byte"]["p"] <= least
-    return filled("p {} {}", "≤" if small else "=", num_of(values, "bits_per_byte.p", ".4f" if small else ".3f"))
+    sign, form = ("≤", ".4f") if values["bits_per_byte"]["p"] <= least else ("=", ".3f")
+    return filled("p\N{NO-BREAK SPACE}{}\N{NO-BREAK SPACE}{}", sign, num_of(values, "bits_per_byte.p", form))
 
 
 def hurt(values: Values) -> "Markup | None":

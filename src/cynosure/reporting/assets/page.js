@@ -60,7 +60,7 @@
   };
 
   const csv = (rows) => {
-    const names = Object.keys(rows[0] ?? {});
+    const names = [...new Set(rows.flatMap(Object.keys))];
     const cell = (value) => {
       const text = value === null || value === undefined ? "" : String(value);
       return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
