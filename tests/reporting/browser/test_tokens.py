@@ -106,6 +106,12 @@ def told(visit: Visit, key: str) -> str:
     return value
 
 
+def sideways(visit: Visit) -> int:
+    """Return by how many pixels the box scrolls sideways."""
+    pixels: int = visit.page.eval_on_selector("#token-text", "e => e.scrollWidth - e.clientWidth")
+    return pixels
+
+
 def worst_first(rows: list[dict[str, Any]]) -> list[int]:
     wrong = [i for i, row in enumerate(rows) if row["rank"] is not None and row["rank"] > 1]
     return sorted(wrong, key=lambda i: (-rows[i]["nll"], i))
@@ -226,6 +232,8 @@ def test_jump_to_a_document(open_page: Visitor, path: Path, rows: list[dict[str,
     assert rows[chosen(visit)]["document"] == 2
     assert rows[chosen(visit)]["index"] == 0
     assert visit.page.locator(".token-head", has_text="long line").is_visible()
+    visit.page.locator(".t.now").press("Home")
+    assert visit.page.eval_on_selector("#token-document", "e => e.selectedIndex") == 0
 
 
 def test_modes_tint_by_their_value(open_page: Visitor, path: Path, rows: list[dict[str, Any]]) -> None:
@@ -239,7 +247,8 @@ def test_modes_tint_by_their_value(open_page: Visitor, path: Path, rows: list[di
     legends = set()
     for mode, between in edges.items():
         visit.page.check(f"input[value={mode}]")
-        classes = visit.page.eval_on_selector_all(".t", "all => all.slice(0, 100).map(e => e.classList[1])")
+        classes = visit.page.eval_on_selector_all(".t", "all => all.map(e => e.classList[1])")
+        assert {row["rank"] for row in rows[: len(classes)]} & set(edges["rank"])  # some are at an edge
         for i, name in enumerate(classes):
             value = rows[i][mode]
             expected = "unscored" if value is None else f"s{sum(value > edge for edge in between)}"
@@ -313,6 +322,33 @@ def test_hostile_text_is_shown_and_does_not_run(open_page: Visitor, path: Path, 
         ".t", "all => all.every(e => getComputedStyle(e).unicodeBidi === 'isolate')"
     )
     assert isolated
+
+
+@pytest.mark.parametrize("bypass_csp", [False, True])
+def test_a_token_of_markup_does_not_run(
+    open_page: Visitor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bypass_csp: bool
+) -> None:
+    """A whole tag in each token and in each alternative."""
+    markup = "<img src=x onerror=hacked=1><script>hacked=1</script>\u202e" + "x" * 5_000
+    scores = cynosure.score(tiny(), [Document(markup, "the cat saw the end")], keep=True)
+    assert scores.tables is not None
+    (table,) = scores.tables
+    pieces = pa.array([markup.encode()] * len(table), pa.binary())
+    scores.tables = [table.set_column(table.column_names.index("token_bytes"), "token_bytes", pieces)]
+    monkeypatch.setattr("cynosure.reporting.tokens.view.texts", lambda _, ids: [markup] * len(ids))
+    visit = opened(
+        open_page, write_page(token_view(scores), tmp_path / "markup.html"), width=390, bypass_csp=bypass_csp
+    )
+    for marked in (False, True):
+        visit.page.set_checked("#token-spaces", marked)
+        for i in range(3):
+            visit.page.locator(".t").nth(i).hover()
+            assert visit.page.inner_text("#token-panel").count("onerror=hacked=1><script>") >= 3
+    assert visit.too_wide() == []
+    assert sideways(visit) <= 0
+    assert visit.page.locator(".t").first.text_content().replace("·\u200b", " ") == visible(markup)
+    assert visit.page.locator("#tokens img, #tokens script").count() == 0
+    assert not visit.page.evaluate("'hacked' in window")
 
 
 def test_all_of_the_text_is_there(open_page: Visitor, path: Path, rows: list[dict[str, Any]]) -> None:

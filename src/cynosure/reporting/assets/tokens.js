@@ -43,6 +43,7 @@
       element("token-layout").scrollIntoView({ block: "nearest" });
       if (focus) span.focus({ preventScroll: true });
       panel.show(i);
+      selectDocument(i);
       element("token-spoken").textContent = panel.sentence(i);
     };
 
@@ -54,7 +55,7 @@
     const mistakes = mistakesOf(data, () => mode, value, go);
     mistakes.begin();
     searching(data, options, text, go);
-    documents(data, go);
+    const selectDocument = documents(data, go);
     pointing(text, panel, go);
     walking(data, text, mistakes, go);
     printing(data, text);
@@ -191,12 +192,17 @@
 
   const documents = (data, go) => {
     const select = element("token-document");
+    const firsts = new Map();
     for (const first of data.stretches.keys()) {
-      if (first && data.document[first] === data.document[first - 1]) continue;
+      if (firsts.has(data.document[first])) continue;
+      firsts.set(data.document[first], String(first));
       select.add(new Option(tokenData.visible(data.documents[data.document[first]]), String(first)));
     }
     element("token-jump").hidden = select.options.length < 2;
     select.addEventListener("change", () => go(Number(select.value), false));
+    return (i) => {
+      select.value = firsts.get(data.document[i]);
+    };
   };
 
   const pointing = (text, panel, go) => {
