@@ -40,8 +40,8 @@ class Shot(NamedTuple):
 SHOTS = (
     Shot("report", "smollm2", height=1000),
     Shot("report-tokens", "smollm2", "tokens", height=720, scheme="dark", n_mistakes=3),
-    Shot("report-where", "smollm2", "part-where", height=1060),
-    Shot("report-calibration", "smollm2", "part-calibration", height=1060),
+    Shot("report-where", "smollm2", "part-where", height=1110),
+    Shot("report-calibration", "smollm2", "part-calibration", height=905),
     Shot("report-compared", "smollm2 gemma3-270m", height=1240),
     Shot("report-trained", "trained", height=1120),
 )
@@ -80,9 +80,9 @@ def take(browser: Browser, shot: Shot) -> None:
     size: Any = {"width": WIDTH, "height": shot.height}
     page = browser.new_page(viewport=size, color_scheme=shot.scheme, reduced_motion="reduce")
     page.goto((RUNS / f"{shot.name}.html").as_uri())
-    page.locator("#token-text [role=button], #token-text span").first.wait_for()
+    page.locator("#token-text span").first.wait_for()
     for _ in range(shot.n_mistakes):
-        page.keyboard.press("n")
+        page.locator("#token-next").click()
     if shot.part:
         page.locator(f"#{shot.part}").evaluate("part => scrollTo(0, part.offsetTop)")
     data = webp(page)
