@@ -164,6 +164,6 @@ def ending(values: Values) -> "Markup":
             num_of(values, "diverged.step"), num_of(values, "plan.steps"), why["why"],
         )  # fmt: skip
     return filled(
-        "Unfinished: it stopped after step {} of {}. The same command with --resume continues it.",
+        "Unfinished: it stopped after step {} of {}. Resume the run to continue it.",
         num_of(values, "last.step"), num_of(values, "plan.steps"),
     )  # fmt: skip

@@ -68,7 +68,7 @@ def page_of(run: Run) -> Page:
     training = RunFolder(folder)
     if not training.exists:
         raise FileNotFoundError(
-            f"not a run: {folder} has no {MANIFEST} and no train.json. Make one with `score` and `out`, or with `train`"
+            f"not a run: {folder} has no {MANIFEST} and no train.json. Score with `out`, or train, to make one"
         )
     return train_page(training)
 
