@@ -18,7 +18,7 @@
     change: { label: "Change", unit: "nats", edges: [-4, -2, -1, -0.25, 0.25, 1, 2, 4], kind: "d" },
   };
   const MEANINGS = {
-    nll: "Loss in nats: the darker, the less the model expected the token.",
+    nll: "Loss in nats: the stronger the colour, the less the model expected the token.",
     rank: "Place of the token among all that the model could have chosen.",
     entropy: "Entropy in nats: how open the model took the choice to be.",
     confidence: "Probability of the likeliest token, right or wrong.",
