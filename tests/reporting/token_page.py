@@ -1,4 +1,4 @@
-"""A page with nothing but a token view, under the policy of every report."""
+"""A page with nothing but a token view, under the policy of every report, and how to ask it what it shows."""
 
 import base64
 import gzip
@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import cynosure.reporting
 from cynosure.reporting.tokens.view import TokenView
+from tests.reporting.browsing import Visit, Visitor
 
 ASSETS = Path(cynosure.reporting.__file__).parent / "assets"
 COLOURS = """
@@ -41,6 +42,36 @@ TEMPLATE = """<!doctype html>
 </body>
 </html>
 """
+CONTRAST = """() => {
+    const luminance = (colour) => {
+        const [r, g, b] = colour.match(/[\\d.]+/g).map(Number).map((x) => x / 255)
+            .map((x) => x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4)
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b
+    }
+    return [...document.querySelectorAll("#token-legend li")].map((swatch) => {
+        const style = getComputedStyle(swatch)
+        const plain = style.backgroundColor === "rgba(0, 0, 0, 0)"
+        const paper = plain ? getComputedStyle(document.body).backgroundColor : style.backgroundColor
+        const [low, high] = [luminance(style.color), luminance(paper)].sort((a, b) => a - b)
+        return (high + 0.05) / (low + 0.05)
+    })
+}"""
+
+SCROLLED = """async () => {
+    const box = document.getElementById("token-text")
+    const seen = new Map()
+    let most = 0
+    for (let top = 0; top < box.scrollHeight; top += box.clientHeight / 2) {
+        box.scrollTop = top
+        await new Promise((done) => setTimeout(done, 60))
+        document.querySelectorAll(".token-chunk").forEach((chunk, k) => {
+            const tokens = [...chunk.querySelectorAll(".t")]
+            if (tokens.length) seen.set(k, tokens.map((token) => token.textContent).join(""))
+        })
+        most = Math.max(most, box.querySelectorAll(".t").length)
+    }
+    return [[...seen.keys()].sort((a, b) => a - b).map((k) => seen.get(k)).join(""), most]
+}"""
 
 
 def write_page(view: TokenView, path: Path) -> Path:
@@ -67,3 +98,37 @@ def unpacked(view: TokenView) -> tuple[dict[str, Any], dict[str, Any]]:
         for name, (kind, at, length) in header["columns"].items()
     }
     return header, columns
+
+
+def opened(open_page: Visitor, path: Path, **options: Any) -> Visit:
+    visit = open_page(path, **options)
+    visit.page.wait_for_selector("#token-view:not([hidden])")
+    visit.page.wait_for_selector(".t")
+    visit.page.check("input[value=nll]")
+    return visit
+
+
+def follow(visit: Visit, i: int) -> None:
+    """Follow a link to a token."""
+    visit.page.evaluate(f"location.hash = '#token-{i + 1}'")
+    visit.page.wait_for_selector(f"#token-panel[data-token='{i}']")
+
+
+def chosen(visit: Visit) -> int:
+    """Return the token that the panel is about."""
+    return int(visit.page.get_attribute("#token-panel", "data-token") or -1)
+
+
+def told(visit: Visit, key: str) -> str:
+    value: str = visit.page.eval_on_selector(f"#token-panel data[data-token={key}]", "e => e.value")
+    return value
+
+
+def sideways(visit: Visit) -> int:
+    """Return by how many pixels a token leaves the box."""
+    pixels: int = visit.page.eval_on_selector(
+        "#token-text",
+        """(box) => Math.max(...[...box.querySelectorAll(".t")]
+        .map((token) => token.getBoundingClientRect().right)) - box.getBoundingClientRect().right""",
+    )
+    return pixels

@@ -13,8 +13,8 @@ from cynosure.measure import Scores, open_run
 from cynosure.reporting.tokens.view import TokenView, token_view
 from cynosure.system.escapes import visible
 from cynosure.text import Document
-from tests.reporting.browsing import Visit, Visitor
-from tests.reporting.token_page import unpacked, write_page
+from tests.reporting.browsing import Visitor
+from tests.reporting.token_page import CONTRAST, SCROLLED, chosen, follow, opened, sideways, told, unpacked, write_page
 from tests.tiny import tiny
 
 HOSTILE = (
@@ -28,36 +28,6 @@ DOCUMENTS = [
     Document("long line", "the " * 600 + "x" * 4_000),
 ]
 TEXT = "".join(document.text for document in DOCUMENTS)
-CONTRAST = """() => {
-    const luminance = (colour) => {
-        const [r, g, b] = colour.match(/[\\d.]+/g).map(Number).map((x) => x / 255)
-            .map((x) => x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4)
-        return 0.2126 * r + 0.7152 * g + 0.0722 * b
-    }
-    return [...document.querySelectorAll("#token-legend li")].map((swatch) => {
-        const style = getComputedStyle(swatch)
-        const plain = style.backgroundColor === "rgba(0, 0, 0, 0)"
-        const paper = plain ? getComputedStyle(document.body).backgroundColor : style.backgroundColor
-        const [low, high] = [luminance(style.color), luminance(paper)].sort((a, b) => a - b)
-        return (high + 0.05) / (low + 0.05)
-    })
-}"""
-
-SCROLLED = """async () => {
-    const box = document.getElementById("token-text")
-    const seen = new Map()
-    let most = 0
-    for (let top = 0; top < box.scrollHeight; top += box.clientHeight / 2) {
-        box.scrollTop = top
-        await new Promise((done) => setTimeout(done, 60))
-        document.querySelectorAll(".token-chunk").forEach((chunk, k) => {
-            const tokens = [...chunk.querySelectorAll(".t")]
-            if (tokens.length) seen.set(k, tokens.map((token) => token.textContent).join(""))
-        })
-        most = Math.max(most, box.querySelectorAll(".t").length)
-    }
-    return [[...seen.keys()].sort((a, b) => a - b).map((k) => seen.get(k)).join(""), most]
-}"""
 
 
 @pytest.fixture(scope="module")
@@ -81,40 +51,6 @@ def view(scores: Scores) -> TokenView:
 @pytest.fixture(scope="module")
 def path(view: TokenView, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_page(view, tmp_path_factory.mktemp("pages") / "tokens.html")
-
-
-def opened(open_page: Visitor, path: Path, **options: Any) -> Visit:
-    visit = open_page(path, **options)
-    visit.page.wait_for_selector("#token-view:not([hidden])")
-    visit.page.wait_for_selector(".t")
-    visit.page.check("input[value=nll]")
-    return visit
-
-
-def follow(visit: Visit, i: int) -> None:
-    """Follow a link to a token."""
-    visit.page.evaluate(f"location.hash = '#token-{i + 1}'")
-    visit.page.wait_for_selector(f"#token-panel[data-token='{i}']")
-
-
-def chosen(visit: Visit) -> int:
-    """Return the token that the panel is about."""
-    return int(visit.page.get_attribute("#token-panel", "data-token") or -1)
-
-
-def told(visit: Visit, key: str) -> str:
-    value: str = visit.page.eval_on_selector(f"#token-panel data[data-token={key}]", "e => e.value")
-    return value
-
-
-def sideways(visit: Visit) -> int:
-    """Return by how many pixels a token leaves the box."""
-    pixels: int = visit.page.eval_on_selector(
-        "#token-text",
-        """(box) => Math.max(...[...box.querySelectorAll(".t")]
-        .map((token) => token.getBoundingClientRect().right)) - box.getBoundingClientRect().right""",
-    )
-    return pixels
 
 
 def worst_first(rows: list[dict[str, Any]]) -> list[int]:
