@@ -192,6 +192,14 @@ def test_a_prediction() -> None:
     assert prediction.reading() in page.text
 
 
+def test_a_place_where_no_file_can_be(runs: Runs, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is a folder: name a file"):
+        cynosure.report(runs.a, out=tmp_path, figures=tmp_path / "figures")
+    with pytest.raises(ValueError, match="no such folder: "):
+        cynosure.report(runs.a, out=tmp_path / "none" / "a.html")
+    assert not (tmp_path / "figures").exists()
+
+
 def test_no_run(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"not a run: .* has no manifest.json and no train.json"):
         cynosure.report(tmp_path)

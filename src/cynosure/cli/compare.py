@@ -158,9 +158,11 @@ def compare(
 
 def check_files(markdown: Path | None, junit: Path | None, n_gates: int) -> None:
     """Raise ValueError for files that could not be written, before any work is done."""
+    from cynosure.system.files import check_writable
+
     for option, path in (("--markdown", markdown), ("--junit", junit)):
-        if path is not None and not path.parent.is_dir():
-            raise ValueError(f"{option}: no such folder: {path.parent}. Make it first")
+        if path is not None:
+            check_writable(path, option)
     if junit is not None and not n_gates:
         raise ValueError("--junit has no gates to write: add --fail-if")
 

@@ -54,11 +54,12 @@ def predict(
     Lists the most likely tokens after TEXT. With --truth, shows the probability, rank and loss of each of its tokens.
     """
     from cynosure import measure, models
+    from cynosure.system.files import check_writable
     from cynosure.text import one_text, read_as, special_strings
 
     common.show_notes(quiet)
-    if html is not None and not html.parent.is_dir():
-        raise ValueError(f"--html: no such folder: {html.parent}. Make it first")
+    if html is not None:
+        check_writable(html, "--html")
     text = one_text(text)
     loaded = models.load(
         model, dtype=dtype, device=device, tokenizer=tokenizer, revision=revision,

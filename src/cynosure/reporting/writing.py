@@ -10,7 +10,7 @@ from cynosure.reporting.compare_page import comparison_page
 from cynosure.reporting.page import Page
 from cynosure.reporting.score_page import score_page
 from cynosure.reporting.train_page import train_page
-from cynosure.system.files import write_out
+from cynosure.system.files import check_writable, write_out
 from cynosure.system.folders import READ_ONLY
 
 Run: TypeAlias = str | Path | Scores
@@ -35,7 +35,7 @@ def report(
 
     Raises:
         FileNotFoundError: there is no run.
-        ValueError: the run is unfinished or damaged, or the runs cannot be compared.
+        ValueError: the run is unfinished or damaged, the runs cannot be compared, or `out` cannot be a file.
         PermissionError: the folder of the run cannot be written; give `out`.
 
     Example:
@@ -45,6 +45,8 @@ def report(
         >>> cynosure.report(folder).name
         'report.html'
     """
+    if out is not None:
+        check_writable(Path(out), "`out`")
     if other is None:
         page, place = page_of(run), folder_of(run, out) / REPORT
     else:

@@ -64,6 +64,14 @@ def write_whole(path: Path, data: bytes) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
+def check_writable(path: Path, option: str) -> None:
+    """Raise ValueError if no file can be at the path of an option, before work is done for it."""
+    if path.is_dir():
+        raise ValueError(f"{option}: {path} is a folder: name a file")
+    if not path.parent.is_dir():
+        raise ValueError(f"{option}: no such folder: {path.parent}. Make it first")
+
+
 def write_out(path: Path, data: bytes) -> None:
     """`write_whole` for an output path that a user names; a pipe or device, such as /dev/stdout, is written to."""
     if path.parent == DEVICES or (path.exists() and not (path.is_file() or path.is_dir())):
