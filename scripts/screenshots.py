@@ -39,7 +39,7 @@ class Shot(NamedTuple):
 
 SHOTS = (
     Shot("report", "smollm2", height=1000),
-    Shot("report-tokens", "smollm2", "tokens", height=720, scheme="dark", n_mistakes=3),
+    Shot("report-tokens", "smollm2", "tokens", height=750, scheme="dark", n_mistakes=3),
     Shot("report-where", "smollm2", "part-where", height=1110),
     Shot("report-calibration", "smollm2", "part-calibration", height=905),
     Shot("report-compared", "smollm2 gemma3-270m", height=1240),
