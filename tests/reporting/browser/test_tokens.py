@@ -21,6 +21,7 @@ HOSTILE = (
     "</script><script>window.hacked = 1; alert(1)</script><img src=x onerror=hacked=1>"
     "\x00\x1b[2J\u202eevil\u2066 e\u0301 👩‍👩‍👧\ufffd&amp;<!--{{ 7*7 }}\r\n"
 )
+BIDI = "\u202e"
 DOCUMENTS = [
     Document("first", "the cat saw the thé.\nthe end\n\n" * 300, n_prompt_chars=4),
     Document("</option><script>hacked=1</script>\u202e", HOSTILE * 3),
@@ -107,8 +108,12 @@ def told(visit: Visit, key: str) -> str:
 
 
 def sideways(visit: Visit) -> int:
-    """Return by how many pixels the box scrolls sideways."""
-    pixels: int = visit.page.eval_on_selector("#token-text", "e => e.scrollWidth - e.clientWidth")
+    """Return by how many pixels a token leaves the box."""
+    pixels: int = visit.page.eval_on_selector(
+        "#token-text",
+        """(box) => Math.max(...[...box.querySelectorAll(".t")]
+        .map((token) => token.getBoundingClientRect().right)) - box.getBoundingClientRect().right""",
+    )
     return pixels
 
 
@@ -281,6 +286,20 @@ def test_without_another_run_there_is_no_change(open_page: Visitor, scores: Scor
     assert "Against the other run" not in visit.page.inner_text("#token-panel")
 
 
+def test_alternatives_without_a_text_are_ids(
+    open_page: Visitor, scores: Scores, rows: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in runs of earlier versions. The token itself is known."""
+    monkeypatch.setattr("cynosure.reporting.tokens.view.texts", lambda _, ids: ids.tolist())
+    visit = opened(open_page, write_page(token_view(scores), tmp_path / "ids.html"))
+    at = next(i for i, row in enumerate(rows) if row["rank"] and row["token_id"] in row["top_ids"])
+    follow(visit, at)
+    names = visit.page.locator(".token-name").all_text_contents()
+    expected = [f"#{id_}" for id_ in rows[at]["top_ids"]]
+    expected[rows[at]["top_ids"].index(rows[at]["token_id"])] = visit.page.text_content("#token-panel .token-title")
+    assert names == expected
+
+
 def test_spaces_and_line_ends_on_demand(open_page: Visitor, path: Path) -> None:
     visit = opened(open_page, path)
     assert visit.page.text_content(".token-chunk").startswith("firstthe cat")
@@ -329,11 +348,11 @@ def test_a_token_of_markup_does_not_run(
     open_page: Visitor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bypass_csp: bool
 ) -> None:
     """A whole tag in each token and in each alternative."""
-    markup = "<img src=x onerror=hacked=1><script>hacked=1</script>\u202e" + "x" * 5_000
+    markup = "<img src=x onerror=hacked=1><script>hacked=1</script>" + "x" * 5_000
     scores = cynosure.score(tiny(), [Document(markup, "the cat saw the end")], keep=True)
     assert scores.tables is not None
     (table,) = scores.tables
-    pieces = pa.array([markup.encode()] * len(table), pa.binary())
+    pieces = pa.array([f"{markup}{'' if i % 2 else BIDI}".encode() for i in range(len(table))], pa.binary())
     scores.tables = [table.set_column(table.column_names.index("token_bytes"), "token_bytes", pieces)]
     monkeypatch.setattr("cynosure.reporting.tokens.view.texts", lambda _, ids: [markup] * len(ids))
     visit = opened(
@@ -346,7 +365,7 @@ def test_a_token_of_markup_does_not_run(
             assert visit.page.inner_text("#token-panel").count("onerror=hacked=1><script>") >= 3
     assert visit.too_wide() == []
     assert sideways(visit) <= 0
-    assert visit.page.locator(".t").first.text_content().replace("·\u200b", " ") == visible(markup)
+    assert visit.page.locator(".t").first.text_content().replace("·\u200b", " ") == visible(markup + BIDI)
     assert visit.page.locator("#tokens img, #tokens script").count() == 0
     assert not visit.page.evaluate("'hacked' in window")
 
