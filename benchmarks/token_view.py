@@ -1,4 +1,4 @@
-"""How large the token view of 100,000 tokens is, how soon it is painted, and how smoothly it scrolls, in Chromium.
+"""How large a report with 100,000 tokens is, how soon it is painted, and how smoothly its text scrolls, in Chromium.
 
     python -m benchmarks.token_view FOLDER
 
@@ -69,14 +69,6 @@ def score_into(folder: Path) -> None:
     cynosure.score(cynosure.LanguageModel(model.eval(), tokenizer, "random"), texts(tokenizer), out=folder)
 
 
-def write_report(folder: Path) -> Path:
-    from cynosure.measure import open_run
-    from cynosure.reporting.tokens.view import token_view
-    from tests.reporting.token_page import write_page
-
-    return write_page(token_view(open_run(folder)), folder / "report.html")
-
-
 def measure(path: Path) -> dict[str, float]:
     """Open a report in Chromium and scroll through its whole token view."""
     from playwright.sync_api import sync_playwright
@@ -104,10 +96,12 @@ def measure(path: Path) -> dict[str, float]:
 
 def main() -> int:
     """Print what was measured as JSON; return 1 if it is beyond a limit."""
+    from cynosure.reporting import report
+
     folder = Path(sys.argv[1])
     if not (folder / "manifest.json").exists():
         score_into(folder)
-    values = measure(write_report(folder))
+    values = measure(report(folder))
     print(json.dumps(values, indent=1))
     return int(any(values[name] > most for name, most in LIMITS.items()))
 
