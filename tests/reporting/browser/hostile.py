@@ -17,7 +17,7 @@ MARKUP = [
     f"\"'><details open ontoggle={RAN}>",
     "<style>@import url(https://example.org/a.css)</style><base href=https://example.org/>",
     "<meta http-equiv=refresh content='0;url=https://example.org'>",
-    "{{ 7*191 }} {% include 'page.css' %} ${7*191} <%= 7*191 %>",
+    "{{ 7*1234567 }} {% include 'page.css' %} ${7*1234567} <%= 7*1234567 %>",
     "&lt;b&gt; &amp;amp; &#x3c;script&#x3e;",
     "__proto__ constructor toString",
 ]
