@@ -68,6 +68,8 @@ def test_default_places(runs: Runs, trained: Trained, tmp_path: Path) -> None:
     assert cynosure.report(a) == a / "report.html"
     assert cynosure.report(str(a), str(b)) == b / "report-vs-a.html"
     assert cynosure.report(cynosure.open_run(b)) == b / "report.html"
+    long = Path(shutil.copytree(a, tmp_path / ("\N{SNOWMAN}" * 85)))  # the longest name of a folder
+    assert cynosure.report(long, b).name == "report-vs-" + "\N{SNOWMAN}" * 50 + ".html"
     for folder in (a, b):
         cynosure.score(tiny(seed=folder == b), TEXTS, out=folder)  # a report is no foreign file in a run
     assert cynosure.report(trained.folder) == trained.folder / "report.html"

@@ -15,6 +15,7 @@ from cynosure.system.folders import READ_ONLY
 
 Run: TypeAlias = str | Path | Scores
 REPORT = "report.html"
+NAME_CHARS = 50  # of the baseline, in the name of a file: some take 255 bytes, and a character up to 4
 
 
 def report(
@@ -52,7 +53,10 @@ def report(
     else:
         a, b = opened(run), opened(other)
         name = "A" if a.store is None else a.store.folder.resolve().name
-        page, place = comparison_page(compare(a, b), a, b), folder_of(other, out) / f"report-vs-{name}.html"
+        page, place = (
+            comparison_page(compare(a, b), a, b),
+            folder_of(other, out) / f"report-vs-{name[:NAME_CHARS]}.html",
+        )
     return write_page(page, place if out is None else Path(out), figures)
 
 
