@@ -306,6 +306,18 @@ def test_a_token_of_markup_does_not_run(
     assert not visit.page.evaluate("'hacked' in window")
 
 
+@pytest.mark.parametrize(("text", "direction"), [("שלום עולם " * 9, -1), ("the cat saw " * 9, 1)])
+def test_text_runs_in_the_direction_of_its_script(
+    open_page: Visitor, tmp_path: Path, text: str, direction: int
+) -> None:
+    scores = cynosure.score(tiny(), [text], keep=True)
+    visit = opened(open_page, write_page(token_view(scores), tmp_path / "tokens.html"))
+    left = visit.page.eval_on_selector_all(
+        "#token-text .t", "all => all.filter(e => e.textContent.trim()).map(e => e.getBoundingClientRect().left)"
+    )
+    assert direction * (left[2] - left[0]) > 0
+
+
 def test_all_of_the_text_is_there(open_page: Visitor, path: Path, rows: list[dict[str, Any]]) -> None:
     """Scrolled from end to end the view shows each token, with a part of them in the document at a time."""
     text, most = opened(open_page, path).page.evaluate(SCROLLED)

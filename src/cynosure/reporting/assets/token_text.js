@@ -7,6 +7,12 @@ const tokenText = (data, options) => {
   const shown = new Map(); // chunk -> spans of its tokens
   let current = 0;
 
+  /* Whether most letters are of a script that runs from right to left. Tokens are isolated, so the browser cannot tell. */
+  const isRightToLeft = (text) => {
+    const n = (pattern) => text.match(pattern)?.length ?? 0;
+    return 2 * n(/[\p{Script=Arabic}\p{Script=Hebrew}\p{Script=Syriac}\p{Script=Thaana}]/gu) > n(/\p{Letter}/gu);
+  };
+
   const endsLine = (i) => data.bytes.subarray(data.edges[i], data.edges[i + 1]).includes(10);
   const beginsWord = (i) => data.bytes[data.edges[i]] === 32;
   const chunks = [];
@@ -78,6 +84,7 @@ const tokenText = (data, options) => {
       spans.push(span);
     }
     chunk.element.append(...spans);
+    chunk.element.dir = isRightToLeft(spans.map((span) => span.textContent).join("")) ? "rtl" : "ltr";
     if (k === chunks.length - 1 && data.left_out_after) {
       heading(chunk, `${tokenData.counted(data.left_out_after, "token")} left out`, "token-gap");
     }
