@@ -63,6 +63,13 @@ def test_two_runs(runs: Runs, tmp_path: Path) -> None:
     assert {"tokens", "part-where", "part-segments"} <= links(page)
 
 
+def test_runs_of_one_model_are_told_apart(runs: Runs, tmp_path: Path) -> None:
+    step = Path(shutil.copytree(runs.a, tmp_path / "step-2"))
+    text = cynosure.report(runs.a, step).read_text(encoding="utf-8")
+    assert f"{step} compared with {runs.a}</h1>" in text
+    assert f">{runs.a}</dd>" in text
+
+
 def test_default_places(runs: Runs, trained: Trained, tmp_path: Path) -> None:
     a, b = (Path(shutil.copytree(run, tmp_path / run.name)) for run in runs)
     assert cynosure.report(a) == a / "report.html"

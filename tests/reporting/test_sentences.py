@@ -86,12 +86,17 @@ def test_a_p_value(p: float, said: str) -> None:
 def test_the_hardest_document() -> None:
     rows = [
         {"document": name, "bits_per_byte": bits, "share_of_nats": 0.25, "low": low}
+        | {"nats_per_token": 4.0, "bytes": 30, "tokens": 10}
         for name, bits, low in (("easy", 0.5, 0.4), ("<b>", 1.5, 1.2), ("empty", None, None))
     ]
-    values = {"by_document": rows, "bits_per_byte": metric(1.0)}
+    values = {"by_document": rows, "bits_per_byte": metric(1.0), "nats_per_token": metric(3.0)}
+    values |= {"bytes": 450, "tokens": 100}
     said = sentences.hardest_document(values)
     assert "The hardest document is <b>" not in str(said)
-    assert words(said).endswith("1.500 bits per byte, where the whole text takes 1.000. It holds 25.0% of all nats.")
+    assert words(said).endswith(
+        "1.500 bits per byte, where the whole text takes 1.000. Its tokens cost 4.000 nats, those of the whole 3.000; "
+        "they hold 3.00 bytes, those of the whole 4.50. It holds 25.0% of all nats."
+    )
     rows[1]["low"] = 0.9
     assert "may be chance" in words(sentences.hardest_document(values))
     assert sentences.hardest_document({**values, "by_document": rows[1:]}) is None

@@ -25,14 +25,17 @@ def comparison_page(comparison: "Comparison", a: "Scores | None" = None, b: "Sco
 
     values = comparison.to_json()
     names = (comparison.a.model, comparison.b.model)
+    sources = names if a is None or b is None else (source_of(a), source_of(b))
+    if names[0] == names[1]:  # two checkpoints of one model
+        names = sources
     title = f"{names[1]} compared with {names[0]}"
     context: dict[str, Any] = {
         "sentences": sentences,
+        "names": names,
         "described": described(comparison),
         "verdict": sentences.verdict(comparison, values),
         "metrics": [(name, shown) for name, shown in NAMES.items() if values[name] is not None],
         "view": None if a is None or b is None else view_of(b, a),
         "n_segments": SHOWN,
     }
-    sources = names if a is None or b is None else (source_of(a), source_of(b))
     return Page("compare.html.j2", title, " and ".join(sources), values, compare_charts(values), context)

@@ -96,13 +96,14 @@ const tokenData = (() => {
 
   const fixed = (value) => Number.isFinite(value) ? value.toFixed(4) : value > 0 ? "∞" : value < 0 ? "−∞" : "—";
   const signed = (value) => `${value > 0 ? "+" : value < 0 ? "−" : ""}${fixed(Math.abs(value))}`;
-  const percent = (p) => {
+  const odds = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 2 });
+  const probability = (p) => {
     if (p === 0) return "0%";
-    if (p < 1e-6) return `${(100 * p).toExponential(1).replace("-", "−")}%`;
+    if (p < 1e-5) return 1 / p < 1e15 ? `1 in ${odds.format(1 / p)}` : p.toExponential(1).replace("-", "−");
     return `${Number((100 * p).toPrecision(3)).toLocaleString("en", { maximumFractionDigits: 8 })}%`;
   };
   const whole = (value) => value.toLocaleString("en");
   const counted = (n, noun) => `${whole(n)} ${noun}${n === 1 ? "" : "s"}`;
 
-  return { read, pieces, visible, hex, fixed, signed, percent, whole, counted };
+  return { read, pieces, visible, hex, fixed, signed, probability, whole, counted };
 })();

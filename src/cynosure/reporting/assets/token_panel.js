@@ -1,7 +1,7 @@
 "use strict";
 /* The panel beside the text, which says all about one token. */
 const tokenPanel = (data) => {
-  const { fixed, signed, percent, whole, counted, visible, hex } = tokenData;
+  const { fixed, signed, probability, whole, counted, visible, hex } = tokenData;
   const panel = document.getElementById("token-panel");
   const make = (kind, parent, text = "", className = "") => {
     const made = document.createElement(kind);
@@ -78,7 +78,7 @@ const tokenPanel = (data) => {
   const bar = (text, p, isToken) => {
     const line = make("li", bars, "", isToken ? "token-right" : "");
     make("span", line, text, "token-name");
-    make("data", line, percent(p)).value = String(p);
+    make("data", line, probability(p)).value = String(p);
     make("span", make("span", line, "", "token-bar"), "").style.width = `${100 * p}%`;
     if (isToken) make("span", line, " (this token)", "unseen");
   };
@@ -103,12 +103,12 @@ const tokenPanel = (data) => {
     panel.dataset.token = String(i);
     title.textContent = name(i);
     remark.textContent = remarks(i);
-    set("p", scored ? percent(p) : "", p);
+    set("p", scored ? probability(p) : "", p);
     set("nats", scored ? `${fixed(nats)} nats` : "", nats);
     set("bits", scored ? `${fixed(nats / Math.LN2)} bits` : "", nats / Math.LN2);
     set("rank", scored ? whole(data.rank[i]) : "", data.rank[i]);
     set("entropy", scored ? `${fixed(data.entropy[i])} nats` : "", data.entropy[i]);
-    set("confidence", scored ? percent(data.confidence[i]) : "", data.confidence[i]);
+    set("confidence", scored ? probability(data.confidence[i]) : "", data.confidence[i]);
     showChange(i);
     set("bytes", hex(data, i) || "none", hex(data, i));
     set("context", scored ? `${counted(data.context[i], "token")} before it` : "", data.context[i]);
@@ -123,7 +123,7 @@ const tokenPanel = (data) => {
     const best = data.top[i * data.k];
     const other = data.rank[i] > 1 && best >= 0 ? ` Likeliest: ${quoted(data.texts[best])}.` : "";
     const rank = `rank ${whole(data.rank[i])}`;
-    return `${name(i)}: ${percent(Math.exp(-data.nll[i]))}, ${data.nll[i].toFixed(2)} nats, ${rank}.${other} ${remarks(i)}`;
+    return `${name(i)}: ${probability(Math.exp(-data.nll[i]))}, ${data.nll[i].toFixed(2)} nats, ${rank}.${other} ${remarks(i)}`;
   };
 
   return { show, sentence };
