@@ -72,8 +72,8 @@ def hardest_document(values: Values) -> "Markup | None":
     low = row.get("low")
     chance = "" if low is None or low > overall else " Its interval reaches down to the whole, so this may be chance."
     return filled(
-        "The hardest document is {}: {} bits per byte, where the whole text takes {}. Its tokens cost {} nats, those of "
-        "the whole {}; they hold {:.2f} bytes, those of the whole {:.2f}. It holds {} of all nats.{}",
+        "The hardest document is {}: {} bits per byte, where the whole text takes {}. Its tokens cost {} nats, those "
+        "of the whole {}; they hold {:.2f} bytes, those of the whole {:.2f}. It holds {} of all nats.{}",
         row["document"], num_of(values, f"by_document.{i}.bits_per_byte", 3), num_of(values, "bits_per_byte.value", 3),
         num_of(values, f"by_document.{i}.nats_per_token", 3), num_of(values, "nats_per_token.value", 3),
         row["bytes"] / row["tokens"], values["bytes"] / values["tokens"],
