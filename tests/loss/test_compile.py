@@ -47,6 +47,7 @@ def step(model, *batch):
     return [loss.detach(), *(p.grad.clone() for p in model.parameters())]
 
 
+@pytest.mark.many_rows
 def test_training_falls_as_with_torch(backend):
     """Thirty steps of AdamW on a toy model: the two curves are the same."""
 

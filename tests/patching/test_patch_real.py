@@ -16,7 +16,7 @@ from tests.patching.test_patch import IGNORED, step
 N_TOKENS = 48
 
 
-@pytest.fixture(scope="module", params=["smollm2", "gemma3-270m"])
+@pytest.fixture(scope="module", params=["smollm2", pytest.param("gemma3-270m", marks=pytest.mark.each_variant)])
 def loaded(request: pytest.FixtureRequest) -> LanguageModel:
     if request.param == "smollm2":
         found: LanguageModel = request.getfixturevalue("smollm2")

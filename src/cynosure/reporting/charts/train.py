@@ -191,7 +191,7 @@ def table(steps: list[Row], validations: list[Row], names: tuple[str, ...], held
         for row in curve(steps, name):
             rows.setdefault(row["tokens"], {"tokens": row["tokens"]})[name] = row["value"]
     for row in held_out(validations, held_out_name):
-        values = {f"held_out{end}": row.get(key) for key, end in (("value", ""), ("low", "_low"), ("high", "_high"))}
+        values = {"held_out": row.get("value"), "held_out_low": row.get("low"), "held_out_high": row.get("high")}
         rows.setdefault(row["tokens"], {"tokens": row["tokens"]}).update(values)
     columns = ("tokens", *names, "held_out", "held_out_low", "held_out_high")
     return [{name: rows[key].get(name) for name in columns} for key in sorted(rows)]
