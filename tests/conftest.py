@@ -1,5 +1,6 @@
 """Fixtures and hooks shared by all tests."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -81,3 +82,13 @@ def traits(model: Any) -> dict[str, Any]:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         values[name] = (tensor.data_ptr(), tensor._version, tensor.dtype, tensor.requires_grad, tensor.grad is None)
     return values
+
+
+@pytest.fixture(autouse=True)
+def _no_reports(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands in this process make no report at their end, which takes a second, except in tests of reports."""
+    if "report" in request.node.nodeid:
+        return
+    for name in ("score", "compare", "train"):
+        if (module := sys.modules.get(f"cynosure.cli.{name}")) is not None:
+            monkeypatch.setattr(module, "add_report", lambda *_: None)

@@ -116,6 +116,7 @@ def test_a_wrong_command_is_found() -> None:
         parse(wrong)
 
 
+@pytest.mark.exhaustive
 def test_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from cynosure.cli.app import app
 

@@ -107,6 +107,7 @@ print(*(name for name in dir(cynosure) if isinstance(getattr(cynosure, name), Mo
 """
 
 
+@pytest.mark.exhaustive
 def test_completion_shows_the_public_names_and_no_module_takes_the_place_of_one() -> None:
     done = python(PUBLIC)
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr

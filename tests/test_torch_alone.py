@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 BLOCKED = ("accelerate", "altair", "datasets", "numpy", "pandas", "peft", "pyarrow", "rich", "tqdm", "trl", "typer")
 
 # The packages are hidden from cynosure only: torch and transformers may use them.
@@ -57,6 +59,7 @@ def test_it_needs_torch_and_transformers_alone() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.exhaustive
 def test_what_an_extra_brings_is_named_in_one_line() -> None:
     done = run(SCORE)
     assert done.stdout == (

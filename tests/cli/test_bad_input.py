@@ -176,6 +176,7 @@ def test_a_full_disk(run: Run, tiny_folder: Path, tmp_path: Path, text: Path) ->
     assert run("score", tiny_folder, text, "--out", tmp_path / "run").status == 0
 
 
+@pytest.mark.exhaustive
 def test_a_full_standard_output(tiny_folder: Path, text: Path) -> None:
     command = [sys.executable, "-m", "cynosure", "score", str(tiny_folder), str(text), "--quiet"]
     with open("/dev/full", "w") as full:

@@ -113,7 +113,8 @@ def test_score_as_a_table(run, tiny_folder: Path, text: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("encoding", "levels", "full", "line"), [("utf-8", "▁▂▃▄▅▆▇█", "█", "│"), ("ascii", "_.-=+*%#", "#", "|")]
+    ("encoding", "levels", "full", "line"),
+    [pytest.param("utf-8", "▁▂▃▄▅▆▇█", "█", "│", marks=pytest.mark.exhaustive), ("ascii", "_.-=+*%#", "#", "|")],
 )
 def test_charts_of_a_score(tiny_folder: Path, tmp_path: Path, encoding: str, levels: str, full: str, line: str) -> None:
     """They fit 80 columns without colours, and need no more than ASCII where the output has no more."""

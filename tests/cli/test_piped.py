@@ -86,6 +86,7 @@ def test_the_end_of_a_training(run: Run, texts: Path, tmp_path: Path) -> None:
     assert f"model: {tmp_path / 'run' / 'model'}" in done.out.replace("\n", " ")
 
 
+@pytest.mark.exhaustive
 def test_a_process_with_a_pipe(tiny_folder: Path, tmp_path: Path, text: Path) -> None:
     """Not as a test captures, but as a shell does."""
     environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}

@@ -112,6 +112,7 @@ assert not new, new
 """
 
 
+@pytest.mark.exhaustive
 def test_predict_imports_no_more_than_loading_its_model_does(tiny_folder: Path) -> None:
     done = subprocess.run([sys.executable, "-c", NO_MORE, tiny_folder], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -109,6 +109,7 @@ def evaluated(folder: Path, rows_per_batch: int, **options: Any) -> dict[str, fl
     return figures(found)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore")
 def test_evaluation_by_tokens_depends_on_no_batch_size(tmp_path: Path) -> None:
     found = [evaluated(tmp_path, n) for n in (1, 3, 7, 16)]
@@ -215,6 +216,7 @@ def test_label_smoothing_is_trainers_own(tmp_path: Path, options: dict[str, Any]
     assert abs(found["eval_perplexity"] - exp(found["eval_loss"])) > 1  # which is not smoothed
 
 
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore")
 def test_smoothed_evaluation_depends_on_no_batch_size(tmp_path: Path) -> None:
     found = [evaluated(tmp_path, n, label_smoothing_factor=0.2) for n in (1, 3, 16)]
@@ -225,6 +227,7 @@ def test_smoothed_evaluation_depends_on_no_batch_size(tmp_path: Path) -> None:
         assert other["loss"] != pytest.approx(plain["loss"], rel=1e-3)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore")
 def test_a_trainer_patched_twice_and_after_its_model(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, 2)

@@ -204,6 +204,7 @@ class Interrupting(cynosure.Watcher):
             raise KeyboardInterrupt
 
 
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore")  # Trainer's own
 def test_a_run_on_prompts(tiny_folder: Path, tmp_path: Path) -> None:
     """Its plan and its lines count padding; stopped, it goes on bit for bit."""

@@ -53,6 +53,7 @@ def test_page(open_page, tmp_path):
 """
 
 
+@pytest.mark.exhaustive
 def test_trouble_fails_the_test(pytester: pytest.Pytester) -> None:
     root = Path(__file__).parents[3]
     pytester.makeini("[pytest]\nmarkers = browser\n    exhaustive\n")
