@@ -120,6 +120,7 @@ def test_the_parent_holds_no_torch(prepared: Prepared) -> None:
     assert done.stdout == b"False\n"
 
 
+@pytest.mark.exhaustive
 def test_memory_is_what_a_step_takes_beyond_its_outputs(prepared: Prepared) -> None:
     hungry = answers(planted("hungry"), prepared)["extra_bytes"]
     assert 190 * 2**20 < hungry < 260 * 2**20

@@ -18,6 +18,7 @@ def run(module: str, *arguments: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.exhaustive
 def test_every_argument_in_every_layout() -> None:
     *faults, n_cases = run("layouts")
     assert faults == []

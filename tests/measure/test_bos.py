@@ -101,7 +101,10 @@ WAYS = [("sliding", bos) for bos in ("auto", "every", "first", "none")]
 WAYS += [(protocol, "auto") for protocol in ("rolling", "strided", "llama-cpp", "blocks")]
 
 
-@pytest.fixture(scope="module", params=["smollm2", pytest.param("gemma3-270m", marks=pytest.mark.exhaustive)])
+@pytest.fixture(
+    scope="module",
+    params=["smollm2", pytest.param("gemma3-270m", marks=[pytest.mark.exhaustive, pytest.mark.each_variant])],
+)
 def real(request: pytest.FixtureRequest) -> LanguageModel:
     return load(request.param, dtype="float32", device="cpu")
 

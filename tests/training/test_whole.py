@@ -227,6 +227,7 @@ def test_a_run_on_prompts(tiny_folder: Path, tmp_path: Path) -> None:
     assert_same(tmp_path / "whole", tmp_path / "run")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore")  # Trainer's own
 def test_how_a_run_packs(tiny_folder: Path, tmp_path: Path) -> None:
     plain = [Document(document.name, document.text) for document in documents()]
