@@ -80,16 +80,14 @@ def spread(samples: Lines) -> Lines:
 
 def calibration_charts(folder: "RunFolder", ends: Lines) -> "list[Chart]":
     """Return the reliability of the model at the first validation and at the last."""
-    from cynosure.reporting.charts.score import score_charts
+    from cynosure.reporting.charts.score import reliability
     from cynosure.training import VALIDATIONS
 
     charts = []
     for line in ends:
         scores = stored_scores(folder / VALIDATIONS / f"step-{line['step']:06d}")
-        drawn = score_charts({"calibration": scores.to_json()["calibration"]}) if scores else []
-        charts += [
-            chart._replace(name=f"reliability-{line['step']}", title=f"Reliability at step {line['step']:,}")
-            for chart in drawn
-            if chart.name == "reliability"
-        ]
+        found = scores and scores.calibration
+        if found and (chart := reliability(list(found.to_json()["bins"]))):
+            step = line["step"]
+            charts.append(chart._replace(name=f"reliability-{step}", title=f"Reliability at step {step:,}"))
     return charts
