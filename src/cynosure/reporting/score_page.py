@@ -67,8 +67,8 @@ def facts_of(scores: "Scores") -> Iterator[tuple[str, str]]:
     if texts:
         more = f" and {len(texts) - SHOWN_TEXTS:,} more" if len(texts) > SHOWN_TEXTS else ""
         yield "text", ", ".join(texts[:SHOWN_TEXTS]) + more
-    finished = (scores.store.folder / MANIFEST).stat().st_mtime
-    yield "scored", datetime.fromtimestamp(finished, timezone.utc).strftime("%-d %B %Y")
+    finished = datetime.fromtimestamp((scores.store.folder / MANIFEST).stat().st_mtime, timezone.utc)
+    yield "scored", f"{finished.day} {finished:%B %Y}"
 
 
 def hashes_of(scores: "Scores") -> Iterator[tuple[str, str]]:
