@@ -1,8 +1,9 @@
-"""The pages of a score run, a comparison and a training, as a reader meets them."""
+"""The pages of a score run, a comparison, a training and others, as a reader meets them."""
 
 import csv
 import io
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -11,22 +12,40 @@ from xml.etree import ElementTree
 import pytest
 
 import cynosure
-from tests.reporting.browser.conftest import KINDS
+from tests.reporting.browser.conftest import KINDS, OTHERS, PROTOCOLS, SAMPLE
 from tests.reporting.browsing import Visit, Visitor
 from tests.reporting.pages import at
 
 PNG = b"\x89PNG\r\n\x1a\n"
 BACKGROUND = "() => getComputedStyle(document.body).backgroundColor"
 NUMBERS = "all => all.map(e => [e.dataset.key, e.value, e.textContent.trim()])"
+WIDTHS = "all => all.map(e => Number(e.getAttribute('width')))"
+SHOWN = """async () => {
+    const box = document.getElementById("token-text")
+    const found = new Map()
+    for (let top = 0; top < box.scrollHeight; top += box.clientHeight / 2) {
+        box.scrollTop = top
+        await new Promise((done) => setTimeout(done, 60))
+        document.querySelectorAll(".token-chunk").forEach((chunk, k) => {
+            const gaps = [...chunk.querySelectorAll(".token-gap")].map((gap) => gap.textContent)
+            if (chunk.childElementCount) found.set(k, [chunk.querySelectorAll(".t").length, gaps])
+        })
+    }
+    const parts = [...found.values()]
+    return [parts.reduce((sum, [n]) => sum + n, 0), parts.flatMap(([, gaps]) => gaps)]
+}"""
 OPEN = "all => all.forEach(e => e.open = true)"
 
 kinds = pytest.mark.parametrize("kind", KINDS)
+all_kinds = pytest.mark.parametrize("kind", KINDS + OTHERS)
 
 
-@kinds
-@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1600, "light")])
+@pytest.mark.parametrize(
+    ("width", "scheme", "kind"),
+    [*((390, "dark", kind) for kind in KINDS + OTHERS), *((1600, "light", kind) for kind in KINDS)],
+)
 def test_a_page_fits_and_is_accessible(
-    open_page: Visitor, pages: dict[str, Path], kind: str, width: int, scheme: str
+    open_page: Visitor, pages: dict[str, Path], width: int, scheme: str, kind: str
 ) -> None:
     visit = open_page(pages[kind], width=width, color_scheme=scheme)
     assert is_dark(visit) == (scheme == "dark")
@@ -40,7 +59,7 @@ def is_dark(visit: Visit) -> bool:
     return red + green + blue < 3 * 128
 
 
-@kinds
+@all_kinds
 def test_every_number_is_the_one_of_the_json(open_page: Visitor, pages: dict[str, Path], kind: str) -> None:
     visit = open_page(pages[kind])
     values = saved(visit)
@@ -189,3 +208,49 @@ def test_the_file_is_one_part(pages: dict[str, Path], kind: str) -> None:
     """A browser connects to where a link of these kinds leads before it loads anything, and no policy forbids that."""
     html = pages[kind].read_text(encoding="utf-8")
     assert re.findall(r"<link\b[^>]*>", html) == ['<link rel="icon" href="data:,">']
+
+
+def test_the_bars_of_a_prediction_can_be_logarithmic(open_page: Visitor, pages: dict[str, Path]) -> None:
+    page = open_page(pages["predict"]).page
+    button = page.get_by_role("button", name="Logarithmic bars")
+    p = [float(value) for value in page.eval_on_selector_all("#bars data", "all => all.map(e => e.value)")]
+    least = min(p) / 10
+    linear, logarithmic = [100 * x / p[0] for x in p], [100 * math.log(x / least) / math.log(p[0] / least) for x in p]
+    assert len(p) == 20
+    for widths, pressed in ((linear, "false"), (logarithmic, "true"), (linear, "false")):
+        assert button.get_attribute("aria-pressed") == pressed
+        assert page.eval_on_selector_all("#bars rect", WIDTHS) == pytest.approx(widths)
+        button.press("Enter")
+
+
+def test_protocols_stand_side_by_side(open_page: Visitor, pages: dict[str, Path]) -> None:
+    page = open_page(pages["protocols"]).page
+    page.get_by_role("link", name="Protocols").click()
+    table = page.get_by_role("region", name="The same text under other protocols")
+    head, *rows = (row.locator("th, td").all_inner_texts() for row in table.locator("tr").all())
+    cells = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
+    assert tuple(cells) == PROTOCOLS
+    for name, row in cells.items():
+        values = cynosure.open_run(pages["protocols"].parent / name).to_json()
+        for key in ("bits_per_byte", "token_perplexity"):
+            assert is_rounded(row[key.replace("_", " ")], values[key]["value"])
+        for key in ("tokens", "window", "stride"):
+            assert is_rounded(row[key], values[key])
+
+
+def test_a_sample_says_what_it_leaves_out(open_page: Visitor, pages: dict[str, Path]) -> None:
+    page = open_page(pages["sample"], height=4000).page
+    run = cynosure.open_run(pages["score"].parent)
+    n_tokens = sum(fact.n_tokens for fact in run.statistics.facts.values())
+    page.wait_for_selector(".t")
+    n_shown, gaps = page.evaluate(SHOWN)
+    n_left_out = sum(int(gap.split()[0].replace(",", "")) for gap in gaps)
+    assert 0 < n_shown <= SAMPLE["MOST_TOKENS"] < n_shown + n_left_out == n_tokens
+    note = page.locator("#token-note")
+    assert note.is_visible()
+    assert f"{n_shown:,} of {n_tokens:,} tokens" in note.inner_text()
+    page.locator("#token-next").click()
+    worst = max(token.nll_nats for token in run.statistics.worst_tokens)
+    told = page.eval_on_selector("#token-panel data[data-token=nats]", "e => Number(e.value)")
+    assert told == pytest.approx(worst, rel=1e-6)
+    assert "token-note" not in pages["score"].read_text(encoding="utf-8")
