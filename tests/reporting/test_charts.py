@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from xml.etree import ElementTree
 
@@ -255,3 +255,57 @@ def test_calibration_is_that_of_the_first_and_the_last_validation() -> None:
     each = chart(train_charts(*training_lines()), "calibration")
     assert each.rows[0] == {"metric": "ece", "first": 10 / 300, "last": 10 / 1200}
     assert "0.033 → 0.008" in texts(svg(each))
+
+
+def documents(*places: tuple[float, float]) -> list[dict[str, Any]]:
+    return [
+        {
+            "document": f"texts/{i:02}-of-some-length.txt",
+            "bits_per_byte_a": a,
+            "bits_per_byte_b": b,
+            "difference": b - a,
+        }
+        for i, (a, b) in enumerate(places)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("n_names", "places"),
+    [
+        (3, [(1.0, 0.8), (1.0, 0.8), (1.0, 0.8), (0.7, 0.75)]),  # at one place
+        (2, [(1.0, 0.70), (1.0, 0.71), (0.99, 0.7), (0.8, 0.8)]),  # in a corner with a note, where a third has no room
+        (3, [(0.7, 1.0), (0.71, 1.0), (0.7, 0.99), (0.8, 0.8)]),
+        (2, [(0.97, 0.92), (1.05, 0.95)]),
+        (3, [(0.8 + i / 200, 0.75 + i / 200) for i in range(60)]),
+    ],
+)
+def test_names_in_the_scatter_do_not_overlap(n_names: int, places: list[tuple[float, float]]) -> None:
+    values = comparison_values() | {"by_document": documents(*places)}
+    boxes = [
+        box
+        for box, text in boxes_of(svg(chart(compare_charts(values), "documents")))
+        if "length" in text or ":" in text
+    ]
+    assert len(boxes) == n_names + 2  # with what the sides mean
+    for i, (left, top, right, bottom) in enumerate(boxes):
+        assert left >= 0
+        assert right <= 400
+        for other in boxes[:i]:
+            assert right <= other[0] or other[2] <= left or bottom <= other[1] or other[3] <= top
+
+
+def boxes_of(drawn: str) -> Iterator[tuple[tuple[float, float, float, float], str]]:
+    """Yield (left, top, right, bottom) and text of each label, in the pixels of the image."""
+
+    def walk(element: ElementTree.Element, x: float, y: float) -> Iterator[Any]:
+        moved = re.match(r"translate\(([-\d.]+),([-\d.]+)\)", element.get("transform", ""))
+        if moved:
+            x, y = x + float(moved[1]), y + float(moved[2])
+        if element.tag.endswith("text") and element.text:
+            width = 5.9 * len(element.text)  # of an average character at 13 pixels
+            left = x - width * {"end": 1, "middle": 0.5}.get(element.get("text-anchor", ""), 0)
+            yield (left, y - 9, left + width, y + 2), element.text
+        for child in element:
+            yield from walk(child, x, y)
+
+    return walk(ElementTree.fromstring(drawn), 0, 0)

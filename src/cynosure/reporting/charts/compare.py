@@ -1,6 +1,7 @@
 """The charts of a comparison: where B, the second run, is better or worse than A, the first."""
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from cynosure.reporting.charts.chart import Chart
 from cynosure.reporting.charts.draw import (
@@ -24,6 +25,10 @@ from cynosure.reporting.charts.draw import (
 from cynosure.reporting.charts.theme import ACCENT, BAD, FAINT, GOOD, INK
 
 N_LABELLED = 3  # documents of the scatter
+PLOT = 345  # pixels of its sides: what names and ticks leave of the width
+CHAR, LINE_HEIGHT = 6.5, 15  # pixels of a label
+POINT = 4  # pixels of the radius of a point
+MARGIN = 0.12  # of the values on each side: no point is where `sides` are written
 LEAST = 0.001  # of the bytes: the change of a kind with fewer is large by chance, and would flatten all others
 CHANGE = "change of the bits per byte"
 BETTER, WORSE, UNSURE = "B is better", "B is worse", "may be chance"
@@ -147,24 +152,23 @@ def scatter(by_document: list[Row] | None) -> Chart | None:
     if len(rows) < 2:
         return None
     ends = [row[name] for row in rows for name in ("bits_per_byte_a", "bits_per_byte_b")]
-    margin = 0.05 * (max(ends) - min(ends)) or 0.1
+    margin = MARGIN * (max(ends) - min(ends)) or 0.1
     domain = [min(ends) - margin, max(ends) + margin]
     place: Row = {"domain": domain, "nice": False}
     across = x("bits_per_byte_a", "A, bits per byte", **place, axis={"tickCount": 4, "grid": True})
     up = y("bits_per_byte_b", "B, bits per byte", **place, axis={"tickCount": 4})
     diagonal = of([{"bits_per_byte_a": end, "bits_per_byte_b": end} for end in domain])
     points = of(rows).mark_circle(color=ACCENT, opacity=0.75, size=50).encode(x=across, y=up)
-    farthest = sorted(rows, key=lambda row: -abs(row["difference"]))[:N_LABELLED]
     labels = [
-        text([row | {"label": label}], "label", **beside(row, domain)).encode(
+        text([row | {"label": label}], "label", **place_of).encode(
             x=x("bits_per_byte_a", **place), y=y("bits_per_byte_b", **place)
         )
-        for row, label in zip(farthest, short([row["document"] for row in farthest]), strict=True)
+        for row, label, place_of in labelled(rows, domain)
     ]
     return Chart(
         "documents", "Each document in A and B",
         "A point is a document. Below the dashed line B predicts it better, above the line A does. The documents that "
-        "changed most are named.",
+        "changed most are named where there is room.",
         layers(
             diagonal.mark_line(color=FAINT, strokeWidth=1, strokeDash=[4, 4]).encode(x=across, y=up),
             points, *labels, *sides(), height=WIDTH,
@@ -172,10 +176,55 @@ def scatter(by_document: list[Row] | None) -> Chart | None:
     )  # fmt: skip
 
 
-def beside(row: Row, domain: list[float]) -> Row:
-    """Return where the label of a point is: on its side of the diagonal, towards the middle."""
-    across = {"align": "left", "dx": 2} if row["bits_per_byte_a"] < sum(domain) / 2 else {"align": "right", "dx": 2}
-    return across | {"dy": 12 if row["difference"] < 0 else -12}
+class Box(NamedTuple):
+    """Where a label is in the scatter, in pixels from the top left."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def meets(self, other: "Box") -> bool:
+        return (
+            self.left < other.right and other.left < self.right and self.top < other.bottom and other.top < self.bottom
+        )
+
+
+def labelled(rows: list[Row], domain: list[float]) -> Iterator[tuple[Row, str, Row]]:
+    """Yield the documents that changed most, their names, and where each name has room.
+
+    A name covers no other name, few points, and is near its own. One that has no room is left out.
+    """
+    scale = PLOT / (domain[1] - domain[0])
+    places = [
+        ((row["bits_per_byte_a"] - domain[0]) * scale, (domain[1] - row["bits_per_byte_b"]) * scale) for row in rows
+    ]
+    points = [Box(across - POINT, down - POINT, across + POINT, down + POINT) for across, down in places]
+    farthest = sorted(range(len(rows)), key=lambda i: -abs(rows[i]["difference"]))[:N_LABELLED]
+    taken = [Box(0, 0, PLOT / 2, 1.5 * LINE_HEIGHT), Box(PLOT / 2, PLOT - 1.5 * LINE_HEIGHT, PLOT, PLOT)]  # `sides`
+    for i, label in zip(farthest, short([rows[i]["document"] for i in farthest]), strict=True):
+        free = [
+            (box, mark)
+            for box, mark in around(places[i], CHAR * len(label))
+            if box.left >= 0 and box.right <= PLOT and not any(map(box.meets, taken))
+        ]
+        if free:
+            box, mark = min(
+                free, key=lambda found: sum(map(found[0].meets, points)) + abs(found[1]["dy"]) / LINE_HEIGHT
+            )
+            taken.append(box)
+            yield rows[i], label, mark
+
+
+def around(place: tuple[float, float], width: float) -> Iterator[tuple[Box, Row]]:
+    """Yield the places for a label around a point, the best first: beside it, below it and above it."""
+    across, down = place
+    half, gap = LINE_HEIGHT / 2, 2 * POINT
+    for dy in (0, LINE_HEIGHT, -LINE_HEIGHT, 2 * LINE_HEIGHT, -2 * LINE_HEIGHT):
+        for align, dx, start in (("left", gap, gap), ("right", -gap, -gap - width), ("center", 0, -width / 2)):
+            if dy or dx:  # not on the point
+                left, middle = across + start, down + dy
+                yield Box(left, middle - half, left + width, middle + half), {"align": align, "dx": dx, "dy": dy}
 
 
 def sides() -> list[Any]:
