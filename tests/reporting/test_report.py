@@ -148,6 +148,11 @@ def test_a_training(trained: Trained, tmp_path: Path) -> None:
     assert values["last"] == RunFolder(trained.folder).lines("metrics.jsonl")[-1]
     assert [line["step"] for line in values["validations"]] == [3, 12]
     assert "Finished: all 12 steps were trained" in page.text
+    assert (
+        len({sample["step"] for sample in values["samples"]})
+        == page.inner["h3"].count("Step ")
+        < len(values["samples"])
+    )
     assert links(page) == {"main", "tokens", "part-curves", "part-calibration", "part-samples"}
     assert {"loss", "learning-rate", "gradient-norm", "reliability-3", "reliability-12"} <= page.json_of(
         "chart-data"

@@ -12,10 +12,10 @@ MOST_POINTS = 500  # per curve: more could not be seen
 SKIPPED = 0.02  # of the run: the first losses would flatten the rest of the curve
 TRAINING, SMOOTHED, HELD_OUT = "training", "training, smoothed", "held out"
 VAST = 20  # times the median: such a gradient norm would flatten all others
-CALIBRATION = {
-    "ece": "calibration error (ECE)",
-    "brier": "Brier score",
-    "recoverable_nats_per_token": "nats a temperature gains",
+CALIBRATION = {  # metric: its name and its format
+    "ece": ("calibration error (ECE)", ".1%"),
+    "brier": ("Brier score", ".3f"),
+    "recoverable_nats_per_token": ("nats to recover", ".4f"),
 }
 
 
@@ -109,8 +109,8 @@ def calibration(validations: list[Row]) -> Chart | None:
     shown = [scaled(row) for row in known(rows, "first", "last") if row["metric"] in CALIBRATION]
     if not shown:
         return None
-    shown = named(shown, (CALIBRATION[row["metric"]] for row in shown))
-    place: Row = {"domain": [0, 2.3], "nice": False}
+    shown = named(shown, (CALIBRATION[row["metric"]][0] for row in shown))
+    place: Row = {"domain": [-0.06, 2.3], "nice": False}
     across, row = x("from", "", **place, axis={"labels": False, "domain": False}), names("name")
     marks = [
         of(shown).mark_rule(color=LINE, strokeWidth=4).encode(x=across, x2="to:Q", y=row),
@@ -121,7 +121,8 @@ def calibration(validations: list[Row]) -> Chart | None:
     ]
     return Chart(
         "calibration", "Calibration at the first and the last validation",
-        "Lower is better in every row. Each row has a scale of its own, which begins at 0 on the left.",
+        "Lower is better in every row. Each row has a scale of its own, which begins at 0 on the left. Nats to recover "
+        "are those per token that the best temperature would save.",
         layers(*marks, height=34 + 34 * len(shown)), rows,
     )  # fmt: skip
 
@@ -130,7 +131,8 @@ def scaled(row: Row) -> Row:
     """Return a row with its two places, as shares of the larger value, and a label."""
     most = max(row["first"], row["last"]) or 1
     places = {"from": row["first"] / most, "to": row["last"] / most, "end": max(row["first"], row["last"]) / most}
-    return row | places | {"label": f"{row['first']:.3f} → {row['last']:.3f}"}
+    _, form = CALIBRATION[row["metric"]]
+    return row | places | {"label": f"{row['first']:{form}} → {row['last']:{form}}"}
 
 
 def curve(steps: list[Row], name: str) -> list[Row]:
