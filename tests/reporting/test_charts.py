@@ -244,6 +244,13 @@ def test_a_training_without_validations_or_bytes_has_the_other_charts() -> None:
     assert "held out" not in texts(svg(charts[0]))
 
 
+def test_no_speed_is_zero_without_a_unit() -> None:
+    drawn = texts(svg(chart(train_charts(*training_lines()), "throughput")))
+    assert "8k" in drawn
+    assert "0" in drawn
+    assert "0k" not in drawn
+
+
 def test_one_vast_gradient_norm_makes_the_axis_logarithmic() -> None:
     steps, _ = training_lines()
     assert "gradient norm (logarithmic)" in texts(svg(chart(train_charts(steps, []), "gradient-norm")))

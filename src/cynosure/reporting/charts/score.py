@@ -296,7 +296,7 @@ def temperature(calibration: dict[str, Any]) -> Chart | None:
     up = y("nats_per_token", "nats per token", **domain)
     marks = [
         of([{"temperature": 1}]).mark_rule(color=FAINT, strokeDash=[3, 3]).encode(x=across),
-        text([{"temperature": 1, "label": "as scored"}], "label", dx=6, y=8, color=FAINT).encode(x=across),
+        text([{"temperature": 1, "label": "as scored"}], "label", align="center", y=-14, color=FAINT).encode(x=across),
         of(points).mark_line(color=ACCENT, strokeWidth=2, interpolate="monotone").encode(x=across, y=up),
         of(rows).mark_circle(color=ACCENT, opacity=1, size=35).encode(x=across, y=up),
     ]

@@ -88,9 +88,10 @@ def throughput(steps: list[Row]) -> Chart | None:
     if len(rows) < 2:
         return None
     middle = median(row["value"] for row in rows)
-    up = y("value", "tokens per second", "~s", zero=True)
+    zero = {"labelExpr": "datum.value ? datum.label : '0'"}  # not 0k
+    up = y("value", "tokens per second", "~s", zero=True, axis=zero)
     rule = of([{"value": middle}]).mark_rule(color=INK, strokeDash=[3, 3]).encode(y=y("value"))
-    label = note(f"dashed: median, {middle:,.0f}", x="width", y=-12, align="right")
+    label = note(f"dashed: median, {middle:,.0f}", x="width", y=-14, align="right")
     return Chart(
         "throughput", "Throughput", "Tokens trained on per second, step by step. Dips show where something else ran.",
         layers(line(rows).encode(x=tokens(), y=up), rule, label), renamed(rows, "tokens_per_second"),
