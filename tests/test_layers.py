@@ -28,6 +28,7 @@ FOLDERS = {
     "backends": {"devices", "native", "options", "pieces", "sizes", "targets", "tensors", "triton"},
     "matmul": {"devices", "native", "tensors"},
     "native": set(),
+    "sampling": {"backends", "batch", "devices", "linear", "matmul", "native", "options", "tensors"},
     "triton": {"options", "pieces", "targets"},
 }
 

@@ -19,6 +19,7 @@ from cynosure.loss.linear import HeadWeights, OwnHead, matmul
 from cynosure.loss.matmul.choice import choose_gemm
 from cynosure.loss.matmul.weight_sum import WeightSum
 from cynosure.loss.options import RowOptions, accumulation_dtype
+from cynosure.loss.sampling.options import Sampling
 from cynosure.loss.targets import take_rows
 
 
@@ -32,6 +33,7 @@ class LossJob(NamedTuple):
     dweight_dtype: torch.dtype  # the weight's own
     chunk_tokens: int | None
     own_weight: Tensor | None = None  # a weight with its own matmul: a constant, hidden from autograd
+    sampling: Sampling | None = None  # None: the exact backward
 
     def head(self, weight: Tensor | None, bias: Tensor | None) -> HeadWeights | OwnHead:
         """Return the head with this weight, or with `own_weight` if there is one."""
