@@ -20,6 +20,7 @@ from cynosure.loss.matmul.choice import choose_gemm
 from cynosure.loss.matmul.weight_sum import WeightSum
 from cynosure.loss.options import RowOptions, accumulation_dtype
 from cynosure.loss.sampling.options import Sampling
+from cynosure.loss.sampling.sampler import Sampler, mean_hidden
 from cynosure.loss.targets import take_rows
 
 
@@ -123,16 +124,50 @@ class Gradients:
             self.dweight = make(head.shape, dtype=job.dweight_dtype, device=hidden.device)
         self.dbias = torch.zeros(head.shape[0], dtype=dtype, device=hidden.device) if wanted.dbias else None
         self.dtarget = new_dtarget(job.batch) if wanted.dtarget else None
+        self.sampler = self.new_sampler(hidden, head, wanted)
+
+    def new_sampler(self, hidden: Tensor, head: HeadWeights | OwnHead, wanted: Wanted) -> Sampler | None:
+        """Return what samples dhidden and dweight; None for the exact gradients."""
+        sampling, batch = self.job.sampling, self.job.batch
+        values = head.weight if isinstance(head, HeadWeights) else head.values
+        if sampling is None or values is None or not batch.n_rows or not (wanted.dhidden or wanted.dweight):
+            return None
+        mean = mean_hidden(hidden, batch.inputs)
+        return Sampler(sampling, self.job.backend, values if wanted.dhidden else None, self.dweight, mean)
 
     def add(self, chunk: Chunk, head: HeadWeights | OwnHead) -> None:
         """Add the chunk's part to each gradient with two GEMMs. The chunk's buffer must hold d(logits)."""
         dlogits, rows = chunk.logits, self.job.batch.inputs
-        if self.dhidden is not None:
-            at = rows_between(rows, chunk.start, chunk.stop)
+        at = rows_between(rows, chunk.start, chunk.stop)
+        if self.dhidden is None:
+            part = chunk.hidden[:0]
+        else:
             part = self.dhidden[at] if rows is None else self.dhidden.new_empty(len(dlogits), self.dhidden.shape[1])
+        if self.sampler is not None:
+            self.sampler.add(dlogits, chunk.hidden, self.target_classes(chunk), head, part)
+            if chunk.stop == self.job.batch.n_rows:
+                self.sampler.finish()
+        else:
+            self.add_exactly(chunk, head, part)
+        if self.dhidden is not None and rows is not None:
+            self.dhidden[at] = part
+        if self.dbias is not None:
+            for start, stop in blocks(self.job.backend, dlogits, len(dlogits)):
+                self.dbias += dlogits[start:stop].sum(0, dtype=self.dbias.dtype)
+
+    def target_classes(self, chunk: Chunk) -> Tensor | None:
+        """Return the classes of the chunk's targets, each once; None for distributions."""
+        batch = self.job.batch
+        if not batch.target.is_class:
+            return None
+        assert batch.target.classes is not None
+        return take_rows(batch.target.classes, rows_between(batch.targets, chunk.start, chunk.stop)).unique()
+
+    def add_exactly(self, chunk: Chunk, head: HeadWeights | OwnHead, part: Tensor) -> None:
+        """Add the chunk's part to dweight, and write its part of dhidden."""
+        dlogits = chunk.logits
+        if self.dhidden is not None:
             head.dhidden(dlogits, chunk.hidden, part)
-            if rows is not None:
-                self.dhidden[at] = part
         if self.dweight is not None and self.dweight.dtype == accumulation_dtype(dlogits.dtype) == dlogits.dtype:
             matmul(dlogits.t(), chunk.hidden, self.dweight, add=chunk.start > 0)
         elif self.dweight is not None:
@@ -145,9 +180,6 @@ class Gradients:
             self.sum_dweight.add(dlogits.t(), chunk.hidden, first, last)
             if last:
                 self.sum_dweight = None
-        if self.dbias is not None:
-            for start, stop in blocks(self.job.backend, dlogits, len(dlogits)):
-                self.dbias += dlogits[start:stop].sum(0, dtype=self.dbias.dtype)
 
     def take(self, upstream: Tensor | None, dtypes: list[torch.dtype | None]) -> list[Tensor | None]:
         """Return the gradients times unit and upstream (0-d), in these dtypes. Call once: they are not kept."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cynosure.loss.backends.registry import register
+from cynosure.loss.backends.torch_rows import column_sums, take_columns
 from cynosure.loss.devices import is_asynchronous
 from cynosure.loss.native.library import INSTRUCTIONS, STORED, Logits, LossRows, StatsRows, call, library
 from cynosure.loss.options import RowOptions, accumulation_dtype
@@ -25,6 +26,7 @@ class NativeRows:
 
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64, torch.bfloat16)
     in_place = True
+    column_sums, take_columns = staticmethod(column_sums), staticmethod(take_columns)
 
     def __init__(self, instructions: str) -> None:
         self.name, self.instructions = f"native-{instructions}", instructions

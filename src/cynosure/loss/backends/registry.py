@@ -15,6 +15,14 @@ from cynosure.loss.sizes import Sizes
 from cynosure.loss.targets import TargetRows
 
 
+class ColumnSums(NamedTuple):
+    """Sums over the rows i of d(logits) d (r, V), in the accumulation dtype; the last two may be left out."""
+
+    squares: Tensor  # (V,) sum of d_iv^2
+    weighed: Tensor  # (V,) sum of weight_i d_iv^2
+    projected: Tensor  # (V,) sum of along_i d_iv
+
+
 @runtime_checkable
 class Backend(Protocol):
     """A row kernel. It receives raw logits z in one of its `dtypes`, and may overwrite them.
@@ -48,6 +56,12 @@ class Backend(Protocol):
 
         index (r,) are the target classes, target_logit (r,) their raw logits; beta B ascending inverse temperatures.
         """
+
+    def column_sums(self, dlogits: Tensor, weight: Tensor | None, along: Tensor | None) -> ColumnSums:
+        """Sum over the rows of d(logits) (r, V) of any dtype; without weight and along (r,) each, only the squares."""
+
+    def take_columns(self, dlogits: Tensor, ids: Tensor, factor: Tensor) -> Tensor:
+        """Return the columns `ids` (K,) of d(logits) (r, V), each times its factor (K,), as a matrix (r, K)."""
 
 
 REGISTERED: list[Backend] = []  # best first

@@ -9,13 +9,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cynosure.loss.backends.registry import register
+from cynosure.loss.backends.registry import ColumnSums, register
 from cynosure.loss.devices import is_asynchronous, widest_dtype
-from cynosure.loss.options import RowOptions
+from cynosure.loss.options import RowOptions, accumulation_dtype
 from cynosure.loss.pieces import INF, Best, LossPart, Piece, StatsPart, base_of
 from cynosure.loss.sizes import ON_DEVICE, Sizes
 from cynosure.loss.targets import TargetRows
 
+SUMMED_BYTES = 8 * 2**20  # of d(logits) whose columns are summed at a time
 UNDERFLOW = -1e4  # its exp is 0 in every dtype, and 0 times it is 0, while 0 * -inf would be NaN
 
 
@@ -178,6 +179,29 @@ def _keep_best(z: Tensor, piece: Piece, index: Tensor, best: Best) -> None:
         best.ids.copy_(kept.ids)
 
 
+def column_sums(dlogits: Tensor, weight: Tensor | None, along: Tensor | None) -> ColumnSums:
+    """Sum over the rows of d(logits) (r, V), some rows at a time."""
+    (n_rows, vocab_size), dtype = dlogits.shape, accumulation_dtype(dlogits.dtype)
+    squares = dlogits.new_zeros(vocab_size, dtype=dtype)
+    weighed, projected = dlogits.new_zeros(2, 0 if along is None else vocab_size, dtype=dtype)
+    n_block = max(1, SUMMED_BYTES // (vocab_size * dtype.itemsize))
+    for start in range(0, n_rows, n_block):
+        at = slice(start, start + n_block)
+        d = dlogits[at].to(dtype)
+        if along is not None:
+            projected.addmv_(d.t(), along[at])
+        d = d.square()
+        squares += d.sum(0)
+        if weight is not None:
+            weighed.addmv_(d.t(), weight[at])
+    return ColumnSums(squares, weighed, projected)
+
+
+def take_columns(dlogits: Tensor, ids: Tensor, factor: Tensor) -> Tensor:
+    """Return the columns `ids` (K,) of d(logits) (r, V), each times its factor (K,), as a matrix (r, K)."""
+    return (dlogits[:, ids] * factor).to(dlogits.dtype)
+
+
 class TorchRows:
     """The functions of this file as a backend."""
 
@@ -187,6 +211,8 @@ class TorchRows:
     loss_rows = staticmethod(loss_rows)
     loss_piece = staticmethod(loss_piece)
     stats_piece = staticmethod(stats_piece)
+    column_sums = staticmethod(column_sums)
+    take_columns = staticmethod(take_columns)
 
     def unavailable(self, device: torch.device) -> str | None:
         """Return None: it runs on every device."""

@@ -1,0 +1,52 @@
+"""How large the gradients of a call and their variances are, as far as its chunks have shown.
+
+A tolerance is relative to the norm of a gradient that is not computed. So each chunk's share of it is guessed from sums
+over its columns, as if its rows (of dweight) or columns (of dhidden) were uncorrelated, times the ratio of the truth to
+that guess in the columns multiplied so far.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+DOUBT = 8  # observations of ratio 1 with which a ratio starts
+
+
+@dataclass
+class Ratio:
+    """The ratio of what was found to what was guessed."""
+
+    found: float = 0.0
+    guessed: float = 0.0
+    n_seen: int = 0
+
+    def add(self, found: float, guessed: float, n_seen: int) -> None:
+        """Count `n_seen` more observations."""
+        if guessed > 0 and n_seen:
+            self.found, self.guessed, self.n_seen = self.found + found, self.guessed + guessed, self.n_seen + n_seen
+
+    @property
+    def value(self) -> float:
+        """The ratio, closer to 1 the less was seen."""
+        if not self.n_seen:
+            return 1.0
+        return (self.n_seen * self.found / self.guessed + DOUBT) / (self.n_seen + DOUBT)
+
+
+@dataclass
+class Scale:
+    """One gradient of a call so far."""
+
+    square: float = 0.0  # its squared norm
+    variance: float = 0.0  # of the estimate: the expected square of its error
+    squares: Ratio = field(default_factory=Ratio)  # of the squared norm of a chunk's part
+    variances: Ratio = field(default_factory=Ratio)  # of the variance of a chunk's estimate
+
+    def add(self, square: float, variance: float) -> None:
+        """Add a chunk's part; parts are taken to be orthogonal."""
+        self.square += square
+        self.variance += variance
+
+    @property
+    def error(self) -> float:
+        """The relative error in norm; 0 for a gradient of 0."""
+        return math.sqrt(max(self.variance, 0.0) / self.square) if self.square > 0 else 0.0
