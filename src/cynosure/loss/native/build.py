@@ -2,8 +2,8 @@
 
 `python build.py FOLDER FLAG...` compiles it into another folder with more flags, for example those of a sanitizer.
 
-This needs only Python and a C++17 compiler with GCC's vector types (g++ or clang++). `passes.cpp` is compiled once per
-instruction set, and the one to use is chosen at run time. So the library works on any processor of its architecture.
+This needs only Python and a C++17 compiler with GCC's vector types (g++ or clang++). The files of passes are compiled once
+per instruction set, and the one to use is chosen at run time. So the library works on any processor of its architecture.
 """
 
 import os
@@ -67,12 +67,15 @@ def compile_library(folder: Path, more_flags: Sequence[str] = ()) -> Path:
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     sets = {name: flags for name, flags in INSTRUCTIONS.items() if x86 or not flags}
     with tempfile.TemporaryDirectory() as scratch:
-        objects = [str(Path(scratch, "rows.o"))]  # first: shared functions are linked from it, for any processor
-        run([*compiler, "-c", str(HERE / "rows.cpp"), "-o", objects[0]])
-        for name, flags in sets.items():
+        objects = []  # those for any processor first: shared functions are linked from them
+        for name in ("rows", "columns"):
             objects.append(str(Path(scratch, f"{name}.o")))
-            source = str(HERE / "passes.cpp")
-            run([*compiler, *flags, f"-DPASSES=passes_{name}", "-c", source, "-o", objects[-1]])
+            run([*compiler, "-c", str(HERE / f"{name}.cpp"), "-o", objects[-1]])
+        for passes in ("passes", "column_passes"):
+            for name, flags in sets.items():
+                objects.append(str(Path(scratch, f"{passes}-{name}.o")))
+                source = str(HERE / f"{passes}.cpp")
+                run([*compiler, *flags, f"-DPASSES={passes}_{name}", "-c", source, "-o", objects[-1]])
         if x86:
             objects.append(str(Path(scratch, "gemm.o")))
             run([*compiler, *AVX512, "-mavx512bf16", "-c", str(HERE / "gemm.cpp"), "-o", objects[-1]])

@@ -54,8 +54,52 @@ class MatmulArguments(ctypes.Structure):
     ]  # fmt: skip
 
 
-VERSION = 1  # of rows.h
-LAYOUT = VERSION << 48 | ctypes.sizeof(LossRows) << 32 | ctypes.sizeof(StatsRows) << 16 | ctypes.sizeof(MatmulArguments)
+class ColumnSumsArguments(ctypes.Structure):
+    """`ColumnSums` of columns.h."""
+
+    _fields_ = [
+        ("dlogits", Logits), ("weight", c_void_p), ("along", c_void_p), ("squares", c_void_p), ("weighed", c_void_p),
+        ("projected", c_void_p),
+    ]  # fmt: skip
+
+
+class TakeColumns(ctypes.Structure):
+    """`TakeColumns` of columns.h."""
+
+    _fields_ = [
+        ("dlogits", Logits), ("ids", c_void_p), ("factor", c_void_p), ("n_ids", c_int64), ("taken", c_void_p),
+    ]  # fmt: skip
+
+
+class WeightRows(ctypes.Structure):
+    """`WeightRows` of columns.h."""
+
+    _fields_ = [
+        ("dweight", c_void_p), ("low", c_void_p), ("touched", c_void_p), ("n_rows", c_int64), ("hidden_size", c_int64),
+        ("instructions", c_int64), ("n_threads", c_int64),
+    ]  # fmt: skip
+
+
+class AddRows(ctypes.Structure):
+    """`AddRows` of columns.h."""
+
+    _fields_ = [("to", WeightRows), ("ids", c_void_p), ("part", c_void_p), ("n_ids", c_int64)]
+
+
+class FinishRows(ctypes.Structure):
+    """`FinishRows` of columns.h."""
+
+    _fields_ = [("to", WeightRows), ("along", c_void_p), ("axis", c_void_p)]
+
+
+VERSION = 2  # of rows.h
+LAYOUT = VERSION
+for structure in (LossRows, StatsRows, MatmulArguments, ColumnSumsArguments, FinishRows):
+    LAYOUT = LAYOUT << 10 | ctypes.sizeof(structure)
+ON_ROWS = (
+    "cynosure_loss_rows", "cynosure_stats_rows", "cynosure_column_sums", "cynosure_take_columns", "cynosure_add_rows",
+    "cynosure_finish_rows",
+)  # fmt: skip
 
 
 class Library(NamedTuple):
@@ -100,8 +144,8 @@ def load(folder: Path) -> Library:
         bits = functions.cynosure_instructions()
     except (OSError, AttributeError) as error:
         return Library(None, (), False, f"{path} cannot be loaded: {error}; {AGAIN}")
-    for function in (functions.cynosure_loss_rows, functions.cynosure_stats_rows):
-        function.argtypes, function.restype = [c_void_p], c_int64
+    for name in ON_ROWS:
+        functions[name].argtypes, functions[name].restype = [c_void_p], c_int64
     functions.cynosure_exp.argtypes = [c_void_p, c_void_p, c_int64, c_int64]
     functions.cynosure_exp.restype = None
     instructions = tuple(name for i, name in enumerate(INSTRUCTIONS) if bits >> i & 1)

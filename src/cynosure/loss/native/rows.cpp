@@ -4,9 +4,11 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <initializer_list>
 #include <limits>
 #include <utility>
 
+#include "columns.h"
 #include "gemm.h"
 #include "passes.h"
 #include "threads.h"
@@ -368,7 +370,12 @@ class StatsOfRow {
 
 extern "C" {
 
-int64_t cynosure_layout() { return VERSION << 48 | sizeof(LossRows) << 32 | sizeof(StatsRows) << 16 | sizeof(Matmul); }
+int64_t cynosure_layout() {
+    int64_t layout = VERSION;
+    for (int64_t size : {sizeof(LossRows), sizeof(StatsRows), sizeof(Matmul), sizeof(ColumnSums), sizeof(FinishRows)})
+        layout = layout << 10 | size;
+    return layout;
+}
 
 int64_t cynosure_instructions() {
     int64_t bits = 1;
