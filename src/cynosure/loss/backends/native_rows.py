@@ -8,10 +8,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cynosure.loss.backends.registry import register
+from cynosure.loss.backends.registry import ColumnSums, register
 from cynosure.loss.backends.torch_rows import column_sums, take_columns
 from cynosure.loss.devices import is_asynchronous
-from cynosure.loss.native.library import INSTRUCTIONS, STORED, Logits, LossRows, StatsRows, call, library
+from cynosure.loss.native.library import (
+    INSTRUCTIONS,
+    STORED,
+    ColumnSumsArguments,
+    Logits,
+    LossRows,
+    StatsRows,
+    TakeColumns,
+    call,
+    library,
+)
 from cynosure.loss.options import RowOptions, accumulation_dtype
 from cynosure.loss.pieces import Best, LossPart, Piece, StatsPart
 from cynosure.loss.sizes import MIB, Sizes
@@ -26,7 +36,6 @@ class NativeRows:
 
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64, torch.bfloat16)
     in_place = True
-    column_sums, take_columns = staticmethod(column_sums), staticmethod(take_columns)
 
     def __init__(self, instructions: str) -> None:
         self.name, self.instructions = f"native-{instructions}", instructions
@@ -97,6 +106,30 @@ class NativeRows:
         )  # fmt: skip
         call("cynosure_stats_rows", arguments)
         return part
+
+    def column_sums(self, dlogits: Tensor, weight: Tensor | None, along: Tensor | None) -> ColumnSums:
+        """Sum over the rows of d(logits) (r, V)."""
+        if dlogits.dtype not in self.dtypes:
+            return column_sums(dlogits, weight, along)
+        dtype, vocab_size = accumulation_dtype(dlogits.dtype), dlogits.shape[1]
+        squares = dlogits.new_zeros(vocab_size, dtype=dtype)
+        sums = ColumnSums(squares, *dlogits.new_zeros(2, 0 if along is None else vocab_size, dtype=dtype))
+        arguments = ColumnSumsArguments(
+            self.logits(dlogits, RowOptions()), pointer(weight), pointer(along), *map(address, sums)
+        )
+        call("cynosure_column_sums", arguments)
+        return sums
+
+    def take_columns(self, dlogits: Tensor, ids: Tensor, factor: Tensor) -> Tensor:
+        """Return the columns `ids` (K,) of d(logits) (r, V), each times its factor (K,), as a matrix (r, K)."""
+        if dlogits.dtype not in self.dtypes:
+            return take_columns(dlogits, ids, factor)
+        taken = dlogits.new_empty(len(dlogits), len(ids))
+        arguments = TakeColumns(
+            self.logits(dlogits, RowOptions()), address(ids), address(factor), len(ids), address(taken)
+        )
+        call("cynosure_take_columns", arguments)
+        return taken
 
     def logits(self, z: Tensor, options: RowOptions) -> Logits:
         """Describe z (r, V), with contiguous rows, for the library."""

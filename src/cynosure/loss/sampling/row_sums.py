@@ -9,7 +9,9 @@ from cynosure.loss.linear import matmul
 from cynosure.loss.matmul.choice import choose_gemm
 from cynosure.loss.matmul.rivals import multiply, takes
 from cynosure.loss.matmul.weight_sum import SUM_ROWS
+from cynosure.loss.native.library import INSTRUCTIONS, AddRows, FinishRows, WeightRows, call, library
 from cynosure.loss.options import accumulation_dtype
+from cynosure.loss.tensors import address
 
 
 class RowSums(Protocol):
@@ -52,15 +54,69 @@ class WideSums:
                 self.dweight[at] = self.wide[at]
 
 
+class SparseSums:
+    """Sums in the C++ library: rows to which nothing was added are not read before the end, nor allocated twice.
+
+    dW is float32, or bfloat16 with the lower halves of the sums in `low`.
+    """
+
+    def __init__(self, dweight: Tensor, instructions: int) -> None:
+        self.dweight = dweight
+        self.low = torch.empty_like(dweight) if dweight.dtype == torch.bfloat16 else None
+        self.touched = torch.zeros(len(dweight), dtype=torch.bool)
+        low = None if self.low is None else address(self.low)
+        self.rows = WeightRows(
+            address(dweight), low, address(self.touched), *dweight.shape, instructions, torch.get_num_threads()
+        )
+
+    def add_rows(self, ids: Tensor, part: Tensor) -> None:
+        """Add part (K, D) to the rows `ids`."""
+        call("cynosure_add_rows", AddRows(self.rows, address(ids), address(part), len(ids)))
+
+    def add_product(self, a: Tensor, b: Tensor) -> None:
+        """Add a (V, K) @ b (K, D) to all rows."""
+        if a.dtype != self.dweight.dtype or (self.low is not None and provider_of(a, b) != "native"):
+            for ids in torch.arange(len(a)).split(SUM_ROWS):
+                part = torch.empty(len(ids), b.shape[1])
+                add_matmul(a[ids[0] : ids[-1] + 1], b, part, add=False)
+                self.add_rows(ids, part)
+            return
+        add = bool(self.touched.any())
+        if add:
+            self.dweight[~self.touched] = 0
+        if self.low is None:
+            matmul(a, b, self.dweight, add=add)
+        else:
+            if add:
+                self.low[~self.touched] = 0
+            multiply(a, b, self.dweight, self.low, add=add, keep_low=True)
+        self.touched.fill_(True)
+
+    def finish(self, along: Tensor, axis: Tensor) -> None:
+        """Add the outer product of along (V,) and axis (D,), and round."""
+        call("cynosure_finish_rows", FinishRows(self.rows, address(along), address(axis)))
+
+
+def row_sums(dweight: Tensor) -> RowSums:
+    """Return what suits a dW (V, D)."""
+    if library().functions is None or dweight.dtype not in (torch.float32, torch.bfloat16):
+        return WideSums(dweight)
+    return SparseSums(dweight, INSTRUCTIONS.index(library().instructions[0]))
+
+
 def add_matmul(a: Tensor, b: Tensor, total: Tensor, add: bool) -> None:
     """Compute total (M, N) = a (M, K) @ b (K, N), or += with `add`; total is in the accumulation dtype."""
     if a.dtype == total.dtype:
         matmul(a, b, total, add=add)
-        return
-    provider = choose_gemm(2.0 * a.shape[0] * a.shape[1] * b.shape[1], a.dtype, a.device).provider
-    if provider == "native" and takes(torch.bfloat16, a, b):
+    elif provider_of(a, b) == "native":
         multiply(a, b, total, add=add)
     elif add:
         total.add_(a @ b)
     else:
         total.copy_(a @ b)
+
+
+def provider_of(a: Tensor, b: Tensor) -> str:
+    """Return the provider of a @ b."""
+    chosen = choose_gemm(2.0 * a.shape[0] * a.shape[1] * b.shape[1], a.dtype, a.device).provider
+    return chosen if takes(a.dtype, a, b) else "torch"

@@ -21,7 +21,7 @@ from cynosure.loss.options import accumulation_dtype
 from cynosure.loss.sampling.choice import Budget, Kept, draw, probabilities
 from cynosure.loss.sampling.options import Sampling
 from cynosure.loss.sampling.record import SampledBackward, tell
-from cynosure.loss.sampling.row_sums import RowSums, WideSums, add_matmul
+from cynosure.loss.sampling.row_sums import RowSums, add_matmul, row_sums
 from cynosure.loss.sampling.scales import Scale
 
 BLOCK = 8192  # kept columns that are multiplied at a time
@@ -51,7 +51,7 @@ class Sampler:
         norm = mean.norm()
         self.axis = mean / norm if 0 < norm < torch.inf else torch.zeros_like(mean)
         self.weight_squares = None if values is None else squared_norms(values, mean.dtype)
-        self.sums: RowSums | None = None if dweight is None else WideSums(dweight)
+        self.sums: RowSums | None = None if dweight is None else row_sums(dweight)
         n_columns = 0 if dweight is None else len(dweight)
         self.projected, self.along = mean.new_zeros(2, n_columns)  # p, and what finish adds of it
         self.hidden_scale, self.weight_scale = Scale(), Scale()
@@ -132,7 +132,7 @@ class Sampler:
             if self.sums is not None:
                 part = self.axis.new_empty(len(ids), hidden_size)
                 add_matmul(d.t(), chunk.hidden, part, add=False)
-                squares.append(part.square().sum(1) - (chunk.columns.projected[ids] / q).square())
+                squares.append(squared_norms(part, part.dtype) - (chunk.columns.projected[ids] / q).square())
                 if sums is not None:
                     sums.add_rows(ids, part)
         return dhidden, torch.cat(squares).clamp_(min=0) if squares else dhidden.new_empty(0)
