@@ -14,7 +14,7 @@ from torch import Tensor
 ROUNDS = 6  # of balancing two budgets
 PACE = 1.5  # exponent of a round: 2 would be exact if no probability were 1
 SPENT = 0.97  # share of both budgets at which they are balanced
-SUBSET = 2**14  # columns on which the multipliers are found; each stands for others of a larger vocabulary
+SUBSET = 2**13  # columns on which the multipliers are found; each stands for others of a larger vocabulary
 TINY = 1e-30
 LEAST = 2.0**-12  # probability of a column: none counts more than 4,096 times
 STEP = 2.0**-24  # of a uniform float32 number: probabilities are multiples of it, so that they hold exactly

@@ -50,7 +50,7 @@ class Sampler:
         self.generator = torch.Generator().manual_seed(sampling.seed)
         norm = mean.norm()
         self.axis = mean / norm if 0 < norm < torch.inf else torch.zeros_like(mean)
-        self.weight_squares = None if values is None else squared_norms(values, mean.dtype)
+        self.weight_squares = None if values is None else backend.row_squares(values)
         self.sums: RowSums | None = None if dweight is None else row_sums(dweight)
         n_columns = 0 if dweight is None else len(dweight)
         self.projected, self.along = mean.new_zeros(2, n_columns)  # p, and what finish adds of it
@@ -132,7 +132,7 @@ class Sampler:
             if self.sums is not None:
                 part = self.axis.new_empty(len(ids), hidden_size)
                 add_matmul(d.t(), chunk.hidden, part, add=False)
-                squares.append(squared_norms(part, part.dtype) - (chunk.columns.projected[ids] / q).square())
+                squares.append(self.backend.row_squares(part) - (chunk.columns.projected[ids] / q).square())
                 if sums is not None:
                     sums.add_rows(ids, part)
         return dhidden, torch.cat(squares).clamp_(min=0) if squares else dhidden.new_empty(0)
@@ -171,11 +171,6 @@ class Sampler:
             self.weight_scale.add(float(self.projected.square().sum()), 0.0)
         errors = self.hidden_scale.error, self.weight_scale.error
         tell(SampledBackward(self.n_tokens, self.n_kept / self.n_tokens, *errors))
-
-
-def squared_norms(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the squared norms (V,) of the rows of x (V, D)."""
-    return torch.linalg.vector_norm(x, dim=1, dtype=dtype).square_()
 
 
 def mean_hidden(hidden: Tensor, rows: Tensor | None) -> Tensor:
