@@ -15,6 +15,14 @@ from cynosure.loss.chunked import LossJob
 from cynosure.loss.compiler import public
 from cynosure.loss.linear import HeadWeights, OwnHead, check_frozen, make_head
 from cynosure.loss.options import ReduceOptions, Reduction, RowOptions, accumulation_dtype, check_chunk_tokens
+from cynosure.loss.sampling.options import (
+    GradTolerance,
+    Sampling,
+    check_device,
+    check_generator,
+    check_tolerance,
+    draw_seed,
+)
 from cynosure.loss.targets import TargetLike, check_target, probability_of
 
 COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -40,6 +48,8 @@ def linear_cross_entropy(
     n_counted: int | None = None,
     backend: str | None = None,
     chunk_tokens: int | None = None,
+    grad_tolerance: GradTolerance = 0.0,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """Compute the cross-entropy of `hidden @ weight.T + bias` without materializing the N x V logits.
 
@@ -82,6 +92,13 @@ def linear_cross_entropy(
             it all rows are multiplied, since counting them there would wait for the device.
         backend: name of a backend (`cynosure.backends()` lists them). None: the best.
         chunk_tokens: rows of logits held at once. None: chosen by size.
+        grad_tolerance: relative error, in norm, that sampling may add to the gradient of hidden and to that of weight,
+            in [0, 1). 0 computes them exactly. Above 0, the backward multiplies only a random part of the vocabulary's
+            columns, where fewer than half suffice. Its gradients are unbiased; the loss and all other gradients stay
+            exact. "dtype" allows the rounding of the matmuls' dtype: 2**-8 for bfloat16, 2**-11 for float16; float32
+            and float64 stay exact. Only on a CPU; programs of `torch.export` stay exact.
+        generator: CPU generator of the draws. None: torch's default one. One integer is drawn a call, if
+            `grad_tolerance` is above 0 and hidden or weight gets a gradient; a second backward repeats its columns.
 
     Returns:
         A 0-d tensor. For "none", a tensor of shape (...), or (..., T - shift) under shift. float32, or float64 for
@@ -105,6 +122,7 @@ def linear_cross_entropy(
     options = RowOptions(label_smoothing, z_loss, softcap, scale, class_weight)
     reduce = ReduceOptions(ignore_index, reduction, token_weight, normalizer, shift, n_counted)
     job = linear_job(HeadWeights(weight, bias), hidden, target, options, reduce, backend, chunk_tokens)
+    job = sampled(job, hidden, weight, grad_tolerance, generator)
     rows, probability = hidden.reshape(-1, hidden.shape[-1]), probability_of(target)
     if job.batch.target.is_abstract:
         return _shapes(job, reduction, hidden, weight, bias, token_weight, probability)
@@ -190,6 +208,8 @@ def token_logprobs(
     ignore_index: int = -100,
     backend: str | None = None,
     chunk_tokens: int | None = None,
+    grad_tolerance: GradTolerance = 0.0,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """Compute log p(target) of every token in nats, differentiably: the input of DPO, GRPO and distillation losses.
 
@@ -204,6 +224,9 @@ def token_logprobs(
         ignore_index: targets of this value are ignored: their result is 0.
         backend: name of a backend (`cynosure info` lists them). None: the best.
         chunk_tokens: rows of logits held at once. None: chosen by size.
+        grad_tolerance: relative error, in norm, that sampling may add to the gradients of hidden and weight, as for
+            `linear_cross_entropy`. 0: exact. The result stays exact.
+        generator: CPU generator of the draws, as for `linear_cross_entropy`. None: torch's default one.
 
     Returns:
         (...), or (..., T - shift) under shift; 0.0 where ignored. float32, or float64 for float64 inputs.
@@ -221,7 +244,8 @@ def token_logprobs(
     check_class_indices(target)
     return -linear_cross_entropy(
         hidden, weight, target, bias=bias, softcap=softcap, scale=scale, shift=shift, ignore_index=ignore_index,
-        reduction="none", backend=backend, chunk_tokens=chunk_tokens,
+        reduction="none", backend=backend, chunk_tokens=chunk_tokens, grad_tolerance=grad_tolerance,
+        generator=generator,
     )  # fmt: skip
 
 
@@ -342,6 +366,22 @@ def linear_job(
     chunk_tokens, dtype = check_chunk_tokens(chunk_tokens), matmul_dtype(hidden)
     parts = _parts_of_job(hidden, weight.shape[0], target, options, reduce, backend, dtype)
     return LossJob(*parts, dtype, weight.dtype, chunk_tokens, own_weight)
+
+
+def sampled(
+    job: LossJob, hidden: Tensor, weight: Tensor, grad_tolerance: GradTolerance, generator: torch.Generator | None
+) -> LossJob:
+    """Return the job with its sampling, if that is asked for and hidden or weight gets a gradient.
+
+    Only then is a seed drawn. The job keeps it, so that every backward of the call draws the same columns.
+    """
+    tolerance = check_tolerance(grad_tolerance, job.dtype)
+    check_generator(generator)
+    check_device(tolerance, hidden.device)
+    trained = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    if tolerance == 0 or not trained or job.batch.target.is_abstract:
+        return job
+    return job._replace(sampling=Sampling(tolerance, int(draw_seed(generator))))
 
 
 def logits_job(
