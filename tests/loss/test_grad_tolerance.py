@@ -1,7 +1,6 @@
 """When a call samples its backward, where its draws come from, and that compilers and checkpoints repeat them."""
 
 import copy
-import importlib.util
 
 import pytest
 import torch
@@ -23,9 +22,6 @@ from tests.loss.graphs import Recorder
 from tests.loss.test_compile import is_leaf
 
 pytestmark = pytest.mark.cpu_only
-
-SAMPLES = importlib.util.find_spec("cynosure.loss.sampling.gradients") is not None
-needs_engine = pytest.mark.skipif(not SAMPLES, reason="nothing is sampled yet")
 
 
 def inputs(n=32, d=8, v=500, dtype=torch.float32):
@@ -151,8 +147,7 @@ def test_the_same_seed_draws_the_same(reduction):
         return gradients(*inputs(), **options)
 
     assert all(map(torch.equal, of(1), of(1)))
-    if SAMPLES:
-        assert not all(map(torch.equal, of(1), of(2)))
+    assert not all(map(torch.equal, of(1), of(2)))
 
 
 def test_another_device_is_refused(monkeypatch):
@@ -299,7 +294,6 @@ def test_a_graph_checks_the_tolerance():
         compiled(hidden, weight, target, grad_tolerance="foo")
 
 
-@needs_engine
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_a_record_of_every_backward(reduction):
     with record_sampling() as records:
@@ -313,7 +307,6 @@ def test_a_record_of_every_backward(reduction):
     assert 0 < record.dweight_error < 0.25
 
 
-@needs_engine
 @pytest.mark.usefixtures("_fresh")
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_a_graph_samples_as_eager_mode_does(reduction):

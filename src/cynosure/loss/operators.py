@@ -18,7 +18,7 @@ from cynosure.loss.autograd import NO_SECOND, first_order
 from cynosure.loss.chunked import Gradients, LossJob, Wanted, compute, compute_dlogits, compute_dtarget, compute_logits
 from cynosure.loss.devices import autocast_to, is_asynchronous
 from cynosure.loss.forward import compute_loss
-from cynosure.loss.functional import linear_job, logits_job
+from cynosure.loss.jobs import linear_job, logits_job
 from cynosure.loss.linear import HeadWeights
 from cynosure.loss.options import ReduceOptions, Reduction, RowOptions, accumulation_dtype
 from cynosure.loss.sampling.options import Sampling, check_device, check_tolerance

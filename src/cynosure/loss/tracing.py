@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import cynosure.loss.operators  # noqa: F401  (registers them)
-from cynosure.loss.functional import autocasts, matmul_dtype
+from cynosure.loss.jobs import autocasts, matmul_dtype
 from cynosure.loss.sampling.options import OF_DTYPE, draw_seed
 from cynosure.loss.stats import TokenStats
 from cynosure.system.upstream import FAKE_TENSORS, FUNCTIONAL_TENSORS, is_transforming
