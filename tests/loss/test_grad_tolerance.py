@@ -303,8 +303,8 @@ def test_a_record_of_every_backward(reduction):
     (record,) = records
     assert record.n_tokens == 32
     assert 0 < record.columns_kept < 1
-    assert 0 < record.dhidden_error < 0.25
-    assert 0 < record.dweight_error < 0.25
+    assert 0 < record.dhidden_error < 0.5
+    assert 0 < record.dweight_error < 0.5
 
 
 @pytest.mark.usefixtures("_fresh")
