@@ -87,8 +87,8 @@ class TrainSettings:
     z_loss: float = option(0.0, "Coefficient of the squared log-sum-exp in the objective.")
     label_smoothing: float = option(0.0, "Label smoothing in the objective, 0 to 1.")
     grad_tolerance: float | str = option(
-        0.0, "Relative error that sampling may add to the gradients of the loss, below 1; 0 computes them exactly, "
-        "dtype allows the rounding of the matmuls. Only on a CPU.", unit=TOLERANCE,
+        0.0, "Relative error, below 1, that sampling may add to the gradients of the loss: 0 is exact, dtype is the "
+        "rounding of the matmuls. CPU only.", unit=TOLERANCE,
     )  # fmt: skip
     validate_every: int | None = option(
         None, "Training tokens between validations, each with a checkpoint.", unit=TOKENS, shown="a tenth of the total"
