@@ -4,12 +4,15 @@ from cynosure.auditing import check as check
 from cynosure.loss import CrossEntropyLoss as CrossEntropyLoss
 from cynosure.loss import LinearCrossEntropyLoss as LinearCrossEntropyLoss
 from cynosure.loss import Plan as Plan
+from cynosure.loss import SampledBackward as SampledBackward
+from cynosure.loss import SamplingSummary as SamplingSummary
 from cynosure.loss import TokenStats as TokenStats
 from cynosure.loss import cross_entropy as cross_entropy
 from cynosure.loss import explain as explain
 from cynosure.loss import linear_cross_entropy as linear_cross_entropy
 from cynosure.loss import logits_token_logprobs as logits_token_logprobs
 from cynosure.loss import logits_token_stats as logits_token_stats
+from cynosure.loss import record_sampling as record_sampling
 from cynosure.loss import token_logprobs as token_logprobs
 from cynosure.loss import token_stats as token_stats
 from cynosure.loss.backends.registry import backends as backends

@@ -77,6 +77,14 @@ def test_the_first_step() -> None:
     assert "\u2026" not in "".join(lines)
 
 
+def test_what_was_sampled() -> None:
+    shown = picture()
+    shown.step(step(1, columns_kept=0.12345, dhidden_error=0.0039, dweight_error=0.0036))
+    lines = drawn(shown)
+    holds(lines, "columns kept", "12.3%", "sampling error", "0.39%", "98,765.4", "1,234,567")
+    assert "\u2026" not in "".join(lines)
+
+
 def test_in_the_middle_with_a_validation_and_samples() -> None:
     shown = picture()
     for number in range(1, STEPS, STEPS // 50):

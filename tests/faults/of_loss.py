@@ -66,7 +66,7 @@ ROWS_AND_CHUNKS = [
           "the mean is not divided by the class weights", "loss/test_gradcheck.py loss/test_torch_equality.py"),
     Fault("token-weight-of-none", "loss/functional.py", "spread(losses * job.batch.weight)", "spread(losses)",
           "unreduced losses have no token weight", "loss/test_gradcheck.py"),
-    Fault("float64-under-autocast", "loss/functional.py", "if autocasts(hidden) and hidden.dtype != torch.float64:",
+    Fault("float64-under-autocast", "loss/jobs.py", "if autocasts(hidden) and hidden.dtype != torch.float64:",
           "if autocasts(hidden):", "float64 is narrowed under autocast", "loss/test_autocast.py"),
     Fault("last-row-of-block", CHUNKED, "yield start, min(start + n_block, n_rows)",
           "yield start, min(start + n_block, n_rows - 1)", "the last row of a chunk is passed over",

@@ -39,6 +39,12 @@ def meta(*shape):
     return torch.empty(*shape, device="meta")
 
 
+class Elsewhere(torch.Generator):
+    """A generator of a GPU, as far as its device tells."""
+
+    device = torch.device("cuda:0")
+
+
 # name: what is changed, the error, and what its message must say
 BAD = {
     "hidden of another width": ({"hidden": torch.randn(2, 4, 6)}, ValueError, ["hidden", "(2, 4, 6)", "(7, 5)"]),
@@ -159,6 +165,21 @@ BAD = {
     "chunk_tokens zero": ({"chunk_tokens": 0}, ValueError, ["chunk_tokens", "0", "1"]),
     "chunk_tokens negative": ({"chunk_tokens": -4}, ValueError, ["chunk_tokens", "-4", "1"]),
     "chunk_tokens a fraction": ({"chunk_tokens": 2.5}, TypeError, ["chunk_tokens", "2.5"]),
+    "grad_tolerance negative": ({"grad_tolerance": -0.1}, ValueError, ["grad_tolerance", "[0, 1)", "'dtype'", "-0.1"]),
+    "grad_tolerance of one": ({"grad_tolerance": 1}, ValueError, ["grad_tolerance", "below 1"]),
+    "grad_tolerance above one": ({"grad_tolerance": 1.5}, ValueError, ["grad_tolerance", "[0, 1)", "1.5"]),
+    "grad_tolerance NaN": ({"grad_tolerance": NAN}, ValueError, ["grad_tolerance", "[0, 1)", "nan"]),
+    "grad_tolerance in other words": ({"grad_tolerance": "foo"}, ValueError, ["grad_tolerance", "'dtype'", "'foo'"]),
+    "grad_tolerance None": ({"grad_tolerance": None}, TypeError, ["grad_tolerance", "number", "None"]),
+    "grad_tolerance a boolean": ({"grad_tolerance": True}, TypeError, ["grad_tolerance", "number", "True"]),
+    "grad_tolerance a tensor that learns": (
+        {"grad_tolerance": torch.full((), 0.1, requires_grad=True)}, TypeError, ["grad_tolerance", "requires grad"],
+    ),
+    "generator a number": ({"generator": 7, "grad_tolerance": 0.1}, TypeError, ["generator", "torch.Generator", "int"]),
+    "generator without a tolerance": ({"generator": 7}, TypeError, ["generator", "torch.Generator", "int"]),
+    "generator elsewhere": (
+        {"generator": Elsewhere()}, ValueError, ["generator", "cuda:0", "torch.Generator(device='cpu')"],
+    ),
     "an unknown backend": ({"backend": "cuda"}, ValueError, ["backend", "'cuda'", "'torch'"]),
 }  # fmt: skip
 
@@ -183,12 +204,14 @@ def test_linear_cross_entropy(name):
 def test_modules_say_the_same(name):
     change, error, fragments = BAD[name]
     call = {**good(), **change}
-    given = ("hidden", "weight", "target", "bias", "token_weight", "normalizer")
+    given = ("hidden", "weight", "target", "bias", "token_weight", "normalizer", "generator")
     options = {k: call.pop(k) for k in list(call) if k not in given}
     fails(lambda: LinearCrossEntropyLoss(**options)(**call), error, fragments)
 
 
-OF_LOGITS = [n for n, (change, *_) in BAD.items() if not {"hidden", "weight", "bias", "chunk_tokens"} & set(change)]
+OF_HEADS = {"hidden", "weight", "bias", "chunk_tokens", "grad_tolerance", "generator"}
+OF_LOGITS = [n for n, (change, *_) in BAD.items() if not OF_HEADS & set(change)]
+SAMPLED = [n for n, (change, *_) in BAD.items() if {"grad_tolerance", "generator"} & set(change)]
 
 
 @pytest.mark.parametrize("name", OF_LOGITS)
@@ -253,6 +276,12 @@ def test_per_token_operations(name, function):
     fails(lambda: function(**{**good(), **change}), error, fragments)
 
 
+@pytest.mark.parametrize("name", SAMPLED)
+def test_sampled_logprobs(name):
+    change, error, fragments = BAD[name]
+    fails(lambda: token_logprobs(**{**good(), **change}), error, fragments)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "fragments"),
     [
@@ -291,7 +320,7 @@ def test_explain_sizes(sizes):
 
 @pytest.mark.parametrize("module", [LinearCrossEntropyLoss, CrossEntropyLoss])
 def test_a_module_refuses_what_it_does_not_know_when_it_is_made(module):
-    for options in ({"reduction": "avg"}, {"label_smothing": 0.1}, {"softcap": -1.0}):
+    for options in ({"reduction": "avg"}, {"label_smothing": 0.1}, {"softcap": -1.0}, {"grad_tolerance": 2}):
         with pytest.raises((TypeError, ValueError), match=next(iter(options))):
             module(**options)
 

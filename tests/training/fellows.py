@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cynosure import Watcher
+from cynosure.training import loop
 from tests.training.runs import die, run
 
 DEATH = 7  # steps after which the second process is killed
@@ -37,9 +38,23 @@ def doom() -> None:
     Training.compute_loss = dying  # type: ignore[method-assign]
 
 
+def note_seeds(path: Path) -> None:
+    """Keep the seeds of this process in a file."""
+    own = loop.seed_of
+
+    def noted(*numbers: int) -> int:
+        with path.open("a") as file:
+            file.write(f"{own(*numbers)}\n")
+        return own(*numbers)
+
+    loop.seed_of = noted
+
+
 def main(folder: Path, phase: str) -> None:
     if phase == "begin":
         run(folder / "whole")
+        note_seeds(folder / f"seeds-{os.environ['RANK']}")
+        run(folder / "sampled", grad_tolerance=0.5, micro_rows=2)
         doom()
         run(folder / "killed")
     else:

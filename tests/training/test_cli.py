@@ -53,6 +53,7 @@ def test_options_reach_the_settings(run: Run, texts: Path, tmp_path: Path) -> No
     given = {
         "weight_decay": 0.3, "clip": 0.5, "warmup": 0.2, "z_loss": 1e-4, "label_smoothing": 0.1, "schedule": "wsd",
         "spike": 7.0, "hold_out": 0.2, "micro_rows": 2, "overlong": "drop", "seed": 3,
+        "grad_tolerance": 0.25,
     }  # fmt: skip
     words = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", value)]
     options = [*OPTIONS, *words, "--tokens", 384, "--lr", 0.001, "--keep-documents-whole", "--quiet"]

@@ -12,7 +12,7 @@ from cynosure.training import Diverged
 from cynosure.training.folder import RunFolder
 from cynosure.training.run import among_the_living
 from tests.training.fellows import DEATH, Notes
-from tests.training.runs import run, stopped_at, timeless
+from tests.training.runs import N_STEPS, run, stopped_at, timeless
 from tests.training.test_resume import assert_same
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Trainer's own
@@ -48,6 +48,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_goes_on_after_one_of_two_processes_was_killed(runs: Path) -> None:
     assert_same(runs / "whole", runs / "killed")
     assert not list((runs / "killed").glob("*.partial"))
+
+
+@pytest.mark.exhaustive
+def test_processes_and_steps_draw_other_columns(runs: Path) -> None:
+    lines = timeless(runs / "sampled")
+    assert all(0 < line["columns_kept"] < 1 for line in lines)
+    seeds = [(runs / f"seeds-{rank}").read_text().split() for rank in range(2)]
+    assert len(seeds[0]) == len(seeds[1]) == 2 * N_STEPS
+    assert len({*seeds[0], *seeds[1]}) == 4 * N_STEPS
 
 
 def test_the_others_say_why_they_end() -> None:

@@ -19,6 +19,10 @@ def losses() -> None:
     assert_type(cynosure.linear_cross_entropy(hidden, weight, (target[..., None], logits[..., :1])), Tensor)
     assert_type(cynosure.cross_entropy(logits, target, reduction="none", normalizer=logits.sum()), Tensor)
     assert_type(cynosure.token_logprobs(hidden, weight, target, backend="torch"), Tensor)
+    with cynosure.record_sampling() as records:
+        cynosure.linear_cross_entropy(hidden, weight, target, grad_tolerance="dtype", generator=torch.Generator())
+        cynosure.token_logprobs(hidden, weight, target, grad_tolerance=0.01, generator=None)
+    assert_type(records, list[cynosure.SampledBackward])
     assert_type(cynosure.logits_token_logprobs(logits, target), Tensor)
     head_loss: Tensor = LinearCrossEntropyLoss(shift=1)(hidden, weight, target)
     assert_type(LinearCrossEntropyLoss().forward(hidden, weight, target, bias=None), Tensor)

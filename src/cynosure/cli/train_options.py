@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, cast, get_type_hints
 import typer
 
 from cynosure.cli.common import SHORT, as_options
-from cynosure.training import TOKENS, Option, TrainSettings
+from cynosure.training import TOKENS, TOLERANCE, Option, TrainSettings
 
 COUNT = re.compile(r"(\d+(?:\.\d+)?)([kKmMbBgG]?)")
 FACTORS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
@@ -25,6 +25,18 @@ def count(text: str) -> int:
     if not match:
         raise typer.BadParameter(f"{text!r} is not a number of tokens: expected e.g. 4096, 500k, 20M or 1.5B")
     return round(float(match[1]) * FACTORS[match[2].lower()])
+
+
+def tolerance(text: str) -> float | str:
+    """Parse a tolerance: a number, or the word dtype.
+
+    >>> tolerance("0.01"), tolerance("dtype")
+    (0.01, 'dtype')
+    """
+    try:
+        return text if text == "dtype" else float(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a tolerance: expected a number from 0 to 1, or dtype") from None
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
@@ -50,6 +62,8 @@ def parameter(field: "Field[Any]", kind: Any) -> Parameter:
         more["metavar"] = setting.metavar
     if setting.unit == TOKENS:
         more |= {"parser": count, "metavar": TOKENS.upper()}
+    if setting.unit == TOLERANCE:
+        kind, more = str, more | {"parser": tolerance, "metavar": "X|dtype"}
     if setting.choices:
         kind = Literal.__getitem__(setting.choices)
     annotation = Annotated[kind | None, typer.Option(flag, **more)]

@@ -119,6 +119,9 @@ class Display(Watcher):
         }
         if "objective" in now:
             shown["objective"] = f"{now['objective']:.4f}"
+        if "columns_kept" in now:
+            shown["columns kept"] = f"{now['columns_kept']:.1%}"
+            shown["sampling error"] = f"{max(now['dhidden_error'], now['dweight_error']):.2%}"
         return {name: value for name, value in shown.items() if value}
 
 

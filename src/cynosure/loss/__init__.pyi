@@ -16,6 +16,14 @@ from cynosure.loss.operations import token_logprobs as token_logprobs
 from cynosure.loss.operations import token_stats as token_stats
 from cynosure.loss.plan import Plan as Plan
 from cynosure.loss.plan import explain as explain
+from cynosure.loss.sampling.options import GradTolerance as GradTolerance
+from cynosure.loss.sampling.options import check_device as check_device
+from cynosure.loss.sampling.options import check_tolerance as check_tolerance
+from cynosure.loss.sampling.options import draw_seed as draw_seed
+from cynosure.loss.sampling.record import SampledBackward as SampledBackward
+from cynosure.loss.sampling.record import SamplingSummary as SamplingSummary
+from cynosure.loss.sampling.record import record_sampling as record_sampling
+from cynosure.loss.sampling.record import summarize as summarize
 from cynosure.loss.tensors import is_plain as is_plain
 from cynosure.loss.tensors import multiplies_itself as multiplies_itself
 from cynosure.loss.tensors import parts_of as parts_of

@@ -3,21 +3,17 @@
 ... leading shape, N tokens in all, D hidden size, V vocabulary
 """
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
 from cynosure.loss.autograd import FusedRows, FusedSum, LogitsRows, Shapes, apply
-from cynosure.loss.backends.registry import Backend, choose_backend
-from cynosure.loss.batch import CountedBatch, make_batch
 from cynosure.loss.chunked import LossJob
 from cynosure.loss.compiler import public
-from cynosure.loss.linear import HeadWeights, OwnHead, check_frozen, make_head
-from cynosure.loss.options import ReduceOptions, Reduction, RowOptions, accumulation_dtype, check_chunk_tokens
-from cynosure.loss.targets import TargetLike, check_target, probability_of
-
-COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+from cynosure.loss.jobs import check_class_indices, linear_job, logits_job, sampled
+from cynosure.loss.linear import HeadWeights
+from cynosure.loss.options import ReduceOptions, Reduction, RowOptions, accumulation_dtype
+from cynosure.loss.sampling.options import GradTolerance
+from cynosure.loss.targets import TargetLike, probability_of
 
 
 @public
@@ -40,6 +36,8 @@ def linear_cross_entropy(
     n_counted: int | None = None,
     backend: str | None = None,
     chunk_tokens: int | None = None,
+    grad_tolerance: GradTolerance = 0.0,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """Compute the cross-entropy of `hidden @ weight.T + bias` without materializing the N x V logits.
 
@@ -82,6 +80,13 @@ def linear_cross_entropy(
             it all rows are multiplied, since counting them there would wait for the device.
         backend: name of a backend (`cynosure.backends()` lists them). None: the best.
         chunk_tokens: rows of logits held at once. None: chosen by size.
+        grad_tolerance: relative error, in norm, that sampling may add to the gradient of hidden and to that of weight,
+            in [0, 1). 0 computes them exactly. Above 0, the backward multiplies only a random part of the vocabulary's
+            columns, where fewer than half suffice. Its gradients are unbiased; the loss and all other gradients stay
+            exact. "dtype" allows the rounding of the matmuls' dtype: 2**-8 for bfloat16, 2**-11 for float16; float32
+            and float64 stay exact. Only on a CPU; programs of `torch.export` stay exact.
+        generator: CPU generator of the draws. None: torch's default one. One integer is drawn a call, if
+            `grad_tolerance` is above 0 and hidden or weight gets a gradient; a second backward repeats its columns.
 
     Returns:
         A 0-d tensor. For "none", a tensor of shape (...), or (..., T - shift) under shift. float32, or float64 for
@@ -105,6 +110,7 @@ def linear_cross_entropy(
     options = RowOptions(label_smoothing, z_loss, softcap, scale, class_weight)
     reduce = ReduceOptions(ignore_index, reduction, token_weight, normalizer, shift, n_counted)
     job = linear_job(HeadWeights(weight, bias), hidden, target, options, reduce, backend, chunk_tokens)
+    job = sampled(job, hidden, weight, grad_tolerance, generator)
     rows, probability = hidden.reshape(-1, hidden.shape[-1]), probability_of(target)
     if job.batch.target.is_abstract:
         return _shapes(job, reduction, hidden, weight, bias, token_weight, probability)
@@ -190,6 +196,8 @@ def token_logprobs(
     ignore_index: int = -100,
     backend: str | None = None,
     chunk_tokens: int | None = None,
+    grad_tolerance: GradTolerance = 0.0,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """Compute log p(target) of every token in nats, differentiably: the input of DPO, GRPO and distillation losses.
 
@@ -204,6 +212,9 @@ def token_logprobs(
         ignore_index: targets of this value are ignored: their result is 0.
         backend: name of a backend (`cynosure info` lists them). None: the best.
         chunk_tokens: rows of logits held at once. None: chosen by size.
+        grad_tolerance: relative error, in norm, that sampling may add to the gradients of hidden and weight, as for
+            `linear_cross_entropy`. 0: exact. The result stays exact.
+        generator: CPU generator of the draws, as for `linear_cross_entropy`. None: torch's default one.
 
     Returns:
         (...), or (..., T - shift) under shift; 0.0 where ignored. float32, or float64 for float64 inputs.
@@ -221,7 +232,8 @@ def token_logprobs(
     check_class_indices(target)
     return -linear_cross_entropy(
         hidden, weight, target, bias=bias, softcap=softcap, scale=scale, shift=shift, ignore_index=ignore_index,
-        reduction="none", backend=backend, chunk_tokens=chunk_tokens,
+        reduction="none", backend=backend, chunk_tokens=chunk_tokens, grad_tolerance=grad_tolerance,
+        generator=generator,
     )  # fmt: skip
 
 
@@ -269,123 +281,7 @@ def logits_token_logprobs(
     )  # fmt: skip
 
 
-def check_logits(logits: Tensor) -> None:
-    """Check that logits are floating point, of shape (..., V)."""
-    check_floating("logits", logits)
-    if logits.ndim == 0 or logits.shape[-1] == 0:
-        raise ValueError(f"logits must have shape (..., V) with V >= 1, got {tuple(logits.shape)}")
-
-
-def check_class_indices(target: Tensor) -> None:
-    """Check that a target is class indices."""
-    if not isinstance(target, Tensor) or target.is_floating_point():
-        raise TypeError(f"target must be class indices (an integer tensor), got {kind(target)}")
-
-
-def check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> HeadWeights | OwnHead:
-    """Check that hidden (..., D), weight (V, D) and bias (V,) have one dtype and device; return the head."""
-    for name, x in (("hidden", hidden), ("weight", weight), ("bias", bias)):
-        if x is None and name == "bias":
-            continue
-        x = check_floating(name, x)
-        if x.device != hidden.device:
-            raise ValueError(f"{name} is on {x.device}, but hidden is on {hidden.device}")
-        if x.dtype != hidden.dtype and not autocasts(hidden):
-            raise TypeError(
-                f"{name} is {x.dtype}, but hidden is {hidden.dtype}: cast one of them, or use torch.autocast"
-            )
-    if hidden.ndim == 0 or weight.ndim != 2 or hidden.shape[-1] != weight.shape[1] or weight.shape[0] == 0:
-        raise ValueError(
-            f"hidden must have shape (..., D) and weight (V, D) with the same D and V >= 1, "
-            f"got {tuple(hidden.shape)} and {tuple(weight.shape)}"
-        )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(
-            f"bias must have shape ({weight.shape[0]},), one entry per row of weight, got {tuple(bias.shape)}"
-        )
-    return make_head(weight, bias)
-
-
-def check_floating(name: str, x: object) -> Tensor:
-    """Return x, checked to be a tensor of a floating-point dtype that torch computes in."""
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise TypeError(f"{name} must be a floating-point tensor, got {kind(x)}")
-    if x.dtype not in COMPUTED:
-        raise TypeError(
-            f"{name} is {x.dtype}, which torch stores but does not compute in: cast it, for example to bfloat16"
-        )
-    return x
-
-
-def matmul_dtype(hidden: Tensor) -> torch.dtype:
-    """Return the dtype in which `F.linear` computes: hidden's, or autocast's if that is on (except for float64)."""
-    if autocasts(hidden) and hidden.dtype != torch.float64:
-        return torch.get_autocast_dtype(hidden.device.type)
-    return hidden.dtype
-
-
-def autocasts(hidden: Tensor) -> bool:
-    """Whether hidden's device has autocast, and it is on."""
-    device = hidden.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-
-
-def linear_job(
-    head: HeadWeights, hidden: Tensor, target: TargetLike, options: RowOptions, reduce: ReduceOptions,
-    backend: str | None, chunk_tokens: int | None,
-) -> LossJob:  # fmt: skip
-    """Check the arguments of a loss of hidden (..., D) under a head; return the job."""
-    weight = head.weight
-    own_weight = weight if isinstance(check_head(hidden, *head), OwnHead) else None
-    if own_weight is not None:
-        check_frozen(weight)
-    chunk_tokens, dtype = check_chunk_tokens(chunk_tokens), matmul_dtype(hidden)
-    parts = _parts_of_job(hidden, weight.shape[0], target, options, reduce, backend, dtype)
-    return LossJob(*parts, dtype, weight.dtype, chunk_tokens, own_weight)
-
-
-def logits_job(
-    logits: Tensor, target: TargetLike, options: RowOptions, reduce: ReduceOptions, backend: str | None
-) -> LossJob:
-    """Check the arguments of a loss of logits (..., V); return the job."""
-    check_logits(logits)
-    _check_classes_last(logits, target)
-    parts = _parts_of_job(logits, logits.shape[-1], target, options, reduce, backend, logits.dtype)
-    return LossJob(*parts, logits.dtype, logits.dtype, None)
-
-
-def _parts_of_job(
-    rows: Tensor, vocab_size: int, target: TargetLike, options: RowOptions, reduce: ReduceOptions, backend: str | None,
-    dtype: torch.dtype,
-) -> tuple[CountedBatch, RowOptions, Backend]:  # fmt: skip
-    lead, weight = rows.shape[:-1], options.class_weight
-    if weight is not None:
-        if weight.shape != (vocab_size,):
-            raise ValueError(f"class_weight must have shape ({vocab_size},), the vocabulary, got {tuple(weight.shape)}")
-        if weight.device != rows.device:
-            raise ValueError(f"class_weight is on {weight.device}, but hidden or logits is on {rows.device}")
-        options = replace(options, class_weight=weight.to(accumulation_dtype(dtype)))
-    checked = check_target(target, lead, vocab_size, rows.device, reduce.ignore_index)
-    batch = make_batch(checked, lead, rows.device, options, reduce, dtype)
-    return batch, options, choose_backend(backend, rows.device)[0]
-
-
 def _shapes(job: LossJob, reduction: Reduction, *given: Tensor | None) -> Tensor:
     """Return the result of tensors without values: only a shape and a dtype."""
     shape = job.batch.shape if reduction == "none" else torch.Size()
     return apply(Shapes, shape, accumulation_dtype(job.dtype), *given)
-
-
-def _check_classes_last(logits: Tensor, target: TargetLike) -> None:
-    """Refuse torch's layout (N, V, ...) if the target's shape reveals it."""
-    shape = logits.shape
-    if isinstance(target, Tensor) and len(shape) > 2 and target.shape == (shape[0], *shape[2:]) != shape[:-1]:
-        raise ValueError(
-            f"logits of shape {tuple(shape)} with a target of shape {tuple(target.shape)} have their classes in "
-            f"dimension 1, but classes must come last: pass logits.movedim(1, -1)"
-        )
-
-
-def kind(x: object) -> str:
-    """Describe an argument in an error message."""
-    return f"a tensor of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__

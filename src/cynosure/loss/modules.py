@@ -3,11 +3,13 @@
 from dataclasses import fields
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor, nn
 
 from cynosure.loss.backends.registry import choose_backend
 from cynosure.loss.operations import cross_entropy, linear_cross_entropy
 from cynosure.loss.options import ReduceOptions, RowOptions, check_chunk_tokens
+from cynosure.loss.sampling.options import check_tolerance
 from cynosure.loss.targets import TargetLike
 from cynosure.loss.transforms import refuse_script
 
@@ -30,6 +32,7 @@ class _Loss(nn.Module):
             record(**{field.name: options[field.name] for field in fields(record) if field.name in options})
         check_chunk_tokens(options.get("chunk_tokens"))
         choose_backend(options.get("backend"))
+        check_tolerance(options.get("grad_tolerance", 0.0), torch.float32)
         self.register_buffer("class_weight", class_weight)
         self.options = options
 
@@ -60,7 +63,7 @@ class LinearCrossEntropyLoss(_Loss):
         torch.Size([])
     """
 
-    options_allowed = (*_NUMBERS, "chunk_tokens")
+    options_allowed = (*_NUMBERS, "chunk_tokens", "grad_tolerance")
 
     def forward(
         self,
@@ -71,11 +74,12 @@ class LinearCrossEntropyLoss(_Loss):
         bias: Tensor | None = None,
         token_weight: Tensor | None = None,
         normalizer: float | Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """Loss of hidden (..., D) under the head weight (V, D); see `linear_cross_entropy`."""
         return linear_cross_entropy(
             hidden, weight, target, bias=bias, token_weight=token_weight, normalizer=normalizer,
-            class_weight=self.class_weight, **self.options,
+            class_weight=self.class_weight, generator=generator, **self.options,
         )  # fmt: skip
 
 

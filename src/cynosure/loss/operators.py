@@ -18,9 +18,10 @@ from cynosure.loss.autograd import NO_SECOND, first_order
 from cynosure.loss.chunked import Gradients, LossJob, Wanted, compute, compute_dlogits, compute_dtarget, compute_logits
 from cynosure.loss.devices import autocast_to, is_asynchronous
 from cynosure.loss.forward import compute_loss
-from cynosure.loss.functional import linear_job, logits_job
+from cynosure.loss.jobs import linear_job, logits_job
 from cynosure.loss.linear import HeadWeights
 from cynosure.loss.options import ReduceOptions, Reduction, RowOptions, accumulation_dtype
+from cynosure.loss.sampling.options import Sampling, check_device, check_tolerance
 from cynosure.loss.stats import TokenStats, logits_token_stats, token_stats
 from cynosure.loss.targets import TargetLike
 from cynosure.loss.tensors import is_abstract, plain
@@ -28,9 +29,9 @@ from cynosure.system.upstream import with_autograd
 
 LOSS = (
     "Tensor inputs, Tensor? weight, Tensor? bias, Tensor? probability, Tensor? token_weight, Tensor? classes, "
-    "Tensor? class_weight, Tensor? normalizer, int ignore_index, str reduction, float label_smoothing, float z_loss, "
-    "float? softcap, float scale, int shift, SymInt? n_counted, str? backend, int? chunk_tokens, ScalarType? autocast, "
-    "bool[] wanted"
+    "Tensor? class_weight, Tensor? normalizer, Tensor? seed, int ignore_index, str reduction, float label_smoothing, "
+    "float z_loss, float? softcap, float scale, int shift, SymInt? n_counted, str? backend, int? chunk_tokens, "
+    "float grad_tolerance, ScalarType? autocast, bool[] wanted"
 )
 STATS = (
     "Tensor inputs, Tensor? weight, Tensor? bias, Tensor target, float? softcap, float scale, int shift, "
@@ -38,7 +39,7 @@ STATS = (
 )
 GRADIENTS = "Tensor dinputs, Tensor dweight, Tensor dbias, Tensor dprobability, Tensor dtoken_weight"
 N_GRADIENTS = 5  # of the first tensors of `Given`
-N_TENSORS = 8
+N_TENSORS = 9
 
 
 class Given(NamedTuple):
@@ -52,6 +53,7 @@ class Given(NamedTuple):
     classes: Tensor | None  # of a target that has them
     class_weight: Tensor | None
     normalizer: Tensor | None
+    seed: Tensor | None  # of the sampled backward, int64 on the CPU; None for the exact one
     ignore_index: int
     reduction: Reduction
     label_smoothing: float
@@ -62,6 +64,7 @@ class Given(NamedTuple):
     n_counted: int | None
     backend: str | None
     chunk_tokens: int | None
+    grad_tolerance: float
     autocast: torch.dtype | None  # autocast's dtype where the operator was called: a graph may run outside of it
     wanted: list[bool]  # the gradients that the forward computes, of the first five tensors
 
@@ -91,7 +94,16 @@ class Given(NamedTuple):
         if self.weight is None:
             return logits_job(self.inputs, target, options, reduce, self.backend)
         head = HeadWeights(self.weight, self.bias)
-        return linear_job(head, self.inputs, target, options, reduce, self.backend, self.chunk_tokens)
+        job = linear_job(head, self.inputs, target, options, reduce, self.backend, self.chunk_tokens)
+        return job._replace(sampling=self.sampling(job.dtype))
+
+    def sampling(self, dtype: torch.dtype) -> Sampling | None:
+        """Check the tolerance; return how the backward samples, None if it is exact or the seed has no value."""
+        tolerance = check_tolerance(self.grad_tolerance, dtype)
+        check_device(tolerance, self.inputs.device)
+        if tolerance == 0 or self.seed is None or is_abstract(self.seed):
+            return None
+        return Sampling(tolerance, int(self.seed))
 
     @property
     def leaves(self) -> tuple[Tensor | None, ...]:
@@ -227,11 +239,12 @@ def differentiate(ctx: Any, upstream: Tensor | None, *_: None) -> tuple[Any, ...
     if upstream is None:
         return (*[None] * N_GRADIENTS, *nothing)
     gradients: tuple[Tensor, ...]
-    if early := ctx.saved_tensors[N_TENSORS:]:
+    saved = ctx.saved_tensors  # read once: a checkpoint gives them no second time
+    if early := saved[N_TENSORS:]:
         factor = upstream * early[0]  # which may be beyond float16
         gradients = tuple(d.to(factor.dtype) * factor for d in early[1:])
     else:
-        gradients = torch.ops.cynosure.cross_entropy_backward(upstream, *ctx.saved_tensors, *ctx.constants, needed)
+        gradients = torch.ops.cynosure.cross_entropy_backward(upstream, *saved, *ctx.constants, needed)
     typed = zip(gradients, ctx.dtypes, needed, strict=True)
     return (*first_order([d.to(dtype) if need else None for d, dtype, need in typed], ctx, upstream), *nothing)
 
@@ -278,14 +291,17 @@ STATS_OPERATOR.register_fake(statistics)
 
 @register_flop_formula(torch.ops.cynosure.cross_entropy, get_raw=True)
 def forward_flops(*arguments: Any, **_: Any) -> int:
-    """What `FlopCounterMode` counts for the loss: the GEMMs of its counted rows."""
+    """What `FlopCounterMode` counts for the loss: the GEMMs of its counted rows, those of the exact backward.
+
+    A sampled backward does less: how much depends on values.
+    """
     given = Given.of(arguments)
     return gemm_flops(given, 1 + sum(given.wanted[:2]) if given.is_early else 1)
 
 
 @register_flop_formula(torch.ops.cynosure.cross_entropy_backward, get_raw=True)
 def backward_flops(upstream: Tensor, *arguments: Any, **_: Any) -> int:
-    """What `FlopCounterMode` counts for the backward, which computes the logits again."""
+    """What `FlopCounterMode` counts for the exact backward, which computes the logits again."""
     given = Given.of(arguments)
     return gemm_flops(given, 1 + sum(given.wanted[:2]))
 

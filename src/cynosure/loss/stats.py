@@ -11,7 +11,7 @@ from cynosure.loss.chunked import given_rows
 from cynosure.loss.compiler import public
 from cynosure.loss.devices import autocast_to
 from cynosure.loss.forward import compute_stats, logits_stats, rows_of
-from cynosure.loss.functional import check_class_indices, check_head, check_logits, matmul_dtype
+from cynosure.loss.jobs import check_class_indices, check_head, check_logits, matmul_dtype
 from cynosure.loss.options import (
     ReduceOptions,
     RowOptions,

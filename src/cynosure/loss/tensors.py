@@ -144,6 +144,7 @@ def plain_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
     """Convert the arguments of a public operation to plain tensors, except a weight with its own matmul."""
     check_modes(arguments)
     check_replicated(arguments)
+    check_draws(arguments)
     return {name: x if name == "weight" and multiplies_itself(x) else plain(name, x) for name, x in arguments.items()}
 
 
@@ -178,6 +179,20 @@ def check_replicated(arguments: dict[str, Any]) -> None:
             raise NotImplementedError(
                 f"{name} is a DTensor over {x.device_mesh.size()} processes that requires grad, but hidden is a plain "  # type: ignore[attr-defined]
                 "tensor, which may differ between them: give hidden and target as DTensors too (DTensor.from_local)"
+            )
+
+
+def check_draws(arguments: dict[str, Any]) -> None:
+    """Refuse a sampled backward of DTensors without a generator: every process would compute another gradient."""
+    tolerance = arguments.get("grad_tolerance", 0.0)
+    is_exact = isinstance(tolerance, (int, float)) and tolerance == 0
+    if is_exact or arguments.get("generator") is not None or not torch.is_grad_enabled():
+        return
+    for name, x in tensors_of({name: arguments[name] for name in ("hidden", "weight") if name in arguments}):
+        if is_distributed(x) and x.requires_grad and x.device_mesh.size() > 1:  # type: ignore[attr-defined]
+            raise NotImplementedError(
+                f"grad_tolerance with {name} as a DTensor over several processes needs the same draws in all of them: "
+                "pass a generator that every process seeds alike, or leave grad_tolerance out"
             )
 
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import cynosure.loss.operators  # noqa: F401  (registers them)
-from cynosure.loss.functional import autocasts
+from cynosure.loss.jobs import autocasts, matmul_dtype
+from cynosure.loss.sampling.options import OF_DTYPE, draw_seed
 from cynosure.loss.stats import TokenStats
 from cynosure.system.upstream import FAKE_TENSORS, FUNCTIONAL_TENSORS, is_transforming
 
@@ -34,9 +35,12 @@ def are_taken(arguments: dict[str, Any]) -> bool:
     """Whether an operator takes these arguments. With others, the untraced operation raises or breaks the graph."""
     needed = [x for name, x in arguments.items() if name in ("hidden", "logits", "weight")]
     target, class_weight = arguments["target"], arguments.get("class_weight")
+    tolerance = arguments.get("grad_tolerance")
     return (
-        all(map(is_taken, arguments.values()))
+        all(is_taken(x) for name, x in arguments.items() if name != "generator")
+        and (arguments.get("generator") is None or tolerance == 0)  # a graph draws from torch's default generator
         and all(isinstance(x, Tensor) for x in needed)
+        and not (isinstance(tolerance, str) and tolerance != "dtype")
         and (isinstance(target, Tensor) or (isinstance(target, (tuple, list)) and len(target) == 2))
         and not (isinstance(class_weight, Tensor) and class_weight.requires_grad)
     )
@@ -68,11 +72,23 @@ def loss(arguments: dict[str, Any]) -> Tensor:
     early = torch.is_grad_enabled() and not torch.compiler.is_exporting()
     wanted = [early and x is not None and x.requires_grad for x in (inputs, weight, bias, probability, token_weight)]
     numbers = [arguments.get(name) for name in NUMBERS]
+    tolerance, seed = sampling(arguments, inputs)
     result: Tensor = torch.ops.cynosure.cross_entropy(
-        inputs, weight, bias, probability, token_weight, classes, arguments["class_weight"], normalizer, *numbers,
-        autocast_dtype(inputs), wanted,
+        inputs, weight, bias, probability, token_weight, classes, arguments["class_weight"], normalizer, seed,
+        *numbers, tolerance, autocast_dtype(inputs), wanted,
     )[0]  # fmt: skip
     return result
+
+
+def sampling(arguments: dict[str, Any], inputs: Tensor) -> tuple[float, Tensor | None]:
+    """The tolerance of the gradients, and a seed if the backward is sampled; an exported program's is exact."""
+    tolerance, weight = arguments.get("grad_tolerance", 0.0), arguments.get("weight")
+    if weight is None or torch.compiler.is_exporting():
+        return 0.0, None
+    if tolerance == "dtype":
+        tolerance = OF_DTYPE.get(matmul_dtype(inputs), 0.0)
+    trained = torch.is_grad_enabled() and (inputs.requires_grad or weight.requires_grad)
+    return tolerance, draw_seed() if trained and tolerance > 0 else None
 
 
 def stats(arguments: dict[str, Any]) -> TokenStats:

@@ -34,7 +34,7 @@ BATCHED = (
 )
 COMPILED = (
     "torch.compile and torch.export cannot capture this call: they take the loss with plain tensors and Python "
-    f"numbers, outside the transforms of torch.func and outside a patched model; {WITHOUT}"
+    f"numbers, without a generator, outside the transforms of torch.func and outside a patched model; {WITHOUT}"
 )
 # Raised when tensors are converted to plain ones and a transform's tensors or modes are still in use.
 NO_TRANSFORMS = (
@@ -43,7 +43,7 @@ NO_TRANSFORMS = (
 )
 NO_TRACING = (
     "the fused loss cannot be traced into a graph (torch.export, make_fx) with these arguments: pass plain tensors and "
-    "Python numbers, or use torch.nn.functional.cross_entropy on full logits"
+    "Python numbers and no generator, or use torch.nn.functional.cross_entropy on full logits"
 )
 
 
@@ -69,7 +69,7 @@ def refuse_capture(name: str) -> None:
     if is_recording():
         raise NotImplementedError(
             f"torch.export and make_fx cannot capture {name} with these arguments: pass plain tensors and Python "
-            f"numbers, or use {FULL}"
+            f"numbers and no generator, or use {FULL}"
         )
 
 

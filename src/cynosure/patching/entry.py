@@ -2,12 +2,15 @@
 
 from typing import Any
 
+from cynosure.loss import GradTolerance
 from cynosure.patching.find import find_causal_lm
 from cynosure.patching.model import Patch
 from cynosure.patching.trainer import TrainerPatch
 
 
-def patch(target: Any, example: dict[str, Any] | None = None) -> Patch | TrainerPatch:
+def patch(
+    target: Any, example: dict[str, Any] | None = None, *, grad_tolerance: GradTolerance | None = None
+) -> Patch | TrainerPatch:
     """Put a language model of transformers, or a Trainer and its model, on the fused loss.
 
     `model(..., labels=...)` works as before, until `undo()` or the end of a `with` block. The model's own loss function
@@ -29,13 +32,17 @@ def patch(target: Any, example: dict[str, Any] | None = None) -> Patch | Trainer
     Args:
         target: a model of transformers, or a Trainer.
         example: a batch with labels. Only needed for a model whose inputs cannot be guessed.
+        grad_tolerance: relative error that sampling may add to the gradients of the hidden states and the head's
+            weight, or "dtype", as for `linear_cross_entropy`. The loss stays exact, and so does the verification. None:
+            exact gradients, or the tolerance that the model is already patched with. Only on a CPU.
 
     Returns:
         The handle, which is also a context manager.
 
     Raises:
-        ValueError: the verification fails; the message has the reason.
+        ValueError: the verification fails; the message has the reason. Or `grad_tolerance` is not in [0, 1).
         TypeError: the target is neither a model nor a Trainer.
+        NotImplementedError: `grad_tolerance` is above 0, and the model is not on a CPU.
 
     Example:
         >>> import torch
@@ -48,8 +55,8 @@ def patch(target: Any, example: dict[str, Any] | None = None) -> Patch | Trainer
         >>> torch.testing.assert_close(fused, own)
     """
     if hasattr(target, "evaluation_loop"):
-        return TrainerPatch.on(target, example)
-    return Patch.on(target, example)
+        return TrainerPatch.on(target, example, grad_tolerance)
+    return Patch.on(target, example, grad_tolerance)
 
 
 def unpatch(target: Any) -> None:

@@ -8,7 +8,15 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from cynosure.loss import TokenStats, linear_cross_entropy, refuse_batched, token_stats
+from cynosure.loss import (
+    GradTolerance,
+    TokenStats,
+    check_tolerance,
+    draw_seed,
+    linear_cross_entropy,
+    refuse_batched,
+    token_stats,
+)
 from cynosure.patching.recipe import Recipe, matmul_dtype
 
 IGNORED = -100
@@ -24,6 +32,24 @@ class Objective(NamedTuple):
 
 
 PLAIN = Objective()  # only the cross-entropy
+
+
+class Sampled(NamedTuple):
+    """How the backward is sampled, as for `linear_cross_entropy`."""
+
+    grad_tolerance: GradTolerance = 0.0
+    generator: torch.Generator | None = None
+
+    def fixed(self, recipe: Recipe) -> "Sampled | None":
+        """Draw a seed now, for each of several backwards; None if the gradients of a recipe are exact."""
+        tolerance = check_tolerance(self.grad_tolerance, matmul_dtype(recipe.hidden))
+        trained = recipe.hidden.requires_grad or recipe.weight.requires_grad
+        if tolerance == 0 or not trained or not torch.is_grad_enabled():
+            return None
+        return Sampled(tolerance, torch.Generator().manual_seed(int(draw_seed(self.generator))))
+
+
+EXACT = Sampled()
 
 
 class Labelled(NamedTuple):
@@ -57,12 +83,14 @@ class Labelled(NamedTuple):
         head = {"bias": self.recipe.bias, "scale": self.recipe.scale, "softcap": self.recipe.softcap}
         return head | {"target": self.target, "shift": self.shift, "ignore_index": self.ignore_index}
 
-    def loss(self, reduction: Any, objective: Objective = PLAIN, chunk_tokens: int | None = None) -> Tensor:
+    def loss(
+        self, reduction: Any, objective: Objective = PLAIN, sampled: Sampled = EXACT, chunk_tokens: int | None = None
+    ) -> Tensor:
         """Compute the cross-entropy with a reduction of `F.cross_entropy`, plus the terms of the objective."""
         return linear_cross_entropy(
             self.recipe.hidden, self.recipe.weight, reduction=reduction, class_weight=self.class_weight,
             label_smoothing=objective.label_smoothing or self.label_smoothing, z_loss=objective.z_loss,
-            chunk_tokens=chunk_tokens, **self.options(),
+            chunk_tokens=chunk_tokens, **sampled._asdict(), **self.options(),
         )  # fmt: skip
 
     def stats(self) -> TokenStats:
@@ -88,13 +116,13 @@ class Labelled(NamedTuple):
         """Return the targets, aligned with the logits that predict them: (..., T - shift)."""
         return self.target[..., self.shift :]
 
-    def logprobs(self, stats: TokenStats) -> Tensor:
+    def logprobs(self, stats: TokenStats, sampled: Sampled = EXACT) -> Tensor:
         """Return log p(target) from `stats`, 0 where ignored, with gradients: three matmuls in the backward."""
         recipe = self.recipe
         dtype = matmul_dtype(recipe.hidden)  # cast now, since autocast is off in the backward
         parts = (None if x is None else x.to(dtype) for x in (recipe.hidden, recipe.weight, recipe.bias))
         known = -stats.nll.nan_to_num(0.0, posinf=torch.inf)
-        result: Tensor = Known.apply(known, *parts, self)  # type: ignore[no-untyped-call]
+        result: Tensor = Known.apply(known, *parts, self, sampled.fixed(recipe))  # type: ignore[no-untyped-call]
         return result
 
     def hooked(self, result: Tensor) -> Tensor:
@@ -118,10 +146,11 @@ class Known(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, known: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, labelled: Labelled
-    ) -> Tensor:
+        ctx: Any, known: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, labelled: Labelled,
+        sampled: Sampled | None,
+    ) -> Tensor:  # fmt: skip
         ctx.save_for_backward(hidden, weight, bias)
-        ctx.labelled = labelled
+        ctx.labelled, ctx.sampled = labelled, sampled
         return known.clone()
 
     @staticmethod
@@ -135,10 +164,13 @@ class Known(Function):
         labelled = labelled._replace(recipe=replace(labelled.recipe, **changed))
         token_weight = torch.zeros_like(labelled.target, dtype=upstream[0].dtype)
         token_weight[..., labelled.shift :] = -upstream[0]
+        sampled: Sampled = ctx.sampled or EXACT
+        if sampled.generator is not None:
+            sampled.generator.manual_seed(sampled.generator.initial_seed())  # a second backward repeats the first
         with torch.enable_grad():
             total = linear_cross_entropy(
                 labelled.recipe.hidden, labelled.recipe.weight, reduction="sum", token_weight=token_weight,
-                **labelled.options(),
+                **sampled._asdict(), **labelled.options(),
             )  # fmt: skip
             gradients = iter(torch.autograd.grad(total, leaves))
-        return (None, *(next(gradients) if want else None for want in wanted), None)
+        return (None, *(next(gradients) if want else None for want in wanted), None, None)

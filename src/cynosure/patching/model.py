@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cynosure.loss import TokenStats, uncompiled
+from cynosure.loss import GradTolerance, TokenStats, check_device, check_tolerance, uncompiled
 from cynosure.patching.adapters import tuner
 from cynosure.patching.entered import Entered
 from cynosure.patching.find import find_causal_lm
 from cynosure.patching.forward import Forward, leads_to
 from cynosure.patching.heads import Deferring, gather_head, head_layers, is_fsdp, is_in_fsdp1
-from cynosure.patching.inputs import Inputs
-from cynosure.patching.labelled import PLAIN, reduced
+from cynosure.patching.inputs import Inputs, input_device
+from cynosure.patching.labelled import PLAIN, Sampled, reduced
 from cynosure.patching.losses import Asked
 from cynosure.patching.verify import verify
 
@@ -24,12 +24,18 @@ class Patch(Entered):
 
     Each model has one handle: patching again returns it, and the patch stays until every entry has been left. The
     handle goes with the model when that is copied, pickled or sent to another process.
+
+    Attributes:
+        grad_tolerance: relative error that sampling may add to the gradients of the loss; 0 is exact.
+        generator: CPU generator of the sampling; None is torch's default one. Copies of the handle have None.
     """
 
     def __init__(self, model: Any, example: Inputs | None = None) -> None:
         self.model, self.example = find_causal_lm(model), example
         self.probed = self.model  # the module that verification calls
         self.observer: Callable[[TokenStats], None] | None = None  # gets every token's statistics in evaluation
+        self.grad_tolerance: GradTolerance = 0.0
+        self.generator: torch.Generator | None = None
         self.objective = PLAIN  # the terms that training minimises in addition to the cross-entropy
         self.plain: Tensor | None = None  # only the cross-entropy of the last sum in training, without a graph
         self.made_by: list[str] = []  # operations that needed full logits in the last forward with labels
@@ -43,10 +49,12 @@ class Patch(Entered):
         self.without_labels = False  # defer its logits without labels too
 
     @classmethod
-    def on(cls, model: Any, example: Inputs | None = None) -> "Patch":
-        """Enter the patch of a model; apply and verify it if needed. Raises as `apply` does."""
+    def on(cls, model: Any, example: Inputs | None = None, grad_tolerance: GradTolerance | None = None) -> "Patch":
+        """Enter the patch of a model; apply and verify it if needed. Raises as `apply` and `allow` do."""
         inner = find_causal_lm(model)
         handle: Patch = vars(inner).get("_cynosure_patch") or cls(model, example)
+        if grad_tolerance is not None:
+            handle.allow(grad_tolerance)
         handle.example = handle.example if example is None else example
         # FSDP may gather weights only in the wrapper's forward; PEFT may read inputs of an example in its own.
         needs_wrapper = handle.example is not None and hasattr(model, "get_base_model")
@@ -59,6 +67,19 @@ class Patch(Entered):
             handle.apply()
         handle.entries = entries + 1
         return handle
+
+    def allow(self, grad_tolerance: GradTolerance) -> None:
+        """Set the tolerance of the gradients.
+
+        Raises ValueError or TypeError for a bad value, NotImplementedError on a device other than a CPU.
+        """
+        check_device(check_tolerance(grad_tolerance, self.model.dtype), input_device(self.model))
+        self.grad_tolerance = grad_tolerance
+
+    @property
+    def sampled(self) -> Sampled:
+        """How the backward of a loss is sampled."""
+        return Sampled(self.grad_tolerance, self.generator)
 
     @property
     def in_place(self) -> bool:
@@ -103,7 +124,7 @@ class Patch(Entered):
             model.forward = forward
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"observer": None, "plain": None}
+        return vars(self) | {"observer": None, "plain": None, "generator": None}
 
     def called(self, *args: Any, **kwargs: Any) -> Any:
         """Return the output of the patched model."""
@@ -148,7 +169,7 @@ class Patch(Entered):
             stats = labelled.stats()
             self.observer(labelled.spread(stats))
             return reduced(stats, reduction).to(dtype)
-        loss = labelled.loss(reduction, self.objective)
+        loss = labelled.loss(reduction, self.objective, self.sampled)
         if reduction == "sum":
             with torch.no_grad():
                 self.plain = loss.detach() if self.objective == PLAIN else labelled.loss(reduction)

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from cynosure.loss import TokenStats, TokenSums
+from cynosure.loss import GradTolerance, TokenStats, TokenSums
 from cynosure.patching.entered import Entered
 from cynosure.patching.inputs import Inputs
 from cynosure.patching.model import Patch
@@ -25,10 +25,12 @@ class TrainerPatch(Entered):
     `label_smoothing_factor`, `eval_loss` is smoothed as Trainer's own is; the other metrics are not.
     """
 
-    def __init__(self, trainer: Any, example: Inputs | None = None) -> None:
+    def __init__(
+        self, trainer: Any, example: Inputs | None = None, grad_tolerance: GradTolerance | None = None
+    ) -> None:
         self.trainer = trainer
         check_trainer(trainer)
-        self.model_patch = Patch.on(trainer.model, example)
+        self.model_patch = Patch.on(trainer.model, example, grad_tolerance)
         self.own = {name: vars(trainer)[name] for name in REPLACED if name in vars(trainer)}
         self.own_loop, self.own_step = trainer.evaluation_loop, trainer.prediction_step
         self.own_loss = trainer.compute_loss
@@ -38,15 +40,19 @@ class TrainerPatch(Entered):
         self.sums = torch.zeros(5, dtype=torch.float64)  # of TokenSums.rows, and of the minimised loss
 
     @classmethod
-    def on(cls, trainer: Any, example: Inputs | None = None) -> "TrainerPatch":
+    def on(
+        cls, trainer: Any, example: Inputs | None = None, grad_tolerance: GradTolerance | None = None
+    ) -> "TrainerPatch":
         """Enter the patch of a trainer; apply it if needed. Raises as `Patch.on` does."""
         handle: TrainerPatch | None = vars(trainer).get("_cynosure_patch")
         if handle is None:
-            handle = cls(trainer, example)
+            handle = cls(trainer, example, grad_tolerance)
             trainer._cynosure_patch = handle
             trainer.evaluation_loop, trainer.prediction_step = handle.evaluation_loop, handle.prediction_step
             if handle.smoother is not None:
                 trainer.compute_loss, trainer.label_smoother = handle.compute_loss, handle.smoother
+        elif grad_tolerance is not None:
+            handle.model_patch.allow(grad_tolerance)
         handle.entries += 1
         return handle
 

@@ -52,7 +52,7 @@ def per_token_output(
     if patched.observer is not None and not torch.is_grad_enabled():
         patched.observer(stats)
     mask = stats.rank > 0
-    log_probs = labelled.hooked(labelled.logprobs(stats))
+    log_probs = labelled.hooked(labelled.logprobs(stats, patched.sampled))
     n_items = mask.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
     loss, aux_loss = -log_probs.sum() / n_items, getattr(output, "aux_loss", None)
     if aux_loss is not None:

@@ -68,7 +68,11 @@ def attribute(patched: Any, name: str, value: Any) -> Iterator[None]:
 def difference(patched: Any, given: Inputs, own: Tensor) -> str | None:
     """Return how the patched model differs from its own forward, which gave this loss; None if it does not."""
     seen: list[Asked] = []
-    with attribute(patched, "warned", True), attribute(patched, "seen", seen):
+    with (
+        attribute(patched, "warned", True),
+        attribute(patched, "seen", seen),
+        attribute(patched, "grad_tolerance", 0.0),
+    ):
         try:
             ours = probe(patched.probed, given).loss
         except RuntimeError as error:

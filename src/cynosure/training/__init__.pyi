@@ -8,6 +8,7 @@ from cynosure.training.folder import RunFolder as RunFolder
 from cynosure.training.run import Trained as Trained
 from cynosure.training.run import train as train
 from cynosure.training.settings import TOKENS as TOKENS
+from cynosure.training.settings import TOLERANCE as TOLERANCE
 from cynosure.training.settings import Option as Option
 from cynosure.training.settings import TrainingPlan as TrainingPlan
 from cynosure.training.settings import TrainSettings as TrainSettings

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from cynosure import __version__
-from cynosure.loss import providers
+from cynosure.loss import check_tolerance, providers
 from cynosure.measure import Corpus
 from cynosure.measure.storage.manifest import difference
 from cynosure.models import (
@@ -65,6 +65,7 @@ def begin(
     """Prepare the folder: begin a new run, or restore an existing one to its last checkpoint."""
     if resume:
         manifest = folder.manifest
+        check_sampling(TrainSettings.of_json(manifest["settings"]), manifest["dtype"])
         check_same(folder, manifest, texts, valid, settings)
         check_code(folder, manifest, consent)
         go_back(folder, manifest, watcher)
@@ -140,6 +141,7 @@ def begin_anew(
     watcher: Watcher,
 ) -> None:  # fmt: skip
     """Write the data, plan and manifest of a new run. The manifest comes last: it makes the folder a run."""
+    check_sampling(settings, chosen_dtype(settings))
     documents = texts.documents if texts.known else list(texts.documents)
     held_out = list(valid.documents)
     division = Division(documents, settings.hold_out, held_out)
@@ -242,6 +244,16 @@ def chosen_dtype(settings: TrainSettings) -> str:
     elif kind == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     return "bfloat16" if fast else "float32"
+
+
+def check_sampling(settings: TrainSettings, dtype: str) -> None:
+    """Raise ValueError if the backward would be sampled on a device other than a CPU."""
+    device = find_device(settings.device)
+    if device.type != "cpu" and check_tolerance(settings.grad_tolerance, getattr(torch, dtype)) > 0:
+        raise ValueError(
+            f"the sampled backward runs on a CPU, but the device is {device.type}: leave `grad_tolerance` out, or give "
+            "`device='cpu'`"
+        )
 
 
 def check_trainable(model: Any) -> None:

@@ -1,5 +1,6 @@
 """Hugging Face's Trainer on packed rows: exact means over tokens, metrics per step, and whole checkpoints."""
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
-from cynosure.loss import TokenSums, perplexity
+from cynosure.loss import SampledBackward, TokenSums, perplexity, record_sampling
 from cynosure.patching import Objective, Patch
 from cynosure.system.numbers import finite
 from cynosure.system.quiet import quiet_transformers
@@ -82,11 +83,14 @@ class Training(Trainer):
         self.tokenizer, self.packed = tokenizer, rows.packed
         self.patched = Patch.on(self.model)
         self.patched.objective = Objective(self.settings.z_loss, self.settings.label_smoothing)
+        self.patched.grad_tolerance, self.patched.generator = self.settings.grad_tolerance, torch.Generator()
         if not self.model_accepts_loss_kwargs:
             raise ValueError(f"{type(model).__name__} takes no num_items_in_batch, which the mean of a batch needs")
         before = self.folder.lines(METRICS)
         # Of this step and process: its shares of the mean loss and objective, its tokens, its bytes.
         self.sums = torch.zeros(4, dtype=torch.float64)
+        self.sampled = torch.zeros(4, dtype=torch.float64)  # the `sampling_sums` of this step
+        self.n_micro = 0  # micro-batches of this step so far
         self.smoothed = Smoothed(line["loss"] for line in before)
         self.batch: list[dict[str, Tensor]] = []
         self.last = time.perf_counter()
@@ -102,10 +106,20 @@ class Training(Trainer):
         self.batch = samples[0]
         return samples
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Call Trainer's method, and add what its backward sampled to the sums of this step."""
+        with record_sampling() as records:
+            loss: Tensor = super().training_step(*args, **kwargs)
+        self.sampled += sampling_sums(records)
+        return loss
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Return the objective as Trainer computes it; the plain loss is added to the sums of this step."""
+        seed, step, rank = self.settings.seed, self.state.global_step, self.args.process_index
+        self.patched.generator.manual_seed(seed_of(seed, step, rank, self.n_micro))
+        self.n_micro += 1
         loss: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         targets = inputs["shift_labels"]
         counted = targets[targets >= 0]
@@ -152,10 +166,11 @@ class Training(Trainer):
 
         `tokens` counts all rows so far, with padding; other counts are of this step. The last two depend on the clock.
         """
-        local, self.sums = self.sums, torch.zeros_like(self.sums)
+        local = torch.cat([self.sums, self.sampled])
+        self.sums, self.sampled, self.n_micro = torch.zeros_like(self.sums), torch.zeros_like(self.sampled), 0
         if self.accelerator.num_processes > 1:
             local = self.accelerator.reduce(local.to(self.accelerator.device), "sum").cpu()
-        nats, objective, tokens, n_bytes = local.tolist()
+        nats, objective, tokens, n_bytes, *sampled = local.tolist()
         now = time.perf_counter()
         seconds, self.last = now - self.last, now
         step, n_rows = self.state.global_step, self.plan.batch_rows
@@ -170,6 +185,7 @@ class Training(Trainer):
             "perplexity": finite(perplexity(nats)),
             "bits_per_byte": finite(TokenSums(int(tokens), nats * tokens, n_bytes=int(n_bytes)).bits_per_byte),
             "grad_norm": grad_norm,
+            **sampling_metrics(*sampled),
             "learning_rate": learning_rate,
             "seconds": now - self.started,
             "tokens_per_second": (self.plan.batch_tokens - n_padding) / seconds,
@@ -277,6 +293,30 @@ class Training(Trainer):
                 self.folder.keep(checkpoint, step)
         self.accelerator.wait_for_everyone()
         self.last = time.perf_counter()
+
+
+def seed_of(*numbers: int) -> int:
+    """Mix numbers into a seed: a resumed run draws as an uninterrupted one, other processes and steps differently.
+
+    >>> seed_of(0, 1, 0, 0) == seed_of(0, 1, 0, 0), seed_of(0, 1, 0, 0) == seed_of(0, 0, 1, 0)
+    (True, False)
+    """
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
+def sampling_sums(records: list[SampledBackward]) -> Tensor:
+    """Return (4,): the tokens of the records; their sums of the share of columns, and of both squared errors."""
+    rows = [[1.0, r.columns_kept, r.dhidden_error**2, r.dweight_error**2] for r in records]
+    tokens = torch.tensor([r.n_tokens for r in records], dtype=torch.float64)
+    return tokens @ torch.tensor(rows, dtype=torch.float64).view(-1, 4)
+
+
+def sampling_metrics(tokens: float, columns: float, dhidden: float, dweight: float) -> Figures:
+    """Return the mean share of columns kept and the root mean square errors; {} if no backward was sampled."""
+    if not tokens:
+        return {}
+    errors = {"dhidden_error": math.sqrt(dhidden / tokens), "dweight_error": math.sqrt(dweight / tokens)}
+    return {"columns_kept": columns / tokens, **errors}
 
 
 def tensors_in(path: Path) -> Any:

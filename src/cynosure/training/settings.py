@@ -13,6 +13,7 @@ from cynosure.training.presets import Preset, find_preset
 SCHEDULES = ("cosine", "wsd")
 DTYPES = ("auto", "float32", "bfloat16")
 TOKENS = "tokens"  # the unit of settings that people write as 500k or 20M
+TOLERANCE = "tolerance"  # the unit of a setting that is a number or "dtype"
 EPOCHS = 4  # at most, by default, for a new model: more teach little (Muennighoff et al. 2023)
 TOKENS_A_PARAMETER = 20  # by default, for a new model (Hoffmann et al. 2022)
 MICRO_TOKENS = {"cpu": 4096}  # per forward pass, at most by default
@@ -85,6 +86,10 @@ class TrainSettings:
     clip: float = option(1.0, "Maximum gradient norm.")
     z_loss: float = option(0.0, "Coefficient of the squared log-sum-exp in the objective.")
     label_smoothing: float = option(0.0, "Label smoothing in the objective, 0 to 1.")
+    grad_tolerance: float | str = option(
+        0.0, "Relative error, below 1, that sampling may add to the gradients of the loss: 0 is exact, dtype is the "
+        "rounding of the matmuls. CPU only.", unit=TOLERANCE,
+    )  # fmt: skip
     validate_every: int | None = option(
         None, "Training tokens between validations, each with a checkpoint.", unit=TOKENS, shown="a tenth of the total"
     )
@@ -171,6 +176,9 @@ class TrainSettings:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}")
+        tolerance = self.grad_tolerance
+        if tolerance != "dtype" and (isinstance(tolerance, str) or not 0 <= tolerance < 1):
+            raise ValueError(f"grad_tolerance must be 'dtype', or at least 0 and below 1, got {tolerance!r}")
         for name, most in (("warmup", 1.0), ("label_smoothing", 1.0), ("weight_decay", None), ("z_loss", None)):
             value = getattr(self, name)
             if not value >= 0 or (most is not None and value > most):

@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from cynosure.loss.devices import is_asynchronous
 from cynosure.loss.options import as_number
 
 GradTolerance = float | Literal["dtype"]
@@ -38,13 +39,29 @@ def check_tolerance(grad_tolerance: Any, dtype: torch.dtype) -> float:
     return tolerance
 
 
-def draw_seed(generator: torch.Generator | None = None) -> Tensor:
-    """Draw a seed (0-d, int64) from a CPU generator, or from torch's default one.
+def check_device(tolerance: float, device: torch.device) -> None:
+    """Raise NotImplementedError if a tolerance above 0 is given for tensors on a device other than a CPU.
 
-    Raises TypeError for anything else, ValueError for a generator of another device.
+    Tensors on the meta device have no values, and nothing is sampled.
     """
-    if generator is not None and not isinstance(generator, torch.Generator):
+    if tolerance > 0 and device.type != "meta" and is_asynchronous(device):
+        raise NotImplementedError(
+            f"the sampled backward runs on a CPU, but hidden is on {device}: leave grad_tolerance out there"
+        )
+
+
+def check_generator(generator: Any) -> None:
+    """Raise TypeError for anything but a generator or None, ValueError for a generator of another device."""
+    if generator is None:
+        return
+    if not isinstance(generator, torch.Generator):
         raise TypeError(f"generator must be a torch.Generator or None, got {type(generator).__name__}")
-    if generator is not None and generator.device.type != "cpu":
-        raise ValueError(f"generator must be on the CPU, got one on {generator.device}: torch.Generator('cpu')")
-    return torch.randint(SEEDS, (), generator=generator)
+    if generator.device.type != "cpu":
+        raise ValueError(
+            f"generator must be on the CPU, got one on {generator.device}: pass torch.Generator(device='cpu')"
+        )
+
+
+def draw_seed(generator: torch.Generator | None = None) -> Tensor:
+    """Draw a seed (0-d, int64) from a CPU generator, or from torch's default one."""
+    return torch.randint(SEEDS, (), generator=generator, dtype=torch.int64, device="cpu")
