@@ -114,7 +114,7 @@ INLINE Floats join(const uint16_t* high, const uint16_t* low) {
 
 INLINE void split(uint16_t* high, uint16_t* low, Floats v) {
     const Words w = bitcast<Words>(v);
-    const Halves h = __builtin_convertvector(w >> 16, Halves), l = __builtin_convertvector(w & 0xffff, Halves);
+    const Halves h = upper_halves(w), l = lower_halves(w);
     memcpy(high, &h, sizeof h);
     memcpy(low, &l, sizeof l);
 }
