@@ -161,7 +161,8 @@ class Gradients:
         if not batch.target.is_class:
             return None
         assert batch.target.classes is not None
-        return take_rows(batch.target.classes, rows_between(batch.targets, chunk.start, chunk.stop)).unique()
+        classes: Tensor = take_rows(batch.target.classes, rows_between(batch.targets, chunk.start, chunk.stop))
+        return classes[:, 0].sort().values.unique_consecutive()  # type: ignore[no-any-return]
 
     def add_exactly(self, chunk: Chunk, head: HeadWeights | OwnHead, part: Tensor) -> None:
         """Add the chunk's part to dweight, and write its part of dhidden."""

@@ -204,7 +204,8 @@ def take_columns(dlogits: Tensor, ids: Tensor, factor: Tensor) -> Tensor:
 
 def row_squares(weight: Tensor) -> Tensor:
     """Return the squared norms (V,) of the rows of a weight (V, D)."""
-    return torch.linalg.vector_norm(weight, dim=1, dtype=accumulation_dtype(weight.dtype)).square_()
+    norms: Tensor = torch.linalg.vector_norm(weight, dim=1, dtype=accumulation_dtype(weight.dtype))
+    return norms.square_()
 
 
 class TorchRows:

@@ -76,7 +76,7 @@ class SparseSums:
     def add_product(self, a: Tensor, b: Tensor) -> None:
         """Add a (V, K) @ b (K, D) to all rows."""
         if a.dtype != self.dweight.dtype or (self.low is not None and not is_native(a, b)):
-            for ids in torch.arange(len(a)).split(SUM_ROWS):
+            for ids in torch.split(torch.arange(len(a)), SUM_ROWS):
                 part = torch.empty(len(ids), b.shape[1])
                 add_matmul(a[ids[0] : ids[-1] + 1], b, part, add=False)
                 self.add_rows(ids, part)

@@ -58,7 +58,9 @@ class Sampler:
         self.hidden_scale, self.weight_scale = Scale(), Scale()
         self.n_tokens, self.n_kept = 0, 0.0
 
-    def add(self, dlogits: Tensor, hidden: Tensor, always: Tensor | None, head: HeadWeights | OwnHead, out: Tensor) -> None:
+    def add(
+        self, dlogits: Tensor, hidden: Tensor, always: Tensor | None, head: HeadWeights | OwnHead, out: Tensor
+    ) -> None:
         """Add the part of d(logits) (r, V) and hidden (r, D) to dweight, and write their dhidden to `out` (r, D).
 
         The columns `always` (ids) are kept in any case. `out` is not read if dhidden is not wanted.
@@ -121,7 +123,10 @@ class Sampler:
         return q if float(q.sum()) < len(q) / 2 else None
 
     def multiply(self, chunk: Chunk, kept: Kept, sums: RowSums | None) -> tuple[Tensor, Tensor]:
-        """Return dhidden (r, D) and the squared norms (K,) of the rows of dweight without p_v u; add those to `sums`."""
+        """Return dhidden (r, D), and the squared norms (K,) of the rows of dweight without p_v u.
+
+        The rows of dweight are added to `sums`.
+        """
         r, hidden_size = chunk.hidden.shape
         dhidden = self.axis.new_zeros((r, hidden_size) if self.values is not None else (0, 0))
         squares = []
@@ -182,6 +187,6 @@ def mean_hidden(hidden: Tensor, rows: Tensor | None) -> Tensor:
     if rows is None:
         return hidden.mean(0, dtype=dtype)
     total = hidden.new_zeros(hidden.shape[1], dtype=dtype)
-    for part in rows.split(BLOCK):
+    for part in torch.split(rows, BLOCK):
         total += hidden[part].sum(0, dtype=dtype)
     return total / max(1, len(rows))
