@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cynosure.loss.backends.registry import ColumnSums, register
-from cynosure.loss.backends.torch_rows import column_sums, take_columns
+from cynosure.loss.backends.torch_rows import column_sums, row_squares, take_columns
 from cynosure.loss.devices import is_asynchronous
 from cynosure.loss.native.library import (
     INSTRUCTIONS,
@@ -17,6 +17,7 @@ from cynosure.loss.native.library import (
     ColumnSumsArguments,
     Logits,
     LossRows,
+    RowSquares,
     StatsRows,
     TakeColumns,
     call,
@@ -130,6 +131,14 @@ class NativeRows:
         )
         call("cynosure_take_columns", arguments)
         return taken
+
+    def row_squares(self, weight: Tensor) -> Tensor:
+        """Return the squared norms (V,) of the rows of a weight (V, D)."""
+        if weight.dtype not in self.dtypes or weight.stride(-1) != 1:
+            return row_squares(weight)
+        squares = torch.empty(len(weight), dtype=accumulation_dtype(weight.dtype))
+        call("cynosure_row_squares", RowSquares(self.logits(weight, RowOptions()), address(squares)))
+        return squares
 
     def logits(self, z: Tensor, options: RowOptions) -> Logits:
         """Describe z (r, V), with contiguous rows, for the library."""

@@ -63,6 +63,9 @@ class Backend(Protocol):
     def take_columns(self, dlogits: Tensor, ids: Tensor, factor: Tensor) -> Tensor:
         """Return the columns `ids` (K,) of d(logits) (r, V), each times its factor (K,), as a matrix (r, K)."""
 
+    def row_squares(self, weight: Tensor) -> Tensor:
+        """Return the squared norms (V,) of the rows of a weight (V, D) of any dtype, in the accumulation dtype."""
+
 
 REGISTERED: list[Backend] = []  # best first
 

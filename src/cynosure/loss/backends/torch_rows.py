@@ -202,6 +202,11 @@ def take_columns(dlogits: Tensor, ids: Tensor, factor: Tensor) -> Tensor:
     return (dlogits[:, ids] * factor).to(dlogits.dtype)
 
 
+def row_squares(weight: Tensor) -> Tensor:
+    """Return the squared norms (V,) of the rows of a weight (V, D)."""
+    return torch.linalg.vector_norm(weight, dim=1, dtype=accumulation_dtype(weight.dtype)).square_()
+
+
 class TorchRows:
     """The functions of this file as a backend."""
 
@@ -213,6 +218,7 @@ class TorchRows:
     stats_piece = staticmethod(stats_piece)
     column_sums = staticmethod(column_sums)
     take_columns = staticmethod(take_columns)
+    row_squares = staticmethod(row_squares)
 
     def unavailable(self, device: torch.device) -> str | None:
         """Return None: it runs on every device."""

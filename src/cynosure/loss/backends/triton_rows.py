@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cynosure.loss.backends.registry import register
-from cynosure.loss.backends.torch_rows import TorchRows, column_sums, take_columns
+from cynosure.loss.backends.torch_rows import TorchRows, column_sums, row_squares, take_columns
 from cynosure.loss.options import RowOptions, accumulation_dtype
 from cynosure.loss.pieces import Best, LossPart, Piece, StatsPart
 from cynosure.loss.targets import TargetRows
@@ -28,6 +28,7 @@ class TritonRows:
     about = "Triton, compiled for the GPU when it first runs"
     sizes = TorchRows.sizes
     column_sums, take_columns = staticmethod(column_sums), staticmethod(take_columns)
+    row_squares = staticmethod(row_squares)
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
     def unavailable(self, device: torch.device) -> str | None:

@@ -71,6 +71,34 @@ void sums(const ColumnSums& call, int64_t begin, int64_t end) {
     sums_in<bfloat16>(call, begin, end);
 }
 
+// ---- squared norms of rows -------------------------------------------------------------------------------------------
+
+template <class T>
+double square_of(const T* row, int64_t n) {
+    typedef typename Stored<T>::Computed F;
+    constexpr int64_t lanes = Real<F>::lanes;
+    Vector<F> sums[2] = {};
+    int64_t j = 0;
+    for (; j + 2 * lanes <= n; j += 2 * lanes)
+        for (int k = 0; k < 2; k++) {
+            const Vector<F> x = load(row + j + k * lanes);
+            sums[k] += x * x;
+        }
+    for (; j < n; j += lanes) {
+        const Vector<F> x = load_some<T, F>(row + j, int(n - j < lanes ? n - j : lanes));
+        sums[0] += x * x;
+    }
+    double total = 0;
+    for (int i = 0; i < lanes; i++) total += double(sums[0][i]) + double(sums[1][i]);
+    return total;
+}
+
+double row_square(int64_t stored, const void* row, int64_t n) {
+    if (stored == FLOAT32) return square_of((const float*)row, n);
+    if (stored == FLOAT64) return square_of((const double*)row, n);
+    return square_of((const bfloat16*)row, n);
+}
+
 // ---- rows of dW ------------------------------------------------------------------------------------------------------
 
 typedef Vector<float> Floats;
@@ -86,7 +114,7 @@ INLINE Floats join(const uint16_t* high, const uint16_t* low) {
 
 INLINE void split(uint16_t* high, uint16_t* low, Floats v) {
     const Words w = bitcast<Words>(v);
-    const Halves h = __builtin_convertvector(w >> 16, Halves), l = __builtin_convertvector(w & 0xffff, Halves);
+    const Halves h = upper_halves(w), l = lower_halves(w);
     memcpy(high, &h, sizeof h);
     memcpy(low, &l, sizeof l);
 }
@@ -144,4 +172,4 @@ void finish_row(const FinishRows& call, int64_t row) {
 
 }  // namespace
 
-extern const ColumnPasses PASSES = {sums, add_row, finish_row};
+extern const ColumnPasses PASSES = {sums, row_square, add_row, finish_row};

@@ -77,6 +77,23 @@ int64_t cynosure_take_columns(const TakeColumns* call) {
     return 0;
 }
 
+int64_t cynosure_row_squares(const RowSquares* call) {
+    const Logits& x = call->rows;
+    const bool wide = x.stored == FLOAT64;
+    const int64_t size = wide ? 8 : x.stored == FLOAT32 ? 4 : 2;
+    in_runs(x.n_rows, 1024, x.n_rows * x.vocab_size, x.n_threads, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; i++) {
+            const char* const row = (const char*)x.data + i * x.stride * size;
+            const double square = passes_of(x.instructions).row_square(x.stored, row, x.vocab_size);
+            if (wide)
+                ((double*)call->squares)[i] = square;
+            else
+                ((float*)call->squares)[i] = float(square);
+        }
+    });
+    return 0;
+}
+
 int64_t cynosure_add_rows(const AddRows* call) {
     const WeightRows& to = call->to;
     in_runs(call->n_ids, 64, call->n_ids * to.hidden_size, to.n_threads, [&](int64_t begin, int64_t end) {

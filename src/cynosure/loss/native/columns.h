@@ -26,6 +26,12 @@ struct TakeColumns {
     void* taken;          // n_rows x n_ids, of the type of d(logits)
 };
 
+// The squared norms of rows.
+struct RowSquares {
+    Logits rows;          // vocab_size is their length; scale and softcap are not read
+    void* squares;        // real, n_rows
+};
+
 // dW (n_rows x hidden_size). Rows that were never added to hold nothing, and count as 0.
 struct WeightRows {
     void* dweight;        // float32, or with `low` the upper halves of float32
@@ -50,6 +56,7 @@ struct FinishRows {
 
 int64_t cynosure_column_sums(const ColumnSums*);
 int64_t cynosure_take_columns(const TakeColumns*);
+int64_t cynosure_row_squares(const RowSquares*);
 int64_t cynosure_add_rows(const AddRows*);
 int64_t cynosure_finish_rows(const FinishRows*);
 
@@ -58,6 +65,7 @@ int64_t cynosure_finish_rows(const FinishRows*);
 
 struct ColumnPasses {
     void (*sums)(const ColumnSums&, int64_t begin, int64_t end);  // of these columns
+    double (*row_square)(int64_t stored, const void* row, int64_t n);
     void (*add_row)(const AddRows&, int64_t k);
     void (*finish_row)(const FinishRows&, int64_t row);
 };

@@ -71,6 +71,12 @@ class TakeColumns(ctypes.Structure):
     ]  # fmt: skip
 
 
+class RowSquares(ctypes.Structure):
+    """`RowSquares` of columns.h."""
+
+    _fields_ = [("rows", Logits), ("squares", c_void_p)]
+
+
 class WeightRows(ctypes.Structure):
     """`WeightRows` of columns.h."""
 
@@ -97,8 +103,8 @@ LAYOUT = VERSION
 for structure in (LossRows, StatsRows, MatmulArguments, ColumnSumsArguments, FinishRows):
     LAYOUT = LAYOUT << 10 | ctypes.sizeof(structure)
 ON_ROWS = (
-    "cynosure_loss_rows", "cynosure_stats_rows", "cynosure_column_sums", "cynosure_take_columns", "cynosure_add_rows",
-    "cynosure_finish_rows",
+    "cynosure_loss_rows", "cynosure_stats_rows", "cynosure_column_sums", "cynosure_take_columns",
+    "cynosure_row_squares", "cynosure_add_rows", "cynosure_finish_rows",
 )  # fmt: skip
 
 

@@ -118,21 +118,34 @@ INLINE Vector<float> load(const bfloat16* x) {
     return bitcast<Vector<float>>(__builtin_convertvector(h, Words) << 16);
 }
 
-// The upper half of each word. GCC 12 compiles the plain conversion to scalar code.
+// The halves of each word. GCC 12 compiles the plain conversion to scalar code.
 #if VECTOR_BYTES == 64
 #define UPPER 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
+#define LOWER 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
 #elif VECTOR_BYTES == 32
 #define UPPER 1, 3, 5, 7, 9, 11, 13, 15
+#define LOWER 0, 2, 4, 6, 8, 10, 12, 14
 #else
 #define UPPER 1, 3, 5, 7
+#define LOWER 0, 2, 4, 6
 #endif
 
+typedef uint16_t Parts __attribute__((vector_size(VECTOR_BYTES)));
+
+INLINE Halves upper_halves(Words w) {
+    const Parts parts = bitcast<Parts>(w);
+    return __builtin_shufflevector(parts, parts, UPPER);
+}
+
+INLINE Halves lower_halves(Words w) {
+    const Parts parts = bitcast<Parts>(w);
+    return __builtin_shufflevector(parts, parts, LOWER);
+}
+
 INLINE void store(bfloat16* x, Vector<float> v) {  // to nearest, ties to even; NaN stays NaN
-    typedef uint16_t Parts __attribute__((vector_size(VECTOR_BYTES)));
     Words w = bitcast<Words>(v);
     w = (v != v) ? w | 0x400000 : w + 0x7fff + ((w >> 16) & 1);
-    Parts parts = bitcast<Parts>(w);
-    Halves h = __builtin_shufflevector(parts, parts, UPPER);
+    const Halves h = upper_halves(w);
     memcpy(x, &h, sizeof h);
 }
 

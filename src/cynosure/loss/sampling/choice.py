@@ -6,6 +6,7 @@ columns for one budget, or for two at once, are q_v = min(1, sqrt(sum_j m_j a_jv
 budget (Lagrange; Neyman's allocation of a stratified sample is the case of one).
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -13,8 +14,8 @@ from torch import Tensor
 
 ROUNDS = 6  # of balancing two budgets
 PACE = 1.5  # exponent of a round: 2 would be exact if no probability were 1
-SPENT = 0.97  # share of both budgets at which they are balanced
-SUBSET = 2**14  # columns on which the multipliers are found; each stands for others of a larger vocabulary
+SPENT = 0.97  # part of both budgets at which they are balanced, and of the columns below which another round pays
+SUBSET = 2**13  # columns on which the multipliers are found; each stands for others of a larger vocabulary
 TINY = 1e-30
 LEAST = 2.0**-12  # probability of a column: none counts more than 4,096 times
 STEP = 2.0**-24  # of a uniform float32 number: probabilities are multiples of it, so that they hold exactly
@@ -61,23 +62,32 @@ def find_multipliers(shares: list[Tensor], step: int) -> list[float]:
 
     Each of the given columns, with its share of every budget, stands for `step` columns.
     """
-    multipliers = [1.0] * len(shares)
-    for round_ in range(ROUNDS):
-        g, order = weighed(shares, multipliers).double().sqrt_().sort()
-        if not g[-1] > 0:
+    multipliers, n_kept = [1.0] * len(shares), math.inf
+    for _ in range(ROUNDS):
+        multipliers, spent, n_now = spend(shares, multipliers, step)
+        if min(spent) > SPENT or n_now > SPENT * n_kept:
             break
-        # With q = min(1, g / c), the k smallest spend c * sum(share / g) - sum(share), and the others are kept surely.
-        smallest = torch.stack([share[order].double() for share in shares])
-        whole, over_g = (x.cumsum(1).mul_(step) for x in (smallest, smallest / g.clamp(min=g[-1] * TINY)))
-        spent_by_k = (over_g[:, :-1] * g[1:] - whole[:, :-1]).amax(0)  # with c at the next larger g
-        k = int(torch.searchsorted(spent_by_k, 1.0))
-        c = float(((1 + whole[:, k]) / over_g[:, k].clamp(min=TINY)).amin())
-        multipliers = [multiplier / c**2 for multiplier in multipliers]
-        spent = (over_g[:, k] * c - whole[:, k]).tolist()
-        if min(spent) > SPENT or round_ == ROUNDS - 1:
-            break
-        multipliers = [multiplier * max(part, LEAST) ** PACE for multiplier, part in zip(multipliers, spent, strict=True)]
+        n_kept = n_now
+        multipliers = [x * max(part, LEAST) ** PACE for x, part in zip(multipliers, spent, strict=True)]
     return multipliers
+
+
+def spend(shares: list[Tensor], multipliers: list[float], step: int) -> tuple[list[float], list[float], float]:
+    """Scale the multipliers so that the tightest budget is spent.
+
+    Returns them, the spent part of each budget, and how many of the given columns are kept.
+    """
+    g, order = weighed(shares, multipliers).double().sqrt_().sort()
+    if not g[-1] > 0:
+        return multipliers, [1.0] * len(shares), 0.0
+    # With q = min(1, g / c), the k smallest spend c * sum(share / g) - sum(share), and the others are kept surely.
+    smallest = torch.stack([share[order].double() for share in shares])
+    whole, over_g = (x.cumsum(1).mul_(step) for x in (smallest, smallest / g.clamp(min=g[-1] * TINY)))
+    spent_by_k = (over_g[:, :-1] * g[1:] - whole[:, :-1]).amax(0)  # with c at the next larger g
+    k = int(torch.searchsorted(spent_by_k, 1.0))
+    c = float(((1 + whole[:, k]) / over_g[:, k].clamp(min=TINY)).amin())
+    spent = (over_g[:, k] * c - whole[:, k]).tolist()
+    return [x / c**2 for x in multipliers], spent, float((g / c).clamp_(max=1).sum())
 
 
 def draw(q: Tensor, generator: torch.Generator) -> Kept:

@@ -75,7 +75,7 @@ class SparseSums:
 
     def add_product(self, a: Tensor, b: Tensor) -> None:
         """Add a (V, K) @ b (K, D) to all rows."""
-        if a.dtype != self.dweight.dtype or (self.low is not None and provider_of(a, b) != "native"):
+        if a.dtype != self.dweight.dtype or (self.low is not None and not is_native(a, b)):
             for ids in torch.arange(len(a)).split(SUM_ROWS):
                 part = torch.empty(len(ids), b.shape[1])
                 add_matmul(a[ids[0] : ids[-1] + 1], b, part, add=False)
@@ -104,11 +104,14 @@ def row_sums(dweight: Tensor) -> RowSums:
     return SparseSums(dweight, INSTRUCTIONS.index(library().instructions[0]))
 
 
-def add_matmul(a: Tensor, b: Tensor, total: Tensor, add: bool) -> None:
-    """Compute total (M, N) = a (M, K) @ b (K, N), or += with `add`; total is in the accumulation dtype."""
+def add_matmul(a: Tensor, b: Tensor, total: Tensor, add: bool, provider: str | None = None) -> None:
+    """Compute total (M, N) = a (M, K) @ b (K, N), or += with `add`, with the named or else the best provider.
+
+    total is in the accumulation dtype.
+    """
     if a.dtype == total.dtype:
-        matmul(a, b, total, add=add)
-    elif provider_of(a, b) == "native":
+        matmul(a, b, total, add=add, provider=provider)
+    elif (provider or provider_of(a, b)) == "native" and takes(torch.bfloat16, a, b):
         multiply(a, b, total, add=add)
     elif add:
         total.add_(a @ b)
@@ -118,5 +121,9 @@ def add_matmul(a: Tensor, b: Tensor, total: Tensor, add: bool) -> None:
 
 def provider_of(a: Tensor, b: Tensor) -> str:
     """Return the provider of a @ b."""
-    chosen = choose_gemm(2.0 * a.shape[0] * a.shape[1] * b.shape[1], a.dtype, a.device).provider
-    return chosen if takes(a.dtype, a, b) else "torch"
+    return choose_gemm(2.0 * a.shape[0] * a.shape[1] * b.shape[1], a.dtype, a.device).provider
+
+
+def is_native(a: Tensor, b: Tensor) -> bool:
+    """Whether our own kernel multiplies these in bfloat16."""
+    return provider_of(a, b) == "native" and takes(torch.bfloat16, a, b)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cynosure.loss.backends.registry import Backend, ColumnSums
 from cynosure.loss.linear import HeadWeights, OwnHead
+from cynosure.loss.matmul.choice import choose_gemm
 from cynosure.loss.options import accumulation_dtype
 from cynosure.loss.sampling.choice import Budget, Kept, draw, probabilities
 from cynosure.loss.sampling.options import Sampling
@@ -24,7 +25,7 @@ from cynosure.loss.sampling.record import SampledBackward, tell
 from cynosure.loss.sampling.row_sums import RowSums, add_matmul, row_sums
 from cynosure.loss.sampling.scales import Scale
 
-BLOCK = 8192  # kept columns that are multiplied at a time
+BLOCK = 4096  # kept columns that are multiplied at a time: their rows of the weight and of dW stay in a CPU's cache
 PILOT = 4.0  # times the tolerance: of a first sample, from which only the scales of the gradients are learned
 
 
@@ -50,7 +51,7 @@ class Sampler:
         self.generator = torch.Generator().manual_seed(sampling.seed)
         norm = mean.norm()
         self.axis = mean / norm if 0 < norm < torch.inf else torch.zeros_like(mean)
-        self.weight_squares = None if values is None else squared_norms(values, mean.dtype)
+        self.weight_squares = None if values is None else backend.row_squares(values)
         self.sums: RowSums | None = None if dweight is None else row_sums(dweight)
         n_columns = 0 if dweight is None else len(dweight)
         self.projected, self.along = mean.new_zeros(2, n_columns)  # p, and what finish adds of it
@@ -124,15 +125,17 @@ class Sampler:
         r, hidden_size = chunk.hidden.shape
         dhidden = self.axis.new_zeros((r, hidden_size) if self.values is not None else (0, 0))
         squares = []
+        flops = 2.0 * r * len(kept.ids) * hidden_size
+        provider = choose_gemm(flops, chunk.hidden.dtype, chunk.hidden.device).provider
         for start in range(0, len(kept.ids), BLOCK):
             ids, q = kept.ids[start : start + BLOCK], kept.probability[start : start + BLOCK]
             d = self.backend.take_columns(chunk.dlogits, ids, 1 / q)
             if self.values is not None:
-                add_matmul(d, self.values[ids], dhidden, add=start > 0)
+                add_matmul(d, self.values[ids], dhidden, start > 0, provider)
             if self.sums is not None:
                 part = self.axis.new_empty(len(ids), hidden_size)
-                add_matmul(d.t(), chunk.hidden, part, add=False)
-                squares.append(squared_norms(part, part.dtype) - (chunk.columns.projected[ids] / q).square())
+                add_matmul(d.t(), chunk.hidden, part, False, provider)
+                squares.append(self.backend.row_squares(part) - (chunk.columns.projected[ids] / q).square())
                 if sums is not None:
                     sums.add_rows(ids, part)
         return dhidden, torch.cat(squares).clamp_(min=0) if squares else dhidden.new_empty(0)
@@ -171,11 +174,6 @@ class Sampler:
             self.weight_scale.add(float(self.projected.square().sum()), 0.0)
         errors = self.hidden_scale.error, self.weight_scale.error
         tell(SampledBackward(self.n_tokens, self.n_kept / self.n_tokens, *errors))
-
-
-def squared_norms(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the squared norms (V,) of the rows of x (V, D)."""
-    return torch.linalg.vector_norm(x, dim=1, dtype=dtype).square_()
 
 
 def mean_hidden(hidden: Tensor, rows: Tensor | None) -> Tensor:
