@@ -36,6 +36,11 @@ def work(rank, placement, path, lines):
         torch.testing.assert_close(x.full_tensor().double(), y, rtol=1e-5, atol=1e-6)
     with pytest.raises(NotImplementedError, match="weight is a DTensor over 2 processes that requires grad"):
         linear_cross_entropy(hidden, leaves[1], target)  # hidden states of its own on each
+    with pytest.raises(NotImplementedError, match="needs the same draws in all of them"):
+        linear_cross_entropy(*leaves, distribute_tensor(target, mesh, split), grad_tolerance=0.5)
+    draws = {"grad_tolerance": 0.5, "generator": torch.Generator().manual_seed(1)}
+    sampled = linear_cross_entropy(*leaves, distribute_tensor(target, mesh, split), **draws)
+    torch.testing.assert_close(sampled.double(), expected, rtol=1e-6, atol=1e-6)
     frozen = linear_cross_entropy(hidden, leaves[1].detach(), target)
     torch.testing.assert_close(frozen.double(), expected.detach(), rtol=1e-6, atol=1e-6)
     lines.put(f"{rank} same")

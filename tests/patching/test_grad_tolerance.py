@@ -70,6 +70,15 @@ def test_the_verification_is_exact(model: Any) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_an_audit_is_exact(model: Any) -> None:
+    ids = torch.randint(2, 300, (2, 24), generator=torch.Generator().manual_seed(0))
+    with record_sampling() as records, patch(model, grad_tolerance=TOLERANCE) as patched:
+        audit = cynosure.audit(model, [{"input_ids": ids, "labels": ids}])
+        assert patched.grad_tolerance == TOLERANCE
+    assert audit.findings == ()
+    assert records == []
+
+
 def test_the_tolerance_stays(model: Any) -> None:
     """In copies too, and when the model is patched again; a new patch is exact."""
     with patch(model, grad_tolerance=TOLERANCE) as patched:

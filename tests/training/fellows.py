@@ -3,6 +3,8 @@
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,8 @@ def doom() -> None:
     Training.compute_loss = dying  # type: ignore[method-assign]
 
 
-def note_seeds(path: Path) -> None:
+@contextmanager
+def noted_seeds(path: Path) -> Iterator[None]:
     """Keep the seeds of this process in a file."""
     own = loop.seed_of
 
@@ -48,13 +51,15 @@ def note_seeds(path: Path) -> None:
         return own(*numbers)
 
     loop.seed_of = noted
+    yield
+    loop.seed_of = own
 
 
 def main(folder: Path, phase: str) -> None:
     if phase == "begin":
         run(folder / "whole")
-        note_seeds(folder / f"seeds-{os.environ['RANK']}")
-        run(folder / "sampled", grad_tolerance=0.5, micro_rows=2)
+        with noted_seeds(folder / f"seeds-{os.environ['RANK']}"):
+            run(folder / "sampled", grad_tolerance=0.5, micro_rows=2)
         doom()
         run(folder / "killed")
     else:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cynosure import TrainSettings, reporting
-from cynosure.training import begin
+from cynosure.training import begin, loop
 from cynosure.training.folder import RunFolder
 from cynosure.training.loop import seed_of
 from tests.training.runs import N_STEPS, run, stopped_at, timeless
@@ -63,6 +63,13 @@ def test_interrupted_and_resumed_is_the_same_run(whole: Path, tmp_path: Path) ->
     torch.manual_seed(123)
     run(tmp_path / "run", resume=True, **OPTIONS)
     assert_same(whole, tmp_path / "run")
+
+
+def test_every_micro_batch_has_a_seed_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, ...]] = []
+    monkeypatch.setattr(loop, "seed_of", lambda *numbers: seen.append(numbers) or seed_of(*numbers))
+    run(tmp_path / "run", tokens=256, seed=3, **OPTIONS)
+    assert seen == [(3, step, 0, micro) for step in range(2) for micro in range(2)]
 
 
 def test_another_seed_draws_other_columns(whole: Path, tmp_path: Path) -> None:

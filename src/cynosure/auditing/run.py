@@ -41,7 +41,7 @@ def audit(
 
     The reference is computed in float64 from the model's own logits, which are materialized: use small batches. Dropout
     is off during the audit. Modes, gradients and random generators are restored afterwards. The model may be patched,
-    or wrapped by PEFT.
+    or wrapped by PEFT. The gradients of a patch are exact during the audit, whatever its `grad_tolerance`.
 
     Args:
         model: the model.

@@ -23,8 +23,8 @@ COLUMNS = 80  # of output that is not a terminal
 # Arguments as the library's messages name them: `bad_rows`, `bad_rows='skip'`. `as_options` translates them to options.
 NAMED = (
     "allow_unused_weights", "bad_rows", "batch_tokens", "bos", "chat", "column", "device", "errors", "grad_tolerance",
-    "init", "keep_documents_whole", "learning_rate", "lora", "out", "overlong", "preset", "resume", "revision", "row_tokens",
-    "special", "split_at", "tokenizer", "trust_remote_code", "valid", "vocab_size",
+    "init", "keep_documents_whole", "learning_rate", "lora", "out", "overlong", "preset", "resume", "revision",
+    "row_tokens", "special", "split_at", "tokenizer", "trust_remote_code", "valid", "vocab_size",
 )  # fmt: skip
 SHORT = {"learning_rate": "lr", "vocab_size": "vocab"}
 ARGUMENT = re.compile(rf"`({'|'.join(NAMED)})(?:=([^`]*))?`")

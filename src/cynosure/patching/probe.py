@@ -60,17 +60,22 @@ def way_out(model: Any, reason: str) -> str:
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Set evaluation mode; restore modes, gradients, buffers and the random generators afterwards."""
+    """Set evaluation mode and exact gradients; restore what was set, gradients, buffers and the random generators."""
     training = {module: module.training for module in model.modules()}
     gradients = {parameter: parameter.grad for parameter in model.parameters()}
     kept = [x for x in plain_parts(*model.buffers()) if x.numel() <= MOST_KEPT]
     before = [bytes_of(x).clone() for x in kept]
+    patches = {patch: patch.grad_tolerance for module in training if (patch := vars(module).get("_cynosure_patch"))}
     devices = {parameter.device for parameter in gradients if parameter.device.type == "cuda"}
     with torch.random.fork_rng(sorted(devices, key=str)), uncached():
         model.eval()
+        for patch in patches:
+            patch.grad_tolerance = 0.0
         try:
             yield
         finally:
+            for patch, tolerance in patches.items():
+                patch.grad_tolerance = tolerance
             for module, mode in training.items():
                 module.training = mode
             for parameter, gradient in gradients.items():

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
-from cynosure.loss import SampledBackward, TokenSums, perplexity, record_sampling
+from cynosure.loss import GradTolerance, SampledBackward, TokenSums, perplexity, record_sampling
 from cynosure.patching import Objective, Patch
 from cynosure.system.numbers import finite
 from cynosure.system.quiet import quiet_transformers
@@ -83,7 +83,8 @@ class Training(Trainer):
         self.tokenizer, self.packed = tokenizer, rows.packed
         self.patched = Patch.on(self.model)
         self.patched.objective = Objective(self.settings.z_loss, self.settings.label_smoothing)
-        self.patched.grad_tolerance, self.patched.generator = self.settings.grad_tolerance, torch.Generator()
+        self.patched.grad_tolerance = cast(GradTolerance, self.settings.grad_tolerance)
+        self.patched.generator = self.draws = torch.Generator()
         if not self.model_accepts_loss_kwargs:
             raise ValueError(f"{type(model).__name__} takes no num_items_in_batch, which the mean of a batch needs")
         before = self.folder.lines(METRICS)
@@ -118,7 +119,7 @@ class Training(Trainer):
     ) -> Any:
         """Return the objective as Trainer computes it; the plain loss is added to the sums of this step."""
         seed, step, rank = self.settings.seed, self.state.global_step, self.args.process_index
-        self.patched.generator.manual_seed(seed_of(seed, step, rank, self.n_micro))
+        self.draws.manual_seed(seed_of(seed, step, rank, self.n_micro))
         self.n_micro += 1
         loss: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         targets = inputs["shift_labels"]
