@@ -156,13 +156,12 @@ class Gradients:
                 self.dbias += dlogits[start:stop].sum(0, dtype=self.dbias.dtype)
 
     def target_classes(self, chunk: Chunk) -> Tensor | None:
-        """Return the classes of the chunk's targets, each once; None for distributions."""
+        """Return the classes of the chunk's targets; None for distributions."""
         batch = self.job.batch
         if not batch.target.is_class:
             return None
         assert batch.target.classes is not None
-        classes: Tensor = take_rows(batch.target.classes, rows_between(batch.targets, chunk.start, chunk.stop))
-        return classes[:, 0].sort().values.unique_consecutive()  # type: ignore[no-any-return]
+        return take_rows(batch.target.classes, rows_between(batch.targets, chunk.start, chunk.stop))[:, 0]
 
     def add_exactly(self, chunk: Chunk, head: HeadWeights | OwnHead, part: Tensor) -> None:
         """Add the chunk's part to dweight, and write its part of dhidden."""

@@ -2,8 +2,8 @@
 
 `python build.py FOLDER FLAG...` compiles it into another folder with more flags, for example those of a sanitizer.
 
-This needs only Python and a C++17 compiler with GCC's vector types (g++ or clang++). The files of passes are compiled
-once per instruction set, and the one to use is chosen at run time. So the library works on any processor of its architecture.
+This needs only Python and a C++17 compiler with GCC's vector types (g++ or clang++). The passes are compiled once per
+instruction set, and the one to use is chosen at run time. So the library works on any processor of its architecture.
 """
 
 import os
