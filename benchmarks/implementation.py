@@ -29,6 +29,7 @@ class Implementation:
     checked: bool = True
     trains: bool = True
     places: tuple[str, ...] = PLACES
+    grad_tolerance: float = 0.0  # error in norm that the gradients may have beyond that of exact ones
 
 
 def by_name(*implementations: Implementation) -> dict[str, Implementation]:

@@ -26,6 +26,7 @@ class Result:
     allowed: dict[str, float] | None = None
     memory_method: str | None = None
     plan: dict[str, Any] | None = None  # what ours did and why; None for others
+    sampling: dict[str, float] | None = None  # the record of a sampled backward
     forward_seconds: list[float] | None = None  # forward alone, on a device
     forward_extra_bytes: list[int] | None = None
     device: dict[str, str] | None = None  # clocks, temperature and power of the GPU while it worked
@@ -52,7 +53,7 @@ class Result:
         self.extra_bytes.append(reply["extra_bytes"])
         self.peak_bytes.append(reply["peak_bytes"])
         self.memory_method = reply["memory_method"]
-        for name in ("errors", "allowed", "losses", "device"):
+        for name in ("errors", "allowed", "losses", "device", "sampling"):
             if name in reply:
                 setattr(self, name, reply[name])
         for name in ("forward_seconds", "forward_extra_bytes"):

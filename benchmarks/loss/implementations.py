@@ -79,6 +79,12 @@ def build_cynosure(inputs: Inputs) -> Step:
     return torch_step(inputs, linear_cross_entropy)
 
 
+def build_sampled(inputs: Inputs) -> Step:
+    from cynosure.loss import linear_cross_entropy
+
+    return torch_step(inputs, partial(linear_cross_entropy, grad_tolerance=TOLERANCE))
+
+
 def build_eager(inputs: Inputs) -> Step:
     import torch.nn.functional as F
 
@@ -214,9 +220,14 @@ def build_limit_chunked(inputs: Inputs) -> Step:
 
 
 EAGER = "eager"
+SAMPLED = "sampled"
+TOLERANCE = 2.0**-8  # what "dtype" is in bfloat16
 
 IMPLEMENTATIONS = by_name(
     Implementation(OURS, "cynosure.linear_cross_entropy(h, W, t)", build_cynosure),
+    Implementation(
+        SAMPLED, "the same with grad_tolerance=2**-8", build_sampled, places=("cpu",), grad_tolerance=TOLERANCE
+    ),
     Implementation("stats", "cynosure.token_stats(h, W, t, topk=10)", build_stats, trains=False),
     Implementation("stats-16", "the same, and the loss at 16 temperatures", build_stats_16, trains=False),
     Implementation(EAGER, "F.cross_entropy(F.linear(h, W), t)", build_eager),

@@ -9,6 +9,8 @@ from cynosure.loss.backends.registry import choose_backend
 from cynosure.loss.matmul.choice import choose_gemm
 from cynosure.loss.matmul.rivals import Gemm
 from cynosure.loss.options import Reduction, accumulation_dtype, check_chunk_tokens, check_reduction
+from cynosure.loss.sampling.choice import expected_columns
+from cynosure.loss.sampling.options import GradTolerance, check_device, check_tolerance
 from cynosure.loss.sizes import MIB
 
 
@@ -19,6 +21,9 @@ class Plan:
     `chunk_vocab` classes are processed at a time: the whole vocabulary, or a part of it if no gradient is computed.
     `accumulator_bytes` is extra memory to sum a half-precision dW: a float32 copy, or with our own matmuls the lower
     halves of float32 numbers.
+
+    `columns_kept` is the number of columns of a chunk that a backward within `grad_tolerance` is expected to multiply;
+    `vocab_size` if it is exact.
     """
 
     backend: str
@@ -35,17 +40,23 @@ class Plan:
     scratch_bytes: int
     accumulator_bytes: int
     full_logits_bytes: int
+    grad_tolerance: float
+    columns_kept: int
 
     def __str__(self) -> str:
         def size(n_bytes: int) -> str:
             return f"{n_bytes / MIB:,.1f} MiB"
 
         columns = f" x {self.chunk_vocab:,} classes" if self.chunk_vocab < self.vocab_size else ""
+        kept, work = self.columns_kept, 1 + (self.n_gemms - 1) * self.columns_kept / self.vocab_size
+        sampled = f"sampled: about {kept:,} columns of a trained model, the work of {work:.2f} matmuls"
+        backward = [f"backward     {sampled}"] if kept < self.vocab_size else []
         return "\n".join(
             [
                 f"backend      {self.backend} ({self.reason})",
                 f"matmuls      {self.gemm.provider} ({self.gemm.reason})",
                 f"chunks       {self.n_chunks} of {self.chunk_tokens} tokens{columns}, {self.n_gemms} matmuls each",
+                *backward,
                 f"logits       {size(self.logits_bytes)} held, instead of {size(self.full_logits_bytes)}",
                 f"scratch      {size(self.scratch_bytes)}",
                 f"accumulator  {size(self.accumulator_bytes)}",
@@ -64,6 +75,7 @@ def explain(
     requires_grad: bool = True,
     backend: str | None = None,
     chunk_tokens: int | None = None,
+    grad_tolerance: GradTolerance = 0.0,
 ) -> Plan:
     """Explain how `linear_cross_entropy` would process these shapes: backend and reason, chunk rows, GEMMs, bytes.
 
@@ -79,12 +91,15 @@ def explain(
         requires_grad: whether the gradients of hidden and weight are computed.
         backend: as for `linear_cross_entropy`.
         chunk_tokens: as for `linear_cross_entropy`.
+        grad_tolerance: as for `linear_cross_entropy`. How many columns are kept depends on the values; the plan has what
+            the heads of SmolLM2 and Gemma-3-270M take on real text.
 
     Returns:
         The plan, which prints as a table.
 
     Raises:
-        ValueError: a size, chunk_tokens, reduction or backend is invalid.
+        ValueError: a size, chunk_tokens, reduction, backend or grad_tolerance is invalid.
+        NotImplementedError: grad_tolerance is not 0, and the device is not a CPU.
 
     Example:
         >>> plan = explain(1024, 640, 262_144, dtype=torch.bfloat16)
@@ -100,6 +115,8 @@ def explain(
     """
     chunk_tokens = check_chunk_tokens(chunk_tokens)
     check_reduction(reduction)
+    tolerance = check_tolerance(grad_tolerance, dtype)
+    check_device(tolerance, torch.device(device))
     for name, size, least in (
         ("n_tokens", n_tokens, 0),
         ("hidden_size", hidden_size, 1),
@@ -117,7 +134,8 @@ def explain(
     half, n_chunks = accumulation_dtype(dtype) != dtype, math.ceil(n_tokens / rows)
     block = sizes.block_rows(rows, columns, dtype, copied=not direct)
     gemm = choose_gemm(2.0 * rows * hidden_size * vocab_size, dtype, device)
-    summed = (2 if gemm.provider == "native" else 4) if half and requires_grad and n_chunks > 1 else 0
+    kept = expected_columns(tolerance, vocab_size) if requires_grad else vocab_size
+    summed = (2 if gemm.provider == "native" else 4) if half and requires_grad and (n_chunks > 1 or tolerance) else 0
     return Plan(
         backend=chosen.name,
         reason=reason,
@@ -133,4 +151,6 @@ def explain(
         scratch_bytes=0 if direct else block * columns * 4,
         accumulator_bytes=vocab_size * hidden_size * summed,
         full_logits_bytes=n_tokens * vocab_size * dtype.itemsize,
+        grad_tolerance=tolerance,
+        columns_kept=kept,
     )
