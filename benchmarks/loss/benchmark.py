@@ -158,7 +158,7 @@ class LossCase(Case):
             )
             lines.insert(0, did.format(**ours.plan))
         if (row := self.row(SAMPLED)) and row.sampling and row.status == "ok":
-            told = "{columns_kept:.1%} of the columns kept, predicted errors {dhidden_error:.5f} and {dweight_error:.5f}"
+            told = "{columns_kept:.1%} of the columns kept, predicted errors {dhidden_error:.5f}, {dweight_error:.5f}"
             lines.append(f"{SAMPLED}: {told.format(**row.sampling)}")
         return lines
 

@@ -9,6 +9,7 @@ if TYPE_CHECKING:  # the parent process looks names up here and must not pay for
     from cynosure.models import LanguageModel
 
 TRANSFORMERS = "transformers"
+TOLERANCE = 2.0**-8  # what "dtype" is in bfloat16
 
 
 class TrainWork(NamedTuple):
@@ -29,6 +30,14 @@ def build_cynosure(work: TrainWork) -> Step:
     from cynosure.patching import patch
 
     patch(work.model.model)
+    return Stepper(work)
+
+
+def build_sampled(work: TrainWork) -> Step:
+    from benchmarks.train.stepping import Stepper
+    from cynosure.patching import patch
+
+    patch(work.model.model, grad_tolerance=TOLERANCE)
     return Stepper(work)
 
 
@@ -61,6 +70,9 @@ def build_exact(work: TrainWork) -> Step:
 
 IMPLEMENTATIONS = by_name(
     Implementation(OURS, "Trainer(model), after cynosure.patch(model)", build_cynosure),
+    Implementation(
+        "sampled", "the same with grad_tolerance=2**-8", build_sampled, checked=False, grad_tolerance=TOLERANCE
+    ),
     Implementation(TRANSFORMERS, "Trainer(model), with the model's own loss", build_transformers),
     Implementation("loop", "a short loop of one's own, F.cross_entropy of full logits", build_loop),
     Implementation(LIMIT, "Trainer(model), its head and loss being three matmuls alone", build_limit, checked=False),
