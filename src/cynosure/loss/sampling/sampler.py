@@ -26,7 +26,7 @@ from cynosure.loss.sampling.row_sums import RowSums, add_matmul, row_sums
 from cynosure.loss.sampling.scales import Scale
 
 BLOCK = 4096  # kept columns that are multiplied at a time: their rows of the weight and of dW stay in a CPU's cache
-PILOT = 4.0  # times the tolerance: of a first sample, from which only the scales of the gradients are learned
+PILOT = 8.0  # times the tolerance: of a first sample, from which only the scales of the gradients are learned
 
 
 class Chunk(NamedTuple):
