@@ -11,6 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from cynosure.loss import linear_cross_entropy
+from cynosure.loss.sampling.options import draw_seed
 from tests.loss import oracle
 
 
@@ -41,6 +42,10 @@ def work(rank, placement, path, lines):
     draws = {"grad_tolerance": 0.5, "generator": torch.Generator().manual_seed(1)}
     sampled = linear_cross_entropy(*leaves, distribute_tensor(target, mesh, split), **draws)
     torch.testing.assert_close(sampled.double(), expected, rtol=1e-6, atol=1e-6)
+    seeds: list = [None, None]
+    torch.manual_seed(0)  # as a launcher does in every process
+    dist.all_gather_object(seeds, int(draw_seed()))
+    assert seeds[0] != seeds[1], "processes draw alike"
     frozen = linear_cross_entropy(hidden, leaves[1].detach(), target)
     torch.testing.assert_close(frozen.double(), expected.detach(), rtol=1e-6, atol=1e-6)
     lines.put(f"{rank} same")

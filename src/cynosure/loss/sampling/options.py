@@ -12,6 +12,7 @@ GradTolerance = float | Literal["dtype"]
 
 OF_DTYPE = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}  # a dtype's own rounding; wider dtypes are exact
 SEEDS = 2**62  # seeds are drawn below this
+APART = 0x9E3779B97F4A7C15  # between the seeds of two processes: 2**64 over the golden ratio
 
 
 class Sampling(NamedTuple):
@@ -63,5 +64,15 @@ def check_generator(generator: Any) -> None:
 
 
 def draw_seed(generator: torch.Generator | None = None) -> Tensor:
-    """Draw a seed (0-d, int64) from a CPU generator, or from torch's default one."""
-    return torch.randint(SEEDS, (), generator=generator, dtype=torch.int64, device="cpu")
+    """Draw a seed (0-d, int64) from a CPU generator, or from torch's default one.
+
+    Processes of one training often seed their default generators alike: there each makes another seed of the same draw.
+    """
+    seed = torch.randint(SEEDS, (), generator=generator, dtype=torch.int64, device="cpu")
+    return seed if generator is not None else (seed + rank() * APART % SEEDS) % SEEDS
+
+
+def rank() -> int:
+    """Return the number of this process in torch.distributed, 0 without it."""
+    is_one_of_many = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_rank() if is_one_of_many else 0
