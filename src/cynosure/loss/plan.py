@@ -91,8 +91,8 @@ def explain(
         requires_grad: whether the gradients of hidden and weight are computed.
         backend: as for `linear_cross_entropy`.
         chunk_tokens: as for `linear_cross_entropy`.
-        grad_tolerance: as for `linear_cross_entropy`. How many columns are kept depends on the values; the plan has what
-            the heads of SmolLM2 and Gemma-3-270M take on real text.
+        grad_tolerance: as for `linear_cross_entropy`. How many columns are kept depends on the values; the plan has
+            what the heads of SmolLM2 and Gemma-3-270M take on real text.
 
     Returns:
         The plan, which prints as a table.

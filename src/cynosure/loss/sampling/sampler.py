@@ -27,9 +27,10 @@ from cynosure.loss.sampling.scales import Scale
 
 BLOCK = 4096  # kept columns that are multiplied at a time: their rows of the weight and of dW stay in a CPU's cache
 PILOT = 8.0  # times the tolerance: of a first sample, from which only the scales of the gradients are learned
+ROUGHEST = 0.25  # tolerance of that sample, unless the call's is larger
 
 
-class Chunk(NamedTuple):
+class ChunkColumns(NamedTuple):
     """What a chunk is sampled from."""
 
     dlogits: Tensor  # (r, V)
@@ -83,7 +84,7 @@ class Sampler:
             self.projected += p
             self.along += p.index_put((kept.ids,), p[kept.ids] * (1 - 1 / kept.probability))
 
-    def chunk(self, dlogits: Tensor, hidden: Tensor) -> Chunk:
+    def chunk(self, dlogits: Tensor, hidden: Tensor) -> ChunkColumns:
         """Sum over the columns of a chunk."""
         weights = along = None
         if self.sums is not None:
@@ -92,21 +93,21 @@ class Sampler:
             weights = (wide.square().sum(1) - along.square()).clamp_(min=0)
         columns = self.backend.column_sums(dlogits, weights, along)
         none = columns.squares[:0]
-        return Chunk(
+        return ChunkColumns(
             dlogits, hidden, columns, none if self.weight_squares is None else columns.squares * self.weight_squares
         )
 
-    def choose(self, chunk: Chunk, always: Tensor | None) -> Tensor | None:
+    def choose(self, chunk: ChunkColumns, always: Tensor | None) -> Tensor | None:
         """Return the probabilities (V,) of the columns; None if half of them or more are needed."""
         if not self.hidden_scale.squares.n_seen and not self.weight_scale.squares.n_seen:
-            q = self.few(chunk, always, PILOT * self.tolerance)
+            q = self.few(chunk, always, max(self.tolerance, min(PILOT * self.tolerance, ROUGHEST)))
             if q is None:
                 return None
             kept = draw(q, self.generator)
             self.learn(chunk, q, kept, *self.multiply(chunk, kept, None), counts=False)
         return self.few(chunk, always, self.tolerance)
 
-    def few(self, chunk: Chunk, always: Tensor | None, tolerance: float) -> Tensor | None:
+    def few(self, chunk: ChunkColumns, always: Tensor | None, tolerance: float) -> Tensor | None:
         """Return the probabilities (V,) for this tolerance, unless half of the columns or more are needed."""
         budgets = []
         if self.values is not None:
@@ -122,7 +123,7 @@ class Sampler:
         q = probabilities(budgets, always)
         return q if float(q.sum()) < len(q) / 2 else None
 
-    def multiply(self, chunk: Chunk, kept: Kept, sums: RowSums | None) -> tuple[Tensor, Tensor]:
+    def multiply(self, chunk: ChunkColumns, kept: Kept, sums: RowSums | None) -> tuple[Tensor, Tensor]:
         """Return dhidden (r, D), and the squared norms (K,) of the rows of dweight without p_v u.
 
         The rows of dweight are added to `sums`.
@@ -145,7 +146,7 @@ class Sampler:
                     sums.add_rows(ids, part)
         return dhidden, torch.cat(squares).clamp_(min=0) if squares else dhidden.new_empty(0)
 
-    def learn(self, chunk: Chunk, q: Tensor, kept: Kept, dhidden: Tensor, squares: Tensor, counts: bool) -> None:
+    def learn(self, chunk: ChunkColumns, q: Tensor, kept: Kept, dhidden: Tensor, squares: Tensor, counts: bool) -> None:
         """Compare a sample with what was guessed of it; if it counts, add it to the scales."""
         odds, n_kept = 1 / q - 1, len(kept.ids)
         if self.values is not None:
@@ -162,7 +163,7 @@ class Sampler:
             if counts:
                 self.weight_scale.add(square, variance)
 
-    def add_whole(self, chunk: Chunk, head: HeadWeights | OwnHead, out: Tensor) -> None:
+    def add_whole(self, chunk: ChunkColumns, head: HeadWeights | OwnHead, out: Tensor) -> None:
         """Add a chunk with all its columns."""
         if self.values is not None:
             head.dhidden(chunk.dlogits, chunk.hidden, out)
