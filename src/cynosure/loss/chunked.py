@@ -130,8 +130,10 @@ class Gradients:
     def new_sampler(self, hidden: Tensor, head: HeadWeights | OwnHead, wanted: Wanted) -> Sampler | None:
         """Return what samples dhidden and dweight; None for the exact gradients."""
         sampling, batch = self.job.sampling, self.job.batch
+        if sampling is None or not batch.n_rows or not (wanted.dhidden or wanted.dweight):
+            return None
         values = head.weight if isinstance(head, HeadWeights) else head.values
-        if sampling is None or values is None or not batch.n_rows or not (wanted.dhidden or wanted.dweight):
+        if values is None:
             return None
         mean = mean_hidden(hidden, batch.inputs)
         return Sampler(sampling, self.job.backend, values if wanted.dhidden else None, self.dweight, mean)
