@@ -101,7 +101,7 @@ sanitize: $(SANITIZED)/address/rows.so $(SANITIZED)/thread/rows.so
 
 # (library, its runtime, options): the runtime must be loaded before Python, and C++'s before what intercepts its exceptions.
 define fuzz
-	for kernel in rows gemm; do \
+	for kernel in rows gemm columns; do \
 		echo "$(1) sanitizer:"; \
 		env OMP_NUM_THREADS=1 $(3) \
 			LD_PRELOAD="$$($(CXX) -print-file-name=lib$(2).so) $$($(CXX) -print-file-name=libstdc++.so)" \

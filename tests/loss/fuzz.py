@@ -1,6 +1,7 @@
-"""Random cases of the C++ kernels: `python -m tests.loss.fuzz rows|gemm --seconds N --seed S --library FOLDER`.
+"""Random cases of the C++ kernels: `python -m tests.loss.fuzz KERNEL --seconds N --seed S --library FOLDER`.
 
-Rows are held to the torch kernel, and to it in float64 where all numbers are ordinary; matmuls to float64. FOLDER has a
+KERNEL is rows, gemm or columns. Rows and columns are held to the torch kernel, and rows to it in float64 where all
+numbers are ordinary; matmuls to float64. FOLDER has a
 library compiled with other flags, such as a sanitizer's (`make sanitize`). --verbose prints each case before it runs.
 """
 
@@ -14,9 +15,12 @@ from unittest.mock import patch
 import torch
 
 from cynosure.loss import cross_entropy, linear_cross_entropy, token_stats
-from cynosure.loss.backends.registry import backends
+from cynosure.loss.backends import torch_rows
+from cynosure.loss.backends.registry import backends, choose_backend
 from cynosure.loss.matmul import rivals
 from cynosure.loss.native import library
+from cynosure.loss.options import accumulation_dtype
+from cynosure.loss.sampling.row_sums import SparseSums, WideSums
 
 INF, NAN = float("inf"), float("nan")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -174,20 +178,64 @@ def matmul(rng, tell):
     torch.testing.assert_close(out.double(), truth, rtol=tolerance, atol=1e-5 * k)
 
 
+def columns(rng, tell):
+    """One case of the sampled backward's kernels: sums over columns, columns taken, rows added up."""
+    dtype, n_rows, vocab_size = rng.choice(DTYPES), rng.choice((1, 2, 3, 4, 5, 17, 33)), rng.choice(VOCABULARIES)
+    backend = choose_backend(rng.choice([name for name, available, _ in backends() if available and "native" in name]))[
+        0
+    ]
+    d, n_threads = strided(rng, torch.randn(n_rows, vocab_size).to(dtype)), rng.choice(THREADS)
+    tell(f"{dtype} {n_rows}x{vocab_size} {backend.name} {n_threads} threads")
+    exact = accumulation_dtype(dtype)
+    weight, along = torch.rand(n_rows, dtype=exact), torch.randn(n_rows, dtype=exact)
+    ids = (torch.rand(vocab_size) < rng.choice((0.02, 0.5, 1.0))).nonzero()[:, 0]
+    factor = torch.rand(len(ids), dtype=exact) * 10
+    with threads(n_threads):
+        ours = backend.column_sums(d, weight, along)._asdict() | {
+            "alone": backend.column_sums(d, None, None).squares, "taken": backend.take_columns(d, ids, factor),
+            "norms": backend.row_squares(d),
+        }  # fmt: skip
+    theirs = torch_rows.column_sums(d, weight, along)._asdict() | {
+        "alone": torch_rows.column_sums(d, None, None).squares, "taken": torch_rows.take_columns(d, ids, factor),
+        "norms": torch_rows.row_squares(d),
+    }  # fmt: skip
+    assert_close(ours, theirs, 1e-5, ours)
+    add_up(rng, rng.choice((torch.float32, torch.bfloat16)), vocab_size, n_threads)
+
+
+def add_up(rng, dtype, vocab_size, n_threads):
+    """Rows of dW in both forms, from NaN and in some of the rows only."""
+    hidden_size = rng.choice((1, 7, 16, 17, 64, 65))
+    empty = torch.full((vocab_size, hidden_size), NAN, dtype=dtype)
+    kept, truth = SparseSums(empty, rng.randrange(len(library.library().instructions))), WideSums(empty.clone())
+    with threads(n_threads):
+        for sums in (kept, truth):
+            torch.manual_seed(vocab_size)
+            for share in (0.1, 0.9):
+                ids = (torch.rand(vocab_size) < share).nonzero()[:, 0]
+                sums.add_rows(ids, torch.randn(len(ids), hidden_size))
+            sums.finish(torch.randn(vocab_size), torch.randn(hidden_size))
+    tolerance = 2**-7 if dtype == torch.bfloat16 else 1e-5
+    torch.testing.assert_close(kept.dweight, truth.dweight, rtol=tolerance, atol=1e-5)
+
+
+KERNELS = {"rows": rows, "gemm": matmul, "columns": columns}
+
+
 def run(kernel, seed, n_cases=None, seconds=INF, tell=lambda text: None):
     """How many cases have passed, until there are enough or the time is up."""
     rng, start, n = random.Random(seed), time.monotonic(), 0
     torch.manual_seed(seed)
     with patch.object(rivals, "WORTH_THREADS", 1e5):
         while n != n_cases and time.monotonic() - start < seconds:
-            {"rows": rows, "gemm": matmul}[kernel](rng, tell)
+            KERNELS[kernel](rng, tell)
             n += 1
     return n
 
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("kernel", choices=("rows", "gemm"))
+    parser.add_argument("kernel", choices=KERNELS)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--library", type=Path, default=library.HERE)
