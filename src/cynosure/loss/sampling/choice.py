@@ -6,6 +6,7 @@ columns for one budget, or for two at once, are q_v = min(1, sqrt(sum_j m_j a_jv
 budget (Lagrange; Neyman's allocation of a stratified sample is the case of one).
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 ROUNDS = 6  # of balancing two budgets
 PACE = 1.5  # exponent of a round: 2 would be exact if no probability were 1
+SLOWEST = 0.1  # a budget's multiplier falls at most this far in a round, to the power of PACE
 SPENT = 0.97  # share of both budgets at which they are balanced
 SUBSET = 2**13  # columns on which the multipliers are found; each stands for others of a larger vocabulary
 TINY = 1e-30
@@ -61,7 +63,8 @@ def find_multipliers(shares: list[Tensor], step: int) -> list[float]:
 
     Each of the given columns, with its share of every budget, stands for `step` columns.
     """
-    multipliers = [1.0] * len(shares)
+    multipliers = best = [1.0] * len(shares)
+    fewest = math.inf
     for round_ in range(ROUNDS):
         g, order = weighed(shares, multipliers).double().sqrt_().sort()
         if not g[-1] > 0:
@@ -73,11 +76,16 @@ def find_multipliers(shares: list[Tensor], step: int) -> list[float]:
         k = int(torch.searchsorted(spent_by_k, 1.0))
         c = float(((1 + whole[:, k]) / over_g[:, k].clamp(min=TINY)).amin())
         multipliers = [multiplier / c**2 for multiplier in multipliers]
+        n_columns = float((g / c).clamp_(max=1).sum())
+        if not n_columns >= fewest:  # a round may go too far; what is no number keeps every column
+            fewest, best = n_columns, multipliers
         spent = (over_g[:, k] * c - whole[:, k]).tolist()
         if min(spent) > SPENT or round_ == ROUNDS - 1:
             break
-        multipliers = [multiplier * max(part, LEAST) ** PACE for multiplier, part in zip(multipliers, spent, strict=True)]
-    return multipliers
+        multipliers = [
+            multiplier * max(part, SLOWEST) ** PACE for multiplier, part in zip(multipliers, spent, strict=True)
+        ]
+    return best
 
 
 def draw(q: Tensor, generator: torch.Generator) -> Kept:
