@@ -113,3 +113,13 @@ def test_columns_do_not_depend_on_those_of_another_call(draws):
     drawn(case, 1, grad_tolerance=0.2)
     assert torch.equal(draws[-1].ids, first)
     assert not torch.equal(draws[2 * n - 1].ids, first)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_blocks_of_kept_columns_add_up(dtype, monkeypatch):
+    case = sampled_case(dtype)
+    whole = drawn(case, grad_tolerance=0.1)
+    monkeypatch.setattr(sampler, "BLOCK", 7)
+    for (name, x), y in zip(drawn(case, grad_tolerance=0.1).named().items(), whole.named().values(), strict=True):
+        eps = 4 * torch.finfo(x.dtype).eps
+        torch.testing.assert_close(x, y, rtol=eps, atol=eps * float(y.abs().max()), msg=lambda m, n=name: f"{n}: {m}")
