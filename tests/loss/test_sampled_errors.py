@@ -44,7 +44,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 HEADS = {
     "one chunk": {"lead": (96,), "v": 1000, "d": 16},
     "chunks": {"lead": (96,), "v": 1000, "d": 16, "chunk_tokens": 32},
-    "weight alone": {"frozen": ("hidden",), "lead": (96,), "v": 1000, "tolerance": 0.3},
+    "weight alone": {"frozen": ("hidden",), "lead": (96,), "v": 1000, "tolerance": 0.05},
     "hidden alone": {"frozen": ("weight",), "lead": (96,), "v": 1000},
     "dense": {"kind": "dense", "lead": (64,), "v": 500, "tolerance": 0.25},
     "none": {"reduction": "none", "lead": (96,), "v": 1000, "token_weight": True, "bias": True},
