@@ -142,4 +142,24 @@ NATIVE = [
           "dW in bfloat16 loses the lower half of its sum", "loss/test_gemm.py"),
 ]  # fmt: skip
 
-FAULTS = [*FORMULAS, *ROWS_AND_CHUNKS, *DEVICES, *NATIVE]
+SAMPLING = [
+    Fault("along-counts-twice", "loss/sampling/sampler.py",
+          "* (1 - 1 / kept.probability)", "* (1 + 1 / kept.probability)",
+          "kept columns count twice along the mean hidden state", "loss/test_sampled_unbiased.py"),
+    Fault("always-is-sampled", "loss/sampling/choice.py",
+          "return q if always is None else q.index_fill_(0, always, 1)", "return q",
+          "the columns of targets are left out", "loss/test_sampled_choice.py"),
+    Fault("subset-of-one", "loss/sampling/choice.py", "cumsum(1).mul_(step)", "cumsum(1)",
+          "the columns of a large vocabulary that stand for others", "loss/test_sampled_choice.py"),
+    Fault("rounds-go-too-far", "loss/sampling/choice.py", "fewest, best = n_kept, multipliers", "best = multipliers",
+          "the last allocation is not the cheapest", "loss/test_sampled_choice.py"),
+    Fault("untouched-rows-hold-nothing", "loss/sampling/row_sums.py", "self.dweight[~self.touched] = 0", "pass",
+          "uninitialized rows of dW", "loss/test_sampled_row_sums.py"),
+    Fault("last-block-alone", "loss/sampling/sampler.py", "self.values[ids], dhidden, start > 0, provider)",
+          "self.values[ids], dhidden, False, provider)", "dhidden of kept columns beyond the last block",
+          "loss/test_sampled_draws.py"),
+    Fault("taken-ties-up", "loss/native/columns.cpp", "w + 0x7fff + (w >> 16 & 1)", "w + 0x8000",
+          "ties of kept columns are rounded up", "loss/test_sampled_columns.py"),
+]  # fmt: skip
+
+FAULTS = [*FORMULAS, *ROWS_AND_CHUNKS, *DEVICES, *NATIVE, *SAMPLING]

@@ -9,7 +9,6 @@ from typing_extensions import assert_type
 
 import cynosure
 from cynosure import CrossEntropyLoss, LinearCrossEntropyLoss, Meter, TrainSettings, Watcher
-from cynosure.loss import summarize
 
 hidden, weight = torch.randn(2, 8, 4), torch.randn(100, 4)
 logits, target = hidden @ weight.T, torch.randint(100, (2, 8))
@@ -24,7 +23,6 @@ def losses() -> None:
         cynosure.linear_cross_entropy(hidden, weight, target, grad_tolerance="dtype", generator=torch.Generator())
         cynosure.token_logprobs(hidden, weight, target, grad_tolerance=0.01, generator=None)
     assert_type(records, list[cynosure.SampledBackward])
-    assert_type(summarize(records), cynosure.SamplingSummary)
     assert_type(cynosure.logits_token_logprobs(logits, target), Tensor)
     head_loss: Tensor = LinearCrossEntropyLoss(shift=1)(hidden, weight, target)
     assert_type(LinearCrossEntropyLoss().forward(hidden, weight, target, bias=None), Tensor)

@@ -121,7 +121,8 @@ class Display(Watcher):
             shown["objective"] = f"{now['objective']:.4f}"
         if "columns_kept" in now:
             shown["columns kept"] = f"{now['columns_kept']:.1%}"
-            shown["sampling error"] = f"{max(now['dhidden_error'], now['dweight_error']):.2%}"
+            errors = now["dhidden_error"], now["dweight_error"]
+            shown["sampling error"] = "infinite" if None in errors else f"{max(errors):.2%}"
         return {name: value for name, value in shown.items() if value}
 
 

@@ -21,9 +21,7 @@ from cynosure.loss.sampling.options import check_device as check_device
 from cynosure.loss.sampling.options import check_tolerance as check_tolerance
 from cynosure.loss.sampling.options import draw_seed as draw_seed
 from cynosure.loss.sampling.record import SampledBackward as SampledBackward
-from cynosure.loss.sampling.record import SamplingSummary as SamplingSummary
 from cynosure.loss.sampling.record import record_sampling as record_sampling
-from cynosure.loss.sampling.record import summarize as summarize
 from cynosure.loss.tensors import is_plain as is_plain
 from cynosure.loss.tensors import multiplies_itself as multiplies_itself
 from cynosure.loss.tensors import parts_of as parts_of

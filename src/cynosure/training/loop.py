@@ -316,8 +316,8 @@ def sampling_metrics(tokens: float, columns: float, dhidden: float, dweight: flo
     """Return the mean share of columns kept and the root mean square errors; {} if no backward was sampled."""
     if not tokens:
         return {}
-    errors = {"dhidden_error": math.sqrt(dhidden / tokens), "dweight_error": math.sqrt(dweight / tokens)}
-    return {"columns_kept": columns / tokens, **errors}
+    errors = {"dhidden_error": dhidden, "dweight_error": dweight}
+    return {"columns_kept": columns / tokens} | {name: finite(math.sqrt(x / tokens)) for name, x in errors.items()}
 
 
 def tensors_in(path: Path) -> Any:

@@ -14,13 +14,12 @@ from torch import Tensor
 
 ROUNDS = 6  # of balancing two budgets
 PACE = 1.5  # exponent of a round: 2 would be exact if no probability were 1
+SLOWEST = 0.1  # a budget's multiplier falls at most this far in a round, to the power of PACE
 SPENT = 0.97  # part of both budgets at which they are balanced, and of the columns below which another round pays
 SUBSET = 2**13  # columns on which the multipliers are found; each stands for others of a larger vocabulary
 TINY = 1e-30
 LEAST = 2.0**-12  # probability of a column: none counts more than 4,096 times
 STEP = 2.0**-24  # of a uniform float32 number: probabilities are multiples of it, so that they hold exactly
-
-
 TYPICAL = 6500, 2.0**-8, 0.55  # columns that trained heads of 49,152 and 262,144 classes keep, at a tolerance
 
 
@@ -80,14 +79,17 @@ def find_multipliers(shares: list[Tensor], step: int) -> list[float]:
 
     Each of the given columns, with its share of every budget, stands for `step` columns.
     """
-    multipliers, n_kept = [1.0] * len(shares), math.inf
+    multipliers = best = [1.0] * len(shares)
+    fewest = math.inf
     for _ in range(ROUNDS):
-        multipliers, spent, n_now = spend(shares, multipliers, step)
-        if min(spent) > SPENT or n_now > SPENT * n_kept:
+        multipliers, spent, n_kept = spend(shares, multipliers, step)
+        is_settled = SPENT * fewest < n_kept <= fewest
+        if not n_kept >= fewest:  # a round may go too far; what is no number keeps every column
+            fewest, best = n_kept, multipliers
+        if min(spent) > SPENT or is_settled:
             break
-        n_kept = n_now
-        multipliers = [x * max(part, LEAST) ** PACE for x, part in zip(multipliers, spent, strict=True)]
-    return multipliers
+        multipliers = [x * max(part, SLOWEST) ** PACE for x, part in zip(multipliers, spent, strict=True)]
+    return best
 
 
 def spend(shares: list[Tensor], multipliers: list[float], step: int) -> tuple[list[float], list[float], float]:

@@ -1,6 +1,5 @@
 """What the sampled backward kept, told to whoever listens."""
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -16,15 +15,6 @@ class SampledBackward(NamedTuple):
     n_tokens: int
     columns_kept: float  # the mean over its chunks of the share of columns that were multiplied; a dense chunk has 1
     dhidden_error: float
-    dweight_error: float
-
-
-class SamplingSummary(NamedTuple):
-    """Several sampled backwards together, weighed by their tokens; NaN without any."""
-
-    n_backwards: int
-    columns_kept: float
-    dhidden_error: float  # root mean square
     dweight_error: float
 
 
@@ -55,20 +45,3 @@ def tell(record: SampledBackward) -> None:
     """Give a record to all listeners."""
     for records in LISTENERS:
         records.append(record)
-
-
-def summarize(records: list[SampledBackward]) -> SamplingSummary:
-    """Return the means of records, weighed by tokens."""
-    n_tokens = sum(record.n_tokens for record in records)
-    if n_tokens == 0:
-        return SamplingSummary(len(records), math.nan, math.nan, math.nan)
-
-    def mean(values: list[float]) -> float:
-        return sum(r.n_tokens * x for r, x in zip(records, values, strict=True)) / n_tokens
-
-    return SamplingSummary(
-        len(records),
-        mean([r.columns_kept for r in records]),
-        math.sqrt(mean([r.dhidden_error**2 for r in records])),
-        math.sqrt(mean([r.dweight_error**2 for r in records])),
-    )

@@ -23,7 +23,7 @@ from cynosure.loss.sampling.choice import Budget, Kept, draw, probabilities
 from cynosure.loss.sampling.options import Sampling
 from cynosure.loss.sampling.record import SampledBackward, tell
 from cynosure.loss.sampling.row_sums import RowSums, add_matmul, row_sums
-from cynosure.loss.sampling.scales import Scale
+from cynosure.loss.sampling.scales import Ratio, Scale
 
 BLOCK = 4096  # kept columns that are multiplied at a time: their rows of the weight and of dW stay in a CPU's cache
 PILOT = 8.0  # times the tolerance: of a first sample, from which only the scales of the gradients are learned
@@ -104,7 +104,9 @@ class Sampler:
             if q is None:
                 return None
             kept = draw(q, self.generator)
-            self.learn(chunk, q, kept, *self.multiply(chunk, kept, None), counts=False)
+            dhidden, squares = self.multiply(chunk, kept, None)
+            self.learn(chunk, q, kept, dhidden, squares, counts=False)
+            self.foresee(chunk, kept, squares, self.few(chunk, always, self.tolerance))
         return self.few(chunk, always, self.tolerance)
 
     def few(self, chunk: ChunkColumns, always: Tensor | None, tolerance: float) -> Tensor | None:
@@ -162,6 +164,17 @@ class Sampler:
             self.weight_scale.variances.add(variance, float((odds * weighed).sum()), int((p < 1).sum()))
             if counts:
                 self.weight_scale.add(square, variance)
+
+    def foresee(self, chunk: ChunkColumns, kept: Kept, squares: Tensor, q: Tensor | None) -> None:
+        """Learn how large the variance of dweight will be with the probabilities q (V,), from another sample of it.
+
+        The guess is wrong to another degree in each column, and a smaller tolerance leaves other columns to chance.
+        """
+        if self.sums is not None and q is not None:
+            odds = 1 / q - 1
+            found = float((odds[kept.ids] * kept.probability * squares).sum())
+            self.weight_scale.variances = Ratio()
+            self.weight_scale.variances.add(found, float((odds * chunk.columns.weighed).sum()), len(kept.ids))
 
     def add_whole(self, chunk: ChunkColumns, head: HeadWeights | OwnHead, out: Tensor) -> None:
         """Add a chunk with all its columns."""

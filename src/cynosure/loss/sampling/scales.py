@@ -48,5 +48,7 @@ class Scale:
 
     @property
     def error(self) -> float:
-        """The relative error in norm; 0 for a gradient of 0."""
-        return math.sqrt(max(self.variance, 0.0) / self.square) if self.square > 0 else 0.0
+        """The relative error in norm; infinite for a gradient of 0 whose estimate is another."""
+        if self.variance <= 0:
+            return 0.0
+        return math.sqrt(self.variance / self.square) if self.square > 0 else math.inf
