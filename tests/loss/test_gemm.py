@@ -40,7 +40,17 @@ def with_stride(x):
 
 
 LAYOUTS = [lambda x: x, lambda x: x.t().contiguous().t(), with_stride, lambda x: with_stride(x.t()).t()]
-SHAPES = [(1, 1, 1), (3, 5, 7), (1, 64, 9), (65, 1, 33), (130, 70, 257), (13, 645, 520), (17, 1500, 40), (300, 33, 31)]
+SHAPES = [
+    (1, 1, 1),
+    (3, 5, 7),
+    (1, 64, 9),
+    (65, 1, 33),
+    (130, 70, 257),
+    (13, 645, 520),
+    (17, 1500, 40),
+    (300, 33, 31),
+    (700, 650, 50),
+]
 
 
 @provider_params
@@ -59,8 +69,11 @@ def test_products_of_every_layout(m, k, n, add, provider, dtype):
                 torch.testing.assert_close(out.double(), truth, rtol=2 * eps, atol=atol)
 
 
+LONG = (2100, 2050, 70)  # M is the longest, and B is packed in two groups of panels
+
+
 @has_native
-@pytest.mark.parametrize(("m", "k", "n"), SHAPES)
+@pytest.mark.parametrize(("m", "k", "n"), [*SHAPES, LONG])
 def test_our_own_products_are_summed_in_float32(m, k, n):
     torch.manual_seed(0)
     a, b = torch.randn(m, k).bfloat16(), torch.randn(k, n).bfloat16()
@@ -84,6 +97,25 @@ def test_more_threads_than_there_is_work_for(m, k, n, monkeypatch):
         native_matmul(a, b, outs[-1])
     torch.testing.assert_close(outs[0].double(), a.double() @ b.double(), rtol=1e-5, atol=2e-6 * k)
     assert torch.equal(*outs)
+
+
+TALL = """
+import resource, torch
+from cynosure.loss.matmul.rivals import native_matmul
+a, b, out = torch.ones(700, {m}).bfloat16().t(), torch.ones(700, 128).bfloat16(), torch.ones({m}, 128).bfloat16()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+native_matmul(a, b, out)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+assert (out == 700).all()
+"""
+
+
+@has_native
+def test_dweight_of_many_rows_needs_little_memory():
+    """With K longer than N, M stays the side that is split: no copy of A, and no float32 result per thread."""
+    m = 60_000
+    done = subprocess.run([sys.executable, "-c", TALL.format(m=m)], capture_output=True, text=True, check=True)
+    assert int(done.stdout) * 1024 < 2 * m * 128
 
 
 @has_native

@@ -143,6 +143,55 @@ def test_what_is_held_is_flat_in_n(n):
 
 @pytest.mark.parametrize("v", [1000, 32_000, 262_144, 2**20, 2**28])
 def test_a_vocabulary_of_any_size_stays_within_the_limit(v):
-    """A chunk has fewer rows where they are long, and one at least."""
+    """A chunk has fewer rows where they are long, and one at least; less than a page separates two rows."""
     plan = explain(100_000, 64, v)
-    assert plan.logits_bytes <= max(Sizes().max_bytes, 4 * v)
+    assert plan.logits_bytes - 4096 * plan.chunk_tokens <= max(Sizes().max_bytes, 4 * v)
+
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("n", [1, 100, 512, 820, 821, 1000, 1024, 2048, 8192, 100_000])
+def test_half_precision_holds_a_quarter_of_the_logits_and_an_accumulator(n, dtype):
+    """Or all logits, where that is no more than a chunk of 205 rows and the accumulator: then there is none."""
+    d, v = 640, 262_144
+    plan = explain(n, d, v, dtype=dtype)
+    quarter = max(plan.full_logits_bytes // 4, 205 * v * 2)
+    assert plan.logits_bytes + plan.accumulator_bytes <= 1.005 * (quarter + max(plan.accumulator_bytes, v * d * 2))
+    assert (plan.accumulator_bytes == 0) == (plan.n_chunks == 1) == (n <= 820)
+    assert plan.chunk_tokens <= 512 or plan.n_chunks == 1
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_only_a_sum_in_half_precision_is_worth_all_logits(frozen):
+    """Without dW there is no accumulator to save, and the rows are split."""
+    n, d, v = 512, 300, 32_768
+    hidden, weight = torch.randn(n, d).bfloat16().requires_grad_(), torch.randn(v, d).bfloat16()
+    weight.requires_grad_(not frozen)
+    with Allocations(hidden, weight, large=200 * v) as made:
+        linear_cross_entropy(hidden, weight, torch.randint(v, (n,)), backend="torch").backward()
+    stride = Sizes().row_stride(v, torch.bfloat16)
+    assert made.largest == (256 if frozen else n) * stride
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("v", [32_768, 49_152, 50_257, 128_256, 151_936, 262_144])
+def test_long_rows_are_spread_over_the_cache(v, dtype):
+    """Rows begin at whole cache lines, an odd number of them and half a page apart; they grow by a page at most."""
+    stride = Sizes().row_stride(v, dtype) * dtype.itemsize
+    assert stride % 4096 == 2048 + 64
+    assert 0 <= stride - v * dtype.itemsize < 4096
+    assert Sizes().row_stride(1000, dtype) == 1000
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_plan_counts_the_space_between_rows(dtype, backend):
+    n, d, v = 9, 2, 33_000
+    case = make_case(lead=(n,), d=d, v=v, dtype=dtype, bias=True)
+    case, leaves = leaves_of(case)
+    plan = explain(n, d, v, dtype=dtype, backend=backend, chunk_tokens=4)
+    with Allocations(inputs_of(case)) as made:
+        loss = case.call(linear_cross_entropy, backend=backend, chunk_tokens=4)
+        torch.autograd.grad(loss, leaves)
+    assert made.largest * dtype.itemsize == plan.logits_bytes > 4 * v * dtype.itemsize

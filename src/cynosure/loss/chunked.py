@@ -68,12 +68,15 @@ class Wanted(NamedTuple):
         return self.dhidden or self.dweight or self.dbias
 
 
-def logits_chunks(job: LossJob, hidden: Tensor, head: HeadWeights | OwnHead) -> Iterator[Chunk]:
+def logits_chunks(
+    job: LossJob, hidden: Tensor, head: HeadWeights | OwnHead, summed_columns: int = 0
+) -> Iterator[Chunk]:
     """Yield the logits of the n counted rows, R at a time, in one reused buffer: one GEMM in all."""
     vocab_size, rows, n_rows = head.shape[0], job.batch.inputs, job.batch.n_rows
     sizes = job.backend.sizes(hidden.device)
-    n_chunk = sizes.chunk_rows(n_rows, vocab_size, hidden.dtype, job.chunk_tokens)
-    buffer = in_huge_pages(hidden.new_empty(n_chunk if n_rows else 0, sizes.row_stride(vocab_size)))[:, :vocab_size]
+    n_chunk = sizes.chunk_rows(n_rows, vocab_size, hidden.dtype, job.chunk_tokens, summed_columns)
+    shape = n_chunk if n_rows else 0, sizes.row_stride(vocab_size, hidden.dtype)
+    buffer = in_huge_pages(hidden.new_empty(shape))[:, :vocab_size]
     for start in range(0, n_rows, n_chunk):
         stop = min(start + n_chunk, n_rows)
         h = job.batch.masked(hidden[rows_between(rows, start, stop)], start)
@@ -137,6 +140,13 @@ class Gradients:
             return None
         mean = mean_hidden(hidden, batch.inputs)
         return Sampler(sampling, self.job.backend, values if wanted.dhidden else None, self.dweight, mean)
+
+    @property
+    def summed_columns(self) -> int:
+        """D if dW needs an accumulator for more than one chunk, and only then, else 0."""
+        narrow = self.dweight is not None and self.dweight.dtype != accumulation_dtype(self.job.dtype)
+        narrow = narrow and self.sampler is None
+        return self.dweight.shape[1] if self.dweight is not None and narrow else 0
 
     def add(self, chunk: Chunk, head: HeadWeights | OwnHead) -> None:
         """Add the chunk's part to each gradient with two GEMMs. The chunk's buffer must hold d(logits)."""
@@ -209,7 +219,7 @@ def compute(
         unit = _unit(upstream, job.dtype)
         upstream = upstream if isinstance(unit, float) and unit == 1 else upstream / unit
         gradients = Gradients(hidden, head, job, wanted, unit)
-        for chunk in logits_chunks(job, hidden, head):
+        for chunk in logits_chunks(job, hidden, head, gradients.summed_columns):
             if gradients.dtarget is not None:
                 for start, stop in blocks(job.backend, chunk.logits, len(chunk.logits), copied=True):
                     _put_dtarget(gradients.dtarget, job, chunk.start + start, chunk.logits[start:stop], upstream)

@@ -43,7 +43,7 @@ class RowChunk(NamedTuple):
         for first in range(0, vocab_size, self.columns):
             columns = slice(first, first + self.columns)
             head = self.head if isinstance(self.head, OwnHead) else self.head.classes(columns)
-            stride = self.sizes.row_stride(head.shape[0])
+            stride = self.sizes.row_stride(head.shape[0], self.buffer.dtype)
             out = self.buffer[: n_rows * stride].view(n_rows, stride)[:, : head.shape[0]]
             yield Piece(first, vocab_size), head.linear(self.hidden, out, self.provider)
 
@@ -67,7 +67,7 @@ def rows_of(
     else:
         n_chunk, columns = sizes.piece(n_rows, vocab_size, hidden.dtype, chunk_tokens)
     provider = choose_gemm(2.0 * n_chunk * hidden_size * vocab_size, hidden.dtype, hidden.device).provider
-    buffer = hidden.new_empty(n_chunk * sizes.row_stride(columns) if n_rows else 0)
+    buffer = hidden.new_empty(n_chunk * sizes.row_stride(columns, hidden.dtype) if n_rows else 0)
     for start in range(0, n_rows, n_chunk):
         stop = min(start + n_chunk, n_rows)
         chunk = batch.masked(hidden[rows_between(batch.inputs, start, stop)], start)

@@ -11,6 +11,7 @@ from cynosure.loss.matmul.rivals import Gemm
 from cynosure.loss.options import Reduction, accumulation_dtype, check_chunk_tokens, check_reduction
 from cynosure.loss.sampling.choice import expected_columns
 from cynosure.loss.sampling.options import GradTolerance, check_device, check_tolerance
+from cynosure.loss.sampling.row_sums import bytes_beside
 from cynosure.loss.sizes import MIB
 
 
@@ -104,12 +105,12 @@ def explain(
     Example:
         >>> plan = explain(1024, 640, 262_144, dtype=torch.bfloat16)
         >>> plan.n_gemms, plan.full_logits_bytes // plan.logits_bytes
-        (3, 4)
+        (3, 3)
         >>> print(explain(1024, 640, 262_144, dtype=torch.float16, backend="torch"))
         backend      torch (selected by name)
         matmuls      torch (the only provider of float16 matmuls on this device)
-        chunks       5 of 205 tokens, 3 matmuls each
-        logits       102.5 MiB held, instead of 512.0 MiB
+        chunks       4 of 256 tokens, 3 matmuls each
+        logits       128.5 MiB held, instead of 512.0 MiB
         scratch      2.0 MiB
         accumulator  640.0 MiB
     """
@@ -126,16 +127,19 @@ def explain(
             raise ValueError(f"{name} must be at least {least}, got {size}")
     chosen, reason = choose_backend(backend, device)
     device = torch.device(device)
-    sizes, direct = chosen.sizes(device), dtype in chosen.dtypes
+    sizes, direct, half = chosen.sizes(device), dtype in chosen.dtypes, accumulation_dtype(dtype) != dtype
     if requires_grad:
-        rows, columns = sizes.chunk_rows(n_tokens, vocab_size, dtype, chunk_tokens), vocab_size
+        summed_columns = hidden_size if half and not tolerance else 0
+        rows, columns = sizes.chunk_rows(n_tokens, vocab_size, dtype, chunk_tokens, summed_columns), vocab_size
     else:
         rows, columns = sizes.piece(n_tokens, vocab_size, dtype, chunk_tokens)
-    half, n_chunks = accumulation_dtype(dtype) != dtype, math.ceil(n_tokens / rows)
+    n_chunks = math.ceil(n_tokens / rows)
     block = sizes.block_rows(rows, columns, dtype, copied=not direct)
     gemm = choose_gemm(2.0 * rows * hidden_size * vocab_size, dtype, device)
     kept = expected_columns(tolerance, vocab_size) if requires_grad else vocab_size
-    summed = (2 if gemm.provider == "native" else 4) if half and requires_grad and (n_chunks > 1 or tolerance) else 0
+    summed = (2 if gemm.provider == "native" else 4) if half and requires_grad and n_chunks > 1 else 0
+    if tolerance and requires_grad:
+        summed = bytes_beside(dtype)
     return Plan(
         backend=chosen.name,
         reason=reason,
@@ -147,7 +151,7 @@ def explain(
         chunk_vocab=columns,
         n_chunks=n_chunks,
         n_gemms=1 if not requires_grad else 4 if reduction == "none" else 3,
-        logits_bytes=rows * sizes.row_stride(columns) * dtype.itemsize,
+        logits_bytes=rows * sizes.row_stride(columns, dtype) * dtype.itemsize,
         scratch_bytes=0 if direct else block * columns * 4,
         accumulator_bytes=vocab_size * hidden_size * summed,
         full_logits_bytes=n_tokens * vocab_size * dtype.itemsize,

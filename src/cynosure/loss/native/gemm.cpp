@@ -16,7 +16,7 @@
 namespace {
 
 constexpr int64_t TILE = 12, PANEL = 32, MOST_K = 640, M_BLOCK = 192, N_BLOCK = 512;
-constexpr int64_t PAIRS = MOST_K / 2;
+constexpr int64_t PAIRS = MOST_K / 2, M_BLOCK_BYTES = 512 << 10, GROUP_BYTES = 384 << 10;
 
 struct Matrix {
     const uint16_t* data;
@@ -267,11 +267,14 @@ int64_t along_n(const Matmul& p, const Matrix& a, const Matrix& b, const Target&
     return 0;
 }
 
-// M is long (dW) and K short: B stays packed, and A is packed block by block.
+// M is long (dW): B stays packed, and A is packed block by block. All of K is summed in registers, so long K takes smaller
+// blocks: a block of A and a group of panels of B fit into the L2 cache of a core (1 MiB) together.
 int64_t along_m(const Matmul& p, const Matrix& a, const Matrix& b, const Target& to) {
-    const int64_t n_panels = (p.n + PANEL - 1) / PANEL, panel = (p.k + 1) / 2 * PANEL;
-    const int64_t n_blocks = (p.m + M_BLOCK - 1) / M_BLOCK, n_threads = std::min(p.n_threads, n_blocks);
-    const Scratch scratch(4 * n_panels * panel, 4 * tiles_size(M_BLOCK, p.k), n_threads);
+    const int64_t pairs = (p.k + 1) / 2, panel = pairs * PANEL, n_panels = (p.n + PANEL - 1) / PANEL;
+    const int64_t n_groups = 1 + (4 * panel * n_panels - 1) / GROUP_BYTES, group = (n_panels + n_groups - 1) / n_groups;
+    const int64_t m_block = std::max(TILE, std::min(M_BLOCK, M_BLOCK_BYTES / (4 * pairs) / TILE * TILE));
+    const int64_t n_blocks = (p.m + m_block - 1) / m_block, n_threads = std::min(p.n_threads, n_blocks);
+    const Scratch scratch(4 * n_panels * panel, 4 * tiles_size(m_block, p.k), n_threads);
     if (scratch.missing()) return scratch.missing();
     uint32_t* const packed = scratch.shared<uint32_t>();
     for (int64_t i = 0; i < n_panels; i++)
@@ -281,16 +284,20 @@ int64_t along_m(const Matmul& p, const Matrix& a, const Matrix& b, const Target&
         uint32_t* const tiles = scratch.of<uint32_t>(thread);
         for (int64_t i = next++, after; i < n_blocks; i = after) {
             after = next++;
-            const int64_t first = i * M_BLOCK, rows = std::min(M_BLOCK, p.m - first), later = after * M_BLOCK;
-            const Ahead ahead = after < n_blocks ? Ahead(a, later, std::min(M_BLOCK, p.m - later), 0, p.k) : Ahead();
+            const int64_t first = i * m_block, rows = std::min(m_block, p.m - first), later = after * m_block;
+            const Ahead ahead = after < n_blocks ? Ahead(a, later, std::min(m_block, p.m - later), 0, p.k) : Ahead();
             pack_tiles(a, first, rows, 0, p.k, tiles);
             const Tiles in_block(rows);
-            for (int64_t t = 0; t < in_block.n; t++) {  // one tile with every panel: whole rows of the result at a time
-                for (int64_t j = 0; j < n_panels; j++) {
-                    ahead.fetch(t * n_panels + j, in_block.n * n_panels);
-                    TILES[in_block.size(t) - 1](tiles + t * ((p.k + 1) / 2) * TILE, packed + j * panel, (p.k + 1) / 2,
-                                                to.at(first + in_block.begin(t), j * PANEL),
-                                                std::min(PANEL, p.n - j * PANEL));
+            int64_t done = 0;
+            for (int64_t g = 0; g < n_panels; g += group) {
+                const int64_t stop = std::min(g + group, n_panels);
+                for (int64_t t = 0; t < in_block.n; t++) {  // a tile with every panel: adjacent results one after another
+                    for (int64_t j = g; j < stop; j++) {
+                        ahead.fetch(done++, in_block.n * n_panels);
+                        TILES[in_block.size(t) - 1](tiles + t * pairs * TILE, packed + j * panel, pairs,
+                                                    to.at(first + in_block.begin(t), j * PANEL),
+                                                    std::min(PANEL, p.n - j * PANEL));
+                    }
                 }
             }
         }
@@ -346,8 +353,8 @@ extern "C" int64_t cynosure_product(const Matmul* p) {
     const Matrix a{p->a, p->a_row, p->a_column}, b{p->b, p->b_column, p->b_row};
     const Target target{p->add ? p->sum : nullptr, p->sum, p->narrow, p->low, p->stride, p->stride,
                         p->add && p->low, p->keep_low != 0};
-    if (p->k > MOST_K && p->k >= p->n) return along_k(*p, a, b, target);
-    if (p->m > p->n && p->k <= MOST_K) return along_m(*p, a, b, target);
+    if (p->k > MOST_K && p->k >= std::max(p->m, p->n)) return along_k(*p, a, b, target);
+    if (p->m > p->n) return along_m(*p, a, b, target);
     return along_n(*p, a, b, target);
 }
 #endif

@@ -104,6 +104,13 @@ def row_sums(dweight: Tensor) -> RowSums:
     return SparseSums(dweight, INSTRUCTIONS.index(library().instructions[0]))
 
 
+def bytes_beside(dtype: torch.dtype) -> int:
+    """Return the bytes per number of a dW of this dtype, beside those of dW itself, that its sums take at most."""
+    if dtype == accumulation_dtype(dtype):
+        return 0
+    return 2 if dtype == torch.bfloat16 and library().functions is not None else accumulation_dtype(dtype).itemsize
+
+
 def add_matmul(a: Tensor, b: Tensor, total: Tensor, add: bool, provider: str | None = None) -> None:
     """Compute total (M, N) = a (M, K) @ b (K, N), or += with `add`, with the named or else the best provider.
 
