@@ -26,7 +26,7 @@ MOST_INNER = 15
 # Folders of loss/, and the modules of loss/ that each may import besides its own.
 FOLDERS = {
     "backends": {"devices", "native", "options", "pieces", "sizes", "targets", "tensors", "triton"},
-    "matmul": {"devices", "native", "pages", "tensors"},
+    "matmul": {"devices", "native", "tensors"},
     "native": set(),
     "sampling": {"backends", "batch", "devices", "linear", "matmul", "native", "options", "tensors"},
     "triton": {"options", "pieces", "targets"},

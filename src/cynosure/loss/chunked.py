@@ -19,7 +19,6 @@ from cynosure.loss.linear import HeadWeights, OwnHead, matmul
 from cynosure.loss.matmul.choice import choose_gemm
 from cynosure.loss.matmul.weight_sum import WeightSum
 from cynosure.loss.options import RowOptions, accumulation_dtype
-from cynosure.loss.pages import in_huge_pages
 from cynosure.loss.sampling.options import Sampling
 from cynosure.loss.sampling.sampler import Sampler, mean_hidden
 from cynosure.loss.targets import take_rows
@@ -76,7 +75,7 @@ def logits_chunks(
     sizes = job.backend.sizes(hidden.device)
     n_chunk = sizes.chunk_rows(n_rows, vocab_size, hidden.dtype, job.chunk_tokens, summed_columns)
     shape = n_chunk if n_rows else 0, sizes.row_stride(vocab_size, hidden.dtype)
-    buffer = in_huge_pages(hidden.new_empty(shape))[:, :vocab_size]
+    buffer = hidden.new_empty(shape)[:, :vocab_size]
     for start in range(0, n_rows, n_chunk):
         stop = min(start + n_chunk, n_rows)
         h = job.batch.masked(hidden[rows_between(rows, start, stop)], start)
@@ -125,7 +124,7 @@ class Gradients:
         self.sum_dweight: WeightSum | None = None
         if wanted.dweight:
             make = torch.empty if job.batch.n_rows else torch.zeros
-            self.dweight = in_huge_pages(make(head.shape, dtype=job.dweight_dtype, device=hidden.device))
+            self.dweight = make(head.shape, dtype=job.dweight_dtype, device=hidden.device)
         self.dbias = torch.zeros(head.shape[0], dtype=dtype, device=hidden.device) if wanted.dbias else None
         self.dtarget = new_dtarget(job.batch) if wanted.dtarget else None
         self.sampler = self.new_sampler(hidden, head, wanted)

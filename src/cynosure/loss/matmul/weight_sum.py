@@ -7,7 +7,6 @@ from torch import Tensor
 
 from cynosure.loss.devices import is_asynchronous
 from cynosure.loss.matmul.rivals import multiply, takes
-from cynosure.loss.pages import in_huge_pages
 
 SUM_ROWS = 2048  # rows of a half-precision dW that torch computes at a time on a CPU
 SUM_BYTES = 256 * 2**20  # the same in bytes, on a device whose matmuls cannot add to float32
@@ -48,7 +47,7 @@ class WeightSum:
             self.native = self.native and takes(torch.bfloat16, a, b)
             whole = last or self.dweight.dtype == torch.float32
             if self.native and not whole:
-                self.low = in_huge_pages(torch.empty_like(self.dweight))
+                self.low = torch.empty_like(self.dweight)
             elif not self.native:
                 self.wide = self.dweight if whole else torch.empty_like(self.dweight, dtype=torch.float32)
         if self.native:
