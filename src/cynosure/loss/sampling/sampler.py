@@ -25,7 +25,7 @@ from cynosure.loss.sampling.record import SampledBackward, tell
 from cynosure.loss.sampling.row_sums import RowSums, add_matmul, row_sums
 from cynosure.loss.sampling.scales import Ratio, Scale
 
-BLOCK = 4096  # kept columns that are multiplied at a time: their rows of the weight and of dW stay in a CPU's cache
+BLOCK = 2048  # kept columns that are multiplied at a time: their rows of the weight and of dW stay in a CPU's cache
 PILOT = 8.0  # times the tolerance: of a first sample, from which only the scales of the gradients are learned
 ROUGHEST = 0.25  # tolerance of that sample, unless the call's is larger
 
