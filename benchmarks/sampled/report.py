@@ -1,7 +1,7 @@
 """Print what the runs of a report found: a table of means and spreads over seeds for each case, and one of all runs."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import mean, stdev
 from typing import Any
 
@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from benchmarks.formats import NONE
-from benchmarks.sampled.training import Run
+from benchmarks.sampled.training import GROUPS, Run
 
 Record = dict[str, Any]
 Value = Callable[[Record], float | None]
@@ -40,7 +40,7 @@ def print_cases(runs: list[Record], console: Console) -> None:
         console.print(table([summary(same) for same in by_tolerance(case).values()], "seeds"), "")
         singles = sorted(case, key=lambda run: (order(run), run["seed"]))
         console.print(table([single(run) for run in singles], "seed"), "")
-        for line in (*differences(case), *by_decile(case)):
+        for line in (*differences(case), *by_decile(case), *by_group(case)):
             console.print(Text(f"  {line}"), soft_wrap=True)
         console.print()
     note = "Means, and standard deviations over seeds. frequent, rarest: nats of a tenth of the tokens."
@@ -91,8 +91,7 @@ def summary(runs: list[Record]) -> list[str]:
     cells = []
     for value, form in COLUMNS.values():
         values = [x for run in runs if (x := value(run)) is not None]
-        shown = format(mean(values), form) if values else NONE
-        cells.append(f"{shown} ±{format(stdev(values), form)}" if len(values) > 1 else shown)
+        cells.append(shown(values, form) if values else NONE)
     return [named(runs[0]["tolerance"]), str(len(runs)), *cells]
 
 
@@ -119,15 +118,34 @@ def differences(runs: list[Record]) -> list[str]:
     for tolerance, same in by_tolerance(runs).items():
         pairs = [(run, exact[run["seed"]]) for run in same if run["seed"] in exact]
         if tolerance != 0 and pairs:
-            shown = (f"{name} {' '.join(f'{run[name] - other[name]:+.4f}' for run, other in pairs)}" for name in PAIRED)
-            lines.append(f"{named(tolerance)} less exact, seed by seed: {', '.join(shown)}")
+            parts = (f"{name} {' '.join(f'{run[name] - other[name]:+.4f}' for run, other in pairs)}" for name in PAIRED)
+            lines.append(f"{named(tolerance)} less exact, seed by seed: {', '.join(parts)}")
     return lines
 
 
 def by_decile(runs: list[Record]) -> list[str]:
-    """Return the mean loss of each tenth of the tokens, the most frequent first."""
+    """Return the mean loss of each tenth of the tokens, the most frequent first, with its spread over seeds."""
+    return [
+        f"{named(tolerance)}, nats by decile: {'  '.join(shown(values) for values in zip(*each, strict=True))}"
+        for tolerance, same in by_tolerance(runs).items()
+        if (each := [run["deciles"] for run in same])
+    ]
+
+
+def by_group(runs: list[Record]) -> list[str]:
+    """Return the mean loss of the tokens that are unseen, rare and common in the training."""
     lines = []
     for tolerance, same in by_tolerance(runs).items():
-        deciles = zip(*(run["deciles"] for run in same), strict=True)
-        lines.append(f"{named(tolerance)}, nats by decile: {' '.join(f'{mean(values):.3f}' for values in deciles)}")
+        losses = {name: [run["groups"][name]["nats_per_token"] for run in same] for name in GROUPS}
+        parts = (f"{name} {shown(values)}" for name, values in losses.items() if None not in values)
+        lines.append(f"{named(tolerance)}, nats by group: {', '.join(parts)}")
     return lines
+
+
+def shown(values: Sequence[float], form: str = ".3f") -> str:
+    """Return the mean of values, with their standard deviation if there are several.
+
+    >>> shown([1.0, 2.0]), shown([1.0])
+    ('1.500 ±0.707', '1.000')
+    """
+    return format(mean(values), form) + (f" ±{format(stdev(values), form)}" if len(values) > 1 else "")

@@ -141,8 +141,8 @@ def group_of(ids: NDArray[Any], counts: NDArray[np.int64]) -> NDArray[np.int64]:
     >>> group_of(np.array([0, 1, 2, 9]), np.array([0, 3, 12])).tolist()
     [0, 1, 2, 0]
     """
-    often = np.append(counts, 0)[np.minimum(ids, len(counts))]
-    return np.asarray(often > 0, dtype=np.int64) + (often >= RARE)
+    often: NDArray[np.int64] = np.append(counts, 0)[np.minimum(ids, len(counts))]
+    return np.digitize(often, (1, RARE)).astype(np.int64)
 
 
 def held_out_metrics(scores: Any, counts: NDArray[np.int64]) -> dict[str, Any]:
