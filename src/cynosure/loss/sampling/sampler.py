@@ -114,14 +114,14 @@ class Sampler:
         budgets = []
         if self.values is not None:
             scale, variances = self.hidden_scale, chunk.dhidden_variances
-            square = scale.square + scale.squares.value * float(variances.sum())
-            budgets.append(Budget(variances, tolerance**2 * square - scale.variance))
+            own = scale.squares.value * float(variances.sum())
+            budgets.append(Budget(variances, scale.budget(tolerance, scale.square + own, own)))
         if self.sums is not None:
             scale, columns = self.weight_scale, chunk.columns
-            square = scale.square + scale.squares.value * float(columns.weighed.sum())
-            square += float((self.projected + columns.projected).square().sum())
-            variances = columns.weighed * scale.variances.value
-            budgets.append(Budget(variances, tolerance**2 * square - scale.variance))
+            across = scale.squares.value * float(columns.weighed.sum())
+            own = across + float(columns.projected.square().sum())
+            square = scale.square + across + float((self.projected + columns.projected).square().sum())
+            budgets.append(Budget(columns.weighed * scale.variances.value, scale.budget(tolerance, square, own)))
         q = probabilities(budgets, always)
         return q if float(q.sum()) < len(q) / 2 else None
 

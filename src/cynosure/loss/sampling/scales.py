@@ -8,6 +8,7 @@ that guess in the columns multiplied so far.
 import math
 from dataclasses import dataclass, field
 
+LEAST_PART = 0.25  # of the variance that a chunk's own norm allows it
 DOUBT = 8  # observations of ratio 1 with which a ratio starts
 
 
@@ -40,6 +41,13 @@ class Scale:
     variance: float = 0.0  # of the estimate: the expected square of its error
     squares: Ratio = field(default_factory=Ratio)  # of the squared norm of a chunk's part
     variances: Ratio = field(default_factory=Ratio)  # of the variance of a chunk's estimate
+
+    def budget(self, tolerance: float, square: float, own: float) -> float:
+        """Return the variance that a chunk may add, if the squared norm is then `square`, and `own` of its part alone.
+
+        Where earlier chunks have spent more than they should, it still gets a part of what its own norm allows.
+        """
+        return tolerance**2 * max(square - self.variance / tolerance**2, LEAST_PART * own)
 
     def add(self, square: float, variance: float) -> None:
         """Add a chunk's part; parts are taken to be orthogonal."""
