@@ -111,8 +111,8 @@ def launched(variant: Variant) -> Launch:
 def ask(variant: Variant) -> None:
     """Call the backend with two rows."""
     backend, n = TritonRows(), variant.vocab_size
-    sizes, acc = Sizes(row_unit=variant.row_unit), accumulation_dtype(variant.dtype)
-    z = torch.empty(2, sizes.row_stride(n), dtype=variant.dtype)[:, :n]
+    sizes, acc = Sizes(row_unit=variant.row_unit, spread_bytes=None), accumulation_dtype(variant.dtype)
+    z = torch.empty(2, sizes.row_stride(n, variant.dtype), dtype=variant.dtype)[:, :n]
     weight = torch.ones(n, dtype=acc) if variant.class_weight else None
     options, piece, k = RowOptions(**variant.options, class_weight=weight), Piece(0, n), torch.ones(2, dtype=acc)
     index = torch.zeros(2, dtype=torch.int64)

@@ -39,13 +39,19 @@ def check(n_draws=DRAWS, tolerance=0.1, frozen=(), **options):
     return check_unbiased(sampled_case(**options).freeze(*frozen), n_draws, tolerance)
 
 
+LIKE_OTHERS = CASES.keys() - {"all together", "sparse", "chunks of bfloat16"}
+
+
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.each_variant if name in LIKE_OTHERS else ()) for name in CASES]
+)
 def test_every_option_is_unbiased(name):
     check(**CASES[name])
 
 
 @pytest.mark.exhaustive
+@pytest.mark.each_variant
 def test_every_backend_is_unbiased(backend):
     check(**ALL, backend=backend, n_draws=1000)
 

@@ -44,6 +44,7 @@ def test_the_report_tells_it(whole: Path) -> None:
     assert 'data-key="last.columns_kept"' in page
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("options", [{}, {"grad_tolerance": "dtype"}])  # float32 is exact
 def test_an_exact_training_tells_nothing(tmp_path: Path, options: dict[str, Any]) -> None:
     run(tmp_path / "run", tokens=256, **options)
@@ -51,6 +52,7 @@ def test_an_exact_training_tells_nothing(tmp_path: Path, options: dict[str, Any]
     assert "sampled backward" not in reporting.report(tmp_path / "run").read_text()
 
 
+@pytest.mark.exhaustive
 def test_the_rounding_of_bfloat16(tmp_path: Path) -> None:
     run(tmp_path / "run", tokens=128, dtype="bfloat16", grad_tolerance="dtype")
     assert all(name in line for line in timeless(tmp_path / "run") for name in NAMES)
@@ -73,6 +75,7 @@ def test_every_micro_batch_has_a_seed_of_its_own(tmp_path: Path, monkeypatch: py
     assert seen == [(3, step, 0, micro) for step in range(2) for micro in range(2)]
 
 
+@pytest.mark.exhaustive
 def test_another_seed_draws_other_columns(whole: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     run(other, **OPTIONS, seed=1)
