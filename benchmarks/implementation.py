@@ -7,6 +7,7 @@ from typing import Any
 OURS = "cynosure"
 LIMIT = "limit"
 PLACES = ("cpu", "device")
+TOLERANCE = 2.0**-8  # of sampled gradients: what "dtype" is in bfloat16
 DTYPES = ("float32", "bfloat16", "autocast")
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from benchmarks.implementation import LIMIT, OURS, Implementation, Unavailable, by_name
+from benchmarks.implementation import LIMIT, OURS, TOLERANCE, Implementation, Unavailable, by_name
 
 if TYPE_CHECKING:  # the parent process looks names up here and must not pay for torch
     from torch import Tensor
@@ -221,7 +221,6 @@ def build_limit_chunked(inputs: Inputs) -> Step:
 
 EAGER = "eager"
 SAMPLED = "sampled"
-TOLERANCE = 2.0**-8  # what "dtype" is in bfloat16
 
 IMPLEMENTATIONS = by_name(
     Implementation(OURS, "cynosure.linear_cross_entropy(h, W, t)", build_cynosure),

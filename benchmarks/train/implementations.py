@@ -3,13 +3,12 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from benchmarks.implementation import LIMIT, OURS, Implementation, by_name
+from benchmarks.implementation import LIMIT, OURS, TOLERANCE, Implementation, by_name
 
 if TYPE_CHECKING:  # the parent process looks names up here and must not pay for torch
     from cynosure.models import LanguageModel
 
 TRANSFORMERS = "transformers"
-TOLERANCE = 2.0**-8  # what "dtype" is in bfloat16
 
 
 class TrainWork(NamedTuple):

@@ -143,9 +143,9 @@ class Gradients:
     @property
     def summed_columns(self) -> int:
         """D if dW needs an accumulator for more than one chunk, and only then, else 0."""
-        narrow = self.dweight is not None and self.dweight.dtype != accumulation_dtype(self.job.dtype)
-        narrow = narrow and self.sampler is None
-        return self.dweight.shape[1] if self.dweight is not None and narrow else 0
+        if self.dweight is None or self.sampler is not None or self.dweight.dtype == accumulation_dtype(self.job.dtype):
+            return 0
+        return self.dweight.shape[1]
 
     def add(self, chunk: Chunk, head: HeadWeights | OwnHead) -> None:
         """Add the chunk's part to each gradient with two GEMMs. The chunk's buffer must hold d(logits)."""

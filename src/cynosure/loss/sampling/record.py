@@ -9,7 +9,8 @@ class SampledBackward(NamedTuple):
     """One sampled backward of the loss: of one call, or of one backward pass for reduction="none".
 
     The errors are relative, in norm: the standard deviation of the estimate over the norm of the gradient, as
-    estimated from the columns that were kept. They are 0.0 for a gradient that was not computed.
+    estimated from the columns that were kept. They are 0.0 for a gradient that was not computed, and
+    infinite for one of 0 whose estimate is not.
     """
 
     n_tokens: int
