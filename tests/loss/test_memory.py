@@ -195,3 +195,14 @@ def test_the_plan_counts_the_space_between_rows(dtype, backend):
         loss = case.call(linear_cross_entropy, backend=backend, chunk_tokens=4)
         torch.autograd.grad(loss, leaves)
     assert made.largest * dtype.itemsize == plan.logits_bytes > 4 * v * dtype.itemsize
+
+
+@pytest.mark.parametrize(("tolerance", "rows"), [(0.0, 200), (0.02, 150)])
+def test_a_sampled_chunk_has_fewer_rows(tolerance, rows):
+    """Sums over columns, and the rows of kept columns, take the memory of 32 rows."""
+    n, d, v = 600, 8, 32_768
+    assert explain(n, d, v, grad_tolerance=tolerance).chunk_tokens == rows
+    hidden, weight = torch.randn(n, d).requires_grad_(), torch.randn(v, d).requires_grad_()
+    with Allocations(hidden, weight) as made:
+        linear_cross_entropy(hidden, weight, torch.randint(v, (n,)), grad_tolerance=tolerance).backward()
+    assert made.largest == rows * Sizes().row_stride(v, torch.float32)

@@ -20,7 +20,7 @@ from cynosure.loss.matmul.choice import choose_gemm
 from cynosure.loss.matmul.weight_sum import WeightSum
 from cynosure.loss.options import RowOptions, accumulation_dtype
 from cynosure.loss.sampling.options import Sampling
-from cynosure.loss.sampling.sampler import Sampler, mean_hidden
+from cynosure.loss.sampling.sampler import Sampler, mean_hidden, spared_rows
 from cynosure.loss.targets import take_rows
 
 
@@ -68,12 +68,12 @@ class Wanted(NamedTuple):
 
 
 def logits_chunks(
-    job: LossJob, hidden: Tensor, head: HeadWeights | OwnHead, summed_columns: int = 0
+    job: LossJob, hidden: Tensor, head: HeadWeights | OwnHead, summed_columns: int = 0, spared: int = 0
 ) -> Iterator[Chunk]:
     """Yield the logits of the n counted rows, R at a time, in one reused buffer: one GEMM in all."""
     vocab_size, rows, n_rows = head.shape[0], job.batch.inputs, job.batch.n_rows
     sizes = job.backend.sizes(hidden.device)
-    n_chunk = sizes.chunk_rows(n_rows, vocab_size, hidden.dtype, job.chunk_tokens, summed_columns)
+    n_chunk = sizes.chunk_rows(n_rows, vocab_size, hidden.dtype, job.chunk_tokens, summed_columns, spared)
     shape = n_chunk if n_rows else 0, sizes.row_stride(vocab_size, hidden.dtype)
     buffer = hidden.new_empty(shape)[:, :vocab_size]
     for start in range(0, n_rows, n_chunk):
@@ -147,6 +147,11 @@ class Gradients:
             return 0
         return self.dweight.shape[1]
 
+    @property
+    def spared_rows(self) -> int:
+        """The rows of logits whose memory a sampler takes."""
+        return 0 if self.sampler is None else spared_rows(self.job.dtype)
+
     def add(self, chunk: Chunk, head: HeadWeights | OwnHead) -> None:
         """Add the chunk's part to each gradient with two GEMMs. The chunk's buffer must hold d(logits)."""
         dlogits, rows = chunk.logits, self.job.batch.inputs
@@ -218,7 +223,7 @@ def compute(
         unit = _unit(upstream, job.dtype)
         upstream = upstream if isinstance(unit, float) and unit == 1 else upstream / unit
         gradients = Gradients(hidden, head, job, wanted, unit)
-        for chunk in logits_chunks(job, hidden, head, gradients.summed_columns):
+        for chunk in logits_chunks(job, hidden, head, gradients.summed_columns, gradients.spared_rows):
             if gradients.dtarget is not None:
                 for start, stop in blocks(job.backend, chunk.logits, len(chunk.logits), copied=True):
                     _put_dtarget(gradients.dtarget, job, chunk.start + start, chunk.logits[start:stop], upstream)

@@ -12,6 +12,7 @@ from cynosure.loss.options import Reduction, accumulation_dtype, check_chunk_tok
 from cynosure.loss.sampling.choice import expected_columns
 from cynosure.loss.sampling.options import GradTolerance, check_device, check_tolerance
 from cynosure.loss.sampling.row_sums import bytes_beside
+from cynosure.loss.sampling.sampler import spared_rows
 from cynosure.loss.sizes import MIB
 
 
@@ -130,7 +131,8 @@ def explain(
     sizes, direct, half = chosen.sizes(device), dtype in chosen.dtypes, accumulation_dtype(dtype) != dtype
     if requires_grad:
         summed_columns = hidden_size if half and not tolerance else 0
-        rows, columns = sizes.chunk_rows(n_tokens, vocab_size, dtype, chunk_tokens, summed_columns), vocab_size
+        spared, columns = spared_rows(dtype) if tolerance else 0, vocab_size
+        rows = sizes.chunk_rows(n_tokens, vocab_size, dtype, chunk_tokens, summed_columns, spared)
     else:
         rows, columns = sizes.piece(n_tokens, vocab_size, dtype, chunk_tokens)
     n_chunks = math.ceil(n_tokens / rows)

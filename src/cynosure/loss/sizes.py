@@ -33,12 +33,14 @@ class Sizes(NamedTuple):
     most_whole_tokens: int = 1024  # rows in one chunk instead of several whose dW needs an accumulator
 
     def chunk_rows(
-        self, n_tokens: int, vocab_size: int, dtype: torch.dtype, chunk_tokens: int | None, summed_columns: int = 0
-    ) -> int:
+        self, n_tokens: int, vocab_size: int, dtype: torch.dtype, chunk_tokens: int | None, summed_columns: int = 0,
+        spared: int = 0,
+    ) -> int:  # fmt: skip
         """Return the rows of logits held at once: `chunk_tokens`, or else by size, in even chunks.
 
         `summed_columns` is D if more than one chunk needs an accumulator for a half-precision dW (V, D). A single chunk
         needs none: it holds all logits where these take no more memory than a chunk of them and the accumulator.
+        `spared` rows of a large chunk are not held, since other things take their memory.
         """
         if chunk_tokens is not None:
             return max(1, min(chunk_tokens, n_tokens))
@@ -47,6 +49,7 @@ class Sizes(NamedTuple):
         most = min(largest, max(self.least_tokens, n_tokens // parts))
         most = max(most, self.min_bytes // row_bytes)
         most = max(self.fewest_tokens, min(most, self.max_bytes // row_bytes))
+        most = most - spared if most > 2 * spared else most
         rows = evenly(n_tokens, most)
         whole = summed_columns > 0 and n_tokens <= min(self.most_whole_tokens, rows + summed_columns)
         return max(1, n_tokens) if whole else rows

@@ -27,6 +27,7 @@ from cynosure.loss.sampling.scales import Ratio, Scale
 
 BLOCK = 2048  # kept columns that are multiplied at a time: their rows of the weight and of dW stay in a CPU's cache
 PILOT = 8.0  # times the tolerance: of a first sample, from which only the scales of the gradients are learned
+SPARED = 32  # rows of logits, each of V numbers: about what sums over columns and the rows of kept columns take
 ROUGHEST = 0.25  # tolerance of that sample, unless the call's is larger
 
 
@@ -193,6 +194,14 @@ class Sampler:
             self.weight_scale.add(float(self.projected.square().sum()), 0.0)
         errors = self.hidden_scale.error, self.weight_scale.error
         tell(SampledBackward(self.n_tokens, self.n_kept / self.n_tokens, *errors))
+
+
+def spared_rows(dtype: torch.dtype) -> int:
+    """Return how many rows fewer a chunk holds, so that sampling takes no more memory than the exact backward.
+
+    In half precision it takes less anyway, since no float32 dW is added up.
+    """
+    return SPARED if dtype == accumulation_dtype(dtype) else 0
 
 
 def mean_hidden(hidden: Tensor, rows: Tensor | None) -> Tensor:
