@@ -167,4 +167,12 @@ SAMPLING = [
           "ties of kept columns are rounded up", "loss/test_sampled_columns.py"),
 ]  # fmt: skip
 
-FAULTS = [*FORMULAS, *ROWS_AND_CHUNKS, *DEVICES, *NATIVE, *SAMPLING]
+SHIFTS = [
+    Fault("shared-targets-overwritten", "loss/chunked.py", "flat.index_add_(0, at, part.to(dtarget.dtype))",
+          "flat[at] = part.to(dtarget.dtype)", "the gradient of targets that several shifts share",
+          "loss/test_shifts.py"),
+    Fault("shift-weight-left-out", "loss/shifts.py", "batch.weight * w for", "batch.weight for",
+          "all shifts count alike", "loss/test_shifts.py"),
+]  # fmt: skip
+
+FAULTS = [*FORMULAS, *ROWS_AND_CHUNKS, *DEVICES, *NATIVE, *SAMPLING, *SHIFTS]

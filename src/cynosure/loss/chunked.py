@@ -249,7 +249,11 @@ def _put_dtarget(dtarget: Tensor, job: LossJob, start: int, logits: Tensor, upst
     part, counted = target_gradient(logits, classes, job.options, upstream[start:stop]), batch.counted_rows(start, stop)
     if counted is not None:
         part.masked_fill_(~counted[:, None], 0)
-    dtarget.view(-1, dtarget.shape[-1])[at] = part.to(dtarget.dtype)
+    flat = dtarget.view(-1, dtarget.shape[-1])
+    if isinstance(at, slice):
+        flat[at] = part.to(dtarget.dtype)
+    else:
+        flat.index_add_(0, at, part.to(dtarget.dtype))  # several shifts share their targets
 
 
 def _row_kernel(job: LossJob, offset: int, loss: Tensor, upstream: Tensor | None) -> Callable[[Tensor, int, int], None]:

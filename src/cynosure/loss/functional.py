@@ -13,6 +13,7 @@ from cynosure.loss.jobs import check_class_indices, linear_job, logits_job, samp
 from cynosure.loss.linear import HeadWeights
 from cynosure.loss.options import ReduceOptions, Reduction, RowOptions, accumulation_dtype
 from cynosure.loss.sampling.options import GradTolerance
+from cynosure.loss.shifts import Shift, by_shift, check_shifts
 from cynosure.loss.targets import TargetLike, probability_of
 
 
@@ -32,7 +33,8 @@ def linear_cross_entropy(
     class_weight: Tensor | None = None,
     token_weight: Tensor | None = None,
     normalizer: float | Tensor | None = None,
-    shift: int = 0,
+    shift: Shift = 0,
+    shift_weight: tuple[float, ...] | None = None,
     n_counted: int | None = None,
     backend: str | None = None,
     chunk_tokens: int | None = None,
@@ -75,9 +77,13 @@ def linear_cross_entropy(
         token_weight: (...) weight of each token, aligned with the target; 0 means ignored. May require grad.
         normalizer: constant by which "mean" divides, for example the number of tokens in the whole accumulated or
             distributed batch. None: the sum of token weights times class_weight[target].
-        shift: k pairs hidden[..., :T-k, :] with target[..., k:], without copies; 1 is next-token prediction.
-        n_counted: number of targets that are not ignored, or more. On a GPU the loss then skips the other rows; without
-            it all rows are multiplied, since counting them there would wait for the device.
+        shift: k pairs hidden[..., :T-k, :] with target[..., k:], without copies; 1 is next-token prediction. A tuple of
+            S shifts is multi-token prediction, in one pass over the weight: hidden is (S, ..., T, D), hidden[s]
+            predicts shift[s] tokens ahead, and the loss is the sum over s of shift_weight[s] times that of hidden[s].
+        shift_weight: S weights of the shifts. None: 1 each.
+        n_counted: number of targets that are not ignored, or more; of several shifts, for each. On a GPU the loss then
+            skips the other rows; without it all rows are multiplied, since counting them there would wait for the
+            device.
         backend: name of a backend (`cynosure.backends()` lists them). None: the best.
         chunk_tokens: rows of logits held at once. None: chosen by size.
         grad_tolerance: relative error, in norm, that sampling may add to the gradient of hidden and to that of weight,
@@ -89,8 +95,8 @@ def linear_cross_entropy(
             `grad_tolerance` is above 0 and hidden or weight gets a gradient; a second backward repeats its columns.
 
     Returns:
-        A 0-d tensor. For "none", a tensor of shape (...), or (..., T - shift) under shift. float32, or float64 for
-        float64 inputs.
+        A 0-d tensor. For "none", a tensor of shape (...), or (..., T - shift) under shift; a tuple of one for each of
+        several shifts. float32, or float64 for float64 inputs.
 
     Raises:
         ValueError, TypeError: an argument has the wrong shape, dtype, device or value; the message names it.
@@ -108,16 +114,19 @@ def linear_cross_entropy(
         tensor([-0.3655,  0.3655])
     """
     options = RowOptions(label_smoothing, z_loss, softcap, scale, class_weight)
+    shift, shifts = check_shifts(shift, shift_weight)
     reduce = ReduceOptions(ignore_index, reduction, token_weight, normalizer, shift, n_counted)
-    job = linear_job(HeadWeights(weight, bias), hidden, target, options, reduce, backend, chunk_tokens)
+    job = linear_job(HeadWeights(weight, bias), hidden, target, options, reduce, backend, chunk_tokens, shifts)
     job = sampled(job, hidden, weight, grad_tolerance, generator)
     rows, probability = hidden.reshape(-1, hidden.shape[-1]), probability_of(target)
-    if job.batch.target.is_abstract:
-        return _shapes(job, reduction, hidden, weight, bias, token_weight, probability)
     given = weight if job.own_weight is None else None
+    if job.batch.target.is_abstract:
+        result = _shapes(job, reduction, hidden, weight, bias, token_weight, probability)
+        return result if shifts is None or reduction != "none" else by_shift(result, shifts)
     if reduction == "none":
         losses = apply(FusedRows, rows, given, bias, probability, job)
-        return job.batch.spread(losses * job.batch.weight)
+        losses = job.batch.spread(losses * job.batch.weight)
+        return losses if shifts is None else by_shift(losses, shifts)
     return apply(FusedSum, rows, given, bias, probability, job.batch.weight, job)
 
 

@@ -22,6 +22,7 @@ from cynosure.loss.jobs import linear_job, logits_job
 from cynosure.loss.linear import HeadWeights
 from cynosure.loss.options import ReduceOptions, Reduction, RowOptions, accumulation_dtype
 from cynosure.loss.sampling.options import Sampling, check_device, check_tolerance
+from cynosure.loss.shifts import Shifts
 from cynosure.loss.stats import TokenStats, logits_token_stats, token_stats
 from cynosure.loss.targets import TargetLike
 from cynosure.loss.tensors import is_abstract, plain
@@ -30,8 +31,8 @@ from cynosure.system.upstream import with_autograd
 LOSS = (
     "Tensor inputs, Tensor? weight, Tensor? bias, Tensor? probability, Tensor? token_weight, Tensor? classes, "
     "Tensor? class_weight, Tensor? normalizer, Tensor? seed, int ignore_index, str reduction, float label_smoothing, "
-    "float z_loss, float? softcap, float scale, int shift, SymInt? n_counted, str? backend, int? chunk_tokens, "
-    "float grad_tolerance, ScalarType? autocast, bool[] wanted"
+    "float z_loss, float? softcap, float scale, int[] shift, float[]? shift_weight, SymInt? n_counted, str? backend, "
+    "int? chunk_tokens, float grad_tolerance, ScalarType? autocast, bool[] wanted"
 )
 STATS = (
     "Tensor inputs, Tensor? weight, Tensor? bias, Tensor target, float? softcap, float scale, int shift, "
@@ -60,7 +61,8 @@ class Given(NamedTuple):
     z_loss: float
     softcap: float | None
     scale: float
-    shift: int
+    shift: list[int]
+    shift_weight: list[float] | None  # None: there is one shift
     n_counted: int | None
     backend: str | None
     chunk_tokens: int | None
@@ -88,13 +90,15 @@ class Given(NamedTuple):
             target = self.classes, self.probability
         n_counted = self.n_counted if isinstance(self.n_counted, int) else None  # symbolic while captured
         options = RowOptions(self.label_smoothing, self.z_loss, self.softcap, self.scale, self.class_weight)
+        shifts = None if self.shift_weight is None else Shifts(tuple(self.shift), tuple(self.shift_weight))
         reduce = ReduceOptions(
-            self.ignore_index, self.reduction, self.token_weight, self.normalizer, self.shift, n_counted
-        )
+            self.ignore_index, self.reduction, self.token_weight, self.normalizer, 0 if shifts else self.shift[0],
+            n_counted,
+        )  # fmt: skip
         if self.weight is None:
             return logits_job(self.inputs, target, options, reduce, self.backend)
         head = HeadWeights(self.weight, self.bias)
-        job = linear_job(head, self.inputs, target, options, reduce, self.backend, self.chunk_tokens)
+        job = linear_job(head, self.inputs, target, options, reduce, self.backend, self.chunk_tokens, shifts)
         return job._replace(sampling=self.sampling(job.dtype))
 
     def sampling(self, dtype: torch.dtype) -> Sampling | None:

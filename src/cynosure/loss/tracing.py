@@ -11,14 +11,15 @@ from torch.nn import Parameter
 import cynosure.loss.operators  # noqa: F401  (registers them)
 from cynosure.loss.jobs import autocasts, matmul_dtype
 from cynosure.loss.sampling.options import OF_DTYPE, draw_seed
+from cynosure.loss.shifts import by_shift, check_shifts
 from cynosure.loss.stats import TokenStats
 from cynosure.system.upstream import FAKE_TENSORS, FUNCTIONAL_TENSORS, is_transforming
 
 SPECIAL = {FAKE_TENSORS: "FakeTensor", FUNCTIONAL_TENSORS: "FunctionalTensor"}
 
 NUMBERS = (
-    "ignore_index", "reduction", "label_smoothing", "z_loss", "softcap", "scale", "shift", "n_counted", "backend",
-    "chunk_tokens",
+    "ignore_index", "reduction", "label_smoothing", "z_loss", "softcap", "scale", "shift", "shift_weight", "n_counted",
+    "backend", "chunk_tokens",
 )  # fmt: skip
 
 
@@ -41,6 +42,7 @@ def are_taken(arguments: dict[str, Any]) -> bool:
         and (arguments.get("generator") is None or tolerance == 0)  # a graph draws from torch's default generator
         and all(isinstance(x, Tensor) for x in needed)
         and not (isinstance(tolerance, str) and tolerance != "dtype")
+        and (arguments.get("shift_weight") is None or isinstance(arguments["shift"], (tuple, list)))
         and (isinstance(target, Tensor) or (isinstance(target, (tuple, list)) and len(target) == 2))
         and not (isinstance(class_weight, Tensor) and class_weight.requires_grad)
     )
@@ -71,13 +73,16 @@ def loss(arguments: dict[str, Any]) -> Tensor:
     # An exported program mostly runs without gradients: it computes them in its backward, if there is one.
     early = torch.is_grad_enabled() and not torch.compiler.is_exporting()
     wanted = [early and x is not None and x.requires_grad for x in (inputs, weight, bias, probability, token_weight)]
+    shift, shifts = check_shifts(arguments["shift"], arguments.get("shift_weight"))
+    of_shift = ([shift], None) if shifts is None else (list(shifts.distances), list(shifts.weights))
+    arguments = {**arguments, **dict(zip(("shift", "shift_weight"), of_shift, strict=True))}
     numbers = [arguments.get(name) for name in NUMBERS]
     tolerance, seed = sampling(arguments, inputs)
     result: Tensor = torch.ops.cynosure.cross_entropy(
         inputs, weight, bias, probability, token_weight, classes, arguments["class_weight"], normalizer, seed,
         *numbers, tolerance, autocast_dtype(inputs), wanted,
     )[0]  # fmt: skip
-    return result
+    return result if shifts is None or arguments["reduction"] != "none" else by_shift(result, shifts)
 
 
 def sampling(arguments: dict[str, Any], inputs: Tensor) -> tuple[float, Tensor | None]:
