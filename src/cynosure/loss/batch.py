@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cynosure.loss.devices import check_later, is_asynchronous, sent
-from cynosure.loss.options import ReduceOptions, RowOptions, accumulation_dtype
+from cynosure.loss.options import ReduceOptions, RowOptions, Shift, accumulation_dtype
 from cynosure.loss.targets import Target, check_probabilities, check_tensor, take_rows
 from cynosure.loss.tensors import is_abstract
 
@@ -63,26 +63,26 @@ def make_batch(
 
     `lead` is hidden's or logits' (...), and `device` theirs; the target is there too, or on the CPU.
     """
-    _check_shift(options.shift, lead)
+    shift = _one_shift(options.shift, lead)
     if options.token_weight is not None:
         check_tensor("token_weight", options.token_weight, device, tuple(lead))
     # Neither torch.Size() nor numel(), which fix a symbolic shape.
-    shape = lead[:-1] + (lead[-1] - options.shift,) if options.shift else lead  # noqa: RUF005
+    shape = lead[:-1] + (lead[-1] - shift,) if shift else lead  # noqa: RUF005
     if target.is_abstract:
         return CountedBatch(target, math.prod(shape), shape, shape)
     if is_asynchronous(target.device):
-        batch = _marked(target, lead, shape, options)
+        batch = _marked(target, lead, shape, shift, options)
     else:
-        batch = _left_out(target, shape, options)
+        batch = _left_out(target, shape, shift, options)
         check_probabilities(batch.target, batch.targets)
         if is_asynchronous(device):
             batch = _sent(batch, options, device)
     return _weighed(batch, row.class_weight, options, accumulation_dtype(dtype))
 
 
-def _left_out(target: Target, shape: torch.Size, options: ReduceOptions) -> CountedBatch:
+def _left_out(target: Target, shape: torch.Size, shift: int, options: ReduceOptions) -> CountedBatch:
     """The rows whose target counts, read on the CPU."""
-    counted, shift = torch.ones(shape, dtype=torch.bool, device=target.device), options.shift
+    counted = torch.ones(shape, dtype=torch.bool, device=target.device)
     if target.ignored is not None:
         counted &= ~_later(target.ignored, shift)
     weight = _constant_weight(options)
@@ -114,9 +114,9 @@ def _sent(batch: CountedBatch, options: ReduceOptions, device: torch.device) -> 
     return batch if weight is None else batch._replace(counted=weight.reshape(-1)[at] != 0)
 
 
-def _marked(target: Target, lead: torch.Size, shape: torch.Size, options: ReduceOptions) -> CountedBatch:
+def _marked(target: Target, lead: torch.Size, shape: torch.Size, shift: int, options: ReduceOptions) -> CountedBatch:
     """All rows of `lead`, marked by whether they count; the first `n_counted` that do, if that is given."""
-    shift, device = options.shift, target.device
+    device = target.device
     counted, targets = None if target.ignored is None else ~target.ignored, None
     if (weight := _constant_weight(options)) is not None:
         counted = weight != 0 if counted is None else counted & (weight != 0)
@@ -190,8 +190,11 @@ def _averaged(batch: CountedBatch, normalizer: float | Tensor | None) -> Counted
     return batch._replace(weight=batch.weight / normalizer)
 
 
-def _check_shift(shift: int, lead: torch.Size) -> None:
+def _one_shift(shift: Shift, lead: torch.Size) -> int:
+    if isinstance(shift, tuple):
+        raise TypeError(f"shift must be an integer here, got {shift}: only linear_cross_entropy takes several")
     if shift and not lead:
         raise ValueError(f"shift={shift} needs a sequence dimension, but hidden or logits is a single row")
     if shift and shift > lead[-1]:
         raise ValueError(f"shift must be at most the sequence length {lead[-1]}, got {shift}")
+    return shift

@@ -11,9 +11,9 @@ from cynosure.loss.chunked import LossJob
 from cynosure.loss.compiler import public
 from cynosure.loss.jobs import check_class_indices, linear_job, logits_job, sampled
 from cynosure.loss.linear import HeadWeights
-from cynosure.loss.options import ReduceOptions, Reduction, RowOptions, accumulation_dtype
+from cynosure.loss.options import ReduceOptions, Reduction, RowOptions, Shift, accumulation_dtype
 from cynosure.loss.sampling.options import GradTolerance
-from cynosure.loss.shifts import Shift, by_shift, check_shifts
+from cynosure.loss.shifts import by_shift
 from cynosure.loss.targets import TargetLike, probability_of
 
 
@@ -114,19 +114,17 @@ def linear_cross_entropy(
         tensor([-0.3655,  0.3655])
     """
     options = RowOptions(label_smoothing, z_loss, softcap, scale, class_weight)
-    shift, shifts = check_shifts(shift, shift_weight)
-    reduce = ReduceOptions(ignore_index, reduction, token_weight, normalizer, shift, n_counted)
-    job = linear_job(HeadWeights(weight, bias), hidden, target, options, reduce, backend, chunk_tokens, shifts)
+    reduce = ReduceOptions(ignore_index, reduction, token_weight, normalizer, shift, n_counted, shift_weight)
+    job = linear_job(HeadWeights(weight, bias), hidden, target, options, reduce, backend, chunk_tokens)
     job = sampled(job, hidden, weight, grad_tolerance, generator)
     rows, probability = hidden.reshape(-1, hidden.shape[-1]), probability_of(target)
     given = weight if job.own_weight is None else None
     if job.batch.target.is_abstract:
         result = _shapes(job, reduction, hidden, weight, bias, token_weight, probability)
-        return result if shifts is None or reduction != "none" else by_shift(result, shifts)
+        return by_shift(result, reduce.shift) if reduction == "none" else result
     if reduction == "none":
         losses = apply(FusedRows, rows, given, bias, probability, job)
-        losses = job.batch.spread(losses * job.batch.weight)
-        return losses if shifts is None else by_shift(losses, shifts)
+        return by_shift(job.batch.spread(losses * job.batch.weight), reduce.shift)
     return apply(FusedSum, rows, given, bias, probability, job.batch.weight, job)
 
 

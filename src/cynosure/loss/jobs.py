@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cynosure.loss.backends.registry import Backend, choose_backend
-from cynosure.loss.batch import CountedBatch, make_batch
+from cynosure.loss.batch import CountedBatch
 from cynosure.loss.chunked import LossJob
 from cynosure.loss.linear import HeadWeights, OwnHead, check_frozen, make_head
 from cynosure.loss.options import ReduceOptions, RowOptions, accumulation_dtype, check_chunk_tokens
@@ -21,7 +21,7 @@ from cynosure.loss.sampling.options import (
     check_tolerance,
     draw_seed,
 )
-from cynosure.loss.shifts import Shifts, lead_of, make_shifted_batch
+from cynosure.loss.shifts import lead_of, make_batch_of_shifts
 from cynosure.loss.targets import TargetLike, check_target
 
 COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -90,7 +90,7 @@ def autocasts(hidden: Tensor) -> bool:
 
 def linear_job(
     head: HeadWeights, hidden: Tensor, target: TargetLike, options: RowOptions, reduce: ReduceOptions,
-    backend: str | None, chunk_tokens: int | None, shifts: Shifts | None = None,
+    backend: str | None, chunk_tokens: int | None,
 ) -> LossJob:  # fmt: skip
     """Check the arguments of a loss of hidden (..., D) under a head; return the job.
 
@@ -101,7 +101,7 @@ def linear_job(
     if own_weight is not None:
         check_frozen(weight)
     chunk_tokens, dtype = check_chunk_tokens(chunk_tokens), matmul_dtype(hidden)
-    parts = _parts_of_job(hidden, weight.shape[0], target, options, reduce, backend, dtype, shifts)
+    parts = _parts_of_job(hidden, weight.shape[0], target, options, reduce, backend, dtype)
     return LossJob(*parts, dtype, weight.dtype, chunk_tokens, own_weight)
 
 
@@ -133,9 +133,9 @@ def logits_job(
 
 def _parts_of_job(
     rows: Tensor, vocab_size: int, target: TargetLike, options: RowOptions, reduce: ReduceOptions, backend: str | None,
-    dtype: torch.dtype, shifts: Shifts | None = None,
+    dtype: torch.dtype,
 ) -> tuple[CountedBatch, RowOptions, Backend]:  # fmt: skip
-    lead, weight = lead_of(rows.shape[:-1], shifts), options.class_weight
+    lead, weight = lead_of(rows.shape[:-1], reduce.shift), options.class_weight
     if weight is not None:
         if weight.shape != (vocab_size,):
             raise ValueError(f"class_weight must have shape ({vocab_size},), the vocabulary, got {tuple(weight.shape)}")
@@ -143,8 +143,7 @@ def _parts_of_job(
             raise ValueError(f"class_weight is on {weight.device}, but hidden or logits is on {rows.device}")
         options = replace(options, class_weight=weight.to(accumulation_dtype(dtype)))
     checked = check_target(target, lead, vocab_size, rows.device, reduce.ignore_index)
-    arguments = checked, lead, rows.device, options, reduce, dtype
-    batch = make_batch(*arguments) if shifts is None else make_shifted_batch(*arguments, shifts)
+    batch = make_batch_of_shifts(checked, lead, rows.device, options, reduce, dtype)
     return batch, options, choose_backend(backend, rows.device)[0]
 
 

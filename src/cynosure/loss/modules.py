@@ -10,7 +10,6 @@ from cynosure.loss.backends.registry import choose_backend
 from cynosure.loss.operations import cross_entropy, linear_cross_entropy
 from cynosure.loss.options import ReduceOptions, RowOptions, check_chunk_tokens
 from cynosure.loss.sampling.options import check_tolerance
-from cynosure.loss.shifts import check_shifts
 from cynosure.loss.targets import TargetLike
 from cynosure.loss.transforms import refuse_script
 
@@ -29,9 +28,8 @@ class _Loss(nn.Module):
         if unknown:
             allowed = ", ".join((*self.options_allowed, "class_weight"))
             raise TypeError(f"{type(self).__name__} has no option {unknown[0]!r}: expected one of {allowed}")
-        given = {**options, "shift": check_shifts(options.get("shift", 0), options.get("shift_weight"))[0]}
         for record in (RowOptions, ReduceOptions):  # raise now, not at the first call
-            record(**{field.name: given[field.name] for field in fields(record) if field.name in given})
+            record(**{field.name: options[field.name] for field in fields(record) if field.name in options})
         check_chunk_tokens(options.get("chunk_tokens"))
         choose_backend(options.get("backend"))
         check_tolerance(options.get("grad_tolerance", 0.0), torch.float32)

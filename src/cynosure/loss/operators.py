@@ -22,7 +22,6 @@ from cynosure.loss.jobs import linear_job, logits_job
 from cynosure.loss.linear import HeadWeights
 from cynosure.loss.options import ReduceOptions, Reduction, RowOptions, accumulation_dtype
 from cynosure.loss.sampling.options import Sampling, check_device, check_tolerance
-from cynosure.loss.shifts import Shifts
 from cynosure.loss.stats import TokenStats, logits_token_stats, token_stats
 from cynosure.loss.targets import TargetLike
 from cynosure.loss.tensors import is_abstract, plain
@@ -90,15 +89,15 @@ class Given(NamedTuple):
             target = self.classes, self.probability
         n_counted = self.n_counted if isinstance(self.n_counted, int) else None  # symbolic while captured
         options = RowOptions(self.label_smoothing, self.z_loss, self.softcap, self.scale, self.class_weight)
-        shifts = None if self.shift_weight is None else Shifts(tuple(self.shift), tuple(self.shift_weight))
+        weights = None if self.shift_weight is None else tuple(self.shift_weight)
+        shift = self.shift[0] if weights is None else tuple(self.shift)
         reduce = ReduceOptions(
-            self.ignore_index, self.reduction, self.token_weight, self.normalizer, 0 if shifts else self.shift[0],
-            n_counted,
+            self.ignore_index, self.reduction, self.token_weight, self.normalizer, shift, n_counted, weights
         )  # fmt: skip
         if self.weight is None:
             return logits_job(self.inputs, target, options, reduce, self.backend)
         head = HeadWeights(self.weight, self.bias)
-        job = linear_job(head, self.inputs, target, options, reduce, self.backend, self.chunk_tokens, shifts)
+        job = linear_job(head, self.inputs, target, options, reduce, self.backend, self.chunk_tokens)
         return job._replace(sampling=self.sampling(job.dtype))
 
     def sampling(self, dtype: torch.dtype) -> Sampling | None:

@@ -1,6 +1,7 @@
 """The options of the loss as one frozen record, checked once."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from numbers import Integral, Real
@@ -13,6 +14,7 @@ from cynosure.loss.devices import is_asynchronous
 from cynosure.loss.tensors import is_abstract
 
 Reduction = Literal["mean", "sum", "none"]
+Shift = int | tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -45,15 +47,16 @@ class ReduceOptions:
     reduction: Reduction = "mean"
     token_weight: Tensor | None = None  # (...), aligned with the target
     normalizer: float | Tensor | None = None
-    shift: int = 0
+    shift: Shift = 0  # a tuple: several, each with its own hidden states
     n_counted: int | None = None  # rows that count, at most
+    shift_weight: tuple[float, ...] | None = None  # of several shifts; None: 1 each
 
     def __post_init__(self) -> None:
         check_reduction(self.reduction)
         _set(self, "ignore_index", as_integer("ignore_index", self.ignore_index))
-        _set(self, "shift", as_integer("shift", self.shift))
-        if self.shift < 0:
-            raise ValueError(f"shift must not be negative, got {self.shift}")
+        _set(self, "shift", check_shift(self.shift))
+        if self.shift_weight is not None:
+            _set(self, "shift_weight", check_shift_weight(self.shift_weight, self.shift))
         if self.n_counted is not None:
             _set(self, "n_counted", as_integer("n_counted", self.n_counted))
             if self.n_counted < 0:
@@ -72,6 +75,27 @@ class ReduceOptions:
 def _set(record: object, name: str, value: object) -> None:
     """Set a field of a frozen record in its __post_init__."""
     object.__setattr__(record, name, value)
+
+
+def check_shift(shift: Shift) -> Shift:
+    """Return one shift, or a tuple of several, checked to be integers and not negative."""
+    several = tuple(shift) if isinstance(shift, (tuple, list)) else None
+    if several == ():
+        raise ValueError("shift must have at least one entry, got ()")
+    checked = tuple(as_integer("shift", k) for k in several or (shift,))
+    if min(checked) < 0:
+        raise ValueError(f"shift must not be negative, got {min(checked)}")
+    return checked if several else checked[0]
+
+
+def check_shift_weight(shift_weight: Sequence[float], shift: Shift) -> tuple[float, ...]:
+    """Return the weights of several shifts, checked to be as many."""
+    if not isinstance(shift, tuple):
+        raise ValueError(f"shift_weight needs a tuple of shifts, got shift={shift!r}: leave shift_weight out")
+    weights = tuple(as_number("shift_weight", x, "finite") for x in shift_weight)
+    if len(weights) != len(shift):
+        raise ValueError(f"shift_weight must have one number for each of {len(shift)} shifts, got {len(weights)}")
+    return weights
 
 
 def check_reduction(reduction: str) -> None:

@@ -4,67 +4,44 @@ S shifts. hidden (S, ..., T, D): hidden[s] predicts target[..., t + shift[s]].
 """
 
 from dataclasses import replace
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from cynosure.loss.batch import CountedBatch, make_batch
-from cynosure.loss.options import ReduceOptions, RowOptions, as_integer, as_number
+from cynosure.loss.options import ReduceOptions, RowOptions, Shift
 from cynosure.loss.targets import Target
 
-Shift = int | tuple[int, ...]
 
-
-class Shifts(NamedTuple):
-    """Distances to the targets, and the weight of each distance in the loss."""
-
-    distances: tuple[int, ...]
-    weights: tuple[float, ...]
-
-
-def check_shifts(shift: Shift, shift_weight: tuple[float, ...] | None) -> tuple[int, Shifts | None]:
-    """Return (shift, None) for a single number, and (0, shifts) for a tuple."""
-    if not isinstance(shift, (tuple, list)):
-        if shift_weight is not None:
-            raise ValueError(f"shift_weight needs a tuple of shifts, got shift={shift!r}: leave shift_weight out")
-        return shift, None
-    if not shift:
-        raise ValueError("shift must have at least one entry, got ()")
-    distances = tuple(as_integer("shift", k) for k in shift)
-    if min(distances) < 0:
-        raise ValueError(f"shift must not be negative, got {min(distances)}")
-    if shift_weight is None:
-        return 0, Shifts(distances, (1.0,) * len(distances))
-    weights = tuple(as_number("shift_weight", x, "finite") for x in shift_weight)
-    if len(weights) != len(distances):
-        raise ValueError(f"shift_weight must have one number for each of {len(distances)} shifts, got {len(weights)}")
-    return 0, Shifts(distances, weights)
-
-
-def lead_of(lead: torch.Size, shifts: Shifts | None) -> torch.Size:
+def lead_of(lead: torch.Size, shift: Shift) -> torch.Size:
     """Return the leading shape (..., T) of the target of hidden states with the leading shape `lead`."""
-    if shifts is None:
+    if not isinstance(shift, tuple):
         return lead
-    if len(lead) < 2 or lead[0] != len(shifts.distances):
+    if len(lead) < 2 or lead[0] != len(shift):
         raise ValueError(
-            f"{len(shifts.distances)} shifts need hidden of shape ({len(shifts.distances)}, ..., T, D), one entry for "
-            f"each shift, got the leading shape {tuple(lead)}: pass torch.stack(hidden_states)"
+            f"{len(shift)} shifts need hidden of shape ({len(shift)}, ..., T, D), one entry for each shift, got the "
+            f"leading shape {tuple(lead)}: pass torch.stack(hidden_states)"
         )
     return lead[1:]
 
 
-def make_shifted_batch(
-    target: Target, lead: torch.Size, device: torch.device, row: RowOptions, options: ReduceOptions,
-    dtype: torch.dtype, shifts: Shifts,
+def make_batch_of_shifts(
+    target: Target, lead: torch.Size, device: torch.device, row: RowOptions, options: ReduceOptions, dtype: torch.dtype
 ) -> CountedBatch:  # fmt: skip
     """Return the rows of all shifts as one batch. `lead` is the target's (..., T); a mean has a normalizer each."""
-    batches = [make_batch(target, lead, device, row, replace(options, shift=k), dtype) for k in shifts.distances]
+    if not isinstance(options.shift, tuple):
+        return make_batch(target, lead, device, row, options, dtype)
+    batches = [
+        make_batch(target, lead, device, row, replace(options, shift=k, shift_weight=None), dtype)
+        for k in options.shift
+    ]
     shape = torch.Size((len(batches), *lead))
     if target.is_abstract:
         return CountedBatch(target, shape.numel(), shape, shape)
     n_places = lead.numel()
-    weight = torch.cat([batch.weight * w for batch, w in zip(batches, shifts.weights, strict=True)])
+    weights = options.shift_weight or (1.0,) * len(batches)
+    weight = torch.cat([batch.weight * w for batch, w in zip(batches, weights, strict=True)])
     whole = all(batch.inputs is None for batch in batches)
     inputs = None if whole else joined([batch.inputs for batch in batches], batches, n_places)
     counted = None
@@ -88,10 +65,12 @@ def joined(rows: list[Tensor | None], batches: list[CountedBatch], step: int) ->
     return torch.cat(parts)
 
 
-def by_shift(losses: Tensor, shifts: Shifts) -> Tensor:
-    """Return a tuple of the losses (..., T - shift) of each shift, from those of all (S, ..., T).
+def by_shift(losses: Tensor, shift: Shift) -> Tensor:
+    """Return a tuple of the losses (..., T - shift) of each of several shifts, from those of all (S, ..., T).
 
     For type checkers it is a Tensor, which is unpacked and indexed alike, so that the loss has one type.
     """
+    if not isinstance(shift, tuple):
+        return losses
     n = losses.shape[-1]
-    return cast(Tensor, tuple(x[..., : n - k] for x, k in zip(losses, shifts.distances, strict=True)))
+    return cast(Tensor, tuple(x[..., : n - k] for x, k in zip(losses, shift, strict=True)))

@@ -10,8 +10,9 @@ from torch.nn import Parameter
 
 import cynosure.loss.operators  # noqa: F401  (registers them)
 from cynosure.loss.jobs import autocasts, matmul_dtype
+from cynosure.loss.options import check_shift
 from cynosure.loss.sampling.options import OF_DTYPE, draw_seed
-from cynosure.loss.shifts import by_shift, check_shifts
+from cynosure.loss.shifts import by_shift
 from cynosure.loss.stats import TokenStats
 from cynosure.system.upstream import FAKE_TENSORS, FUNCTIONAL_TENSORS, is_transforming
 
@@ -73,16 +74,17 @@ def loss(arguments: dict[str, Any]) -> Tensor:
     # An exported program mostly runs without gradients: it computes them in its backward, if there is one.
     early = torch.is_grad_enabled() and not torch.compiler.is_exporting()
     wanted = [early and x is not None and x.requires_grad for x in (inputs, weight, bias, probability, token_weight)]
-    shift, shifts = check_shifts(arguments["shift"], arguments.get("shift_weight"))
-    of_shift = ([shift], None) if shifts is None else (list(shifts.distances), list(shifts.weights))
-    arguments = {**arguments, **dict(zip(("shift", "shift_weight"), of_shift, strict=True))}
+    shift, weights = check_shift(arguments["shift"]), arguments.get("shift_weight")
+    several = shift if isinstance(shift, tuple) else None
+    weights = [1.0] * len(several) if several and weights is None else weights  # None: there is one shift
+    arguments = {**arguments, "shift": list(several or (shift,)), "shift_weight": weights}
     numbers = [arguments.get(name) for name in NUMBERS]
     tolerance, seed = sampling(arguments, inputs)
     result: Tensor = torch.ops.cynosure.cross_entropy(
         inputs, weight, bias, probability, token_weight, classes, arguments["class_weight"], normalizer, seed,
         *numbers, tolerance, autocast_dtype(inputs), wanted,
     )[0]  # fmt: skip
-    return result if shifts is None or arguments["reduction"] != "none" else by_shift(result, shifts)
+    return by_shift(result, shift) if arguments["reduction"] == "none" else result
 
 
 def sampling(arguments: dict[str, Any], inputs: Tensor) -> tuple[float, Tensor | None]:
