@@ -36,6 +36,7 @@ def linear_cross_entropy(
     shift: Shift = 0,
     shift_weight: tuple[float, ...] | None = None,
     n_counted: int | None = None,
+    head_dtype: torch.dtype | None = None,
     backend: str | None = None,
     chunk_tokens: int | None = None,
     grad_tolerance: GradTolerance = 0.0,
@@ -84,6 +85,8 @@ def linear_cross_entropy(
         n_counted: number of targets that are not ignored, or more; of several shifts, for each. On a GPU the loss then
             skips the other rows; without it all rows are multiplied, since counting them there would wait for the
             device.
+        head_dtype: dtype of the matmuls, and of the logits: float32 for hidden states and a weight of bfloat16, as in
+            reinforcement learning. The weight is cast once, not per chunk. None: hidden's dtype, or autocast's.
         backend: name of a backend (`cynosure.backends()` lists them). None: the best.
         chunk_tokens: rows of logits held at once. None: chosen by size.
         grad_tolerance: relative error, in norm, that sampling may add to the gradient of hidden and to that of weight,
@@ -115,7 +118,7 @@ def linear_cross_entropy(
     """
     options = RowOptions(label_smoothing, z_loss, softcap, scale, class_weight)
     reduce = ReduceOptions(ignore_index, reduction, token_weight, normalizer, shift, n_counted, shift_weight)
-    job = linear_job(HeadWeights(weight, bias), hidden, target, options, reduce, backend, chunk_tokens)
+    job = linear_job(HeadWeights(weight, bias), hidden, target, options, reduce, backend, chunk_tokens, head_dtype)
     job = sampled(job, hidden, weight, grad_tolerance, generator)
     rows, probability = hidden.reshape(-1, hidden.shape[-1]), probability_of(target)
     given = weight if job.own_weight is None else None

@@ -40,17 +40,24 @@ def check_class_indices(target: Tensor) -> None:
         raise TypeError(f"target must be class indices (an integer tensor), got {kind(target)}")
 
 
-def check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> HeadWeights | OwnHead:
-    """Check that hidden (..., D), weight (V, D) and bias (V,) have one dtype and device; return the head."""
+def check_head(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, head_dtype: torch.dtype | None = None
+) -> HeadWeights | OwnHead:
+    """Check that hidden (..., D), weight (V, D) and bias (V,) have one dtype and device; return the head.
+
+    With a `head_dtype` their dtypes may differ.
+    """
+    check_head_dtype(head_dtype)
     for name, x in (("hidden", hidden), ("weight", weight), ("bias", bias)):
         if x is None and name == "bias":
             continue
         x = check_floating(name, x)
         if x.device != hidden.device:
             raise ValueError(f"{name} is on {x.device}, but hidden is on {hidden.device}")
-        if x.dtype != hidden.dtype and not autocasts(hidden):
+        if x.dtype != hidden.dtype and not autocasts(hidden) and head_dtype is None:
             raise TypeError(
-                f"{name} is {x.dtype}, but hidden is {hidden.dtype}: cast one of them, or use torch.autocast"
+                f"{name} is {x.dtype}, but hidden is {hidden.dtype}: cast one of them, use torch.autocast, or pass "
+                f"head_dtype=torch.float32"
             )
     if hidden.ndim == 0 or weight.ndim != 2 or hidden.shape[-1] != weight.shape[1] or weight.shape[0] == 0:
         raise ValueError(
@@ -75,8 +82,19 @@ def check_floating(name: str, x: object) -> Tensor:
     return x
 
 
-def matmul_dtype(hidden: Tensor) -> torch.dtype:
-    """Return the dtype in which `F.linear` computes: hidden's, or autocast's if that is on (except for float64)."""
+def check_head_dtype(head_dtype: torch.dtype | None) -> None:
+    """Check that a dtype for the head is one that torch computes in, or None."""
+    if head_dtype is not None and head_dtype not in COMPUTED:
+        raise TypeError(f"head_dtype must be None or {', '.join(map(str, COMPUTED))}, got {head_dtype!r}")
+
+
+def matmul_dtype(hidden: Tensor, head_dtype: torch.dtype | None = None) -> torch.dtype:
+    """Return the dtype of the head's matmuls.
+
+    It is `head_dtype`, or that of `F.linear`: hidden's, or autocast's if that is on (except for float64).
+    """
+    if head_dtype is not None:
+        return head_dtype
     if autocasts(hidden) and hidden.dtype != torch.float64:
         return torch.get_autocast_dtype(hidden.device.type)
     return hidden.dtype
@@ -90,17 +108,17 @@ def autocasts(hidden: Tensor) -> bool:
 
 def linear_job(
     head: HeadWeights, hidden: Tensor, target: TargetLike, options: RowOptions, reduce: ReduceOptions,
-    backend: str | None, chunk_tokens: int | None,
+    backend: str | None, chunk_tokens: int | None, head_dtype: torch.dtype | None = None,
 ) -> LossJob:  # fmt: skip
     """Check the arguments of a loss of hidden (..., D) under a head; return the job.
 
     With several shifts hidden is (S, ..., T, D).
     """
     weight = head.weight
-    own_weight = weight if isinstance(check_head(hidden, *head), OwnHead) else None
+    own_weight = weight if isinstance(check_head(hidden, *head, head_dtype), OwnHead) else None
     if own_weight is not None:
         check_frozen(weight)
-    chunk_tokens, dtype = check_chunk_tokens(chunk_tokens), matmul_dtype(hidden)
+    chunk_tokens, dtype = check_chunk_tokens(chunk_tokens), matmul_dtype(hidden, head_dtype)
     parts = _parts_of_job(hidden, weight.shape[0], target, options, reduce, backend, dtype)
     return LossJob(*parts, dtype, weight.dtype, chunk_tokens, own_weight)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cynosure.loss.backends.registry import choose_backend
+from cynosure.loss.jobs import check_head_dtype
 from cynosure.loss.operations import cross_entropy, linear_cross_entropy
 from cynosure.loss.options import ReduceOptions, RowOptions, check_chunk_tokens
 from cynosure.loss.sampling.options import check_tolerance
@@ -31,6 +32,7 @@ class _Loss(nn.Module):
         for record in (RowOptions, ReduceOptions):  # raise now, not at the first call
             record(**{field.name: options[field.name] for field in fields(record) if field.name in options})
         check_chunk_tokens(options.get("chunk_tokens"))
+        check_head_dtype(options.get("head_dtype"))
         choose_backend(options.get("backend"))
         check_tolerance(options.get("grad_tolerance", 0.0), torch.float32)
         self.register_buffer("class_weight", class_weight)
@@ -63,7 +65,7 @@ class LinearCrossEntropyLoss(_Loss):
         torch.Size([])
     """
 
-    options_allowed = (*_NUMBERS, "chunk_tokens", "grad_tolerance", "shift_weight")
+    options_allowed = (*_NUMBERS, "chunk_tokens", "grad_tolerance", "shift_weight", "head_dtype")
 
     def forward(
         self,

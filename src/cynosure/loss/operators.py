@@ -31,7 +31,7 @@ LOSS = (
     "Tensor inputs, Tensor? weight, Tensor? bias, Tensor? probability, Tensor? token_weight, Tensor? classes, "
     "Tensor? class_weight, Tensor? normalizer, Tensor? seed, int ignore_index, str reduction, float label_smoothing, "
     "float z_loss, float? softcap, float scale, int[] shift, float[]? shift_weight, SymInt? n_counted, str? backend, "
-    "int? chunk_tokens, float grad_tolerance, ScalarType? autocast, bool[] wanted"
+    "int? chunk_tokens, ScalarType? head_dtype, float grad_tolerance, ScalarType? autocast, bool[] wanted"
 )
 STATS = (
     "Tensor inputs, Tensor? weight, Tensor? bias, Tensor target, float? softcap, float scale, int shift, "
@@ -65,6 +65,7 @@ class Given(NamedTuple):
     n_counted: int | None
     backend: str | None
     chunk_tokens: int | None
+    head_dtype: torch.dtype | None
     grad_tolerance: float
     autocast: torch.dtype | None  # autocast's dtype where the operator was called: a graph may run outside of it
     wanted: list[bool]  # the gradients that the forward computes, of the first five tensors
@@ -97,7 +98,7 @@ class Given(NamedTuple):
         if self.weight is None:
             return logits_job(self.inputs, target, options, reduce, self.backend)
         head = HeadWeights(self.weight, self.bias)
-        job = linear_job(head, self.inputs, target, options, reduce, self.backend, self.chunk_tokens)
+        job = linear_job(head, self.inputs, target, options, reduce, self.backend, self.chunk_tokens, self.head_dtype)
         return job._replace(sampling=self.sampling(job.dtype))
 
     def sampling(self, dtype: torch.dtype) -> Sampling | None:

@@ -20,7 +20,7 @@ SPECIAL = {FAKE_TENSORS: "FakeTensor", FUNCTIONAL_TENSORS: "FunctionalTensor"}
 
 NUMBERS = (
     "ignore_index", "reduction", "label_smoothing", "z_loss", "softcap", "scale", "shift", "shift_weight", "n_counted",
-    "backend", "chunk_tokens",
+    "backend", "chunk_tokens", "head_dtype",
 )  # fmt: skip
 
 
@@ -55,7 +55,7 @@ def is_taken(x: object) -> bool:
         return type(x) in (Tensor, Parameter) or is_special(x)
     if isinstance(x, (tuple, list)):
         return all(map(is_taken, x))
-    return x is None or type(x) in (int, float, str)
+    return x is None or type(x) in (int, float, str, torch.dtype)
 
 
 def is_special(x: Tensor) -> bool:
@@ -93,7 +93,7 @@ def sampling(arguments: dict[str, Any], inputs: Tensor) -> tuple[float, Tensor |
     if weight is None or torch.compiler.is_exporting():
         return 0.0, None
     if tolerance == "dtype":
-        tolerance = OF_DTYPE.get(matmul_dtype(inputs), 0.0)
+        tolerance = OF_DTYPE.get(matmul_dtype(inputs, arguments.get("head_dtype")), 0.0)
     trained = torch.is_grad_enabled() and (inputs.requires_grad or weight.requires_grad)
     return tolerance, draw_seed() if trained and tolerance > 0 else None
 
