@@ -48,7 +48,7 @@ class Case(NamedTuple):
             elif name in ("chosen", "rejected", "nll"):
                 value = (1 if name == "nll" else -1) * (spread * normal(*shape).abs() + 0.05)
             else:
-                value = model if name == "logprobs" else model - 0.5 * normal(*shape).abs()
+                value = model if name == "logprobs" else (model + 0.5 * normal(*shape)).clamp(max=-0.01)
             drawn[name] = value if value.dtype == torch.bool else value.to(dtype)
         return {name: value.requires_grad_() if name in TRAINED else value for name, value in drawn.items()}
 
