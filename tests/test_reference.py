@@ -18,6 +18,7 @@ from scripts import chart, cli_reference
 
 ROOT = Path(__file__).parents[1]
 API = "".join(path.read_text() for path in sorted((ROOT / "docs" / "reference" / "api").glob("*.md")))
+PUBLIC = {name: getattr(room, name) for room in (cynosure, cynosure.losses) for name in room.__all__}
 PAGES = "".join(path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))])
 
 
@@ -48,7 +49,11 @@ def undocumented(api: str) -> list[str]:
     """Return public names, and names that documents import, which no page of the API reference shows."""
     shown = {path.rpartition(".")[2] for path in re.findall(r"^::: (cynosure\.[\w.]+)$", api, re.MULTILINE)}
     imported = re.findall(r"^from cynosure\.\w+ import ([\w, ]+)$", PAGES, re.MULTILINE)
-    public = {*cynosure.__all__, *(name.strip() for names in imported for name in names.split(","))}
+    public = {
+        *cynosure.__all__,
+        *cynosure.losses.__all__,
+        *(name.strip() for names in imported for name in names.split(",")),
+    }
     return sorted(name for name in public - shown if not name.startswith("_"))
 
 
@@ -98,12 +103,11 @@ def without_arguments(names: dict[str, object]) -> list[str]:
 
 
 def test_docstrings_of_public_functions_describe_every_argument() -> None:
-    public = {name: getattr(cynosure, name) for name in cynosure.__all__}
-    assert without_arguments(public) == []
+    assert without_arguments(PUBLIC) == []
 
 
 def test_docstrings_of_public_functions_run_outside_of_the_repository() -> None:
-    assert [name for name in cynosure.__all__ if "tests." in (getattr(cynosure, name).__doc__ or "")] == []
+    assert [name for name, value in PUBLIC.items() if "tests." in (value.__doc__ or "")] == []
 
 
 def test_an_argument_without_a_description_is_found() -> None:

@@ -1,3 +1,4 @@
+from cynosure import losses as losses
 from cynosure.auditing import Audit as Audit
 from cynosure.auditing import audit as audit
 from cynosure.auditing import check as check

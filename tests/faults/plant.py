@@ -9,13 +9,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tests.faults import of_loss, of_measure, of_models, of_texts, of_training
+from tests.faults import of_loss, of_losses, of_measure, of_models, of_texts, of_training
 from tests.faults.fault import Fault
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path("src", "cynosure")
 FAULTS = {
-    fault.name: fault for table in (of_loss, of_texts, of_models, of_measure, of_training) for fault in table.FAULTS
+    fault.name: fault
+    for table in (of_loss, of_losses, of_texts, of_models, of_measure, of_training)
+    for fault in table.FAULTS
 }
 LEFT_OUT = shutil.ignore_patterns(".git", ".venv*", ".*_cache", ".demo", ".hypothesis", "build", "dist", "site")
 FAST = ["-m", "not exhaustive"]

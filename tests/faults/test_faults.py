@@ -8,7 +8,17 @@ import pytest
 from tests.faults.fault import Fault
 from tests.faults.plant import FAULTS, PACKAGE, ROOT, first_failure, mutated
 
-LEAST = {"loss": 40, "text": 14, "models": 10, "patching": 12, "auditing": 8, "measure": 30, "training": 24, "cli": 9}
+LEAST = {
+    "loss": 40,
+    "losses": 15,
+    "text": 14,
+    "models": 10,
+    "patching": 12,
+    "auditing": 8,
+    "measure": 30,
+    "training": 24,
+    "cli": 9,
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)

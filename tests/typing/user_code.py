@@ -9,6 +9,7 @@ from typing_extensions import assert_type
 
 import cynosure
 from cynosure import CrossEntropyLoss, LinearCrossEntropyLoss, Meter, TrainSettings, Watcher
+from cynosure.losses import dpo_loss
 
 hidden, weight = torch.randn(2, 8, 4), torch.randn(100, 4)
 logits, target = hidden @ weight.T, torch.randint(100, (2, 8))
@@ -28,6 +29,15 @@ def losses() -> None:
     assert_type(LinearCrossEntropyLoss().forward(hidden, weight, target, bias=None), Tensor)
     assert_type(CrossEntropyLoss(class_weight=head_loss).forward(logits, target), Tensor)
     torch.nn.Sequential(CrossEntropyLoss())
+
+
+def post_training() -> None:
+    logprobs = cynosure.token_logprobs(hidden, weight, target, shift=1)
+    mask = target[:, 1:] > 0
+    sequences = cynosure.losses.sequence_logprobs(logprobs, mask, average=True)
+    assert_type(dpo_loss(sequences, sequences, sequences, sequences, variant="ipo"), Tensor)
+    advantages = cynosure.losses.group_advantages(sequences, 2, scale="none")
+    assert_type(cynosure.losses.grpo_loss(logprobs, logprobs, advantages, mask, aggregate="grpo"), Tensor)
 
 
 def statistics() -> None:
@@ -112,3 +122,5 @@ def wrong(model: Any) -> None:
     TrainSettings(token=1000)  # wrong
     cynosure.patch(model).undone()  # wrong
     cynosure.entropy(hidden)  # wrong
+    cynosure.losses.grpo_loss(hidden, hidden, hidden, hidden, aggregate="mean")  # wrong
+    cynosure.losses.dpo(hidden)  # wrong

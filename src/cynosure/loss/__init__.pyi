@@ -14,6 +14,10 @@ from cynosure.loss.operations import logits_token_logprobs as logits_token_logpr
 from cynosure.loss.operations import logits_token_stats as logits_token_stats
 from cynosure.loss.operations import token_logprobs as token_logprobs
 from cynosure.loss.operations import token_stats as token_stats
+from cynosure.loss.options import accumulation_dtype as accumulation_dtype
+from cynosure.loss.options import as_integer as as_integer
+from cynosure.loss.options import as_number as as_number
+from cynosure.loss.options import as_positive as as_positive
 from cynosure.loss.plan import Plan as Plan
 from cynosure.loss.plan import explain as explain
 from cynosure.loss.sampling.options import GradTolerance as GradTolerance

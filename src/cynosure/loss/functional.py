@@ -209,7 +209,7 @@ def token_logprobs(
     grad_tolerance: GradTolerance = 0.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Compute log p(target) of every token in nats, differentiably: the input of DPO, GRPO and distillation losses.
+    """Compute log p(target) of every token in nats, differentiably: the input of `cynosure.losses`.
 
     Args:
         hidden: (..., D) hidden states, floating point.

@@ -13,8 +13,8 @@ from cynosure.system.extras import missing
 def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """Return `__getattr__`, `__dir__` and `__all__` for a package, whose `__init__.pyi` imports its public names.
 
-    Type checkers and editors read the same stub, so every name is listed once. `package` and `file` are the `__name__`
-    and `__file__` of the package.
+    Type checkers and editors read the same stub, so every name is listed once. A name that the stub imports from the
+    package itself is a module of it. `package` and `file` are the `__name__` and `__file__` of the package.
 
     >>> import cynosure.loss
     >>> cynosure.loss.perplexity(0.0)
@@ -29,7 +29,8 @@ def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], 
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         try:
-            value = getattr(import_module(homes[name]), name)
+            is_module = homes[name] == package
+            value = import_module(f"{package}.{name}") if is_module else getattr(import_module(homes[name]), name)
         except ModuleNotFoundError as error:
             if (message := missing(f"{package}.{name}", error.name)) is None:
                 raise

@@ -1,0 +1,15 @@
+from cynosure.losses.advantages import group_advantages as group_advantages
+from cynosure.losses.advantages import rloo_advantages as rloo_advantages
+from cynosure.losses.distillation import on_policy_distillation_loss as on_policy_distillation_loss
+from cynosure.losses.distillation import sequence_kd_loss as sequence_kd_loss
+from cynosure.losses.policy import grpo_loss as grpo_loss
+from cynosure.losses.policy import ppo_loss as ppo_loss
+from cynosure.losses.policy import rloo_loss as rloo_loss
+from cynosure.losses.preference import cpo_loss as cpo_loss
+from cynosure.losses.preference import dpo_loss as dpo_loss
+from cynosure.losses.preference import kto_loss as kto_loss
+from cynosure.losses.preference import orpo_loss as orpo_loss
+from cynosure.losses.preference import simpo_loss as simpo_loss
+from cynosure.losses.sequences import sequence_logprobs as sequence_logprobs
+from cynosure.losses.tokens import focal_loss as focal_loss
+from cynosure.losses.tokens import unlikelihood_loss as unlikelihood_loss
