@@ -6,6 +6,7 @@ from cynosure.loss import CrossEntropyLoss as CrossEntropyLoss
 from cynosure.loss import LinearCrossEntropyLoss as LinearCrossEntropyLoss
 from cynosure.loss import Plan as Plan
 from cynosure.loss import SampledBackward as SampledBackward
+from cynosure.loss import TokenLogprobs as TokenLogprobs
 from cynosure.loss import TokenStats as TokenStats
 from cynosure.loss import cross_entropy as cross_entropy
 from cynosure.loss import explain as explain

@@ -127,6 +127,29 @@ def make_case(
     return Case(hidden, weight, target, options).to(dtype)
 
 
+def ids_case(k: int = 3, ignored: float = 0.3, **options: Any) -> Case:
+    """K given ids for each token, some of them ignored; those of the first token repeat, and the second has none."""
+    case = make_case(**{"ignored": 0.0, "bias": True, **options})
+    ignore_index = options.get("ignore_index", -100)
+    ids = torch.randint(len(case.weight), (*case.target.shape, k))
+    ids = torch.where(torch.rand(ids.shape) < ignored, ignore_index, ids)
+    flat = ids.view(-1, k)
+    if len(flat) > 1 and ignored:
+        flat[0], flat[1] = len(case.weight) - 1, ignore_index
+    return replace(case, target=ids)
+
+
+def joined(op: Callable[..., Any], **how: Any) -> Callable[..., Tensor]:
+    """Log-probabilities and entropies as one tensor (..., K + 1): one upstream gradient reaches both."""
+
+    def call(*args: Any, **options: Any) -> Tensor:
+        logprobs, entropy = op(*args, entropy=True, **options, **how)
+        logprobs = logprobs[..., None] if logprobs.dim() == entropy.dim() else logprobs
+        return torch.cat([logprobs, entropy[..., None]], -1)
+
+    return call
+
+
 @dataclass(frozen=True)
 class Result:
     loss: Tensor

@@ -103,6 +103,27 @@ def logprobs(hidden, weight, target, *, bias=None, **options):
     return -loss(hidden, weight, target, bias=bias, reduction="none", **options)
 
 
+def logprobs_and_entropy(
+    logits, target, *, ignore_index=-100, softcap=None, scale=1.0, temperature=1.0, shift=0, entropy=True
+):
+    """log p of class indices (...) or given ids (..., K), and the entropy (...); 0 where ignored."""
+    ids = target if target.dim() == logits.dim() else target[..., None]
+    rows = logits.shape[-2] - shift if shift else None
+    logits, ids = (logits.narrow(-2, 0, rows), ids.narrow(-2, shift, rows)) if shift else (logits, ids)
+    logp = F.log_softmax(capped(logits, scale, softcap) / temperature, -1)
+    ignored = ids == ignore_index
+    logprobs = torch.where(ignored, 0.0, logp.gather(-1, torch.where(ignored, 0, ids).long()))
+    p = logp.exp()
+    h = -(p * torch.where(p == 0, 0.0, logp)).sum(-1)
+    h = torch.where(ignored.all(-1), 0.0, h)
+    logprobs = logprobs if target.dim() == logits.dim() else logprobs[..., 0]
+    return (logprobs, h) if entropy else logprobs
+
+
+def logprobs_of_hidden(hidden, weight, target, *, bias=None, **options):
+    return logprobs_and_entropy(F.linear(hidden, weight, bias), target, **options)
+
+
 def stats(logits, target, *, scale=1.0, softcap=None, topk=0, temperatures=(), ignore_index=-100):
     """Every figure of TokenStats, by name, for logits (N, V) and class indices (N,)."""
     z = capped(logits, scale, softcap)

@@ -23,7 +23,7 @@ from cynosure.loss import (
     token_stats,
 )
 from tests.loss import oracle
-from tests.loss.cases import KINDS, REDUCTIONS, assert_same, evaluate, make_case
+from tests.loss.cases import KINDS, REDUCTIONS, assert_same, evaluate, ids_case, joined, make_case
 from tests.loss.graphs import Recorder
 from tests.loss.subclasses import Float8, Named
 
@@ -133,6 +133,25 @@ def test_every_operation_is_in_the_graph(name, compiler):
         if trained and "stats" not in name:
             gradients = [torch.autograd.grad(loss.sum(), hidden) for loss in (ours, call())]
             torch.testing.assert_close(*gradients)
+
+
+@INDUCTORS_OWN
+@pytest.mark.parametrize("compiler", HEAVY)
+@pytest.mark.parametrize("name", ["token_logprobs", "logits_token_logprobs"])
+def test_given_ids_and_the_entropy_are_in_the_graph(name, compiler):
+    both = joined(OPERATIONS[name])
+    for case in (ids_case(lead=(3, 5), shift=1, softcap=2.0, temperature=0.7), make_case(lead=(3, 5), bias=True)):
+        assert_same(evaluate(full_graph(both, compiler), case), evaluate(both, case))
+    case = ids_case(lead=(3, 5))
+    assert_same(*(evaluate(op, case) for op in (full_graph(OPERATIONS[name], compiler), OPERATIONS[name])))
+
+
+def test_a_temperature_is_in_the_graph():
+    """Also one that changes between calls."""
+    case = make_case(lead=(9,))
+    compiled = full_graph(lambda t: case.call(token_logprobs, temperature=t))
+    for temperature in (0.5, 1.5, 2.5):
+        torch.testing.assert_close(compiled(temperature), case.call(token_logprobs, temperature=temperature))
 
 
 OPTIONS = [
@@ -265,12 +284,12 @@ def test_make_fx(name, pre_dispatch):
 
 @pytest.mark.parametrize(
     ("name", "n_gemms"),
-    [("linear_cross_entropy", 3), ("token_logprobs", 4), ("token_stats", 1), ("logits_token_logprobs", 0)],
+    [("linear_cross_entropy", 3), ("token_logprobs", 4), ("token_stats", 1), ("logits_token_logprobs", 0), ("ids", 4)],
 )
 def test_flops_are_counted_in_a_graph(name, n_gemms):
     """Those of the rows that count, in the forward and in the backward."""
     case = make_case(lead=(9,), d=7, dtype=torch.float32)
-    op = logits_token_logprobs if n_gemms == 0 else OPERATIONS[name]
+    op = logits_token_logprobs if n_gemms == 0 else OPERATIONS.get(name, joined(token_logprobs))
 
     def step(hidden, weight):
         leaves = hidden.detach().requires_grad_(), weight.detach().requires_grad_()
@@ -286,12 +305,20 @@ def test_flops_are_counted_in_a_graph(name, n_gemms):
 @pytest.mark.filterwarnings("ignore")  # of torch's own, about its checks
 @pytest.mark.parametrize(
     ("name", "kind", "reduction"),
-    [*product(["linear_cross_entropy", "cross_entropy"], KINDS, ["mean", "none"]), ("token_stats", "indices", "mean")],
+    [
+        *product(["linear_cross_entropy", "cross_entropy"], KINDS, ["mean", "none"]),
+        ("token_stats", "indices", "mean"),
+        ("token_logprobs", "ids", "none"),
+        ("logits_token_logprobs", "ids", "none"),
+    ],
 )
 def test_opcheck(name, kind, reduction):
     if name == "token_stats":
         case = make_case(lead=(3, 5), bias=True, ignored=0)  # an ignored row's NaN is not equal to itself
         run = lambda: case.call(OPERATIONS["token_stats"])  # noqa: E731
+    elif name.endswith("logprobs"):
+        case = ids_case(lead=(3, 5), shift=1)
+        run = lambda: evaluate(joined(OPERATIONS[name]), case)  # noqa: E731
     else:
         dtype = torch.bfloat16 if reduction == "mean" else torch.float64
         case = make_case(lead=(3, 5), kind=kind, reduction=reduction, token_weight=True, bias=True, shift=1).to(dtype)
@@ -306,4 +333,5 @@ def test_opcheck(name, kind, reduction):
 
 
 def is_leaf(i, x, operator):
-    return torch.is_tensor(x) and x.is_floating_point() and i < 5 and operator._opname == "cross_entropy"
+    is_forward = operator._opname in ("cross_entropy", "token_logprobs")
+    return torch.is_tensor(x) and x.is_floating_point() and i < 5 and is_forward

@@ -186,6 +186,29 @@ def test_rows_that_do_not_count_are_not_read(options, kind):
     torch.testing.assert_close(put_together(part).loss(target.k, options.z_loss).float(), loss)
 
 
+@interpreted
+@pytest.mark.parametrize("vocab_size", [50, 2500])
+@pytest.mark.parametrize("kind", ["indices", "sparse"])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_the_entropy_as_a_term_of_the_loss(softcap, kind, vocab_size):
+    """Of rows that do not count too, of an impossible class, and in two pieces."""
+    z, target, _ = make_rows(kind, 4, vocab_size, torch.float32)
+    z[2, 3], z[1] = -torch.inf, NAN
+    counts = torch.tensor([True, False, True, True])
+    target = target._replace(
+        classes=target.classes.masked_fill(target.classes == 3, 4), entropy=torch.tensor([0.7, NAN, -1.3, 2.0]),
+        counted=counts,
+    )  # fmt: skip
+    options, up = RowOptions(softcap=softcap, scale=0.7), torch.tensor([0.7, NAN, 1.0, -2.0])
+    compare(z, target, options, up, 1e-5)
+    backend, z = choose_backend("triton")[0], z[counts]
+    target = TargetRows(target.classes[counts], target.probability[counts], target.k[counts], None, up[counts])
+    slices = slice(0, 21), slice(21, vocab_size)
+    part = [backend.loss_piece(z[:, s], Piece(s.start, vocab_size), target, options) for s in slices]
+    part, truth = put_together(part), torch_rows.loss_piece(z.double(), Piece(0, vocab_size), target, options)
+    torch.testing.assert_close(part.surprise / part.exp, truth.surprise / truth.exp, rtol=1e-5, atol=1e-6)
+
+
 SLICES = slice(0, 21), slice(21, 50)
 
 

@@ -25,6 +25,10 @@ def losses() -> None:
         cynosure.token_logprobs(hidden, weight, target, grad_tolerance=0.01, generator=None)
     assert_type(records, list[cynosure.SampledBackward])
     assert_type(cynosure.logits_token_logprobs(logits, target), Tensor)
+    both = cynosure.token_logprobs(hidden, weight, target[..., None], entropy=True, temperature=0.7)
+    assert_type(both, cynosure.TokenLogprobs)
+    assert_type(cynosure.logits_token_logprobs(logits, target, entropy=True).entropy, Tensor)
+    cynosure.token_logprobs(hidden, weight, target, entropy=hidden is logits)
     head_loss: Tensor = LinearCrossEntropyLoss(shift=1)(hidden, weight, target)
     assert_type(LinearCrossEntropyLoss().forward(hidden, weight, target, bias=None), Tensor)
     assert_type(CrossEntropyLoss(class_weight=head_loss).forward(logits, target), Tensor)
@@ -117,6 +121,7 @@ def wrong(model: Any) -> None:
     cynosure.cross_entropy(logits, target, smoothing=0.1)  # wrong
     assert_type(cynosure.token_stats(hidden, weight, target), Tensor)  # wrong
     cynosure.token_stats(hidden, weight, target).perplexity  # wrong  # noqa: B018
+    cynosure.token_logprobs(hidden, weight, target).entropy  # wrong  # noqa: B018
     cynosure.score(model, ["a text"], windows=512).tokens = "many"  # wrong
     cynosure.load(model, dtype=torch.float32)  # wrong
     TrainSettings(token=1000)  # wrong

@@ -7,6 +7,7 @@ from cynosure.loss.matmul.choice import providers as providers
 from cynosure.loss.matmul.choice import settle as settle
 from cynosure.loss.modules import CrossEntropyLoss as CrossEntropyLoss
 from cynosure.loss.modules import LinearCrossEntropyLoss as LinearCrossEntropyLoss
+from cynosure.loss.operations import TokenLogprobs as TokenLogprobs
 from cynosure.loss.operations import TokenStats as TokenStats
 from cynosure.loss.operations import cross_entropy as cross_entropy
 from cynosure.loss.operations import linear_cross_entropy as linear_cross_entropy

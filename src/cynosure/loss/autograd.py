@@ -14,8 +14,9 @@ from cynosure.loss.chunked import (
     compute_dlogits,
     compute_dtarget,
     compute_logits,
+    logprobs_job,
 )
-from cynosure.loss.forward import compute_loss
+from cynosure.loss.forward import compute_logprobs, compute_loss, logits_logprobs
 from cynosure.loss.tensors import plain
 from cynosure.loss.transforms import refuse_batched
 
@@ -60,11 +61,11 @@ def _received(upstream: Tensor) -> Tensor:
     return received
 
 
-def first_order(gradients: list[Tensor | None], ctx: Any, upstream: Tensor) -> list[Tensor | None]:
+def first_order(gradients: list[Tensor | None], ctx: Any, *upstream: Tensor | None) -> list[Tensor | None]:
     """Return the gradients; under create_graph=True, differentiating them again raises an error."""
     if not torch.is_grad_enabled():
         return gradients
-    made_from = (*ctx.saved_tensors, upstream)
+    made_from = (*ctx.saved_tensors, *upstream)
     return [None if g is None else _RefuseSecond.apply(g, *made_from) for g in gradients]  # type: ignore[no-untyped-call]
 
 
@@ -138,6 +139,50 @@ class LogitsRows(_FirstOrder):
         return (*first_order([dlogits, dtarget], ctx, drows), None)
 
 
+class FusedLogprobs(_FirstOrder):
+    """The log-probabilities (n, K) of the given ids of every counted row, and its entropy (n,), empty if not wanted.
+
+    The backward recomputes the logits, for any upstream: four GEMMs in all.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor | None, bias: Tensor | None, job: LossJob, entropy: bool
+    ) -> tuple[Tensor, Tensor]:
+        ctx.job = job
+        ctx.set_materialize_grads(False)
+        _save(ctx, hidden, weight, bias, None)
+        return compute_logprobs(job, hidden, job.head(weight, bias), entropy)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> Any:
+        received = [None if x is None else _received(x) for x in upstream]
+        job, drows = logprobs_job(ctx.job, *(None if x is None else x.detach() for x in received))
+        hidden, weight, bias, _ = ctx.saved_tensors
+        dhidden, dweight, dbias = ctx.needs_input_grad[:3]
+        wanted = Wanted(dhidden, dweight, dbias, dtarget=False)
+        gradients = compute(job, hidden, job.head(weight, bias), drows, wanted)[1]
+        return (*first_order(gradients.take(None, ctx.dtypes)[:3], ctx, *received), None, None)
+
+
+class LogitsLogprobs(_FirstOrder):
+    """The same of given logits (..., V); the backward passes over them again."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, job: LossJob, entropy: bool) -> tuple[Tensor, Tensor]:
+        ctx.job = job
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(logits)
+        return logits_logprobs(job, logits, entropy)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> Any:
+        received = [None if x is None else _received(x) for x in upstream]
+        job, drows = logprobs_job(ctx.job, *(None if x is None else x.detach() for x in received))
+        dlogits = compute_dlogits(job, ctx.saved_tensors[0], drows)
+        return (*first_order([dlogits], ctx, *received), None, None)
+
+
 class Shapes(_FirstOrder):
     """A result without values (meta or fake) from inputs without values. Its gradients have no values either."""
 
@@ -165,7 +210,17 @@ def _save(
 
 def apply(function: type[Function], *args: Any) -> Tensor:
     """Apply one of these functions; outside grad mode its inputs are detached, so no gradient is computed early."""
+    result: Tensor = _applied(function, *args)
+    return result
+
+
+def apply_pair(function: type[Function], *args: Any) -> tuple[Tensor, Tensor]:
+    """Apply a function of two results."""
+    first, second = _applied(function, *args)
+    return first, second
+
+
+def _applied(function: type[Function], *args: Any) -> Any:
     if not torch.is_grad_enabled():
         args = tuple(x.detach() if isinstance(x, Tensor) else x for x in args)
-    result: Tensor = function.apply(*args)  # type: ignore[no-untyped-call]
-    return result
+    return function.apply(*args)  # type: ignore[no-untyped-call]

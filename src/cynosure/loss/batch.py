@@ -29,11 +29,17 @@ class CountedBatch(NamedTuple):
     outputs: Tensor | None = None  # (n,) flat rows of `places`, likewise
     counted: Tensor | None = None  # (n,) bool, on an asynchronous device: False where the loss is 0; None: all count
     k: Tensor = torch.empty(0)  # (n,)
+    entropy: Tensor | None = None  # (n,) multiplier of the entropy, as in `TargetRows`
     weight: Tensor = torch.empty(0)  # (n,) of each row's loss: the token weight, over the normalizer for "mean"
 
     def counted_rows(self, start: int, stop: int) -> Tensor | None:
         """Which of rows start to stop count; None where all do."""
         return None if self.counted is None else self.counted[start:stop]
+
+    def classes(self, start: int, stop: int) -> Tensor:
+        """The class indices or given ids (r, K) of rows start to stop."""
+        assert self.target.classes is not None
+        return take_rows(self.target.classes, rows_between(self.targets, start, stop))
 
     def masked(self, hidden: Tensor, start: int) -> Tensor:
         """hidden (r, D) of rows from `start` on, 0 in rows that do not count: their NaN would reach dW."""

@@ -21,7 +21,7 @@ from cynosure.loss.matmul.weight_sum import WeightSum
 from cynosure.loss.options import RowOptions, accumulation_dtype
 from cynosure.loss.sampling.options import Sampling
 from cynosure.loss.sampling.sampler import Sampler, mean_hidden, spared_rows
-from cynosure.loss.targets import take_rows
+from cynosure.loss.targets import Target, take_rows
 
 
 class LossJob(NamedTuple):
@@ -177,8 +177,7 @@ class Gradients:
         batch = self.job.batch
         if not batch.target.is_class:
             return None
-        assert batch.target.classes is not None
-        return take_rows(batch.target.classes, rows_between(batch.targets, chunk.start, chunk.stop))[:, 0]
+        return batch.classes(chunk.start, chunk.stop)[:, 0]
 
     def add_exactly(self, chunk: Chunk, head: HeadWeights | OwnHead, part: Tensor) -> None:
         """Add the chunk's part to dweight, and write its part of dhidden."""
@@ -263,6 +262,8 @@ def _row_kernel(job: LossJob, offset: int, loss: Tensor, upstream: Tensor | None
         start, stop = start + offset, stop + offset
         counted = batch.counted_rows(start, stop)
         target = batch.target.rows(rows_between(batch.targets, start, stop), batch.k[start:stop], counted=counted)
+        if batch.entropy is not None:
+            target = target._replace(entropy=batch.entropy[start:stop])
         up = None if upstream is None else upstream[start:stop]
         loss[start:stop] = job.backend.loss_rows(z, target, job.options, up)
 
@@ -281,6 +282,21 @@ def _unit(upstream: Tensor, dtype: torch.dtype) -> float | Tensor:
         return unit.masked_fill(~((unit > 0) & (unit < math.inf)), 1)
     largest = upstream.abs().max().item()
     return 2.0 ** math.floor(math.log2(largest)) if 0 < largest < math.inf else 1.0
+
+
+def logprobs_job(job: LossJob, dlogprobs: Tensor | None, dentropy: Tensor | None) -> tuple[LossJob, Tensor]:
+    """Return the loss, with its upstream (n,), whose gradient is that of log-probabilities and entropies.
+
+    It has a sparse target: minus the upstream gradients (n, K) of the log-probabilities, of any sign.
+    """
+    batch = job.batch
+    ids = batch.classes(0, batch.n_rows)
+    probability = batch.k.new_zeros(ids.shape) if dlogprobs is None else -dlogprobs
+    weights = probability if dentropy is None else torch.cat([probability, dentropy[:, None]], -1)
+    unit = _unit(weights, job.dtype)
+    entropy = None if dentropy is None else dentropy / unit
+    batch = batch._replace(target=Target(ids, probability / unit, None), targets=None, entropy=entropy)
+    return job._replace(batch=batch), torch.ones_like(batch.k) * unit
 
 
 def compute_logits(job: LossJob, logits: Tensor) -> Tensor:

@@ -4,20 +4,21 @@ It takes one GEMM, and never holds a whole row of logits. n counted tokens, R ro
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from cynosure.loss.backends.registry import Backend
 from cynosure.loss.batch import CountedBatch, rows_between
-from cynosure.loss.chunked import LossJob, on_blocks
+from cynosure.loss.chunked import LossJob, given_rows, on_blocks
 from cynosure.loss.devices import autocast_to
-from cynosure.loss.linear import HeadWeights, OwnHead
+from cynosure.loss.linear import HeadWeights, OwnHead, capped
 from cynosure.loss.matmul.choice import choose_gemm
 from cynosure.loss.options import RowOptions, accumulation_dtype
 from cynosure.loss.pieces import Best, LossPart, Piece, RowStats, StatsPart, put_stats_together, put_together, row_stats
 from cynosure.loss.sizes import Sizes
+from cynosure.loss.targets import TargetRows
 
 MANY = 8  # parts merged at a time: few enough that torch uses one thread, which does not disturb the matmuls' threads
 TARGETS = 64  # rows whose target logits are computed at a time
@@ -80,7 +81,11 @@ def on_piece(backend: Backend, logits: Tensor, kernel: Callable[[Tensor, int, in
     on_blocks(backend, logits, lambda z, start, stop: parts.append(kernel(z, start, stop)))
     if len(parts) == 1:
         return parts[0]
-    return type(parts[0])(*(torch.cat(field, -1) for field in zip(*parts, strict=True)))
+    return type(parts[0])(*map(_joined, zip(*parts, strict=True)))
+
+
+def _joined(field: tuple[Any, ...]) -> Any:
+    return None if field[0] is None else torch.cat(field, -1)
 
 
 def compute_loss(job: LossJob, hidden: Tensor, head: HeadWeights | OwnHead) -> Tensor:
@@ -106,6 +111,75 @@ def _loss_kernel(job: LossJob, offset: int, piece: Piece, n_columns: int) -> Cal
         start, stop = start + offset, stop + offset
         at, counted = rows_between(batch.targets, start, stop), batch.counted_rows(start, stop)
         target = batch.target.rows(at, batch.k[start:stop], columns, counted)
+        return job.backend.loss_piece(z, piece, target, job.options)
+
+    return kernel
+
+
+class RowLogprobs(NamedTuple):
+    """The log-probabilities of each row's given ids, and its entropy."""
+
+    logprobs: Tensor  # (n, K)
+    entropy: Tensor  # (n,); empty if it is not wanted
+
+    @classmethod
+    def of(cls, job: LossJob, entropy: bool) -> "RowLogprobs":
+        """Return the record of all counted rows, to be filled."""
+        n_rows, new = job.batch.n_rows, job.batch.k.new_empty
+        return cls(new(n_rows, job.batch.classes(0, 0).shape[-1]), new(n_rows if entropy else 0))
+
+    def put(self, start: int, part: LossPart, logits: Tensor, options: RowOptions) -> None:
+        """Store the rows from `start` on, from their merged sums and the raw logits (r, K) of their ids."""
+        stop, top = start + len(logits), part.top[:, None]
+        log_s = part.exp.log().masked_fill_(~part.top.isfinite(), torch.nan)
+        z = capped(logits.to(accumulation_dtype(logits.dtype)), options.scale, options.softcap).to(top.dtype)
+        self.logprobs[start:stop] = torch.minimum(z, top) - top - log_s[:, None]  # a kernel's tanh may round otherwise
+        if part.surprise is not None:
+            self.entropy[start:stop] = log_s - part.surprise / part.exp
+
+
+def compute_logprobs(job: LossJob, hidden: Tensor, head: HeadWeights | OwnHead, entropy: bool) -> RowLogprobs:
+    """Compute the log-probabilities of the given ids of every counted row, and its entropy, with one GEMM."""
+    found = RowLogprobs.of(job, entropy)
+    with torch.no_grad(), autocast_to(hidden.device, None):
+        hidden, head = hidden.to(job.dtype), head.to(job.dtype)
+        for rows in rows_of(hidden, head, job.batch, job.backend, job.chunk_tokens):
+            ids = job.batch.classes(rows.start, rows.stop)
+            of_ids, parts = hidden.new_zeros(ids.shape), list[LossPart]()
+            for piece, logits in rows.pieces():
+                of_ids = _with_logits(of_ids, logits, ids - piece.first)
+                kernel = _sums_kernel(job, rows.start, piece, entropy)
+                parts.append(on_piece(job.backend, logits, kernel))
+                parts = [put_together(parts)] if len(parts) == MANY else parts
+            found.put(rows.start, put_together(parts), of_ids, job.options)
+    return found
+
+
+def logits_logprobs(job: LossJob, logits: Tensor, entropy: bool) -> RowLogprobs:
+    """Compute the same from given logits (..., V)."""
+    found, piece = RowLogprobs.of(job, entropy), Piece(0, logits.shape[-1])
+    with torch.no_grad():
+        for start, stop, z, _ in given_rows(job.backend, logits, job.batch.inputs, job.batch.n_rows):
+            of_ids = z.gather(-1, job.batch.classes(start, stop))
+            found.put(start, _sums_kernel(job, 0, piece, entropy)(z, start, stop), of_ids, job.options)
+    return found
+
+
+def _with_logits(of_ids: Tensor, logits: Tensor, at: Tensor) -> Tensor:
+    """Return of_ids (r, K) with the logits that a piece (r, C) has at these columns (r, K)."""
+    n_columns = logits.shape[-1]
+    inside = (at >= 0) & (at < n_columns)
+    return torch.where(inside, logits.gather(-1, at.clamp(0, n_columns - 1)), of_ids)
+
+
+def _sums_kernel(job: LossJob, offset: int, piece: Piece, entropy: bool) -> Callable[[Tensor, int, int], LossPart]:
+    """The kernel that sums a piece's exponentials, with the first id as its target: the others read no sum of it."""
+    batch = job.batch
+
+    def kernel(z: Tensor, start: int, stop: int) -> LossPart:
+        start, stop = start + offset, stop + offset
+        first, k, counted = batch.classes(start, stop)[:, :1], batch.k[start:stop], batch.counted_rows(start, stop)
+        target = TargetRows(first, torch.ones_like(k)[:, None], k, counted, k if entropy else None)
         return job.backend.loss_piece(z, piece, target, job.options)
 
     return kernel

@@ -9,7 +9,7 @@ from torch import Tensor
 from cynosure.loss.autograd import FusedRows, FusedSum, LogitsRows, Shapes, apply
 from cynosure.loss.chunked import LossJob
 from cynosure.loss.compiler import public
-from cynosure.loss.jobs import check_class_indices, linear_job, logits_job, sampled
+from cynosure.loss.jobs import linear_job, logits_job, sampled
 from cynosure.loss.linear import HeadWeights
 from cynosure.loss.options import ReduceOptions, Reduction, RowOptions, Shift, accumulation_dtype
 from cynosure.loss.sampling.options import GradTolerance
@@ -191,104 +191,6 @@ def cross_entropy(
     losses = apply(LogitsRows, logits, probability_of(target), job)
     losses = losses * job.batch.weight
     return job.batch.spread(losses) if reduction == "none" else losses.sum()
-
-
-@public
-def token_logprobs(
-    hidden: Tensor,
-    weight: Tensor,
-    target: Tensor,
-    *,
-    bias: Tensor | None = None,
-    softcap: float | None = None,
-    scale: float = 1.0,
-    shift: int = 0,
-    ignore_index: int = -100,
-    backend: str | None = None,
-    chunk_tokens: int | None = None,
-    grad_tolerance: GradTolerance = 0.0,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Compute log p(target) of every token in nats, differentiably: the input of `cynosure.losses`.
-
-    Args:
-        hidden: (..., D) hidden states, floating point.
-        weight: (V, D) output embedding, of hidden's dtype.
-        target: (...) class indices.
-        bias: (V,), of hidden's dtype.
-        softcap: logits become softcap * tanh(logits / softcap), after the scale. None: no cap.
-        scale: logits are multiplied by it.
-        shift: k pairs position t with target t + k, without copies; 1 is next-token prediction.
-        ignore_index: targets of this value are ignored: their result is 0.
-        backend: name of a backend (`cynosure info` lists them). None: the best.
-        chunk_tokens: rows of logits held at once. None: chosen by size.
-        grad_tolerance: relative error, in norm, that sampling may add to the gradients of hidden and weight, as for
-            `linear_cross_entropy`. 0: exact. The result stays exact.
-        generator: CPU generator of the draws, as for `linear_cross_entropy`. None: torch's default one.
-
-    Returns:
-        (...), or (..., T - shift) under shift; 0.0 where ignored. float32, or float64 for float64 inputs.
-
-    Raises:
-        ValueError, TypeError: an argument has the wrong shape, dtype, device or value; the message names it.
-        IndexError: a class index is outside [0, V); the message has its position.
-
-    Example:
-        >>> import torch
-        >>> logprobs = token_logprobs(torch.zeros(2, 8), torch.randn(10, 8), torch.tensor([3, -100]))
-        >>> logprobs.exp()  # p is 1 / 10; the second token is ignored
-        tensor([0.1000, 1.0000])
-    """
-    check_class_indices(target)
-    return -linear_cross_entropy(
-        hidden, weight, target, bias=bias, softcap=softcap, scale=scale, shift=shift, ignore_index=ignore_index,
-        reduction="none", backend=backend, chunk_tokens=chunk_tokens, grad_tolerance=grad_tolerance,
-        generator=generator,
-    )  # fmt: skip
-
-
-@public
-def logits_token_logprobs(
-    logits: Tensor,
-    target: Tensor,
-    *,
-    softcap: float | None = None,
-    scale: float = 1.0,
-    shift: int = 0,
-    ignore_index: int = -100,
-    backend: str | None = None,
-) -> Tensor:
-    """Compute `token_logprobs` from existing logits, differentiably; classes are the last dimension.
-
-    The logits are not modified. No further memory of the size of the logits and their gradient is allocated.
-
-    Args:
-        logits: (..., V), floating point.
-        target: (...) class indices.
-        softcap: logits become softcap * tanh(logits / softcap), after the scale. None: no cap.
-        scale: logits are multiplied by it.
-        shift: k pairs position t with target t + k, without copies; 1 is next-token prediction.
-        ignore_index: targets of this value are ignored: their result is 0.
-        backend: name of a backend (`cynosure info` lists them). None: the best.
-
-    Returns:
-        (...), or (..., T - shift) under shift: log p(target) in nats, 0.0 where ignored. float32, or float64 for
-        float64 logits.
-
-    Raises:
-        ValueError, TypeError: an argument has the wrong shape, dtype, device or value; the message names it.
-        IndexError: a class index is outside [0, V); the message has its position.
-
-    Example:
-        >>> import torch
-        >>> logits_token_logprobs(torch.zeros(2, 10), torch.tensor([3, -100])).exp()  # p = 0.1; the second is ignored
-        tensor([0.1000, 1.0000])
-    """
-    check_class_indices(target)
-    return -cross_entropy(
-        logits, target, softcap=softcap, scale=scale, shift=shift, ignore_index=ignore_index, reduction="none",
-        backend=backend,
-    )  # fmt: skip
 
 
 def _shapes(job: LossJob, reduction: Reduction, *given: Tensor | None) -> Tensor:

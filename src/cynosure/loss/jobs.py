@@ -22,7 +22,7 @@ from cynosure.loss.sampling.options import (
     draw_seed,
 )
 from cynosure.loss.shifts import lead_of, make_batch_of_shifts
-from cynosure.loss.targets import TargetLike, check_target
+from cynosure.loss.targets import GivenIds, TargetLike, check_target
 
 COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -107,7 +107,7 @@ def autocasts(hidden: Tensor) -> bool:
 
 
 def linear_job(
-    head: HeadWeights, hidden: Tensor, target: TargetLike, options: RowOptions, reduce: ReduceOptions,
+    head: HeadWeights, hidden: Tensor, target: TargetLike | GivenIds, options: RowOptions, reduce: ReduceOptions,
     backend: str | None, chunk_tokens: int | None, head_dtype: torch.dtype | None = None,
 ) -> LossJob:  # fmt: skip
     """Check the arguments of a loss of hidden (..., D) under a head; return the job.
@@ -140,7 +140,7 @@ def sampled(
 
 
 def logits_job(
-    logits: Tensor, target: TargetLike, options: RowOptions, reduce: ReduceOptions, backend: str | None
+    logits: Tensor, target: TargetLike | GivenIds, options: RowOptions, reduce: ReduceOptions, backend: str | None
 ) -> LossJob:
     """Check the arguments of a loss of logits (..., V); return the job."""
     check_logits(logits)
@@ -150,8 +150,8 @@ def logits_job(
 
 
 def _parts_of_job(
-    rows: Tensor, vocab_size: int, target: TargetLike, options: RowOptions, reduce: ReduceOptions, backend: str | None,
-    dtype: torch.dtype,
+    rows: Tensor, vocab_size: int, target: TargetLike | GivenIds, options: RowOptions, reduce: ReduceOptions,
+    backend: str | None, dtype: torch.dtype,
 ) -> tuple[CountedBatch, RowOptions, Backend]:  # fmt: skip
     lead, weight = lead_of(rows.shape[:-1], reduce.shift), options.class_weight
     if weight is not None:
@@ -165,7 +165,7 @@ def _parts_of_job(
     return batch, options, choose_backend(backend, rows.device)[0]
 
 
-def _check_classes_last(logits: Tensor, target: TargetLike) -> None:
+def _check_classes_last(logits: Tensor, target: TargetLike | GivenIds) -> None:
     """Refuse torch's layout (N, V, ...) if the target's shape reveals it."""
     shape = logits.shape
     if isinstance(target, Tensor) and len(shape) > 2 and target.shape == (shape[0], *shape[2:]) != shape[:-1]:

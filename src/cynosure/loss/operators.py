@@ -99,15 +99,7 @@ class Given(NamedTuple):
             return logits_job(self.inputs, target, options, reduce, self.backend)
         head = HeadWeights(self.weight, self.bias)
         job = linear_job(head, self.inputs, target, options, reduce, self.backend, self.chunk_tokens, self.head_dtype)
-        return job._replace(sampling=self.sampling(job.dtype))
-
-    def sampling(self, dtype: torch.dtype) -> Sampling | None:
-        """Check the tolerance; return how the backward samples, None if it is exact or the seed has no value."""
-        tolerance = check_tolerance(self.grad_tolerance, dtype)
-        check_device(tolerance, self.inputs.device)
-        if tolerance == 0 or self.seed is None or is_abstract(self.seed):
-            return None
-        return Sampling(tolerance, int(self.seed))
+        return job._replace(sampling=sampling_of(self.grad_tolerance, self.seed, self.inputs.device, job.dtype))
 
     @property
     def leaves(self) -> tuple[Tensor | None, ...]:
@@ -149,6 +141,15 @@ class Given(NamedTuple):
         shaped = zip(gradients, self.leaves, strict=True)
         nothing = self.inputs.new_empty
         return tuple(nothing(0) if d is None or x is None else d.reshape(x.shape).contiguous() for d, x in shaped)
+
+
+def sampling_of(
+    grad_tolerance: float, seed: Tensor | None, device: torch.device, dtype: torch.dtype
+) -> Sampling | None:
+    """Check the tolerance; return how the backward samples, None if it is exact or the seed has no value."""
+    tolerance = check_tolerance(grad_tolerance, dtype)
+    check_device(tolerance, device)
+    return None if tolerance == 0 or seed is None or is_abstract(seed) else Sampling(tolerance, int(seed))
 
 
 @contextmanager

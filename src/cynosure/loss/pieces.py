@@ -29,6 +29,7 @@ class LossPart(NamedTuple):
     exp: Tensor  # (r,) sum of e = exp(z - base)
     dot: Tensor  # (r,) sum of q (z - base), where terms with q = 0 are 0
     mass: Tensor  # (r,) sum of q
+    surprise: Tensor | None = None  # (r,) sum of (z - base) e, if the target asks for the entropy
 
     def loss(self, k: Tensor, z_loss: float) -> Tensor:
         """Return the loss (r,) of each row. This part must be merged from all pieces."""
@@ -87,19 +88,21 @@ def scaled(total: Tensor, shift: Tensor) -> Tensor:
     return total * shift.masked_fill(total == 0, 0).exp()
 
 
-def surprise_moved(part: StatsPart, shift: Tensor) -> Tensor:
+def surprise_moved(surprise: Tensor, exp: Tensor, shift: Tensor) -> Tensor:
     """Return the sum of (z - base) e for a base that is -shift higher; impossible classes add 0."""
-    return scaled(part.surprise + (shift * part.exp).masked_fill_(part.exp == 0, 0), shift)
+    return scaled(surprise + (shift * exp).masked_fill_(exp == 0, 0), shift)
 
 
 def put_together(parts: list[LossPart]) -> LossPart:
     """Merge several parts into one."""
     if len(parts) == 1:
         return parts[0]
-    top, exp, dot, mass = (torch.stack(field) for field in zip(*parts, strict=True))
+    top, exp, dot, mass = (torch.stack(field) for field in zip(*(part[:4] for part in parts), strict=True))
     largest = top.amax(0)
     shift = base_of(top) - base_of(largest)
-    return LossPart(largest, scaled(exp, shift).sum(0), (dot + mass * shift).sum(0), mass.sum(0))
+    surprises = [part.surprise for part in parts if part.surprise is not None]
+    surprise = surprise_moved(torch.stack(surprises), exp, shift).sum(0) if surprises else None
+    return LossPart(largest, scaled(exp, shift).sum(0), (dot + mass * shift).sum(0), mass.sum(0), surprise)
 
 
 def put_stats_together(parts: list[StatsPart], beta: Sequence[float]) -> StatsPart:
@@ -116,7 +119,7 @@ def put_stats_together(parts: list[StatsPart], beta: Sequence[float]) -> StatsPa
         second=torch.maximum(all_parts.top.scatter(0, first, -INF).amax(0), all_parts.second.amax(0)),
         exp=scaled(all_parts.exp, shift).sum(0),
         square=scaled(all_parts.square, 2 * shift).sum(0),
-        surprise=surprise_moved(all_parts, shift).sum(0),
+        surprise=surprise_moved(all_parts.surprise, all_parts.exp, shift).sum(0),
         tempered=torch.stack(tempered) if tempered else parts[0].tempered,
         above=all_parts.above.sum(0),
         argmax=all_parts.argmax.gather(0, first)[0],
@@ -151,7 +154,7 @@ def row_stats(others: StatsPart, target: Tensor, best: Best, beta: Sequence[floa
     e, exp = gap.exp(), scaled(others.exp, shift)
     s = exp + e
     log_s = s.log()
-    surprise = surprise_moved(others, shift) + (gap * e).masked_fill_(e == 0, 0)
+    surprise = surprise_moved(others.surprise, others.exp, shift) + (gap * e).masked_fill_(e == 0, 0)
     first = (z > others.top) | z.isnan() & ~others.top.isnan()
     equal = (z == others.top) | z.isnan() & others.top.isnan()
     argmax = torch.where(equal, torch.minimum(target, others.argmax), torch.where(first, target, others.argmax))

@@ -52,7 +52,7 @@ def make_batch_of_shifts(
     return CountedBatch(
         target, sum(batch.n_rows for batch in batches), shape, shape, inputs,
         joined([batch.targets for batch in batches], batches, 0), inputs, counted,
-        torch.cat([batch.k for batch in batches]), weight,
+        k=torch.cat([batch.k for batch in batches]), weight=weight,
     )  # fmt: skip
 
 

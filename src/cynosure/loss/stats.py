@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cynosure.loss.backends.registry import Backend, choose_backend
-from cynosure.loss.batch import CountedBatch, make_batch, rows_between
+from cynosure.loss.batch import CountedBatch, make_batch
 from cynosure.loss.chunked import given_rows
 from cynosure.loss.compiler import public
 from cynosure.loss.devices import autocast_to
@@ -21,7 +21,7 @@ from cynosure.loss.options import (
     check_chunk_tokens,
 )
 from cynosure.loss.pieces import RowStats
-from cynosure.loss.targets import check_target, take_rows
+from cynosure.loss.targets import check_target
 
 
 class TokenStats(NamedTuple):
@@ -194,10 +194,7 @@ class _Request(NamedTuple):
 
     def classes(self, start: int, stop: int) -> Tensor:
         """Return the target classes (r,) of counted rows start to stop."""
-        at = rows_between(self.batch.targets, start, stop)
-        classes = self.batch.target.classes
-        assert classes is not None
-        return take_rows(classes, at)[:, 0]
+        return self.batch.classes(start, stop)[:, 0]
 
 
 class _FilledStats:

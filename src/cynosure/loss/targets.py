@@ -16,6 +16,13 @@ from cynosure.loss.tensors import is_abstract
 TargetLike = Tensor | tuple[Tensor, Tensor]
 
 
+@dataclass(frozen=True)
+class GivenIds:
+    """Ids of the classes whose log-probabilities are wanted."""
+
+    ids: Tensor  # (..., K)
+
+
 class TargetRows(NamedTuple):
     """The targets of r rows, as a row kernel reads them."""
 
@@ -23,15 +30,16 @@ class TargetRows(NamedTuple):
     probability: Tensor  # (r, K), (r, V) or, for a piece, (r, v); of any floating dtype
     k: Tensor  # (r,) multiplier of the z-loss: the class weight for class indices, else 1
     counted: Tensor | None = None  # (r,) bool: where False, the loss and the gradient are 0 whatever the logits
+    entropy: Tensor | None = None  # (r,) multiplier of the entropy, a term of the loss; only with classes, unsmoothed
 
 
 @dataclass(frozen=True)
 class Target:
-    """A checked target: (..., K) indices with (..., K) probabilities, or (..., V) probabilities."""
+    """A checked target: (..., K) indices with (..., K) probabilities, (..., V) probabilities, or (..., K) given ids."""
 
     classes: Tensor | None  # int64
-    probability: Tensor | None  # None: class indices, which have probability 1
-    ignored: Tensor | None  # (...) bool, only for class indices
+    probability: Tensor | None  # None: class indices, which have probability 1, or given ids
+    ignored: Tensor | None  # (...) bool, only for class indices and given ids
     invalid: Tensor | None = None  # (...) bool, on a device: positions with a class index outside the vocabulary
 
     @property
@@ -85,9 +93,11 @@ def probability_of(target: TargetLike) -> Tensor | None:
 
 
 def check_target(
-    target: TargetLike, lead: torch.Size, vocab_size: int, device: torch.device, ignore_index: int
+    target: TargetLike | GivenIds, lead: torch.Size, vocab_size: int, device: torch.device, ignore_index: int
 ) -> Target:
-    """Check class indices (...), probabilities (..., V), or a pair (indices (..., K), probabilities (..., K))."""
+    """Check class indices (...), probabilities (..., V), a pair (indices (..., K), probabilities (..., K)), or ids."""
+    if isinstance(target, GivenIds):
+        return _check_ids(target.ids, lead, vocab_size, device, ignore_index)
     if isinstance(target, (tuple, list)):
         if len(target) != 2:
             raise TypeError(f"a sparse target is a pair (indices, probabilities), got {len(target)} items")
@@ -101,9 +111,21 @@ def check_target(
         return Target(None, target.detach(), None)
     _check_integral("target", target)
     _check_shape("target (class indices)", target, tuple(lead))
-    ignored = _equal(target, ignore_index)
+    ignored = is_index(target, ignore_index)
     classes, bad = _check_range("target", target, ~ignored, vocab_size, f", or ignore_index={ignore_index}")
     return Target(classes.unsqueeze(-1), None, ignored, bad)
+
+
+def _check_ids(ids: Tensor, lead: torch.Size, vocab_size: int, device: torch.device, ignore_index: int) -> Target:
+    check_tensor("target (given ids)", ids, device, or_cpu=True)
+    _check_integral("target (given ids)", ids)
+    if ids.shape[:-1] != lead or ids.shape[-1] == 0:
+        raise ValueError(
+            f"target (given ids) must have shape {_text((*lead, 'K'))} with K >= 1, got {tuple(ids.shape)}"
+        )
+    ignored = is_index(ids, ignore_index)
+    classes, bad = _check_range("target", ids, ~ignored, vocab_size, f", or ignore_index={ignore_index}")
+    return Target(classes.masked_fill(ignored, 0), None, ignored.all(-1), None if bad is None else bad.any(-1))
 
 
 def _check_sparse(
@@ -152,7 +174,7 @@ def _check_shape(name: str, x: Tensor, expected: tuple[int, ...]) -> None:
         raise ValueError(f"{name} must have shape {_text(expected)}, got {tuple(x.shape)}")
 
 
-def _equal(x: Tensor, value: int) -> Tensor:
+def is_index(x: Tensor, value: int) -> Tensor:
     """Return x == value. If x's dtype cannot hold the value, torch would wrap it: -100 to 156 in uint8."""
     limits = torch.iinfo(x.dtype)
     return x == value if limits.min <= value <= limits.max else torch.zeros_like(x, dtype=torch.bool)

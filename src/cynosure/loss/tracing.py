@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+import cynosure.loss.logprob_operators
 import cynosure.loss.operators  # noqa: F401  (registers them)
 from cynosure.loss.jobs import autocasts, matmul_dtype
+from cynosure.loss.logprobs import TokenLogprobs
 from cynosure.loss.options import check_shift
 from cynosure.loss.sampling.options import OF_DTYPE, draw_seed
 from cynosure.loss.shifts import by_shift
@@ -27,10 +29,20 @@ NUMBERS = (
 def trace(function: Callable[..., Any], arguments: dict[str, Any], untraced: Callable[..., Any]) -> Any:
     """Call the operator for this operation; with arguments that it does not take, the untraced operation."""
     if function.__name__.endswith("token_logprobs"):
-        return function(**arguments)  # calls another operation
+        if is_loss(arguments):
+            return function(**arguments)  # calls another operation
+        return untraced(**arguments) if is_transforming() or not are_taken(arguments) else logprobs(arguments)
     if is_transforming() or not are_taken(arguments):
         return untraced(**arguments)
     return (loss if "reduction" in arguments else stats)(arguments)
+
+
+def is_loss(arguments: dict[str, Any]) -> bool:
+    """Whether log-probabilities are minus a loss: of class indices, without the entropy or a temperature."""
+    inputs, target, temperature = (arguments.get(x) for x in ("hidden", "target", "temperature"))
+    inputs = arguments["logits"] if inputs is None else inputs
+    several = isinstance(inputs, Tensor) and isinstance(target, Tensor) and inputs.ndim == target.ndim
+    return not several and not arguments["entropy"] and type(temperature) in (int, float) and temperature == 1
 
 
 def are_taken(arguments: dict[str, Any]) -> bool:
@@ -55,7 +67,7 @@ def is_taken(x: object) -> bool:
         return type(x) in (Tensor, Parameter) or is_special(x)
     if isinstance(x, (tuple, list)):
         return all(map(is_taken, x))
-    return x is None or type(x) in (int, float, str, torch.dtype)
+    return x is None or type(x) in (int, float, str, bool, torch.dtype)
 
 
 def is_special(x: Tensor) -> bool:
@@ -85,6 +97,19 @@ def loss(arguments: dict[str, Any]) -> Tensor:
         *numbers, tolerance, autocast_dtype(inputs), wanted,
     )[0]  # fmt: skip
     return by_shift(result, shift) if arguments["reduction"] == "none" else result
+
+
+def logprobs(arguments: dict[str, Any]) -> Tensor | TokenLogprobs:
+    """`token_logprobs` or `logits_token_logprobs` in a graph."""
+    inputs: Tensor = arguments["hidden" if "hidden" in arguments else "logits"]
+    weight, bias = (arguments.get(name) for name in ("weight", "bias"))
+    names = "softcap", "scale", "temperature", "entropy", "shift", "ignore_index", "backend", "chunk_tokens"
+    tolerance, seed = sampling(arguments, inputs)
+    results = torch.ops.cynosure.token_logprobs(
+        inputs, weight, bias, arguments["target"], seed, *map(arguments.get, names), tolerance, autocast_dtype(inputs)
+    )
+    first: Tensor = results[0]
+    return TokenLogprobs(*results) if arguments["entropy"] else first
 
 
 def sampling(arguments: dict[str, Any], inputs: Tensor) -> tuple[float, Tensor | None]:

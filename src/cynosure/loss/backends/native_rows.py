@@ -66,25 +66,27 @@ class NativeRows:
 
     def loss_piece(self, z: Tensor, piece: Piece, target: TargetRows, options: RowOptions) -> LossPart:
         """Return what a piece of r rows adds to their loss."""
-        part = LossPart(*torch.empty(len(LossPart._fields), len(z), dtype=torch.float64, device=z.device))
-        self._call(z, piece, target, options, None, **{name: address(x) for name, x in part._asdict().items()})
+        n_sums = 4 if target.entropy is None else 5
+        part = LossPart(*torch.empty(n_sums, len(z), dtype=torch.float64, device=z.device))
+        self._call(z, piece, target, options, None, **{name: pointer(x) for name, x in part._asdict().items()})
         return part
 
     def _call(
         self, z: Tensor, piece: Piece, target: TargetRows, options: RowOptions,
-        upstream: Tensor | None = None, **results: int,
+        upstream: Tensor | None = None, **results: int | None,
     ) -> None:  # fmt: skip
+        assert target.entropy is None or (target.classes is not None and options.label_smoothing == 0)
         classes, probability = contiguous(target.classes), target.probability.to(target.k.dtype)
         if probability.stride(-1) != 1:
             probability = probability.contiguous()
         class_weight = options.class_weight
         if class_weight is not None:
             class_weight = class_weight[piece.first : piece.first + z.shape[-1]].contiguous()
-        k, upstream = contiguous(target.k), contiguous(upstream)
+        k, upstream, entropy = contiguous(target.k), contiguous(upstream), contiguous(target.entropy)
         arguments = LossRows(
             self.logits(z, options), piece.first, pointer(classes), pointer(probability), probability.shape[-1],
-            probability.stride(0), pointer(k), pointer(class_weight), pointer(upstream), 1 - options.label_smoothing,
-            options.label_smoothing / piece.vocab_size, options.z_loss, **results,
+            probability.stride(0), pointer(k), pointer(class_weight), pointer(upstream), pointer(entropy),
+            1 - options.label_smoothing, options.label_smoothing / piece.vocab_size, options.z_loss, **results,
         )  # fmt: skip
         call("cynosure_loss_rows", arguments)
 

@@ -34,10 +34,16 @@ def loss_rows(z: Tensor, target: TargetRows, options: RowOptions, upstream: Tens
     m = z.amax(-1, keepdim=True)
     z.sub_(m)
     weighed = weigh(z, target, options, Piece(0, z.shape[-1]))
+    entropy = target.entropy
+    below = z if entropy is None else z.clamp(min=UNDERFLOW)
     s = z.exp_().sum(-1)
     log_s = s.log()
     loss = weighed.mass * log_s - weighed.dot
     per_p = weighed.mass
+    if entropy is not None:
+        mean = (below * z).sum(-1) / s
+        loss = loss + entropy * (log_s - mean)
+        per_p = per_p + entropy * mean
     if options.z_loss:
         lse = m[:, 0] + log_s
         loss = loss + target.k * options.z_loss * lse.square()
@@ -45,7 +51,10 @@ def loss_rows(z: Tensor, target: TargetRows, options: RowOptions, upstream: Tens
     if upstream is not None:
         # With a z-loss, per_p is not a round number. Then upstream is multiplied last, so that it is rounded once.
         first = torch.ones_like(upstream) if options.z_loss else upstream
-        z.mul_((first * per_p / s)[:, None])
+        if entropy is None:
+            z.mul_((first * per_p / s)[:, None])
+        else:
+            z.mul_(below.mul_(-entropy[:, None]).add_(per_p[:, None]).mul_((first / s)[:, None]))
         subtract_target_(z, target, weighed.q, options, first)
         if options.z_loss:
             z.mul_(upstream[:, None])
@@ -135,8 +144,12 @@ def loss_piece(z: Tensor, piece: Piece, target: TargetRows, options: RowOptions)
     top = z.amax(-1)
     z.sub_(base_of(top)[:, None])
     weighed = weigh(z, target, options, piece)
+    below = None if target.entropy is None else z.clamp(min=UNDERFLOW)
+    sums = [top, z.exp_().sum(-1), weighed.dot, weighed.mass]
+    if below is not None:
+        sums.append(below.mul_(z).sum(-1))
     dtype = widest_dtype(z.device)
-    return LossPart(*(x.to(dtype) for x in (top, z.exp_().sum(-1), weighed.dot, weighed.mass)))
+    return LossPart(*(x.to(dtype) for x in sums))
 
 
 def stats_piece(

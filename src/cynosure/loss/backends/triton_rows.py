@@ -43,7 +43,8 @@ class TritonRows:
 
     def loss_piece(self, z: Tensor, piece: Piece, target: TargetRows, options: RowOptions) -> LossPart:
         """What a piece of r rows adds to their loss."""
-        parts = torch.empty(len(LossPart._fields), len(z), dtype=torch.float64, device=z.device)
+        n_sums = 4 if target.entropy is None else 5
+        parts = torch.empty(n_sums, len(z), dtype=torch.float64, device=z.device)
         kernels().run_loss(z, piece, target, options, None, None, parts)
         return LossPart(*parts)
 

@@ -28,8 +28,9 @@ class LossRows(ctypes.Structure):
     _fields_ = [
         ("logits", Logits), ("first", c_int64), ("classes", c_void_p), ("probability", c_void_p),
         ("n_classes", c_int64), ("probability_stride", c_int64), ("k", c_void_p), ("class_weight", c_void_p),
-        ("upstream", c_void_p), ("keep", c_double), ("share", c_double), ("z_loss", c_double), ("loss", c_void_p),
-        ("top", c_void_p), ("exp", c_void_p), ("dot", c_void_p), ("mass", c_void_p),
+        ("upstream", c_void_p), ("entropy", c_void_p), ("keep", c_double), ("share", c_double), ("z_loss", c_double),
+        ("loss", c_void_p), ("top", c_void_p), ("exp", c_void_p), ("dot", c_void_p), ("mass", c_void_p),
+        ("surprise", c_void_p),
     ]  # fmt: skip
 
 

@@ -212,6 +212,15 @@ ALONE void write(T* row, int64_t begin, int64_t end, double m, C cap, Q target, 
 }
 
 template <class T, class C>
+ALONE void write_entropy(T* row, int64_t begin, int64_t end, double m, C cap, double a, double b) {
+    typedef typename Stored<T>::Computed F;
+    each<T>(row, begin, end, [&](Vector<F> x, int64_t i, auto lanes) {
+        Vector<F> z = cap.z(x), below = not_lowest<F>(z - F(m));
+        lanes.store(row + i, exp_not_lowest<F>(below) * (F(a) + below * F(b)) * cap.slope(z));
+    });
+}
+
+template <class T, class C>
 ALONE StatSums stats(const T* row, int64_t begin, int64_t end, double m, double z_target, C cap) {
     typedef typename Stored<T>::Computed F;
     Total<F> exp, square, surprise;
@@ -341,6 +350,11 @@ void write_any(int64_t stored, void* row, int64_t begin, int64_t end, double m, 
     });
 }
 
+void write_entropy_any(int64_t stored, void* row, int64_t begin, int64_t end, double m, const Cap& cap, double a,
+                       double b) {
+    with_type(stored, row, cap, [&](auto* x, auto c) { write_entropy(x, begin, end, m, c, a, b); });
+}
+
 StatSums stats_any(int64_t stored, const void* row, int64_t begin, int64_t end, double m, double z_target,
                    const Cap& cap) {
     return with_type(stored, row, cap, [&](auto* x, auto c) { return stats(x, begin, end, m, z_target, c); });
@@ -362,4 +376,5 @@ void exp_any(const float* x, float* y, int64_t n) {
 
 }  // namespace
 
-extern const Passes PASSES = {cap_one_any, top_any, top2_any, sums_any, write_any, stats_any, temper_any, find_any, exp_any};
+extern const Passes PASSES = {cap_one_any, top_any,   top2_any,   sums_any, write_any, write_entropy_any,
+                              stats_any,   temper_any, find_any, exp_any};

@@ -25,6 +25,7 @@ struct Sums {
     double exp = 0;     // of e = exp(z - m)
     double dot = 0;     // of q (z - m), where terms with q = 0 are 0
     double mass = 0;    // of q
+    double surprise = 0;  // of (z - m) e, if the entropy is asked for
 };
 
 struct StatSums {
@@ -47,6 +48,9 @@ struct Passes {
     // Overwrites x with scale * slope * (a e - up q), where slope is the derivative of the cap.
     void (*write)(int64_t stored, void* row, int64_t begin, int64_t end, double m, const Cap&, const Dense&, double a,
                   double up);
+    // Overwrites x with scale * slope * e (a + b (z - m)), where impossible classes get 0.
+    void (*write_entropy)(int64_t stored, void* row, int64_t begin, int64_t end, double m, const Cap&, double a,
+                          double b);
     StatSums (*stats)(int64_t stored, const void* row, int64_t begin, int64_t end, double m, double z_target,
                       const Cap&);
     // Adds exp(beta_j (z - m)) to sums; beta is ascending.

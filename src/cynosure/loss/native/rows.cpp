@@ -133,9 +133,16 @@ class LossOfRow {
         const Sums sums = all_sums();
         if (sums.exp != sums.exp) return spoil();
         const double log_s = std::log(sums.exp), k = Reals(call.k, call.logits)[i], lse = m + log_s;
-        const double loss = sums.mass * log_s - sums.dot + k * call.z_loss * lse * lse;
+        double loss = sums.mass * log_s - sums.dot + k * call.z_loss * lse * lse;
+        double per_p = sums.mass + 2 * k * call.z_loss * lse, entropy = 0;
+        if (call.entropy) {
+            const double mean = sums.surprise / sums.exp;
+            entropy = Reals(call.entropy, call.logits)[i];
+            loss += entropy * (log_s - mean);
+            per_p += entropy * mean;
+        }
         Reals(call.loss, call.logits).put(i, loss);
-        if (call.upstream) write_gradient(sums.exp, sums.mass + 2 * k * call.z_loss * lse);
+        if (call.upstream) write_gradient(sums.exp, per_p, entropy);
     }
 
    private:
@@ -166,6 +173,7 @@ class LossOfRow {
         call.exp[i] = sums.exp;
         call.dot[i] = sums.dot;
         call.mass[i] = sums.mass;
+        if (call.entropy) call.surprise[i] = sums.surprise;
     }
 
     // The dense part of q for class v.
@@ -186,6 +194,12 @@ class LossOfRow {
     Sums all_sums() const {
         Sums sums;
         over_ranges([&](int64_t begin, int64_t end) {
+            if (call.entropy) {
+                const StatSums part = row.passes.stats(call.logits.stored, row.data, begin, end, m, INF, row.cap);
+                sums.exp += part.exp;
+                sums.surprise += part.surprise;
+                return;
+            }
             const Sums part = row.passes.sums(call.logits.stored, row.data, begin, end, m, row.cap, dense);
             sums.exp += part.exp;
             sums.dot += part.dot;
@@ -194,22 +208,30 @@ class LossOfRow {
         for (int64_t j = 0; j < n_shares; j++) {
             const Share& share = shares[j];
             const double q = share.q + (alone() ? dense_q(share.v) : 0);
-            if (alone()) sums.exp += std::exp(share.z - m);
+            if (alone()) {
+                const double e = std::exp(share.z - m);
+                sums.exp += e;
+                if (e != 0) sums.surprise += (share.z - m) * e;
+            }
             sums.mass += q;
             if (q != 0) sums.dot += q * (share.z - m);
         }
         return sums;
     }
 
-    void write_gradient(double s, double per_p) const {
-        const double up = Reals(call.upstream, call.logits)[i], a = up * per_p / s;
+    void write_gradient(double s, double per_p, double entropy) const {
+        const double up = Reals(call.upstream, call.logits)[i], a = up * per_p / s, b = -up * entropy / s;
         over_ranges([&](int64_t begin, int64_t end) {
-            row.passes.write(call.logits.stored, row.data, begin, end, m, row.cap, dense, a, up);
+            if (call.entropy)
+                row.passes.write_entropy(call.logits.stored, row.data, begin, end, m, row.cap, a, b);
+            else
+                row.passes.write(call.logits.stored, row.data, begin, end, m, row.cap, dense, a, up);
         });
         for (int64_t j = 0; j < n_shares; j++) {
             const Share& share = shares[j];
-            const double q = share.q + dense_q(share.v);
-            row.store(share.v, row.slope(share.z) * (a * std::exp(share.z - m) - up * q));
+            const double q = share.q + dense_q(share.v), e = std::exp(share.z - m);
+            const double per_e = call.entropy && e != 0 ? a + b * (share.z - m) : a;
+            row.store(share.v, row.slope(share.z) * (per_e * e - up * q));
         }
     }
 

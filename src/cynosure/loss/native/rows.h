@@ -27,9 +27,11 @@ struct LossRows {
     const void* k;                // real, n_rows
     const void* class_weight;     // real, vocab_size, or null
     const void* upstream;         // real, n_rows, or null: no gradient is computed
+    const void* entropy;          // real, n_rows: multiplier of the entropy, a term of the loss; or null. Only if the
+                                  // target has no dense part
     double keep, share, z_loss;   // the target is class_weight * (keep * probability + share)
     void* loss;                   // real, n_rows, of whole rows; or null for pieces, which fill the next line
-    double *top, *exp, *dot, *mass;  // n_rows each, as in `LossPart`
+    double *top, *exp, *dot, *mass, *surprise;  // n_rows each, as in `LossPart`; the last is null without the entropy
 };
 
 // Pieces of rows, in order; `StatsPart` documents the results. The sums exclude the target.

@@ -37,7 +37,7 @@ def run_loss(
     z: Tensor, piece: Piece, target: TargetRows, options: RowOptions, upstream: Tensor | None, loss: Tensor | None,
     parts: Tensor | None,
 ) -> None:  # fmt: skip
-    """Fill loss (r,), or parts (4, r); with upstream (r,), z becomes upstream * d(loss)/d(logits)."""
+    """Fill loss (r,), or parts (4, r), or (5, r); with upstream (r,), z becomes upstream * d(loss)/d(logits)."""
     n_rows, n = z.shape
     classes, probability, scratch, n_classes = target.classes, target.probability, None, 1
     if probability.dtype not in READ:
@@ -59,9 +59,11 @@ def run_loss(
             probability if dense else None, probability.stride(0) if dense else 0, classes,
             None if dense else probability, n_classes,
             target.k.contiguous(), class_weight, counted, None if upstream is None else upstream.contiguous(),
+            None if target.entropy is None else target.entropy.contiguous(),
             loss, parts, scratch, options.scale, options.softcap or 0.0, 1 - options.label_smoothing,
             options.label_smoothing / piece.vocab_size, options.z_loss,
             CAPPED=options.softcap is not None, SMOOTHED=options.label_smoothing != 0,
+            ENTROPY=target.entropy is not None,
             CLASSES=min(MOST_CLASSES, triton.next_power_of_2(n_classes)), **tiling(z),
         )  # fmt: skip
 

@@ -6,17 +6,17 @@ q is the weighted, smoothed target: given for every class (dense), or at K class
 import triton
 import triton.language as tl
 
-from cynosure.loss.triton.tiles import INF, base_of, capped, kept, load, logits, places
+from cynosure.loss.triton.tiles import INF, UNDERFLOW, base_of, capped, kept, load, logits, places
 
 
 @triton.jit(do_not_specialize=["first"])
 def loss_kernel(
     z_ptr, z_stride, n, first,  # logits (r, n) of the classes from `first` on
     dense_ptr, dense_stride, classes_ptr, probability_ptr, n_classes,  # (r, n), or (r, K) and (r, K)
-    k_ptr, class_weight_ptr, counted_ptr, upstream_ptr,  # (r,), and (n,), (r,), (r,) or None
-    loss_ptr, parts_ptr, scratch_ptr,  # (r,), or (4, r) float64 instead of a loss; (r, K) in ACC
+    k_ptr, class_weight_ptr, counted_ptr, upstream_ptr, entropy_ptr,  # (r,), and (n,), (r,), (r,), (r,) or None
+    loss_ptr, parts_ptr, scratch_ptr,  # (r,), or (4, r), of the entropy (5, r), float64 instead; (r, K) in ACC
     scale: tl.float64, softcap: tl.float64, keep: tl.float64, share: tl.float64, z_loss: tl.float64,
-    CAPPED: tl.constexpr, SMOOTHED: tl.constexpr,
+    CAPPED: tl.constexpr, SMOOTHED: tl.constexpr, ENTROPY: tl.constexpr,
     ACC: tl.constexpr, LANES: tl.constexpr, UNROLL: tl.constexpr, CLASSES: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -32,9 +32,10 @@ def loss_kernel(
         probability_ptr += row * n_classes
     scale, softcap = tl.full([], scale, ACC), tl.full([], softcap, ACC)
     keep, share = tl.full([], keep, ACC), tl.full([], share, ACC)
-    top, total, mass, dot = sums(
-        z_ptr, n_read, dense_ptr, class_weight_ptr, scale, softcap, keep, share, CAPPED, SMOOTHED, ACC, LANES, UNROLL
-    )
+    top, total, mass, dot, surprise = sums(
+        z_ptr, n_read, dense_ptr, class_weight_ptr, scale, softcap, keep, share,
+        CAPPED, SMOOTHED, ENTROPY, ACC, LANES, UNROLL,
+    )  # fmt: skip
     base = base_of(top)
     if dense_ptr is None:
         for k in range(0, n_classes, CLASSES):
@@ -53,26 +54,34 @@ def loss_kernel(
         tl.store(parts_ptr + n_rows + row, total)
         tl.store(parts_ptr + 2 * n_rows + row, dot)
         tl.store(parts_ptr + 3 * n_rows + row, mass)
+        if ENTROPY:
+            tl.store(parts_ptr + 4 * n_rows + row, surprise)
     else:
         total = tl.where(counts, tl.where(top == -INF, float("nan"), total), 1.0)
         log_s = tl.log(total)
         lse = base + log_s
         k_z_loss = tl.load(k_ptr + row).to(tl.float64) * z_loss
         loss = mass * log_s - dot + k_z_loss * lse * lse
+        per_p, entropy = mass + 2 * k_z_loss * lse, 0.0
+        if ENTROPY:
+            entropy = tl.load(entropy_ptr + row).to(tl.float64)
+            mean = surprise / total
+            loss += entropy * (log_s - mean)
+            per_p += entropy * mean
         tl.store(loss_ptr + row, tl.where(counts, loss, 0.0))
         if upstream_ptr is not None:
             up = tl.where(counts, tl.load(upstream_ptr + row).to(tl.float64) * scale, 0.0)
-            per_exp = up * (mass + 2 * k_z_loss * lse) / total
+            per_exp, per_surprise = up * per_p / total, -up * entropy / total
             if dense_ptr is None:
                 scratch_ptr += row * n_classes
                 put_target_gradient(
                     z_ptr, n_read, first, classes_ptr, probability_ptr, n_classes, class_weight_ptr, scratch_ptr, base,
-                    per_exp, up, scale, softcap, keep, share, CAPPED, ACC, CLASSES,
+                    per_exp, per_surprise, up, scale, softcap, keep, share, CAPPED, ENTROPY, ACC, CLASSES,
                 )  # fmt: skip
             tl.debug_barrier()  # the logits of the targets have been read by every thread
             put_gradient(
-                z_ptr, n, counts, dense_ptr, class_weight_ptr, base, per_exp, up, scale, softcap, keep, share,
-                CAPPED, SMOOTHED, ACC, LANES, UNROLL,
+                z_ptr, n, counts, dense_ptr, class_weight_ptr, base, per_exp, per_surprise, up, scale, softcap, keep,
+                share, CAPPED, SMOOTHED, ENTROPY, ACC, LANES, UNROLL,
             )  # fmt: skip
             if dense_ptr is None:
                 tl.debug_barrier()  # what follows overwrites it
@@ -86,48 +95,61 @@ def loss_kernel(
 @triton.jit
 def sums(
     z_ptr, n, dense_ptr, class_weight_ptr, scale, softcap, keep, share, CAPPED: tl.constexpr, SMOOTHED: tl.constexpr,
-    ACC: tl.constexpr, LANES: tl.constexpr, UNROLL: tl.constexpr,
+    ENTROPY: tl.constexpr, ACC: tl.constexpr, LANES: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """The largest z of a row, and sums of exp(z - base), of q and of q (z - base), q without what is at K classes.
+    """The largest z of a row, and sums of exp(z - base), of q, of q (z - base) and, for the entropy, of
+    (z - base) exp(z - base); q without what is at K classes.
 
     Each lane has its own maximum, by which a tile rescales its sum once: 1 + 1 / UNROLL exponentials a logit.
     """
     top = tl.full([LANES], -INF, ACC)
     total = tl.zeros([LANES], tl.float64)
-    mass, dot = total, total
+    mass, dot, surprise = total, total, total
     whole = n // (LANES * UNROLL) * (LANES * UNROLL)
     for start in range(0, whole, LANES * UNROLL):
-        top, total, mass, dot = with_tile(
-            top, total, mass, dot, z_ptr, places(start, LANES, UNROLL), n, dense_ptr, class_weight_ptr, scale, softcap,
-            keep, share, CAPPED, SMOOTHED, ACC, True,
+        top, total, mass, dot, surprise = with_tile(
+            top, total, mass, dot, surprise, z_ptr, places(start, LANES, UNROLL), n, dense_ptr, class_weight_ptr,
+            scale, softcap, keep, share, CAPPED, SMOOTHED, ENTROPY, ACC, True,
         )  # fmt: skip
     if whole < n:
-        top, total, mass, dot = with_tile(
-            top, total, mass, dot, z_ptr, places(whole, LANES, UNROLL), n, dense_ptr, class_weight_ptr, scale, softcap,
-            keep, share, CAPPED, SMOOTHED, ACC, False,
+        top, total, mass, dot, surprise = with_tile(
+            top, total, mass, dot, surprise, z_ptr, places(whole, LANES, UNROLL), n, dense_ptr, class_weight_ptr,
+            scale, softcap, keep, share, CAPPED, SMOOTHED, ENTROPY, ACC, False,
         )  # fmt: skip
     largest = tl.max(top, 0)
     base = base_of(largest)
     dot += mass * (base_of(top) - base)
-    return largest, tl.sum(total * tl.exp(top - base), 0), tl.sum(mass, 0), tl.sum(dot, 0)
+    if ENTROPY:
+        surprise = moved(surprise, total, top - base)
+    total *= tl.exp(top - base)
+    return largest, tl.sum(total, 0), tl.sum(mass, 0), tl.sum(dot, 0), tl.sum(surprise, 0)
 
 
 @triton.jit
 def with_tile(
-    top, total, mass, dot, z_ptr, at, n, dense_ptr, class_weight_ptr, scale, softcap, keep, share,
-    CAPPED: tl.constexpr, SMOOTHED: tl.constexpr, ACC: tl.constexpr, WHOLE: tl.constexpr,
+    top, total, mass, dot, surprise, z_ptr, at, n, dense_ptr, class_weight_ptr, scale, softcap, keep, share,
+    CAPPED: tl.constexpr, SMOOTHED: tl.constexpr, ENTROPY: tl.constexpr, ACC: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """The largest z and the sums of each lane, with one more tile."""
     z = logits(z_ptr, at, n, scale, softcap, CAPPED, ACC, WHOLE)
     largest = tl.maximum(top, tl.max(z, 1))
     base = base_of(largest)
     x = z - base[:, None]
+    if ENTROPY:
+        surprise = moved(surprise, total, top - base) + tl.sum(tl.maximum(x, UNDERFLOW) * tl.exp(x), 1)
     total = total * tl.exp(top - base) + tl.sum(tl.exp(x), 1)
     if SMOOTHED or dense_ptr is not None:
         q = weights(at, n, dense_ptr, class_weight_ptr, keep, share, ACC, WHOLE)
         dot += mass * (base_of(top) - base) + tl.sum(tl.where(q == 0, 0.0, q * x), 1)
         mass += tl.sum(q, 1)
-    return largest, total, mass, dot
+    return largest, total, mass, dot, surprise
+
+
+@triton.jit
+def moved(surprise, total, shift):
+    """The sum of (z - base) exp(z - base) for a base that is -shift higher."""
+    shift = tl.maximum(shift, UNDERFLOW)
+    return (surprise + shift * total) * tl.exp(shift)
 
 
 @triton.jit
@@ -159,8 +181,9 @@ def targets(
 
 @triton.jit
 def put_target_gradient(
-    z_ptr, n, first, classes_ptr, probability_ptr, n_classes, class_weight_ptr, scratch_ptr, base, per_exp, up, scale,
-    softcap, keep, share, CAPPED: tl.constexpr, ACC: tl.constexpr, CLASSES: tl.constexpr,
+    z_ptr, n, first, classes_ptr, probability_ptr, n_classes, class_weight_ptr, scratch_ptr, base, per_exp,
+    per_surprise, up, scale, softcap, keep, share,
+    CAPPED: tl.constexpr, ENTROPY: tl.constexpr, ACC: tl.constexpr, CLASSES: tl.constexpr,
 ):  # fmt: skip
     """d(loss)/d(logits) at the K classes, in scratch: the logits may still be read, and a class may be there twice."""
     for k in range(0, n_classes, CLASSES):
@@ -175,36 +198,43 @@ def put_target_gradient(
             if class_weight_ptr is not None:
                 q *= tl.load(class_weight_ptr + c, mask=c >= 0, other=0.0)
         q += weights(tl.maximum(c, 0), n, None, class_weight_ptr, keep, share, ACC, False)
-        gradient = (tl.exp(z - base) * per_exp - up * q) * slope
+        factor = per_exp
+        if ENTROPY:
+            factor += tl.maximum(z - base, UNDERFLOW) * per_surprise
+        gradient = (tl.exp(z - base) * factor - up * q) * slope
         tl.store(scratch_ptr + k + tl.arange(0, CLASSES), gradient.to(ACC), mask=c >= 0)
 
 
 @triton.jit
 def put_gradient(
-    z_ptr, n, counts, dense_ptr, class_weight_ptr, base, per_exp, up, scale, softcap, keep, share,
-    CAPPED: tl.constexpr, SMOOTHED: tl.constexpr, ACC: tl.constexpr, LANES: tl.constexpr, UNROLL: tl.constexpr,
+    z_ptr, n, counts, dense_ptr, class_weight_ptr, base, per_exp, per_surprise, up, scale, softcap, keep, share,
+    CAPPED: tl.constexpr, SMOOTHED: tl.constexpr, ENTROPY: tl.constexpr,
+    ACC: tl.constexpr, LANES: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """d(loss)/d(logits) over the logits themselves, right except at K classes."""
     whole = n // (LANES * UNROLL) * (LANES * UNROLL)
     for start in range(0, whole, LANES * UNROLL):
         put_gradient_of_tile(
-            z_ptr, places(start, LANES, UNROLL), n, counts, dense_ptr, class_weight_ptr, base, per_exp, up, scale,
-            softcap, keep, share, CAPPED, SMOOTHED, ACC, True,
+            z_ptr, places(start, LANES, UNROLL), n, counts, dense_ptr, class_weight_ptr, base, per_exp, per_surprise,
+            up, scale, softcap, keep, share, CAPPED, SMOOTHED, ENTROPY, ACC, True,
         )  # fmt: skip
     if whole < n:
         put_gradient_of_tile(
-            z_ptr, places(whole, LANES, UNROLL), n, counts, dense_ptr, class_weight_ptr, base, per_exp, up, scale,
-            softcap, keep, share, CAPPED, SMOOTHED, ACC, False,
+            z_ptr, places(whole, LANES, UNROLL), n, counts, dense_ptr, class_weight_ptr, base, per_exp, per_surprise,
+            up, scale, softcap, keep, share, CAPPED, SMOOTHED, ENTROPY, ACC, False,
         )  # fmt: skip
 
 
 @triton.jit
 def put_gradient_of_tile(
-    z_ptr, at, n, counts, dense_ptr, class_weight_ptr, base, per_exp, up, scale, softcap, keep, share,
-    CAPPED: tl.constexpr, SMOOTHED: tl.constexpr, ACC: tl.constexpr, WHOLE: tl.constexpr,
+    z_ptr, at, n, counts, dense_ptr, class_weight_ptr, base, per_exp, per_surprise, up, scale, softcap, keep, share,
+    CAPPED: tl.constexpr, SMOOTHED: tl.constexpr, ENTROPY: tl.constexpr, ACC: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     z, slope = capped(load(z_ptr, at, n, ACC, WHOLE), scale, softcap, CAPPED)
-    gradient = tl.exp(z - base) * per_exp.to(ACC)
+    factor = per_exp.to(ACC)
+    if ENTROPY:
+        factor += tl.maximum(z - base, UNDERFLOW) * per_surprise.to(ACC)
+    gradient = tl.exp(z - base) * factor
     if SMOOTHED or dense_ptr is not None:
         gradient -= weights(at, n, dense_ptr, class_weight_ptr, keep, share, ACC, WHOLE) * up.to(ACC)
     gradient = tl.where(counts, gradient * slope, 0.0)

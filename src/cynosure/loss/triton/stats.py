@@ -6,10 +6,9 @@ The target is left out of all of it.
 import triton
 import triton.language as tl
 
-from cynosure.loss.triton.tiles import INF, base_of, capped, kept, logits, places
+from cynosure.loss.triton.tiles import INF, UNDERFLOW, base_of, capped, kept, logits, places
 
 NO_CLASS = tl.constexpr(2**31 - 1)
-UNDERFLOW = tl.constexpr(-1e4)  # exp of it is 0 in every dtype, while 0 * it is 0 and not NaN as 0 * -inf would be
 
 
 @triton.jit(do_not_specialize=["first", "n_best"])

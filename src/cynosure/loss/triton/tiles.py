@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 INF = tl.constexpr(float("inf"))
+UNDERFLOW = tl.constexpr(-1e4)  # exp of it is 0 in every dtype, while 0 * it is 0 and not NaN as 0 * -inf would be
 
 
 @triton.jit
