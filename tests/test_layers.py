@@ -39,6 +39,10 @@ MOST_INNER = 15
 # Folders of loss/, and the modules of loss/ that each may import besides its own.
 FOLDERS = {
     "backends": {"devices", "native", "options", "pieces", "sizes", "targets", "tensors", "triton"},
+    "divergence": {
+        *("autograd", "backends", "batch", "chunked", "compiler", "devices", "jobs", "linear", "logprobs", "native"),
+        *("options", "targets", "tensors"),
+    },
     "matmul": {"devices", "native", "tensors"},
     "native": set(),
     "sampling": {"backends", "batch", "devices", "linear", "matmul", "native", "options", "tensors"},

@@ -11,6 +11,8 @@ from cynosure.loss import TokenStats as TokenStats
 from cynosure.loss import cross_entropy as cross_entropy
 from cynosure.loss import explain as explain
 from cynosure.loss import linear_cross_entropy as linear_cross_entropy
+from cynosure.loss import linear_kl_div as linear_kl_div
+from cynosure.loss import linear_topk_kl_div as linear_topk_kl_div
 from cynosure.loss import logits_token_logprobs as logits_token_logprobs
 from cynosure.loss import logits_token_stats as logits_token_stats
 from cynosure.loss import record_sampling as record_sampling

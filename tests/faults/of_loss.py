@@ -116,6 +116,22 @@ ROWS_AND_CHUNKS = [
           "a library whose matmuls are wrong is taken", "loss/test_gemm.py"),
 ]  # fmt: skip
 
+DIVERGENCES = [
+    Fault("jsd-weights", "loss/divergence/rows.py", "beta * of_t.divergence + (1 - beta) * of_s.divergence",
+          "(1 - beta) * of_t.divergence + beta * of_s.divergence",
+          "the weights of the two halves of jsd", "loss/test_kl_div_reference.py"),
+    Fault("divergence-own-gradient", "loss/divergence/rows.py", "(self.ratio - self.divergence[:, None]) * self.p",
+          "self.ratio * self.p", "a gradient of the left side does not add up to 0", "loss/test_kl_div_reference.py"),
+    Fault("padding-compared", "loss/divergence/jobs.py", "self.weight.shape[0] == n:",
+          "self.weight.shape[0] >= n:", "the padding of a head has a part in the softmax", "loss/test_kl_div.py"),
+    Fault("topk-rest-of-rest", "loss/divergence/stored.py", "near = total > -LN_2", "near = total > LN_2",
+          "what a sure student leaves to the rest is rounded away", "loss/test_topk_kl_div.py"),
+    Fault("native-divergence-lanes", "loss/native/divergence_passes.cpp", "side.x[i] = -F(__builtin_inf())",
+          "side.x[i] = 0", "lanes beyond the vocabulary are summed", "loss/test_kl_div_reference.py"),
+    Fault("native-jsd-mean", "loss/native/divergence_passes.cpp", "logs.right - F(mean.right)",
+          "logs.right - F(mean.left)", "the gradient of jsd", "loss/test_kl_div_reference.py"),
+]  # fmt: skip
+
 DEVICES = [
     Fault("nan-of-ignored-rows", BATCH, "hidden.masked_fill(~counted[:, None], 0)", "hidden",
           "on a GPU the NaN of an ignored row reaches dW", "loss/test_quiet.py"),
@@ -188,4 +204,4 @@ SHIFTS = [
           "all shifts count alike", "loss/test_shifts.py"),
 ]  # fmt: skip
 
-FAULTS = [*FORMULAS, *ROWS_AND_CHUNKS, *DEVICES, *NATIVE, *SAMPLING, *SHIFTS]
+FAULTS = [*FORMULAS, *ROWS_AND_CHUNKS, *DIVERGENCES, *DEVICES, *NATIVE, *SAMPLING, *SHIFTS]

@@ -20,6 +20,9 @@ def losses() -> None:
     assert_type(cynosure.linear_cross_entropy(hidden, weight, (target[..., None], logits[..., :1])), Tensor)
     assert_type(cynosure.cross_entropy(logits, target, reduction="none", normalizer=logits.sum()), Tensor)
     assert_type(cynosure.token_logprobs(hidden, weight, target, backend="torch"), Tensor)
+    models = hidden, weight, hidden, weight
+    assert_type(cynosure.linear_kl_div(*models, direction="jsd", beta=0.1, token_weight=hidden[..., 0]), Tensor)
+    assert_type(cynosure.linear_topk_kl_div(hidden, weight, target[..., None], logits[..., :1], tail="bucket"), Tensor)
     with cynosure.record_sampling() as records:
         cynosure.linear_cross_entropy(hidden, weight, target, grad_tolerance="dtype", generator=torch.Generator())
         cynosure.token_logprobs(hidden, weight, target, grad_tolerance=0.01, generator=None)

@@ -1,4 +1,6 @@
 from cynosure.loss.compiler import uncompiled as uncompiled
+from cynosure.loss.divergence.kl import linear_kl_div as linear_kl_div
+from cynosure.loss.divergence.topk import linear_topk_kl_div as linear_topk_kl_div
 from cynosure.loss.linear import capped as capped
 from cynosure.loss.linear import readable as readable
 from cynosure.loss.matmul.choice import as_if_large as as_if_large

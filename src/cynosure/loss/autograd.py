@@ -22,15 +22,15 @@ from cynosure.loss.transforms import refuse_batched
 
 NO_SECOND = (
     "the fused loss has no second derivative: for double backward (a Hessian-vector product, a gradient penalty) use "
-    "torch.nn.functional.cross_entropy on full logits"
+    "torch.nn.functional.cross_entropy (of a divergence, kl_div) on full logits"
 )
 NO_FORWARD = (
     "the fused loss has no forward-mode derivative: use reverse mode (backward), or "
-    "torch.nn.functional.cross_entropy on full logits"
+    "torch.nn.functional.cross_entropy (of a divergence, kl_div) on full logits"
 )
 
 
-class _FirstOrder(Function):
+class FirstOrder(Function):
     """A function that supports only reverse mode; forward mode raises a clear error."""
 
     @staticmethod
@@ -54,11 +54,11 @@ class _RefuseSecond(Function):
         raise NotImplementedError(NO_SECOND)
 
 
-def _received(upstream: Tensor) -> Tensor:
+def received(upstream: Tensor) -> Tensor:
     """Convert an upstream gradient to a plain tensor; refuse a batch of them."""
     refuse_batched(upstream)
-    received: Tensor = plain("the upstream gradient", upstream)
-    return received
+    gradient: Tensor = plain("the upstream gradient", upstream)
+    return gradient
 
 
 def first_order(gradients: list[Tensor | None], ctx: Any, *upstream: Tensor | None) -> list[Tensor | None]:
@@ -69,7 +69,7 @@ def first_order(gradients: list[Tensor | None], ctx: Any, *upstream: Tensor | No
     return [None if g is None else _RefuseSecond.apply(g, *made_from) for g in gradients]  # type: ignore[no-untyped-call]
 
 
-class FusedSum(_FirstOrder):
+class FusedSum(FirstOrder):
     """sum_i weight_i * loss_i. Its gradients are computed in the forward: three GEMMs.
 
     The first backward scales and returns the gradients from the forward; later ones recompute them.
@@ -90,7 +90,7 @@ class FusedSum(_FirstOrder):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
-        dsum = _received(upstream[0])
+        dsum = received(upstream[0])
         gradients: Gradients | None = ctx.gradients
         ctx.gradients = None
         hidden, weight, bias, _, row_weight, loss = ctx.saved_tensors
@@ -101,7 +101,7 @@ class FusedSum(_FirstOrder):
         return (*first_order([*parts, drow_weight], ctx, dsum), None)
 
 
-class FusedRows(_FirstOrder):
+class FusedRows(FirstOrder):
     """loss_i of every counted row; the backward recomputes the logits, for any upstream: four GEMMs in all."""
 
     @staticmethod
@@ -114,14 +114,14 @@ class FusedRows(_FirstOrder):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
-        drows = _received(upstream[0])
+        drows = received(upstream[0])
         hidden, weight, bias, _ = ctx.saved_tensors
         wanted = Wanted(*ctx.needs_input_grad[:4])
         gradients = compute(ctx.job, hidden, ctx.job.head(weight, bias), drows.detach(), wanted)[1]
         return (*first_order(gradients.take(None, ctx.dtypes), ctx, drows), None)
 
 
-class LogitsRows(_FirstOrder):
+class LogitsRows(FirstOrder):
     """loss_i of every counted row of given logits; the backward passes over them again."""
 
     @staticmethod
@@ -132,14 +132,14 @@ class LogitsRows(_FirstOrder):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
-        logits, drows = ctx.saved_tensors[0], _received(upstream[0])
+        logits, drows = ctx.saved_tensors[0], received(upstream[0])
         dloss = drows.detach()
         dlogits = compute_dlogits(ctx.job, logits, dloss) if ctx.needs_input_grad[0] else None
         dtarget = compute_dtarget(ctx.job, logits, dloss) if ctx.needs_input_grad[1] else None
         return (*first_order([dlogits, dtarget], ctx, drows), None)
 
 
-class FusedLogprobs(_FirstOrder):
+class FusedLogprobs(FirstOrder):
     """The log-probabilities (n, K) of the given ids of every counted row, and its entropy (n,), empty if not wanted.
 
     The backward recomputes the logits, for any upstream: four GEMMs in all.
@@ -156,16 +156,16 @@ class FusedLogprobs(_FirstOrder):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> Any:
-        received = [None if x is None else _received(x) for x in upstream]
-        job, drows = logprobs_job(ctx.job, *(None if x is None else x.detach() for x in received))
+        given = [None if x is None else received(x) for x in upstream]
+        job, drows = logprobs_job(ctx.job, *(None if x is None else x.detach() for x in given))
         hidden, weight, bias, _ = ctx.saved_tensors
         dhidden, dweight, dbias = ctx.needs_input_grad[:3]
         wanted = Wanted(dhidden, dweight, dbias, dtarget=False)
         gradients = compute(job, hidden, job.head(weight, bias), drows, wanted)[1]
-        return (*first_order(gradients.take(None, ctx.dtypes)[:3], ctx, *received), None, None)
+        return (*first_order(gradients.take(None, ctx.dtypes)[:3], ctx, *given), None, None)
 
 
-class LogitsLogprobs(_FirstOrder):
+class LogitsLogprobs(FirstOrder):
     """The same of given logits (..., V); the backward passes over them again."""
 
     @staticmethod
@@ -177,13 +177,13 @@ class LogitsLogprobs(_FirstOrder):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> Any:
-        received = [None if x is None else _received(x) for x in upstream]
-        job, drows = logprobs_job(ctx.job, *(None if x is None else x.detach() for x in received))
+        given = [None if x is None else received(x) for x in upstream]
+        job, drows = logprobs_job(ctx.job, *(None if x is None else x.detach() for x in given))
         dlogits = compute_dlogits(job, ctx.saved_tensors[0], drows)
-        return (*first_order([dlogits], ctx, *received), None, None)
+        return (*first_order([dlogits], ctx, *given), None, None)
 
 
-class Shapes(_FirstOrder):
+class Shapes(FirstOrder):
     """A result without values (meta or fake) from inputs without values. Its gradients have no values either."""
 
     @staticmethod

@@ -219,7 +219,7 @@ def compute(
     with torch.no_grad(), autocast_to(hidden.device, None):
         hidden, head = hidden.to(job.dtype), head.to(job.dtype)
         loss = torch.empty(job.batch.n_rows, dtype=accumulation_dtype(job.dtype), device=hidden.device)
-        unit = _unit(upstream, job.dtype)
+        unit = unit_of(upstream, job.dtype)
         upstream = upstream if isinstance(unit, float) and unit == 1 else upstream / unit
         gradients = Gradients(hidden, head, job, wanted, unit)
         for chunk in logits_chunks(job, hidden, head, gradients.summed_columns, gradients.spared_rows):
@@ -270,7 +270,7 @@ def _row_kernel(job: LossJob, offset: int, loss: Tensor, upstream: Tensor | None
     return kernel
 
 
-def _unit(upstream: Tensor, dtype: torch.dtype) -> float | Tensor:
+def unit_of(upstream: Tensor, dtype: torch.dtype) -> float | Tensor:
     """Return a power of two near the largest upstream gradient: float16 d(logits) are stored relative to it.
 
     A mean over 100,000 tokens scales them by 1e-5, which float16 would round to 0 before any loss scaling helps.
@@ -293,7 +293,7 @@ def logprobs_job(job: LossJob, dlogprobs: Tensor | None, dentropy: Tensor | None
     ids = batch.classes(0, batch.n_rows)
     probability = batch.k.new_zeros(ids.shape) if dlogprobs is None else -dlogprobs
     weights = probability if dentropy is None else torch.cat([probability, dentropy[:, None]], -1)
-    unit = _unit(weights, job.dtype)
+    unit = unit_of(weights, job.dtype)
     entropy = None if dentropy is None else dentropy / unit
     batch = batch._replace(target=Target(ids, probability / unit, None), targets=None, entropy=entropy)
     return job._replace(batch=batch), torch.ones_like(batch.k) * unit

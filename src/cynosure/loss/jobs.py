@@ -41,32 +41,33 @@ def check_class_indices(target: Tensor) -> None:
 
 
 def check_head(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, head_dtype: torch.dtype | None = None
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, head_dtype: torch.dtype | None = None, of: str = ""
 ) -> HeadWeights | OwnHead:
     """Check that hidden (..., D), weight (V, D) and bias (V,) have one dtype and device; return the head.
 
-    With a `head_dtype` their dtypes may differ.
+    With a `head_dtype` their dtypes may differ. In errors `of` stands before their names: "student_" for student_hidden
+    and its head.
     """
     check_head_dtype(head_dtype)
     for name, x in (("hidden", hidden), ("weight", weight), ("bias", bias)):
         if x is None and name == "bias":
             continue
-        x = check_floating(name, x)
+        x = check_floating(of + name, x)
         if x.device != hidden.device:
-            raise ValueError(f"{name} is on {x.device}, but hidden is on {hidden.device}")
+            raise ValueError(f"{of}{name} is on {x.device}, but {of}hidden is on {hidden.device}")
         if x.dtype != hidden.dtype and not autocasts(hidden) and head_dtype is None:
             raise TypeError(
-                f"{name} is {x.dtype}, but hidden is {hidden.dtype}: cast one of them, use torch.autocast, or pass "
-                f"head_dtype=torch.float32"
+                f"{of}{name} is {x.dtype}, but {of}hidden is {hidden.dtype}: cast one of them, use torch.autocast, or "
+                f"pass head_dtype=torch.float32"
             )
     if hidden.ndim == 0 or weight.ndim != 2 or hidden.shape[-1] != weight.shape[1] or weight.shape[0] == 0:
         raise ValueError(
-            f"hidden must have shape (..., D) and weight (V, D) with the same D and V >= 1, "
+            f"{of}hidden must have shape (..., D) and {of}weight (V, D) with the same D and V >= 1, "
             f"got {tuple(hidden.shape)} and {tuple(weight.shape)}"
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(
-            f"bias must have shape ({weight.shape[0]},), one entry per row of weight, got {tuple(bias.shape)}"
+            f"{of}bias must have shape ({weight.shape[0]},), one entry per row of {of}weight, got {tuple(bias.shape)}"
         )
     return make_head(weight, bias)
 

@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 
 from cynosure.system.upstream import current_transform, dispatch_keys_of, is_forward_mode, is_jit_tracing
 
-FULL = "torch.nn.functional.cross_entropy on full logits"
+FULL = "torch.nn.functional.cross_entropy (of a divergence, kl_div) on full logits"
 REVERSE = f"use torch.autograd.grad or backward, or {FULL}"
 WITHOUT = f"keep the loss outside the captured code, or use {FULL}"
 

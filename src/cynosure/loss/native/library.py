@@ -99,13 +99,22 @@ class FinishRows(ctypes.Structure):
     _fields_ = [("to", WeightRows), ("along", c_void_p), ("axis", c_void_p)]
 
 
+class DivergenceRows(ctypes.Structure):
+    """`DivergenceRows` of divergence.h."""
+
+    _fields_ = [
+        ("student", Logits), ("teacher", Logits), ("direction", c_int64), ("beta", c_double), ("temperature", c_double),
+        ("upstream", c_void_p), ("write_student", c_int64), ("write_teacher", c_int64), ("divergence", c_void_p),
+    ]  # fmt: skip
+
+
 VERSION = 2  # of rows.h
 LAYOUT = VERSION
-for structure in (LossRows, StatsRows, MatmulArguments, ColumnSumsArguments, FinishRows):
+for structure in (LossRows, StatsRows, MatmulArguments, ColumnSumsArguments, FinishRows, DivergenceRows):
     LAYOUT = LAYOUT << 10 | ctypes.sizeof(structure)
 ON_ROWS = (
     "cynosure_loss_rows", "cynosure_stats_rows", "cynosure_column_sums", "cynosure_take_columns",
-    "cynosure_row_squares", "cynosure_add_rows", "cynosure_finish_rows",
+    "cynosure_row_squares", "cynosure_add_rows", "cynosure_finish_rows", "cynosure_divergence_rows",
 )  # fmt: skip
 
 

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "columns.h"
+#include "divergence.h"
 #include "gemm.h"
 #include "passes.h"
 #include "threads.h"
@@ -394,7 +395,8 @@ extern "C" {
 
 int64_t cynosure_layout() {
     int64_t layout = VERSION;
-    for (int64_t size : {sizeof(LossRows), sizeof(StatsRows), sizeof(Matmul), sizeof(ColumnSums), sizeof(FinishRows)})
+    for (int64_t size : {sizeof(LossRows), sizeof(StatsRows), sizeof(Matmul), sizeof(ColumnSums), sizeof(FinishRows),
+                         sizeof(DivergenceRows)})
         layout = layout << 10 | size;
     return layout;
 }
