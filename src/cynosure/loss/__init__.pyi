@@ -1,4 +1,5 @@
 from cynosure.loss.compiler import uncompiled as uncompiled
+from cynosure.loss.devices import autocast_to as autocast_to
 from cynosure.loss.linear import capped as capped
 from cynosure.loss.linear import readable as readable
 from cynosure.loss.matmul.choice import as_if_large as as_if_large
