@@ -1,5 +1,6 @@
 """A patched model in Hugging Face's Trainer: the same losses step by step, and the same weights at the end."""
 
+from functools import partial
 from math import exp
 from pathlib import Path
 from statistics import fmean
@@ -163,6 +164,7 @@ def test_trainers_that_minimise_something_else(tmp_path: Path) -> None:
 def test_trainers_that_cannot_be_patched(tmp_path: Path) -> None:
     cases: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         ({}, {"compute_loss_func": lambda *_, **__: None}, "its compute_loss_func computes"),
+        ({}, {"compute_loss_func": partial(cynosure.causal_lm_loss, tiny_model())}, "its compute_loss_func computes"),
         ({}, {"model": None, "model_init": lambda: tiny_model()}, "patch the model inside model_init"),
     ]
     for options, given, reason in cases:
@@ -171,6 +173,47 @@ def test_trainers_that_cannot_be_patched(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=reason):
             cynosure.patch(trainer)
         assert not {"evaluation_loop", "prediction_step"} & vars(trainer).keys()
+
+
+def lines(trainer: Trainer) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_our_own_loss_function_is_the_models_loss(tmp_path: Path) -> None:
+    """Trainer smooths no labels if it has a loss function."""
+
+    def trainer_with(function: Any, smoothing: float = 0.0) -> Trainer:
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path), optim="sgd", label_smoothing_factor=smoothing, **(OPTIONS | {"max_steps": 2})
+        )  # fmt: skip
+        return Trainer(
+            tiny_model(spread=0.1), arguments, DataCollatorForSeq2Seq(padding_tokenizer()), train_dataset=rows(),
+            eval_dataset=rows()[:7], compute_loss_func=function,
+        )  # fmt: skip
+
+    own = trainer_with(None)
+    own.train()
+    for function, factor in (
+        (cynosure.causal_lm_loss, None),
+        (partial(cynosure.causal_lm_loss, use_cache=False, normalizer=1000.0), 1000.0),
+    ):
+        trainer = trainer_with(function, smoothing=0.3)
+        smoother = trainer.label_smoother
+        with cynosure.patch(trainer):
+            if factor is None:
+                trainer.train()
+                assert lines(trainer) == pytest.approx(lines(own), rel=1e-4)
+                with cynosure.patch(own):
+                    assert figures(trainer.evaluate()) == pytest.approx(figures(own.evaluate()), rel=1e-3)
+            else:
+                inputs = DataCollatorForSeq2Seq(padding_tokenizer())(rows()[:3])
+                loss = trainer.compute_loss(trainer.model, dict(inputs), num_items_in_batch=torch.tensor(5))
+                total = cynosure.causal_lm_loss(trainer.model, **inputs, normalizer=factor)
+                assert loss.item() == pytest.approx(total.item())
+        assert trainer.compute_loss_func is function
+        assert trainer.label_smoother is smoother
+        assert "compute_loss" not in vars(trainer)
 
 
 @pytest.mark.parametrize(

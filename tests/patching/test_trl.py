@@ -1,5 +1,6 @@
 """TRL's SFTTrainer on a patched model: the same losses, figures and weights as with its own fused head."""
 
+from functools import partial, wraps
 from math import exp
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 import cynosure
 from cynosure.patching import patch
+from cynosure.patching.forward import FusedHead
 from cynosure.patching.probe import probe
 from tests.patching.test_patch import batch, family
 from tests.patching.trainers import OPTIONS as SHARED
@@ -80,12 +82,12 @@ def test_sft_is_the_same(tmp_path: Path, case: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["Llama", "Gemma 2", "Granite", "Mixtral", "Phi, biased"])
-@pytest.mark.parametrize("shifted", [False, True])
-def test_figures_and_gradients_of_every_token(name: str, shifted: bool) -> None:
+@pytest.mark.parametrize(("shifted", "temperature"), [(False, 0.7), (True, 1.0)])
+def test_figures_and_gradients_of_every_token(name: str, shifted: bool, temperature: float) -> None:
     model, inputs = family(name), batch()
     if shifted:
         inputs["shift_labels"] = inputs.pop("labels").roll(-1, 1)
-    add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
+    add_fused_lm_head(model, temperature, outputs=("log_probs", "entropy", "is_top1"))
     asked: dict[str, Any] = {"fused_lm_head": True, "num_items_in_batch": 9}
     asked |= {"output_router_logits": True} if name == "Mixtral" else {}
     upstream = torch.randn(2, 20 - (not shifted), generator=torch.Generator().manual_seed(0))
@@ -117,14 +119,33 @@ def test_a_row_without_a_label_has_gradients_of_zero() -> None:
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
 
 
-def test_what_cannot_be_proved_equal_is_refused() -> None:
+def as_if_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TRL's head has a temperature, but its closure does not tell."""
+    monkeypatch.setattr("cynosure.patching.verify.fused_head", lambda _: FusedHead(outputs=("log_probs",)))
+
+
+def test_what_cannot_be_proved_equal_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def with_margin(model: Any) -> None:
+        add_fused_lm_head(model)
+        fused = model.forward
+
+        @wraps(fused)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            output = fused(*args, **kwargs)
+            if "fused_lm_head" in kwargs:
+                output["margin"] = output.log_probs
+            return output
+
+        model.forward = forward
+
+    as_if_unread(monkeypatch)
     cases = [
-        ({"temperature": 0.7}, "but the model's logits"),
-        ({"outputs": ("log_probs", "log_sum_sq_probs")}, "log_sum_sq_probs"),
+        (partial(add_fused_lm_head, temperature=0.7), "but the model's logits"),
+        (with_margin, "it needs margin for every token"),
     ]
-    for options, reason in cases:
+    for add, reason in cases:
         model = family("Llama")
-        add_fused_lm_head(model, **options)  # type: ignore[arg-type]
+        add(model)
         own = probe(model, batch() | {"fused_lm_head": True})
         with pytest.raises(ValueError, match=f"this trainer cannot be patched: .*{reason}"):
             patch(model)
@@ -132,24 +153,48 @@ def test_what_cannot_be_proved_equal_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["Llama", "Phi, biased"])
-def test_bfloat16_models_are_no_less_equal(name: str) -> None:
+def test_bfloat16_models_are_no_less_equal(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """TRL's figures are float32 whatever they are made of; its head rounds otherwise than ours."""
     for seed in range(8):
         model = family(name, seed).to(torch.bfloat16)
-        add_fused_lm_head(model)
+        add_fused_lm_head(model, temperature=0.8)
         with patch(model):
             pass
-    add_fused_lm_head(model, temperature=0.8)
+    as_if_unread(monkeypatch)
     with pytest.raises(ValueError, match="this trainer cannot be patched"):
         patch(model)
 
 
-def test_a_head_behind_autocast_is_seen() -> None:
+def test_a_head_behind_autocast_is_seen_and_computes_in_its_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     model = family("Llama")
     add_fused_lm_head(model, temperature=0.7)
+    exact = model(**batch(), fused_lm_head=True).log_probs
     Accelerator(cpu=True, mixed_precision="bf16").prepare_model(model, evaluation_mode=True)
+    own = model(**batch(), fused_lm_head=True).log_probs
+    with patch(model):
+        ours = model(**batch(), fused_lm_head=True).log_probs
+        seen = model._cynosure_patch.fused
+    assert seen > 0
+    assert (ours - own).norm() < (exact - own).norm() / 4
+    as_if_unread(monkeypatch)
     with pytest.raises(ValueError, match=r"this trainer cannot be patched: .*but the model's logits"):
         patch(model)
+
+
+def test_a_head_in_float32_stays_so_under_autocast() -> None:
+    """As GRPOTrainer's `cast_lm_head_to_fp32` makes it of a bfloat16 model."""
+    model = family("Llama").to(torch.bfloat16)
+    head = model.lm_head.float()
+    head.forward = lambda hidden: torch.nn.functional.linear(hidden.float(), head.weight)  # type: ignore[method-assign]
+    add_fused_lm_head(model, 0.7, cast_lm_head_to_fp32=True, outputs=("log_probs", "entropy"))
+    with torch.autocast("cpu", torch.bfloat16):
+        own = model(**batch(), fused_lm_head=True)
+        with patch(model):
+            ours = model(**batch(), fused_lm_head=True)
+    for a, b in ((own.log_probs, ours.log_probs), (own.entropy, ours.entropy)):
+        torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-5)
+    gradients = [torch.autograd.grad(output.log_probs.sum(), head.weight)[0] for output in (own, ours)]
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-4)
 
 
 def test_sft_that_minimises_something_else(tmp_path: Path) -> None:
@@ -201,58 +246,132 @@ def test_evaluation_by_tokens_depends_on_no_batch_size(tmp_path: Path) -> None:
     assert found[2] == pytest.approx(found[0], rel=1e-6)
 
 
+def truths(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """The values of tokens (B, T) by their formulas, of full logits (B, T, V)."""
+    logp = logits.log_softmax(-1)
+    return {
+        "log_probs": logp.gather(-1, labels.clamp(min=0)[..., None])[..., 0],
+        "entropy": -(logp.exp() * logp).sum(-1),
+        "log_sum_sq_probs": logp.exp().square().sum(-1).log(),
+        "mean_logits": logits.mean(-1),
+    }
+
+
 @pytest.mark.parametrize("name", ["Llama", "Gemma 2", "Granite", "Phi, biased"])
-def test_means_of_logits(name: str) -> None:
+@pytest.mark.parametrize("sharpness", [1.0, 30.0])
+def test_values_of_tokens_are_as_near_to_float64_as_those_of_full_logits(name: str, sharpness: float) -> None:
     model, inputs = family(name), batch()
-    add_fused_lm_head(model, outputs=("log_probs", "mean_logits"))
+    model.get_output_embeddings().weight.data *= sharpness
+    add_fused_lm_head(model, 0.7, outputs=("log_probs", "entropy", "log_sum_sq_probs", "mean_logits"))
     with patch(model), torch.no_grad():
         found = model(**inputs, fused_lm_head=True)
+    labels = inputs.pop("labels")[:, 1:]
     with torch.no_grad():
-        truth = model.double()(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits.mean(-1)
-    counted = inputs["labels"][:, 1:] != -100
-    torch.testing.assert_close(found.mean_logits.double(), truth[:, :-1].where(counted, 0.0), rtol=1e-4, atol=1e-5)
+        plain = truths(model(**inputs).logits[:, :-1] / 0.7, labels)
+        logits = model.double()(**inputs).logits[:, :-1] / 0.7
+        truth = truths(logits, labels)
+    counted = labels != -100
+    of_logits, of_losses = float(logits.abs().max()), float(-2 * truth["log_probs"][counted].min())
+    for field, exact in truth.items():
+        # The last two are differences of statistics, of which the largest is twice the loss.
+        size = max(of_logits, of_losses) if field in ("log_sum_sq_probs", "mean_logits") else of_logits
+        eps = torch.finfo(torch.float32).eps * max(size, 1.0)
+        ours, own, exact = (x.double()[counted] for x in (getattr(found, field), plain[field], exact))
+        assert (ours - exact).abs().max() <= 2 * (own - exact).abs().max() + eps, field
+        assert not getattr(found, field)[~counted].any()
+
+
+PAIRS = Dataset.from_list(
+    [{"prompt": f"number {i} ", "chosen": "the answer " * (1 + i % 3), "rejected": "a guess"} for i in range(8)]
+)
+
+
+def dpo_trainer(folder: Path, options: dict[str, Any], adapter: Any = None) -> DPOTrainer:
+    """Of a model and another one that it refers to, or of an adapter and the model without it."""
+    chosen = OPTIONS | {"optim": "sgd", "learning_rate": 0.1, "per_device_eval_batch_size": 2} | options
+    reference = tiny_model(spread=0.3, seed=1) if adapter is None else None
+    torch.manual_seed(0)
+    return DPOTrainer(
+        tiny_model(spread=0.3), reference, DPOConfig(output_dir=str(folder), **chosen), train_dataset=PAIRS,
+        eval_dataset=PAIRS.select(range(3)), processing_class=padding_tokenizer(), peft_config=adapter,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"precompute_ref_log_probs": True}, {"loss_type": ["sigmoid", "sft"]}, {"gradient_checkpointing": True}],
-    ids=["plain", "precomputed", "two losses", "checkpointing"],
-)
+    [{}, {"precompute_ref_log_probs": True}, {"loss_type": ["sigmoid", "sft"]}, {"gradient_checkpointing": True},
+     {"use_weighting": True}],
+    ids=["plain", "precomputed", "two losses", "checkpointing", "weighted"],
+)  # fmt: skip
 @pytest.mark.parametrize("adapter", [None, ADAPTER], ids=["whole", "adapter"])
 @pytest.mark.each_value
-def test_dpo_on_a_patched_model(tmp_path: Path, options: dict[str, Any], adapter: Any) -> None:
-    """Its trainer is refused, as its loss is none of tokens; its model and the one that it refers to are not."""
-    data = Dataset.from_list(
-        [{"prompt": f"number {i} ", "chosen": "the answer " * (1 + i % 3), "rejected": "a guess"} for i in range(8)]
-    )
-
-    def run(patched: bool) -> tuple[list[Tensor], Any]:
-        arguments = DPOConfig(output_dir=str(tmp_path), **(OPTIONS | {"optim": "sgd", "learning_rate": 0.1} | options))
-        reference = tiny_model(spread=0.3) if adapter is None else None
-        torch.manual_seed(0)
-        trainer = DPOTrainer(
-            tiny_model(spread=0.3), reference, arguments, train_dataset=data, processing_class=padding_tokenizer(),
-            peft_config=adapter,
-        )  # fmt: skip
-        if patched:
-            with pytest.raises(
-                ValueError, match=r"it minimises sigmoid.*, not the cross-entropy: patch only its model"
-            ):
-                patch(trainer)
-            handles = [patch(model) for model in (trainer.model, trainer.ref_model) if model is not None]
+def test_dpo_trains_and_evaluates_as_before(tmp_path: Path, options: dict[str, Any], adapter: Any) -> None:
+    def run(patched: bool) -> tuple[list[Tensor], Any, dict[str, float]]:
+        trainer = dpo_trainer(tmp_path, options, adapter)
+        handle = patch(trainer) if patched else None
         trainer.train()
-        if patched:
-            assert handles[0].fused > 6
-            assert all(handle.made_by == [] for handle in handles)
+        found = trainer.evaluate()
+        if isinstance(handle, cynosure.TrainerPatch):
+            assert handle.model_patch.fused > 6
+            assert handle.model_patch.made_by == []
+            assert (handle.reference_patch is None) == (adapter is not None)
+            if handle.reference_patch is not None and "precompute_ref_log_probs" not in options:
+                assert handle.reference_patch.fused > 6
         names = ("loss", "entropy", "logits/chosen", "logps/rejected", "rewards/margins")
         logged = [torch.tensor([line[name] for name in names]) for line in trainer.state.log_history if "loss" in line]
-        return logged, trainer.model.state_dict()
+        times = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
+        return logged, trainer.model.state_dict(), {name: x for name, x in found.items() if name not in times}
 
-    (own, own_weights), (ours, weights) = run(False), run(True)
+    (own, own_weights, own_found), (ours, weights, found) = run(False), run(True)
     assert len(own) == 3
     torch.testing.assert_close(ours, own, rtol=1e-4, atol=1e-4)
+    assert "eval_loss" in found
+    assert found == pytest.approx(own_found, rel=1e-4, abs=1e-4)
     for name, weight in own_weights.items():
         torch.testing.assert_close(weights[name], weight, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_a_policy_and_its_reference_round_alike_under_autocast(tmp_path: Path) -> None:
+    """TRL puts autocast around the reference model before `patch` sees it, and around the policy afterwards."""
+    trainer = dpo_trainer(tmp_path, {"bf16": True, "max_steps": 1, "gradient_accumulation_steps": 1})
+    trainer.ref_model.load_state_dict(trainer.model.state_dict())
+    with patch(trainer):
+        trainer.train()
+    first = trainer.state.log_history[0]
+    assert (first["rewards/chosen"], first["rewards/rejected"]) == (0, 0)
+
+
+def test_a_patched_dpo_trainer_is_restored(tmp_path: Path) -> None:
+    trainer = dpo_trainer(tmp_path, {})
+    parts = (trainer, trainer.model, trainer.ref_model)
+    before = [dict(vars(part)) for part in parts]
+
+    def is_restored() -> bool:
+        return [vars(part).keys() for part in parts] == [was.keys() for was in before]
+
+    with patch(trainer) as outer:
+        with cynosure.patch(trainer) as inner:
+            assert inner is outer
+        assert all("_cynosure_patch" in vars(part) for part in parts)
+    assert is_restored()
+    handle = patch(trainer)
+    patch(trainer)
+    handle.undo()
+    assert is_restored()
+    with patch(trainer.ref_model):
+        with patch(trainer):
+            pass
+        assert "_cynosure_patch" in vars(trainer.ref_model)
+        patch(trainer)
+        cynosure.unpatch(trainer)
+        assert is_restored()
+    torch.nn.init.constant_(trainer.ref_model.lm_head.weight, torch.nan)
+    with pytest.raises(ValueError, match="its own loss is nan"):
+        patch(trainer)
+    assert is_restored()
+    del trainer.model.forward  # as in versions of TRL without a fused head
+    with pytest.raises(ValueError, match="computes its loss from full logits: upgrade trl"):
+        patch(trainer)
 
 
 def test_sft_with_label_smoothing(tmp_path: Path) -> None:

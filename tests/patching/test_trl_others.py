@@ -10,10 +10,21 @@ from datasets import Dataset
 from peft import LoraConfig
 from torch import Tensor
 from transformers import LlamaForSequenceClassification
-from trl import GRPOConfig, GRPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer, RLOOConfig, RLOOTrainer
+from trl import (
+    DistillationTrainer,
+    GRPOConfig,
+    GRPOTrainer,
+    KTOConfig,
+    KTOTrainer,
+    RewardConfig,
+    RewardTrainer,
+    RLOOConfig,
+    RLOOTrainer,
+)
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.gkd import GKDConfig, GKDTrainer
 from trl.experimental.gold import GOLDConfig, GOLDTrainer
+from trl.experimental.online_dpo import OnlineDPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 from trl.experimental.tpo import TPOConfig, TPOTrainer
 
@@ -26,7 +37,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # TRL's own
 
 SGD = {"optim": "sgd", "learning_rate": 0.1, "max_steps": 2, "bf16": False, "gradient_checkpointing": False}
 OPTIONS: dict[str, Any] = SHARED | SGD
-SAMPLED = {"num_generations": 2, "max_completion_length": 6}
+SAMPLED = {"num_generations": 2, "max_completion_length": 6, "temperature": 0.7, "beta": 0.1}
 LOGGED = ("loss", "grad_norm", "kl", "entropy", "logits/chosen", "logps/rejected", "rewards/margins")
 
 
@@ -63,8 +74,8 @@ ASKING_FOR_TOKENS: dict[str, Case] = {
     "KTO": (KTOTrainer, KTOConfig, UNPAIRED, {}),
     "KTO, precomputed": (KTOTrainer, KTOConfig, UNPAIRED, {"precompute_ref_log_probs": True}),
     "KTO, APO": (KTOTrainer, KTOConfig, UNPAIRED, {"loss_type": "apo_zero_unpaired"}),
-    "GRPO": (GRPOTrainer, GRPOConfig, PROMPTS, SAMPLED | {"beta": 0.1}),
-    "RLOO": (RLOOTrainer, RLOOConfig, PROMPTS, SAMPLED | {"beta": 0.1}),
+    "GRPO": (GRPOTrainer, GRPOConfig, PROMPTS, SAMPLED),
+    "RLOO": (RLOOTrainer, RLOOConfig, PROMPTS, SAMPLED),
 }
 ASKING_FOR_LOGITS: dict[str, Case] = {
     "CPO": (CPOTrainer, CPOConfig, PAIRED, {"max_length": 64}),
@@ -91,32 +102,41 @@ def trainer_of(case: Case, folder: Path, adapter: Any) -> Any:
         others = {"reward_funcs": length}
     if kind is KTOTrainer and adapter is None:
         others = {"ref_model": tiny_model(spread=0.35)}
+    model = tiny_model(spread=0.3)
+    if kind in (GRPOTrainer, RLOOTrainer) and adapter is None:  # they load the model that they refer to by its name
+        model.save_pretrained(folder / "reference")
+        model.config._name_or_path = str(folder / "reference")
     return kind(
-        tiny_model(spread=0.3), args=config(output_dir=str(folder), **(OPTIONS | options)), train_dataset=data,
+        model, args=config(output_dir=str(folder), **(OPTIONS | options)), train_dataset=data,
         processing_class=chat_tokenizer(), peft_config=adapter, **others,
     )  # fmt: skip
 
 
-def trained(case: Case, folder: Path, adapter: Any, patched: bool) -> tuple[list[Tensor], dict[str, Tensor], int]:
-    """What was logged at each step, the weights, and how many losses the model made without logits in training."""
+def trained(case: Case, folder: Path, adapter: Any, patched: bool) -> tuple[list[Tensor], dict[str, Tensor], list[int]]:
+    """What was logged at each step, the weights, and how many losses each model made without logits in training."""
     torch.manual_seed(0)
     trainer = trainer_of(case, folder, adapter)
-    models = [trainer.model, getattr(trainer, "ref_model", None), getattr(trainer, "teacher_model", None)]
-    if patched:
-        with pytest.raises(ValueError, match=r"patch only its model, .* helps if its compute_loss passes labels"):
+    handles: list[Any] = []
+    if patched and case in ASKING_FOR_TOKENS.values():
+        handle = patch(trainer)
+        handles = [part for part in (handle.model_patch, handle.reference_patch) if part is not None]
+    elif patched:
+        with pytest.raises(ValueError, match=r"cannot be patched: its loss reads full logits, .*: train it unpatched"):
             patch(trainer)
-    handles = [patch(model) for model in models if patched and model is not None]
-    before = sum(handle.fused for handle in handles)
+        models = [getattr(trainer, name, None) for name in ("model", "ref_model", "teacher_model")]
+        handles = [patch(model) for model in models if model is not None]
+    before = [handle.fused for handle in handles]
     torch.manual_seed(1)
     trainer.train()
     assert all(handle.made_by == [] for handle in handles)
     steps = [line for line in trainer.state.log_history if "loss" in line]
     logged = [torch.tensor([line[name] for name in LOGGED if name in line]) for line in steps]
-    return logged, trainer.model.state_dict(), sum(handle.fused for handle in handles) - before
+    fused = [handle.fused - first for handle, first in zip(handles, before, strict=True)]
+    return logged, trainer.model.state_dict(), fused
 
 
-def same(case: Case, folder: Path, adapter: Any = None) -> int:
-    """The losses made without logits by a patched model, which trains as it does alone."""
+def same(case: Case, folder: Path, adapter: Any = None) -> list[int]:
+    """The numbers of losses made without logits by a patched model, which trains as it does alone."""
     own, own_weights, _ = trained(case, folder, adapter, patched=False)
     ours, weights, fused = trained(case, folder, adapter, patched=True)
     assert len(own) == 2
@@ -130,16 +150,28 @@ def same(case: Case, folder: Path, adapter: Any = None) -> int:
 @pytest.mark.parametrize("name", ASKING_FOR_TOKENS)
 @pytest.mark.each_value
 def test_trainers_that_ask_for_values_of_tokens(tmp_path: Path, name: str, adapter: Any) -> None:
-    case = ASKING_FOR_TOKENS[name]
-    if adapter is None and "beta" in case[3]:  # of the model before its training, which they would load by its name
-        case = (*case[:3], case[3] | {"beta": 0.0})
-    assert same(case, tmp_path, adapter) >= 4
+    fused = same(ASKING_FOR_TOKENS[name], tmp_path, adapter)
+    assert len(fused) == (2 if adapter is None else 1)
+    assert min(fused) >= (0 if "precomputed" in name else 4)
+    assert fused[0] >= 4
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ASKING_FOR_LOGITS)
 def test_trainers_that_ask_for_full_logits(tmp_path: Path, name: str) -> None:
-    assert same(ASKING_FOR_LOGITS[name], tmp_path) == 0
+    assert not any(same(ASKING_FOR_LOGITS[name], tmp_path))
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [(DistillationTrainer, "it reads the heads of teacher and student"), (OnlineDPOTrainer, "full logits")],
+)
+def test_trainers_that_a_patch_would_not_help(kind: Any, why: str) -> None:
+    trainer = kind.__new__(kind)
+    trainer.model_init = None
+    with pytest.raises(ValueError, match=f"{why}.*: train it unpatched"):
+        patch(trainer)
 
 
 def test_models_of_rewards_are_refused(tmp_path: Path) -> None:
@@ -150,7 +182,7 @@ def test_models_of_rewards_are_refused(tmp_path: Path) -> None:
         train_dataset=PAIRED, processing_class=padding_tokenizer(),
     )  # fmt: skip
     for patched, why in [
-        (trainer, "it has its own compute_loss"),
+        (trainer, "its model predicts a reward and has no vocabulary"),
         (trainer.model, "it names no output embeddings: patch a model that predicts the tokens of a text"),
     ]:
         with pytest.raises(ValueError, match=f"(?i){why}"):

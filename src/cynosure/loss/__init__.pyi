@@ -1,4 +1,5 @@
 from cynosure.loss.compiler import uncompiled as uncompiled
+from cynosure.loss.devices import autocast_to as autocast_to
 from cynosure.loss.divergence.kl import linear_kl_div as linear_kl_div
 from cynosure.loss.divergence.topk import linear_topk_kl_div as linear_topk_kl_div
 from cynosure.loss.linear import capped as capped

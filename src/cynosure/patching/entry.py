@@ -3,15 +3,17 @@
 from typing import Any
 
 from cynosure.loss import GradTolerance
+from cynosure.patching.evaluation import EvaluatedTrainerPatch
 from cynosure.patching.find import find_causal_lm
 from cynosure.patching.model import Patch
+from cynosure.patching.served import is_policy_trainer
 from cynosure.patching.trainer import TrainerPatch
 
 
 def patch(
     target: Any, example: dict[str, Any] | None = None, *, grad_tolerance: GradTolerance | None = None
 ) -> Patch | TrainerPatch:
-    """Put a language model of transformers, or a Trainer and its model, on the fused loss.
+    """Put a language model of transformers, or a Trainer and its models, on the fused loss.
 
     `model(..., labels=...)` works as before, until `undo()` or the end of a `with` block. The model's own loss function
     runs with all its options, and gives the same loss, gradients and auxiliary losses. But the logits are not
@@ -20,7 +22,8 @@ def patch(
     torch.compile works, with graph breaks around the head.
 
     For a Trainer of transformers or an SFTTrainer of TRL, `patch` patches its model, and evaluation averages over
-    tokens; see `TrainerPatch`.
+    tokens. For TRL's DPOTrainer, KTOTrainer, GRPOTrainer and RLOOTrainer it patches the model and a separate reference
+    model, and leaves evaluation as it is. See `TrainerPatch`.
 
     Patching again returns the same handle; the end of an inner `with` block leaves the model patched. A patched model
     can be copied, pickled and sent to other processes, and stays patched there. To load its pickle without cynosure,
@@ -55,12 +58,13 @@ def patch(
         >>> torch.testing.assert_close(fused, own)
     """
     if hasattr(target, "evaluation_loop"):
-        return TrainerPatch.on(target, example, grad_tolerance)
+        kind = TrainerPatch if is_policy_trainer(target) else EvaluatedTrainerPatch
+        return kind.on(target, example, grad_tolerance)
     return Patch.on(target, example, grad_tolerance)
 
 
 def unpatch(target: Any) -> None:
-    """Undo `patch` on a model, or on a Trainer and its model; do nothing if it is not patched.
+    """Undo `patch` on a model, or on a Trainer and its models; do nothing if it is not patched.
 
     The patch ends at once, even inside its `with` blocks.
 
@@ -83,6 +87,8 @@ def unpatch(target: Any) -> None:
         applied = vars(target).get("_cynosure_patch")
         if applied is not None:
             applied.undo()
+        if getattr(target, "ref_model", None) is not None:
+            unpatch(target.ref_model)
         target = target.model
     try:
         model = find_causal_lm(target)

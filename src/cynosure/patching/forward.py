@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 MARK = "cynosure_number"  # marks a patch's forward and its wrappers: `functools.wraps` copies it
@@ -64,11 +64,20 @@ def leads_to(function: Any, installed: Forward) -> bool:
     return False
 
 
-def takes_fused_head(function: Any) -> bool:
-    """Whether a TRL trainer has replaced a model's forward by one that takes `fused_lm_head`."""
+class FusedHead(NamedTuple):
+    """The options of the fused head that a TRL trainer adds to a model; the names are those of `add_fused_lm_head`."""
+
+    temperature: float = 1.0  # divides the logits, after the cap
+    cast_lm_head_to_fp32: bool = False
+    outputs: tuple[str, ...] = ()  # the values of every token
+
+
+def fused_head(function: Any) -> FusedHead | None:
+    """Return the fused head that a TRL trainer has added to a model's forward; None if there is none."""
     while function is not None:
         code = getattr(function, "__code__", None)
         if code is not None and "fused_lm_head" in code.co_varnames:
-            return True
+            cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
+            return FusedHead(**{name: cells[name].cell_contents for name in FusedHead._fields if name in cells})
         function = getattr(function, "__wrapped__", None)  # Accelerate's autocast around it
-    return False
+    return None

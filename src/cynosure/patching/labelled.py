@@ -93,9 +93,9 @@ class Labelled(NamedTuple):
             chunk_tokens=chunk_tokens, **sampled._asdict(), **self.options(),
         )  # fmt: skip
 
-    def stats(self) -> TokenStats:
+    def stats(self, temperatures: list[float] | None = None) -> TokenStats:
         """Compute statistics of every token, without gradients."""
-        return token_stats(self.recipe.hidden, self.recipe.weight, **self.options())
+        return token_stats(self.recipe.hidden, self.recipe.weight, temperatures=temperatures, **self.options())
 
     def spread(self, stats: TokenStats) -> TokenStats:
         """Move statistics to their tokens' positions in the batch, (B, ...); other positions count as ignored."""

@@ -11,7 +11,7 @@ from cynosure.loss import GradTolerance, TokenStats, check_device, check_toleran
 from cynosure.patching.adapters import tuner
 from cynosure.patching.entered import Entered
 from cynosure.patching.find import find_causal_lm
-from cynosure.patching.forward import Forward, leads_to
+from cynosure.patching.forward import Forward, FusedHead, leads_to
 from cynosure.patching.heads import Deferring, gather_head, head_layers, is_fsdp, is_in_fsdp1
 from cynosure.patching.inputs import Inputs, input_device
 from cynosure.patching.labelled import PLAIN, Sampled, reduced
@@ -41,7 +41,7 @@ class Patch(Entered):
         self.made_by: list[str] = []  # operations that needed full logits in the last forward with labels
         self.obstacle: str | None = None  # why its head cannot be deferred
         self.seen: list[Asked] | None = None  # the requested losses, during verification
-        self.per_token: set[str] = set()  # per-token fields that a TRL trainer requests
+        self.fused_head = FusedHead()  # options of TRL's head, if a trainer has added one
         self.deferred = 0  # matmuls of the head deferred in the last forward
         self.fused = 0  # losses computed without logits
         self.warned = False

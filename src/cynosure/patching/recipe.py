@@ -33,6 +33,7 @@ class Recipe:
     after: int = 0  # number of row dimensions after the class dimension
     lead: torch.Size | None = None  # hidden's (...) as the head received it; None takes the current one
     places: Tensor | None = None  # flat position of each row in `lead`; None means all rows in order
+    head_dtype: torch.dtype | None = None  # of the head's matmul, under the autocast that it ran in
 
     def __post_init__(self) -> None:
         if not self.versions:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cynosure.patching.forward import takes_fused_head
+from cynosure.patching.forward import fused_head
 from cynosure.patching.model import Patch
 
 
@@ -41,7 +41,7 @@ class Smoother:
             losses = F.cross_entropy(logits, target, reduction="none", **smoothed).double()
             self.sums.append(losses.view(labels.shape).sum(-1))
             total = losses.sum().float()
-            if self.model_patch.without_labels and not takes_fused_head(self.model_patch.own_forward):
+            if self.model_patch.without_labels and fused_head(self.model_patch.own_forward) is None:
                 F.cross_entropy(logits, target, reduction="sum", **options)  # gives statistics to the observer
         n_counted = (labels != self.own.ignore_index).sum() if num_items_in_batch is None else num_items_in_batch
         return total / (n_counted.to(total.device) if isinstance(n_counted, Tensor) else n_counted)

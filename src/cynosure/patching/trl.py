@@ -1,6 +1,6 @@
 """Per-token statistics for TRL's trainers, which call `model(..., labels=..., fused_lm_head=True)`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -8,8 +8,11 @@ from torch import Tensor
 from torch.autograd import Function
 from transformers.utils.generic import ModelOutput
 
-from cynosure.patching.labelled import Items, Labelled
+from cynosure.loss import autocast_to
+from cynosure.patching.forward import FusedHead
+from cynosure.patching.labelled import NAMES, Items, Labelled
 from cynosure.patching.pending import PendingLogits
+from cynosure.patching.recipe import Recipe
 
 if TYPE_CHECKING:
     from cynosure.patching.model import Patch
@@ -27,7 +30,8 @@ class PerTokenOutput(ModelOutput):
     entropy: Tensor | None = None
     is_top1: Tensor | None = None
     label_mask: Tensor | None = None
-    mean_logits: Tensor | None = None  # over the classes; only if the trainer's own head returns them
+    mean_logits: Tensor | None = None  # over the classes; this and the next only if the trainer's own head returns them
+    log_sum_sq_probs: Tensor | None = None  # log of the sum of the squared probabilities
     aux_loss: Tensor | None = None  # 0-d, of a mixture of experts
 
 
@@ -39,30 +43,54 @@ def per_token_output(
     num_items_in_batch: Items = None,
     **kwargs: Any,
 ) -> PerTokenOutput:
-    """Run a patched model and compute the statistics from its hidden states: one matmul, three more in the backward.
-
-    The mean of the logits takes one more matmul: it is log sum exp minus the loss of a uniform distribution.
-    """
+    """Run a patched model and compute the statistics from its hidden states: one matmul, three more in the backward."""
     output = patched.forward(*args, **{**kwargs, "use_cache": False, "return_dict": True})
     if not isinstance(output.logits, PendingLogits) or output.logits.made is not None:
         raise ValueError(f"{type(patched.model).__name__}: {patched.why_not()}")
     patched.ready()
-    labelled = Labelled.of(output.logits.recipe, labels, shift_labels)
-    stats = labelled.stats()
+    recipe = scored(output.logits.recipe, patched.fused_head)
+    # Accelerate may have put autocast around the forward that has returned.
+    casts = {recipe.hidden.dtype, recipe.weight.dtype} != {recipe.head_dtype}
+    with autocast_to(recipe.hidden.device, recipe.head_dtype if casts else None):
+        values = values_of(Labelled.of(recipe, labels, shift_labels), patched)
+    n_items = values["label_mask"].sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+    loss, aux_loss = -values["log_probs"].sum() / n_items, getattr(output, "aux_loss", None)
+    if aux_loss is not None:
+        loss = loss + patched.model.config.get_text_config().router_aux_loss_coef * aux_loss
+    return PerTokenOutput(loss, aux_loss=aux_loss, **values)
+
+
+def scored(recipe: Recipe, head: FusedHead) -> Recipe:
+    """Return the recipe of the logits that TRL's head scores."""
+    recipe = recipe.times(1 / head.temperature)
+    if not head.cast_lm_head_to_fp32:
+        return recipe
+    parts = zip(NAMES, recipe.operands, strict=True)
+    recipe = recipe.changed(**{name: None if x is None else x.float() for name, x in parts})
+    return replace(recipe, head_dtype=torch.float32)
+
+
+def values_of(labelled: Labelled, patched: "Patch") -> dict[str, Tensor]:
+    """Compute the values of every token that TRL's head gives, by their names in `PerTokenOutput`.
+
+    The mean of the logits takes one more matmul: it is log sum exp minus the loss of a uniform distribution. The sum of
+    squared probabilities needs the loss at a temperature of 1/2: log sum exp(2 z) - 2 z_t.
+    """
+    wanted = patched.fused_head.outputs
+    stats = labelled.stats([0.5] if "log_sum_sq_probs" in wanted else None)
     if patched.observer is not None and not torch.is_grad_enabled():
         patched.observer(stats)
     mask = stats.rank > 0
     log_probs = labelled.hooked(labelled.logprobs(stats, patched.sampled))
-    n_items = mask.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-    loss, aux_loss = -log_probs.sum() / n_items, getattr(output, "aux_loss", None)
-    if aux_loss is not None:
-        loss = loss + patched.model.config.get_text_config().router_aux_loss_coef * aux_loss
     entropy: Tensor = Constant.apply(stats.entropy.nan_to_num(0.0), log_probs)  # type: ignore[no-untyped-call]
-    means = None
-    if "mean_logits" in patched.per_token:
+    values = {"log_probs": log_probs, "entropy": entropy, "is_top1": stats.correct == 1, "label_mask": mask}
+    if "log_sum_sq_probs" in wanted:
+        values["log_sum_sq_probs"] = (stats.nll_at_temperature[..., 0] - 2 * stats.nll).where(mask, 0.0)
+    if "mean_logits" in wanted:
         with torch.no_grad():
-            means = (stats.lse - labelled._replace(label_smoothing=1.0).loss("none")).where(mask, 0.0)
-    return PerTokenOutput(loss, log_probs, entropy, stats.correct == 1, mask, means, aux_loss)
+            uniform = labelled._replace(label_smoothing=1.0).loss("none")
+            values["mean_logits"] = (stats.lse - uniform).where(mask, 0.0)
+    return values
 
 
 class Constant(Function):
@@ -92,5 +120,5 @@ def verify_tokens(own: Any, ours: Any, dtype: torch.dtype) -> None:
     if not bool(((a - b).abs() <= tolerance).all()):
         raise ValueError(
             f"this trainer cannot be patched: on a few tokens its own head gives {own_nats:.6f} nats, but the model's "
-            f"logits give {our_nats:.6f}: it has a temperature, or omits the update that PEFT has added to the head"
+            f"logits give {our_nats:.6f}, for example because it omits the update that PEFT has added to the head"
         )

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cynosure.loss import as_if_large
-from cynosure.patching.forward import takes_fused_head
+from cynosure.patching.forward import fused_head
 from cynosure.patching.heads import head_layers, is_fsdp, partitioned
 from cynosure.patching.inputs import Inputs
 from cynosure.patching.labelled import NAMES, Labelled
@@ -25,8 +25,8 @@ VERIFIED: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # verified models, 
 def verify(patched: Any) -> None:
     """Compare a patched model with its own forward, once per model and head; raise ValueError if they differ."""
     model, name = patched.model, type(patched.model).__name__
-    per_token, head = takes_fused_head(patched.own_forward), head_of(model)
-    if VERIFIED.get(model) == head and not per_token:
+    fused, head = fused_head(patched.own_forward), head_of(model)
+    if VERIFIED.get(model) == head and fused is None:
         return
     with attribute(patched, "paused", True):
         try:
@@ -35,12 +35,12 @@ def verify(patched: Any) -> None:
             # Before deepspeed.initialize no forward works on weights that ZeRO-3 has sharded.
             reason = partitioned(head_layers(model)) or error
             raise ValueError(f"{name} cannot be patched: {reason}") from error
-        own_tokens = probe(model, given | {"fused_lm_head": True}) if per_token else None
+        own_tokens = None if fused is None else probe(model, given | {"fused_lm_head": True})
     why = difference(patched, given, output.loss)
     if why is not None:
         raise ValueError(f"{name} cannot be patched: {why}")
-    if own_tokens is not None:
-        patched.per_token = {field for field, value in own_tokens.items() if value is not None}
+    if fused is not None:
+        patched.fused_head = fused
         ours = probe(model, given | {"fused_lm_head": True})
         from cynosure.patching.trl import verify_tokens
 
