@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cynosure.loss import linear_cross_entropy
+from cynosure.loss import linear_cross_entropy, linear_kl_div, linear_topk_kl_div, token_logprobs, token_stats
 from tests.loss import oracle
 from tests.loss.cases import REDUCTIONS, evaluate, make_case
 from tests.loss.probes import Allocations, Gemms, assert_three_way, rms_error
@@ -58,6 +58,48 @@ def test_it_goes_before_autocast():
     with torch.autocast(case.hidden.device.type, dtype=HALF):
         loss = case.call(linear_cross_entropy, head_dtype=torch.float32)
     assert torch.equal(loss, case.call(linear_cross_entropy))
+
+
+def with_float32_matmuls(op, *inputs, **options):
+    """The results and gradients of an operation with a head in float32, and of the operation on float32 inputs."""
+    both = []
+    for inputs_of, more in ((inputs, {"head_dtype": torch.float32}), ([x.float() for x in inputs], {})):
+        leaves = [x.detach().clone().requires_grad_() for x in inputs_of]
+        results = op(*leaves, **more, **options)
+        results = results if isinstance(results, tuple) else (results,)
+        given = [x for x in results if x.requires_grad]
+        gradients = torch.autograd.grad(sum(x.sum() for x in given), leaves) if given else ()
+        assert all(g.dtype == x.dtype for g, x in zip(gradients, leaves, strict=False))
+        both.append([*results, *(g.to(HALF) for g in gradients)])
+    return both
+
+
+IDS = torch.tensor([[0, 3], [2, 1], [4, 2]])
+OPERATIONS = {
+    "logprobs": lambda h, w, **how: token_logprobs(h, w, IDS[:, 0], **how),
+    "given-ids": lambda h, w, **how: token_logprobs(h, w, IDS, entropy=True, temperature=0.7, **how),
+    "stats": lambda h, w, **how: token_stats(h, w, IDS[:, 0], topk=2, **how),
+    "kl": lambda h, w, **how: linear_kl_div(h, w, h.detach() * 2, w.detach(), **how),
+    "topk-kl": lambda h, w, **how: linear_topk_kl_div(h, w, IDS, torch.full((3, 2), -1.5), **how),
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_other_operations(name):
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(3, 16).to(HALF), (2 * torch.randn(9, 16)).to(HALF)
+    for x, y in zip(*with_float32_matmuls(OPERATIONS[name], hidden, weight), strict=True):
+        torch.testing.assert_close(x, y)
+
+
+def test_log_probabilities_in_a_graph():
+    torch._dynamo.reset()
+    hidden, weight = torch.randn(3, 16).to(HALF), torch.randn(9, 16).to(HALF)
+    compiled = torch.compile(OPERATIONS["given-ids"], fullgraph=True, backend="aot_eager")
+    how = {"head_dtype": torch.float32}
+    for x, y in zip(compiled(hidden, weight, **how), OPERATIONS["given-ids"](hidden, weight, **how), strict=True):
+        torch.testing.assert_close(x, y)
+    torch._dynamo.reset()
 
 
 @pytest.mark.cpu_only

@@ -13,13 +13,13 @@ from cynosure.loss.forward import compute_logprobs, logits_logprobs
 from cynosure.loss.linear import HeadWeights
 from cynosure.loss.logprobs import at_temperature, job_of, names_ids, spread
 from cynosure.loss.operators import as_called, refuse_second, sampling_of
-from cynosure.loss.options import ReduceOptions, accumulation_dtype
+from cynosure.loss.options import ReduceOptions, RowOptions, accumulation_dtype
 from cynosure.loss.tensors import plain
 
 LOGPROBS = (
     "Tensor inputs, Tensor? weight, Tensor? bias, Tensor target, Tensor? seed, float? softcap, float scale, "
     "float temperature, bool entropy, int shift, int ignore_index, str? backend, int? chunk_tokens, "
-    "float grad_tolerance, ScalarType? autocast"
+    "ScalarType? head_dtype, float grad_tolerance, ScalarType? autocast"
 )
 N_TENSORS, N_GRADIENTS = 5, 3
 
@@ -40,6 +40,7 @@ class LogprobArguments(NamedTuple):
     ignore_index: int
     backend: str | None
     chunk_tokens: int | None
+    head_dtype: torch.dtype | None
     grad_tolerance: float
     autocast: torch.dtype | None  # autocast's dtype where the operator was called
 
@@ -51,9 +52,10 @@ class LogprobArguments(NamedTuple):
     def job(self) -> LossJob:
         """Check the arguments; return the job."""
         scale, softcap = at_temperature(self.temperature, self.scale, self.softcap)
+        head = None if self.weight is None else HeadWeights(self.weight, self.bias)
         job = job_of(
-            self.inputs, self.weight, self.bias, self.target, scale, softcap, self.reduce, self.backend,
-            self.chunk_tokens,
+            self.inputs, head, self.target, RowOptions(softcap=softcap, scale=scale), self.reduce, self.backend,
+            self.chunk_tokens, self.head_dtype,
         )  # fmt: skip
         return job._replace(sampling=sampling_of(self.grad_tolerance, self.seed, self.inputs.device, job.dtype))
 

@@ -30,8 +30,8 @@ class TokenLogprobs(NamedTuple):
 def token_logprobs(
     hidden: Tensor, weight: Tensor, target: Tensor, *, bias: Tensor | None = None, softcap: float | None = None,
     scale: float = 1.0, temperature: float = 1.0, entropy: Literal[False] = False, shift: int = 0,
-    ignore_index: int = -100, backend: str | None = None, chunk_tokens: int | None = None,
-    grad_tolerance: GradTolerance = 0.0, generator: torch.Generator | None = None,
+    ignore_index: int = -100, head_dtype: torch.dtype | None = None, backend: str | None = None,
+    chunk_tokens: int | None = None, grad_tolerance: GradTolerance = 0.0, generator: torch.Generator | None = None,
 ) -> Tensor: ...  # fmt: skip
 
 
@@ -39,8 +39,8 @@ def token_logprobs(
 def token_logprobs(
     hidden: Tensor, weight: Tensor, target: Tensor, *, bias: Tensor | None = None, softcap: float | None = None,
     scale: float = 1.0, temperature: float = 1.0, entropy: Literal[True], shift: int = 0,
-    ignore_index: int = -100, backend: str | None = None, chunk_tokens: int | None = None,
-    grad_tolerance: GradTolerance = 0.0, generator: torch.Generator | None = None,
+    ignore_index: int = -100, head_dtype: torch.dtype | None = None, backend: str | None = None,
+    chunk_tokens: int | None = None, grad_tolerance: GradTolerance = 0.0, generator: torch.Generator | None = None,
 ) -> TokenLogprobs: ...  # fmt: skip
 
 
@@ -48,8 +48,8 @@ def token_logprobs(
 def token_logprobs(
     hidden: Tensor, weight: Tensor, target: Tensor, *, bias: Tensor | None = None, softcap: float | None = None,
     scale: float = 1.0, temperature: float = 1.0, entropy: bool, shift: int = 0,
-    ignore_index: int = -100, backend: str | None = None, chunk_tokens: int | None = None,
-    grad_tolerance: GradTolerance = 0.0, generator: torch.Generator | None = None,
+    ignore_index: int = -100, head_dtype: torch.dtype | None = None, backend: str | None = None,
+    chunk_tokens: int | None = None, grad_tolerance: GradTolerance = 0.0, generator: torch.Generator | None = None,
 ) -> Tensor | TokenLogprobs: ...  # fmt: skip
 
 
@@ -66,6 +66,7 @@ def token_logprobs(
     entropy: bool = False,
     shift: int = 0,
     ignore_index: int = -100,
+    head_dtype: torch.dtype | None = None,
     backend: str | None = None,
     chunk_tokens: int | None = None,
     grad_tolerance: GradTolerance = 0.0,
@@ -91,6 +92,7 @@ def token_logprobs(
         shift: k pairs position t with target t + k, without copies; 1 is next-token prediction.
         ignore_index: targets of this value are ignored: their result is 0. Tokens without any other target are left
             out: their entropy is 0 too.
+        head_dtype: dtype of the matmuls and logits, as for `linear_cross_entropy`. None: hidden's, or autocast's.
         backend: name of a backend (`cynosure info` lists them). None: the best.
         chunk_tokens: rows of logits held at once. None: chosen by size.
         grad_tolerance: relative error, in norm, that sampling may add to the gradients of hidden and weight, as for
@@ -123,11 +125,14 @@ def token_logprobs(
     if not (entropy or names_ids(hidden, target)):
         return -linear_cross_entropy(
             hidden, weight, target, bias=bias, softcap=softcap, scale=scale, shift=shift, ignore_index=ignore_index,
-            reduction="none", backend=backend, chunk_tokens=chunk_tokens, grad_tolerance=grad_tolerance,
-            generator=generator,
+            reduction="none", head_dtype=head_dtype, backend=backend, chunk_tokens=chunk_tokens,
+            grad_tolerance=grad_tolerance, generator=generator,
         )  # fmt: skip
     reduce = ReduceOptions(ignore_index, "none", shift=shift)
-    job = job_of(hidden, weight, bias, target, scale, softcap, reduce, backend, chunk_tokens)
+    job = job_of(
+        hidden, HeadWeights(weight, bias), target, RowOptions(softcap=softcap, scale=scale), reduce, backend,
+        chunk_tokens, head_dtype,
+    )  # fmt: skip
     job = sampled(job, hidden, weight, grad_tolerance, generator)
     if job.batch.target.is_abstract:
         return _shapes(job, target, entropy, hidden, weight, bias)
@@ -208,7 +213,7 @@ def logits_token_logprobs(
             backend=backend,
         )  # fmt: skip
     reduce = ReduceOptions(ignore_index, "none", shift=shift)
-    job = job_of(logits, None, None, target, scale, softcap, reduce, backend, None)
+    job = job_of(logits, None, target, RowOptions(softcap=softcap, scale=scale), reduce, backend)
     if job.batch.target.is_abstract:
         return _shapes(job, target, entropy, logits)
     return spread(job, apply_pair(LogitsLogprobs, logits, job, entropy), target, reduce, entropy)
@@ -233,16 +238,15 @@ def names_ids(rows: Any, target: Tensor) -> bool:
 
 
 def job_of(
-    inputs: Tensor, weight: Tensor | None, bias: Tensor | None, target: Tensor, scale: float, softcap: float | None,
-    reduce: ReduceOptions, backend: str | None, chunk_tokens: int | None,
+    inputs: Tensor, head: HeadWeights | None, target: Tensor, options: RowOptions, reduce: ReduceOptions,
+    backend: str | None, chunk_tokens: int | None = None, head_dtype: torch.dtype | None = None,
 ) -> LossJob:  # fmt: skip
-    """Check the arguments for hidden (..., D) and a weight, or for logits (..., V); return the job."""
+    """Check the arguments for hidden (..., D) and a head, or for logits (..., V); return the job."""
     check_class_indices(target)
-    options = RowOptions(softcap=softcap, scale=scale)
     given = GivenIds(target) if names_ids(inputs, target) else target
-    if weight is None:
+    if head is None:
         return logits_job(inputs, given, options, reduce, backend)
-    return linear_job(HeadWeights(weight, bias), inputs, given, options, reduce, backend, chunk_tokens)
+    return linear_job(head, inputs, given, options, reduce, backend, chunk_tokens, head_dtype)
 
 
 def spread(

@@ -35,7 +35,8 @@ LOSS = (
 )
 STATS = (
     "Tensor inputs, Tensor? weight, Tensor? bias, Tensor target, float? softcap, float scale, int shift, "
-    "int ignore_index, int topk, float[] temperatures, str? backend, int? chunk_tokens, ScalarType? autocast"
+    "int ignore_index, int topk, float[] temperatures, str? backend, int? chunk_tokens, "
+    "ScalarType? head_dtype, ScalarType? autocast"
 )
 GRADIENTS = "Tensor dinputs, Tensor dweight, Tensor dbias, Tensor dprobability, Tensor dtoken_weight"
 N_GRADIENTS = 5  # of the first tensors of `Given`
@@ -264,14 +265,14 @@ def statistics(
 ) -> tuple[Tensor, ...]:
     """Compute the statistics of hidden states, or without a weight of logits; their shapes for fake tensors."""
     names = "softcap", "scale", "shift", "ignore_index", "topk", "temperatures", "backend"
-    *options, chunk_tokens, autocast = numbers
+    *options, chunk_tokens, head_dtype, autocast = numbers
     given = dict(zip(names, options, strict=True))
     inputs, target = plain("hidden or logits", inputs), plain("target", target)
     with as_called(inputs, autocast):
         if weight is None:
             stats: TokenStats = unwrap(logits_token_stats)(inputs, target, **given)
         else:
-            given |= {"bias": plain("bias", bias), "chunk_tokens": chunk_tokens}
+            given |= {"bias": plain("bias", bias), "chunk_tokens": chunk_tokens, "head_dtype": head_dtype}
             stats = unwrap(token_stats)(inputs, plain("weight", weight), target, **given)
     return tuple(x.contiguous() for x in stats)
 

@@ -54,6 +54,7 @@ def token_stats(
     ignore_index: int = -100,
     topk: int = 0,
     temperatures: list[float] | None = None,
+    head_dtype: torch.dtype | None = None,
     backend: str | None = None,
     chunk_tokens: int | None = None,
 ) -> TokenStats:
@@ -70,6 +71,7 @@ def token_stats(
         ignore_index: targets of this value are ignored: their statistics are NaN, or -1 in integer fields.
         topk: number of likeliest tokens to list, at most V.
         temperatures: positive numbers that divide the logits, after the cap. None: no losses at other temperatures.
+        head_dtype: dtype of the matmuls and logits, as for `linear_cross_entropy`. None: hidden's, or autocast's.
         backend: name of a backend (`cynosure info` lists them). None: the best.
         chunk_tokens: rows of logits held at once. None: chosen by size.
 
@@ -88,9 +90,9 @@ def token_stats(
         >>> round(stats.nll.item(), 4)  # ln(1 + e^2)
         2.1269
     """
-    head = check_head(hidden, weight, bias)
+    head = check_head(hidden, weight, bias, head_dtype)
     chunk_tokens = check_chunk_tokens(chunk_tokens)
-    rows, dtype = RowOptions(softcap=softcap, scale=scale), matmul_dtype(hidden)
+    rows, dtype = RowOptions(softcap=softcap, scale=scale), matmul_dtype(hidden, head_dtype)
     which = ReduceOptions(ignore_index=ignore_index, reduction="none", shift=shift)
     request = _Request.of(hidden, target, weight.shape[0], rows, which, topk, temperatures, backend, dtype)
     filled = _FilledStats(request, hidden.new_empty(0, dtype=accumulation_dtype(dtype)))

@@ -103,7 +103,17 @@ def logprobs(arguments: dict[str, Any]) -> Tensor | TokenLogprobs:
     """`token_logprobs` or `logits_token_logprobs` in a graph."""
     inputs: Tensor = arguments["hidden" if "hidden" in arguments else "logits"]
     weight, bias = (arguments.get(name) for name in ("weight", "bias"))
-    names = "softcap", "scale", "temperature", "entropy", "shift", "ignore_index", "backend", "chunk_tokens"
+    names = (
+        "softcap",
+        "scale",
+        "temperature",
+        "entropy",
+        "shift",
+        "ignore_index",
+        "backend",
+        "chunk_tokens",
+        "head_dtype",
+    )
     tolerance, seed = sampling(arguments, inputs)
     results = torch.ops.cynosure.token_logprobs(
         inputs, weight, bias, arguments["target"], seed, *map(arguments.get, names), tolerance, autocast_dtype(inputs)
@@ -133,7 +143,8 @@ def stats(arguments: dict[str, Any]) -> TokenStats:
     return TokenStats(
         *torch.ops.cynosure.token_stats(
             inputs, weight, bias, arguments["target"], *numbers, [] if temperatures is None else temperatures,
-            arguments["backend"], arguments.get("chunk_tokens"), autocast_dtype(inputs),
+            arguments["backend"], arguments.get("chunk_tokens"), arguments.get("head_dtype"),
+            autocast_dtype(inputs),
         )
     )  # fmt: skip
 

@@ -26,19 +26,25 @@ class ModelHead(NamedTuple):
     hidden: Tensor
     weight: Tensor  # (V, D)
     bias: Tensor | None  # (V,)
+    head_dtype: torch.dtype | None = None
 
     @classmethod
-    def plain(cls, of: str, hidden: Any, weight: Any, bias: Any) -> "ModelHead":
+    def plain(cls, of: str, hidden: Any, weight: Any, bias: Any, head_dtype: torch.dtype | None = None) -> "ModelHead":
         """Convert the arguments that start with `of`, for example "student_"."""
         check_modes({f"{of}hidden": hidden, f"{of}weight": weight, f"{of}bias": bias})
         check_replicated({"hidden": hidden, f"{of}weight": weight, f"{of}bias": bias})
         weight = weight if multiplies_itself(weight) else plain(f"{of}weight", weight)
-        return cls(plain(f"{of}hidden", hidden), weight, plain(f"{of}bias", bias))
+        return cls(plain(f"{of}hidden", hidden), weight, plain(f"{of}bias", bias), head_dtype)
 
     def check(self, of: str) -> None:
         """Check shapes, dtypes and devices, and that a weight with its own matmul is frozen."""
         if isinstance(check_head(*self, of=of), OwnHead):
             check_frozen(self.weight)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the matmuls."""
+        return matmul_dtype(self.hidden, self.head_dtype)
 
     def first_classes(self, of: str, n: int) -> "ModelHead":
         """Return the head of the first n classes."""
@@ -62,8 +68,7 @@ class ModelHead(NamedTuple):
         """Return the model's job: its logits, and the gradients of its inputs."""
         own_weight = self.weight if multiplies_itself(self.weight) else None
         backend, _ = choose_backend(None, self.hidden.device)
-        dtype = matmul_dtype(self.hidden)
-        return LossJob(batch, options, backend, dtype, self.weight.dtype, chunk_tokens, own_weight)
+        return LossJob(batch, options, backend, self.dtype, self.weight.dtype, chunk_tokens, own_weight)
 
 
 def reduce_options(
@@ -105,7 +110,7 @@ def divergence_job(
             f"teacher_hidden is on {teacher.hidden.device}, but student_hidden is on {student.hidden.device}"
         )
     chunk_tokens = check_chunk_tokens(chunk_tokens)
-    wide = torch.float64 in (matmul_dtype(student.hidden), matmul_dtype(teacher.hidden))
+    wide = torch.float64 in (student.dtype, teacher.dtype)
     batch = rows_batch(student.hidden, reduce, torch.float64 if wide else torch.float32)
     return DivergenceJob(
         student.job(batch, options.student, chunk_tokens), teacher.job(batch, options.teacher, chunk_tokens), options

@@ -32,6 +32,7 @@ def linear_kl_div(
     normalizer: float | Tensor | None = None,
     shift: int = 0,
     vocab_size: int | None = None,
+    head_dtype: torch.dtype | None = None,
     chunk_tokens: int | None = None,
 ) -> Tensor:
     """Compute the divergence between two heads' softmaxes without materializing either's N x V logits.
@@ -77,6 +78,7 @@ def linear_kl_div(
             predicts.
         vocab_size: number of classes to compare, the first of both heads: for heads padded to different sizes. None:
             all, which must be equally many.
+        head_dtype: dtype of the matmuls and logits of both, as for `linear_cross_entropy`. None: each model's own.
         chunk_tokens: rows of logits of each model held at once. None: chosen by size.
 
     Returns:
@@ -104,8 +106,8 @@ def linear_kl_div(
     beta, temperature = check_beta(beta, direction), as_positive("temperature", temperature)
     options = DivergenceOptions(direction, beta, temperature, *caps)
     reduce = reduce_options(student_hidden, token_weight, reduction, normalizer, shift)
-    student = ModelHead.plain("student_", student_hidden, student_weight, student_bias)
-    teacher = ModelHead.plain("teacher_", teacher_hidden, teacher_weight, teacher_bias)
+    student = ModelHead.plain("student_", student_hidden, student_weight, student_bias, head_dtype)
+    teacher = ModelHead.plain("teacher_", teacher_hidden, teacher_weight, teacher_bias, head_dtype)
     student.check("student_")
     teacher.check("teacher_")
     student, teacher = same_vocabulary(student, teacher, vocab_size)

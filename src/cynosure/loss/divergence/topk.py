@@ -11,7 +11,6 @@ from cynosure.loss.compiler import uncompiled
 from cynosure.loss.divergence.jobs import ModelHead, reduce_options, rows_batch
 from cynosure.loss.divergence.options import Tail, cap_options, check_direction, check_tail
 from cynosure.loss.divergence.stored import check_stored, counted_rows, kl_of, outcomes
-from cynosure.loss.jobs import matmul_dtype
 from cynosure.loss.logprobs import token_logprobs
 from cynosure.loss.options import Reduction, accumulation_dtype, as_positive, check_chunk_tokens
 from cynosure.loss.tensors import plain
@@ -34,6 +33,7 @@ def linear_topk_kl_div(
     reduction: Reduction = "mean",
     normalizer: float | Tensor | None = None,
     shift: int = 0,
+    head_dtype: torch.dtype | None = None,
     chunk_tokens: int | None = None,
 ) -> Tensor:
     """Compute the divergence between a student's head and the K likeliest classes of a teacher, as stored earlier.
@@ -69,6 +69,7 @@ def linear_topk_kl_div(
         normalizer: constant by which "mean" divides. None: the sum of token weights.
         shift: k drops the last k positions of student_hidden, ids and logprobs, and reads token_weight from position k
             on.
+        head_dtype: dtype of the matmuls and logits, as for `linear_cross_entropy`. None: the student's own.
         chunk_tokens: rows of logits held at once. None: chosen by size.
 
     Returns:
@@ -97,20 +98,20 @@ def linear_topk_kl_div(
         reduce_options(student_hidden, token_weight, reduction, normalizer, shift),
         check_chunk_tokens(chunk_tokens),
     )
-    head = ModelHead.plain("student_", student_hidden, student_weight, student_bias)
+    head = ModelHead.plain("student_", student_hidden, student_weight, student_bias, head_dtype)
     head.check("student_")
     ids, logprobs = plain("ids", ids), plain("logprobs", logprobs)
-    vocab_size, dtype = head.weight.shape[0], accumulation_dtype(matmul_dtype(head.hidden))
+    vocab_size, dtype = head.weight.shape[0], accumulation_dtype(head.dtype)
     check_stored(ids, logprobs, head.hidden.shape[:-1], vocab_size, head.hidden.device)
     batch = rows_batch(head.hidden, reduce, dtype)
     if batch.target.is_abstract:
         shape = batch.shape if reduction == "none" else torch.Size()
-        return apply(Shapes, shape, dtype, *head, logprobs, reduce.token_weight)
+        return apply(Shapes, shape, dtype, *head[:3], logprobs, reduce.token_weight)
     classes, teacher = counted_rows(ids, logprobs, batch, vocab_size, dtype)
     rows = head.hidden.reshape(-1, head.hidden.shape[-1])[rows_between(batch.inputs, 0, batch.n_rows)]
     student = token_logprobs(
         batch.masked(rows, 0), head.weight, classes, bias=head.bias, scale=options.scale, softcap=options.softcap,
-        temperature=temperature, chunk_tokens=chunk_tokens,
+        temperature=temperature, head_dtype=head_dtype, chunk_tokens=chunk_tokens,
     )  # fmt: skip
     both = outcomes(teacher, student, tail, vocab_size)
     divergences = kl_of(*both if direction == "forward" else both[::-1])
