@@ -1,5 +1,6 @@
 """TRL's SFTTrainer on a patched model: the same losses, figures and weights as with its own fused head."""
 
+from contextlib import nullcontext
 from functools import partial, wraps
 from math import exp
 from pathlib import Path
@@ -96,7 +97,7 @@ def test_figures_and_gradients_of_every_token(name: str, shifted: bool, temperat
         undo = patch(model) if patched else None
         model.zero_grad()
         output = model(**inputs, **asked)
-        ((output.log_probs * upstream).sum() + output.loss).backward()
+        ((output.log_probs * upstream).sum() + output.loss + (output.entropy * upstream).sum() / 3).backward()
         found.append((output, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}))
         if undo is not None:
             undo.undo()
@@ -205,13 +206,15 @@ def test_sft_that_minimises_something_else(tmp_path: Path) -> None:
         patch(trainer)
 
 
-def test_the_entropy_has_no_gradient_and_says_so() -> None:
+def test_the_entropy_alone_has_a_gradient() -> None:
     model = family("Llama")
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
-    with patch(model):
-        entropy = model(**batch(), fused_lm_head=True).entropy
-    with pytest.raises(NotImplementedError, match="undo the patch to train on it"):
-        entropy.sum().backward()
+    gradients = []
+    for context in (nullcontext(), patch(model)):
+        with context:
+            entropy = model(**batch(), fused_lm_head=True).entropy
+            gradients.append(torch.autograd.grad(entropy.square().sum(), model.lm_head.weight)[0])
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
 
 
 def sft_trainer_of(folder: Path, rows_per_process: int) -> SFTTrainer:

@@ -10,11 +10,13 @@ from torch.nn import functional as F
 
 from cynosure.loss import (
     GradTolerance,
+    TokenLogprobs,
     TokenStats,
     check_tolerance,
     draw_seed,
     linear_cross_entropy,
     refuse_batched,
+    token_logprobs,
     token_stats,
 )
 from cynosure.patching.recipe import Recipe, matmul_dtype
@@ -116,14 +118,17 @@ class Labelled(NamedTuple):
         """Return the targets, aligned with the logits that predict them: (..., T - shift)."""
         return self.target[..., self.shift :]
 
-    def logprobs(self, stats: TokenStats, sampled: Sampled = EXACT) -> Tensor:
-        """Return log p(target) from `stats`, 0 where ignored, with gradients: three matmuls in the backward."""
+    def logprobs(self, stats: TokenStats, sampled: Sampled = EXACT) -> TokenLogprobs:
+        """Return log p(target) and the entropy from `stats`, 0 where ignored, with gradients.
+
+        The backward takes three matmuls, and four if the entropy has a gradient.
+        """
         recipe = self.recipe
         dtype = matmul_dtype(recipe.hidden)  # cast now, since autocast is off in the backward
         parts = (None if x is None else x.to(dtype) for x in (recipe.hidden, recipe.weight, recipe.bias))
-        known = -stats.nll.nan_to_num(0.0, posinf=torch.inf)
-        result: Tensor = Known.apply(known, *parts, self, sampled.fixed(recipe))  # type: ignore[no-untyped-call]
-        return result
+        known = -stats.nll.nan_to_num(0.0, posinf=torch.inf), stats.entropy.nan_to_num(0.0)
+        results = Known.apply(*known, *parts, self, sampled.fixed(recipe))  # type: ignore[no-untyped-call]
+        return TokenLogprobs(*map(self.hooked, results))
 
     def hooked(self, result: Tensor) -> Tensor:
         """Add the hooks that must run before the backward of the logits to a tensor computed from them."""
@@ -142,35 +147,49 @@ def reduced(stats: TokenStats, reduction: str) -> Tensor:
 
 
 class Known(Function):
-    """Log-probabilities that are already computed; the backward computes the logits again, chunk by chunk."""
+    """Log-probabilities and entropies that are already computed; the backward computes the logits again, by chunks."""
 
     @staticmethod
     def forward(
-        ctx: Any, known: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, labelled: Labelled,
-        sampled: Sampled | None,
-    ) -> Tensor:  # fmt: skip
+        ctx: Any, logprobs: Tensor, entropy: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None,
+        labelled: Labelled, sampled: Sampled | None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(hidden, weight, bias)
         ctx.labelled, ctx.sampled = labelled, sampled
-        return known.clone()
+        return logprobs.clone(), entropy.clone()
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> Any:
-        refuse_batched(upstream[0])
-        wanted = ctx.needs_input_grad[1:4]
+    def backward(ctx: Any, dlogprobs: Tensor | None, dentropy: Tensor | None) -> Any:
+        for upstream in (dlogprobs, dentropy):
+            if upstream is not None:
+                refuse_batched(upstream)
+        wanted = ctx.needs_input_grad[2:5]
+        if dlogprobs is None and dentropy is None:
+            return (None,) * 7
         parts = [None if x is None else x.detach() for x in ctx.saved_tensors]
         leaves = [x.requires_grad_() for x, want in zip(parts, wanted, strict=True) if x is not None and want]
         labelled: Labelled = ctx.labelled
         changed: dict[str, Any] = dict(zip(NAMES, parts, strict=True))
         labelled = labelled._replace(recipe=replace(labelled.recipe, **changed))
-        token_weight = torch.zeros_like(labelled.target, dtype=upstream[0].dtype)
-        token_weight[..., labelled.shift :] = -upstream[0]
         sampled: Sampled = ctx.sampled or EXACT
         if sampled.generator is not None:
             sampled.generator.manual_seed(sampled.generator.initial_seed())  # a second backward repeats the first
         with torch.enable_grad():
-            total = linear_cross_entropy(
-                labelled.recipe.hidden, labelled.recipe.weight, reduction="sum", token_weight=token_weight,
-                **sampled._asdict(), **labelled.options(),
-            )  # fmt: skip
-            gradients = iter(torch.autograd.grad(total, leaves))
-        return (None, *(next(gradients) if want else None for want in wanted), None, None)
+            gradients = iter(torch.autograd.grad(weighed(labelled, sampled, dlogprobs, dentropy), leaves))
+        return (None, None, *(next(gradients) if want else None for want in wanted), None, None)
+
+
+def weighed(labelled: Labelled, sampled: Sampled, dlogprobs: Tensor | None, dentropy: Tensor | None) -> Tensor:
+    """Return the sum of the log-probabilities and entropies, each times its upstream gradient."""
+    hidden, weight = labelled.recipe.hidden, labelled.recipe.weight
+    if dentropy is not None:
+        both = token_logprobs(hidden, weight, entropy=True, **sampled._asdict(), **labelled.options())
+        total: Tensor = (both.entropy * dentropy).sum()
+        return total if dlogprobs is None else total + (both.logprobs * dlogprobs).sum()
+    assert dlogprobs is not None
+    token_weight = torch.zeros_like(labelled.target, dtype=dlogprobs.dtype)
+    token_weight[..., labelled.shift :] = -dlogprobs
+    return linear_cross_entropy(
+        hidden, weight, reduction="sum", token_weight=token_weight, **sampled._asdict(), **labelled.options()
+    )

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 from transformers.utils.generic import ModelOutput
 
 from cynosure.loss import autocast_to
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 class PerTokenOutput(ModelOutput):
     """The fields of TRL's FusedCausalLMOutput, each (B, T - 1), or (B, T) for `shift_labels`; 0 where ignored.
 
-    Only log_probs and loss have gradients: the backward of entropy raises.
+    loss, log_probs and entropy have gradients.
     """
 
     loss: Tensor | None = None  # 0-d
@@ -81,8 +80,7 @@ def values_of(labelled: Labelled, patched: "Patch") -> dict[str, Tensor]:
     if patched.observer is not None and not torch.is_grad_enabled():
         patched.observer(stats)
     mask = stats.rank > 0
-    log_probs = labelled.hooked(labelled.logprobs(stats, patched.sampled))
-    entropy: Tensor = Constant.apply(stats.entropy.nan_to_num(0.0), log_probs)  # type: ignore[no-untyped-call]
+    log_probs, entropy = labelled.logprobs(stats, patched.sampled)
     values = {"log_probs": log_probs, "entropy": entropy, "is_top1": stats.correct == 1, "label_mask": mask}
     if "log_sum_sq_probs" in wanted:
         values["log_sum_sq_probs"] = (stats.nll_at_temperature[..., 0] - 2 * stats.nll).where(mask, 0.0)
@@ -91,21 +89,6 @@ def values_of(labelled: Labelled, patched: "Patch") -> dict[str, Tensor]:
             uniform = labelled._replace(label_smoothing=1.0).loss("none")
             values["mean_logits"] = (stats.lse - uniform).where(mask, 0.0)
     return values
-
-
-class Constant(Function):
-    """Statistics without a gradient: asking for one raises an error instead of giving zero."""
-
-    @staticmethod
-    def forward(ctx: Any, stats: Tensor, log_probs: Tensor) -> Tensor:
-        ctx.set_materialize_grads(False)
-        return stats.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor | None) -> Any:
-        if upstream[0] is None:  # DistributedDataParallel traverses all outputs
-            return None, None
-        raise NotImplementedError("the entropy of a patched model has no gradient: undo the patch to train on it")
 
 
 def verify_tokens(own: Any, ours: Any, dtype: torch.dtype) -> None:
