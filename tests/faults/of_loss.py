@@ -57,7 +57,7 @@ ROWS_AND_CHUNKS = [
     Fault("ignore-below", TARGETS, "return x == value if", "return x <= value if",
           "classes below ignore_index are ignored as well", "loss/test_ignored.py loss/test_bad_input.py"),
     Fault("ids-of-other-pieces", "loss/forward.py", "torch.where(inside, logits.gather",
-          "torch.where(at >= 0, logits.gather", "given ids get the logit of another class",
+          "torch.where(at < n_columns, logits.gather", "given ids get the logit of another class",
           "loss/test_given_ids.py"),
     Fault("one-ignored-id", TARGETS, "ignored.all(-1), None if bad is None", "ignored.any(-1), None if bad is None",
           "a token with one ignored id is left out", "loss/test_given_ids.py"),

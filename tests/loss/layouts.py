@@ -28,6 +28,7 @@ from cynosure.loss import (
 )
 from cynosure.loss.matmul.choice import as_if_large
 from tests.loss import oracle
+from tests.loss.cases import joined
 from tests.loss.subclasses import Float8, Followed, LinearAlone, Lying, Named, Opened
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
@@ -182,6 +183,7 @@ OPERATIONS = {
     "forward": (forward_alone, oracle.loss, (*HEAD, *WEIGHTS), {}),
     "module": (module, oracle.loss, (*HEAD, *WEIGHTS), {}),
     "logprobs": (token_logprobs, oracle.logprobs, HEAD, {}),
+    "entropy": (joined(token_logprobs), joined(oracle.logprobs_of_hidden), HEAD, {}),
     "stats": (stats, lambda **given: -oracle.logprobs(**given), HEAD, {}),
     "logits": (cross_entropy, oracle.loss_of_logits, ("logits", "target", *WEIGHTS), {}),
     "logits module": (logits_module, oracle.loss_of_logits, ("logits", "target", *WEIGHTS), {}),

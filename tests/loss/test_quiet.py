@@ -14,6 +14,7 @@ from cynosure.loss import (
     cross_entropy,
     devices,
     linear_cross_entropy,
+    logits_token_logprobs,
     logits_token_stats,
     operators,
     token_logprobs,
@@ -21,7 +22,7 @@ from cynosure.loss import (
 )
 from cynosure.loss.matmul import weight_sum
 from tests.loss import oracle
-from tests.loss.cases import KINDS, REDUCTIONS, assert_same, evaluate, make_case
+from tests.loss.cases import KINDS, REDUCTIONS, assert_same, evaluate, ids_case, joined, make_case, upstream_like
 from tests.loss.graphs import Recorder
 from tests.loss.probes import Gemms, assert_three_way
 
@@ -109,6 +110,30 @@ def test_nor_do_statistics(shift, asynchronous, monkeypatch):
         torch.testing.assert_close(x, y, equal_nan=True, msg=name)
         torch.testing.assert_close(z, y, equal_nan=True, msg=name)
     torch.testing.assert_close(logprobs, -usual.nll.nan_to_num())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize("make", [make_case, ids_case], ids=["class indices", "given ids"])
+def test_nor_do_given_ids_and_the_entropy(make, shift, dtype, asynchronous):
+    """A NaN in a row without any id reaches nothing; a class outside the vocabulary makes its row NaN."""
+    case = make(lead=(3, 5), bias=True, shift=shift, softcap=2.0)
+    upstream = upstream_like(case.call(joined(oracle.logprobs_of_hidden)))
+    truth = evaluate(joined(oracle.logprobs_of_hidden), case, upstream)
+    first = case.target[..., 0] if case.target.dim() == 3 else case.target
+    nothing = first.view(-1).eq(-100).nonzero()[0] if make is make_case else torch.tensor([1])
+    case.hidden.view(15, 5)[nothing - shift] = torch.nan
+    both = joined(token_logprobs, backend="torch", chunk_tokens=4)
+    with Quiet():
+        ours = evaluate(both, case.to(dtype), upstream)
+        on_logits = joined(logits_token_logprobs, backend="torch")(
+            case.hidden @ case.weight.mT, case.target, shift=shift
+        )
+    assert on_logits.isfinite().all()
+    if dtype == torch.float64:
+        assert_same(ours, truth)
+    case.target.view(15, -1)[4, 0] = 7
+    assert evaluate(both, case, upstream).grads["hidden"].view(15, 5)[4 - shift].isnan().all()
 
 
 @pytest.mark.parametrize("normalizer", [7, torch.tensor(7.0), torch.tensor([0])])

@@ -60,7 +60,7 @@ class Target:
 
     @property
     def is_class(self) -> bool:
-        """True for class indices, False for distributions."""
+        """True for class indices and given ids, False for distributions."""
         return self.probability is None
 
     def rows(
