@@ -11,8 +11,9 @@ from cynosure.loss.backends.registry import choose_backend
 from cynosure.loss.divergence import jobs
 from tests.loss import divergence_oracle as oracle
 from tests.loss.cases import REDUCTIONS, assert_same
-from tests.loss.divergences import DIRECTIONS, evaluate, make_models
+from tests.loss.divergences import DIRECTIONS, Inputs, evaluate, make_models
 from tests.loss.probes import assert_three_way, max_error, rms_error
+from tests.loss.subclasses import Parted
 
 pytestmark = [pytest.mark.usefixtures("poison_empty"), pytest.mark.cpu_only]
 each_direction = pytest.mark.parametrize("direction", DIRECTIONS)
@@ -120,6 +121,21 @@ def test_small_upstream_gradients_in_float16_are_not_lost():
         assert rms_error(x, truth.grads[name]) < 0.02 * truth.grads[name].square().mean().sqrt(), name
 
 
+@pytest.mark.parametrize("of", ["student", "teacher"])
+@each_direction
+def test_a_weight_with_its_own_matmul(direction, of):
+    models = make_models((6,), v=9, direction=direction).to(torch.float32).freeze(f"{of}_weight")
+    weight = Parted.of(models.tensors[f"{of}_weight"])
+    truth = evaluate(linear_kl_div, models.with_tensors(**{f"{of}_weight": weight.dequantize()}))
+    tensors = {name: x for name, x in models.tensors.items() if name != f"{of}_weight"}
+    own = Inputs(tensors, {**models.options, f"{of}_weight": weight})
+    ours = evaluate(linear_kl_div, own)
+    for name, x in ours.named().items():
+        torch.testing.assert_close(x, truth.named()[name], rtol=1e-5, atol=1e-6)
+    with pytest.raises(NotImplementedError, match=f"{of}_weight is a Parted, whose first 8 rows cannot be multiplied"):
+        own.call(linear_kl_div, vocab_size=8)
+
+
 # ---- closed forms ----------------------------------------------------------------------------------------------------
 
 
@@ -191,8 +207,9 @@ def test_the_cross_entropy_of_a_teacher_is_its_entropy_more():
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize(("direction", "beta"), [("forward", 0.0), ("reverse", 1.0), ("jsd", 0.3), ("jsd", 0.5)])
-def test_equal_to_trl(direction, beta, temperature):
+def test_equal_to_trl(direction, beta, temperature, monkeypatch):
     pytest.importorskip("trl")
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
     from trl.experimental.gkd.gkd_trainer import GKDTrainer
     from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 

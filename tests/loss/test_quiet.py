@@ -14,6 +14,8 @@ from cynosure.loss import (
     cross_entropy,
     devices,
     linear_cross_entropy,
+    linear_kl_div,
+    linear_topk_kl_div,
     logits_token_logprobs,
     logits_token_stats,
     operators,
@@ -21,7 +23,7 @@ from cynosure.loss import (
     token_stats,
 )
 from cynosure.loss.matmul import weight_sum
-from tests.loss import oracle
+from tests.loss import divergence_oracle, divergences, oracle
 from tests.loss.cases import KINDS, REDUCTIONS, assert_same, evaluate, ids_case, joined, make_case, upstream_like
 from tests.loss.graphs import Recorder
 from tests.loss.probes import Gemms, assert_three_way
@@ -279,3 +281,31 @@ def test_nor_does_an_operator_in_a_graph(name, kind, reduction, asynchronous):
         with torch.no_grad(), Quiet():
             results = implementations[operator._opname](*args)
         assert all(x.is_contiguous() for x in results)  # as for fake tensors
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("direction", divergences.DIRECTIONS)
+def test_divergences(direction, reduction, asynchronous):
+    """The NaN of ignored rows, which are not left out, reaches nothing."""
+    models = divergences.make_models(direction=direction, reduction=reduction, token_weight=True, shift=1, bias=True)
+    truth = divergences.evaluate(divergence_oracle.kl_div, models)
+    ignored = models.options["token_weight"].roll(-1, -1) == 0
+    ignored[:, -1] = True
+    for name in ("student_hidden", "teacher_hidden"):
+        models.tensors[name].masked_fill_(ignored[..., None], torch.nan)
+    with Quiet():
+        ours = divergences.evaluate(linear_kl_div, models, chunk_tokens=4)
+    assert_same(ours, truth)
+
+
+@pytest.mark.parametrize("tail", ["bucket", "renormalize"])
+def test_divergences_from_a_stored_teacher(tail, asynchronous):
+    topk = divergences.make_topk(token_weight=True, tail=tail)
+    truth = divergences.evaluate(divergence_oracle.topk_kl_div, topk)
+    ignored = topk.options["token_weight"][..., None] == 0
+    for name in ("student_hidden", "logprobs"):
+        topk.tensors[name].masked_fill_(ignored, torch.nan)
+    topk.options["ids"].masked_fill_(ignored, -100)
+    with Quiet():
+        ours = divergences.evaluate(linear_topk_kl_div, topk)
+    assert_same(ours, truth, tol=1e-10)
