@@ -166,16 +166,19 @@ def test_bfloat16_models_are_no_less_equal(name: str, monkeypatch: pytest.Monkey
         patch(model)
 
 
-def test_a_head_behind_autocast_is_seen_and_computes_in_its_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("was_patched", [False, True])
+def test_a_head_behind_autocast_is_seen_and_computes_in_its_dtype(
+    was_patched: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = family("Llama")
     add_fused_lm_head(model, temperature=0.7)
     exact = model(**batch(), fused_lm_head=True).log_probs
-    Accelerator(cpu=True, mixed_precision="bf16").prepare_model(model, evaluation_mode=True)
+    with patch(model) if was_patched else nullcontext():
+        Accelerator(cpu=True, mixed_precision="bf16").prepare_model(model, evaluation_mode=True)
     own = model(**batch(), fused_lm_head=True).log_probs
     with patch(model):
         ours = model(**batch(), fused_lm_head=True).log_probs
-        seen = model._cynosure_patch.fused
-    assert seen > 0
+        assert model._cynosure_patch.fused > 0
     assert (ours - own).norm() < (exact - own).norm() / 4
     as_if_unread(monkeypatch)
     with pytest.raises(ValueError, match=r"this trainer cannot be patched: .*but the model's logits"):

@@ -6,7 +6,9 @@ from functools import cached_property
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-MARK = "cynosure_number"  # marks a patch's forward and its wrappers: `functools.wraps` copies it
+# Attributes of a patch's forward and its wrappers: `functools.wraps` copies them.
+MARK = "cynosure_number"
+REPLACED = "cynosure_replaced"  # the forward in whose place it is
 
 
 class Forward:
@@ -22,6 +24,7 @@ class Forward:
         self.model, self.own, self.number = model, model.forward, uuid4().hex
         self.__doc__ = self.own.__doc__
         setattr(self, MARK, self.number)
+        setattr(self, REPLACED, self.own)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.__func__(self.model, *args, **kwargs)
@@ -45,6 +48,7 @@ class Forward:
         forward.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         forward.__doc__ = own.__doc__
         setattr(forward, MARK, number)
+        setattr(forward, REPLACED, own)
         return forward
 
     @cached_property
@@ -79,5 +83,6 @@ def fused_head(function: Any) -> FusedHead | None:
         if code is not None and "fused_lm_head" in code.co_varnames:
             cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
             return FusedHead(**{name: cells[name].cell_contents for name in FusedHead._fields if name in cells})
-        function = getattr(function, "__wrapped__", None)  # Accelerate's autocast around it
+        # Accelerate's autocast around it, or a patch, even one that was undone under autocast.
+        function = getattr(function, "__wrapped__", None) or getattr(function, REPLACED, None)
     return None

@@ -32,9 +32,7 @@ def trl_names(trainer: Any) -> list[str]:
 
 def check_policy_trainer(trainer: Any) -> None:
     """Raise ValueError for a trainer whose models have no fused head, as in earlier versions of TRL."""
-    model = find_causal_lm(trainer.model)
-    patched = vars(model).get("_cynosure_patch")
-    if fused_head(model.forward if patched is None else patched.own_forward) is None:
+    if fused_head(find_causal_lm(trainer.model).forward) is None:
         raise refused("its version of TRL computes its loss from full logits: upgrade trl to 1.16")
 
 
