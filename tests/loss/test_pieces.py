@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from cynosure.loss import explain, linear_cross_entropy, token_stats
+from cynosure.loss import explain, linear_cross_entropy, token_logprobs, token_stats
 from cynosure.loss.sizes import Sizes
 from tests.loss import oracle
-from tests.loss.cases import KINDS, make_case
+from tests.loss.cases import KINDS, ids_case, joined, make_case
 from tests.loss.probes import Allocations, Gemms
 from tests.loss.test_token_stats import GRID, assert_stats, integer_batch, plain
 
@@ -55,6 +55,19 @@ def test_figures(topk, options, columns, backend, pieces_of):
     pieces_of(columns)
     ours = case.call(token_stats, topk=topk, temperatures=GRID, backend=backend)
     assert_stats(ours, plain(case, topk=topk, temperatures=GRID))
+
+
+@pytest.mark.parametrize("columns", [1, 2, 3, 6, V])
+@pytest.mark.parametrize("options", [{}, {"softcap": 2.0, "scale": 0.4, "temperature": 0.6}, {"scale": -1.0}])
+@pytest.mark.parametrize("impossible", [False, True])
+def test_given_ids_and_the_entropy(impossible, options, columns, backend, pieces_of):
+    """In several parts of rows too; a piece may have only impossible classes."""
+    case = ids_case(lead=(4 * ROWS,), v=V, ignored=0.0, **options)
+    if impossible:
+        case.options["bias"][:3] = -INF * options.get("scale", 1.0)
+    pieces_of(columns)
+    both = joined(token_logprobs, backend=backend, chunk_tokens=ROWS)
+    torch.testing.assert_close(case.call(both), case.call(joined(oracle.logprobs_of_hidden)), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("columns", [1, 3, 40])
