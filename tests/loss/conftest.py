@@ -42,7 +42,8 @@ def pytest_collection_modifyitems(config, items):
         for item in items
         if (backend is None or is_of(item, backend)) and (on_cpu or not item.get_closest_marker("cpu_only"))
     ]
-    config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
+    kept = set(chosen)
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = chosen
 
 
