@@ -7,7 +7,8 @@ from cynosure.loss import devices
 from cynosure.loss.backends.registry import backends
 from tests.loss import interpreter
 
-collect_ignore = ["torch_samples.py"]  # for its doctests, of which it has none, torch's test utilities would be imported
+# It has no doctests, and imports torch's test utilities, which take seconds and change global settings.
+collect_ignore = ["torch_samples.py"]
 
 FAKE = "fake"  # the CPU, taken for an asynchronous device: what a GPU's branch does, with values that can be read
 
