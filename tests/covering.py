@@ -1,7 +1,8 @@
 """Choose the cases of a parametrized test for the fast suite: few, but with every pair of parameter values.
 
 A bug that one value or two values together trigger is still found. The other cases are marked `exhaustive`. Of these
-`make test-all` runs as many as hold every three values together; the rest are marked `each_variant`.
+`make test-all` runs as many as hold every three values together; the rest are marked `each_variant`. Slow tests marked
+`each_value` have a value less: the fast suite covers each value, and `make test-all` every pair.
 """
 
 import heapq
@@ -94,19 +95,20 @@ def mark_exhaustive(same: Sequence[pytest.Item]) -> None:
 
 
 def mark_variants(same: Sequence[pytest.Item]) -> None:
-    """Mark the cases of a test beyond those with every three values together, or every two with another backend.
+    """Mark the cases of a test beyond those with every three values together; every two of a test marked `each_value`.
 
-    Backends other than the best of their family get a covering of their own.
+    Backends other than the best of their family get a covering of their own, of every two values.
     """
+    n_together = 2 if same[0].get_closest_marker("each_value") else 3
     backends: dict[str | None, list[pytest.Item]] = {}
     for item in same:
         backend = params_of(item).get("backend")
         backends.setdefault(backend if backend in other_backends() else None, []).append(item)
     for backend, of_backend in backends.items():
-        n_together = 3 if backend is None else 2
-        if len(params_of(of_backend[0])) <= n_together:
+        n_values = n_together if backend is None else 2
+        if len(params_of(of_backend[0])) <= n_values:
             continue
-        wanted = [together(params_of(item), n_together) for item in of_backend]
+        wanted = [together(params_of(item), n_values) for item in of_backend]
         fast = {place for place, item in enumerate(of_backend) if item.get_closest_marker("exhaustive") is None}
         covered = set().union(*(wanted[place] for place in fast))
         chosen = fast | covering([values - covered for values in wanted])

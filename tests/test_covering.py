@@ -38,7 +38,8 @@ def test_wide(a, b, c, d):
 @pytest.mark.each_value
 @pytest.mark.parametrize("a", range(4))
 @pytest.mark.parametrize("b", "xyz")
-def test_slow(a, b):
+@pytest.mark.parametrize("c", [None, True])
+def test_slow(a, b, c):
     pass
 
 
@@ -82,7 +83,7 @@ def test_the_rest_is_left_out(pytester: pytest.Pytester) -> None:
     assert set(fast) < set(most) < set(whole)
     assert counts(fast) == {"test_grid": 12, "test_wide": 12, "test_slow": 4, "test_one": 2, "test_plain": 1}
     assert counts(most) == {"test_grid": 24, "test_wide": 38, "test_slow": 12, "test_one": 3, "test_plain": 1}
-    assert counts(whole) == {"test_grid": 24, "test_wide": 72, "test_slow": 12, "test_one": 3, "test_plain": 1}
+    assert counts(whole) == {"test_grid": 24, "test_wide": 72, "test_slow": 24, "test_one": 3, "test_plain": 1}
     for three in combinations(range(4), 3):
         held, there = (
             {tuple(name.split("-")[i] for i in three) for name in names if name.startswith("test_wide")}
