@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # Trainer's own
 
 MOMENTS = ("step", "validation", "saving", "keeping")
 GENERATOR = random.Random(6)
-CRASHES = [(GENERATOR.randint(1, N_STEPS - 1), MOMENTS[i % len(MOMENTS)]) for i in range(6)]
+CRASHES = [(GENERATOR.randint(1, N_STEPS - 1), MOMENTS[i % len(MOMENTS)]) for i in range(5)]
 
 
 @pytest.fixture(scope="module")
