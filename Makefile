@@ -35,6 +35,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 
 test: .venv/native
 	$(PYTEST) -m "not exhaustive"
 
+# Of tests with four parameters and more as many cases as hold every three of them.
 test-all: .venv/native
 	$(PYTEST) -m "not each_variant and not benchmark"
 
@@ -42,7 +43,7 @@ test-all: .venv/native
 test-browser: .venv/native
 	$(PYTEST) tests/reporting -m browser
 
-# Every case on the C++ kernels for older instruction sets, of which `test-all` runs a covering.
+# The cases that `test-all` leaves out: of many parameters, of the C++ kernels for older instruction sets, of other GPUs.
 test-variants: .venv/native
 	$(PYTEST) -m each_variant
 

@@ -92,3 +92,10 @@ def _no_reports(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     for name in ("score", "compare", "train"):
         if (module := sys.modules.get(f"cynosure.cli.{name}")) is not None:
             monkeypatch.setattr(module, "add_report", lambda *_: None)
+
+
+@pytest.fixture(autouse=True)
+def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings in this process draw no curves at their end, which takes a second, except those that tests share."""
+    if (module := sys.modules.get("cynosure.training.run")) is not None:
+        monkeypatch.setattr(module, "draw_curves", lambda _: None)

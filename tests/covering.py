@@ -1,6 +1,8 @@
 """Choose the cases of a parametrized test for the fast suite: few, but with every pair of parameter values.
 
-A bug that one value or two values together trigger is still found. The other cases are marked `exhaustive`.
+A bug that one value or two values together trigger is still found. The other cases are marked `exhaustive`. Of these
+`make test-all` runs as many as hold every three values together; the rest are marked `each_variant`. Slow tests marked
+`each_value` have a value less: the fast suite covers each value, and `make test-all` every pair.
 """
 
 import heapq
@@ -70,25 +72,54 @@ def covering(wanted: Sequence[set[object]]) -> set[int]:
 
 
 def mark_the_rest(items: Sequence[pytest.Item]) -> None:
-    """Mark as `exhaustive` the cases of each test that are not in its covering.
-
-    A test marked `each_value` is too slow for every pair: its cases cover each single value. Backends other than the
-    best of their family get a covering of their own; cases outside it are marked `each_variant`.
+    """Mark as `exhaustive` the cases of each test that the fast suite leaves out, and as `each_variant` those that
+    `make test-all` leaves out as well.
     """
-    left = [item for item in items if hasattr(item, "callspec") and item.get_closest_marker("exhaustive") is None]
-    for _, group in groupby(sorted(left, key=name_of), key=name_of):
+    cases = [item for item in items if hasattr(item, "callspec")]
+    for _, group in groupby(sorted(cases, key=name_of), key=name_of):
         same = list(group)
-        n_together = 1 if same[0].get_closest_marker("each_value") else 2
-        chosen = covering([asked(item.callspec.params, n_together) for item in same])
-        for place, item in enumerate(same):
+        mark_exhaustive([item for item in same if item.get_closest_marker("exhaustive") is None])
+        mark_variants(same)
+
+
+def mark_exhaustive(same: Sequence[pytest.Item]) -> None:
+    """Mark the cases of a test that are not in its covering.
+
+    A test marked `each_value` is too slow for every pair: its cases cover each single value.
+    """
+    n_together = 1 if same and same[0].get_closest_marker("each_value") else 2
+    chosen = covering([asked(params_of(item), n_together) for item in same])
+    for place, item in enumerate(same):
+        if place not in chosen:
+            item.add_marker(pytest.mark.exhaustive)
+
+
+def mark_variants(same: Sequence[pytest.Item]) -> None:
+    """Mark the cases of a test beyond those with every three values together; every two of a test marked `each_value`.
+
+    Backends other than the best of their family get a covering of their own, of every two values.
+    """
+    n_together = 2 if same[0].get_closest_marker("each_value") else 3
+    backends: dict[str | None, list[pytest.Item]] = {}
+    for item in same:
+        backend = params_of(item).get("backend")
+        backends.setdefault(backend if backend in other_backends() else None, []).append(item)
+    for backend, of_backend in backends.items():
+        n_values = n_together if backend is None else 2
+        if len(params_of(of_backend[0])) <= n_values:
+            continue
+        wanted = [together(params_of(item), n_values) for item in of_backend]
+        fast = {place for place, item in enumerate(of_backend) if item.get_closest_marker("exhaustive") is None}
+        covered = set().union(*(wanted[place] for place in fast))
+        chosen = fast | covering([values - covered for values in wanted])
+        for place, item in enumerate(of_backend):
             if place not in chosen:
-                item.add_marker(pytest.mark.exhaustive)
-        for backend in other_backends():
-            of_backend = [item for item in same if item.callspec.params.get("backend") == backend]
-            chosen = covering([together(item.callspec.params, n_together) for item in of_backend])
-            for place, item in enumerate(of_backend):
-                if place not in chosen:
-                    item.add_marker(pytest.mark.each_variant)
+                item.add_marker(pytest.mark.each_variant)
+
+
+def params_of(item: pytest.Item) -> Case:
+    """Return the parameters of a case of a parametrized test."""
+    return item.callspec.params
 
 
 def name_of(item: pytest.Item) -> str:

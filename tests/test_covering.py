@@ -1,6 +1,7 @@
-"""The fast suite covers every pair of parameter values, and runs every test at least once."""
+"""The fast suite covers every pair of parameter values, `make test-all` every three; both run every test."""
 
-from itertools import product
+from collections import Counter
+from itertools import combinations, product
 
 import pytest
 
@@ -26,10 +27,19 @@ def test_grid(a, b, c):
     pass
 
 
+@pytest.mark.parametrize("a", range(4))
+@pytest.mark.parametrize("b", "xyz")
+@pytest.mark.parametrize("c", [None, True])
+@pytest.mark.parametrize("d", range(3))
+def test_wide(a, b, c, d):
+    pass
+
+
 @pytest.mark.each_value
 @pytest.mark.parametrize("a", range(4))
 @pytest.mark.parametrize("b", "xyz")
-def test_slow(a, b):
+@pytest.mark.parametrize("c", [None, True])
+def test_slow(a, b, c):
     pass
 
 
@@ -61,17 +71,26 @@ def test_other_instruction_sets_run_each_grid_once() -> None:
 
 
 def test_the_rest_is_left_out(pytester: pytest.Pytester) -> None:
-    pytester.makeini("[pytest]\nmarkers = exhaustive\n    each_value\n")
+    pytester.makeini("[pytest]\nmarkers = exhaustive\n    each_value\n    each_variant\n")
     pytester.makeconftest(A_GRID)
     pytester.makepyfile(TESTS)
-    fast = pytester.inline_run("-m", "not exhaustive", "-p", "no:randomly")
-    ran = [report.nodeid.partition("::")[2] for report in fast.getreports("pytest_runtest_logreport")]
-    counts = {name: len({test for test in ran if test.startswith(name)}) for name in ("test_grid", "test_slow")}
-    assert counts == {"test_grid": 12, "test_slow": 4}
-    assert {test for test in ran if test.startswith(("test_one", "test_plain"))} == {
-        "test_one[0]",
-        "test_one[1]",
-        "test_plain",
-    }
-    whole = pytester.inline_run("-p", "no:randomly")
-    assert whole.countoutcomes() == [4 * 3 * 2 + 4 * 3 + 3 + 1, 0, 0]
+
+    def run(*marks: str) -> list[str]:
+        done = pytester.inline_run(*marks, "-p", "no:randomly").getreports("pytest_runtest_logreport")
+        return [report.nodeid.partition("::")[2] for report in done if report.when == "call"]
+
+    fast, most, whole = run("-m", "not exhaustive"), run("-m", "not each_variant"), run()
+    assert set(fast) < set(most) < set(whole)
+    assert counts(fast) == {"test_grid": 12, "test_wide": 12, "test_slow": 4, "test_one": 2, "test_plain": 1}
+    assert counts(most) == {"test_grid": 24, "test_wide": 38, "test_slow": 12, "test_one": 3, "test_plain": 1}
+    assert counts(whole) == {"test_grid": 24, "test_wide": 72, "test_slow": 24, "test_one": 3, "test_plain": 1}
+    for three in combinations(range(4), 3):
+        held, there = (
+            {tuple(name.split("-")[i] for i in three) for name in names if name.startswith("test_wide")}
+            for names in (most, whole)
+        )
+        assert held == there
+
+
+def counts(names: list[str]) -> Counter[str]:
+    return Counter(name.partition("[")[0] for name in names)

@@ -48,7 +48,8 @@ def run_pyright(_: Path) -> Errors:
     return errors
 
 
-@pytest.mark.parametrize("run", [pytest.param(run_mypy, marks=pytest.mark.exhaustive), run_pyright])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("run", [run_mypy, run_pyright])
 def test_type_checkers_report_wrong_uses_and_no_others(
     run: Callable[[Path], Errors], pytestconfig: pytest.Config
 ) -> None:

@@ -1,7 +1,7 @@
 """The command line as its user meets it: output, exit status, and errors of one line."""
 
+import io
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -116,16 +116,24 @@ def test_score_as_a_table(run, tiny_folder: Path, text: Path) -> None:
     ("encoding", "levels", "full", "line"),
     [pytest.param("utf-8", "▁▂▃▄▅▆▇█", "█", "│", marks=pytest.mark.exhaustive), ("ascii", "_.-=+*%#", "#", "|")],
 )
-def test_charts_of_a_score(tiny_folder: Path, tmp_path: Path, encoding: str, levels: str, full: str, line: str) -> None:
+def test_charts_of_a_score(
+    run,
+    tiny_folder: Path,
+    text: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    encoding: str,
+    levels: str,
+    full: str,
+    line: str,
+) -> None:
     """They fit 80 columns without colours, and need no more than ASCII where the output has no more."""
-    text = tmp_path / "text.txt"
     text.write_text("the cat sat on the mat.\n" * 40 + "Zqx, vvw; 0987 kkjhq!\n" * 40)
-    done = subprocess.run(
-        [sys.executable, "-m", "cynosure", "score", tiny_folder, text, "--quiet"],
-        capture_output=True, env=os.environ | {"PYTHONIOENCODING": encoding, "COLUMNS": "80"},
-    )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, b"")
-    lines = done.stdout.decode(encoding).splitlines()
+    shown = io.BytesIO()
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding))
+    done = run("score", tiny_folder, text, "--quiet")
+    assert (done.status, done.err) == (0, "")
+    lines = shown.getvalue().decode(encoding).splitlines()
     assert max(map(len, lines)) <= 80
     assert "\x1b" not in "".join(lines)
     (along,) = (part.split("  ") for part in lines if part.startswith("loss along the text"))

@@ -109,9 +109,20 @@ PRINTS = {
 }
 
 
-@pytest.mark.parametrize("failed", [False, True])
-@pytest.mark.parametrize("prints", PRINTS)
-@pytest.mark.each_value
+# Each takes a process of its own: `make test` has one that writes to stdout and one that writes to stderr.
+READERS = [("a table", True), ("progress", False)]
+MORE_READERS = [("print", False), ("a note", True)]
+OTHER_READERS = [("a table", False), ("progress", True), ("print", True), ("a note", False)]
+
+
+@pytest.mark.parametrize(
+    ("prints", "failed"),
+    [
+        *READERS,
+        *(pytest.param(*case, marks=pytest.mark.exhaustive) for case in MORE_READERS),
+        *(pytest.param(*case, marks=[pytest.mark.exhaustive, pytest.mark.each_variant]) for case in OTHER_READERS),
+    ],
+)
 def test_a_reader_who_has_seen_enough_is_no_failure(prints: str, failed: bool) -> None:
     """As after `2>&1 | head -1`, whichever call meets the broken pipe."""
     code = (

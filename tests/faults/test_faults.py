@@ -45,6 +45,7 @@ def test_an_old_text_that_is_gone_or_stands_twice_is_told() -> None:
             mutated(source, fault)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("body", "seen"),
     [

@@ -7,6 +7,9 @@ from cynosure.loss import devices
 from cynosure.loss.backends.registry import backends
 from tests.loss import interpreter
 
+# It has no doctests, and imports torch's test utilities, which take seconds and change global settings.
+collect_ignore = ["torch_samples.py"]
+
 FAKE = "fake"  # the CPU, taken for an asynchronous device: what a GPU's branch does, with values that can be read
 
 
@@ -42,7 +45,8 @@ def pytest_collection_modifyitems(config, items):
         for item in items
         if (backend is None or is_of(item, backend)) and (on_cpu or not item.get_closest_marker("cpu_only"))
     ]
-    config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
+    kept = set(chosen)
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = chosen
 
 

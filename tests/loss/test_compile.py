@@ -85,6 +85,7 @@ INDUCTORS_OWN = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::D
 
 
 @INDUCTORS_OWN
+@pytest.mark.each_value
 @pytest.mark.parametrize("compiler", COMPILERS)
 def test_compile(compiler, backend):
     """The same loss and gradients, for a second shape too, and with rows ignored (which peers got wrong)."""
@@ -121,6 +122,7 @@ OPERATIONS = {
 
 
 @INDUCTORS_OWN
+@pytest.mark.each_value
 @pytest.mark.parametrize("compiler", HEAVY)
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_every_operation_is_in_the_graph(name, compiler):

@@ -10,7 +10,7 @@ from tests.loss.probes import Allocations, Gemms
 
 pytestmark = pytest.mark.cpu_only
 
-N, D, V, CHUNK = 120, 2, 2100, 4
+N, D, V, CHUNK = 40, 2, 2100, 4
 # The largest that may be held: a chunk of logits, dweight, dhidden, the N x K of a sparse target.
 ALLOWED = max(CHUNK * V, V * D, N * D, N * 3)
 
@@ -100,7 +100,7 @@ def test_logprobs_and_stats_hold_no_full_logits(backend):
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_of_logits_already_there_only_their_gradient_is_made(reduction, kind, options, backend):
     """But for a piece of fixed size: a long batch is visited in more pieces, not in larger ones."""
-    case = make_case(lead=(2, 4 * N), d=D, v=V, kind=kind, reduction=reduction, **options).without("bias")
+    case = make_case(lead=(2, 12 * N), d=D, v=V, kind=kind, reduction=reduction, **options).without("bias")
     logits = (case.hidden @ case.weight.T).requires_grad_()
     with Allocations(logits, inputs_of(case)) as forward:
         loss = cross_entropy(logits, case.target, backend=backend, **case.options)

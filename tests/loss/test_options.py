@@ -129,7 +129,7 @@ def anything(draw):
 
 
 @settings(
-    max_examples=250, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(drawn=anything(), seed=st.integers(0, 2**16))
 @pytest.mark.exhaustive

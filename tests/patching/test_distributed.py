@@ -1,5 +1,6 @@
 """Two processes over gloo train as one: DDP, FSDP2, Trainer and SFTTrainer, also where their tokens are not equal."""
 
+import json
 import os
 import subprocess
 import sys
@@ -16,13 +17,21 @@ from tests.patching.test_trl import sft_trainer_of
 from tests.patching.trainers import trained_and_evaluated
 
 ROOT = Path(__file__).parents[2]
+CASE = ("name", "wrapping", "which")
 pytestmark = pytest.mark.exhaustive
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What the two processes have found; both run all cases, once."""
+def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What the two processes have found; both run all cases that are tested, once."""
     folder = tmp_path_factory.mktemp("ranks")
+    items = [
+        item
+        for item in request.session.items
+        if getattr(item, "function", None) is test_loss_and_gradients_are_one_processes
+    ]
+    cases = [[item.callspec.params[name] for name in CASE] for item in items]
+    (folder / "cases.json").write_text(json.dumps(cases))
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": paths}
@@ -34,6 +43,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return torch.load(folder / "found.pt", weights_only=False)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("which", BATCHES)
 @pytest.mark.parametrize("wrapping", WRAPPINGS)
 @pytest.mark.parametrize("name", FAMILIES)

@@ -159,6 +159,7 @@ TUNERS: dict[str, Any] = {
 }
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("tuner", TUNERS)
 @pytest.mark.parametrize("name", ["Llama, tied", "Gemma 2", "Phi, biased"])
 def test_tuners_whose_head_is_one_linear_map(name: str, tuner: str) -> None:

@@ -94,6 +94,7 @@ HEADS: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.filterwarnings(
     "ignore:.*spectral_norm:FutureWarning", "ignore:The .grad attribute of a Tensor that is not"
 )
+@pytest.mark.each_value
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_unusual_heads(name: str, head: str) -> None:

@@ -75,6 +75,7 @@ def run(model: Any, use: Use) -> tuple[Any, dict[str, Tensor]]:
     return found, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("use", [retained, hooked, changed, twice, two_losses, scaled_in_place, asked, removed])
 def test_a_gradient_that_is_waited_for_comes(name: str, use: Use) -> None:

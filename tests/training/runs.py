@@ -9,6 +9,7 @@ import signal
 import warnings
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -131,8 +132,10 @@ def die() -> None:
 def in_process(
     out: Path, resume: bool, options: dict[str, Any], step: int = N_STEPS + 1, moment: str = "never"
 ) -> None:
+    """Without what takes a second and no test of such a run looks at: its curves, and how fast the machine is."""
     torch.set_num_threads(1)
-    run(out, Dying(step, moment), resume, **options)
+    with patch("cynosure.training.run.draw_curves"), patch("cynosure.training.peak.peak_flops", return_value=1e9):
+        run(out, Dying(step, moment), resume, **options)
 
 
 def apart(out: Path, *death: Any, resume: bool = False, **options: Any) -> int:
