@@ -109,9 +109,13 @@ class DivergenceRows(ctypes.Structure):
 
 
 VERSION = 2  # of rows.h
+OF_CALLS = (
+    LossRows, StatsRows, MatmulArguments, ColumnSumsArguments, TakeColumns, RowSquares, AddRows, FinishRows,
+    DivergenceRows,
+)  # fmt: skip
 LAYOUT = VERSION
-for structure in (LossRows, StatsRows, MatmulArguments, ColumnSumsArguments, FinishRows, DivergenceRows):
-    LAYOUT = LAYOUT << 10 | ctypes.sizeof(structure)
+for structure in OF_CALLS:
+    LAYOUT = (LAYOUT * 1009 + ctypes.sizeof(structure)) % 1_000_000_007
 ON_ROWS = (
     "cynosure_loss_rows", "cynosure_stats_rows", "cynosure_column_sums", "cynosure_take_columns",
     "cynosure_row_squares", "cynosure_add_rows", "cynosure_finish_rows", "cynosure_divergence_rows",

@@ -395,9 +395,9 @@ extern "C" {
 
 int64_t cynosure_layout() {
     int64_t layout = VERSION;
-    for (int64_t size : {sizeof(LossRows), sizeof(StatsRows), sizeof(Matmul), sizeof(ColumnSums), sizeof(FinishRows),
-                         sizeof(DivergenceRows)})
-        layout = layout << 10 | size;
+    for (int64_t size : {sizeof(LossRows), sizeof(StatsRows), sizeof(Matmul), sizeof(ColumnSums), sizeof(TakeColumns),
+                         sizeof(RowSquares), sizeof(AddRows), sizeof(FinishRows), sizeof(DivergenceRows)})
+        layout = (layout * 1009 + size) % 1000000007;
     return layout;
 }
 

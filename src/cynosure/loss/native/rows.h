@@ -50,8 +50,8 @@ struct StatsRows {
     int64_t* top_ids;
 };
 
-// VERSION and the sizes of the structs (also of gemm.h, columns.h and divergence.h). Python compares them with its own, so that it does not use a
-// library compiled from older sources.
+// A number made of VERSION and the sizes of all structs of calls. Python compares it with its own, so that it does not
+// use a library compiled from older sources.
 int64_t cynosure_layout();
 // The instruction sets of this processor as bits: 1 << index, and 8 for AVX-512's bfloat16 instructions.
 int64_t cynosure_instructions();
