@@ -78,6 +78,7 @@ def native_rows(
     backend: NativeRows, pair: LogitsPair, options: DivergenceOptions, upstream: Tensor | None, written: Overwritten
 ) -> Tensor:
     """Compute the rows in C++."""
+    assert pair.student.shape == pair.teacher.shape  # the library reads both by the student's shape
     divergence = torch.empty(len(pair.student), dtype=pair.dtype, device=pair.student.device)
     upstream = None if upstream is None else upstream.to(pair.dtype).contiguous()
     arguments = DivergenceRows(
