@@ -97,7 +97,7 @@ def mark_exhaustive(same: Sequence[pytest.Item]) -> None:
 def mark_variants(same: Sequence[pytest.Item]) -> None:
     """Mark the cases of a test beyond those with every three values together; every two of a test marked `each_value`.
 
-    Backends other than the best of their family get a covering of their own, of every two values.
+    Backends other than the best of their family, whose kernels are the same source, get a covering of each value.
     """
     n_together = 2 if same[0].get_closest_marker("each_value") else 3
     backends: dict[str | None, list[pytest.Item]] = {}
@@ -105,7 +105,7 @@ def mark_variants(same: Sequence[pytest.Item]) -> None:
         backend = params_of(item).get("backend")
         backends.setdefault(backend if backend in other_backends() else None, []).append(item)
     for backend, of_backend in backends.items():
-        n_values = n_together if backend is None else 2
+        n_values = n_together if backend is None else 1
         if len(params_of(of_backend[0])) <= n_values:
             continue
         wanted = [together(params_of(item), n_values) for item in of_backend]

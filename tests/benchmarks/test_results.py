@@ -13,7 +13,13 @@ from benchmarks.score.benchmark import ScoreBenchmark
 from benchmarks.train.benchmark import TrainBenchmark
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
-OTHERS = {"coverage.json", "growth.json", "sampled-smollm2.json", "sampled-tiny.json"}  # reports of other kinds
+OTHERS = {
+    "coverage.json",
+    "growth.json",
+    "sampled-gemma3-270m.json",
+    "sampled-smollm2.json",
+    "sampled-tiny.json",
+}  # reports of other kinds
 BENCHMARKS: dict[str, type[Benchmark]] = {kind.name: kind for kind in (LossBenchmark, ScoreBenchmark, TrainBenchmark)}
 
 

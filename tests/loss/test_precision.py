@@ -64,8 +64,8 @@ def test_everything_at_once(reduction, kind, dtype, backend):
 @pytest.mark.parametrize("std", [1.0, 30.0])
 @pytest.mark.parametrize("chunk_tokens", [1, 7, 64, 512])
 def test_dweight_of_many_chunks(chunk_tokens, std, dtype, backend):
-    """A half-precision sum over 128 chunks would be off by far more than one product over all rows."""
-    case = make_case(lead=(min(512, 128 * chunk_tokens),), d=32, v=200, std=std, bias=True, reduction="sum")
+    """A half-precision sum over 512 chunks would be off by far more than one product over all rows."""
+    case = make_case(lead=(512,), d=32, v=200, std=std, bias=True, reduction="sum")
     compare(case, dtype, backend, errors=(max_error, rms_error), chunk_tokens=chunk_tokens)
 
 
