@@ -116,6 +116,7 @@ def test_the_weight_is_copied_once():
     assert sum(storage.nbytes() == v * d * 4 for storage in made.kept.values()) == 2
 
 
+@pytest.mark.cpu_only
 def test_sampled():
     """The tolerance of the dtype is that of the matmuls: exact in float32."""
     case = make_case(lead=(64,), d=16, v=500).to(HALF).using(head_dtype=torch.float32)

@@ -28,7 +28,7 @@ def add_in_float32(total: Tensor, a: Tensor, b: Tensor, beta: int = 1) -> None:
 
 
 class WeightSum:
-    """dW (V, D) of half-precision factors, added up chunk by chunk in float32 and then narrowed to its dtype.
+    """dW (V, D) in half precision, or of half-precision factors: summed chunk by chunk in float32, then narrowed.
 
     Our own matmuls keep the upper half of each sum in `dweight` and the lower half in `low`. Otherwise `wide` holds the
     sums: `dweight` itself if it is float32, else a float32 matrix.
@@ -59,14 +59,15 @@ class WeightSum:
 
     def _add_on_device(self, a: Tensor, b: Tensor, first: bool, last: bool) -> None:
         assert self.wide is not None
-        if self.wide.dtype == a.dtype:  # a single chunk: the matmul sums in float32 and rounds once
-            torch.mm(a, b, out=self.wide)
-        elif adds_in_float32(a.device, a.dtype):
+        if self.wide.dtype == a.dtype:  # a single chunk, which the matmul sums in float32 and rounds once, or float32
+            torch.addmm(self.wide, a, b, beta=0 if first else 1, out=self.wide)
+        elif a.dtype != torch.float32 and adds_in_float32(a.device, a.dtype):
             add_in_float32(self.wide, a, b, beta=0 if first else 1)
-            if last and self.wide is not self.dweight:
-                self.dweight.copy_(self.wide)
         else:
             self._add_by_rows(a, b, first, last, max(1, SUM_BYTES // (b.shape[1] * a.itemsize)))
+            return
+        if last and self.wide is not self.dweight:
+            self.dweight.copy_(self.wide)
 
     def _add_by_rows(self, a: Tensor, b: Tensor, first: bool, last: bool, n_rows: int) -> None:
         assert self.wide is not None
