@@ -46,6 +46,7 @@ def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.exhaustive
+@pytest.mark.benchmark
 def test_a_dry_run_from_end_to_end(
     invoke: Invoke, nvidia_smi: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

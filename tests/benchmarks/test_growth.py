@@ -18,6 +18,7 @@ def small(monkeypatch):
 
 
 @pytest.mark.exhaustive
+@pytest.mark.benchmark
 def test_growth(small, tmp_path):
     path = tmp_path / "growth.json"
     done = CliRunner().invoke(app, ["growth", "--dtypes", "float32", "--runs", "2", "--json", str(path)])
