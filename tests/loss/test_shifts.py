@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from cynosure.loss import LinearCrossEntropyLoss, linear_cross_entropy
+from cynosure.loss import (
+    LinearCrossEntropyLoss,
+    cross_entropy,
+    linear_cross_entropy,
+    logits_token_logprobs,
+    token_logprobs,
+    token_stats,
+)
 from tests.loss.cases import KINDS, REDUCTIONS, evaluate, make_case, upstream_like
 from tests.loss.probes import Allocations, Gemms
 
@@ -165,3 +172,16 @@ BAD = [
 def test_bad_input(options, message):
     with pytest.raises((ValueError, TypeError), match=message):
         shifted_case().call(linear_cross_entropy, **options)
+
+
+@pytest.mark.parametrize("op", [token_logprobs, token_stats])
+def test_other_operations_take_one_shift(op):
+    case = shifted_case()
+    with pytest.raises(TypeError, match=r"here, got .* only linear_cross_entropy takes several"):
+        op(case.hidden, case.weight, case.target, shift=SHIFTS)
+
+
+@pytest.mark.parametrize("op", [cross_entropy, logits_token_logprobs])
+def test_operations_on_logits_take_one_shift(op):
+    with pytest.raises(TypeError, match="shift must be an integer here, got"):
+        op(torch.zeros(2, 3, 5), torch.zeros(2, 3, dtype=torch.long), shift=(1, 2))

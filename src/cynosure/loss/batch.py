@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cynosure.loss.devices import check_later, is_asynchronous, sent
-from cynosure.loss.options import ReduceOptions, RowOptions, Shift, accumulation_dtype
+from cynosure.loss.options import ReduceOptions, RowOptions, Shift, accumulation_dtype, one_shift
 from cynosure.loss.targets import Target, check_probabilities, check_tensor, take_rows
 from cynosure.loss.tensors import is_abstract
 
@@ -197,8 +197,7 @@ def _averaged(batch: CountedBatch, normalizer: float | Tensor | None) -> Counted
 
 
 def _one_shift(shift: Shift, lead: torch.Size) -> int:
-    if isinstance(shift, tuple):
-        raise TypeError(f"shift must be an integer here, got {shift}: only linear_cross_entropy takes several")
+    shift = one_shift(shift)
     if shift and not lead:
         raise ValueError(f"shift={shift} needs a sequence dimension, but hidden or logits is a single row")
     if shift and shift > lead[-1]:

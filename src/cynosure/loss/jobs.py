@@ -12,7 +12,7 @@ from cynosure.loss.backends.registry import Backend, choose_backend
 from cynosure.loss.batch import CountedBatch
 from cynosure.loss.chunked import LossJob
 from cynosure.loss.linear import HeadWeights, OwnHead, check_frozen, make_head
-from cynosure.loss.options import ReduceOptions, RowOptions, accumulation_dtype, check_chunk_tokens
+from cynosure.loss.options import ReduceOptions, RowOptions, accumulation_dtype, check_chunk_tokens, one_shift
 from cynosure.loss.sampling.options import (
     GradTolerance,
     Sampling,
@@ -145,6 +145,7 @@ def logits_job(
 ) -> LossJob:
     """Check the arguments of a loss of logits (..., V); return the job."""
     check_logits(logits)
+    one_shift(reduce.shift)
     _check_classes_last(logits, target)
     parts = _parts_of_job(logits, logits.shape[-1], target, options, reduce, backend, logits.dtype)
     return LossJob(*parts, logits.dtype, logits.dtype, None)

@@ -14,7 +14,7 @@ from cynosure.loss.compiler import public
 from cynosure.loss.functional import cross_entropy, linear_cross_entropy
 from cynosure.loss.jobs import check_class_indices, linear_job, logits_job, sampled
 from cynosure.loss.linear import HeadWeights
-from cynosure.loss.options import ReduceOptions, RowOptions, accumulation_dtype, as_number, as_positive
+from cynosure.loss.options import ReduceOptions, RowOptions, accumulation_dtype, as_number, as_positive, one_shift
 from cynosure.loss.sampling.options import GradTolerance
 from cynosure.loss.targets import GivenIds, is_index
 
@@ -121,6 +121,7 @@ def token_logprobs(
         tensor([0.8324])
     """
     check_class_indices(target)
+    one_shift(shift)
     scale, softcap = at_temperature(temperature, scale, softcap)
     if not (entropy or names_ids(hidden, target)):
         return -linear_cross_entropy(
@@ -206,6 +207,7 @@ def logits_token_logprobs(
         TokenLogprobs(logprobs=tensor([[-0.6931, -0.6931, -0.6931]]), entropy=tensor([0.6931]))
     """
     check_class_indices(target)
+    one_shift(shift)
     scale, softcap = at_temperature(temperature, scale, softcap)
     if not (entropy or names_ids(logits, target)):
         return -cross_entropy(

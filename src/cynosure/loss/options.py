@@ -88,6 +88,13 @@ def check_shift(shift: Shift) -> Shift:
     return checked if several else checked[0]
 
 
+def one_shift(shift: Shift) -> int:
+    """Return a single shift; refuse several."""
+    if isinstance(shift, (tuple, list)):
+        raise TypeError(f"shift must be an integer here, got {shift}: only linear_cross_entropy takes several")
+    return shift
+
+
 def check_shift_weight(shift_weight: Sequence[float], shift: Shift) -> tuple[float, ...]:
     """Return the weights of several shifts, checked to be as many."""
     if not isinstance(shift, tuple):

@@ -19,6 +19,7 @@ from cynosure.loss.options import (
     as_integer,
     as_positive,
     check_chunk_tokens,
+    one_shift,
 )
 from cynosure.loss.pieces import RowStats
 from cynosure.loss.targets import check_target
@@ -180,6 +181,7 @@ class _Request(NamedTuple):
     ) -> "_Request":  # fmt: skip
         """Check the arguments for inputs (..., D) or (..., V); `dtype` is that of the logits."""
         check_class_indices(target)
+        one_shift(which.shift)
         topk = as_integer("topk", topk)
         if not 0 <= topk <= vocab_size:
             raise ValueError(f"topk must be an integer from 0 to {vocab_size}, the vocabulary, got {topk!r}")

@@ -60,7 +60,7 @@ class WeightSum:
     def _add_on_device(self, a: Tensor, b: Tensor, first: bool, last: bool) -> None:
         assert self.wide is not None
         if self.wide.dtype == a.dtype:  # a single chunk, which the matmul sums in float32 and rounds once, or float32
-            torch.addmm(self.wide, a, b, beta=0 if first else 1, out=self.wide)
+            torch.addmm(self.wide, a, b, beta=int(not first), out=self.wide)
         elif a.dtype != torch.float32 and adds_in_float32(a.device, a.dtype):
             add_in_float32(self.wide, a, b, beta=0 if first else 1)
         else:
