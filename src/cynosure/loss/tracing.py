@@ -11,7 +11,7 @@ from torch.nn import Parameter
 import cynosure.loss.logprob_operators
 import cynosure.loss.operators  # noqa: F401  (registers them)
 from cynosure.loss.jobs import autocasts, matmul_dtype
-from cynosure.loss.logprobs import TokenLogprobs
+from cynosure.loss.logprobs import TokenLogprobs, names_ids
 from cynosure.loss.options import check_shift
 from cynosure.loss.sampling.options import OF_DTYPE, draw_seed
 from cynosure.loss.shifts import by_shift
@@ -41,7 +41,7 @@ def is_loss(arguments: dict[str, Any]) -> bool:
     """Whether log-probabilities are minus a loss: of class indices, without the entropy or a temperature."""
     inputs, target, temperature = (arguments.get(x) for x in ("hidden", "target", "temperature"))
     inputs = arguments["logits"] if inputs is None else inputs
-    several = isinstance(inputs, Tensor) and isinstance(target, Tensor) and inputs.ndim == target.ndim
+    several = isinstance(target, Tensor) and names_ids(inputs, target)
     return not several and not arguments["entropy"] and type(temperature) in (int, float) and temperature == 1
 
 
@@ -104,16 +104,8 @@ def logprobs(arguments: dict[str, Any]) -> Tensor | TokenLogprobs:
     inputs: Tensor = arguments["hidden" if "hidden" in arguments else "logits"]
     weight, bias = (arguments.get(name) for name in ("weight", "bias"))
     names = (
-        "softcap",
-        "scale",
-        "temperature",
-        "entropy",
-        "shift",
-        "ignore_index",
-        "backend",
-        "chunk_tokens",
-        "head_dtype",
-    )
+        "softcap", "scale", "temperature", "entropy", "shift", "ignore_index", "backend", "chunk_tokens", "head_dtype",
+    )  # fmt: skip
     tolerance, seed = sampling(arguments, inputs)
     results = torch.ops.cynosure.token_logprobs(
         inputs, weight, bias, arguments["target"], seed, *map(arguments.get, names), tolerance, autocast_dtype(inputs)
