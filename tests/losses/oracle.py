@@ -42,8 +42,9 @@ def dpo_loss(
     return mean(losses, reduction)
 
 
-def simpo_loss(chosen, rejected, beta=2.0, gamma=1.0, reduction="mean"):
-    return mean(-torch.log(sigmoid(beta * chosen - beta * rejected - gamma)), reduction)
+def simpo_loss(chosen, rejected, beta=2.0, gamma=1.0, label_smoothing=0.0, reduction="mean"):
+    won = sigmoid(beta * chosen - beta * rejected - gamma)
+    return mean(-(1 - label_smoothing) * torch.log(won) - label_smoothing * torch.log(1 - won), reduction)
 
 
 def orpo_loss(chosen, rejected, nll, beta=0.1, reduction="mean"):
@@ -51,10 +52,13 @@ def orpo_loss(chosen, rejected, nll, beta=0.1, reduction="mean"):
     return mean(nll - beta * torch.log(sigmoid(torch.log(p / (1 - p) / (q / (1 - q))))), reduction)
 
 
-def cpo_loss(chosen, rejected, nll, beta=0.1, alpha=1.0, variant="sigmoid", reduction="mean"):
+def cpo_loss(
+    chosen, rejected, nll, beta=0.1, alpha=1.0, variant="sigmoid", label_smoothing=0.0, reduction="mean"
+):  # fmt: skip
+    if variant == "sigmoid":
+        return mean(alpha * nll + simpo_loss(chosen, rejected, beta, 0.0, label_smoothing, "none"), reduction)
     margin = beta * chosen - beta * rejected
-    hinge = torch.maximum(torch.zeros_like(margin), 1 - margin)
-    return mean(alpha * nll + (hinge if variant == "hinge" else -torch.log(sigmoid(margin))), reduction)
+    return mean(alpha * nll + torch.maximum(torch.zeros_like(margin), 1 - margin), reduction)
 
 
 def kto_loss(

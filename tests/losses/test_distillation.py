@@ -50,3 +50,19 @@ def test_the_plain_difference_would_teach_nothing(heads):
     logprobs = student.log_softmax(-1)
     mean = (logprobs.detach().exp() * (logprobs - teacher)).sum()
     assert torch.autograd.grad(mean, student)[0].abs().max() < 1e-15
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+def test_gkd_is_the_divergence_of_its_beta(heads, beta):
+    """Of hidden states that are the logits; the token of the second state does not count, and may hold NaN."""
+    student, teacher = heads
+    t, s = teacher.exp(), student.detach().softmax(-1)
+    m = beta * t + (1 - beta) * s
+    p, q = (t, s) if beta == 0 else (s, t) if beta == 1 else (t, m)
+    expected = (p * (p / q).log()).sum()
+    if 0 < beta < 1:
+        expected = beta * expected + (1 - beta) * (s * (s / m).log()).sum()
+    hidden = torch.stack([student.detach(), torch.full((V,), torch.nan)])
+    head = torch.eye(V, dtype=torch.float64)
+    loss = losses.gkd_loss(hidden, head, teacher.expand(2, V), head, torch.tensor([True, False]), beta=beta)
+    torch.testing.assert_close(loss, expected)

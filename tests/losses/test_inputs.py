@@ -15,6 +15,10 @@ def dpo(chosen=SEQUENCES, rejected=SEQUENCES, **options):
     return losses.dpo_loss(chosen, rejected, SEQUENCES, SEQUENCES, **options)
 
 
+def gkd(mask=MASK[0], **options):
+    return losses.gkd_loss(torch.zeros(2, 3), torch.zeros(5, 3), torch.zeros(2, 3), torch.zeros(5, 3), mask, **options)
+
+
 def grpo(logprobs=TOKENS, old=TOKENS, advantages=ADVANTAGES, mask=MASK, **options):
     return losses.grpo_loss(logprobs, old, advantages, mask, **options)
 
@@ -32,9 +36,20 @@ def grpo(logprobs=TOKENS, old=TOKENS, advantages=ADVANTAGES, mask=MASK, **option
         (lambda: dpo(label_smoothing=0.5), "label_smoothing must be in [0, 0.5), got 0.5"),
         (lambda: dpo(variant="ipo", label_smoothing=0.1), "label_smoothing must be 0 with variant='ipo', got 0.1"),
         (lambda: dpo(reduction="sum"), "reduction must be 'mean' or 'none', got 'sum'"),
+        (
+            lambda: losses.cpo_loss(SEQUENCES, SEQUENCES, SEQUENCES, variant="hinge", label_smoothing=0.1),
+            "label_smoothing must be 0 with variant='hinge', got 0.1",
+        ),
         (lambda: losses.simpo_loss(SEQUENCES, SEQUENCES, gamma=-1.0), "gamma must be finite and not negative"),
         (lambda: losses.orpo_loss(SEQUENCES, SEQUENCES, SEQUENCES[:1]), "nll must be 0-d or have the shape of chosen"),
         (lambda: losses.cpo_loss(SEQUENCES, SEQUENCES, SEQUENCES, alpha=-1), "alpha must be finite and not negative"),
+        (lambda: gkd(beta=1.5), "beta must be in [0, 1], got 1.5"),
+        (lambda: gkd(reduction="sum"), "reduction must be 'mean' or 'none', got 'sum'"),
+        (
+            lambda: gkd(torch.ones(3)),
+            "mask must have the shape of student_hidden but for its last dimension, (2,), got (3,)",
+        ),
+        (lambda: gkd(torch.full((2,), 0.5)), "mask must be bool, or hold 0 and 1 alone, got other values"),
         (
             lambda: losses.kto_loss(SEQUENCES, SEQUENCES, torch.tensor([2, 0]), SEQUENCES, SEQUENCES),
             "desirable must be bool, or hold 0 and 1 alone, got other values",

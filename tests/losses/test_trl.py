@@ -20,14 +20,16 @@ def trl():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns of its experimental modules
         from trl.experimental.cpo import CPOTrainer
+        from trl.experimental.gkd import GKDTrainer
         from trl.experimental.orpo import ORPOTrainer
         from trl.trainer.dpo_trainer import DPOTrainer
         from trl.trainer.grpo_trainer import GRPOTrainer
         from trl.trainer.kto_trainer import KTOTrainer
         from trl.trainer.rloo_trainer import RLOOTrainer
     return SimpleNamespace(
-        cpo=CPOTrainer, orpo=ORPOTrainer, dpo=DPOTrainer, grpo=GRPOTrainer, kto=KTOTrainer, rloo=RLOOTrainer
-    )
+        cpo=CPOTrainer, orpo=ORPOTrainer, dpo=DPOTrainer, gkd=GKDTrainer, grpo=GRPOTrainer, kto=KTOTrainer,
+        rloo=RLOOTrainer,
+    )  # fmt: skip
 
 
 def trainer(trl_class, **attributes):
@@ -90,27 +92,41 @@ def test_dpo(trl, tokens, variant, smoothing):
     assert_same(ours, theirs, tokens.model)
 
 
-def cpo(trl, kind, beta, gamma=0.0):
+def cpo(trl, kind, beta, gamma=0.0, smoothing=0.0):
     device = SimpleNamespace(device="cpu")
     stub = SimpleNamespace(
-        alpha=0.0, accelerator=device, loss_type=kind, beta=beta, simpo_gamma=gamma, label_smoothing=0
+        alpha=0.0, accelerator=device, loss_type=kind, beta=beta, simpo_gamma=gamma, label_smoothing=smoothing
     )
     return lambda chosen, rejected: trl.cpo.cpo_loss(stub, chosen, rejected)[0].mean()
 
 
 def test_simpo(trl, tokens):
     chosen, rejected, *_ = pairs(tokens, average=True)
-    theirs = cpo(trl, "simpo", 2.0, 0.5)(chosen, rejected)
-    assert_same(losses.simpo_loss(chosen, rejected, beta=2.0, gamma=0.5), theirs, tokens.model)
+    theirs = cpo(trl, "simpo", 2.0, 0.5, 0.1)(chosen, rejected)
+    ours = losses.simpo_loss(chosen, rejected, beta=2.0, gamma=0.5, label_smoothing=0.1)
+    assert_same(ours, theirs, tokens.model)
 
 
-@pytest.mark.parametrize("variant", ["sigmoid", "hinge"])
-def test_cpo(trl, tokens, variant):
+@pytest.mark.parametrize(("variant", "smoothing"), [("sigmoid", 0.0), ("sigmoid", 0.2), ("hinge", 0.0)])
+def test_cpo(trl, tokens, variant, smoothing):
     chosen, rejected, *_ = pairs(tokens)
     nll = losses.sequence_kd_loss(tokens.model[: B // 2], tokens.mask[: B // 2])
-    theirs = cpo(trl, variant, 0.2)(chosen, rejected) + 0.7 * nll  # the line of get_batch_loss_metrics
-    ours = losses.cpo_loss(chosen, rejected, nll, beta=0.2, alpha=0.7, variant=variant)
+    theirs = cpo(trl, variant, 0.2, smoothing=smoothing)(chosen, rejected) + 0.7 * nll  # of get_batch_loss_metrics
+    ours = losses.cpo_loss(chosen, rejected, nll, beta=0.2, alpha=0.7, variant=variant, label_smoothing=smoothing)
     assert_same(ours, theirs, tokens.model)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+def test_gkd(trl, beta):
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(2, 5, size, generator=generator) for size in (8, 12))
+    of_student, of_teacher = (torch.randn(31, size, generator=generator) / size**0.5 for size in (8, 12))
+    mask, leaves = torch.rand(2, 5, generator=generator) < 0.6, (student.requires_grad_(), of_student.requires_grad_())
+    labels = torch.where(mask, 0, -100)[:, 1:]
+    logits = student @ of_student.mT, teacher @ of_teacher.mT
+    theirs = trl.gkd.generalized_jsd_loss(*(x[:, :-1] for x in logits), labels, beta=beta, temperature=1.7)
+    ours = losses.gkd_loss(student, of_student, teacher, of_teacher, mask, beta=beta, temperature=1.7, shift=1)
+    assert_same(ours, theirs, *leaves)
 
 
 def test_orpo(trl, tokens):

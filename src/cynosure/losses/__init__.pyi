@@ -1,5 +1,6 @@
 from cynosure.losses.advantages import group_advantages as group_advantages
 from cynosure.losses.advantages import rloo_advantages as rloo_advantages
+from cynosure.losses.distillation import gkd_loss as gkd_loss
 from cynosure.losses.distillation import on_policy_distillation_loss as on_policy_distillation_loss
 from cynosure.losses.distillation import sequence_kd_loss as sequence_kd_loss
 from cynosure.losses.policy import grpo_loss as grpo_loss

@@ -1,10 +1,78 @@
-"""Losses that need the log-probabilities of one token a position from student and teacher, not their distributions."""
+"""Losses of distillation: from both models' hidden states, or from the log-probabilities of one token a position."""
+
+from typing import Any
 
 from torch import Tensor
 
-from cynosure.losses.inputs import Reduction, check_choice, of_tokens
+from cynosure.loss import accumulation_dtype, as_number, linear_kl_div
+from cynosure.losses.inputs import Reduction, as_bool, check_choice, check_floating, of_tokens
 from cynosure.losses.kl import Estimator, sampled_kl
 from cynosure.losses.reduce import over_tokens
+
+
+def gkd_loss(
+    student_hidden: Tensor,
+    student_weight: Tensor,
+    teacher_hidden: Tensor,
+    teacher_weight: Tensor,
+    mask: Tensor,
+    *,
+    beta: float = 0.5,
+    temperature: float = 1.0,
+    shift: int = 0,
+    reduction: Reduction = "mean",
+    **head_options: Any,
+) -> Tensor:
+    """Compute the loss of generalized knowledge distillation (GKD), without materializing the logits of either model.
+
+    With t and s the softmaxes of the teacher's and the student's logits divided by the temperature, and
+    `m = beta t + (1 - beta) s`: `beta KL(t || m) + (1 - beta) KL(s || m)` for each token, from "On-Policy Distillation
+    of Language Models" (Agarwal et al., 2023, arXiv:2306.13649). As in TRL, beta = 0 is KL(t || s) and beta = 1 is
+    KL(s || t). The tokens may come from a data set, from the teacher or, on-policy, from the student.
+
+    Args:
+        student_hidden: (..., D) hidden states, floating point.
+        student_weight: (V, D) output embedding.
+        teacher_hidden: (..., E) hidden states of the same tokens, computed under `torch.no_grad()`.
+        teacher_weight: (V, E) output embedding; pass it detached.
+        mask: (...) bool, or 0 and 1: the tokens that count.
+        beta: in [0, 1].
+        temperature: positive number that divides the logits of both, after the cap.
+        shift: with 1, `mask` is aligned with the tokens, as labels are: the hidden state of position t counts if token
+            t + 1 does.
+        reduction: "mean" over the tokens that count, or "none" for (...) losses, (..., T - shift) under shift, with 0
+            where masked.
+        **head_options: further options of `cynosure.linear_kl_div`, for example `student_softcap` or `normalizer`.
+
+    Returns:
+        A 0-d tensor, or (...) for "none"; 0.0 if no token counts. float32, or float64 if one model's inputs are.
+
+    Raises:
+        ValueError, TypeError: an argument has the wrong shape, dtype, device or value; the message names it.
+
+    Example:
+        >>> import torch
+        >>> student, teacher, head = torch.tensor([[2.0, 0.0]]), torch.zeros(1, 2), torch.eye(2)
+        >>> gkd_loss(student, head, teacher, head, torch.tensor([1]), beta=0.0)  # KL(teacher || student)
+        tensor(0.4338)
+    """
+    beta = as_number("beta", beta, "in [0, 1]", 0.0, 1.0)
+    check_choice("reduction", reduction, ("mean", "none"))
+    check_floating("student_hidden", student_hidden)
+    counted = as_bool("mask", mask, "student_hidden but for its last dimension", student_hidden[..., 0])
+    return linear_kl_div(
+        student_hidden,
+        student_weight,
+        teacher_hidden,
+        teacher_weight,
+        direction="forward" if beta == 0 else "reverse" if beta == 1 else "jsd",
+        beta=beta if 0 < beta < 1 else None,
+        temperature=temperature,
+        token_weight=counted.to(accumulation_dtype(student_hidden.dtype)),
+        reduction=reduction,
+        shift=shift,
+        **head_options,
+    )
 
 
 def sequence_kd_loss(logprobs: Tensor, mask: Tensor, *, reduction: Reduction = "mean") -> Tensor:

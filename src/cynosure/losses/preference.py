@@ -66,9 +66,7 @@ def dpo_loss(
     """
     beta = as_positive("beta", beta)
     check_choice("variant", variant, ("sigmoid", "ipo", "hinge", "robust"))
-    smoothing = as_number("label_smoothing", label_smoothing, "in [0, 0.5)", 0.0, BELOW_HALF)
-    if smoothing and variant in ("ipo", "hinge"):
-        raise ValueError(f"label_smoothing must be 0 with variant={variant!r}, got {smoothing}")
+    smoothing = _check_smoothing(label_smoothing, allowed=variant in ("sigmoid", "robust"), variant=variant)
     chosen, rejected, ref_chosen, ref_rejected = of_sequences(
         chosen=chosen, rejected=rejected, ref_chosen=ref_chosen, ref_rejected=ref_rejected
     )
@@ -78,27 +76,32 @@ def dpo_loss(
     elif variant == "hinge":
         losses = torch.relu(1 - beta * margin)
     else:
-        losses = -logsigmoid(beta * margin)
-        if smoothing:
-            swapped = -logsigmoid(-beta * margin)
-            sign = 1 if variant == "sigmoid" else -1
-            losses = ((1 - smoothing) * losses + sign * smoothing * swapped) / (1 - smoothing + sign * smoothing)
+        smoothing = smoothing if variant == "sigmoid" else -smoothing / (1 - 2 * smoothing)
+        losses = _smoothed(beta * margin, smoothing)
     return over_sequences(losses, reduction)
 
 
 def simpo_loss(
-    chosen: Tensor, rejected: Tensor, *, beta: float = 2.0, gamma: float = 1.0, reduction: Reduction = "mean"
+    chosen: Tensor,
+    rejected: Tensor,
+    *,
+    beta: float = 2.0,
+    gamma: float = 1.0,
+    label_smoothing: float = 0.0,
+    reduction: Reduction = "mean",
 ) -> Tensor:
     """Compute the loss of simple preference optimization (SimPO), which needs no reference model.
 
-    `-log sigmoid(beta (chosen - rejected) - gamma)`, from "SimPO" (Meng et al., 2024, arXiv:2405.14734), whose
-    authors use beta from 2 to 10, and start with gamma at half of it. TRL's `CPOTrainer` has it as `loss_type="simpo"`.
+    `-log sigmoid(m)` with `m = beta (chosen - rejected) - gamma`, from "SimPO" (Meng et al., 2024, arXiv:2405.14734),
+    whose authors use beta from 2 to 10, and start with gamma at half of it. With `e = label_smoothing`, as in TRL's
+    `CPOTrainer` with `loss_type="simpo"`: `-(1 - e) log sigmoid(m) - e log sigmoid(-m)`.
 
     Args:
         chosen: (B,) average log-probabilities of the preferred texts: `sequence_logprobs(..., average=True)`.
         rejected: (B,) those of the other texts.
         beta: scale of the difference.
         gamma: margin by which the preferred text must win, of at least 0.
+        label_smoothing: share of pairs that are taken to be swapped, in [0, 0.5).
         reduction: "mean" over the pairs, or "none" for (B,) losses.
 
     Returns:
@@ -114,8 +117,9 @@ def simpo_loss(
     """
     beta = as_positive("beta", beta)
     gamma = as_number("gamma", gamma, "finite and not negative", low=0.0)
+    smoothing = _check_smoothing(label_smoothing)
     chosen, rejected = of_sequences(chosen=chosen, rejected=rejected)
-    return over_sequences(-logsigmoid(beta * (chosen - rejected) - gamma), reduction)
+    return over_sequences(_smoothed(beta * (chosen - rejected) - gamma, smoothing), reduction)
 
 
 def orpo_loss(
@@ -160,12 +164,14 @@ def cpo_loss(
     beta: float = 0.1,
     alpha: float = 1.0,
     variant: Literal["sigmoid", "hinge"] = "sigmoid",
+    label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
 ) -> Tensor:
     """Compute the loss of contrastive preference optimization (CPO), which needs no reference model.
 
-    With `m = chosen - rejected`: `alpha nll - log sigmoid(beta m)`, from "Contrastive Preference Optimization" (Xu et
-    al., 2024, arXiv:2401.08417), or `alpha nll + max(0, 1 - beta m)` for "hinge".
+    With `m = beta (chosen - rejected)`: `alpha nll - log sigmoid(m)`, from "Contrastive Preference Optimization" (Xu et
+    al., 2024, arXiv:2401.08417), or `alpha nll + max(0, 1 - m)` for "hinge". With `e = label_smoothing`, as in TRL:
+    `alpha nll - (1 - e) log sigmoid(m) - e log sigmoid(-m)`.
 
     Args:
         chosen: (B,) log-probabilities of the preferred texts, summed over tokens.
@@ -175,6 +181,7 @@ def cpo_loss(
         beta: scale of the difference.
         alpha: weight of `nll`, of at least 0.
         variant: "sigmoid" or "hinge".
+        label_smoothing: share of pairs that are taken to be swapped, in [0, 0.5); for "sigmoid".
         reduction: "mean" over the pairs, or "none" for (B,) losses.
 
     Returns:
@@ -192,9 +199,10 @@ def cpo_loss(
     beta = as_positive("beta", beta)
     alpha = as_number("alpha", alpha, "finite and not negative", low=0.0)
     check_choice("variant", variant, ("sigmoid", "hinge"))
+    smoothing = _check_smoothing(label_smoothing, allowed=variant == "sigmoid", variant=variant)
     chosen, rejected = of_sequences(chosen=chosen, rejected=rejected)
     margin = beta * (chosen - rejected)
-    preference = -logsigmoid(margin) if variant == "sigmoid" else torch.relu(1 - margin)
+    preference = _smoothed(margin, smoothing) if variant == "sigmoid" else torch.relu(1 - margin)
     return over_sequences(alpha * _cross_entropy(nll, chosen) + preference, reduction)
 
 
@@ -261,3 +269,17 @@ def _cross_entropy(nll: Tensor, chosen: Tensor) -> Tensor:
     if nll.shape not in ((), chosen.shape):
         raise ValueError(f"nll must be 0-d or have the shape of chosen, {tuple(chosen.shape)}, got {tuple(nll.shape)}")
     return nll.to(chosen.dtype)
+
+
+def _smoothed(margin: Tensor, smoothing: float) -> Tensor:
+    """Return `-(1 - e) log sigmoid(m) - e log sigmoid(-m)`: a pair of margin m is the other way round with chance e."""
+    losses = -logsigmoid(margin)
+    return losses if smoothing == 0 else (1 - smoothing) * losses - smoothing * logsigmoid(-margin)
+
+
+def _check_smoothing(smoothing: float, *, allowed: bool = True, variant: str = "") -> float:
+    """Return the share of swapped pairs as a float, checked; a variant that does not know it allows 0 only."""
+    smoothing = as_number("label_smoothing", smoothing, "in [0, 0.5)", 0.0, BELOW_HALF)
+    if smoothing and not allowed:
+        raise ValueError(f"label_smoothing must be 0 with variant={variant!r}, got {smoothing}")
+    return smoothing
