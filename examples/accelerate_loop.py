@@ -22,7 +22,7 @@ ids = ids[: accelerator.num_processes * ACCUMULATE * ROWS * ROW]
 optimizer = torch.optim.AdamW(loaded.model.parameters(), lr=1e-4)
 model, optimizer, rows = accelerator.prepare(loaded.model, optimizer, DataLoader(ids.view(-1, ROW), batch_size=ROWS))
 
-for step in range(3):  # each is a pass over the text
+for step in range(2):  # each is a pass over the text
     micro_batches = list(rows)
     n_tokens = accelerator.gather(torch.tensor(sum(batch[:, 1:].numel() for batch in micro_batches))).sum()
     loss = torch.zeros(())

@@ -18,7 +18,7 @@ texts = [paragraphs[start : start + 2] for start in range(0, 8, 2)]
 batches = [tokenizer(pair, padding=True, truncation=True, max_length=64, return_tensors="pt") for pair in texts]
 n_tokens = sum(int(batch["attention_mask"][:, 1:].sum()) for batch in batches)
 
-for step in range(3):
+for step in range(2):
     total = 0.0
     for batch in batches:  # padding is ignored; the sum of these losses is the mean over all tokens
         loss = cynosure.causal_lm_loss(model, **batch, normalizer=n_tokens)

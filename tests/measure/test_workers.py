@@ -99,7 +99,7 @@ def test_two_processes_finish_what_one_began(
     assert not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.parametrize("fault", ["1 dies", "0 raises"])
+@pytest.mark.parametrize("fault", ["1 dies", pytest.param("0 raises", marks=pytest.mark.each_variant)])
 @pytest.mark.exhaustive
 def test_a_dead_worker_ends_the_run_and_any_number_of_processes_go_on(
     tiny_folder: Path, texts: Path, alone: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str

@@ -260,7 +260,7 @@ def test_the_models_own_loss_function_stays_in_charge() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # Dynamo's, of what it does not trace
-@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("inside", [pytest.param(False, marks=pytest.mark.each_variant), True])
 @pytest.mark.exhaustive
 def test_under_torch_compile(inside: bool) -> None:
     """With graph breaks, but the same; the backend that compiles nothing shows what is traced."""

@@ -304,13 +304,16 @@ def dpo_trainer(folder: Path, options: dict[str, Any], adapter: Any = None) -> D
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"precompute_ref_log_probs": True}, {"loss_type": ["sigmoid", "sft"]}, {"gradient_checkpointing": True},
-     {"use_weighting": True}],
-    ids=["plain", "precomputed", "two losses", "checkpointing", "weighted"],
-)  # fmt: skip
-@pytest.mark.parametrize("adapter", [None, ADAPTER], ids=["whole", "adapter"])
-@pytest.mark.each_value
+    ("adapter", "options"),
+    [
+        pytest.param(None, {}, id="plain"),
+        pytest.param(None, {"precompute_ref_log_probs": True}, id="precomputed"),
+        pytest.param(None, {"loss_type": ["sigmoid", "sft"]}, id="two losses"),
+        pytest.param(None, {"use_weighting": True}, id="weighted"),
+        pytest.param(ADAPTER, {}, id="adapter", marks=pytest.mark.exhaustive),
+        pytest.param(ADAPTER, {"gradient_checkpointing": True}, id="adapter, checkpointing"),
+    ],
+)
 def test_dpo_trains_and_evaluates_as_before(tmp_path: Path, options: dict[str, Any], adapter: Any) -> None:
     def run(patched: bool) -> tuple[list[Tensor], Any, dict[str, float]]:
         trainer = dpo_trainer(tmp_path, options, adapter)
