@@ -5,7 +5,9 @@ from tests.faults.fault import Fault
 PATCHING = [
     Fault("labels-shifted-twice", "patching/labelled.py", "shift = 1 if shift_labels is None else 0", "shift = 1",
           "shift_labels are shifted again", "patching/test_patch.py patching/test_trl.py"),
-    Fault("scale-omitted", "patching/labelled.py", '"scale": self.recipe.scale', '"scale": 1.0',
+    Fault("head-not-in-float32", "patching/labelled.py", '"head_dtype": recipe.head_dtype',
+          '"head_dtype": recipe.own_dtype', "the head of a patched model is rounded", "patching/test_head_dtype.py"),
+    Fault("scale-omitted", "patching/labelled.py", '"scale": recipe.scale', '"scale": 1.0',
           "the scale of a model's logits", "patching/test_patch.py patching/test_heads.py"),
     Fault("softcap-not-scaled", "patching/recipe.py", "softcap=self.softcap * factor", "softcap=self.softcap",
           "a factor behind a softcap", "patching/test_patch.py patching/test_unusual_heads.py"),

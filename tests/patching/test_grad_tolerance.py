@@ -129,7 +129,7 @@ def test_a_trainer(model: Any, tmp_path: Path) -> None:
     trainer = Trainer(
         model, arguments, DataCollatorForSeq2Seq(padding_tokenizer()), train_dataset=data, eval_dataset=data[:4]
     )
-    with patch(trainer, grad_tolerance=0.9) as patched, record_sampling() as records:
+    with patch(trainer, grad_tolerance=0.9, head_dtype=torch.float64) as patched, record_sampling() as records:
         assert isinstance(patched, TrainerPatch)
         trainer.train()
         n_records = len(records)
@@ -137,7 +137,7 @@ def test_a_trainer(model: Any, tmp_path: Path) -> None:
         trainer.evaluate()
         assert len(records) == n_records
         with patch(trainer, grad_tolerance=0.25):
-            assert patched.model_patch.grad_tolerance == 0.25
+            assert (patched.model_patch.grad_tolerance, patched.model_patch.head_dtype) == (0.25, torch.float64)
 
 
 @pytest.mark.parametrize(

@@ -358,9 +358,12 @@ def test_a_patched_dpo_trainer_is_restored(tmp_path: Path) -> None:
     def is_restored() -> bool:
         return [vars(part).keys() for part in parts] == [was.keys() for was in before]
 
-    with patch(trainer) as outer:
+    with patch(trainer, head_dtype=torch.float32) as outer:
         with cynosure.patch(trainer) as inner:
             assert inner is outer
+        assert [part._cynosure_patch.head_dtype for part in parts[1:]] == [torch.float32] * 2
+        with patch(trainer, head_dtype=torch.bfloat16):
+            assert [part._cynosure_patch.head_dtype for part in parts[1:]] == [torch.bfloat16] * 2
         assert all("_cynosure_patch" in vars(part) for part in parts)
     assert is_restored()
     handle = patch(trainer)

@@ -2,6 +2,7 @@ from cynosure.loss.compiler import uncompiled as uncompiled
 from cynosure.loss.devices import autocast_to as autocast_to
 from cynosure.loss.divergence.kl import linear_kl_div as linear_kl_div
 from cynosure.loss.divergence.topk import linear_topk_kl_div as linear_topk_kl_div
+from cynosure.loss.jobs import check_head_dtype as check_head_dtype
 from cynosure.loss.linear import capped as capped
 from cynosure.loss.linear import readable as readable
 from cynosure.loss.matmul.choice import as_if_large as as_if_large

@@ -71,6 +71,7 @@ class Tracer:
         self.deferred = 0
         self.obstacle: str | None = None
         self.objective = PLAIN
+        self.head_dtype: torch.dtype | None = None
         self.needs_full: list[str] = []  # operations that needed full logits
 
     def tell(self, why: str) -> None:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import torch
+
 from cynosure.loss import GradTolerance
 from cynosure.patching.evaluation import EvaluatedTrainerPatch
 from cynosure.patching.find import find_causal_lm
@@ -11,7 +13,11 @@ from cynosure.patching.trainer import TrainerPatch
 
 
 def patch(
-    target: Any, example: dict[str, Any] | None = None, *, grad_tolerance: GradTolerance | None = None
+    target: Any,
+    example: dict[str, Any] | None = None,
+    *,
+    grad_tolerance: GradTolerance | None = None,
+    head_dtype: torch.dtype | None = None,
 ) -> Patch | TrainerPatch:
     """Put a language model of transformers, or a Trainer and its models, on the fused loss.
 
@@ -38,13 +44,17 @@ def patch(
         grad_tolerance: relative error that sampling may add to the gradients of the hidden states and the head's
             weight, or "dtype", as for `linear_cross_entropy`. The loss stays exact, and so does the verification. None:
             exact gradients, or the tolerance that the model is already patched with. Only on a CPU.
+        head_dtype: dtype of the head's matmul and its logits in every loss, as for `linear_cross_entropy`: float32 for
+            a model in bfloat16, which then verifies to the rounding of bfloat16. The weight stays as it is, and a
+            reference model gets the same. Without labels the model's own logits do not change. None: the model's own
+            dtype, or the one that it is already patched with.
 
     Returns:
         The handle, which is also a context manager.
 
     Raises:
         ValueError: the verification fails; the message has the reason. Or `grad_tolerance` is not in [0, 1).
-        TypeError: the target is neither a model nor a Trainer.
+        TypeError: the target is neither a model nor a Trainer, or `head_dtype` is not a dtype that torch computes in.
         NotImplementedError: `grad_tolerance` is above 0, and the model is not on a CPU.
 
     Example:
@@ -59,8 +69,8 @@ def patch(
     """
     if hasattr(target, "evaluation_loop"):
         kind = TrainerPatch if is_policy_trainer(target) else EvaluatedTrainerPatch
-        return kind.on(target, example, grad_tolerance)
-    return Patch.on(target, example, grad_tolerance)
+        return kind.on(target, example, grad_tolerance, head_dtype)
+    return Patch.on(target, example, grad_tolerance, head_dtype)
 
 
 def unpatch(target: Any) -> None:

@@ -20,9 +20,13 @@ class EvaluatedTrainerPatch(TrainerPatch):
     check = staticmethod(check_cross_entropy_trainer)
 
     def __init__(
-        self, trainer: Any, example: Inputs | None = None, grad_tolerance: GradTolerance | None = None
+        self,
+        trainer: Any,
+        example: Inputs | None = None,
+        grad_tolerance: GradTolerance | None = None,
+        head_dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(trainer, example, grad_tolerance)
+        super().__init__(trainer, example, grad_tolerance, head_dtype)
         self.own = {name: vars(trainer)[name] for name in REPLACED if name in vars(trainer)}
         self.own_loop, self.own_step = trainer.evaluation_loop, trainer.prediction_step
         self.own_loss = trainer.compute_loss

@@ -64,8 +64,9 @@ class Deferring(TorchFunctionMode):
         """Return the stand-in for the logits of this matmul."""
         hidden, weight, bias = matmul
         self.owner.deferred += 1
-        dtype = matmul_dtype(hidden)
-        return PendingLogits.of(Recipe(hidden, weight, bias, 1.0, None, dtype, head_dtype=dtype), self.owner)
+        own = matmul_dtype(hidden)
+        dtype = self.owner.head_dtype or own
+        return PendingLogits.of(Recipe(hidden, weight, bias, 1.0, None, dtype, dtype, own), self.owner)
 
     def defers(self, matmul: HeadMatmul) -> bool:
         """Whether this matmul can be deferred. One under another grad mode, inside an autograd function, cannot."""

@@ -19,7 +19,7 @@ from cynosure.loss import (
     token_logprobs,
     token_stats,
 )
-from cynosure.patching.recipe import Recipe, matmul_dtype
+from cynosure.patching.recipe import Recipe
 
 IGNORED = -100
 NAMES = ("hidden", "weight", "bias")
@@ -44,7 +44,7 @@ class Sampled(NamedTuple):
 
     def fixed(self, recipe: Recipe) -> "Sampled | None":
         """Draw a seed now, for each of several backwards; None if the gradients of a recipe are exact."""
-        tolerance = check_tolerance(self.grad_tolerance, matmul_dtype(recipe.hidden))
+        tolerance = check_tolerance(self.grad_tolerance, recipe.head_dtype)
         trained = recipe.hidden.requires_grad or recipe.weight.requires_grad
         if tolerance == 0 or not trained or not torch.is_grad_enabled():
             return None
@@ -82,7 +82,8 @@ class Labelled(NamedTuple):
 
     def options(self) -> dict[str, Any]:
         """Return the arguments of `token_stats`, except hidden and weight."""
-        head = {"bias": self.recipe.bias, "scale": self.recipe.scale, "softcap": self.recipe.softcap}
+        recipe = self.recipe
+        head = {"bias": recipe.bias, "scale": recipe.scale, "softcap": recipe.softcap, "head_dtype": recipe.head_dtype}
         return head | {"target": self.target, "shift": self.shift, "ignore_index": self.ignore_index}
 
     def loss(
@@ -123,11 +124,9 @@ class Labelled(NamedTuple):
 
         The backward takes three matmuls, and four if the entropy has a gradient.
         """
-        recipe = self.recipe
-        dtype = matmul_dtype(recipe.hidden)  # cast now, since autocast is off in the backward
-        parts = (None if x is None else x.to(dtype) for x in (recipe.hidden, recipe.weight, recipe.bias))
         known = -stats.nll.nan_to_num(0.0, posinf=torch.inf), stats.entropy.nan_to_num(0.0)
-        results = Known.apply(*known, *parts, self, sampled.fixed(recipe))  # type: ignore[no-untyped-call]
+        drawn = sampled.fixed(self.recipe)
+        results = Known.apply(*known, *self.recipe.operands, self, drawn)  # type: ignore[no-untyped-call]
         return TokenLogprobs(*map(self.hooked, results))
 
     def hooked(self, result: Tensor) -> Tensor:

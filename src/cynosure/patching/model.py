@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cynosure.loss import GradTolerance, TokenStats, check_device, check_tolerance, uncompiled
+from cynosure.loss import GradTolerance, TokenStats, check_device, check_head_dtype, check_tolerance, uncompiled
 from cynosure.patching.adapters import tuner
 from cynosure.patching.entered import Entered
 from cynosure.patching.find import find_causal_lm
@@ -27,6 +27,7 @@ class Patch(Entered):
 
     Attributes:
         grad_tolerance: relative error that sampling may add to the gradients of the loss; 0 is exact.
+        head_dtype: dtype of the head's matmul and its logits; None is the model's own.
         generator: CPU generator of the sampling; None is torch's default one. Copies of the handle have None.
     """
 
@@ -35,6 +36,7 @@ class Patch(Entered):
         self.probed = self.model  # the module that verification calls
         self.observer: Callable[[TokenStats], None] | None = None  # gets every token's statistics in evaluation
         self.grad_tolerance: GradTolerance = 0.0
+        self.head_dtype: torch.dtype | None = None
         self.generator: torch.Generator | None = None
         self.objective = PLAIN  # the terms that training minimises in addition to the cross-entropy
         self.plain: Tensor | None = None  # only the cross-entropy of the last sum in training, without a graph
@@ -49,19 +51,31 @@ class Patch(Entered):
         self.without_labels = False  # defer its logits without labels too
 
     @classmethod
-    def on(cls, model: Any, example: Inputs | None = None, grad_tolerance: GradTolerance | None = None) -> "Patch":
+    def on(
+        cls,
+        model: Any,
+        example: Inputs | None = None,
+        grad_tolerance: GradTolerance | None = None,
+        head_dtype: torch.dtype | None = None,
+    ) -> "Patch":
         """Enter the patch of a model; apply and verify it if needed. Raises as `apply` and `allow` do."""
         inner = find_causal_lm(model)
         handle: Patch = vars(inner).get("_cynosure_patch") or cls(model, example)
+        check_head_dtype(head_dtype)
         if grad_tolerance is not None:
             handle.allow(grad_tolerance)
+        before, handle.head_dtype = handle.head_dtype, head_dtype or handle.head_dtype
         handle.example = handle.example if example is None else example
         # FSDP may gather weights only in the wrapper's forward; PEFT may read inputs of an example in its own.
         needs_wrapper = handle.example is not None and hasattr(model, "get_base_model")
         handle.probed = model if needs_wrapper or is_fsdp(model) else inner
         entries = handle.entries
         if handle.in_place:
-            verify(handle)  # PEFT may have changed the head since
+            try:
+                verify(handle)  # PEFT may have changed the head since
+            except BaseException:
+                handle.head_dtype = before
+                raise
         else:
             handle.undo()
             handle.apply()

@@ -24,6 +24,7 @@ class Owner(Protocol):
     deferred: int  # number of matmuls deferred
     obstacle: str | None  # why the head cannot be deferred
     objective: Objective  # what is minimised in addition to the loss
+    head_dtype: torch.dtype | None  # of the head's matmul and its logits; None: hidden's, or autocast's
 
     def tell(self, why: str) -> None:
         """Record an operation that needed full logits."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cynosure.loss import capped, readable
+from cynosure.loss import autocast_to, capped, readable
 from cynosure.system.upstream import times_changed
 
 
@@ -27,13 +27,14 @@ class Recipe:
     scale: float
     softcap: float | None
     dtype: torch.dtype
+    head_dtype: torch.dtype  # of the matmul h w^T + b
+    own_dtype: torch.dtype  # of that matmul in the model itself, under the autocast that it ran in
     before_backward: tuple[Callable[[Tensor], Any], ...] = ()  # hooks of the model's wrappers
     versions: tuple[int, ...] = ()  # number of in-place changes of weight and bias; () takes the current ones
     normalized: bool = False  # log-probabilities: the log-softmax of these logits
     after: int = 0  # number of row dimensions after the class dimension
     lead: torch.Size | None = None  # hidden's (...) as the head received it; None takes the current one
     places: Tensor | None = None  # flat position of each row in `lead`; None means all rows in order
-    head_dtype: torch.dtype | None = None  # of the head's matmul, under the autocast that it ran in
 
     def __post_init__(self) -> None:
         if not self.versions:
@@ -99,15 +100,19 @@ class Recipe:
         if self.softcap is not None:
             return None
         column = factor[:, None] if isinstance(factor, Tensor) else factor
-        bias = None if self.bias is None else (self.bias * factor).to(self.bias.dtype)
-        return self.changed(weight=(self.matrix * column).to(self.weight.dtype), bias=bias)
+        bias = None if self.bias is None else (self.bias * factor).to(self.kept(self.bias))
+        return self.changed(weight=(self.matrix * column).to(self.kept(self.weight)), bias=bias)
 
     def plus_each(self, offset: Tensor, sign: float = 1) -> "Recipe | None":
         """Add `sign` times an offset per class, (V,); None if there is a cap."""
         if self.softcap is not None:
             return None
-        offset = (offset * (sign / self.scale)).to(self.hidden)  # its dtype and device
+        offset = (offset * (sign / self.scale)).to(self.hidden.device, self.kept(self.hidden))
         return self.changed(bias=offset.expand(self.n_classes) if self.bias is None else self.bias + offset)
+
+    def kept(self, part: Tensor) -> torch.dtype:
+        """Return the dtype of what is computed from a weight or bias: at least that of the head."""
+        return torch.promote_types(part.dtype, self.head_dtype)
 
     def projected(self, matrix: Tensor) -> Tensor | None:
         """Multiply by a matrix (V, K), K <= D, without materializing the logits; None if that is not exact."""
@@ -149,7 +154,14 @@ class Recipe:
 
     def logits(self) -> Tensor:
         """Materialize the logits, of shape `shape`."""
-        return self.logits_of(F.linear(self.hidden, self.weight, self.bias))
+        return self.logits_of(self.matmul())
+
+    def matmul(self) -> Tensor:
+        """Return h w^T + b of shape (..., V), in the head's dtype whatever autocast is on now."""
+        dtype, weight = self.head_dtype, self.weight
+        weight = weight if weight.dtype == dtype else self.matrix.to(dtype)
+        with autocast_to(self.hidden.device, None):
+            return F.linear(self.hidden.to(dtype), weight, None if self.bias is None else self.bias.to(dtype))
 
     def logits_of(self, z: Tensor) -> Tensor:
         """Return the logits, given the result z (..., V) of the head's matmul."""

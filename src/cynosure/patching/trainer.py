@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import torch
+
 from cynosure.loss import GradTolerance
 from cynosure.patching.entered import Entered
 from cynosure.patching.inputs import Inputs
@@ -31,31 +33,41 @@ class TrainerPatch(Entered):
     check = staticmethod(check_policy_trainer)
 
     def __init__(
-        self, trainer: Any, example: Inputs | None = None, grad_tolerance: GradTolerance | None = None
+        self,
+        trainer: Any,
+        example: Inputs | None = None,
+        grad_tolerance: GradTolerance | None = None,
+        head_dtype: torch.dtype | None = None,
     ) -> None:
         self.check(trainer)
         self.trainer = trainer
-        self.model_patch = Patch.on(trainer.model, example, grad_tolerance)
+        self.model_patch = Patch.on(trainer.model, example, grad_tolerance, head_dtype)
         self.reference_patch: Patch | None = None
         if getattr(trainer, "ref_model", None) is not None:
             try:
-                self.reference_patch = Patch.on(trainer.ref_model, example)
+                self.reference_patch = Patch.on(trainer.ref_model, example, None, head_dtype)
             except BaseException:
                 self.model_patch.leave()
                 raise
 
     @classmethod
     def on(
-        cls, trainer: Any, example: Inputs | None = None, grad_tolerance: GradTolerance | None = None
+        cls,
+        trainer: Any,
+        example: Inputs | None = None,
+        grad_tolerance: GradTolerance | None = None,
+        head_dtype: torch.dtype | None = None,
     ) -> "TrainerPatch":
         """Enter the patch of a trainer; apply it if needed. Raises as `Patch.on` does."""
         handle: TrainerPatch | None = vars(trainer).get("_cynosure_patch")
         if handle is None:
-            handle = cls(trainer, example, grad_tolerance)
+            handle = cls(trainer, example, grad_tolerance, head_dtype)
             trainer._cynosure_patch = handle
             handle.replace()
-        elif grad_tolerance is not None:
-            handle.model_patch.allow(grad_tolerance)
+        elif grad_tolerance is not None or head_dtype is not None:
+            Patch.on(trainer.model, None, grad_tolerance, head_dtype).leave()
+            if handle.reference_patch is not None:
+                Patch.on(trainer.ref_model, None, None, head_dtype).leave()
         handle.entries += 1
         return handle
 

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 from transformers.utils.generic import ModelOutput
 
-from cynosure.loss import autocast_to
 from cynosure.patching.forward import FusedHead
-from cynosure.patching.labelled import NAMES, Items, Labelled
+from cynosure.patching.labelled import Items, Labelled
 from cynosure.patching.pending import PendingLogits
 from cynosure.patching.recipe import Recipe
 
@@ -48,10 +47,7 @@ def per_token_output(
         raise ValueError(f"{type(patched.model).__name__}: {patched.why_not()}")
     patched.ready()
     recipe = scored(output.logits.recipe, patched.fused_head)
-    # Accelerate may have put autocast around the forward that has returned.
-    casts = {recipe.hidden.dtype, recipe.weight.dtype} != {recipe.head_dtype}
-    with autocast_to(recipe.hidden.device, recipe.head_dtype if casts else None):
-        values = values_of(Labelled.of(recipe, labels, shift_labels), patched)
+    values = values_of(Labelled.of(recipe, labels, shift_labels), patched)
     n_items = values["label_mask"].sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
     loss, aux_loss = -values["log_probs"].sum() / n_items, getattr(output, "aux_loss", None)
     if aux_loss is not None:
@@ -62,11 +58,7 @@ def per_token_output(
 def scored(recipe: Recipe, head: FusedHead) -> Recipe:
     """Return the recipe of the logits that TRL's head scores."""
     recipe = recipe.times(1 / head.temperature)
-    if not head.cast_lm_head_to_fp32:
-        return recipe
-    parts = zip(NAMES, recipe.operands, strict=True)
-    recipe = recipe.changed(**{name: None if x is None else x.float() for name, x in parts})
-    return replace(recipe, head_dtype=torch.float32)
+    return replace(recipe, head_dtype=torch.float32) if head.cast_lm_head_to_fp32 else recipe
 
 
 def values_of(labelled: Labelled, patched: "Patch") -> dict[str, Tensor]:

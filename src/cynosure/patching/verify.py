@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cynosure.loss import as_if_large
+from cynosure.loss import as_if_large, autocast_to
 from cynosure.patching.forward import fused_head
 from cynosure.patching.heads import head_layers, is_fsdp, partitioned
 from cynosure.patching.inputs import Inputs
 from cynosure.patching.labelled import NAMES, Labelled
 from cynosure.patching.losses import Asked
 from cynosure.patching.probe import own_probe, probe
-from cynosure.patching.recipe import Recipe, matmul_dtype
+from cynosure.patching.recipe import Recipe
 
 VERIFIED: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # verified models, and their heads at that time
 
@@ -25,7 +25,7 @@ VERIFIED: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # verified models, 
 def verify(patched: Any) -> None:
     """Compare a patched model with its own forward, once per model and head; raise ValueError if they differ."""
     model, name = patched.model, type(patched.model).__name__
-    fused, head = fused_head(patched.own_forward), head_of(model)
+    fused, head = fused_head(patched.own_forward), (*head_of(model), patched.head_dtype)
     if VERIFIED.get(model) == head and fused is None:
         return
     with attribute(patched, "paused", True):
@@ -41,7 +41,8 @@ def verify(patched: Any) -> None:
         raise ValueError(f"{name} cannot be patched: {why}")
     if fused is not None:
         patched.fused_head = fused
-        ours = probe(model, given | {"fused_lm_head": True})
+        with attribute(patched, "head_dtype", None):  # as in TRL's head, to compare without the rounding of its dtype
+            ours = probe(model, given | {"fused_lm_head": True})
         from cynosure.patching.trl import verify_tokens
 
         verify_tokens(own_tokens, ours, model.dtype)
@@ -81,7 +82,8 @@ def difference(patched: Any, given: Inputs, own: Tensor) -> str | None:
         return patched.why_not()  # type: ignore[no-any-return]
     if not torch.isfinite(own):
         return f"its own loss is {float(own)} on a few tokens: check its weights, or its dtype for overflow"
-    dtypes = {patched.model.dtype, *(matmul_dtype(asked.labelled.recipe.hidden) for asked in seen)}
+    recipes = [asked.labelled.recipe for asked in seen]
+    dtypes = {patched.model.dtype, *(dtype for recipe in recipes for dtype in (recipe.own_dtype, recipe.head_dtype))}
     tolerance = 16 * max(torch.finfo(dtype).eps for dtype in dtypes)
     if not abs(float(ours) - float(own)) <= tolerance * max(1.0, abs(float(own))):
         return f"its own loss is {float(own):.6f}, but the loss without logits is {float(ours):.6f}"
@@ -101,11 +103,12 @@ def gradient_difference(labelled: Labelled) -> str | None:
     The model is cut in front of its head: hidden states and weights become leaves. The gradient of the weight is large,
     so only its matmul with a random vector is compared.
     """
-    with torch.inference_mode(False), torch.enable_grad():
+    # Autocast would round in the backward of full logits.
+    with torch.inference_mode(False), torch.enable_grad(), autocast_to(labelled.target.device, None):
         labelled = labelled._replace(recipe=cut(labelled.recipe))
         recipe = labelled.recipe
         leaves = {name: x for name in NAMES if (x := getattr(recipe, name)) is not None and x.requires_grad}
-        if not F.linear(recipe.hidden, recipe.weight).requires_grad:
+        if not replace(recipe, bias=None).matmul().requires_grad:
             return f"its head's weight is a {type(recipe.weight).__name__}, whose matmul has no gradient"
         direction = torch.randn(recipe.hidden.shape[-1], generator=torch.Generator().manual_seed(0)).to(recipe.hidden)
         try:
@@ -115,10 +118,10 @@ def gradient_difference(labelled: Labelled) -> str | None:
         half = max(labelled.target.numel() // 2, 1)  # for two chunks: the first and the last
         with as_if_large():
             gradients = torch.autograd.grad(labelled.loss("sum", chunk_tokens=half), list(leaves.values()))
-    ours = dict(zip(leaves, gradients, strict=True))
-    if "weight" in ours:
-        ours["weight"] = ours["weight"] @ direction.to(ours["weight"].dtype)
-    eps = torch.finfo(matmul_dtype(recipe.hidden)).eps
+        ours = dict(zip(leaves, gradients, strict=True))
+        if "weight" in ours:
+            ours["weight"] = ours["weight"] @ direction.to(ours["weight"].dtype)
+    eps = max(torch.finfo(dtype).eps for dtype in (recipe.head_dtype, recipe.hidden.dtype, recipe.weight.dtype))
     tolerance = max(eps**0.5, 16 * eps * own.largest)
     slack = eps * max(float(wide(x.detach()).norm(dim=-1).max()) for x in (recipe.hidden, recipe.matrix))
     for name, gradient in ours.items():
@@ -141,7 +144,7 @@ class OwnGradients(NamedTuple):
 def own_gradients(labelled: Labelled, direction: Tensor) -> OwnGradients:
     """Run autograd through full logits. Raises the error of a head without a backward."""
     recipe = labelled.recipe
-    z = F.linear(recipe.hidden, recipe.weight, recipe.bias)
+    z = recipe.matmul()
     leaf = z.detach().requires_grad_()
     logits = replace(recipe, normalized=False, after=0).logits_of(leaf)
     (dz,) = torch.autograd.grad(loss_of(labelled, logits), leaf)
