@@ -43,7 +43,7 @@ def check_distil(printed: str) -> None:
     assert list(runs) == ["forward KL", "reverse KL", "forward KL, top 32", "cross-entropy"]
     first, last = ({name: run[i] for name, run in runs.items()} for i in (0, -1))
     assert len(set(first.values())) == 1  # the same student
-    assert all(last[name][k] < first[name][k] - 1 for name in runs for k in (0, 1)), printed
+    assert all(last[name][k] < first[name][k] - 0.5 for name in runs for k in (0, 1)), printed
     assert last["forward KL"][0] < last["forward KL, top 32"][0] < last["cross-entropy"][0] - 0.5, printed
     assert min(runs, key=lambda name: runs[name][1][1]) == "reverse KL", printed
     assert all(last[name][1] < last["cross-entropy"][1] - 0.3 for name in runs if name != "cross-entropy"), printed
@@ -67,7 +67,7 @@ def check_grpo(printed: str) -> None:
     assert rewards[len(rewards) // 2] > 0.4, printed
     assert rewards[-1] > 0.6, printed
     assert answers[0] < 5, printed
-    assert answers[-1] > 15, printed
+    assert answers[-1] > 8, printed
 
 
 def check_chart(printed: str, folder: Path) -> None:
