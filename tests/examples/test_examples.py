@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LAUNCH = {
     "python": [sys.executable],
     "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone"],
@@ -82,8 +82,20 @@ def check_chart(printed: str, folder: Path) -> None:
 CLAIMS = {"distil": check_distil, "dpo": check_dpo, "grpo": check_grpo}
 
 
+LIKE_OTHERS = ("trainer", "torchrun")  # Trainer in one process, and DDP in a loop, are tried
+
+
 @pytest.mark.exhaustive
-@pytest.mark.parametrize(("example", "words"), commands(), ids=lambda x: x[0] if isinstance(x, list) else x.stem)
+@pytest.mark.parametrize(
+    ("example", "words"),
+    [
+        pytest.param(
+            example, words, id=f"{example.stem}-{words[0]}",
+            marks=pytest.mark.each_variant if (example.stem, words[0]) == LIKE_OTHERS else (),
+        )
+        for example, words in commands()
+    ],
+)  # fmt: skip
 def test_it_learns_and_materializes_no_logits(example: Path, words: list[str], tmp_path: Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TMPDIR": str(tmp_path)}
     done = subprocess.run(
