@@ -93,6 +93,8 @@ ROWS_AND_CHUNKS = [
           "float16 gradients keep the factor that keeps them from underflow", "loss/test_precision.py"),
     Fault("float16-underflow", CHUNKED, "2.0 ** math.floor(math.log2(largest)) if", "1.0 if",
           "float16 gradients of a long batch underflow", "loss/test_precision.py"),
+    Fault("float16-unit-in-a-graph", "loss/operators.py", "losses / found.unit", "losses",
+          "in a graph, the gradient of token weights of a float16 loss", "loss/test_compile.py"),
     Fault("upstream-ignored", "loss/autograd.py", "gradients.take(dsum.detach(), ctx.dtypes)",
           "gradients.take(None, ctx.dtypes)", "a factor on the loss does not reach the gradients",
           "loss/test_gradcheck.py loss/test_autograd.py"),
