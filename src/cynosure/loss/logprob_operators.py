@@ -134,6 +134,8 @@ def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)
     ctx.constants = inputs[N_TENSORS:]
     ctx.save_for_backward(*inputs[:N_TENSORS])
+    if not LogprobArguments(*inputs).entropy:
+        ctx.mark_non_differentiable(output[1])
 
 
 def differentiate(ctx: Any, dlogprobs: Tensor | None, dentropy: Tensor | None) -> tuple[Any, ...]:
