@@ -41,7 +41,7 @@ FOLDERS = {
     "backends": {"devices", "native", "options", "pieces", "sizes", "targets", "tensors", "triton"},
     "divergence": {
         *("autograd", "backends", "batch", "chunked", "compiler", "devices", "jobs", "linear", "logprobs", "native"),
-        *("options", "targets", "tensors"),
+        *("operator_parts", "options", "targets", "tensors"),
     },
     "matmul": {"devices", "native", "tensors"},
     "native": set(),

@@ -178,7 +178,7 @@ def test_every_gradient(kind, reduction, options, name):
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_narrow_gradients(reduction, dtype):
     """Scaled for float16 by a large upstream gradient, which must not overflow or vanish on the way."""
-    case = make_case(lead=(512,), reduction=reduction, bias=True, std=1e-4).to(dtype)
+    case = make_case(lead=(512,), reduction=reduction, bias=True, std=1e-4, token_weight=True).to(dtype)
     upstream = torch.tensor(1.0).expand(512) if reduction == "none" else torch.tensor(2.0**17)
     ours, eager = (evaluate(op, case, upstream) for op in (full_graph(linear_cross_entropy), linear_cross_entropy))
     assert_same(ours, eager, 2e-3 if dtype == torch.float16 else 1e-2)

@@ -298,11 +298,13 @@ def test_divergences(direction, reduction, asynchronous):
     assert_same(ours, truth)
 
 
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
 @pytest.mark.parametrize("tail", ["bucket", "renormalize"])
-def test_divergences_from_a_stored_teacher(tail, asynchronous):
-    topk = divergences.make_topk(token_weight=True, tail=tail)
+def test_divergences_from_a_stored_teacher(tail, direction, asynchronous):
+    topk = divergences.make_topk(token_weight=True, shift=1, tail=tail, direction=direction)
     truth = divergences.evaluate(divergence_oracle.topk_kl_div, topk)
-    ignored = topk.options["token_weight"][..., None] == 0
+    ignored = topk.options["token_weight"].roll(-1, -1)[..., None] == 0
+    ignored[:, -1] = True
     for name in ("student_hidden", "logprobs"):
         topk.tensors[name].masked_fill_(ignored, torch.nan)
     topk.options["ids"].masked_fill_(ignored, -100)

@@ -1,7 +1,5 @@
 from cynosure.loss.compiler import uncompiled as uncompiled
 from cynosure.loss.devices import autocast_to as autocast_to
-from cynosure.loss.divergence.kl import linear_kl_div as linear_kl_div
-from cynosure.loss.divergence.topk import linear_topk_kl_div as linear_topk_kl_div
 from cynosure.loss.jobs import check_head_dtype as check_head_dtype
 from cynosure.loss.linear import capped as capped
 from cynosure.loss.linear import readable as readable
@@ -15,6 +13,8 @@ from cynosure.loss.operations import TokenLogprobs as TokenLogprobs
 from cynosure.loss.operations import TokenStats as TokenStats
 from cynosure.loss.operations import cross_entropy as cross_entropy
 from cynosure.loss.operations import linear_cross_entropy as linear_cross_entropy
+from cynosure.loss.operations import linear_kl_div as linear_kl_div
+from cynosure.loss.operations import linear_topk_kl_div as linear_topk_kl_div
 from cynosure.loss.operations import logits_token_logprobs as logits_token_logprobs
 from cynosure.loss.operations import logits_token_stats as logits_token_stats
 from cynosure.loss.operations import token_logprobs as token_logprobs

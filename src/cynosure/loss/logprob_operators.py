@@ -1,6 +1,6 @@
 """Log-probabilities of given ids, and the entropy, as operators of torch, for graphs. `operators.py` says how."""
 
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +12,8 @@ from cynosure.loss.chunked import LossJob, Wanted, compute, compute_dlogits, log
 from cynosure.loss.forward import compute_logprobs, logits_logprobs
 from cynosure.loss.linear import HeadWeights
 from cynosure.loss.logprobs import at_temperature, job_of, names_ids, spread
-from cynosure.loss.operators import as_called, refuse_second, sampling_of
+from cynosure.loss.operator_parts import ModelTensors, as_called, dtypes_of, fakes, gemm_flops, refuse_second, shaped
+from cynosure.loss.operators import sampling_of
 from cynosure.loss.options import ReduceOptions, RowOptions, accumulation_dtype
 from cynosure.loss.tensors import plain
 
@@ -60,23 +61,14 @@ class LogprobArguments(NamedTuple):
         return job._replace(sampling=sampling_of(self.grad_tolerance, self.seed, self.inputs.device, job.dtype))
 
     @property
-    def leaves(self) -> tuple[Tensor | None, ...]:
+    def model(self) -> ModelTensors:
         """The tensors that have gradients."""
-        return self.inputs, self.weight, self.bias
+        return ModelTensors(self.inputs, self.weight, self.bias)
 
     @property
     def reduce(self) -> ReduceOptions:
         """The options that select rows."""
         return ReduceOptions(self.ignore_index, "none", shift=self.shift)
-
-    @property
-    def rows(self) -> Tensor:
-        """hidden (N, D)."""
-        return self.inputs.reshape(-1, self.inputs.shape[-1])
-
-    def head(self, job: LossJob) -> HeadWeights:
-        """The head's weight and bias, as the job takes them."""
-        return cast(HeadWeights, job.head(self.weight, self.bias))
 
     def spread(self, job: LossJob, logprobs: Tensor, entropy: Tensor) -> tuple[Tensor, Tensor]:
         """The results of the counted rows in the shape of all; without the entropy the second is empty."""
@@ -92,7 +84,7 @@ def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
         if given.weight is None:
             found = logits_logprobs(job, given.inputs, given.entropy)
         else:
-            found = compute_logprobs(job, given.rows, given.head(job), given.entropy)
+            found = compute_logprobs(job, given.model.rows, given.model.head(job), given.entropy)
         logprobs, entropy = given.spread(job, *found)
     return logprobs.contiguous(), entropy.contiguous()
 
@@ -115,11 +107,9 @@ def backward(dlogprobs: Tensor | None, dentropy: Tensor | None, wanted: list[boo
         else:
             dhidden, dweight, dbias = wanted
             asked = Wanted(dhidden, dweight, dbias, dtarget=False)
-            gradients = compute(loss, given.rows, given.head(job), drows, asked)[1]
-            found = gradients.take(None, [*(None if x is None else x.dtype for x in given.leaves), None])[:3]
-    shaped = zip(found, given.leaves, strict=True)
-    nothing = given.inputs.new_empty
-    return tuple(nothing(0) if d is None or x is None else d.reshape(x.shape).contiguous() for d, x in shaped)
+            gradients = compute(loss, given.model.rows, given.model.head(job), drows, asked)[1]
+            found = gradients.take(None, [*dtypes_of(given.model), None])[:3]
+    return shaped(found, given.model)
 
 
 def fake_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
@@ -135,8 +125,8 @@ def fake_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 def fake_backward(dlogprobs: Tensor | None, dentropy: Tensor | None, wanted: list[bool], *arguments: Any) -> Any:
     """The shapes of `backward`."""
-    leaves = zip(arguments[:N_GRADIENTS], wanted, strict=True)
-    return tuple(arguments[0].new_empty(0) if not w else x.new_empty(x.shape) for x, w in leaves)
+    leaves = arguments[:N_GRADIENTS]
+    return fakes(leaves, dtypes_of(leaves), wanted)
 
 
 def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -144,6 +134,8 @@ def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)
     ctx.constants = inputs[N_TENSORS:]
     ctx.save_for_backward(*inputs[:N_TENSORS])
+    if not LogprobArguments(*inputs).entropy:
+        ctx.mark_non_differentiable(output[1])
 
 
 def differentiate(ctx: Any, dlogprobs: Tensor | None, dentropy: Tensor | None) -> tuple[Any, ...]:
@@ -176,7 +168,8 @@ BACKWARD_OPERATOR.register_autograd(refuse_second)
 @register_flop_formula(torch.ops.cynosure.token_logprobs, get_raw=True)
 def forward_flops(*arguments: Any, **_: Any) -> int:
     """What `FlopCounterMode` counts: the GEMM of the counted rows."""
-    return gemm_flops(LogprobArguments.of(arguments), 1)
+    given = LogprobArguments.of(arguments)
+    return gemm_flops(given, (given.weight, 1))
 
 
 @register_flop_formula(torch.ops.cynosure.token_logprobs_backward, get_raw=True)
@@ -184,12 +177,5 @@ def backward_flops(
     dlogprobs: Tensor | None, dentropy: Tensor | None, wanted: list[bool], *arguments: Any, **_: Any
 ) -> int:
     """What `FlopCounterMode` counts for the exact backward, which computes the logits again."""
-    return gemm_flops(LogprobArguments.of(arguments), 1 + sum(wanted[:2]))
-
-
-def gemm_flops(given: LogprobArguments, n_gemms: int) -> int:
-    """The floating-point operations of this many GEMMs; none for given logits."""
-    if given.weight is None:
-        return 0
-    with as_called(given.inputs, given.autocast):
-        return 2 * n_gemms * given.job().batch.n_rows * given.weight.numel()
+    given = LogprobArguments.of(arguments)
+    return gemm_flops(given, (given.weight, 1 + sum(wanted[:2])))

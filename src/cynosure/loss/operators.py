@@ -4,8 +4,6 @@ Eager calls take the shorter way through `autograd.py`. An operator has the same
 implementation for fake tensors runs the checks that need no values, while the graph is captured.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from inspect import unwrap
 from typing import Any, NamedTuple, cast
 
@@ -14,18 +12,30 @@ from torch import Tensor
 from torch.library import custom_op
 from torch.utils.flop_counter import register_flop_formula
 
-from cynosure.loss.autograd import NO_SECOND, first_order
 from cynosure.loss.chunked import Gradients, LossJob, Wanted, compute, compute_dlogits, compute_dtarget, compute_logits
-from cynosure.loss.devices import autocast_to, is_asynchronous
+from cynosure.loss.devices import is_asynchronous
 from cynosure.loss.forward import compute_loss
 from cynosure.loss.jobs import linear_job, logits_job
 from cynosure.loss.linear import HeadWeights
+from cynosure.loss.operator_parts import (
+    EarlyGradients,
+    ModelTensors,
+    as_called,
+    dtoken_weights,
+    dtypes_of,
+    fakes,
+    gemm_flops,
+    leaf,
+    reduced,
+    refuse_second,
+    shaped,
+    weighed_upstream,
+)
 from cynosure.loss.options import ReduceOptions, Reduction, RowOptions, accumulation_dtype
 from cynosure.loss.sampling.options import Sampling, check_device, check_tolerance
 from cynosure.loss.stats import TokenStats, logits_token_stats, token_stats
 from cynosure.loss.targets import TargetLike
 from cynosure.loss.tensors import is_abstract, plain
-from cynosure.system.upstream import with_autograd
 
 LOSS = (
     "Tensor inputs, Tensor? weight, Tensor? bias, Tensor? probability, Tensor? token_weight, Tensor? classes, "
@@ -75,9 +85,7 @@ class Given(NamedTuple):
     def of(cls, arguments: tuple[Any, ...]) -> "Given":
         """The arguments as plain tensors; a token weight whose gradient is wanted is a leaf of its own."""
         given = cls(*map(plain, cls._fields, arguments))
-        if given.token_weight is None:
-            return given
-        return given._replace(token_weight=given.token_weight.detach().requires_grad_(given.wanted[4]))
+        return given._replace(token_weight=leaf(given.token_weight, given.wanted[4]))
 
     @property
     def is_early(self) -> bool:
@@ -108,40 +116,19 @@ class Given(NamedTuple):
         return self.inputs, self.weight, self.bias, self.probability, self.token_weight
 
     @property
-    def dtypes(self) -> list[torch.dtype | None]:
-        """The dtypes of the leaves."""
-        return [None if x is None else x.dtype for x in self.leaves]
-
-    def fakes(self, dtypes: list[torch.dtype | None], wanted: list[bool]) -> tuple[Tensor, ...]:
-        """Gradients without values, of these dtypes."""
-        new = self.inputs.new_empty
-        kinds = zip(self.leaves, dtypes, wanted, strict=True)
-        return tuple(new(x.shape, dtype=dtype) if w and x is not None else new(0) for x, dtype, w in kinds)
-
-    @property
-    def rows(self) -> Tensor:
-        """hidden (N, D)."""
-        return self.inputs.reshape(-1, self.inputs.shape[-1])
-
-    def head(self, job: LossJob) -> HeadWeights:
-        """The head's weight and bias, as the job takes them."""
-        return cast(HeadWeights, job.head(self.weight, self.bias))
+    def model(self) -> ModelTensors:
+        """The tensors of the model."""
+        return ModelTensors(self.inputs, self.weight, self.bias)
 
     def gradients(self, job: LossJob, upstream: Tensor, wanted: list[bool]) -> tuple[Tensor, Gradients]:
         """The loss (n,) of every counted row, and the gradients of sum(upstream * loss) under a head."""
-        return compute(job, self.rows, self.head(job), upstream, Wanted(*wanted[:4]))
+        return compute(job, self.model.rows, self.model.head(job), upstream, Wanted(*wanted[:4]))
 
     def losses(self, job: LossJob) -> Tensor:
         """The loss (n,) of every counted row."""
         if self.weight is None:
             return compute_logits(job, self.inputs)
-        return compute_loss(job, self.rows, self.head(job))
-
-    def shaped(self, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
-        """The gradients in the shapes of their tensors; empty where there is none."""
-        shaped = zip(gradients, self.leaves, strict=True)
-        nothing = self.inputs.new_empty
-        return tuple(nothing(0) if d is None or x is None else d.reshape(x.shape).contiguous() for d, x in shaped)
+        return compute_loss(job, self.model.rows, self.model.head(job))
 
 
 def sampling_of(
@@ -153,18 +140,6 @@ def sampling_of(
     return None if tolerance == 0 or seed is None or is_abstract(seed) else Sampling(tolerance, int(seed))
 
 
-@contextmanager
-def as_called(inputs: Tensor, autocast: torch.dtype | None) -> Iterator[None]:
-    """Record for autograd, under the autocast of the operator's call."""
-    with with_autograd(), torch.enable_grad(), autocast_to(inputs.device, autocast):
-        yield
-
-
-def reduced(job: LossJob, losses: Tensor, reduction: str) -> Tensor:
-    """The result of weighed losses (n,)."""
-    return job.batch.spread(losses) if reduction == "none" else losses.sum()
-
-
 def forward(*arguments: Any) -> tuple[Tensor, ...]:
     """Compute the loss; for one number of hidden states also its gradients, relative to `unit`."""
     given = Given.of(arguments)
@@ -172,22 +147,14 @@ def forward(*arguments: Any) -> tuple[Tensor, ...]:
         job = given.job()
         weight = job.batch.weight.detach()
         if not given.is_early:
-            result = reduced(job, given.losses(job) * weight, given.reduction)
+            result = reduced(job.batch, given.losses(job) * weight, given.reduction)
             nothing = given.inputs.new_empty(0, dtype=result.dtype)
-            return result.contiguous(), nothing, *given.shaped((None,) * N_GRADIENTS)
+            return result.contiguous(), nothing, *shaped((None,) * N_GRADIENTS, given.leaves)
         losses, found = given.gradients(job, weight, given.wanted)
-        dtoken_weight = dtoken_weights(given, job, losses)
+        dtoken_weight = dtoken_weights(given.token_weight, job.batch, losses / found.unit)
     unit = torch.full_like(losses[:1].sum(), found.unit) if isinstance(found.unit, float) else found.unit
     gradients = found.dhidden, found.dweight, found.dbias, found.dtarget, dtoken_weight
-    return (losses * weight).sum(), unit, *given.shaped(gradients)
-
-
-def dtoken_weights(given: Given, job: LossJob, upstream: Tensor) -> Tensor | None:
-    """The gradient of the token weights from that of the rows' weights (n,)."""
-    token_weight = given.token_weight
-    if token_weight is None or not token_weight.requires_grad:
-        return None
-    return torch.autograd.grad(job.batch.weight, token_weight, upstream)[0]
+    return (losses * weight).sum(), unit, *shaped(gradients, given.leaves)
 
 
 def backward(upstream: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
@@ -196,8 +163,7 @@ def backward(upstream: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     wanted = given.wanted
     with as_called(given.inputs, given.autocast):
         job = given.job()
-        weighed = torch.zeros_like(job.batch.weight).requires_grad_()
-        (dweighed,) = torch.autograd.grad(reduced(job, weighed, given.reduction), weighed, upstream)
+        dweighed = weighed_upstream(job.batch, given.reduction, upstream)
         drows = dweighed * job.batch.weight.detach()
         if given.weight is None:
             losses = given.losses(job) if wanted[4] else drows
@@ -206,8 +172,9 @@ def backward(upstream: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
             gradients: list[Tensor | None] = [dlogits, None, None, dtarget]
         else:
             losses, found = given.gradients(job, drows, wanted)
-            gradients = found.take(None, given.dtypes[:4])
-        return given.shaped((*gradients, dtoken_weights(given, job, dweighed * losses)))
+            gradients = found.take(None, dtypes_of(given.leaves[:4]))
+        dtoken_weight = dtoken_weights(given.token_weight, job.batch, dweighed * losses)
+        return shaped((*gradients, dtoken_weight), given.leaves)
 
 
 def fake_forward(*arguments: Any) -> tuple[Tensor, ...]:
@@ -217,47 +184,16 @@ def fake_forward(*arguments: Any) -> tuple[Tensor, ...]:
         job = given.job()
     exact, wanted = accumulation_dtype(job.dtype), given.wanted if given.is_early else [False] * N_GRADIENTS
     shape = job.batch.shape if given.reduction == "none" else ()
-    dtypes = [job.dtype, job.dweight_dtype, exact, *given.dtypes[3:]]
+    dtypes = [job.dtype, job.dweight_dtype, exact, *dtypes_of(given.leaves[3:])]
     new = given.inputs.new_empty
     unit = new(() if given.is_early else (0,), dtype=exact)
-    return new(shape, dtype=exact), unit, *given.fakes(dtypes, wanted)
+    return new(shape, dtype=exact), unit, *fakes(given.leaves, dtypes, wanted)
 
 
 def fake_backward(upstream: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     """The shapes of `backward`."""
     given = Given(*arguments)
-    return given.fakes(given.dtypes, given.wanted)
-
-
-def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    """Keep the inputs, and the gradients of the forward if it has all that are needed."""
-    ctx.set_materialize_grads(False)
-    given, needed = Given(*inputs), ctx.needs_input_grad[:N_GRADIENTS]
-    is_early = given.is_early and all(w or not n for w, n in zip(given.wanted, needed, strict=True))
-    ctx.constants, ctx.dtypes = inputs[N_TENSORS:-1], given.dtypes
-    ctx.save_for_backward(*inputs[:N_TENSORS], *(output[1:] if is_early else ()))
-    ctx.mark_non_differentiable(*output[1:])
-
-
-def differentiate(ctx: Any, upstream: Tensor | None, *_: None) -> tuple[Any, ...]:
-    """The gradients of the arguments."""
-    needed, nothing = list(ctx.needs_input_grad[:N_GRADIENTS]), [None] * (len(Given._fields) - N_GRADIENTS)
-    if upstream is None:
-        return (*[None] * N_GRADIENTS, *nothing)
-    gradients: tuple[Tensor, ...]
-    saved = ctx.saved_tensors  # read once: a checkpoint gives them no second time
-    if early := saved[N_TENSORS:]:
-        factor = upstream * early[0]  # which may be beyond float16
-        gradients = tuple(d.to(factor.dtype) * factor for d in early[1:])
-    else:
-        gradients = torch.ops.cynosure.cross_entropy_backward(upstream, *saved, *ctx.constants, needed)
-    typed = zip(gradients, ctx.dtypes, needed, strict=True)
-    return (*first_order([d.to(dtype) if need else None for d, dtype, need in typed], ctx, upstream), *nothing)
-
-
-def refuse_second(ctx: Any, *upstream: Tensor) -> Any:
-    """A derivative of a gradient."""
-    raise NotImplementedError(NO_SECOND)
+    return fakes(given.leaves, dtypes_of(given.leaves), given.wanted)
 
 
 def statistics(
@@ -280,13 +216,15 @@ def statistics(
 OUTPUT = f"(Tensor loss, Tensor unit, {GRADIENTS})"
 LOSS_OPERATOR = custom_op("cynosure::cross_entropy", forward, mutates_args=(), schema=f"({LOSS}) -> {OUTPUT}")
 LOSS_OPERATOR.register_fake(fake_forward)
-LOSS_OPERATOR.register_autograd(differentiate, setup_context=save)
 
 BACKWARD_OPERATOR = custom_op(
     "cynosure::cross_entropy_backward", backward, mutates_args=(), schema=f"(Tensor upstream, {LOSS}) -> ({GRADIENTS})"
 )
 BACKWARD_OPERATOR.register_fake(fake_backward)
 BACKWARD_OPERATOR.register_autograd(refuse_second)
+
+EARLY = EarlyGradients(torch.ops.cynosure.cross_entropy_backward, len(Given._fields), N_TENSORS, N_GRADIENTS)
+LOSS_OPERATOR.register_autograd(EARLY.differentiate, setup_context=EARLY.save)
 
 STATS_OPERATOR = custom_op(
     "cynosure::token_stats", statistics, mutates_args=(),
@@ -302,14 +240,14 @@ def forward_flops(*arguments: Any, **_: Any) -> int:
     A sampled backward does less: how much depends on values.
     """
     given = Given.of(arguments)
-    return gemm_flops(given, 1 + sum(given.wanted[:2]) if given.is_early else 1)
+    return gemm_flops(given, (given.weight, 1 + sum(given.wanted[:2]) if given.is_early else 1))
 
 
 @register_flop_formula(torch.ops.cynosure.cross_entropy_backward, get_raw=True)
 def backward_flops(upstream: Tensor, *arguments: Any, **_: Any) -> int:
     """What `FlopCounterMode` counts for the exact backward, which computes the logits again."""
     given = Given.of(arguments)
-    return gemm_flops(given, 1 + sum(given.wanted[:2]))
+    return gemm_flops(given, (given.weight, 1 + sum(given.wanted[:2])))
 
 
 @register_flop_formula(torch.ops.cynosure.token_stats, get_raw=True)
@@ -326,11 +264,3 @@ def n_counted(target: Tensor, shift: int, ignore_index: int) -> int:
     rows = target[..., shift:]
     is_read = not is_asynchronous(target.device) and not is_abstract(target)
     return int((rows != ignore_index).sum()) if is_read else rows.numel()
-
-
-def gemm_flops(given: Given, n_gemms: int) -> int:
-    """The floating-point operations of this many GEMMs; none for given logits."""
-    if given.weight is None:
-        return 0
-    with as_called(given.inputs, given.autocast):
-        return 2 * n_gemms * given.job().batch.n_rows * given.weight.numel()

@@ -140,12 +140,15 @@ def multiplies_itself(x: object) -> bool:
     return dispatch_keys_of(x).has(Keys.Python)
 
 
+HEADS = ("weight", "student_weight", "teacher_weight")
+
+
 def plain_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
     """Convert the arguments of a public operation to plain tensors, except a weight with its own matmul."""
     check_modes(arguments)
     check_replicated(arguments)
     check_draws(arguments)
-    return {name: x if name == "weight" and multiplies_itself(x) else plain(name, x) for name, x in arguments.items()}
+    return {name: x if name in HEADS and multiplies_itself(x) else plain(name, x) for name, x in arguments.items()}
 
 
 def tensors_of(arguments: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
@@ -171,14 +174,17 @@ def check_modes(arguments: dict[str, Any]) -> None:
 
 def check_replicated(arguments: dict[str, Any]) -> None:
     """Refuse a DTensor that requires grad beside a plain hidden: its gradient would miss other processes' tokens."""
-    rows = next((arguments[name] for name in ("hidden", "logits") if name in arguments), None)
-    if is_distributed(rows) or not torch.is_grad_enabled():
+    if not torch.is_grad_enabled():
         return
     for name, x in tensors_of(arguments):
-        if is_distributed(x) and x.requires_grad and x.device_mesh.size() > 1:  # type: ignore[attr-defined]
+        if not (is_distributed(x) and x.requires_grad and x.device_mesh.size() > 1):  # type: ignore[attr-defined]
+            continue
+        own = f"{name.partition('_')[0]}_hidden"  # of one of several models
+        rows = next(row for row in (own, "hidden", "logits", "student_hidden") if row in arguments)
+        if not is_distributed(arguments[rows]):
             raise NotImplementedError(
-                f"{name} is a DTensor over {x.device_mesh.size()} processes that requires grad, but hidden is a plain "  # type: ignore[attr-defined]
-                "tensor, which may differ between them: give hidden and target as DTensors too (DTensor.from_local)"
+                f"{name} is a DTensor over {x.device_mesh.size()} processes that requires grad, but {rows} is a plain "  # type: ignore[attr-defined]
+                "tensor, which may differ between them: give it and the target as DTensors too (DTensor.from_local)"
             )
 
 

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+import cynosure.loss.divergence.operators
 import cynosure.loss.logprob_operators
 import cynosure.loss.operators  # noqa: F401  (registers them)
+from cynosure.loss.divergence.topk import TopkArguments
 from cynosure.loss.jobs import autocasts, matmul_dtype
 from cynosure.loss.logprobs import TokenLogprobs, names_ids
 from cynosure.loss.options import check_shift
@@ -20,6 +22,10 @@ from cynosure.system.upstream import FAKE_TENSORS, FUNCTIONAL_TENSORS, is_transf
 
 SPECIAL = {FAKE_TENSORS: "FakeTensor", FUNCTIONAL_TENSORS: "FunctionalTensor"}
 
+NEEDED = {
+    "hidden", "logits", "weight", "student_hidden", "student_weight", "teacher_hidden", "teacher_weight", "ids",
+    "logprobs",
+}  # fmt: skip
 NUMBERS = (
     "ignore_index", "reduction", "label_smoothing", "z_loss", "softcap", "scale", "shift", "shift_weight", "n_counted",
     "backend", "chunk_tokens", "head_dtype",
@@ -28,13 +34,12 @@ NUMBERS = (
 
 def trace(function: Callable[..., Any], arguments: dict[str, Any], untraced: Callable[..., Any]) -> Any:
     """Call the operator for this operation; with arguments that it does not take, the untraced operation."""
-    if function.__name__.endswith("token_logprobs"):
-        if is_loss(arguments):
-            return function(**arguments)  # calls another operation
-        return untraced(**arguments) if is_transforming() or not are_taken(arguments) else logprobs(arguments)
+    name = function.__name__
+    if name.endswith("token_logprobs") and is_loss(arguments):
+        return function(**arguments)  # calls another operation
     if is_transforming() or not are_taken(arguments):
         return untraced(**arguments)
-    return (loss if "reduction" in arguments else stats)(arguments)
+    return OPERATIONS[name](arguments)
 
 
 def is_loss(arguments: dict[str, Any]) -> bool:
@@ -47,8 +52,8 @@ def is_loss(arguments: dict[str, Any]) -> bool:
 
 def are_taken(arguments: dict[str, Any]) -> bool:
     """Whether an operator takes these arguments. With others, the untraced operation raises or breaks the graph."""
-    needed = [x for name, x in arguments.items() if name in ("hidden", "logits", "weight")]
-    target, class_weight = arguments["target"], arguments.get("class_weight")
+    needed = [x for name, x in arguments.items() if name in NEEDED]
+    target, class_weight = arguments.get("target"), arguments.get("class_weight")
     tolerance = arguments.get("grad_tolerance")
     return (
         all(is_taken(x) for name, x in arguments.items() if name != "generator")
@@ -56,9 +61,14 @@ def are_taken(arguments: dict[str, Any]) -> bool:
         and all(isinstance(x, Tensor) for x in needed)
         and not (isinstance(tolerance, str) and tolerance != "dtype")
         and (arguments.get("shift_weight") is None or isinstance(arguments["shift"], (tuple, list)))
-        and (isinstance(target, Tensor) or (isinstance(target, (tuple, list)) and len(target) == 2))
+        and ("target" not in arguments or isinstance(target, Tensor) or is_pair(target))
         and not (isinstance(class_weight, Tensor) and class_weight.requires_grad)
     )
+
+
+def is_pair(target: object) -> bool:
+    """Whether a target is class indices and their probabilities."""
+    return isinstance(target, (tuple, list)) and len(target) == 2
 
 
 def is_taken(x: object) -> bool:
@@ -80,12 +90,7 @@ def loss(arguments: dict[str, Any]) -> Tensor:
     inputs: Tensor = arguments["hidden" if "hidden" in arguments else "logits"]
     weight, bias, token_weight = (arguments.get(name) for name in ("weight", "bias", "token_weight"))
     classes, probability = parts_of_target(arguments["target"])
-    normalizer = arguments["normalizer"]
-    if isinstance(normalizer, (int, float)):
-        normalizer = torch.tensor(normalizer, dtype=torch.float64)
-    # An exported program mostly runs without gradients: it computes them in its backward, if there is one.
-    early = torch.is_grad_enabled() and not torch.compiler.is_exporting()
-    wanted = [early and x is not None and x.requires_grad for x in (inputs, weight, bias, probability, token_weight)]
+    normalizer, wanted = normalizer_of(arguments), early_gradients(inputs, weight, bias, probability, token_weight)
     shift, weights = check_shift(arguments["shift"]), arguments.get("shift_weight")
     several = shift if isinstance(shift, tuple) else None
     weights = [1.0] * len(several) if several and weights is None else weights  # None: there is one shift
@@ -97,6 +102,52 @@ def loss(arguments: dict[str, Any]) -> Tensor:
         *numbers, tolerance, autocast_dtype(inputs), wanted,
     )[0]  # fmt: skip
     return by_shift(result, shift) if arguments["reduction"] == "none" else result
+
+
+def normalizer_of(arguments: dict[str, Any]) -> Tensor | None:
+    """The normalizer as a tensor."""
+    normalizer = arguments["normalizer"]
+    return torch.tensor(normalizer, dtype=torch.float64) if isinstance(normalizer, (int, float)) else normalizer
+
+
+def early_gradients(*leaves: Tensor | None) -> list[bool]:
+    """The gradients that the forward computes.
+
+    An exported program mostly runs without gradients: it computes them in its backward, if there is one.
+    """
+    early = torch.is_grad_enabled() and not torch.compiler.is_exporting()
+    return [early and x is not None and x.requires_grad for x in leaves]
+
+
+def divergence(arguments: dict[str, Any]) -> Tensor:
+    """`linear_kl_div` in a graph."""
+    of_models = [f"{of}{x}" for of in ("student_", "teacher_") for x in ("hidden", "weight", "bias")]
+    n = arguments["vocab_size"]
+    leaves = [first_classes(arguments[name], n) if "hidden" not in name else arguments[name] for name in of_models]
+    leaves.append(arguments["token_weight"])
+    names = (
+        "direction", "beta", "temperature", "student_softcap", "teacher_softcap", "student_scale", "teacher_scale",
+        "reduction", "shift", "vocab_size", "head_dtype", "chunk_tokens",
+    )  # fmt: skip
+    result: Tensor = torch.ops.cynosure.kl_div(
+        *leaves, normalizer_of(arguments), *map(arguments.get, names), autocast_dtype(arguments["student_hidden"]),
+        early_gradients(*leaves),
+    )[0]  # fmt: skip
+    return result
+
+
+def topk_divergence(arguments: dict[str, Any]) -> Tensor:
+    """`linear_topk_kl_div` in a graph: an operator that checks, another with the matmuls, and tensor operations."""
+    given = TopkArguments(**{**arguments, "normalizer": normalizer_of(arguments)})
+    constants = [x.detach() if isinstance(x, Tensor) else x for x in given]
+    learned = given.token_weight is not None and given.token_weight.requires_grad
+    ids = torch.ops.cynosure.topk_ids(*constants, autocast_dtype(given.student_hidden), learned)
+    return given.divergence(ids)
+
+
+def first_classes(x: Tensor | None, n: int | None) -> Tensor | None:
+    """The rows of the first n classes of a weight or bias; the operator checks that there are as many."""
+    return x if x is None or n is None or not 0 < n < x.shape[0] else x[:n]
 
 
 def logprobs(arguments: dict[str, Any]) -> Tensor | TokenLogprobs:
@@ -151,3 +202,15 @@ def parts_of_target(target: Any) -> tuple[Tensor | None, Tensor | None]:
 def autocast_dtype(inputs: Tensor) -> torch.dtype | None:
     """Autocast's dtype if it is on, else None."""
     return torch.get_autocast_dtype(inputs.device.type) if autocasts(inputs) else None
+
+
+OPERATIONS = {
+    "linear_cross_entropy": loss,
+    "cross_entropy": loss,
+    "linear_kl_div": divergence,
+    "linear_topk_kl_div": topk_divergence,
+    "token_logprobs": logprobs,
+    "logits_token_logprobs": logprobs,
+    "token_stats": stats,
+    "logits_token_stats": stats,
+}

@@ -19,9 +19,9 @@ class DivergenceSum(FirstOrder):
 
     @staticmethod
     def forward(ctx: Any, job: DivergenceJob, row_weight: Tensor, *inputs: Tensor | None) -> Tensor:
-        ctx.job, ctx.wanted = job, _wanted(ctx.needs_input_grad[2:])
+        ctx.job, ctx.wanted = job, wanted_of(ctx.needs_input_grad[2:])
         upstream = row_weight if any(map(any, ctx.wanted)) else None
-        divergence, ctx.gradients = compute(job, _by_model(inputs), upstream, ctx.wanted)
+        divergence, ctx.gradients = compute(job, by_model(inputs), upstream, ctx.wanted)
         ctx.dtypes = [None if x is None else x.dtype for x in inputs]
         ctx.save_for_backward(row_weight, divergence, *inputs)
         return (row_weight * divergence).sum()
@@ -33,9 +33,9 @@ class DivergenceSum(FirstOrder):
         ctx.gradients = None
         row_weight, divergence, *inputs = ctx.saved_tensors
         if gradients is None:
-            gradients = compute(ctx.job, _by_model(inputs), row_weight, ctx.wanted)[1]
+            gradients = compute(ctx.job, by_model(inputs), row_weight, ctx.wanted)[1]
         drow_weight = dsum.detach() * divergence if ctx.needs_input_grad[1] else None
-        return (None, *first_order([drow_weight, *_taken(gradients, dsum.detach(), ctx.dtypes)], ctx, dsum))
+        return (None, *first_order([drow_weight, *taken_of(gradients, dsum.detach(), ctx.dtypes)], ctx, dsum))
 
 
 class RowDivergences(FirstOrder):
@@ -46,20 +46,22 @@ class RowDivergences(FirstOrder):
         ctx.job = job
         ctx.dtypes = [None if x is None else x.dtype for x in inputs]
         ctx.save_for_backward(*inputs)
-        return compute(job, _by_model(inputs), None, _wanted([False] * N_INPUTS))[0]
+        return compute(job, by_model(inputs), None, wanted_of([False] * N_INPUTS))[0]
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
-        drows, wanted = received(upstream[0]), _wanted(ctx.needs_input_grad[1:])
-        gradients = compute(ctx.job, _by_model(ctx.saved_tensors), drows.detach(), wanted)[1]
-        return (None, *first_order(_taken(gradients, None, ctx.dtypes), ctx, drows))
+        drows, wanted = received(upstream[0]), wanted_of(ctx.needs_input_grad[1:])
+        gradients = compute(ctx.job, by_model(ctx.saved_tensors), drows.detach(), wanted)[1]
+        return (None, *first_order(taken_of(gradients, None, ctx.dtypes), ctx, drows))
 
 
-def _by_model(inputs: Any) -> tuple[HeadInputs, HeadInputs]:
+def by_model(inputs: Any) -> tuple[HeadInputs, HeadInputs]:
+    """Return the inputs of the student and those of the teacher."""
     return HeadInputs(*inputs[:3]), HeadInputs(*inputs[3:])
 
 
-def _wanted(needed: Any) -> tuple[Wanted, Wanted]:
+def wanted_of(needed: Any) -> tuple[Wanted, Wanted]:
+    """Return the gradients that are wanted of each model, from what each input needs."""
     student_hidden, student_weight, student_bias, teacher_hidden, teacher_weight, teacher_bias = needed
     return (
         Wanted(student_hidden, student_weight, student_bias, False),
@@ -67,7 +69,7 @@ def _wanted(needed: Any) -> tuple[Wanted, Wanted]:
     )
 
 
-def _taken(gradients: list[Gradients | None], upstream: Tensor | None, dtypes: list[Any]) -> list[Tensor | None]:
+def taken_of(gradients: list[Gradients | None], upstream: Tensor | None, dtypes: list[Any]) -> list[Tensor | None]:
     """Return the gradients of the inputs in these dtypes. Call once."""
     taken: list[Tensor | None] = []
     for of_model, at in zip(gradients, (slice(0, 3), slice(3, 6)), strict=True):

@@ -3,7 +3,7 @@
 ... leading shape, N tokens in all, D hidden size of a model, V vocabulary
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,26 +15,18 @@ from cynosure.loss.divergence.chunks import DivergenceJob, HeadInputs
 from cynosure.loss.divergence.options import DivergenceOptions
 from cynosure.loss.jobs import check_head, matmul_dtype
 from cynosure.loss.linear import OwnHead, check_frozen
-from cynosure.loss.options import ReduceOptions, Reduction, RowOptions, as_integer, check_chunk_tokens
+from cynosure.loss.options import ReduceOptions, RowOptions, as_integer, check_chunk_tokens
 from cynosure.loss.targets import Target
-from cynosure.loss.tensors import check_modes, check_replicated, multiplies_itself, plain
+from cynosure.loss.tensors import multiplies_itself
 
 
 class ModelHead(NamedTuple):
-    """The hidden states (..., D) of one model and its head, as plain tensors or a weight with its own matmul."""
+    """The hidden states (..., D) of one model and its head: plain tensors, or a weight with its own matmul."""
 
     hidden: Tensor
     weight: Tensor  # (V, D)
     bias: Tensor | None  # (V,)
     head_dtype: torch.dtype | None = None
-
-    @classmethod
-    def plain(cls, of: str, hidden: Any, weight: Any, bias: Any, head_dtype: torch.dtype | None = None) -> "ModelHead":
-        """Convert the arguments that start with `of`, for example "student_"."""
-        check_modes({f"{of}hidden": hidden, f"{of}weight": weight, f"{of}bias": bias})
-        check_replicated({"hidden": hidden, f"{of}weight": weight, f"{of}bias": bias})
-        weight = weight if multiplies_itself(weight) else plain(f"{of}weight", weight)
-        return cls(plain(f"{of}hidden", hidden), weight, plain(f"{of}bias", bias), head_dtype)
 
     def check(self, of: str) -> None:
         """Check shapes, dtypes and devices, and that a weight with its own matmul is frozen."""
@@ -71,17 +63,10 @@ class ModelHead(NamedTuple):
         return LossJob(batch, options, backend, self.dtype, self.weight.dtype, chunk_tokens, own_weight)
 
 
-def reduce_options(
-    hidden: Tensor, token_weight: Tensor | None, reduction: Reduction, normalizer: float | Tensor | None, shift: int
-) -> ReduceOptions:
-    """Return the options that weigh and reduce the rows of hidden, with token_weight as a plain tensor."""
-    check_modes({"student_hidden": hidden, "token_weight": token_weight})
-    token_weight = plain("token_weight", token_weight)
-    return ReduceOptions(reduction=reduction, token_weight=token_weight, normalizer=normalizer, shift=shift)
-
-
-def same_vocabulary(student: ModelHead, teacher: ModelHead, vocab_size: int | None) -> tuple[ModelHead, ModelHead]:
-    """Check that both heads have the same classes; with vocab_size, return the heads of the first classes of both."""
+def checked_heads(student: ModelHead, teacher: ModelHead, vocab_size: int | None) -> tuple[ModelHead, ModelHead]:
+    """Check both heads, which have the same classes; with vocab_size, return the heads of the first classes of both."""
+    student.check("student_")
+    teacher.check("teacher_")
     if vocab_size is not None:
         vocab_size = as_integer("vocab_size", vocab_size)
         if vocab_size < 1:

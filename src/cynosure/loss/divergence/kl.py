@@ -4,14 +4,14 @@ import torch
 from torch import Tensor
 
 from cynosure.loss.autograd import Shapes, apply
-from cynosure.loss.compiler import uncompiled
+from cynosure.loss.compiler import public
 from cynosure.loss.divergence.autograd import DivergenceSum, RowDivergences
-from cynosure.loss.divergence.jobs import ModelHead, divergence_job, reduce_options, same_vocabulary
-from cynosure.loss.divergence.options import Direction, DivergenceOptions, cap_options, check_beta, check_direction
-from cynosure.loss.options import Reduction, as_positive
+from cynosure.loss.divergence.jobs import ModelHead, checked_heads, divergence_job
+from cynosure.loss.divergence.options import Direction, divergence_options
+from cynosure.loss.options import ReduceOptions, Reduction
 
 
-@uncompiled
+@public
 def linear_kl_div(
     student_hidden: Tensor,
     student_weight: Tensor,
@@ -47,8 +47,10 @@ def linear_kl_div(
 
     All tensors get gradients if they require them. Student and teacher take one matmul of logits each, and two more for
     the gradients of hidden and weight ("none" computes the logits again for these). A teacher that requires no grad
-    costs its one matmul. Second derivatives, forward mode and `torch.func` raise NotImplementedError. In a graph of
-    `torch.compile` the call is a graph break; `torch.export` cannot capture it.
+    costs its one matmul. Second derivatives, forward mode and `torch.func` raise NotImplementedError.
+
+    `torch.compile` and `torch.export` capture the call as one operator, without a graph break. Tensor subclasses (for
+    example DTensors and quantized weights) and NumPy numbers break the graph.
 
     DTensors are gathered, and their gradients get their placements; the result is a plain tensor on every process.
 
@@ -98,24 +100,17 @@ def linear_kl_div(
         >>> student.grad  # s - t, since the weight is the identity
         tensor([[ 0.3808, -0.3808]])
     """
-    check_direction(direction)
-    caps = (
-        cap_options("student_", student_softcap, student_scale),
-        cap_options("teacher_", teacher_softcap, teacher_scale),
-    )
-    beta, temperature = check_beta(beta, direction), as_positive("temperature", temperature)
-    options = DivergenceOptions(direction, beta, temperature, *caps)
-    reduce = reduce_options(student_hidden, token_weight, reduction, normalizer, shift)
-    student = ModelHead.plain("student_", student_hidden, student_weight, student_bias, head_dtype)
-    teacher = ModelHead.plain("teacher_", teacher_hidden, teacher_weight, teacher_bias, head_dtype)
-    student.check("student_")
-    teacher.check("teacher_")
-    student, teacher = same_vocabulary(student, teacher, vocab_size)
+    caps, scales = (student_softcap, teacher_softcap), (student_scale, teacher_scale)
+    options = divergence_options(direction, beta, temperature, caps, scales)
+    reduce = ReduceOptions(reduction=reduction, token_weight=token_weight, normalizer=normalizer, shift=shift)
+    student = ModelHead(student_hidden, student_weight, student_bias, head_dtype)
+    teacher = ModelHead(teacher_hidden, teacher_weight, teacher_bias, head_dtype)
+    student, teacher = checked_heads(student, teacher, vocab_size)
     job = divergence_job(student, teacher, options, reduce, chunk_tokens)
     batch, inputs = job.batch, (*student.inputs(), *teacher.inputs())
     if batch.target.is_abstract:
         shape = batch.shape if reduction == "none" else torch.Size()
-        return apply(Shapes, shape, job.dtype, *inputs, reduce.token_weight)
+        return apply(Shapes, shape, job.dtype, *inputs, token_weight)
     if reduction == "none":
         return batch.spread(apply(RowDivergences, job, *inputs) * batch.weight)
     return apply(DivergenceSum, job, batch.weight, *inputs)

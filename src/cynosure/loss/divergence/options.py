@@ -45,6 +45,17 @@ def check_beta(beta: float | None, direction: Direction) -> float:
     return beta
 
 
+def divergence_options(
+    direction: Direction, beta: float | None, temperature: float, caps: tuple[float | None, float | None],
+    scales: tuple[float, float],
+) -> DivergenceOptions:  # fmt: skip
+    """Return the options, checked, with the softcaps and the scales of student and teacher."""
+    check_direction(direction)
+    student, teacher = map(cap_options, ("student_", "teacher_"), caps, scales)
+    beta, temperature = check_beta(beta, direction), as_positive("temperature", temperature)
+    return DivergenceOptions(direction, beta, temperature, student, teacher)
+
+
 def cap_options(of: str, softcap: float | None, scale: float) -> RowOptions:
     """Return the scale and the softcap of the model that `of` names, checked."""
     softcap = None if softcap is None else as_positive(f"{of}softcap", softcap)

@@ -12,6 +12,7 @@ from cynosure.loss.divergence.options import Tail
 from cynosure.loss.targets import check_tensor, take_rows
 
 LN_2 = 0.6931471805599453
+IGNORED = -100
 
 
 def check_stored(ids: Tensor, logprobs: Tensor, lead: torch.Size, vocab_size: int, device: torch.device) -> None:
@@ -32,20 +33,21 @@ def check_stored(ids: Tensor, logprobs: Tensor, lead: torch.Size, vocab_size: in
         raise ValueError(f"logprobs must have the shape of ids, {tuple(ids.shape)}, got {tuple(logprobs.shape)}")
 
 
-def counted_rows(
-    ids: Tensor, logprobs: Tensor, batch: CountedBatch, vocab_size: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Return the counted rows (n, K) of both. Their values are checked on a CPU."""
+def stored_ids(ids: Tensor, logprobs: Tensor, batch: CountedBatch, vocab_size: int) -> Tensor:
+    """Return the ids (..., K), IGNORED in the rows that do not count. The values of both are checked on a CPU."""
+    if batch.target.is_abstract:
+        return ids.new_empty(ids.shape, dtype=torch.long)
     at = rows_between(batch.inputs, 0, batch.n_rows)
-    classes, given = take_rows(ids, at).long(), take_rows(logprobs, at)
+    classes = take_rows(ids, at).long()
     if not is_asynchronous(ids.device):
         _check_ids(classes, vocab_size, ids, batch)
-        _check_logprobs(given.detach(), logprobs, batch)
-    rows = given.to(dtype)
-    if batch.counted is None:
-        return classes, rows
-    ignored = ~batch.counted[:, None]  # whatever stands there
-    return classes.masked_fill(ignored, 0), rows.masked_fill(ignored, -LN_2)
+        _check_logprobs(take_rows(logprobs, at).detach(), logprobs, batch)
+    if batch.counted is not None:
+        classes = classes.masked_fill(~batch.counted[:, None], IGNORED)
+    if batch.inputs is not None:
+        whole = classes.new_full((ids.shape[:-1].numel(), ids.shape[-1]), IGNORED)
+        classes = whole.index_copy(0, batch.inputs, classes)
+    return classes.view(ids.shape)
 
 
 def _check_ids(classes: Tensor, vocab_size: int, ids: Tensor, batch: CountedBatch) -> None:

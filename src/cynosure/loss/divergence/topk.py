@@ -1,22 +1,98 @@
 """The divergence between a student and the stored top-k log-probabilities of a teacher."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from cynosure.loss.autograd import Shapes, apply
-from cynosure.loss.batch import rows_between
-from cynosure.loss.compiler import uncompiled
-from cynosure.loss.divergence.jobs import ModelHead, reduce_options, rows_batch
+from cynosure.loss.compiler import public
+from cynosure.loss.divergence.jobs import ModelHead, rows_batch
 from cynosure.loss.divergence.options import Tail, cap_options, check_direction, check_tail
-from cynosure.loss.divergence.stored import check_stored, counted_rows, kl_of, outcomes
+from cynosure.loss.divergence.stored import IGNORED, check_stored, kl_of, outcomes, stored_ids
 from cynosure.loss.logprobs import token_logprobs
-from cynosure.loss.options import Reduction, accumulation_dtype, as_positive, check_chunk_tokens
-from cynosure.loss.tensors import plain
+from cynosure.loss.options import (
+    ReduceOptions,
+    Reduction,
+    accumulation_dtype,
+    as_positive,
+    check_chunk_tokens,
+    one_shift,
+)
 
 
-@uncompiled
+class TopkArguments(NamedTuple):
+    """The arguments of `linear_topk_kl_div`, in the order of the schema of `cynosure::topk_ids`."""
+
+    student_hidden: Tensor
+    student_weight: Tensor
+    student_bias: Tensor | None
+    ids: Tensor
+    logprobs: Tensor
+    token_weight: Tensor | None
+    normalizer: float | Tensor | None
+    direction: Literal["forward", "reverse"]
+    tail: Tail
+    temperature: float
+    student_softcap: float | None
+    student_scale: float
+    reduction: Reduction
+    shift: int
+    head_dtype: torch.dtype | None
+    chunk_tokens: int | None
+
+    def reduce(self) -> ReduceOptions:
+        """Check the options that weigh and reduce the rows; return them."""
+        return ReduceOptions(
+            reduction=self.reduction, token_weight=self.token_weight, normalizer=self.normalizer, shift=self.shift
+        )
+
+    def checked_ids(self) -> Tensor:
+        """Check all arguments; return ids (..., K) that are IGNORED in the rows that do not count."""
+        check_direction(self.direction, ("forward", "reverse"))
+        check_tail(self.tail)
+        as_positive("temperature", self.temperature)
+        cap_options("student_", self.student_softcap, self.student_scale)
+        reduce = self.reduce()
+        check_chunk_tokens(self.chunk_tokens)
+        head = ModelHead(self.student_hidden, self.student_weight, self.student_bias, self.head_dtype)
+        head.check("student_")
+        lead, vocab_size = head.hidden.shape[:-1], head.weight.shape[0]
+        check_stored(self.ids, self.logprobs, lead, vocab_size, head.hidden.device)
+        batch = rows_batch(head.hidden, reduce, accumulation_dtype(head.dtype))
+        return stored_ids(self.ids, self.logprobs, batch, vocab_size)
+
+    def divergence(self, ids: Tensor) -> Tensor:
+        """Compute the divergence with these ids in operations that a graph can have."""
+        student = token_logprobs(
+            self.student_hidden, self.student_weight, ids, bias=self.student_bias, softcap=self.student_softcap,
+            scale=self.student_scale, temperature=self.temperature, ignore_index=IGNORED, head_dtype=self.head_dtype,
+            chunk_tokens=self.chunk_tokens,
+        )  # fmt: skip
+        ignored = ids[..., 0] == IGNORED
+        # An ignored row gets any finite values, since the NaN of a gradient stays NaN times 0.
+        teacher = self.logprobs.to(student.dtype).masked_fill(ignored[..., None], -32.0)
+        both = outcomes(teacher, student, self.tail, self.student_weight.shape[0])
+        divergences = kl_of(*both if self.direction == "forward" else both[::-1]).masked_fill(ignored, 0)
+        if self.shift:
+            divergences = divergences[..., : divergences.shape[-1] - self.shift]
+        weighted = divergences * self.row_weights(divergences)
+        return weighted if self.reduction == "none" else weighted.sum()
+
+    def row_weights(self, rows: Tensor) -> Tensor:
+        """Return the weight of each of these rows (..., T - shift), over the normalizer for "mean"."""
+        weight = torch.ones_like(rows)
+        if self.token_weight is not None:
+            weight = self.token_weight[..., self.shift :] if self.shift else self.token_weight
+            weight = weight.to(rows.dtype)
+        if self.reduction != "mean":
+            return weight
+        total = weight.sum()
+        if self.normalizer is not None:
+            total = torch.as_tensor(self.normalizer, dtype=rows.dtype, device=rows.device).detach().reshape(())
+        return weight / total.masked_fill(total == 0, 1)  # then no row counts
+
+
+@public
 def linear_topk_kl_div(
     student_hidden: Tensor,
     student_weight: Tensor,
@@ -48,8 +124,12 @@ def linear_topk_kl_div(
     In float32 the rest of a student is known to about 1e-7, where K is above 1. A smaller one counts as that.
 
     student_hidden, student_weight, student_bias, token_weight and logprobs get gradients if they require them. Second
-    derivatives, forward mode and `torch.func` raise NotImplementedError. In a graph of `torch.compile` the call is a
-    graph break; `torch.export` cannot capture it.
+    derivatives, forward mode and `torch.func` raise NotImplementedError.
+
+    `torch.compile` and `torch.export` capture the call without a graph break, as operators and plain tensor operations.
+    Tensor subclasses (for example DTensors and quantized weights) and NumPy numbers break the graph.
+
+    DTensors are gathered, and their gradients get their placements; the result is a plain tensor on every process.
 
     Args:
         student_hidden: (..., D) hidden states, floating point.
@@ -88,34 +168,9 @@ def linear_topk_kl_div(
         >>> round(loss.item(), 4)  # 0.5 ln(0.5 / 0.25) + 0.25 ln(0.25 / 0.25) + 0.25 ln(0.25 / 0.5)
         0.1733
     """
-    check_direction(direction, ("forward", "reverse"))
-    check_tail(tail)
-    temperature, options = (
-        as_positive("temperature", temperature),
-        cap_options("student_", student_softcap, student_scale),
-    )
-    reduce, chunk_tokens = (
-        reduce_options(student_hidden, token_weight, reduction, normalizer, shift),
-        check_chunk_tokens(chunk_tokens),
-    )
-    head = ModelHead.plain("student_", student_hidden, student_weight, student_bias, head_dtype)
-    head.check("student_")
-    ids, logprobs = plain("ids", ids), plain("logprobs", logprobs)
-    vocab_size, dtype = head.weight.shape[0], accumulation_dtype(head.dtype)
-    check_stored(ids, logprobs, head.hidden.shape[:-1], vocab_size, head.hidden.device)
-    batch = rows_batch(head.hidden, reduce, dtype)
-    if batch.target.is_abstract:
-        shape = batch.shape if reduction == "none" else torch.Size()
-        return apply(Shapes, shape, dtype, *head[:3], logprobs, reduce.token_weight)
-    classes, teacher = counted_rows(ids, logprobs, batch, vocab_size, dtype)
-    rows = head.hidden.reshape(-1, head.hidden.shape[-1])[rows_between(batch.inputs, 0, batch.n_rows)]
-    student = token_logprobs(
-        batch.masked(rows, 0), head.weight, classes, bias=head.bias, scale=options.scale, softcap=options.softcap,
-        temperature=temperature, head_dtype=head_dtype, chunk_tokens=chunk_tokens,
+    given = TopkArguments(
+        student_hidden, student_weight, student_bias, ids, logprobs, token_weight, normalizer, direction, tail,
+        temperature, student_softcap, student_scale, reduction, shift, head_dtype, chunk_tokens,
     )  # fmt: skip
-    both = outcomes(teacher, student, tail, vocab_size)
-    divergences = kl_of(*both if direction == "forward" else both[::-1])
-    if batch.counted is not None:
-        divergences = divergences.masked_fill(~batch.counted, 0)
-    weighted = divergences * batch.weight
-    return batch.spread(weighted) if reduction == "none" else weighted.sum()
+    reduce = given.reduce()
+    return given._replace(normalizer=reduce.normalizer, shift=one_shift(reduce.shift)).divergence(given.checked_ids())
