@@ -23,16 +23,19 @@ from cynosure.loss import (
     LinearCrossEntropyLoss,
     cross_entropy,
     linear_cross_entropy,
+    linear_kl_div,
+    linear_topk_kl_div,
     token_logprobs,
     token_stats,
 )
 from cynosure.loss.matmul.choice import as_if_large
-from tests.loss import oracle
+from tests.loss import divergence_oracle, oracle
 from tests.loss.cases import joined
 from tests.loss.subclasses import Float8, Followed, LinearAlone, Lying, Named, Opened
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 LEAVES = ("hidden", "weight", "bias", "logits")
+STUDENT, TEACHER = (tuple(f"{of}_{name}" for name in LEAVES[:3]) for of in ("student", "teacher"))
 N, D, V = 6, 32, 53  # torchao's int8 products want a hidden size of 32
 EPS = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2e-3}
 ERRORS = (ValueError, TypeError, NotImplementedError)
@@ -115,7 +118,7 @@ def torchao_weight(config):
     return make
 
 
-WEIGHT, WEIGHTS = ("weight",), ("class_weight", "token_weight")
+WEIGHT, WEIGHTS = ("weight", "student_weight", "teacher_weight"), ("class_weight", "token_weight")
 LAYOUTS = {
     "plain": Layout(lambda x: x, True),
     "flipped": Layout(lambda x: x.flip(0).flip(0) if x.ndim else x, True),
@@ -177,6 +180,7 @@ def forward_alone(**given):
 
 
 HEAD = ("hidden", "weight", "target", "bias")
+STORED = (*STUDENT[:2], "ids", "logprobs", "token_weight")
 OPERATIONS = {
     "mean": (linear_cross_entropy, oracle.loss, (*HEAD, *WEIGHTS, "normalizer"), {}),
     "none": (linear_cross_entropy, oracle.loss, (*HEAD, *WEIGHTS), {"reduction": "none", "shift": 1}),
@@ -186,6 +190,8 @@ OPERATIONS = {
     "entropy": (joined(token_logprobs), joined(oracle.logprobs_of_hidden), HEAD, {}),
     "stats": (stats, lambda **given: -oracle.logprobs(**given), HEAD, {}),
     "logits": (cross_entropy, oracle.loss_of_logits, ("logits", "target", *WEIGHTS), {}),
+    "kl": (linear_kl_div, divergence_oracle.kl_div, (*STUDENT, *TEACHER, "token_weight", "normalizer"), {}),
+    "topk kl": (linear_topk_kl_div, divergence_oracle.topk_kl_div, STORED, {}),
     "logits module": (logits_module, oracle.loss_of_logits, ("logits", "target", *WEIGHTS), {}),
 }
 KINDS = ("indices", "probabilities", "sparse indices", "sparse probabilities")
@@ -203,7 +209,11 @@ def batch(names, dtype, kind):
         "token_weight": torch.rand(N) + 0.5,
         "normalizer": torch.tensor(3.0),
         "target": torch.randint(V, (N,)) if kind == "indices" else torch.randn(N, V).softmax(-1),
+        "ids": torch.randint(V, (N, 1)),
+        "logprobs": -torch.rand(N, 1),
     }
+    for of in ("student", "teacher"):
+        made |= {f"{of}_{name}": made[name].flip(0) if of == "teacher" else made[name] for name in LEAVES[:3]}
     parts = {"sparse indices": torch.randint(V, (N, 3)), "sparse probabilities": torch.rand(N, 3) / 3}
     return {name: made[name] for name in names} | (parts if "sparse" in kind else {})
 
@@ -218,7 +228,8 @@ def arguments(tensors):
 
 def evaluate(operation, plain, options, turned=None, turn=None, frozen=None):
     """The result, and the gradient of 1.7 times its sum for each leaf; `turn` makes another tensor of one of them."""
-    leaves = {name: plain[name].clone().requires_grad_() for name in LEAVES if name in plain and name != frozen}
+    trained = [name for name in (*LEAVES, *STUDENT, *TEACHER, "logprobs") if name in plain and name != frozen]
+    leaves = {name: plain[name].clone().requires_grad_() for name in trained}
     tensors = plain | leaves
     if turn is not None:
         tensors[turned] = turn(tensors[turned])
@@ -255,6 +266,7 @@ def fault(name, operation_name, argument, dtype, kind):
 def rawness(text, argument):
     """What keeps a message from being one sentence of ours about the argument."""
     is_raw = any(word in text.lower() for word in RAW) or "\n" in text or not 20 < len(text) < 300
+    argument = argument.removeprefix("student_").removeprefix("teacher_")
     named = "fake" if "fake" in text else "target" if argument.startswith("sparse") else argument
     return f"raw: {text[:200]}" if is_raw or named not in text else None
 
@@ -272,8 +284,8 @@ def cases():
     """Every case: layout, operation, argument, dtype of hidden states or logits, kind of target."""
     for name, operation in product(LAYOUTS, OPERATIONS):
         for argument in OPERATIONS[operation][2]:
-            is_target = argument == "target"
-            if name in TORCHAO and argument not in ("hidden", "weight", "logits"):
+            is_target = argument in ("target", "ids")
+            if name in TORCHAO and argument.rpartition("_")[2] not in ("hidden", "weight", "logits"):
                 continue  # it has none of one dimension
             if (argument == "normalizer" and name not in NUMBERS) or (is_target and name not in INTEGERS):
                 continue
@@ -292,7 +304,7 @@ def true_sizes():
     global N, D, V
     small, (N, D, V) = (N, D, V), (256, 256, 8009)
     kept = [n for n in ("slice", "negated", "float8", "sharded DTensor", *TORCHAO) if n in LAYOUTS]
-    yield from product(kept, ("mean",), WEIGHT, DTYPES[:2], ("indices",))
+    yield from product(kept, ("mean",), WEIGHT[:1], DTYPES[:2], ("indices",))
     N, D, V = small
 
 
@@ -302,8 +314,8 @@ def empty_batches():
     small, N = N, 0
     names = ("slice", "negated", "named subclass", "replicated DTensor")
     for name, operation in product(names, OPERATIONS.keys() - {"none"}):  # which shifts by one
-        for argument in {"hidden", "logits", "target"} & {*OPERATIONS[operation][2]}:
-            if argument != "target" or name in INTEGERS:
+        for argument in {"hidden", "logits", "target", "student_hidden", "ids"} & {*OPERATIONS[operation][2]}:
+            if argument not in ("target", "ids") or name in INTEGERS:
                 yield name, operation, argument, torch.float32, "indices"
     N = small
 

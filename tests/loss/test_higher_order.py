@@ -11,6 +11,8 @@ from cynosure.loss import (
     LinearCrossEntropyLoss,
     cross_entropy,
     linear_cross_entropy,
+    linear_kl_div,
+    linear_topk_kl_div,
     logits_token_logprobs,
     logits_token_stats,
     token_logprobs,
@@ -94,7 +96,11 @@ LOGITS = {
     "logits_token_logprobs": lambda h, w, t, **o: logits_token_logprobs(h @ w.T, t, **o),
     "logits_token_stats": lambda h, w, t, **o: logits_token_stats(h @ w.T, t, **o).nll,
 }
-OPERATIONS = SECOND | LOGITS | {"token_stats": lambda *args, **o: token_stats(*args, **o).nll}
+DIVERGENCES = {
+    "linear_kl_div": lambda h, w, t, **o: linear_kl_div(h, w, torch.ones(len(t), w.shape[1], dtype=w.dtype), w, **o),
+    "linear_topk_kl_div": lambda h, w, t, **o: linear_topk_kl_div(h, w, t[:, None] * 0, -torch.ones(len(t), 1), **o),
+}
+OPERATIONS = SECOND | LOGITS | DIVERGENCES | {"token_stats": lambda *args, **o: token_stats(*args, **o).nll}
 # By how: what does it, and what of it the message must name.
 HOW = {
     "grad": (lambda f, h: torch.func.grad(lambda x: f(x).sum())(h), r"torch\.func\.grad"),
@@ -128,7 +134,7 @@ def test_every_transform_is_refused_in_one_sentence(op, how):
     assert_says_what_to_do(caught.value, name)
 
 
-DIFFERENTIABLE = SECOND | {"logits_token_logprobs": LOGITS["logits_token_logprobs"]}
+DIFFERENTIABLE = SECOND | DIVERGENCES | {"logits_token_logprobs": LOGITS["logits_token_logprobs"]}
 
 
 @pytest.mark.parametrize("how", ["is_grads_batched", "jacobian"])

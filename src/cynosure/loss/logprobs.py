@@ -207,7 +207,6 @@ def logits_token_logprobs(
         TokenLogprobs(logprobs=tensor([[-0.6931, -0.6931, -0.6931]]), entropy=tensor([0.6931]))
     """
     check_class_indices(target)
-    one_shift(shift)
     scale, softcap = at_temperature(temperature, scale, softcap)
     if not (entropy or names_ids(logits, target)):
         return -cross_entropy(

@@ -9,6 +9,7 @@ from torch import Tensor
 from cynosure.loss.batch import CountedBatch, rows_between
 from cynosure.loss.devices import is_asynchronous
 from cynosure.loss.divergence.options import Tail
+from cynosure.loss.jobs import check_floating
 from cynosure.loss.targets import check_tensor, take_rows
 
 LN_2 = 0.6931471805599453
@@ -21,8 +22,7 @@ def check_stored(ids: Tensor, logprobs: Tensor, lead: torch.Size, vocab_size: in
     check_tensor("logprobs", logprobs, device)
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise TypeError(f"ids must be class indices (an integer tensor), got a tensor of {ids.dtype}")
-    if not logprobs.is_floating_point():
-        raise TypeError(f"logprobs must be a floating-point tensor, got a tensor of {logprobs.dtype}")
+    check_floating("logprobs", logprobs)
     if ids.ndim != len(lead) + 1 or ids.shape[:-1] != lead or not 1 <= ids.shape[-1] <= vocab_size:
         shape = ", ".join(map(str, (*lead, "K")))
         raise ValueError(

@@ -68,7 +68,7 @@ def compile_library(folder: Path, more_flags: Sequence[str] = ()) -> Path:
     sets = {name: flags for name, flags in INSTRUCTIONS.items() if x86 or not flags}
     with tempfile.TemporaryDirectory() as scratch:
         objects = []  # those for any processor first: shared functions are linked from them
-        for name in ("rows", "columns", "divergence"):
+        for name in ("rows", "statistics", "columns", "divergence"):
             objects.append(str(Path(scratch, f"{name}.o")))
             run([*compiler, "-c", str(HERE / f"{name}.cpp"), "-o", objects[-1]])
         for passes in ("passes", "column_passes", "divergence_passes"):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from cynosure.loss.native.build import HERE, LIBRARY, MISSING
 
-INSTRUCTIONS = ("portable", "avx2", "avx512")  # in the order of rows.cpp
+INSTRUCTIONS = ("portable", "avx2", "avx512")  # in the order of row.h
 STORED = {"float32": 0, "float64": 1, "bfloat16": 2}
 AGAIN = "install a C++ compiler (g++ or clang++), then: python -m cynosure.loss.native.build"
 

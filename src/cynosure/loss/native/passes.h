@@ -1,4 +1,4 @@
-// The dense passes over one row of V logits, which every instruction set implements. rows.cpp handles the targets.
+// The dense passes over one row of V logits, which every instruction set implements. row.h has the threads, rows.cpp the targets.
 //
 // z = cap(scale * x) for a stored logit x. Passes with a range read only the logits in [begin, end).
 #pragma once
