@@ -42,7 +42,7 @@ class GivenHead(NamedTuple):
         return GivenHead(*(given[f"{model}_{name}"] for name in names))
 
 
-class Setting(NamedTuple):
+class Compared(NamedTuple):
     """Which divergence is computed of which tokens, and how it is reduced."""
 
     counted: Tensor  # (...) bool
@@ -53,8 +53,8 @@ class Setting(NamedTuple):
     normalizer: Any = None  # by which the sum is divided; None: the number of counted tokens
 
 
-def divergence(student: Any, teacher: Any, setting: Setting) -> Tensor:
-    """Compute the divergence between a student and its teacher, each a `GivenHead` or a `Recipe`, without their logits."""
+def divergence(student: Any, teacher: Any, setting: Compared) -> Tensor:
+    """Compute the divergence between a student and its teacher, from the head or recipe of each, without logits."""
     counted, beta, temperature, head_dtype, reduction, normalizer = setting
     direction: Any = {0.0: "forward", 1.0: "reverse"}.get(beta, "jsd")
     return linear_kl_div(
@@ -74,7 +74,7 @@ def chunked_divergence(given: dict[str, Any], head_dtype: torch.dtype | None) ->
     student, teacher = GivenHead.of("student", given), GivenHead.of("teacher", given)
     dtype = head_dtype or torch.promote_types(student.hidden.dtype, torch.float32)
     counted, temperature = given["completion_mask"] != 0, given["temperature"]
-    setting = Setting(counted, given["beta"], temperature, dtype, normalizer=given["num_items_in_batch"])
+    setting = Compared(counted, given["beta"], temperature, dtype, normalizer=given["num_items_in_batch"])
     stats = token_stats(
         student.hidden, student.weight, torch.where(counted, 0, IGNORED), bias=student.bias, head_dtype=dtype,
         scale=student.scale / temperature, softcap=None if student.softcap is None else student.softcap / temperature,
@@ -181,7 +181,7 @@ def generalized_jsd(student: Recipe, teacher: Recipe, given: dict[str, Any]) -> 
         reduction = "sum" if given["reduction"] == "sum" else "mean"
         normalizer = max(len(counted), 1) if labels is None and reduction == "mean" else None
     dtype = torch.promote_types(student.head_dtype, teacher.head_dtype)
-    setting = Setting(counted, given["beta"], given["temperature"], dtype, reduction, normalizer)
+    setting = Compared(counted, given["beta"], given["temperature"], dtype, reduction, normalizer)
     return divergence(student, teacher, setting)
 
 
