@@ -88,11 +88,14 @@ WITH_A_TEACHER: dict[str, Case] = {
     "GKD, forward": (GKDTrainer, GKDConfig, TALKS, {"max_new_tokens": 4, "lmbda": 1.0, "beta": 0.0}),
     "GKD, reverse": (GKDTrainer, GKDConfig, TALKS, {"max_new_tokens": 4, "seq_kd": True, "lmbda": 0.0, "beta": 1.0}),
 }
-SERVED = ASKING_FOR_TOKENS | WITH_A_TEACHER
-ASKING_FOR_LOGITS: dict[str, Case] = {
+OF_PAIRS: dict[str, Case] = {
     "CPO": (CPOTrainer, CPOConfig, PAIRED, {"max_length": 64}),
+    "CPO, IPO": (CPOTrainer, CPOConfig, PAIRED, {"max_length": 64, "loss_type": "ipo", "cpo_alpha": 0.0}),
     "SimPO": (CPOTrainer, CPOConfig, PAIRED, {"max_length": 64, "loss_type": "simpo"}),
     "ORPO": (ORPOTrainer, ORPOConfig, PAIRED, {"max_length": 64}),
+}
+SERVED = ASKING_FOR_TOKENS | WITH_A_TEACHER | OF_PAIRS
+ASKING_FOR_LOGITS: dict[str, Case] = {
     "TPO": (TPOTrainer, TPOConfig, TRIPLED, {}),
     "GOLD": (GOLDTrainer, GOLDConfig, TALKS, {"max_completion_length": 6, "lmbda": 0.0}),
 }
@@ -172,6 +175,12 @@ def test_trainers_that_ask_for_values_of_tokens(tmp_path: Path, name: str, adapt
 def test_trainers_that_learn_from_a_teacher(tmp_path: Path, name: str) -> None:
     fused = same(WITH_A_TEACHER[name], tmp_path)
     assert min(fused) >= 4 or "distillation" in name  # which gives no logits to its models' losses
+
+
+@pytest.mark.parametrize("name", OF_PAIRS)
+@pytest.mark.each_value
+def test_trainers_that_compare_texts(tmp_path: Path, name: str) -> None:
+    assert min(same(OF_PAIRS[name], tmp_path)) >= 4
 
 
 @pytest.mark.exhaustive

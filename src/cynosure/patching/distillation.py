@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-from inspect import signature
-from types import FunctionType, MethodType
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -15,6 +13,7 @@ from cynosure.patching.inputs import Inputs
 from cynosure.patching.labelled import IGNORED
 from cynosure.patching.pending import deferred_recipe
 from cynosure.patching.recipe import Recipe
+from cynosure.patching.replaced import arguments, calling
 from cynosure.patching.served import refused
 from cynosure.patching.trainer import TrainerPatch
 from cynosure.patching.verify import attribute
@@ -42,7 +41,7 @@ class GivenHead(NamedTuple):
         return GivenHead(*(given[f"{model}_{name}"] for name in names))
 
 
-class Compared(NamedTuple):
+class DivergenceCall(NamedTuple):
     """Which divergence is computed of which tokens, and how it is reduced."""
 
     counted: Tensor  # (...) bool
@@ -53,7 +52,7 @@ class Compared(NamedTuple):
     normalizer: Any = None  # by which the sum is divided; None: the number of counted tokens
 
 
-def divergence(student: Any, teacher: Any, setting: Compared) -> Tensor:
+def divergence(student: Any, teacher: Any, setting: DivergenceCall) -> Tensor:
     """Compute the divergence between a student and its teacher, from the head or recipe of each, without logits."""
     counted, beta, temperature, head_dtype, reduction, normalizer = setting
     direction: Any = {0.0: "forward", 1.0: "reverse"}.get(beta, "jsd")
@@ -74,7 +73,7 @@ def chunked_divergence(given: dict[str, Any], head_dtype: torch.dtype | None) ->
     student, teacher = GivenHead.of("student", given), GivenHead.of("teacher", given)
     dtype = head_dtype or torch.promote_types(student.hidden.dtype, torch.float32)
     counted, temperature = given["completion_mask"] != 0, given["temperature"]
-    setting = Compared(counted, given["beta"], temperature, dtype, normalizer=given["num_items_in_batch"])
+    setting = DivergenceCall(counted, given["beta"], temperature, dtype, normalizer=given["num_items_in_batch"])
     stats = token_stats(
         student.hidden, student.weight, torch.where(counted, 0, IGNORED), bias=student.bias, head_dtype=dtype,
         scale=student.scale / temperature, softcap=None if student.softcap is None else student.softcap / temperature,
@@ -181,23 +180,8 @@ def generalized_jsd(student: Recipe, teacher: Recipe, given: dict[str, Any]) -> 
         reduction = "sum" if given["reduction"] == "sum" else "mean"
         normalizer = max(len(counted), 1) if labels is None and reduction == "mean" else None
     dtype = torch.promote_types(student.head_dtype, teacher.head_dtype)
-    setting = Compared(counted, given["beta"], given["temperature"], dtype, reduction, normalizer)
+    setting = DivergenceCall(counted, given["beta"], given["temperature"], dtype, reduction, normalizer)
     return divergence(student, teacher, setting)
-
-
-def arguments(function: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """Return all arguments of a call by their names."""
-    given = signature(function).bind(*args, **kwargs)
-    given.apply_defaults()
-    return given.arguments
-
-
-def calling(method: MethodType, functions: dict[str, Callable[..., Any]]) -> MethodType:
-    """Return a copy of a method that finds these functions where it looks for global names."""
-    own: Any = method.__func__
-    copy = FunctionType(own.__code__, own.__globals__ | functions, own.__name__, own.__defaults__, own.__closure__)
-    copy.__kwdefaults__ = own.__kwdefaults__
-    return MethodType(copy, method.__self__)
 
 
 def is_known(own: Any, trainer: Any) -> bool:

@@ -10,10 +10,15 @@ from cynosure.patching.distillation import DistillationPatch, GKDPatch
 from cynosure.patching.evaluation import EvaluatedTrainerPatch
 from cynosure.patching.find import find_causal_lm
 from cynosure.patching.model import Patch
+from cynosure.patching.preferences import PreferencePatch
 from cynosure.patching.served import is_policy_trainer, trl_names
 from cynosure.patching.trainer import TrainerPatch
 
-OTHERS: dict[str, type[TrainerPatch]] = {"DistillationTrainer": DistillationPatch, "GKDTrainer": GKDPatch}
+OTHERS: dict[str, type[TrainerPatch]] = {
+    "DistillationTrainer": DistillationPatch,
+    "GKDTrainer": GKDPatch,
+    **dict.fromkeys(("CPOTrainer", "ORPOTrainer"), PreferencePatch),
+}
 
 
 def patch(
@@ -32,9 +37,9 @@ def patch(
     torch.compile works, with graph breaks around the head.
 
     For a Trainer of transformers or an SFTTrainer of TRL, `patch` patches its model, and evaluation averages over
-    tokens. For TRL's DPOTrainer, KTOTrainer, GRPOTrainer and RLOOTrainer it patches the model and a separate reference
-    model, and leaves evaluation as it is. For its DistillationTrainer (on a CPU) and GKDTrainer it does so with the
-    teacher. See `TrainerPatch`.
+    tokens. For TRL's DPOTrainer, KTOTrainer, GRPOTrainer, RLOOTrainer, CPOTrainer and ORPOTrainer it patches the model
+    and a separate reference model, and leaves evaluation as it is. So it does for DistillationTrainer (on a CPU) and
+    GKDTrainer, with their teacher. See `TrainerPatch`.
 
     Patching again returns the same handle; the end of an inner `with` block leaves the model patched. A patched model
     can be copied, pickled and sent to other processes, and stays patched there. To load its pickle without cynosure,

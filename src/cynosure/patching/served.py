@@ -16,7 +16,7 @@ REASONS = {
     "RewardTrainer": "its model predicts a reward and has no vocabulary: train it unpatched",
     "AsyncDistillationTrainer": DIVERGENCE,
     "ServerDistillationTrainer": "its teacher is on a server, which sends log-probabilities: train it unpatched",
-    **dict.fromkeys(("A2POTrainer", "CPOTrainer", "OnlineDPOTrainer", "ORPOTrainer", "TPOTrainer"), FULL),
+    **dict.fromkeys(("A2POTrainer", "OnlineDPOTrainer", "TPOTrainer"), FULL),
     **dict.fromkeys(("GOLDTrainer", "IWOPDTrainer", "SDFTTrainer", "SDPOTrainer"), FULL),
 }
 

@@ -24,8 +24,8 @@ class TrainerPatch(Entered):
     models compute those without logits. The trainer's loss, metrics and evaluation stay as they are.
 
     TRL's DistillationTrainer and GKDTrainer compute a divergence between a teacher's distributions and the model's. It
-    is computed from hidden states and heads instead. What TRL's own function computes is compared with it first, on a
-    few random tokens.
+    is computed from hidden states and heads instead. CPOTrainer and ORPOTrainer read log-probabilities from logits; the
+    model computes those without logits too. What TRL's own functions compute is compared first, on a few random tokens.
 
     Attributes:
         trainer: the trainer.
