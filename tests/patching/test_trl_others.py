@@ -11,6 +11,7 @@ from peft import LoraConfig
 from torch import Tensor
 from transformers import LlamaForSequenceClassification
 from trl import (
+    DistillationConfig,
     DistillationTrainer,
     GRPOConfig,
     GRPOTrainer,
@@ -21,6 +22,7 @@ from trl import (
     RLOOConfig,
     RLOOTrainer,
 )
+from trl.experimental.async_distillation import AsyncDistillationTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.gkd import GKDConfig, GKDTrainer
 from trl.experimental.gold import GOLDConfig, GOLDTrainer
@@ -69,6 +71,7 @@ UNPAIRED = rows(prompt=prompt, completion=answer, label=lambda i: i % 2 == 0)
 PROMPTS, TALKS = rows(prompt=prompt), rows(messages=talk)
 PAIRED = rows(prompt=prompt, chosen=answer, rejected=guess)
 TRIPLED = rows(prompt=prompt, chosen=answer, rejected=guess, reference=lambda i: "the best answer")
+GENERATED = {"max_completion_length": 6, "temperature": 0.7}
 Case = tuple[Any, Any, Dataset, dict[str, Any]]
 ASKING_FOR_TOKENS: dict[str, Case] = {
     "KTO": (KTOTrainer, KTOConfig, UNPAIRED, {}),
@@ -77,12 +80,23 @@ ASKING_FOR_TOKENS: dict[str, Case] = {
     "GRPO": (GRPOTrainer, GRPOConfig, PROMPTS, SAMPLED),
     "RLOO": (RLOOTrainer, RLOOConfig, PROMPTS, SAMPLED),
 }
-ASKING_FOR_LOGITS: dict[str, Case] = {
+WITH_A_TEACHER: dict[str, Case] = {
+    "distillation": (DistillationTrainer, DistillationConfig, PROMPTS, GENERATED),
+    "distillation, forward": (DistillationTrainer, DistillationConfig, PROMPTS, GENERATED | {"beta": 0.0}),
+    "distillation, mixed": (DistillationTrainer, DistillationConfig, PROMPTS, GENERATED | {"beta": 0.3}),
+    "GKD": (GKDTrainer, GKDConfig, TALKS, {"max_new_tokens": 4, "lmbda": 0.0}),
+    "GKD, forward": (GKDTrainer, GKDConfig, TALKS, {"max_new_tokens": 4, "lmbda": 1.0, "beta": 0.0}),
+    "GKD, reverse": (GKDTrainer, GKDConfig, TALKS, {"max_new_tokens": 4, "seq_kd": True, "lmbda": 0.0, "beta": 1.0}),
+}
+OF_PAIRS: dict[str, Case] = {
     "CPO": (CPOTrainer, CPOConfig, PAIRED, {"max_length": 64}),
+    "CPO, IPO": (CPOTrainer, CPOConfig, PAIRED, {"max_length": 64, "loss_type": "ipo", "cpo_alpha": 0.0}),
     "SimPO": (CPOTrainer, CPOConfig, PAIRED, {"max_length": 64, "loss_type": "simpo"}),
     "ORPO": (ORPOTrainer, ORPOConfig, PAIRED, {"max_length": 64}),
+}
+SERVED = ASKING_FOR_TOKENS | WITH_A_TEACHER | OF_PAIRS
+ASKING_FOR_LOGITS: dict[str, Case] = {
     "TPO": (TPOTrainer, TPOConfig, TRIPLED, {}),
-    "GKD": (GKDTrainer, GKDConfig, TALKS, {"max_new_tokens": 4, "lmbda": 0.0}),
     "GOLD": (GOLDTrainer, GOLDConfig, TALKS, {"max_completion_length": 6, "lmbda": 0.0}),
 }
 
@@ -96,7 +110,7 @@ def chat_tokenizer() -> Any:
 def trainer_of(case: Case, folder: Path, adapter: Any) -> Any:
     kind, config, data, options = case
     others: dict[str, Any] = {}
-    if kind in (GKDTrainer, GOLDTrainer):
+    if kind in (DistillationTrainer, GKDTrainer, GOLDTrainer):
         others = {"teacher_model": tiny_model(spread=0.35)}
     if kind in (GRPOTrainer, RLOOTrainer):
         others = {"reward_funcs": length}
@@ -117,7 +131,7 @@ def trained(case: Case, folder: Path, adapter: Any, patched: bool) -> tuple[list
     torch.manual_seed(0)
     trainer = trainer_of(case, folder, adapter)
     handles: list[Any] = []
-    if patched and case in ASKING_FOR_TOKENS.values():
+    if patched and case in SERVED.values():
         handle = patch(trainer)
         handles = [part for part in (handle.model_patch, handle.reference_patch) if part is not None]
     elif patched:
@@ -156,6 +170,19 @@ def test_trainers_that_ask_for_values_of_tokens(tmp_path: Path, name: str, adapt
     assert fused[0] >= 4
 
 
+@pytest.mark.parametrize("name", WITH_A_TEACHER)
+@pytest.mark.each_value
+def test_trainers_that_learn_from_a_teacher(tmp_path: Path, name: str) -> None:
+    fused = same(WITH_A_TEACHER[name], tmp_path)
+    assert min(fused) >= 4 or "distillation" in name  # which gives no logits to its models' losses
+
+
+@pytest.mark.parametrize("name", OF_PAIRS)
+@pytest.mark.each_value
+def test_trainers_that_compare_texts(tmp_path: Path, name: str) -> None:
+    assert min(same(OF_PAIRS[name], tmp_path)) >= 4
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ASKING_FOR_LOGITS)
 def test_trainers_that_ask_for_full_logits(tmp_path: Path, name: str) -> None:
@@ -165,7 +192,7 @@ def test_trainers_that_ask_for_full_logits(tmp_path: Path, name: str) -> None:
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("kind", "why"),
-    [(DistillationTrainer, "it reads the heads of teacher and student"), (OnlineDPOTrainer, "full logits")],
+    [(AsyncDistillationTrainer, "it reads the heads of teacher and student"), (OnlineDPOTrainer, "full logits")],
 )
 def test_trainers_that_a_patch_would_not_help(kind: Any, why: str) -> None:
     trainer = kind.__new__(kind)

@@ -3,13 +3,22 @@
 from typing import Any
 
 import torch
+from torch import nn
 
 from cynosure.loss import GradTolerance
+from cynosure.patching.distillation import DistillationPatch, GKDPatch
 from cynosure.patching.evaluation import EvaluatedTrainerPatch
 from cynosure.patching.find import find_causal_lm
 from cynosure.patching.model import Patch
-from cynosure.patching.served import is_policy_trainer
+from cynosure.patching.preferences import PreferencePatch
+from cynosure.patching.served import is_policy_trainer, trl_names
 from cynosure.patching.trainer import TrainerPatch
+
+OTHERS: dict[str, type[TrainerPatch]] = {
+    "DistillationTrainer": DistillationPatch,
+    "GKDTrainer": GKDPatch,
+    **dict.fromkeys(("CPOTrainer", "ORPOTrainer"), PreferencePatch),
+}
 
 
 def patch(
@@ -28,8 +37,9 @@ def patch(
     torch.compile works, with graph breaks around the head.
 
     For a Trainer of transformers or an SFTTrainer of TRL, `patch` patches its model, and evaluation averages over
-    tokens. For TRL's DPOTrainer, KTOTrainer, GRPOTrainer and RLOOTrainer it patches the model and a separate reference
-    model, and leaves evaluation as it is. See `TrainerPatch`.
+    tokens. For TRL's DPOTrainer, KTOTrainer, GRPOTrainer, RLOOTrainer, CPOTrainer and ORPOTrainer it patches the model
+    and a separate reference model, and leaves evaluation as it is. So it does for DistillationTrainer (on a CPU) and
+    GKDTrainer, with their teacher. See `TrainerPatch`.
 
     Patching again returns the same handle; the end of an inner `with` block leaves the model patched. A patched model
     can be copied, pickled and sent to other processes, and stays patched there. To load its pickle without cynosure,
@@ -68,9 +78,15 @@ def patch(
         >>> torch.testing.assert_close(fused, own)
     """
     if hasattr(target, "evaluation_loop"):
-        kind = TrainerPatch if is_policy_trainer(target) else EvaluatedTrainerPatch
-        return kind.on(target, example, grad_tolerance, head_dtype)
+        return kind_of(target).on(target, example, grad_tolerance, head_dtype)
     return Patch.on(target, example, grad_tolerance, head_dtype)
+
+
+def kind_of(trainer: Any) -> type[TrainerPatch]:
+    """Return the class of a trainer's handle."""
+    if is_policy_trainer(trainer):
+        return TrainerPatch
+    return OTHERS.get(next(iter(trl_names(trainer)), ""), EvaluatedTrainerPatch)
 
 
 def unpatch(target: Any) -> None:
@@ -97,8 +113,9 @@ def unpatch(target: Any) -> None:
         applied = vars(target).get("_cynosure_patch")
         if applied is not None:
             applied.undo()
-        if getattr(target, "ref_model", None) is not None:
-            unpatch(target.ref_model)
+        for name in ("ref_model", "teacher_model"):
+            if isinstance(getattr(target, name, None), nn.Module):
+                unpatch(getattr(target, name))
         target = target.model
     try:
         model = find_causal_lm(target)

@@ -10,7 +10,6 @@ from cynosure.patching.served import added_inputs, check_cross_entropy_trainer
 from cynosure.patching.smoothing import Smoother
 from cynosure.patching.trainer import TrainerPatch
 
-REPLACED = ("evaluation_loop", "prediction_step", "compute_loss", "compute_loss_func", "label_smoother")
 THEIRS = {"entropy": "entropy", "mean_token_accuracy": "accuracy"}  # TRL's names of our metrics
 
 
@@ -18,6 +17,7 @@ class EvaluatedTrainerPatch(TrainerPatch):
     """The handle of a patched trainer whose evaluation is a cross-entropy."""
 
     check = staticmethod(check_cross_entropy_trainer)
+    REPLACED = ("evaluation_loop", "prediction_step", "compute_loss", "compute_loss_func", "label_smoother")
 
     def __init__(
         self,
@@ -27,7 +27,6 @@ class EvaluatedTrainerPatch(TrainerPatch):
         head_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(trainer, example, grad_tolerance, head_dtype)
-        self.own = {name: vars(trainer)[name] for name in REPLACED if name in vars(trainer)}
         self.own_loop, self.own_step = trainer.evaluation_loop, trainer.prediction_step
         self.own_loss = trainer.compute_loss
         self.added = added_inputs(trainer.compute_loss_func)  # None: it is not ours
@@ -44,11 +43,6 @@ class EvaluatedTrainerPatch(TrainerPatch):
         if self.added is not None:
             trainer.compute_loss = self.model_loss
             trainer.compute_loss_func = trainer.label_smoother = None
-
-    def restore(self) -> None:
-        for name in REPLACED:
-            vars(self.trainer).pop(name, None)
-        vars(self.trainer).update(self.own)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """Run Trainer's own loop, then replace its loss by the mean over tokens and add the other metrics."""

@@ -127,13 +127,7 @@ class Labelled(NamedTuple):
         known = -stats.nll.nan_to_num(0.0, posinf=torch.inf), stats.entropy.nan_to_num(0.0)
         drawn = sampled.fixed(self.recipe)
         results = Known.apply(*known, *self.recipe.operands, self, drawn)  # type: ignore[no-untyped-call]
-        return TokenLogprobs(*map(self.hooked, results))
-
-    def hooked(self, result: Tensor) -> Tensor:
-        """Add the hooks that must run before the backward of the logits to a tensor computed from them."""
-        for hook in self.recipe.before_backward if result.requires_grad else ():
-            result.register_hook(hook)  # type: ignore[no-untyped-call]
-        return result
+        return TokenLogprobs(*map(self.recipe.hooked, results))
 
 
 def reduced(stats: TokenStats, reduction: str) -> Tensor:

@@ -187,7 +187,7 @@ class Patch(Entered):
         if reduction == "sum":
             with torch.no_grad():
                 self.plain = loss.detach() if self.objective == PLAIN else labelled.loss(reduction)
-        return labelled.hooked(loss).to(dtype)
+        return labelled.recipe.hooked(loss).to(dtype)
 
     def ready(self) -> None:
         """Prepare for a loss: count it, and gather the head's weight."""

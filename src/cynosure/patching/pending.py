@@ -193,6 +193,12 @@ def as_recipe(value: Any) -> Any:
     return value.recipe if value.made is None else None
 
 
+def deferred_recipe(logits: Any) -> Recipe | None:
+    """Return the recipe of logits (..., V) that are deferred; None for other tensors and for log-probabilities."""
+    recipe = as_recipe(logits)
+    return recipe if isinstance(recipe, Recipe) and not recipe.after and not recipe.normalized else None
+
+
 def in_place(name: str) -> bool:
     """Whether an operation of that name changes its first operand: mul_, __imul__, __setitem__."""
     return name.startswith(("__i", "__set")) if name.startswith("__") else name.endswith("_")

@@ -152,6 +152,12 @@ class Recipe:
             places = torch.arange(self.rows.numel(), device=self.hidden.device).view(self.rows)
         return replace(self, hidden=change(self.hidden), places=change(places[..., None])[..., 0], after=after)
 
+    def hooked(self, result: Tensor) -> Tensor:
+        """Add the hooks that must run before the backward of the logits to a tensor computed from them."""
+        for hook in self.before_backward if result.requires_grad else ():
+            result.register_hook(hook)  # type: ignore[no-untyped-call]
+        return result
+
     def logits(self) -> Tensor:
         """Materialize the logits, of shape `shape`."""
         return self.logits_of(self.matmul())

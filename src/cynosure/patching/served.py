@@ -14,9 +14,10 @@ FULL = "its loss reads full logits, which a patch would not avoid: train it unpa
 DIVERGENCE = "it reads the heads of teacher and student itself, and materializes no full logits: train it unpatched"
 REASONS = {
     "RewardTrainer": "its model predicts a reward and has no vocabulary: train it unpatched",
-    **dict.fromkeys(("AsyncDistillationTrainer", "DistillationTrainer"), DIVERGENCE),
-    **dict.fromkeys(("A2POTrainer", "CPOTrainer", "OnlineDPOTrainer", "ORPOTrainer", "TPOTrainer"), FULL),
-    **dict.fromkeys(("GKDTrainer", "GOLDTrainer", "IWOPDTrainer", "SDFTTrainer", "SDPOTrainer"), FULL),
+    "AsyncDistillationTrainer": DIVERGENCE,
+    "ServerDistillationTrainer": "its teacher is on a server, which sends log-probabilities: train it unpatched",
+    **dict.fromkeys(("A2POTrainer", "OnlineDPOTrainer", "TPOTrainer"), FULL),
+    **dict.fromkeys(("GOLDTrainer", "IWOPDTrainer", "SDFTTrainer", "SDPOTrainer"), FULL),
 }
 
 

@@ -23,14 +23,20 @@ class TrainerPatch(Entered):
     TRL's DPOTrainer, KTOTrainer, GRPOTrainer and RLOOTrainer compute their loss from log-probabilities of tokens. The
     models compute those without logits. The trainer's loss, metrics and evaluation stay as they are.
 
+    TRL's DistillationTrainer and GKDTrainer compute a divergence between a teacher's distributions and the model's. It
+    is computed from hidden states and heads instead. CPOTrainer and ORPOTrainer read log-probabilities from logits; the
+    model computes those without logits too. What TRL's own functions compute is compared first, on a few random tokens.
+
     Attributes:
         trainer: the trainer.
         model_patch: the handle of its model.
-        reference_patch: the handle of its reference model; None if it has none, or if that is its model without the
-            adapter.
+        reference_patch: the handle of its reference model or teacher; None if it has none, or if that is its model
+            without the adapter.
     """
 
     check = staticmethod(check_policy_trainer)
+    REFERENCE = "ref_model"  # the trainer's name of its reference model
+    REPLACED: tuple[str, ...] = ()  # what `replace` changes in the trainer
 
     def __init__(
         self,
@@ -41,11 +47,13 @@ class TrainerPatch(Entered):
     ) -> None:
         self.check(trainer)
         self.trainer = trainer
+        self.own = {name: vars(trainer)[name] for name in self.REPLACED if name in vars(trainer)}
         self.model_patch = Patch.on(trainer.model, example, grad_tolerance, head_dtype)
         self.reference_patch: Patch | None = None
-        if getattr(trainer, "ref_model", None) is not None:
+        reference = getattr(trainer, self.REFERENCE, None)
+        if reference is not None:
             try:
-                self.reference_patch = Patch.on(trainer.ref_model, example, None, head_dtype)
+                self.reference_patch = Patch.on(reference, example, None, head_dtype)
             except BaseException:
                 self.model_patch.leave()
                 raise
@@ -67,7 +75,7 @@ class TrainerPatch(Entered):
         elif grad_tolerance is not None or head_dtype is not None:
             Patch.on(trainer.model, None, grad_tolerance, head_dtype).leave()
             if handle.reference_patch is not None:
-                Patch.on(trainer.ref_model, None, None, head_dtype).leave()
+                Patch.on(getattr(trainer, handle.REFERENCE), None, None, head_dtype).leave()
         handle.entries += 1
         return handle
 
@@ -76,6 +84,9 @@ class TrainerPatch(Entered):
 
     def restore(self) -> None:
         """Undo `replace`."""
+        for name in self.REPLACED:
+            vars(self.trainer).pop(name, None)
+        vars(self.trainer).update(self.own)
 
     def undo(self) -> None:
         """Restore the trainer and its models at once, however often they were patched. Further calls do nothing.

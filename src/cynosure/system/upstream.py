@@ -14,9 +14,9 @@ Attributes of transformers' models and configurations that have no public reader
 
 Attributes by which other libraries wrap a model or layer, read with a default where they may be missing:
 `_fsdp_wrapped_module` and `_orig_mod` (patching/find.py), `_is_fsdp_managed_module` (patching/heads.py), Accelerate's
-`_hf_hook` (patching/inputs.py) and `_old_forward` (patching/quantized.py), TRL's `_metrics` (patching/evaluation.py)
-and the variables in the closure of its fused forward (patching/forward.py), PEFT's `_mixed_batch_forward` and
-`_apply_road` (patching/adapters.py).
+`_hf_hook` (patching/inputs.py) and `_old_forward` (patching/quantized.py), TRL's `_metrics` (patching/evaluation.py),
+`_compute_loss` and `_chunked_divergence_loss` (patching/distillation.py) and the variables in the closure of its fused
+forward (patching/forward.py), PEFT's `_mixed_batch_forward` and `_apply_road` (patching/adapters.py).
 
 Attributes of a torch module that are replaced for a while: `_call_impl` and `_compiled_call_impl` (models/compiled.py).
 `nn.Module.compile` sets the same attribute, but cannot be undone. A stand-in for logits answers `Tensor._base` itself

@@ -1,0 +1,97 @@
+"""Put TRL's trainers that compute log-probabilities of preferred texts from full logits on the fused loss."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cynosure.patching.labelled import EXACT, IGNORED, Labelled, Sampled
+from cynosure.patching.pending import deferred_recipe
+from cynosure.patching.recipe import Recipe
+from cynosure.patching.replaced import arguments
+from cynosure.patching.served import refused
+from cynosure.patching.trainer import TrainerPatch
+from cynosure.patching.verify import attribute
+
+LOGITS = slice(2, 4)  # of the chosen and the rejected texts, in what `concatenated_forward` returns
+UNLIKE = "its log-probabilities are not those of TRL 1.16: train it unpatched"
+
+
+class PreferencePatch(TrainerPatch):
+    """The handle of a patched CPOTrainer or ORPOTrainer, whose logits serve log-probabilities, a loss, and a mean."""
+
+    REPLACED = ("concatenated_forward", "get_batch_logps")
+
+    @staticmethod
+    def check(trainer: Any) -> None:
+        """Raise ValueError if the trainer's log-probabilities are not those that we know."""
+        if not is_known(trainer.get_batch_logps):
+            raise refused(UNLIKE)
+
+    def replace(self) -> None:
+        trainer = self.trainer
+        self.own_forward, self.own_logps = trainer.concatenated_forward, trainer.get_batch_logps
+        trainer.concatenated_forward, trainer.get_batch_logps = self.concatenated_forward, self.get_batch_logps
+
+    def concatenated_forward(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Call the trainer's own with deferred logits; return the means over the classes in place of two logits.
+
+        The trainer takes the means of these logits, for its log. All tokens have equally many classes.
+        """
+        with attribute(self.model_patch, "without_labels", True):
+            parts = list(self.own_forward(*args, **kwargs))
+        parts[LOGITS] = (mean_logits(logits) for logits in parts[LOGITS])
+        return tuple(parts)
+
+    def get_batch_logps(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Compute what the trainer's own function would."""
+        given = arguments(self.own_logps, *args, **kwargs)
+        recipe = deferred_recipe(given["logits"])
+        if recipe is None or given["labels"].shape != recipe.rows:
+            return self.own_logps(*args, **kwargs)  # type: ignore[no-any-return]
+        self.model_patch.ready()
+        return recipe.hooked(batch_logps(recipe, given, self.model_patch.sampled))
+
+
+def batch_logps(recipe: Recipe, given: dict[str, Any], sampled: Sampled = EXACT) -> Tensor:
+    """Return what TRL's function does for the logits of a recipe: the log-probability of each text, (B,)."""
+    shift = 0 if given["is_encoder_decoder"] else 1
+    labels = given["labels"].to(recipe.hidden.device)
+    total = -Labelled(recipe, labels, shift).loss("none", sampled=sampled).sum(-1)
+    return total / (labels[:, shift:] != IGNORED).sum(-1) if given["average_log_prob"] else total
+
+
+@torch.no_grad()
+def mean_logits(logits: Any) -> Any:
+    """Return the mean (...) of each token's logits (..., V) if these are deferred; others as they are.
+
+    It is log sum exp minus the loss of a uniform distribution, and without a cap the logit of the mean weight.
+    """
+    recipe = deferred_recipe(logits)
+    if recipe is None:
+        return logits
+    dtype = torch.promote_types(recipe.head_dtype, torch.float32)
+    if recipe.softcap is None:
+        weight, bias = recipe.matrix.mean(0, dtype=dtype), recipe.bias
+        mean = F.linear(recipe.hidden.to(dtype), weight[None])[..., 0]
+        return recipe.scale * (mean if bias is None else mean + bias.mean(dtype=dtype))
+    labelled = Labelled(recipe, torch.zeros(recipe.rows, dtype=torch.long, device=recipe.hidden.device))
+    return labelled.stats().lse - labelled._replace(label_smoothing=1.0).loss("none")
+
+
+def is_known(own: Any) -> bool:
+    """Whether a trainer's own function computes what `batch_logps` does, on a few random tokens."""
+    draw = partial(torch.randn, generator=torch.Generator().manual_seed(0))
+    dtype = torch.float32
+    recipe = Recipe(draw(2, 4, 3), draw(7, 3), None, 1.0, None, dtype, dtype, dtype)
+    labels = torch.tensor([[IGNORED, 1, 2, 3], [0, IGNORED, 6, IGNORED]])
+    try:
+        for average, shifted in ((True, False), (False, True)):
+            call = arguments(own, recipe.logits(), labels.clone(), average, shifted)
+            if not torch.allclose(batch_logps(recipe, call), own(**call), rtol=1e-4, atol=1e-5):
+                return False
+    except (KeyError, TypeError, RuntimeError):
+        return False
+    return True
