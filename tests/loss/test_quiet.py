@@ -18,10 +18,12 @@ from cynosure.loss import (
     linear_topk_kl_div,
     logits_token_logprobs,
     logits_token_stats,
+    logprob_operators,
     operators,
     token_logprobs,
     token_stats,
 )
+from cynosure.loss.divergence import operators as divergence_operators
 from cynosure.loss.matmul import weight_sum
 from tests.loss import divergence_oracle, divergences, oracle
 from tests.loss.cases import KINDS, REDUCTIONS, assert_same, evaluate, ids_case, joined, make_case, upstream_like
@@ -254,13 +256,21 @@ def test_on_a_gpu_a_class_outside_the_vocabulary_is_an_error_at_the_next_synchro
 
 @pytest.mark.parametrize(
     ("name", "kind", "reduction"),
-    [*product(["linear_cross_entropy", "cross_entropy"], KINDS, REDUCTIONS), ("token_stats", "indices", "mean")],
+    [
+        *product(["linear_cross_entropy", "cross_entropy"], KINDS, REDUCTIONS),
+        ("token_stats", "indices", "mean"),
+        *product(["divergences"], ["indices"], ["mean", "none"]),
+    ],
 )
 def test_nor_does_an_operator_in_a_graph(name, kind, reduction, asynchronous):
     """Its implementation called directly, since a mode sees the operator as one operation."""
     case = make_case(lead=(3, 5), kind=kind, reduction=reduction, token_weight=True, shift=1, dtype=torch.float16)
 
     def step():
+        if name == "divergences":
+            how = {"reduction": reduction, "token_weight": True, "shift": 1}
+            models, topk = divergences.make_models(**how).to(torch.float16), divergences.make_topk(**how)
+            return divergences.evaluate(linear_kl_div, models), divergences.evaluate(linear_topk_kl_div, topk)
         if name == "token_stats":
             return token_stats(case.hidden, case.weight, torch.zeros(3, 5, dtype=torch.long), topk=2)
         op = linear_cross_entropy
@@ -274,13 +284,15 @@ def test_nor_does_an_operator_in_a_graph(name, kind, reduction, asynchronous):
         graph()
     implementations = {
         "cross_entropy": operators.forward, "cross_entropy_backward": operators.backward,
-        "token_stats": operators.statistics,
+        "token_stats": operators.statistics, "token_logprobs": logprob_operators.forward,
+        "token_logprobs_backward": logprob_operators.backward, "kl_div": divergence_operators.forward,
+        "kl_div_backward": divergence_operators.backward, "topk_ids": divergence_operators.topk_ids,
     }  # fmt: skip
     assert recorded.calls
     for operator, args in recorded.calls:
         with torch.no_grad(), Quiet():
             results = implementations[operator._opname](*args)
-        assert all(x.is_contiguous() for x in results)  # as for fake tensors
+        assert all(x.is_contiguous() for x in tree_leaves(results))  # as for fake tensors
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)

@@ -175,7 +175,8 @@ def topk_ids(*arguments: Any) -> Tensor:
     *given, autocast, is_learned = arguments
     topk = TopkArguments(*map(plain, TopkArguments._fields, given))
     with as_called(topk.student_hidden, autocast):
-        return topk._replace(token_weight=leaf(topk.token_weight, is_learned)).checked_ids().clone()
+        ids = topk._replace(token_weight=leaf(topk.token_weight, is_learned)).checked_ids()
+    return ids.clone(memory_format=torch.contiguous_format)  # an operator returns none of its arguments
 
 
 OPERATOR = custom_op(
