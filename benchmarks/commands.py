@@ -90,6 +90,70 @@ def loss(
     measure(benchmark, names(implementations), json_path, format, quiet)
 
 
+Heads = Annotated[
+    str,
+    typer.Option(
+        help="Comma-separated heads: gemma3-270m, smollm2, synthetic:VxD. [default: all named]", show_default=False
+    ),
+]
+Tokens = Annotated[str, typer.Option(help="Comma-separated numbers of tokens.")]
+
+
+@app.command()
+def logprobs(
+    heads: Heads = "",
+    tokens: Tokens = "2048",
+    dtypes: Dtypes = "float32,bfloat16",
+    implementations: Implementations = "all",
+    runs: Runs = 3,
+    cutoff: Cutoff = 150.0,
+    json_path: Json = None,
+    format: common.Format = "table",
+    quiet: common.Quiet = False,
+    debug: common.Debug = False,
+) -> None:
+    """Measure log-probabilities with entropies, forward and backward.
+
+    Each implementation has its own process; their runs are interleaved, and one run is made if the first takes over
+    10 s. Values and gradients are checked against float64 first: an implementation that fails is not timed. Exit status
+    1 if cynosure fails its check.
+    """
+    from benchmarks.primitives.benchmark import LogprobsBenchmark
+
+    chosen = primitive_settings(heads, tokens, dtypes, runs, cutoff)
+    measure(LogprobsBenchmark(**chosen), names(implementations), json_path, format, quiet)
+
+
+@app.command()
+def kl(
+    heads: Heads = "",
+    tokens: Tokens = "2048",
+    dtypes: Dtypes = "float32,bfloat16",
+    implementations: Implementations = "all",
+    runs: Runs = 3,
+    cutoff: Cutoff = 150.0,
+    json_path: Json = None,
+    format: common.Format = "table",
+    quiet: common.Quiet = False,
+    debug: common.Debug = False,
+) -> None:
+    """Measure the divergence between a student's and a teacher's head.
+
+    The mean forward KL divergence, forward and backward; the teacher has no gradient. Measured and checked as
+    log-probabilities are.
+    """
+    from benchmarks.primitives.benchmark import DivergenceBenchmark
+
+    chosen = primitive_settings(heads, tokens, dtypes, runs, cutoff)
+    measure(DivergenceBenchmark(**chosen), names(implementations), json_path, format, quiet)
+
+
+def primitive_settings(heads: str, tokens: str, dtypes: str, runs: int, cutoff: float) -> dict[str, Any]:
+    counts = tuple(whole_number("--tokens", name) for name in names(tokens))
+    chosen = {"tokens": counts, "dtypes": names(dtypes), "runs": runs, "cutoff_seconds": cutoff}
+    return chosen | ({"heads": names(heads)} if names(heads) else {})
+
+
 @app.command()
 def score(
     models: Annotated[str, typer.Option(help="Comma-separated model names, as for cynosure score.")] = (
@@ -148,6 +212,34 @@ def train(
     from benchmarks.train.benchmark import TrainBenchmark
 
     benchmark = TrainBenchmark(models=names(models), dtypes=names(dtypes), n_rows=rows, n_tokens=tokens, n_steps=steps)
+    measure(benchmark, names(implementations), json_path, format, quiet)
+
+
+@app.command()
+def trainers(
+    trainers: Annotated[str, typer.Option(help="Comma-separated trainers of TRL: dpo, grpo.")] = "dpo,grpo",
+    model: Annotated[str, typer.Option(help="Model name, as for cynosure score.")] = "smollm2",
+    dtypes: Annotated[str, typer.Option(help="Comma-separated dtypes: float32, bfloat16, autocast.")] = "float32",
+    implementations: Implementations = "all",
+    texts: Annotated[int, typer.Option(help="Texts per step: pairs of DPO, completions of GRPO's one prompt.")] = 4,
+    tokens: Annotated[int, typer.Option(help="Tokens per text; a quarter is the prompt.")] = 128,
+    steps: Annotated[int, typer.Option(help="Training steps; all but the first are timed.")] = 20,
+    json_path: Json = None,
+    format: common.Format = "table",
+    quiet: common.Quiet = False,
+    debug: common.Debug = False,
+) -> None:
+    """Measure time, peak memory, loss curve and rewards of TRL's DPOTrainer and GRPOTrainer.
+
+    Compares the patched trainer with TRL's own. Each has its own process; their steps are interleaved. DPO's loss
+    curves are compared with the same training with an exact head, which runs first. Exit status 1 if our curve differs
+    from it by more than rounding.
+    """
+    from benchmarks.trainers.benchmark import TrainersBenchmark
+
+    benchmark = TrainersBenchmark(
+        trainers=names(trainers), model=model, dtypes=names(dtypes), n_texts=texts, n_tokens=tokens, n_steps=steps
+    )
     measure(benchmark, names(implementations), json_path, format, quiet)
 
 

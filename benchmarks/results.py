@@ -22,6 +22,8 @@ class Result:
     extra_bytes: list[int] = field(default_factory=list)
     peak_bytes: list[int] = field(default_factory=list)  # resident set of the process at the peak
     losses: list[float] | None = None  # of every step; only in training
+    rewards: list[float] | None = None  # of every step or generation; only where a trainer has them
+    loss_seconds: list[float] | None = None  # of the loss with its backward alone, of every timed step there
     errors: dict[str, float] | None = None
     allowed: dict[str, float] | None = None
     memory_method: str | None = None
@@ -40,6 +42,10 @@ class Result:
         return median(self.forward_seconds) if self.status == "ok" and self.forward_seconds else None
 
     @property
+    def loss_seconds_median(self) -> float | None:
+        return median(self.loss_seconds) if self.status == "ok" and self.loss_seconds else None
+
+    @property
     def peak_extra_bytes(self) -> int | None:
         return max(self.extra_bytes) if self.status == "ok" and self.extra_bytes else None
 
@@ -53,7 +59,7 @@ class Result:
         self.extra_bytes.append(reply["extra_bytes"])
         self.peak_bytes.append(reply["peak_bytes"])
         self.memory_method = reply["memory_method"]
-        for name in ("errors", "allowed", "losses", "device", "sampling"):
+        for name in ("errors", "allowed", "losses", "rewards", "loss_seconds", "device", "sampling"):
             if name in reply:
                 setattr(self, name, reply[name])
         for name in ("forward_seconds", "forward_extra_bytes"):
@@ -65,14 +71,15 @@ class Result:
         if self.status != "ok":
             # A failed check or an incomplete benchmark gets no measurements.
             record |= {"seconds": [], "extra_bytes": [], "peak_bytes": []}
-            record |= {"forward_seconds": None, "forward_extra_bytes": None}
+            record |= {"forward_seconds": None, "forward_extra_bytes": None, "loss_seconds": None}
         for name in ("errors", "allowed"):
             if record[name]:
                 record[name] = {what: finite(x) for what, x in record[name].items()}
-        if self.losses:
-            record["losses"] = [finite(x) for x in self.losses]
-        summary = ("seconds_median", "forward_seconds_median", "peak_extra_bytes", "peak_process_bytes")
-        return record | {name: getattr(self, name) for name in summary}
+        for name in ("losses", "rewards"):
+            if record[name]:
+                record[name] = [finite(x) for x in record[name]]
+        summary = ("seconds_median", "forward_seconds_median", "loss_seconds_median")
+        return record | {name: getattr(self, name) for name in (*summary, "peak_extra_bytes", "peak_process_bytes")}
 
 
 class Case(ABC):

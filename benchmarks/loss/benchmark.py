@@ -88,6 +88,10 @@ class LossWorker(Worker):
 class LossCase(Case):
     """One head, number of tokens and dtype, and everyone in it."""
 
+    error_names: ClassVar[dict[str, str]] = {"loss": "loss err", "dhidden": "dh err", "dweight": "dW err"}
+    no_limits: ClassVar[tuple[str, ...]] = ()  # named like one, but beside it
+    compared: ClassVar[tuple[str, ...]] = (EAGER,)  # what the names of the rows that ours is set against begin with
+
     head: str
     title: str
     vocab_size: int
@@ -99,8 +103,8 @@ class LossCase(Case):
     @property
     def limit_seconds(self) -> float | None:
         """The matmuls alone, the better of the ways to make them."""
-        limits = [row.seconds_median for row in self.rows if row.contestant.startswith(LIMIT)]
-        return min((seconds for seconds in limits if seconds), default=None)
+        limits = [row for row in self.rows if row.contestant.startswith(LIMIT) and row.contestant not in self.no_limits]
+        return min((seconds for row in limits if (seconds := row.seconds_median)), default=None)
 
     @property
     def has_forward(self) -> bool:
@@ -125,7 +129,7 @@ class LossCase(Case):
     def columns(self) -> tuple[str, ...]:
         accumulator = ("- accum",) if self.accumulator_bytes else ()
         forward = ("forward",) if self.has_forward else ()
-        return ("seconds", "", "/ ours", "/ limit", "memory", *accumulator, *forward, "loss err", "dh err", "dW err")
+        return ("seconds", "", "/ ours", "/ limit", "memory", *accumulator, *forward, *self.error_names.values())
 
     def cells(self, row: Result) -> list[str]:
         seconds, memory, forward = row.seconds_median, row.peak_extra_bytes, row.forward_seconds_median
@@ -138,7 +142,7 @@ class LossCase(Case):
             mib(memory),
             *([mib(self.beyond_accumulator(memory))] if self.accumulator_bytes else []),
             *([NONE if forward is None else f"{forward:.{digits}f}"] if self.has_forward else []),
-            *(error(row.errors, name) for name in ("loss", "dhidden", "dweight")),
+            *(error(row.errors, name) for name in self.error_names),
         ]
 
     def beyond_accumulator(self, n_bytes: int | None) -> int | None:
@@ -149,8 +153,8 @@ class LossCase(Case):
         ours = self.row(OURS)
         if ours is None:
             return []
-        eager = [row for row in self.rows if row.contestant.startswith(EAGER)]
-        lines = [line for row in eager if (line := self.against(ours, row))]
+        others = [row for row in self.rows if row.contestant.startswith(self.compared)]
+        lines = [line for row in others if (line := self.against(ours, row))]
         if ours.plan:
             did = (
                 "ours: rows by {backend}, products by {products} ({reason}), {chunk_tokens:,} tokens x {chunk_vocab:,} "

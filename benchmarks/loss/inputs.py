@@ -46,7 +46,18 @@ def load_truth(prepared: Prepared, dtype: str, n_tokens: int) -> tuple[LossTruth
 
 
 def prepare(name: str, dtypes: list[str], tokens: list[int], say: Say) -> Prepared:
-    """Make what is not there yet of a head's files.
+    """Make what is not there yet of a head's files, with the truth of the loss. Raises what `prepare_head` raises."""
+    made = prepare_head(name, dtypes, tokens, say)
+    for dtype in dtypes:
+        for n_tokens in tokens:
+            if not made.truth_file(dtype, n_tokens).exists():
+                say(f"{name}: loss and gradients of {n_tokens:,} tokens in float64, for {dtype} inputs (once)")
+                keep_truth(made, dtype, load_inputs(made, dtype, n_tokens))
+    return made
+
+
+def prepare_head(name: str, dtypes: list[str], tokens: list[int], say: Say) -> Prepared:
+    """Make what is not there yet of a head's weights and rows.
 
     `name` is a packaged model or `synthetic:VxD`. Raises FileNotFoundError for a model that is not installed,
     ModuleNotFoundError for a package that is missing, ValueError for a head that is more than a matrix.
@@ -57,10 +68,6 @@ def prepare(name: str, dtypes: list[str], tokens: list[int], say: Say) -> Prepar
         if not made.weight_file(dtype).exists():
             weight = torch.load(made.weight_file("float32"), mmap=True)
             save(made.weight_file(dtype), weight.to(getattr(torch, dtype)))
-        for n_tokens in tokens:
-            if not made.truth_file(dtype, n_tokens).exists():
-                say(f"{name}: loss and gradients of {n_tokens:,} tokens in float64, for {dtype} inputs (once)")
-                keep_truth(made, dtype, load_inputs(made, dtype, n_tokens))
     return made
 
 

@@ -13,7 +13,8 @@ class Prepared:
 
     NAME-KEY-vLAYOUT/weight-DTYPE.pt                       (V, D)
     NAME-KEY-vLAYOUT/rows-N.pt                             hidden (N, D) float32, target (N,)
-    NAME-KEY-vLAYOUT/rows-N/truth-DTYPE-n-torchVERSION.pt  of the first n rows: float64, and the eager op's errors
+    NAME-KEY-vLAYOUT/rows-N/truth-DTYPE-n-torchVERSION.pt  of the first n rows: float64, and the eager op's errors;
+                                                           `truth` of the loss, `logprobs` and `kl` of other benchmarks
     """
 
     name: str
@@ -31,5 +32,5 @@ class Prepared:
     def rows_file(self) -> Path:
         return self.folder / f"rows-{self.n_rows}.pt"
 
-    def truth_file(self, dtype: str, n_tokens: int) -> Path:
-        return self.folder / f"rows-{self.n_rows}" / f"truth-{dtype}-{n_tokens}-torch{self.torch_version}.pt"
+    def truth_file(self, dtype: str, n_tokens: int, kind: str = "truth") -> Path:
+        return self.folder / f"rows-{self.n_rows}" / f"{kind}-{dtype}-{n_tokens}-torch{self.torch_version}.pt"

@@ -5,7 +5,8 @@ kept: E|r G|^2 = |G|^2 for r ~ N(0, 1), so |r (G - G64)| / |r G64| estimates the
 every element of the gradient takes part.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from benchmarks.loss.implementations import Inputs, Outputs
 CPU = torch.device("cpu")
 N_PROBES = 8
 BLOCK_BYTES = 256 * 2**20
+Block = Callable[[slice, Tensor], tuple[Tensor, Tensor]]  # rows, logits (n, V) to values (n, ...) and d(logits)
 LOSS_EPS = 1.0  # units of rounding of the dtype that a loss, a single number, may be off beyond twice the eager op
 
 
@@ -25,6 +27,18 @@ class Errors(NamedTuple):
     loss: float
     dhidden: float
     dweight: float
+
+
+class Projections(Protocol):
+    """The projections of both gradients, in float64."""
+
+    @property
+    def dhidden(self) -> Tensor:
+        """(N, K)."""
+
+    @property
+    def dweight(self) -> Tensor:
+        """(K, D)."""
 
 
 class LossTruth(NamedTuple):
@@ -45,23 +59,35 @@ def probes(hidden_size: int, vocab_size: int, device: torch.device = CPU) -> tup
 
 
 def compute_truth(inputs: Inputs) -> LossTruth:
-    """d(logits) = (p - onehot) / N, a block of rows at a time, times the probes: no gradient is made in full."""
+    """d(logits) = (p - onehot) / N."""
+    n_tokens = len(inputs.hidden)
+
+    def block(rows: slice, z: Tensor) -> tuple[Tensor, Tensor]:
+        target = inputs.target[rows, None]
+        lse = z.logsumexp(1, keepdim=True)
+        nll = lse - z.gather(1, target)
+        return nll, z.sub_(lse).exp_().scatter_add_(1, target, z.new_full(target.shape, -1.0)).div_(n_tokens)
+
+    nll, dhidden, dweight = projected(inputs, block)
+    return LossTruth(nll.mean(), dhidden, dweight)
+
+
+def projected(inputs: Inputs, block: Block) -> tuple[Tensor, Tensor, Tensor]:
+    """A block of rows at a time: the values, and d(logits) times the probes. No gradient is made in full."""
     (n_tokens, hidden_size), vocab_size = inputs.hidden.shape, len(inputs.weight)
     by_hidden, by_vocab = probes(hidden_size, vocab_size, inputs.hidden.device)
     weight, hidden = inputs.weight.detach().double(), inputs.hidden.detach().double()
     seen_by = torch.cat([weight @ by_hidden, by_vocab], 1)  # (V, 2K)
     n_block = max(1, BLOCK_BYTES // (8 * vocab_size))
-    nll, dhidden, dweight = [], [], weight.new_zeros(N_PROBES, hidden_size)
+    values, dhidden, dweight = [], [], weight.new_zeros(N_PROBES, hidden_size)
     for start in range(0, n_tokens, n_block):
-        h, target = hidden[start : start + n_block], inputs.target[start : start + n_block, None]
-        z = h @ weight.t()
-        lse = z.logsumexp(1, keepdim=True)
-        nll.append(lse - z.gather(1, target))
-        dlogits = z.sub_(lse).exp_().scatter_add_(1, target, z.new_full(target.shape, -1.0)).div_(n_tokens)
-        projected = dlogits @ seen_by
-        dhidden.append(projected[:, :N_PROBES])
-        dweight += projected[:, N_PROBES:].t() @ h
-    return LossTruth(torch.cat(nll).mean(), torch.cat(dhidden), dweight)
+        rows = slice(start, start + n_block)
+        found, dlogits = block(rows, hidden[rows] @ weight.t())
+        values.append(found)
+        by_probe = dlogits @ seen_by
+        dhidden.append(by_probe[:, :N_PROBES])
+        dweight += by_probe[:, N_PROBES:].t() @ hidden[rows]
+    return torch.cat(values), torch.cat(dhidden), dweight
 
 
 def errors_of(outputs: Outputs, truth: LossTruth) -> dict[str, float]:
@@ -71,7 +97,7 @@ def errors_of(outputs: Outputs, truth: LossTruth) -> dict[str, float]:
     return errors | (gradient_errors(made[1], made[2], truth) if len(made) > 1 else {})
 
 
-def gradient_errors(dhidden: Tensor, dweight: Tensor, truth: LossTruth) -> dict[str, float]:
+def gradient_errors(dhidden: Tensor, dweight: Tensor, truth: Projections) -> dict[str, float]:
     by_hidden, by_vocab = probes(dhidden.shape[1], len(dweight), dweight.device)
     projected = torch.zeros_like(truth.dweight)
     n_block = max(1, BLOCK_BYTES // (8 * dweight.shape[1]))

@@ -167,18 +167,19 @@ def largest_difference(curve: list[float], other: list[float]) -> float:
     return max(differences, key=lambda x: float("inf") if math.isnan(x) else x)
 
 
-def judge(rows: list[Result], exact: list[float]) -> None:
-    """How far each curve goes from the exact one, and red for one that goes too far.
+def judge(rows: list[Result], exact: list[float], yardstick: str = TRANSFORMERS, rounding: float = 0.0) -> None:
+    """How far each curve goes from the exact one, and red for one that goes too far; `rounding` is allowed besides.
 
-    Where the model's own loss has no curve there is nothing to judge by, and errors are all that is said.
+    Where the yardstick, the model's own loss, has no curve there is nothing to judge by, and errors are all that is
+    said.
     """
     curves = {row.contestant: row for row in rows if row.status == "ok" and row.losses}
     for row in curves.values():
         row.errors = {"loss": largest_difference(row.losses or [], exact)}
-    own = curves.get(TRANSFORMERS)
+    own = curves.get(yardstick)
     if own is None or not own.errors:
         return
-    allowed = 2 * own.errors["loss"] + LOSS_EPS * max(exact)
+    allowed = 2 * own.errors["loss"] + LOSS_EPS * max(exact) + rounding
     for row in curves.values():
         row.allowed = {"loss": allowed}
         if wrong := complaints(row.errors or {}, row.allowed):

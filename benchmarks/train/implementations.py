@@ -25,25 +25,25 @@ Step = Callable[[], float]  # one step of the optimizer: the loss before it
 
 
 def build_cynosure(work: TrainWork) -> Step:
-    from benchmarks.train.stepping import Stepper
+    from benchmarks.train.stepping import stepper
     from cynosure.patching import patch
 
     patch(work.model.model)
-    return Stepper(work)
+    return stepper(work)
 
 
 def build_sampled(work: TrainWork) -> Step:
-    from benchmarks.train.stepping import Stepper
+    from benchmarks.train.stepping import stepper
     from cynosure.patching import patch
 
     patch(work.model.model, grad_tolerance=TOLERANCE)
-    return Stepper(work)
+    return stepper(work)
 
 
 def build_transformers(work: TrainWork) -> Step:
-    from benchmarks.train.stepping import Stepper
+    from benchmarks.train.stepping import stepper
 
-    return Stepper(work)
+    return stepper(work)
 
 
 def build_loop(work: TrainWork) -> Step:
@@ -53,18 +53,18 @@ def build_loop(work: TrainWork) -> Step:
 
 
 def build_limit(work: TrainWork) -> Step:
-    from benchmarks.train.stepping import Stepper, products_only, replace_loss
+    from benchmarks.train.stepping import products_only, replace_loss, stepper
 
     replace_loss(work.model.model, products_only(work))
-    return Stepper(work)
+    return stepper(work)
 
 
 def build_exact(work: TrainWork) -> Step:
     """None of the implementations: the curve that theirs are held to."""
-    from benchmarks.train.stepping import Stepper, exact_loss, replace_loss
+    from benchmarks.train.stepping import exact_loss, replace_loss, stepper
 
     replace_loss(work.model.model, exact_loss)
-    return Stepper(work)
+    return stepper(work)
 
 
 IMPLEMENTATIONS = by_name(

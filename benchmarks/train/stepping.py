@@ -43,11 +43,10 @@ class Stepper(TrainerCallback):
     call raises what was raised there.
     """
 
-    def __init__(self, work: TrainWork) -> None:
-        data = [{"input_ids": ids, "labels": ids} for ids in work.texts]
-        with tempfile.TemporaryDirectory() as folder:  # nothing is ever saved, but it asks for one
-            self.trainer = Recording(work.model.model, arguments(work, folder), train_dataset=data, callbacks=[self])
-        self.trainer.losses = []
+    def __init__(self, trainer: Recording) -> None:
+        self.trainer = trainer
+        trainer.losses = []
+        trainer.add_callback(self)
         self.error: BaseException | None = None
         self.may_go, self.has_gone = threading.Semaphore(0), threading.Semaphore(0)
         threading.Thread(target=self.train, daemon=True).start()
@@ -73,23 +72,33 @@ class Stepper(TrainerCallback):
             self.may_go.acquire()
 
 
+def stepper(work: TrainWork) -> Stepper:
+    """Steps of Trainer on these texts."""
+    data = [{"input_ids": ids, "labels": ids} for ids in work.texts]
+    with tempfile.TemporaryDirectory() as folder:  # nothing is ever saved, but it asks for one
+        return Stepper(Recording(work.model.model, arguments(work, folder), train_dataset=data))
+
+
 def arguments(work: TrainWork, folder: str) -> TrainingArguments:
     """AdamW, clipping and batches as Trainer has them by default; nothing is logged or saved."""
-    return TrainingArguments(
-        output_dir=folder,
-        max_steps=work.n_steps,
-        per_device_train_batch_size=work.n_rows,
-        train_sampling_strategy="sequential",  # in the order in which a loop of one's own goes through them
-        learning_rate=LEARNING_RATE,
-        lr_scheduler_type="constant",
-        bf16=work.autocast,
-        logging_strategy="no",
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        use_cpu=True,
-        seed=0,
-    )
+    return TrainingArguments(output_dir=folder, **options(work.n_steps, work.n_rows, work.autocast))
+
+
+def options(n_steps: int, n_rows: int, autocast: bool) -> dict[str, Any]:
+    return {
+        "max_steps": n_steps,
+        "per_device_train_batch_size": n_rows,
+        "train_sampling_strategy": "sequential",  # in the order in which a loop of one's own goes through them
+        "learning_rate": LEARNING_RATE,
+        "lr_scheduler_type": "constant",
+        "bf16": autocast,
+        "logging_strategy": "no",
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "seed": 0,
+    }
 
 
 def replace_loss(model: Any, loss_of: Loss) -> None:

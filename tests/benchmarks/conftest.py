@@ -36,10 +36,10 @@ Invoke = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def invoke(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Invoke:
-    """Runs `python -m benchmarks loss`: exit status, stdout, stderr."""
+    """Runs `python -m benchmarks loss`, or another command: exit status, stdout, stderr."""
 
-    def started(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["benchmarks", "loss", *arguments])
+    def started(*arguments: str, command: str = "loss") -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["benchmarks", command, *arguments])
         with pytest.raises(SystemExit) as done:
             main(app, "python -m benchmarks")
         out, err = capsys.readouterr()

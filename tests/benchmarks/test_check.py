@@ -114,6 +114,7 @@ def test_the_parent_holds_no_torch(prepared: Prepared) -> None:
     code = (
         "import pickle, sys; import benchmarks.__main__, benchmarks.table; "
         "import benchmarks.loss.benchmark, benchmarks.score.benchmark, benchmarks.train.benchmark; "
+        "import benchmarks.primitives.benchmark, benchmarks.trainers.benchmark; "
         "pickle.load(sys.stdin.buffer); print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(prepared), capture_output=True, check=True)

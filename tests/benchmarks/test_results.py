@@ -5,12 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import published
 from benchmarks.harness import Benchmark
 from benchmarks.loss.benchmark import LossBenchmark
 from benchmarks.loss.on_device import DeviceLossBenchmark
+from benchmarks.primitives.benchmark import DivergenceBenchmark, LogprobsBenchmark
 from benchmarks.results import Result
 from benchmarks.score.benchmark import ScoreBenchmark
 from benchmarks.train.benchmark import TrainBenchmark
+from benchmarks.trainers.benchmark import TrainersBenchmark
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 OTHERS = {
@@ -20,7 +23,11 @@ OTHERS = {
     "sampled-smollm2.json",
     "sampled-tiny.json",
 }  # reports of other kinds
-BENCHMARKS: dict[str, type[Benchmark]] = {kind.name: kind for kind in (LossBenchmark, ScoreBenchmark, TrainBenchmark)}
+KINDS: tuple[type[Benchmark], ...] = (
+    *(LossBenchmark, ScoreBenchmark, TrainBenchmark),
+    *(LogprobsBenchmark, DivergenceBenchmark, TrainersBenchmark),
+)
+BENCHMARKS = {kind.name: kind for kind in KINDS}
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
@@ -37,3 +44,9 @@ def test_a_published_report(path: Path) -> None:
         for row in case["rows"]:
             assert set(row) <= {*Result("", "").to_json(), "tokens_per_second"}
             assert {"contestant", "status", "seconds_median", "peak_extra_bytes"} <= set(row)
+
+
+def test_tables_are_those_of_the_reports() -> None:
+    page = published.PAGE.read_text()
+    assert published.blocks(page) == page, "run python -m benchmarks.published"
+    assert all(f"<!-- end of {name} -->" in page for name in published.TABLES)

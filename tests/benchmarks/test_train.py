@@ -43,7 +43,7 @@ from benchmarks.train.implementations import (
     build_loop,
     build_transformers,
 )
-from benchmarks.train.stepping import Recording, Stepper, arguments, exact_loss, products_only
+from benchmarks.train.stepping import Recording, arguments, exact_loss, products_only, stepper
 from cynosure.cli.app import main
 from cynosure.patching import patch
 from tests.tiny import byte_tokenizer, tiny, tiny_model
@@ -70,7 +70,7 @@ def build_off(work: TrainWork) -> Step:
         return output
 
     model.forward = scaled
-    return Stepper(work)
+    return stepper(work)
 
 
 def build_lost(work: TrainWork) -> Step:
@@ -134,7 +134,7 @@ def test_steps_are_those_of_trainer(folder: Path) -> None:
 def test_a_step_that_fails_says_so(folder: Path) -> None:
     def build(work: TrainWork) -> Step:
         work.texts[1] = work.texts[1][:5]  # rows of unequal length, which the collator cannot stack
-        return Stepper(work)
+        return stepper(work)
 
     settings, prepared = replace(SETTINGS, n_rows=12, n_steps=2), Curves(str(folder), "", {})
     worker = TrainWorker(Implementation("x", "", build), settings, prepared, "float32")

@@ -1,0 +1,1 @@
+"""TRL's trainers of preferences and policies, patched and as they are."""
