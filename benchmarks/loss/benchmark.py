@@ -79,9 +79,13 @@ class LossWorker(Worker):
 
         truth, eager = load_truth(self.prepared, self.dtype, self.n_tokens)
         errors, bounds = errors_of(outputs, truth), allowed(eager, getattr(torch, self.dtype))._asdict()
-        sampled = MISJUDGED * self.implementation.grad_tolerance
-        bounds |= {name: math.hypot(bounds[name], sampled) for name in ("dhidden", "dweight")}
+        bounds |= self.of_gradients(bounds)
         return {"errors": errors, "allowed": {name: bounds[name] for name in errors}}
+
+    def of_gradients(self, allowed: dict[str, float]) -> dict[str, float]:
+        """The errors that gradients may have where they are sampled, given those of exact ones."""
+        sampled = MISJUDGED * self.implementation.grad_tolerance
+        return {name: math.hypot(allowed[name], sampled) for name in ("dhidden", "dweight")}
 
 
 @dataclass

@@ -7,8 +7,8 @@ entropies get a random upstream gradient each, as a loss that knows it only late
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from benchmarks.implementation import LIMIT, OURS, Implementation, by_name
-from benchmarks.loss.implementations import EAGER, Inputs
+from benchmarks.implementation import LIMIT, OURS, TOLERANCE, Implementation, by_name
+from benchmarks.loss.implementations import EAGER, SAMPLED, Inputs
 
 if TYPE_CHECKING:  # the parent process looks names up here and must not pay for torch
     from torch import Tensor
@@ -89,10 +89,17 @@ def plain_divergence(h: "Tensor", w: "Tensor", teacher_h: "Tensor", teacher_w: "
     return F.kl_div(F.linear(h, w).float().log_softmax(-1), teacher, reduction="batchmean", log_target=True)
 
 
-def build_logprobs(inputs: Inputs) -> Step:
+def build_logprobs(inputs: Inputs, grad_tolerance: float = 0.0) -> Step:
     from cynosure.loss import token_logprobs
 
-    return torch_step(inputs, lambda h, w: token_logprobs(h, w, inputs.target, entropy=True), upstream_of(inputs))
+    def values_of(h: "Tensor", w: "Tensor") -> "tuple[Tensor, Tensor]":
+        return token_logprobs(h, w, inputs.target, entropy=True, grad_tolerance=grad_tolerance)
+
+    return torch_step(inputs, values_of, upstream_of(inputs))
+
+
+def build_logprobs_sampled(inputs: Inputs) -> Step:
+    return build_logprobs(inputs, TOLERANCE)
 
 
 def build_logprobs_trl(inputs: Inputs) -> Step:
@@ -200,6 +207,9 @@ CHUNKED = "the same in the chunks of our loss"
 
 LOGPROBS = by_name(
     Implementation(OURS, "cynosure.token_logprobs(h, W, t, entropy=True)", build_logprobs),
+    Implementation(
+        SAMPLED, "the same with grad_tolerance=2**-8", build_logprobs_sampled, places=("cpu",), grad_tolerance=TOLERANCE
+    ),
     Implementation("trl", "trl.kernels.ChunkedLogProbFunction, with entropy", build_logprobs_trl),
     Implementation(EAGER, "F.linear(h, W).float().log_softmax(-1), gather and entropy", build_logprobs_eager),
     Implementation("compile", "torch.compile of that", build_logprobs_compile),
