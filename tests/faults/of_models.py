@@ -13,6 +13,8 @@ PATCHING = [
           "labels.to(student.hidden.device) == labels", "GKD learns from prompts", "patching/test_trl_taught.py"),
     Fault("text-not-averaged", "patching/preferences.py", '(labels[:, shift:] != IGNORED).sum(-1)',
           "labels.shape[1]", "SimPO averages over padding", "patching/test_trl_pairs.py"),
+    Fault("ddp-misses-the-head", "patching/reached.py", "stand_in, *stand_in.recipe.operands",
+          "stand_in, stand_in.recipe.hidden", "DDP takes the head for unused", "patching/test_trl_pairs.py"),
     Fault("scale-omitted", "patching/labelled.py", '"scale": recipe.scale', '"scale": 1.0',
           "the scale of a model's logits", "patching/test_patch.py patching/test_heads.py"),
     Fault("softcap-not-scaled", "patching/recipe.py", "softcap=self.softcap * factor", "softcap=self.softcap",

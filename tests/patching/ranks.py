@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import cynosure
+from cynosure.patching.verify import attribute
 from tests.patching.test_patch import IGNORED, SIZES, batch, family
 from tests.patching.trainers import trained_and_evaluated
 
@@ -128,6 +129,22 @@ def step(name: str, wrapping: str, which: str) -> dict[str, Tensor]:
     return found
 
 
+def step_outside(name: str) -> dict[str, Tensor]:
+    """The gradients of a loss that is computed from the output of DDP, which looks for parameters that it misses."""
+    rank, whole = dist.get_rank(), inputs("equal")
+    model = family(name)
+    wrapper = wrapped(model, "DDP, unused parameters")
+    own = {key: value[2 * rank : 2 * rank + 2] for key, value in whole.items() if key != "labels"}
+    for _ in range(2):
+        wrapper.zero_grad()
+        with attribute(model._cynosure_patch, "without_labels", True):
+            logits = wrapper(**own, use_cache=False).logits
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), own["input_ids"].flatten()).backward()
+    if model._cynosure_patch.made_by:
+        raise RuntimeError(f"{name}: {model._cynosure_patch.made_by} made full logits")
+    return gradients(wrapper)
+
+
 def refusal_of_a_tensor_parallel_head(folder: Path) -> str:
     """In evaluation transformers multiplies by a part of its weight, of fewer classes."""
     if dist.get_rank() == 0:
@@ -148,6 +165,7 @@ def main(folder: Path) -> None:
     cases = [tuple(case) for case in json.loads((folder / "cases.json").read_text())]
     found = {
         "steps": {case: step(*case) for case in cases},
+        "outside": {name: step_outside(name) for name in FAMILIES[:2]},
         "tensor-parallel": refusal_of_a_tensor_parallel_head(folder),
         "Trainer": trained_and_evaluated(trainer_of(folder, rows_per_process=2)),
         "SFTTrainer": trained_and_evaluated(sft_trainer_of(folder, rows_per_process=2)),

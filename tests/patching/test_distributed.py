@@ -61,6 +61,15 @@ def test_loss_and_gradients_are_one_processes(found: Any, name: str, wrapping: s
         )
 
 
+@pytest.mark.parametrize("name", FAMILIES[:2])
+def test_a_loss_outside_of_ddp_has_all_gradients(found: Any, name: str) -> None:
+    model, whole = family(name), inputs("equal")
+    logits = model(**{key: x for key, x in whole.items() if key != "labels"}, use_cache=False).logits
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), whole["input_ids"].flatten()).backward()
+    for parameter, value in model.named_parameters():
+        torch.testing.assert_close(found["outside"][name][parameter], value.grad, rtol=1e-4, atol=1e-6)
+
+
 def test_heads_that_transformers_makes_tensor_parallel_are_refused(found: Any) -> None:
     assert found["tensor-parallel"] == (
         "LlamaForCausalLM cannot be patched: its head is tensor-parallel (a DTensor with placements "

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig
+from torch import Tensor
 
 import cynosure
 from cynosure.patching import patch
@@ -56,6 +57,28 @@ def test_log_probabilities_that_are_not_known_are_refused(tmp_path: Path) -> Non
         with pytest.raises(ValueError, match=r"its log-probabilities are not those of TRL 1\.16: train it unpatched"):
             patch(trainer)
     assert set(vars(trainer.model)) == before
+
+
+def reached(logits: Tensor) -> set[Tensor]:
+    """The leaves of the graph that DistributedDataParallel searches, which is not that of Python's attributes."""
+    with torch._C.DisableTorchFunctionSubclass():
+        nodes, leaves = [logits.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        leaves.add(getattr(node, "variable", None))
+        nodes += [after for after, _ in node.next_functions if after is not None]
+    return leaves
+
+
+def test_every_parameter_is_reached_from_deferred_logits() -> None:
+    model = family("Phi, biased")
+    with patch(model) as patched, attribute(patched, "without_labels", True):
+        logits = model(batch()["input_ids"]).logits
+        for derived in (logits, logits.float()[:, 1:]):
+            assert reached(derived) >= {*model.parameters()}
+        assert patched.made_by == []
+        with torch.no_grad():
+            assert model(batch()["input_ids"]).logits.grad_fn is None
 
 
 @pytest.mark.parametrize("name", ["Gemma 2", "Cohere", "Phi, biased"])

@@ -64,6 +64,9 @@ def test_a_divergence_that_is_not_known_is_refused(tmp_path: Path, monkeypatch: 
             with pytest.raises(ValueError, match=r"its divergence is not that of TRL 1\.16: train it unpatched"):
                 patch(trainer)
     assert attributes(trainer) == before
+    trainer._compute_loss = lambda *args: own
+    with pytest.raises(ValueError, match=r"its divergence is not that of TRL 1\.16: train it unpatched"):
+        patch(trainer)
     trainer = taught("GKD", tmp_path)
     own_jsd, logits = trainer.generalized_jsd_loss, torch.randn(2, 3, 7)
     with patch(trainer):  # a caller's own logits, and a reduction of every class

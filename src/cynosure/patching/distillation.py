@@ -78,7 +78,7 @@ def chunked_divergence(given: dict[str, Any], head_dtype: torch.dtype | None) ->
         student.hidden, student.weight, torch.where(counted, 0, IGNORED), bias=student.bias, head_dtype=dtype,
         scale=student.scale / temperature, softcap=None if student.softcap is None else student.softcap / temperature,
     )  # fmt: skip
-    return divergence(student, teacher, setting), stats.entropy.nan_to_num(0.0).sum(), counted.sum()
+    return divergence(student, teacher, setting), torch.where(counted, stats.entropy, 0.0).sum(), counted.sum()
 
 
 class TaughtTrainerPatch(TrainerPatch):
@@ -117,8 +117,9 @@ class DistillationPatch(TaughtTrainerPatch):
         TaughtTrainerPatch.check(trainer)
         if trainer.accelerator.device.type != "cpu":
             raise refused(ON_DEVICE)
-        own = trainer._compute_loss.__func__.__globals__.get(CHUNKED)
-        if CHUNKED not in trainer._compute_loss.__func__.__code__.co_names or not is_known(own, trainer):
+        caller = getattr(getattr(trainer, "_compute_loss", None), "__func__", None)
+        names = getattr(getattr(caller, "__code__", None), "co_names", ())
+        if caller is None or CHUNKED not in names or not is_known(caller.__globals__.get(CHUNKED), trainer):
             raise refused(UNLIKE)
 
     def replace(self) -> None:

@@ -100,6 +100,21 @@ class Labelled(NamedTuple):
         """Compute statistics of every token, without gradients."""
         return token_stats(self.recipe.hidden, self.recipe.weight, temperatures=temperatures, **self.options())
 
+    @torch.no_grad()
+    def mean_logits(self) -> Tensor:
+        """Return the mean (..., T - shift) over the classes of each token's logits, without these and without a graph.
+
+        It is the logit of the mean weight. Under a cap it is log sum exp minus the loss of a uniform distribution.
+        """
+        recipe = self.recipe
+        if recipe.softcap is not None:
+            everywhere = self._replace(target=torch.zeros(recipe.rows, dtype=torch.long, device=recipe.hidden.device))
+            return everywhere.stats().lse - everywhere._replace(label_smoothing=1.0).loss("none")
+        dtype = torch.promote_types(recipe.head_dtype, torch.float32)
+        hidden = recipe.hidden[..., : recipe.hidden.shape[-2] - self.shift, :] if self.shift else recipe.hidden
+        mean = F.linear(hidden.to(dtype), recipe.matrix.mean(0, dtype=dtype)[None])[..., 0]
+        return recipe.scale * (mean if recipe.bias is None else mean + recipe.bias.mean(dtype=dtype))
+
     def spread(self, stats: TokenStats) -> TokenStats:
         """Move statistics to their tokens' positions in the batch, (B, ...); other positions count as ignored."""
         lead, places = self.recipe.lead, self.recipe.places

@@ -16,6 +16,8 @@ from cynosure.patching.heads import Deferring, gather_head, head_layers, is_fsdp
 from cynosure.patching.inputs import Inputs, input_device
 from cynosure.patching.labelled import PLAIN, Sampled, reduced
 from cynosure.patching.losses import Asked
+from cynosure.patching.pending import PendingLogits
+from cynosure.patching.reached import reach
 from cynosure.patching.verify import verify
 
 
@@ -162,6 +164,8 @@ class Patch(Entered):
         # A new one each time: PEFT and FSDP replace layers or their weights after patching.
         with Deferring(self.model, self):
             output = self.own_forward(*args, **kwargs)
+        if self.without_labels and isinstance(logits := getattr(output, "logits", None), PendingLogits):
+            reach(logits)
         if self.made_by or (self.fused == fused and has_loss(output)):
             self.warn()
         return output

@@ -13,6 +13,7 @@ from cynosure.patching import rows
 from cynosure.patching.labelled import Objective
 from cynosure.patching.losses import LOSSES, Asked
 from cynosure.patching.noted import noted, signature
+from cynosure.patching.reached import reach
 from cynosure.patching.recipe import Recipe
 from cynosure.patching.watched import SAID, Step, grad, last_step, step_of, watched
 from cynosure.system.upstream import make_wrapper_subclass, without_torch_function
@@ -45,6 +46,7 @@ class PendingLogits(Tensor):
     with_graph: bool  # they were computed in grad mode
     base: "PendingLogits | None"  # the stand-in from which `step` derived this one
     step: Step | None
+    is_reached: bool  # DistributedDataParallel finds the parameters through it
     views: list["weakref.ref[PendingLogits]"]  # all stand-ins that share its memory, itself included
 
     @staticmethod
@@ -62,6 +64,9 @@ class PendingLogits(Tensor):
         pending.with_graph = (base is None or base.with_graph) and torch.is_grad_enabled()
         pending.views = [weakref.ref(pending)]
         pending.base, pending.step = (None, None) if step is None else (base, step)
+        pending.is_reached = False
+        if base is not None and base.is_reached:
+            reach(pending)
         return pending
 
     def logits(self, why: str) -> Tensor:
@@ -108,7 +113,7 @@ class PendingLogits(Tensor):
             if name == "requires_grad":
                 return first.with_graph and first.recipe.requires_grad
             if name == "grad_fn":  # DistributedDataParallel asks whether there is one
-                return first.recipe.hidden.grad_fn if first.with_graph else None
+                return first.recipe.hidden.grad_fn if first.with_graph and not first.is_reached else None
             if name == "register_hook" and of_wrapper(args[1]):
                 first.recipe = replace(first.recipe, before_backward=(*first.recipe.before_backward, args[1]))
                 return None

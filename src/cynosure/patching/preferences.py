@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from cynosure.patching.labelled import EXACT, IGNORED, Labelled, Sampled
 from cynosure.patching.pending import deferred_recipe
@@ -63,22 +62,12 @@ def batch_logps(recipe: Recipe, given: dict[str, Any], sampled: Sampled = EXACT)
     return total / (labels[:, shift:] != IGNORED).sum(-1) if given["average_log_prob"] else total
 
 
-@torch.no_grad()
 def mean_logits(logits: Any) -> Any:
-    """Return the mean (...) of each token's logits (..., V) if these are deferred; others as they are.
-
-    It is log sum exp minus the loss of a uniform distribution, and without a cap the logit of the mean weight.
-    """
+    """Return the mean (...) of each token's logits (..., V) if these are deferred; others as they are."""
     recipe = deferred_recipe(logits)
     if recipe is None:
         return logits
-    dtype = torch.promote_types(recipe.head_dtype, torch.float32)
-    if recipe.softcap is None:
-        weight, bias = recipe.matrix.mean(0, dtype=dtype), recipe.bias
-        mean = F.linear(recipe.hidden.to(dtype), weight[None])[..., 0]
-        return recipe.scale * (mean if bias is None else mean + bias.mean(dtype=dtype))
-    labelled = Labelled(recipe, torch.zeros(recipe.rows, dtype=torch.long, device=recipe.hidden.device))
-    return labelled.stats().lse - labelled._replace(label_smoothing=1.0).loss("none")
+    return Labelled(recipe, torch.zeros(recipe.rows, dtype=torch.long, device=recipe.hidden.device)).mean_logits()
 
 
 def is_known(own: Any) -> bool:

@@ -64,8 +64,7 @@ def scored(recipe: Recipe, head: FusedHead) -> Recipe:
 def values_of(labelled: Labelled, patched: "Patch") -> dict[str, Tensor]:
     """Compute the values of every token that TRL's head gives, by their names in `PerTokenOutput`.
 
-    The mean of the logits takes one more matmul: it is log sum exp minus the loss of a uniform distribution. The sum of
-    squared probabilities needs the loss at a temperature of 1/2: log sum exp(2 z) - 2 z_t.
+    The sum of squared probabilities needs the loss at a temperature of 1/2: log sum exp(2 z) - 2 z_t.
     """
     wanted = patched.fused_head.outputs
     stats = labelled.stats([0.5] if "log_sum_sq_probs" in wanted else None)
@@ -77,9 +76,7 @@ def values_of(labelled: Labelled, patched: "Patch") -> dict[str, Tensor]:
     if "log_sum_sq_probs" in wanted:
         values["log_sum_sq_probs"] = (stats.nll_at_temperature[..., 0] - 2 * stats.nll).where(mask, 0.0)
     if "mean_logits" in wanted:
-        with torch.no_grad():
-            uniform = labelled._replace(label_smoothing=1.0).loss("none")
-            values["mean_logits"] = (stats.lse - uniform).where(mask, 0.0)
+        values["mean_logits"] = labelled.mean_logits().to(stats.nll.dtype).where(mask, 0.0)
     return values
 
 
