@@ -1,6 +1,6 @@
 """The harness: check all implementations, then run them in turn, round after round, one process at a time.
 
-Each of `loss/`, `score/` and `train/` defines a `Benchmark`, which says what to measure.
+Each of `loss/`, `primitives/`, `score/`, `train/` and `trainers/` defines a `Benchmark`, which says what to measure.
 """
 
 import math

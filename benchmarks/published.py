@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "reference" / "benchmarks.md"
 RESULTS = Path(__file__).parent / "results"
 SIGNIFICANT = 3  # digits of seconds
+CODE = re.compile(r"[A-Za-z_]\w*(?:\.\w+)+(?:\([^()]*\)(?:\.\w+)*)*")  # names with a dot, and calls of them
 
 
 def blocks(page: str, results: Path = RESULTS) -> str:
@@ -39,7 +40,8 @@ def primitives(reports: dict[str, Any]) -> str:
         first = next(iter(of_head.values()))
         sizes = f"N = {n_tokens:,}, D = {first['hidden_size']}, V = {first['vocab_size']:,}"
         header = [f"{head}: {sizes}", *(cell for dtype in of_head for cell in (dtype, "memory", "dW error"))]
-        titles = {row["contestant"]: row["title"] for case in of_head.values() for row in case["rows"]}
+        longest_first = sorted(of_head.values(), key=lambda case: -len(case["rows"]))
+        titles = {row["contestant"]: row["title"] for case in longest_first for row in case["rows"]}
         lines = [[label(name, title), *primitive_cells(name, of_head)] for name, title in titles.items()]
         tables.append(table(header, lines))
     return "\n\n".join(tables)
@@ -81,7 +83,7 @@ def trainer_cells(trainer: str, row: Any) -> list[str]:
         seconds(row["loss_seconds_median"]),
         seconds(sum(row["seconds"]) / len(row["seconds"])),
         *(size(row[f"peak_{what}_bytes"]) for what in ("extra", "process")),
-        f"{losses[0]:.4f} to {losses[-1]:.4f}",
+        " to ".join(f"{round(losses[i], 4) + 0.0:.4f}" for i in (0, -1)),  # + 0.0: without -0.0000
         f"{rewards[-1]:.4f}",
     ]
 
@@ -90,7 +92,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"logprobs": primitives, "k
 
 
 def label(name: str, title: str) -> str:
-    text = f"`{title}`" if title.endswith(")") and " " not in title.partition("(")[0] else title
+    text = CODE.sub(r"`\g<0>`", title)
     return f"**{text}**" if name == OURS else f"*{text}*" if name.startswith(LIMIT) else text
 
 
@@ -114,9 +116,12 @@ def sources(reports: dict[str, Any]) -> str:
     for name, report in reports.items():
         about, command = report["environment"], report["command"].partition(" --json ")[0]
         runs.append(f"`{command}`, commit {about['commit'][:7]}; `{name}`.")
-    about = next(iter(reports.values()))["environment"]
+    return "\n".join([*runs, *dict.fromkeys(machine(report["environment"]) for report in reports.values())])
+
+
+def machine(about: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {about['versions'][name]}" for name in ("torch", "transformers", "trl"))
-    return "\n".join([*runs, f"{about['cpu']}, {about['threads']} threads, {versions}."])
+    return f"{about['cpu']}, {about['threads']} threads, {versions}."
 
 
 if __name__ == "__main__":

@@ -220,7 +220,10 @@ LOGPROBS = by_name(
 DIVERGENCE = by_name(
     Implementation(OURS, "cynosure.linear_kl_div(h, W, teacher_h, teacher_W)", build_divergence),
     Implementation(
-        "float32", "the same with head_dtype=torch.float32, as TRL multiplies", build_divergence_float, ("bfloat16",)
+        "float32",
+        "cynosure.linear_kl_div(..., head_dtype=torch.float32), as TRL multiplies",
+        build_divergence_float,
+        ("bfloat16",),
     ),
     Implementation(
         "trl", "trl.kernels.chunked_divergence.ChunkedDivergenceFunction, matmuls in float32", build_divergence_trl

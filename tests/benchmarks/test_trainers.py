@@ -96,7 +96,7 @@ def test_curves(trainer: str, settings: TrainersBenchmark, head: None) -> None:
     assert [row.status for row in case.rows[2:]] == (["red"] if trainer == "dpo" else [])
     assert "losses differ by " in shown(case)
     record = json.loads(json.dumps(case.to_json(), allow_nan=False))
-    assert f"| **{trainer.upper()}, float32: cynosure** | 0." in published.trainers({"x": {"cases": [record]}})
+    assert f"| **{trainer.upper()}, float32: cynosure** | 0.0" in published.trainers({"x": {"cases": [record]}})
     assert record["largest_difference_losses"] == case.difference("losses")
 
 
