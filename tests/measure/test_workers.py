@@ -88,6 +88,7 @@ def test_two_processes_are_one(tiny_folder: Path, texts: Path, alone: dict[str, 
 
 
 @pytest.mark.exhaustive
+@pytest.mark.each_variant  # the test below goes on with another number of processes too
 def test_two_processes_finish_what_one_began(
     tiny_folder: Path, texts: Path, alone: dict[str, Any], tmp_path: Path
 ) -> None:

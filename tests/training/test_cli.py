@@ -242,6 +242,7 @@ def test_only_the_first_process_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.exhaustive
+@pytest.mark.each_variant  # test_workers.py has two processes of which one dies, test_sharding.py two with FSDP2
 def test_two_processes_follow_ones_curve(run: Run, texts: Path, tmp_path: Path) -> None:
     """Over gloo; rows of unequal numbers of tokens to predict in each."""
     import os
