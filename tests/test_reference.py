@@ -95,7 +95,7 @@ def without_arguments(names: dict[str, object]) -> list[str]:
     for name, function in names.items():
         if inspect.isfunction(function):
             section = (inspect.getdoc(function) or "").partition("\nArgs:\n")[2].partition("\n\n")[0]
-            described = set(re.findall(r"^    (\w+): ", section, re.MULTILINE))
+            described = set(re.findall(r"^    \*{0,2}(\w+): ", section, re.MULTILINE))
             missing += [
                 f"{name}: {parameter}" for parameter in inspect.signature(function).parameters.keys() - described
             ]
