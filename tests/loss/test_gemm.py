@@ -365,6 +365,7 @@ print(hidden.grad.double().sum().item().hex(), weight.grad.double().sum().item()
 
 @provider_params
 @pytest.mark.exhaustive
+@pytest.mark.each_variant
 def test_a_pinned_plan_repeats_bit_for_bit(provider, dtype, monkeypatch):
     monkeypatch.setenv(VARIABLE, provider)
     command = [sys.executable, "-c", PINNED.format(dtype=str(dtype).removeprefix("torch."))]

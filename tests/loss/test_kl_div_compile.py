@@ -75,6 +75,7 @@ def test_narrow_gradients(name, reduction):
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
 @SLOW
+@pytest.mark.each_variant
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @each_operation
 def test_inductor(name, reduction):

@@ -39,7 +39,7 @@ def check(n_draws=DRAWS, tolerance=0.1, frozen=(), **options):
     return check_unbiased(sampled_case(**options).freeze(*frozen), n_draws, tolerance)
 
 
-LIKE_OTHERS = CASES.keys() - {"all together", "sparse"}
+LIKE_OTHERS = CASES.keys() - {"all together"}
 
 
 @pytest.mark.exhaustive

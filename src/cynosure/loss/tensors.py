@@ -179,7 +179,7 @@ def check_replicated(arguments: dict[str, Any]) -> None:
     for name, x in tensors_of(arguments):
         if not (is_distributed(x) and x.requires_grad and x.device_mesh.size() > 1):  # type: ignore[attr-defined]
             continue
-        own = f"{name.partition('_')[0]}_hidden"  # of one of several models
+        own = "_".join((name.partition("_")[0], "hidden"))  # of one of several models
         rows = next(row for row in (own, "hidden", "logits", "student_hidden") if row in arguments)
         if not is_distributed(arguments[rows]):
             raise NotImplementedError(

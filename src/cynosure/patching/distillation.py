@@ -160,7 +160,7 @@ class GKDPatch(TaughtTrainerPatch):
     def generalized_jsd_loss(self, *args: Any, **kwargs: Any) -> Tensor:
         """Compute what the trainer's own function would, which gets logits that a reduction needs in full."""
         given = arguments(self.own_jsd, *args, **kwargs)
-        student, teacher = (deferred_recipe(given[f"{name}_logits"]) for name in ("student", "teacher"))
+        student, teacher = (deferred_recipe(given[name]) for name in ("student_logits", "teacher_logits"))
         reduced = given["num_items_in_batch"] is not None or given["reduction"] in ("batchmean", "sum")
         if student is None or teacher is None or self.reference_patch is None or not reduced:
             return self.own_jsd(*args, **kwargs)  # type: ignore[no-any-return]
