@@ -88,7 +88,10 @@ def check_large(case, tolerance, n_draws=6):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 0.02), (torch.bfloat16, 0.03)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [pytest.param(torch.float32, 0.02, marks=pytest.mark.each_variant), (torch.bfloat16, 0.03)],
+)
 def test_a_real_head(smollm2, dtype, tolerance):
     check_large(real_case(smollm2, dtype), tolerance)
 

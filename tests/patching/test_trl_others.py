@@ -184,7 +184,9 @@ def test_trainers_that_compare_texts(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("name", ASKING_FOR_LOGITS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(x, marks=pytest.mark.each_variant if i > 1 else ()) for i, x in enumerate(ASKING_FOR_LOGITS)]
+)
 def test_trainers_that_ask_for_full_logits(tmp_path: Path, name: str) -> None:
     assert not any(same(ASKING_FOR_LOGITS[name], tmp_path))
 
