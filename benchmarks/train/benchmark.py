@@ -232,13 +232,19 @@ class TrainBenchmark(Benchmark[TrainCase]):
             work = new_work(subject, dtype, self)
             title = work.model.name
             check_plain(work.model)
-            step, curves[dtype] = build_exact(work), []
-            for number in range(self.n_steps):
-                say(f"{subject}, {dtype}: training with an exact head, step {number + 1}")
-                curves[dtype].append(step())
+            curves[dtype] = curve_of(build_exact(work), self.n_steps, f"{subject}, {dtype}", say)
         return Curves(subject, title, curves)
 
     def case(self, prepared: Curves, dtype: str, n_tokens: int, rows: list[Result]) -> TrainCase:
         exact, sizes = prepared.curves[dtype], (self.n_rows, self.n_tokens, self.n_steps)
         judge(rows, exact)
         return TrainCase(prepared.name, prepared.title, dtype, *sizes, exact, rows)
+
+
+def curve_of(step: Callable[[], float], n_steps: int, case: str, say: Callable[[str], None]) -> list[float]:
+    """The losses of so many steps with an exact head."""
+    losses = []
+    for number in range(n_steps):
+        say(f"{case}: training with an exact head, step {number + 1}")
+        losses.append(step())
+    return losses

@@ -18,6 +18,7 @@ from benchmarks.train.benchmark import (
     TrainBenchmark,
     TrainWorker,
     check_plain,
+    curve_of,
     judge,
     largest_difference,
     texts_of,
@@ -194,10 +195,7 @@ class TrainersBenchmark(Benchmark[TrainersCase]):
             work = new_work(subject, dtype, self)
             title = title or work.load().name
             if subject in JUDGED:
-                step = build_exact(work)
-                for number in range(self.n_steps):
-                    say(f"{subject}, {dtype}: training with an exact head, step {number + 1}")
-                    curves[dtype].append(step())
+                curves[dtype] = curve_of(build_exact(work), self.n_steps, f"{subject}, {dtype}", say)
         return Curves(subject, title, curves)
 
     def case(self, prepared: Curves, dtype: str, n_tokens: int, rows: list[Result]) -> TrainersCase:
