@@ -116,6 +116,10 @@ ROWS_AND_CHUNKS = [
           "return AS_IS, x.stride(1)", "OpenBLAS reads a transposed matrix by rows", "loss/test_gemm.py"),
     Fault("any-library-agrees", "loss/matmul/trials.py", "tolerance = 8 * torch.finfo(dtype).eps", "tolerance = 8.0",
           "a library whose matmuls are wrong is taken", "loss/test_gemm.py"),
+    Fault("busy-trial-kept", "loss/matmul/trials.py", "BUSY = 0.75", "BUSY = 0.0",
+          "a trial that other work disturbed decides for good", "loss/test_gemm.py"),
+    Fault("first-run-counts", "loss/matmul/trials.py", "TURNS, RUNS = 3, 2", "TURNS, RUNS = 3, 1",
+          "each provider is measured beside the other's idle threads", "loss/test_gemm.py"),
 ]  # fmt: skip
 
 DIVERGENCES = [

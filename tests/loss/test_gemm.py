@@ -261,13 +261,20 @@ class TestTheTrial:
     @pytest.fixture(autouse=True)
     def cache(self, tmp_path, monkeypatch):
         monkeypatch.setenv("CYNOSURE_CACHE", str(tmp_path / "cache"))
-        self.kept = tmp_path / "cache" / "gemm.json"
+        self.kept = tmp_path / "cache" / "matmuls.json"
         self.rates = {"torch": 100.0, "openblas": 300.0}
         self.tried = []
-        monkeypatch.setattr(trials, "trial", lambda name, dtype: self.tried.append(name) or self.rates[name])
+        self.share = 0.9  # of a processor that the trial got
+        monkeypatch.setattr(trials, "trial", self.trial)
+        monkeypatch.setattr(trials.time, "perf_counter", lambda: float(len(self.tried)))
+        monkeypatch.setattr(trials.time, "thread_time", lambda: self.share * len(self.tried))
 
-    def choose(self, n_threads=1):
-        return trials.fastest.__wrapped__(torch.float32, n_threads)
+    def trial(self, providers, dtype):
+        self.tried += providers
+        return {name: self.rates[name] for name in providers}
+
+    def choose(self, n_threads=1, dtype=torch.float32):
+        return trials.fastest.__wrapped__(dtype, n_threads)
 
     def test_is_made_once_and_remembered(self):
         assert self.choose() == ("openblas", "openblas 300 GFLOP/s, torch 100 in a trial")
@@ -281,9 +288,23 @@ class TestTheTrial:
         self.choose(1), self.choose(2)
         assert len(json.loads(self.kept.read_text())) == 2
 
+    def test_is_not_remembered_where_other_work_disturbed_it(self):
+        self.share = 0.6
+        assert self.choose().provider == "openblas"
+        assert not self.kept.exists()
+        self.share, self.rates = 0.9, {"torch": 100.0, "openblas": 50.0}
+        assert self.choose().provider == "torch"
+        assert self.kept.exists()
+
     def test_torch_stays_unless_beaten(self):
         self.rates = {"torch": 100.0, "openblas": 100.0}
         assert self.choose().provider == "torch"
+
+    @pytest.mark.skipif(bool(rivals.why_missing("native")), reason=rivals.why_missing("native"))
+    @pytest.mark.parametrize(("rate", "provider"), [(96.0, "native"), (94.0, "torch")])
+    def test_our_own_matmuls_may_be_a_little_slower_for_their_memory(self, rate, provider):
+        self.rates = {"torch": 100.0, "native": rate}
+        assert self.choose(dtype=torch.bfloat16).provider == provider
 
     @pytest.mark.parametrize(
         "content",
@@ -329,7 +350,7 @@ class TestTheTrial:
         self.kept.parent.mkdir()
         make(self.kept)
         assert self.choose().provider == "openblas"
-        assert [path.name for path in self.kept.parent.iterdir()] == ["gemm.json"]
+        assert [path.name for path in self.kept.parent.iterdir()] == ["matmuls.json"]
 
     def test_without_a_home_directory_nothing_is_kept(self, monkeypatch):
         monkeypatch.setenv("CYNOSURE_CACHE", "~no-such-user/cache")
@@ -350,7 +371,26 @@ class TestTheTrial:
 @provider_params
 def test_the_trial_measures(provider, dtype):
     assert trials.agrees(provider, dtype)
-    assert trials.trial(provider, dtype) > 0.1
+    rates = trials.trial(("torch", provider), dtype)
+    assert rates.keys() == {"torch", provider}
+    assert min(rates.values()) > 0.1
+
+
+def test_the_trial_measures_each_provider(monkeypatch):
+    clock, ran = [0.0], []
+
+    def chunk_matmuls(name, dtype):
+        def run():
+            ran.append(name)
+            clock[0] += {"torch": 0.5, "openblas": 0.25}[name] * (2 if len(ran) % 2 else 1)  # the second run in a row
+
+        return run
+
+    monkeypatch.setattr(trials, "chunk_matmuls", chunk_matmuls)
+    monkeypatch.setattr(trials.time, "perf_counter", lambda: clock[0])
+    rates = trials.trial(("torch", "openblas"), torch.float32)
+    assert rates["openblas"] == pytest.approx(2 * rates["torch"], rel=0.02) == pytest.approx(24.2, abs=0.1)
+    assert ran[:6] == ["torch", "torch", "openblas", "openblas", "torch", "torch"]
 
 
 PINNED = """
