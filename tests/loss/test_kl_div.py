@@ -134,6 +134,9 @@ def test_a_weight_with_its_own_matmul(direction, of):
         torch.testing.assert_close(x, truth.named()[name], rtol=1e-5, atol=1e-6)
     with pytest.raises(NotImplementedError, match=f"{of}_weight is a Parted, whose first 8 rows cannot be multiplied"):
         own.call(linear_kl_div, vocab_size=8)
+    trained = Inputs(tensors, {**own.options, f"{of}_weight": weight.requires_grad_()})
+    with pytest.raises(NotImplementedError, match=f"^{of}_weight is a Parted that requires grad"):
+        trained.call(linear_kl_div)
 
 
 # ---- closed forms ----------------------------------------------------------------------------------------------------

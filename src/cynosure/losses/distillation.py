@@ -9,6 +9,8 @@ from cynosure.losses.inputs import Reduction, as_bool, check_choice, check_float
 from cynosure.losses.kl import Estimator, sampled_kl
 from cynosure.losses.reduce import over_tokens
 
+MADE_HERE = {"direction": "beta", "token_weight": "mask"}  # options of the divergence, and what they come from
+
 
 def gkd_loss(
     student_hidden: Tensor,
@@ -57,6 +59,9 @@ def gkd_loss(
         tensor(0.4338)
     """
     beta = as_number("beta", beta, "in [0, 1]", 0.0, 1.0)
+    for name, source in MADE_HERE.items():
+        if name in head_options:
+            raise TypeError(f"gkd_loss() takes no {name}: pass {source} instead")
     check_choice("reduction", reduction, ("mean", "none"))
     check_floating("student_hidden", student_hidden)
     counted = as_bool("mask", mask, "student_hidden but for its last dimension", student_hidden[..., 0])

@@ -1,6 +1,6 @@
 """Put TRL's trainers that learn from a teacher on the fused divergence between two heads."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -13,7 +13,7 @@ from cynosure.patching.inputs import Inputs
 from cynosure.patching.labelled import IGNORED
 from cynosure.patching.pending import deferred_recipe
 from cynosure.patching.recipe import Recipe
-from cynosure.patching.replaced import arguments, calling
+from cynosure.patching.replaced import agree, arguments, calling
 from cynosure.patching.served import refused
 from cynosure.patching.trainer import TrainerPatch
 from cynosure.patching.verify import attribute
@@ -119,7 +119,7 @@ class DistillationPatch(TaughtTrainerPatch):
             raise refused(ON_DEVICE)
         caller = getattr(getattr(trainer, "_compute_loss", None), "__func__", None)
         names = getattr(getattr(caller, "__code__", None), "co_names", ())
-        if caller is None or CHUNKED not in names or not is_known(caller.__globals__.get(CHUNKED), trainer):
+        if caller is None or CHUNKED not in names or not agree(both_divergences(caller.__globals__.get(CHUNKED), trainer)):
             raise refused(UNLIKE)
 
     def replace(self) -> None:
@@ -141,7 +141,7 @@ class GKDPatch(TaughtTrainerPatch):
     def check(trainer: Any) -> None:
         """Raise ValueError if there is no teacher, or if the divergence is not the one that we know."""
         TaughtTrainerPatch.check(trainer)
-        if not is_known_jsd(trainer.generalized_jsd_loss, trainer.beta):
+        if not agree(both_jsds(trainer.generalized_jsd_loss, trainer.beta)):
             raise refused(UNLIKE)
 
     def replace(self) -> None:
@@ -185,8 +185,8 @@ def generalized_jsd(student: Recipe, teacher: Recipe, given: dict[str, Any]) -> 
     return divergence(student, teacher, setting)
 
 
-def is_known(own: Any, trainer: Any) -> bool:
-    """Whether TRL's function computes what `chunked_divergence` does, on a few random tokens."""
+def both_divergences(own: Any, trainer: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the results of TRL's function and of `chunked_divergence` on a few random tokens, and their gradients."""
     draw = partial(torch.randn, generator=torch.Generator().manual_seed(0))
     given = {
         "student_hidden_states": draw(2, 3, 4), "teacher_hidden_states": draw(2, 3, 5),
@@ -197,27 +197,19 @@ def is_known(own: Any, trainer: Any) -> bool:
         "temperature": trainer.temperature,
     }  # fmt: skip
     leaf = given["student_hidden_states"].requires_grad_()
-    try:
-        both = [own(**given), chunked_divergence(given, None)]
-        pairs = zip(*([*results, torch.autograd.grad(results[0], leaf)[0]] for results in both), strict=True)
-    except (KeyError, TypeError, RuntimeError):
-        return False
-    return all(torch.allclose(ours, theirs.to(ours), rtol=1e-4, atol=1e-5) for theirs, ours in pairs)
+    both = own(**given), chunked_divergence(given, None)
+    yield from zip(*both, strict=True)
+    yield torch.autograd.grad(both[0][0], leaf)[0], torch.autograd.grad(both[1][0], leaf)[0]
 
 
-def is_known_jsd(own: Any, beta: float) -> bool:
-    """Whether a GKDTrainer's own function computes what `generalized_jsd` does, on a few random tokens."""
+def both_jsds(own: Any, beta: float) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the results of a GKDTrainer's own function and of `generalized_jsd` on a few random tokens."""
     generator, dtype = torch.Generator().manual_seed(0), torch.float32
     states, matrix = (torch.randn(2, *shape, generator=generator) for shape in ((2, 3, 4), (7, 4)))
     student, teacher = (
         Recipe(*parts, None, 1.0, None, dtype, dtype, dtype) for parts in zip(states, matrix, strict=True)
     )
     labels = torch.tensor([[1, 1, IGNORED], [1, IGNORED, IGNORED]])
-    try:
-        for options in ({"labels": labels}, {"labels": labels, "num_items_in_batch": 2}, {"reduction": "sum"}):
-            call = arguments(own, student.logits(), teacher.logits(), beta=beta, **options)
-            if not torch.allclose(generalized_jsd(student, teacher, call), own(**call), rtol=1e-4, atol=1e-5):
-                return False
-    except (KeyError, TypeError, RuntimeError):
-        return False
-    return True
+    for options in ({"labels": labels}, {"labels": labels, "num_items_in_batch": 2}, {"reduction": "sum"}):
+        call = arguments(own, student.logits(), teacher.logits(), beta=beta, **options)
+        yield own(**call), generalized_jsd(student, teacher, call)

@@ -1,9 +1,12 @@
-"""Functions of a trainer that are replaced by others with the same arguments."""
+"""Functions of a trainer that are replaced by others with the same arguments and results."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from inspect import signature
 from types import FunctionType, MethodType
 from typing import Any
+
+import torch
+from torch import Tensor
 
 
 def arguments(function: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -19,3 +22,11 @@ def calling(method: MethodType, functions: dict[str, Callable[..., Any]]) -> Met
     copy = FunctionType(own.__code__, own.__globals__ | functions, own.__name__, own.__defaults__, own.__closure__)
     copy.__kwdefaults__ = own.__kwdefaults__
     return MethodType(copy, method.__self__)
+
+
+def agree(results: Iterable[tuple[Tensor, Tensor]]) -> bool:
+    """Whether the results of a function and its replacement are close, and the function takes the same arguments."""
+    try:
+        return all(torch.allclose(ours, own.to(ours), rtol=1e-4, atol=1e-5) for own, ours in results)
+    except (KeyError, TypeError, RuntimeError):
+        return False

@@ -31,7 +31,7 @@ class ModelHead(NamedTuple):
     def check(self, of: str) -> None:
         """Check shapes, dtypes and devices, and that a weight with its own matmul is frozen."""
         if isinstance(check_head(*self, of=of), OwnHead):
-            check_frozen(self.weight)
+            check_frozen(self.weight, of)
 
     @property
     def dtype(self) -> torch.dtype:
