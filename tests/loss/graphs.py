@@ -1,5 +1,6 @@
-"""What a graph calls."""
+"""Functions as one graph, and what a graph calls."""
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -14,3 +15,7 @@ class Recorder(TorchDispatchMode):
         if func.namespace == "cynosure":
             self.calls.append((func, args))
         return func(*args, **(kwargs or {}))
+
+
+def full_graph(function, backend="eager", **how):
+    return torch.compile(function, fullgraph=True, backend=backend, **how)

@@ -24,7 +24,7 @@ from cynosure.loss import (
 )
 from tests.loss import oracle
 from tests.loss.cases import KINDS, REDUCTIONS, assert_same, evaluate, ids_case, joined, make_case
-from tests.loss.graphs import Recorder
+from tests.loss.graphs import Recorder, full_graph
 from tests.loss.subclasses import Float8, Named
 
 
@@ -66,17 +66,6 @@ def test_training_falls_as_with_torch(backend):
     ours = train(lambda *args, **how: linear_cross_entropy(*args, **how, backend=backend, chunk_tokens=5))
     torch.testing.assert_close(ours, train(oracle.loss), rtol=1e-9, atol=1e-9)
     assert ours[-1] < 0.5 * ours[0]
-
-
-@pytest.fixture(autouse=True)
-def fresh():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
-def full_graph(function, backend="eager", **how):
-    return torch.compile(function, fullgraph=True, backend=backend, **how)
 
 
 COMPILERS = ["eager", "aot_eager", "inductor"]

@@ -18,7 +18,7 @@ from cynosure.loss import (
 )
 from cynosure.loss.sampling.options import Sampling, draw_seed
 from tests.loss.cases import KINDS, REDUCTIONS, evaluate, make_case
-from tests.loss.graphs import Recorder
+from tests.loss.graphs import Recorder, full_graph
 from tests.loss.test_compile import is_leaf
 
 pytestmark = pytest.mark.cpu_only
@@ -189,13 +189,6 @@ def ids():
     return torch.randint(300, (4, 9), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture
-def _fresh():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_a_checkpoint_repeats_its_draw(reduction, ids):
     options = {"reduction": reduction}
@@ -203,7 +196,6 @@ def test_a_checkpoint_repeats_its_draw(reduction, ids):
         assert torch.equal(x, y)
 
 
-@pytest.mark.usefixtures("_fresh")
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")  # inductor's own
 @pytest.mark.parametrize("checkpointed", [False, True])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
@@ -211,7 +203,7 @@ def test_a_checkpoint_repeats_its_draw(reduction, ids):
 def test_a_compiled_step_is_the_same(compiler, reduction, checkpointed, ids):
     """Inductor has random numbers of its own: its dropout and its columns differ from those of eager mode."""
     model = Model(checkpointed, reduction=reduction)
-    compiled = torch.compile(model, fullgraph=True, backend=compiler)
+    compiled = full_graph(model, compiler)
     ours = step(compiled, ids)
     assert all(map(torch.equal, ours, step(compiled, ids)))
     if compiler != "inductor" and not checkpointed:
@@ -219,7 +211,6 @@ def test_a_compiled_step_is_the_same(compiler, reduction, checkpointed, ids):
             torch.testing.assert_close(x, y)
 
 
-@pytest.mark.usefixtures("_fresh")
 @pytest.mark.filterwarnings("ignore")  # of torch's own, about its checks
 @pytest.mark.parametrize("tolerance", [0.1, "dtype"])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
@@ -246,7 +237,6 @@ def is_seed(x):
     return torch.is_tensor(x) and x.dtype == torch.int64 and x.ndim == 0
 
 
-@pytest.mark.usefixtures("_fresh")
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of torch's own
 def test_an_exported_program_is_exact(ids):
     exported = torch.export.export(copy.deepcopy(Model()).eval(), (ids,))
@@ -259,7 +249,6 @@ def test_an_exported_program_is_exact(ids):
     torch.testing.assert_close(exported.module()(ids), exact(ids))
 
 
-@pytest.mark.usefixtures("_fresh")
 @pytest.mark.filterwarnings("ignore")  # of torch's own, about the graph break
 def test_a_generator_breaks_the_graph():
     """Dynamo has no proxy for one."""
@@ -282,11 +271,10 @@ def test_a_generator_breaks_the_graph():
         make_fx(lambda h: linear_cross_entropy(h, weight, target, grad_tolerance=0.2, generator=given))(hidden)
 
 
-@pytest.mark.usefixtures("_fresh")
 def test_a_graph_checks_the_tolerance():
     hidden, weight, target = inputs()
     for tolerance in (-0.1, float("nan"), 1.5):
-        compiled = torch.compile(linear_cross_entropy, backend="eager", fullgraph=True)
+        compiled = full_graph(linear_cross_entropy)
         with pytest.raises(RuntimeError, match=r"grad_tolerance must be in \[0, 1\)"):
             compiled(hidden, weight, target, grad_tolerance=tolerance)
     compiled = torch.compile(linear_cross_entropy, backend="eager")
@@ -307,7 +295,6 @@ def test_a_record_of_every_backward(reduction):
     assert 0 < record.dweight_error < 0.5
 
 
-@pytest.mark.usefixtures("_fresh")
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_a_graph_samples_as_eager_mode_does(reduction):
     def of(op):
@@ -316,7 +303,7 @@ def test_a_graph_samples_as_eager_mode_does(reduction):
             found = gradients(*inputs(), op, reduction=reduction, grad_tolerance=0.2)
         return found, records
 
-    ours, eager = of(torch.compile(linear_cross_entropy, fullgraph=True, backend="eager")), of(linear_cross_entropy)
+    ours, eager = of(full_graph(linear_cross_entropy)), of(linear_cross_entropy)
     assert ours[1] == eager[1]
     for x, y in zip(ours[0], eager[0], strict=True):
         torch.testing.assert_close(x, y)

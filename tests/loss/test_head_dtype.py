@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from cynosure.loss import linear_cross_entropy, linear_kl_div, linear_topk_kl_div, token_logprobs, token_stats
 from tests.loss import oracle
 from tests.loss.cases import REDUCTIONS, evaluate, make_case
+from tests.loss.graphs import full_graph
 from tests.loss.probes import Allocations, Gemms, assert_three_way, rms_error
 
 HALF = torch.bfloat16
@@ -93,13 +94,11 @@ def test_other_operations(name):
 
 
 def test_log_probabilities_in_a_graph():
-    torch._dynamo.reset()
     hidden, weight = torch.randn(3, 16).to(HALF), torch.randn(9, 16).to(HALF)
-    compiled = torch.compile(OPERATIONS["given-ids"], fullgraph=True, backend="aot_eager")
+    compiled = full_graph(OPERATIONS["given-ids"], "aot_eager")
     how = {"head_dtype": torch.float32}
     for x, y in zip(compiled(hidden, weight, **how), OPERATIONS["given-ids"](hidden, weight, **how), strict=True):
         torch.testing.assert_close(x, y)
-    torch._dynamo.reset()
 
 
 @pytest.mark.cpu_only
@@ -131,11 +130,9 @@ def test_sampled():
 
 def test_in_a_graph():
     case = make_case(lead=(9,), d=16, v=50).to(HALF).using(head_dtype=torch.float32)
-    torch._dynamo.reset()
-    compiled = evaluate(torch.compile(linear_cross_entropy, fullgraph=True, backend="aot_eager"), case)
+    compiled = evaluate(full_graph(linear_cross_entropy, "aot_eager"), case)
     for x, y in zip(compiled.named().values(), evaluate(linear_cross_entropy, case).named().values(), strict=True):
         torch.testing.assert_close(x, y)
-    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("wrong", [torch.int64, torch.float8_e4m3fn, "float32"])

@@ -20,6 +20,7 @@ from cynosure.loss import (
 )
 from tests.loss import oracle
 from tests.loss.cases import make_case
+from tests.loss.graphs import full_graph
 
 WHAT_TO_DO = r"(use|call|try|instead).*cross_entropy"
 
@@ -119,16 +120,11 @@ HOW = {
 }
 
 
-def full_graph(function):
-    return torch.compile(function, fullgraph=True, backend="eager")
-
-
 @pytest.mark.filterwarnings("ignore")  # of torch's own, about what is deprecated or goes into a graph as a constant
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("op", OPERATIONS)
 def test_every_transform_is_refused_in_one_sentence(op, how):
     case, (transform, name) = make_case(), HOW[how]
-    torch._dynamo.reset()
     with pytest.raises((NotImplementedError, torch._dynamo.exc.Unsupported)) as caught:
         transform(lambda h: OPERATIONS[op](h, case.weight, case.target), case.hidden.detach())
     assert_says_what_to_do(caught.value, name)

@@ -11,24 +11,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from cynosure.loss import linear_kl_div, linear_topk_kl_div
 from tests.loss.cases import assert_same
 from tests.loss.divergences import evaluate, make_models, make_topk
-from tests.loss.graphs import Recorder
+from tests.loss.graphs import Recorder, full_graph
 from tests.loss.subclasses import Named
 
 pytestmark = pytest.mark.cpu_only
 LEARNED = {"bias": True, "shift": 1, "temperature": 1.7, "student_softcap": 3.0, "student_scale": 0.7}
 OPERATIONS = {"linear_kl_div": (linear_kl_div, make_models), "linear_topk_kl_div": (linear_topk_kl_div, make_topk)}
 each_operation = pytest.mark.parametrize("name", OPERATIONS)
-
-
-@pytest.fixture(autouse=True)
-def fresh():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
-def full_graph(function, backend="eager", **how):
-    return torch.compile(function, fullgraph=True, backend=backend, **how)
 
 
 def learned(inputs):

@@ -12,6 +12,7 @@ from cynosure.loss import (
     token_stats,
 )
 from tests.loss.cases import KINDS, REDUCTIONS, evaluate, make_case, upstream_like
+from tests.loss.graphs import full_graph
 from tests.loss.probes import Allocations, Gemms
 
 SHIFTS, WEIGHTS = (1, 2, 0), (1.0, 0.3, -0.5)
@@ -131,10 +132,8 @@ def test_one_pass_over_the_weight():
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_in_a_graph(reduction):
     case = shifted_case(reduction=reduction, shift_weight=WEIGHTS).to(torch.float32)
-    torch._dynamo.reset()
-    compiled = torch.compile(at_once, fullgraph=True, backend="aot_eager")
+    compiled = full_graph(at_once, "aot_eager")
     assert_close(evaluate(compiled, case), evaluate(at_once, case), 1e-6)
-    torch._dynamo.reset()
 
 
 def test_bounds_on_the_counted_targets():

@@ -119,7 +119,11 @@ class DistillationPatch(TaughtTrainerPatch):
             raise refused(ON_DEVICE)
         caller = getattr(getattr(trainer, "_compute_loss", None), "__func__", None)
         names = getattr(getattr(caller, "__code__", None), "co_names", ())
-        if caller is None or CHUNKED not in names or not agree(both_divergences(caller.__globals__.get(CHUNKED), trainer)):
+        if (
+            caller is None
+            or CHUNKED not in names
+            or not agree(both_divergences(caller.__globals__.get(CHUNKED), trainer))
+        ):
             raise refused(UNLIKE)
 
     def replace(self) -> None:

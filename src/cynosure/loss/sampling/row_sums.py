@@ -112,12 +112,13 @@ def bytes_beside(dtype: torch.dtype) -> int:
 
 
 def add_matmul(a: Tensor, b: Tensor, total: Tensor, add: bool, provider: str | None = None) -> None:
-    """Compute total (M, N) = a (M, K) @ b (K, N), or += with `add`, with the named or else the best provider.
+    """Compute total (M, N) = a (M, K) @ b (K, N), or += with `add`, in the accumulation dtype.
 
-    total is in the accumulation dtype.
+    `provider` is that of factors in half precision, whose sums it rounds or not. Without it, and in float32, the size
+    decides: OpenBLAS starts its threads too slowly for small matmuls between operations of torch.
     """
     if a.dtype == total.dtype:
-        matmul(a, b, total, add=add, provider=provider)
+        matmul(a, b, total, add=add)
     elif (provider or provider_of(a, b)) == "native" and takes(torch.bfloat16, a, b):
         multiply(a, b, total, add=add)
     elif add:
