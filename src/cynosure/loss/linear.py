@@ -150,8 +150,8 @@ def check_frozen(weight: Tensor, of: str = "") -> None:
     """Refuse a trained weight with its own matmul: we cannot compute its gradient. Errors name `{of}weight`."""
     if torch.is_grad_enabled() and weight.requires_grad:
         raise NotImplementedError(
-            f"{of}weight is a {type(weight).__name__} that requires grad, and only its class knows that gradient: freeze "
-            "it (weight.requires_grad_(False)), or train a plain weight"
+            f"{of}weight is a {type(weight).__name__} that requires grad, and only its class knows that gradient: "
+            "freeze it (weight.requires_grad_(False)), or train a plain weight"
         )
 
 
