@@ -190,7 +190,7 @@ def generalized_jsd(student: Recipe, teacher: Recipe, given: dict[str, Any]) -> 
 
 
 def both_divergences(own: Any, trainer: Any) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the results of TRL's function and of `chunked_divergence` on a few random tokens, and their gradients."""
+    """Yield the results of `chunked_divergence` and of TRL's function on a few random tokens, and their gradients."""
     draw = partial(torch.randn, generator=torch.Generator().manual_seed(0))
     given = {
         "student_hidden_states": draw(2, 3, 4), "teacher_hidden_states": draw(2, 3, 5),
@@ -201,13 +201,13 @@ def both_divergences(own: Any, trainer: Any) -> Iterator[tuple[Tensor, Tensor]]:
         "temperature": trainer.temperature,
     }  # fmt: skip
     leaf = given["student_hidden_states"].requires_grad_()
-    both = own(**given), chunked_divergence(given, None)
+    both = chunked_divergence(given, None), own(**given)
     yield from zip(*both, strict=True)
     yield torch.autograd.grad(both[0][0], leaf)[0], torch.autograd.grad(both[1][0], leaf)[0]
 
 
 def both_jsds(own: Any, beta: float) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the results of a GKDTrainer's own function and of `generalized_jsd` on a few random tokens."""
+    """Yield the results of `generalized_jsd` and of a GKDTrainer's own function on a few random tokens."""
     generator, dtype = torch.Generator().manual_seed(0), torch.float32
     states, matrix = (torch.randn(2, *shape, generator=generator) for shape in ((2, 3, 4), (7, 4)))
     student, teacher = (
@@ -216,4 +216,4 @@ def both_jsds(own: Any, beta: float) -> Iterator[tuple[Tensor, Tensor]]:
     labels = torch.tensor([[1, 1, IGNORED], [1, IGNORED, IGNORED]])
     for options in ({"labels": labels}, {"labels": labels, "num_items_in_batch": 2}, {"reduction": "sum"}):
         call = arguments(own, student.logits(), teacher.logits(), beta=beta, **options)
-        yield own(**call), generalized_jsd(student, teacher, call)
+        yield generalized_jsd(student, teacher, call), own(**call)

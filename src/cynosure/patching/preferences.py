@@ -72,11 +72,11 @@ def mean_logits(logits: Any) -> Any:
 
 
 def both_logps(own: Any) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the results of a trainer's own function and of `batch_logps` on a few random tokens."""
+    """Yield the results of `batch_logps` and of a trainer's own function on a few random tokens."""
     draw = partial(torch.randn, generator=torch.Generator().manual_seed(0))
     dtype = torch.float32
     recipe = Recipe(draw(2, 4, 3), draw(7, 3), None, 1.0, None, dtype, dtype, dtype)
     labels = torch.tensor([[IGNORED, 1, 2, 3], [0, IGNORED, 6, IGNORED]])
     for average, shifted in ((True, False), (False, True)):
         call = arguments(own, recipe.logits(), labels.clone(), average, shifted)
-        yield own(**call), batch_logps(recipe, call)
+        yield batch_logps(recipe, call), own(**call)

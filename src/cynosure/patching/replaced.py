@@ -25,8 +25,11 @@ def calling(method: MethodType, functions: dict[str, Callable[..., Any]]) -> Met
 
 
 def agree(results: Iterable[tuple[Tensor, Tensor]]) -> bool:
-    """Whether the results of a function and its replacement are close, and the function takes the same arguments."""
+    """Whether the results of a replacement and of the function are close, and both take the same arguments.
+
+    The replacement goes first, since the function may change its arguments.
+    """
     try:
-        return all(torch.allclose(ours, own.to(ours), rtol=1e-4, atol=1e-5) for own, ours in results)
+        return all(torch.allclose(ours, own.to(ours), rtol=1e-4, atol=1e-5) for ours, own in results)
     except (KeyError, TypeError, RuntimeError):
         return False
