@@ -58,7 +58,13 @@ def test_a_divergence_that_is_not_known_is_refused(tmp_path: Path, monkeypatch: 
         loss, *others = own(*args, **kwargs)
         return 2 * loss, *others
 
-    for function in (doubled, lambda hidden: hidden, None):
+    def alone(*args: Any, **kwargs: Any) -> Any:
+        return own(*args, **kwargs)[:1]
+
+    def numbers(*args: Any, **kwargs: Any) -> Any:
+        return tuple(x.item() for x in own(*args, **kwargs))
+
+    for function in (doubled, alone, numbers, lambda hidden: hidden, None):
         with monkeypatch.context() as context:
             context.setattr(distillation_trainer, "_chunked_divergence_loss", function)
             with pytest.raises(ValueError, match=r"its divergence is not that of TRL 1\.16: train it unpatched"):

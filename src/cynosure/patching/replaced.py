@@ -25,11 +25,12 @@ def calling(method: MethodType, functions: dict[str, Callable[..., Any]]) -> Met
 
 
 def agree(results: Iterable[tuple[Tensor, Tensor]]) -> bool:
-    """Whether the results of a replacement and of the function are close, and both take the same arguments.
+    """Whether the results of a replacement and of the function are close.
 
-    The replacement goes first, since the function may change its arguments.
+    The replacement goes first, since the function may change its arguments. What another version of the function takes
+    or returns may raise any of these errors.
     """
     try:
         return all(torch.allclose(ours, own.to(ours), rtol=1e-4, atol=1e-5) for ours, own in results)
-    except (KeyError, TypeError, RuntimeError):
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
         return False
