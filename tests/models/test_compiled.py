@@ -21,7 +21,6 @@ def _by_eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """The graphs are what is tested here; what Inductor makes of them takes longer."""
     own = torch.compile
     monkeypatch.setattr(torch, "compile", lambda model: own(model, backend="eager"))
-    torch._dynamo.reset()
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +71,6 @@ def test_a_body_without_layers_is_compiled_whole() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_inductor_compiles_the_faster_functions_too(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cynosure.models.cpu.torch_is_slow", torch.backends.mkldnn.is_available)
-    torch._dynamo.reset()
     model = tiny(num_hidden_layers=1)
     model.model.to(getattr(torch, dtype))
     plain, fast = (score(model, DOCUMENTS, window=16, compile=compile) for compile in (False, True))

@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -81,21 +81,22 @@ def trial(providers: tuple[str, ...], dtype: torch.dtype) -> dict[str, float]:
 
 
 def chunk_matmuls(provider: str, dtype: torch.dtype) -> Callable[[], None]:
-    """Return what runs a chunk's three matmuls; the first run allocates."""
+    """Return what runs a chunk's three matmuls."""
     rows, hidden_size, vocab_size = TRIAL
     hidden, weight = torch.ones(rows, hidden_size, dtype=dtype), torch.ones(vocab_size, hidden_size, dtype=dtype)
-    logits, dhidden = torch.empty(rows, vocab_size, dtype=dtype), torch.empty_like(hidden)
+    logits, dhidden = torch.zeros(rows, vocab_size, dtype=dtype), torch.empty_like(hidden)
     dweight = torch.zeros_like(weight)
-    total = WeightSum(dweight, dtype, provider)
-    total.add(logits.zero_().t(), hidden, first=True, last=False)
+    if dtype == torch.float32:
+        add_dweight: Callable[[], object] = partial(multiply_by, provider, logits.t(), hidden, dweight, add=True)
+    else:
+        total = WeightSum(dweight, dtype, provider)
+        total.add(logits.t(), hidden, first=True, last=False)  # allocates
+        add_dweight = partial(total.add, logits.t(), hidden, first=False, last=False)
 
     def run() -> None:
         multiply_by(provider, hidden, weight.t(), logits)
         multiply_by(provider, logits, weight, dhidden)
-        if dtype == torch.float32:
-            multiply_by(provider, logits.t(), hidden, dweight, add=True)
-        else:
-            total.add(logits.t(), hidden, first=False, last=False)
+        add_dweight()
 
     return run
 
